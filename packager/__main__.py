@@ -1,0 +1,5 @@
+"""`python -m packager` is the command `package`."""
+
+from packager.cli import main
+
+main()

@@ -1,0 +1,258 @@
+"""Everything a build found out → the files of the bundle that say so."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+from packager.bundle import evidence, layout, readme, records
+from packager.bundle.writer import Writer
+from packager.jobs import Stage
+from packager.manifest import Project
+from packager.manifest import Tolerance as ExplicitTolerance
+from packager.parity.gate import Judgement
+from packager.parity.reference import MULTIPLE, Noise, Reference
+from packager.samples import Grid
+from packager.signature import TensorSpec
+from packager.source import Source
+
+_TOOLS = ("packager", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy")
+
+Artifact = TypeVar("Artifact")
+
+
+@dataclass(frozen=True)
+class Shipped(Generic[Artifact]):
+    """An artifact in the bundle and the judgement it passed."""
+
+    artifact: Artifact
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a bundle is made from."""
+
+    project: Project
+    source: Source
+    grid: Grid
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    reference: Reference
+    onnx: Shipped[records.OnnxArtifact] | None
+    torchscript: Shipped[records.TorchScriptArtifact] | None
+    stages: tuple[Stage, ...]
+    assets: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The sealed bundle's fingerprint, verdicts, and what the closing table says."""
+
+    fingerprint: str
+    parity: Mapping[str, str]
+    facts: Mapping[str, str]
+
+
+def write(content: Content, writer: Writer) -> Assembled:
+    """Write assets, evidence, config.json and README.md, and seal the bundle."""
+    for name, path in content.assets.items():
+        writer.add_file(f"{layout.ASSETS}/{name}", path)
+    weight_bytes = sum(one.numel() * one.element_size() for one in content.source.module.state_dict().values())
+    golden = evidence.choose(content.reference.expectations, weight_bytes)
+    writer.add_bytes(layout.GOLDEN, evidence.golden_bytes(content.reference.expectations, golden))
+    parity, config = _parity(content, golden), _config(content)
+    writer.add_bytes(layout.PARITY, parity.to_bytes())
+    writer.add_bytes(layout.BUILD, _build(content).to_bytes())
+    writer.add_bytes(layout.CONFIG, config.to_bytes())
+    writer.add_bytes(layout.README, readme.render(config, parity))
+    seal = writer.seal()
+    return Assembled(seal, config.parity.model_dump(), _facts(content, parity, writer.folder))
+
+
+def toolchain() -> dict[str, str]:
+    """The version of every tool whose code decides what is in the artifacts."""
+    return {name: metadata.version(name) for name in _TOOLS}
+
+
+def _config(content: Content) -> records.Config:
+    manifest = content.project.manifest
+    return records.Config(
+        schema_=1,
+        name=manifest.name,
+        version=manifest.version,
+        description=manifest.description,
+        license=manifest.license,
+        authors=manifest.authors,
+        inputs=[_tensor(one) for one in content.inputs],
+        outputs=[_tensor(one) for one in content.outputs],
+        dims={name: records.Dim(min=one.min, max=one.max) for name, one in manifest.limits().items()},
+        artifacts=records.Artifacts(
+            onnx=content.onnx.artifact if content.onnx else None,
+            torchscript=content.torchscript.artifact if content.torchscript else None,
+        ),
+        providers=manifest.target.providers,
+        assets=sorted(content.assets),
+        source=records.Source(
+            manifest_sha256=content.project.sha256,
+            checkpoint_sha256=content.source.checkpoint_sha256,
+            code_sha256=content.source.code_sha256,
+            toolchain=toolchain(),
+        ),
+        parity=records.ParityVerdicts(
+            onnx="pass" if content.onnx else "not-checked",
+            torchscript="pass" if content.torchscript else "not-checked",
+        ),
+        metadata=manifest.metadata,
+    )
+
+
+def _tensor(spec: TensorSpec) -> records.Tensor:
+    return records.Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape))
+
+
+def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
+    cases = [
+        records.Case(
+            name=case.name,
+            sizes=dict(case.sizes),
+            fill=case.fill,
+            golden=case.name in golden,
+            outputs={
+                name: records.CaseOutput(
+                    dtype=str(array.dtype),
+                    shape=list(array.shape),
+                    atol=one.limits[name].atol,
+                    rtol=one.limits[name].rtol,
+                )
+                for name, array in one.outputs.items()
+            },
+        )
+        for case, one in zip(content.grid.cases, content.reference.expectations, strict=True)
+    ]
+    return records.Parity(
+        schema_=1,
+        verdict="pass",
+        reference="the PyTorch module itself, eager, in its own dtypes, on the CPU",
+        cases=cases,
+        not_checked=[f"the sizes {sizes} (a case of more than 64 MiB)" for sizes in content.grid.left_out],
+        tolerance={one.name: _tolerance(one, content) for one in content.outputs},
+        backends={
+            "onnx": _backend(content.onnx.judgement if content.onnx else None),
+            "torchscript": _backend(content.torchscript.judgement if content.torchscript else None),
+        },
+        stages=[records.Stage.model_validate(one, from_attributes=True) for one in content.stages],
+    )
+
+
+def _tolerance(spec: TensorSpec, content: Content) -> records.Tolerance:
+    explicit = content.project.manifest.parity.tolerance
+    noise: Noise | None = content.reference.noise.get(spec.name)
+    if spec.dtype == "bool" or spec.dtype.startswith(("int", "uint")):
+        return records.Tolerance(
+            kind="exact", noise=None, multiple=None, atol=0.0, rtol=0.0, why=f"{spec.dtype} must agree exactly"
+        )
+    if isinstance(explicit, ExplicitTolerance):
+        return records.Tolerance(
+            kind="explicit", noise=None, multiple=None, atol=explicit.atol, rtol=explicit.rtol,
+            why=f"the manifest allows {explicit.atol:g} + {explicit.rtol:g} × |expected|",
+        )  # fmt: skip
+    assert noise is not None
+    rtol = MULTIPLE * noise.relative
+    return records.Tolerance(
+        kind="measured", noise=noise.relative, multiple=MULTIPLE, atol=None, rtol=rtol,
+        why=(
+            f"{rtol:.3g} × (|expected| + its RMS in the case): {MULTIPLE} times the noise floor {noise.relative:.3g} "
+            f"that {spec.dtype} arithmetic costs this module, measured {noise.measured}"
+        ),
+    )  # fmt: skip
+
+
+def _backend(judgement: Judgement | None) -> records.Backend:
+    if judgement is None:
+        return records.Backend(verdict="not-checked", reason="the bundle has none", outputs={}, worst=None)
+    worst = judgement.worst
+    return records.Backend(
+        verdict="pass",
+        reason="",
+        outputs={
+            name: records.Errors(
+                max_abs=one.max_abs,
+                max_rel=one.max_rel,
+                rms=one.rms,
+                cosine=one.cosine,
+                mismatched_nonfinite=one.mismatched_nonfinite,
+                of_limit=one.excess,
+            )
+            for name, one in judgement.outputs.items()
+        },
+        worst=None
+        if worst is None
+        else records.Worst(
+            case=worst.case,
+            output=worst.output,
+            index=list(worst.index),
+            expected=worst.expected,
+            actual=worst.actual,
+            of_limit=worst.excess,
+        ),
+    )
+
+
+def _build(content: Content) -> records.Build:
+    source = content.source
+    weights = f"key {source.weights_key!r}" if source.weights_key else "the file itself"
+    steps = [
+        records.Step(
+            name="weights", outcome=f"{weights}, prefix {source.fit.prefix!r}, {source.parameters} parameters"
+        ),
+        records.Step(name="missing", outcome=", ".join(source.fit.missing) or "none"),
+        records.Step(name="unexpected", outcome=", ".join(source.fit.unexpected) or "none"),
+        records.Step(name="code", outcome=", ".join(source.code_files) or "installed packages only"),
+    ]
+    return records.Build(
+        schema_=1,
+        machine=platform.machine(),
+        system=platform.system(),
+        python=".".join(str(one) for one in sys.version_info[:3]),
+        threads=torch.get_num_threads(),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        steps=steps,
+    )
+
+
+def _facts(content: Content, parity: records.Parity, folder: Path) -> dict[str, str]:
+    facts = {"model": f"{content.project.manifest.name} {content.project.manifest.version}"}
+    facts["parameters"] = f"{content.source.parameters:,}"
+    if content.onnx is not None:
+        kept = [one for one in content.stages if one.kept and one.nodes_before]
+        exporter = next(one.name for one in kept if one.name.startswith("export"))
+        size = sum(
+            (folder / name).stat().st_size for name in (layout.ONNX, layout.ONNX_DATA) if (folder / name).exists()
+        )
+        facts["onnx"] = (
+            f"{_bytes(kept[0].bytes_before)} → {_bytes(size)}, {kept[0].nodes_before} → "
+            f"{content.onnx.artifact.nodes} nodes ({exporter.removeprefix('export: ')})"
+        )
+    if content.torchscript is not None:
+        size = os.path.getsize(folder / layout.TORCHSCRIPT)
+        facts["torchscript"] = f"{_bytes(size)}, {content.torchscript.artifact.method}"
+    for name, backend in parity.backends.items():
+        if backend.outputs:
+            share = max(one.of_limit for one in backend.outputs.values())
+            largest = max(one.max_abs for one in backend.outputs.values())
+            facts[f"{name} parity"] = f"largest error {largest:.3g}, {share:.1%} of what is allowed"
+    facts["cases"] = f"{len(parity.cases)}, {sum(one.golden for one in parity.cases)} of them in the evidence"
+    return facts
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -1,0 +1,76 @@
+"""The golden evidence: inputs and PyTorch's outputs, written by a build and replayed by anybody.
+
+golden.safetensors names its tensors `CASE/input/NAME` and `CASE/output/NAME`; the limits that they
+are judged with stand in parity.json, under the same seal. Cases travel, smallest first, as long as
+they stay under 10 MB or 5 % of the weights, whichever is larger; parity.json says which do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.numpy
+
+from packager.bundle import layout
+from packager.parity.compare import Limit
+from packager.parity.gate import Expectation
+
+_LEAST_BUDGET_BYTES = 10_000_000
+_BUDGET_SHARE = 0.05
+
+
+class EvidenceMalformed(Exception):
+    """parity.json and golden.safetensors do not belong together."""
+
+
+def choose(expectations: Sequence[Expectation], weight_bytes: int) -> frozenset[str]:
+    """The names of the cases that travel: the smallest always, then as many as the budget holds."""
+    budget = max(_LEAST_BUDGET_BYTES, int(_BUDGET_SHARE * weight_bytes))
+    chosen: set[str] = set()
+    used = 0
+    for one in sorted(expectations, key=lambda one: (_size(one), one.case)):
+        if chosen and used + _size(one) > budget:
+            break
+        chosen.add(one.case)
+        used += _size(one)
+    return frozenset(chosen)
+
+
+def golden_bytes(expectations: Sequence[Expectation], chosen: frozenset[str]) -> bytes:
+    """The content of golden.safetensors."""
+    tensors = {}
+    for one in expectations:
+        if one.case in chosen:
+            tensors.update({f"{one.case}/input/{name}": array for name, array in one.inputs.items()})
+            tensors.update({f"{one.case}/output/{name}": array for name, array in one.outputs.items()})
+    content: bytes = safetensors.numpy.save(tensors)
+    return content
+
+
+def read_expectations(folder: Path, *, first_only: bool = False) -> list[Expectation]:
+    """The cases that travel with a bundle, with their limits. Raises `EvidenceMalformed`."""
+    try:
+        record = json.loads((folder / layout.PARITY).read_text(encoding="utf-8"))
+        cases = [case for case in record["cases"] if case["golden"]]
+        tensors = safetensors.numpy.load_file(folder / layout.GOLDEN)
+        found = []
+        for case in cases[:1] if first_only else cases:
+            head = f"{case['name']}/input/"
+            found.append(
+                Expectation(
+                    case["name"],
+                    {name.removeprefix(head): one for name, one in tensors.items() if name.startswith(head)},
+                    {name: tensors[f"{case['name']}/output/{name}"] for name in case["outputs"]},
+                    {name: Limit(one["atol"], one["rtol"]) for name, one in case["outputs"].items()},
+                )
+            )
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise EvidenceMalformed(f"{type(error).__name__}: {error}") from None
+    return found
+
+
+def _size(expectation: Expectation) -> int:
+    arrays = (*expectation.inputs.values(), *expectation.outputs.values())
+    return sum(array.nbytes for array in arrays)

@@ -1,0 +1,110 @@
+"""The identity of a bundle: one line that changes when any byte or any name of it does.
+
+SHA256SUMS lists every file of the bundle as `sha256sum` does, `hex digest`, two spaces, path, in
+the order of the paths' bytes. The fingerprint is `h1:` and the base64 of the SHA-256 of that text,
+which is Hash1 of Go's dirhash (golang.org/x/mod/sumdb/dirhash). In a shell, inside the bundle:
+
+    sha256sum -c SHA256SUMS
+    printf 'h1:%s\\n' "$(sha256sum < SHA256SUMS | cut -d' ' -f1 | xxd -r -p | base64)"
+
+SHA256SUMS itself, FINGERPRINT and model.sig are outside of it; any other file that is not listed
+is an intruder, which `sha256sum -c` does not see and `problems` does.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.bundle import layout
+from packager.hashing import sha256_file
+
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+class SumsMalformed(Exception):
+    """SHA256SUMS is not a list of digests and paths in order."""
+
+
+@dataclass(frozen=True)
+class Integrity:
+    """How the files differ from what SHA256SUMS lists, each in sorted order; empty where they do not."""
+
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing differs."""
+        return not (self.missing or self.extra or self.changed)
+
+
+def sums_text(digests: Mapping[str, str]) -> str:
+    """The text of SHA256SUMS for hex digests by path. Raises ValueError for a path with a line break."""
+    for path in digests:
+        if "\n" in path or "\r" in path or "\\" in path:
+            raise ValueError(f"a path in a bundle has no line break and no backslash: {path!r}")
+    ordered = sorted(digests, key=lambda path: path.encode())
+    return "".join(f"{digests[path]}  {path}\n" for path in ordered)
+
+
+def fingerprint(sums: str) -> str:
+    """`h1:` + base64(SHA-256(text of SHA256SUMS))."""
+    return "h1:" + base64.b64encode(hashlib.sha256(sums.encode()).digest()).decode()
+
+
+def parse_sums(text: str) -> dict[str, str]:
+    """Hex digests by path. Raises `SumsMalformed` unless the text is just what `sums_text` writes."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise SumsMalformed(f"line {number} is no digest and path")
+        digest, path = match.groups()
+        if path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
+            raise SumsMalformed(f"line {number} names a path outside the bundle: {path}")
+        found[path] = digest
+    try:
+        same = sums_text(found) == text
+    except ValueError as error:
+        raise SumsMalformed(str(error)) from None
+    if not same:
+        raise SumsMalformed("the lines are not sorted, or a path stands twice")
+    return found
+
+
+def files_in(folder: Path) -> list[str]:
+    """Every path below the folder, sorted, but for what is outside the fingerprint; links are not followed."""
+    found = []
+    for root, folders, files in os.walk(folder, followlinks=False):
+        linked = [name for name in folders if (Path(root) / name).is_symlink()]
+        found += [(Path(root) / name).relative_to(folder).as_posix() for name in (*files, *linked)]
+    return sorted(set(found) - layout.OUTSIDE, key=lambda path: path.encode())
+
+
+def integrity(folder: Path, sums: Mapping[str, str]) -> Integrity:
+    """Compare the files of a folder with their listed digests. A link is never what was listed."""
+    present = files_in(folder)
+    listed = [path for path in sums if path in set(present)]
+    with ThreadPoolExecutor(max_workers=2) as threads:  # hashlib lets go of the interpreter
+        digests = dict(zip(listed, threads.map(lambda path: digest(folder / path), listed), strict=True))
+    return Integrity(
+        missing=tuple(sorted(set(sums) - set(present))),
+        extra=tuple(sorted(set(present) - set(sums))),
+        changed=tuple(path for path in listed if digests[path] != sums[path]),
+    )
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a regular file in hex; empty for anything else, which equals no digest."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return ""
+    return sha256_file(path)

@@ -1,0 +1,227 @@
+"""What a bundle says about itself: config.json, evidence/parity.json and evidence/build.json.
+
+The models are the definition of those files: they write them, `package verify` reads them back
+through the same models, and `schemas/` is generated from them. A record is written as JSON with
+two spaces, keys in the order of the model, and a line break at the end; NaN and infinities, which
+JSON has not, are the strings "NaN", "Infinity" and "-Infinity".
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Verdict = Literal["pass", "fail", "not-checked"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", populate_by_name=True)
+
+    def to_bytes(self) -> bytes:
+        """The record as the bytes of its file."""
+        plain = json.loads(self.model_dump_json(by_alias=True))
+        return (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+# -- config.json ----------------------------------------------------------------------------
+
+
+class Tensor(_Record):
+    """One input or output. A dim is a size, the name of a dynamic dim, or null where it depends on more."""
+
+    name: str
+    dtype: str
+    shape: list[int | str | None]
+
+
+class Dim(_Record):
+    """The sizes a dynamic dim may take; no max: any."""
+
+    min: int
+    max: int | None
+
+
+class OnnxData(_Record):
+    """The weights beside the model, where they are external."""
+
+    path: str
+    sha256: Digest
+
+
+class OnnxArtifact(_Record):
+    """The ONNX model; `nodes` counts those of subgraphs too, constants not."""
+
+    path: str
+    sha256: Digest
+    data: OnnxData | None = None
+    opset: int
+    ir_version: int
+    domains: dict[str, int]
+    nodes: int
+
+
+class TorchScriptArtifact(_Record):
+    """The TorchScript fallback; `optimize_for_inference` says whether the loader may apply it."""
+
+    path: str
+    sha256: Digest
+    method: Literal["trace", "script"]
+    optimize_for_inference: bool
+
+
+class Artifacts(_Record):
+    """What can be loaded, the preferred first."""
+
+    onnx: OnnxArtifact | None
+    torchscript: TorchScriptArtifact | None
+
+
+class Source(_Record):
+    """What the bundle was made from."""
+
+    manifest_sha256: Digest
+    checkpoint_sha256: Digest
+    code_sha256: Digest
+    toolchain: dict[str, str]
+
+
+class ParityVerdicts(_Record):
+    """The verdict of the gate on each backend; what fails does not ship."""
+
+    onnx: Literal["pass", "not-checked"]
+    torchscript: Literal["pass", "not-checked"]
+
+
+class Config(_Record):
+    """config.json: what a bundle is and how to load it."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    name: str
+    version: str
+    description: str
+    license: str | None
+    authors: list[str]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    dims: dict[str, Dim]
+    artifacts: Artifacts
+    providers: list[str]
+    assets: list[str]
+    source: Source
+    parity: ParityVerdicts
+    metadata: dict[str, JsonValue]
+
+
+# -- evidence/parity.json -------------------------------------------------------------------
+
+
+class CaseOutput(_Record):
+    """One output of one case: allowed is |actual - expected| ≤ atol + rtol·|expected|."""
+
+    dtype: str
+    shape: list[int]
+    atol: float
+    rtol: float
+
+
+class Case(_Record):
+    """One case; `golden` says whether its tensors travel in golden.safetensors."""
+
+    name: str
+    sizes: dict[str, int]
+    fill: str
+    golden: bool
+    outputs: dict[str, CaseOutput]
+
+
+class Tolerance(_Record):
+    """How far one output may be from PyTorch's, and why that far."""
+
+    kind: Literal["measured", "explicit", "exact"]
+    noise: float | None
+    multiple: int | None
+    atol: float | None
+    rtol: float
+    why: str
+
+
+class Errors(_Record):
+    """The largest errors of one output over all cases, the smallest cosine; `of_limit` is the largest error / limit."""
+
+    max_abs: float
+    max_rel: float
+    rms: float
+    cosine: float
+    mismatched_nonfinite: int
+    of_limit: float
+
+
+class Worst(_Record):
+    """The element nearest to its limit."""
+
+    case: str
+    output: str
+    index: list[int]
+    expected: float | int | bool
+    actual: float | int | bool
+    of_limit: float
+
+
+class Backend(_Record):
+    """The verdict on one artifact."""
+
+    verdict: Verdict
+    reason: str
+    outputs: dict[str, Errors]
+    worst: Worst | None
+
+
+class Stage(_Record):
+    """One step on the way. A kept stage passes because what ships contains it and was proven."""
+
+    name: str
+    kept: bool
+    verdict: Verdict
+    reason: str
+    nodes_before: int
+    nodes_after: int
+    bytes_before: int
+    bytes_after: int
+
+
+class Parity(_Record):
+    """evidence/parity.json: what was compared with what, how far apart it was, and how far it might have been."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    verdict: Literal["pass"]
+    reference: str
+    cases: list[Case]
+    not_checked: list[str]
+    tolerance: dict[str, Tolerance]
+    backends: dict[Literal["onnx", "torchscript"], Backend]
+    stages: list[Stage]
+
+
+# -- evidence/build.json --------------------------------------------------------------------
+
+
+class Step(_Record):
+    """One step of the build and its outcome."""
+
+    name: str
+    outcome: str
+
+
+class Build(_Record):
+    """evidence/build.json: the kind of machine the errors were measured on, and the steps' outcomes."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    machine: str
+    system: str
+    python: str
+    threads: int
+    capability: str
+    steps: list[Step]

@@ -1,0 +1,196 @@
+"""Is this bundle whole, is it well formed, and does it compute what PyTorch computed?
+
+The three questions are asked in this order, and an answer of no to one leaves the next unasked: a
+file whose digest is wrong is never parsed. PyTorch is not needed: its outputs travel in the
+evidence. What could not be checked, as TorchScript without torch, is said to be not-checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from packager.bundle import layout, records
+from packager.bundle.evidence import EvidenceMalformed, read_expectations
+from packager.bundle.fingerprint import Integrity, SumsMalformed, fingerprint, integrity, parse_sums
+from packager.errors import BackendUnavailable
+from packager.parity.gate import Judgement, judge
+from packager.runtime.loader import open_torchscript, read_config
+from packager.runtime.onnx_backend import OnnxBackend
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What verification found. `parity` is pass, fail or not-checked for each backend; `notes` say why."""
+
+    fingerprint: str
+    integrity: Integrity
+    structure: tuple[str, ...]
+    parity: Mapping[str, str]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found against the bundle."""
+        return self.integrity.whole and not self.structure and "fail" not in self.parity.values()
+
+    def as_json(self) -> dict[str, object]:
+        """The object that `package verify --json` prints."""
+        found = self.integrity
+        return {
+            "ok": self.ok,
+            "fingerprint": self.fingerprint,
+            "integrity": {
+                "missing": list(found.missing), "extra": list(found.extra), "changed": list(found.changed)
+            },
+            "structure": list(self.structure),
+            "parity": dict(self.parity),
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+_UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
+
+
+def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool = True) -> VerifyReport:
+    """Verify a bundle's folder; `fingerprint` is the one it must have, `parity=False` leaves the replay out.
+
+    Raises `NotABundle` or `BundleSchemaUnknown` where there is nothing to verify.
+    """
+    folder = Path(bundle)
+    config = read_config(folder)
+    seal, found, problems = _sealed(folder, fingerprint)
+    if not found.whole or problems:
+        return VerifyReport(seal, found, tuple(problems), _UNCHECKED, ("parity: not replayed on files in doubt",))
+    problems = structure(folder, config)
+    if problems or not parity:
+        why = "not replayed on a malformed bundle" if problems else "not asked for"
+        return VerifyReport(seal, found, tuple(problems), _UNCHECKED, (f"parity: {why}",))
+    verdicts, notes = _replay(folder, config)
+    return VerifyReport(seal, found, (), verdicts, tuple(notes))
+
+
+def _sealed(folder: Path, expected: str | None) -> tuple[str, Integrity, list[str]]:
+    """The fingerprint computed anew, how the files differ from the sums, and what is wrong with the seal."""
+    try:
+        text = (folder / layout.SUMS).read_text(encoding="utf-8")
+        sums = parse_sums(text)
+    except (OSError, UnicodeDecodeError, SumsMalformed) as error:
+        return "", Integrity(), [f"{layout.SUMS}: {error}"]
+    seal = fingerprint(text)
+    problems = []
+    try:
+        written = (folder / layout.FINGERPRINT).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        written = f"unreadable ({type(error).__name__})"
+    if written != seal + "\n":
+        problems.append(f"{layout.FINGERPRINT} says {written.strip()}, and the files make {seal}")
+    if expected is not None and expected != seal:
+        problems.append(f"the fingerprint is {seal}, and {expected} was asked for")
+    return seal, integrity(folder, sums), problems
+
+
+def structure(folder: Path, raw_config: Mapping[str, Any]) -> list[str]:
+    """What is malformed: records against their models, and the records against the files they speak of."""
+    try:
+        config = records.Config.model_validate(raw_config)
+        record = records.Parity.model_validate_json((folder / layout.PARITY).read_bytes())
+        records.Build.model_validate_json((folder / layout.BUILD).read_bytes())
+    except (OSError, pydantic.ValidationError) as error:
+        return [_one_line(error)]
+    sums = parse_sums((folder / layout.SUMS).read_text(encoding="utf-8"))
+    problems = _artifacts_listed(config, sums)
+    expected = {layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD}
+    expected |= {f"{layout.ASSETS}/{asset}" for asset in config.assets}
+    expected |= {path for path, _ in _files(config)}
+    problems += [f"{path} is missing from {layout.SUMS}" for path in sorted(expected - set(sums))]
+    problems += [f"{path} belongs to no bundle" for path in sorted(set(sums) - expected)]
+    for name, verdict in (("onnx", config.parity.onnx), ("torchscript", config.parity.torchscript)):
+        backend = record.backends.get(name)  # type: ignore[call-overload]  # the names are those literals
+        if backend is None or backend.verdict != verdict:
+            problems.append(f"{layout.CONFIG} says {name}: {verdict}, and {layout.PARITY} does not")
+    if not problems and config.artifacts.onnx is not None:
+        problems += _onnx_signature(folder, config)
+    return problems
+
+
+def _files(config: records.Config) -> list[tuple[str, str]]:
+    onnx, script = config.artifacts.onnx, config.artifacts.torchscript
+    found = [(one.path, one.sha256) for one in (onnx, script) if one is not None]
+    return found + ([(onnx.data.path, onnx.data.sha256)] if onnx is not None and onnx.data is not None else [])
+
+
+def _artifacts_listed(config: records.Config, sums: Mapping[str, str]) -> list[str]:
+    files = _files(config)
+    problems = [
+        f"{layout.CONFIG} gives {path} another digest than {layout.SUMS}"
+        for path, sha256 in files
+        if sums.get(path) != sha256
+    ]
+    return problems if files else [*problems, f"{layout.CONFIG} names no artifact"]
+
+
+def _onnx_signature(folder: Path, config: records.Config) -> list[str]:
+    assert config.artifacts.onnx is not None
+    try:
+        backend = OnnxBackend(folder / config.artifacts.onnx.path, providers=config.providers, threads=None)
+    except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)
+        return [f"{config.artifacts.onnx.path} does not load: {_one_line(error)}"]
+    problems = []
+    for what, ours, theirs in (
+        ("inputs", config.inputs, backend.input_names),
+        ("outputs", config.outputs, backend.output_names),
+    ):
+        if [one.name for one in ours] != theirs:
+            problems.append(f"{config.artifacts.onnx.path} has the {what} {theirs}, and {layout.CONFIG} others")
+    return problems
+
+
+def _replay(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    try:
+        expectations = read_expectations(folder)
+    except EvidenceMalformed as error:
+        return {"onnx": "fail", "torchscript": "fail"}, [f"evidence: {error}"]
+    verdicts, notes = dict(_UNCHECKED), []
+    artifacts = config["artifacts"]
+    if artifacts["onnx"] is None:
+        notes.append("onnx: the bundle has none")
+    else:
+        backend = OnnxBackend(folder / artifacts["onnx"]["path"], providers=config["providers"], threads=None)
+        _conclude("onnx", _judge(backend, expectations), verdicts, notes)
+    if artifacts["torchscript"] is None:
+        notes.append("torchscript: the bundle has none")
+        return verdicts, notes
+    try:
+        script = open_torchscript(folder, config, "asked for by verify")
+    except BackendUnavailable as error:
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            notes.append("torchscript: torch is not installed here")
+            return verdicts, notes
+        _conclude("torchscript", Judgement(False, error.why or error.message, {}, None), verdicts, notes)
+    else:
+        _conclude("torchscript", _judge(script, expectations), verdicts, notes)
+    return verdicts, notes
+
+
+def _judge(backend: Any, expectations: Any) -> Judgement:
+    try:
+        return judge(backend.run, expectations)
+    except Exception as error:  # noqa: BLE001 (a model that raises on its own evidence fails, whatever it raises)
+        return Judgement(False, _one_line(error), {}, None)
+
+
+def _conclude(name: str, judgement: Judgement, verdicts: dict[str, str], notes: list[str]) -> None:
+    verdicts[name] = "pass" if judgement.passed else "fail"
+    if judgement.reason:
+        notes.append(f"{name}: {judgement.reason}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]

@@ -1,0 +1,159 @@
+"""The one way into a bundle: every file enters through `Writer`, which hashes it as it writes.
+
+A bundle is written into a staging folder beside its target, proven there, and renamed: whoever
+looks sees no bundle or a whole one, also if the process is killed. The staging folder is locked as
+long as its process lives, so that the next build can tell, and clear away, what a killed one left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from packager.bundle import layout
+from packager.bundle.fingerprint import fingerprint, sums_text
+from packager.errors import OutputRefused
+from packager.hashing import CHUNK_BYTES
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there nothing is cleared away
+    fcntl = None  # type: ignore[assignment]  # the only way to say that a module is absent
+
+_SUFFIX = ".staging"
+_LOCK = "lock"
+_USERS_PROBLEM = {
+    errno.ENOSPC: "free some space, or choose another folder with -o",
+    errno.EDQUOT: "free some space, or choose another folder with -o",
+    errno.EFBIG: "the limit on file sizes is too small for this model",
+    errno.EACCES: "choose a folder you may write to with -o",
+    errno.EPERM: "choose a folder you may write to with -o",
+    errno.EROFS: "choose a folder you may write to with -o",
+    errno.ENOTDIR: "choose another folder with -o",
+    errno.EEXIST: "choose another folder with -o",
+}
+
+
+class Writer:
+    """Writes the files of one bundle into a folder and remembers their digests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.digests: dict[str, str] = {}
+
+    def add_bytes(self, path: str, content: bytes) -> str:
+        """Write one file from memory; returns its digest."""
+        target = self._target(path)
+        target.write_bytes(content)
+        self.digests[path] = hashlib.sha256(content).hexdigest()
+        return self.digests[path]
+
+    def add_file(self, path: str, source: Path) -> str:
+        """Copy one file in, hashing what is written; returns its digest."""
+        found = hashlib.sha256()
+        with source.open("rb") as reader, self._target(path).open("wb") as stream:
+            while chunk := reader.read(CHUNK_BYTES):
+                stream.write(chunk)
+                found.update(chunk)
+        self.digests[path] = found.hexdigest()
+        return self.digests[path]
+
+    def discard(self, path: str) -> None:
+        """Take a file out again, as when it was not proven."""
+        (self.folder / path).unlink()
+        del self.digests[path]
+
+    def seal(self) -> str:
+        """Write SHA256SUMS and FINGERPRINT; returns the fingerprint."""
+        text = sums_text(self.digests)
+        found = fingerprint(text)
+        (self.folder / layout.SUMS).write_text(text, encoding="utf-8", newline="\n")
+        (self.folder / layout.FINGERPRINT).write_text(found + "\n", encoding="utf-8", newline="\n")
+        return found
+
+    def _target(self, path: str) -> Path:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+
+@contextlib.contextmanager
+def staging(out: Path, name: str, *, force: bool) -> Iterator[Path]:
+    """A private folder beside `out/name`; when the block ends well, its `bundle` takes that place.
+
+    Raises `OutputRefused` where `out` cannot be written, or `out/name` is there, is no bundle, and
+    `force` is not given; an OSError inside the block that is the user's to mend becomes one too.
+    """
+    target = out / name
+    with _users_problem(out):
+        check_target(target, force=force)
+        out.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(out)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_SUFFIX, dir=out))
+    lock = (folder / _LOCK).open("w")
+    try:
+        _take(lock)
+        with _users_problem(out):
+            bundle = folder / "bundle"
+            bundle.mkdir()
+            yield folder
+            _swap(bundle, target, folder / "old")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Refuse to replace what is not a bundle. Raises `OutputRefused`."""
+    if not os.path.lexists(target) or force:
+        return
+    if target.is_symlink() or not (target / layout.SUMS).is_file() or not (target / layout.CONFIG).is_file():
+        raise OutputRefused(
+            str(target), "something that is not a bundle is there already", "move it away, or use --force"
+        )
+
+
+def _swap(bundle: Path, target: Path, old: Path) -> None:
+    if os.path.lexists(target):
+        os.rename(target, old)
+    try:
+        os.rename(bundle, target)
+    except OSError:
+        if os.path.lexists(old):
+            os.rename(old, target)
+        raise
+
+
+def _clear_leftovers(out: Path) -> None:
+    for folder in out.glob(f".*{_SUFFIX}"):
+        with contextlib.suppress(OSError), (folder / _LOCK).open("r") as lock:
+            if _take(lock):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take(lock: IO[str]) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _users_problem(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = _USERS_PROBLEM.get(error.errno or 0)
+        if hint is None:
+            raise
+        raise OutputRefused(str(out), str(error.strerror), hint) from error

@@ -1,0 +1,133 @@
+"""Fit a state dict to a module: names, shapes, and what is left over on either side.
+
+Training wraps modules, and each wrapper leaves a prefix on every key: `module.` (DataParallel and
+DistributedDataParallel), `_orig_mod.` (torch.compile), `model.` (a Lightning module's attribute).
+`prefix: auto` strips those from the front as long as more keys fit the module for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+import torch
+
+from packager.errors import StateDoesNotFit
+
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_ROWS = 20  # a table longer than this helps nobody
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The state under the module's own names, and what was stripped and forgiven on the way."""
+
+    state: Mapping[str, torch.Tensor]
+    prefix: str
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def fit(
+    state: Mapping[str, torch.Tensor],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    prefix: str = "auto",
+    strict: bool = True,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    tied: Sequence[frozenset[str]] = (),
+    where: str | None = None,
+) -> Fit:
+    """Rename a state dict's keys to a module's; `shapes` are those of the module's own state dict.
+
+    `tied` are groups of names that share one tensor: one of them in the checkpoint is enough.
+    Raises `StateDoesNotFit` that lists missing and unexpected keys with their nearest names, and a
+    table of shapes that differ.
+    """
+    stripped, renamed = _strip(state, shapes, prefix)
+    present = set(renamed)
+    covered = {name for group in tied if group & present for name in group}
+    missing = [name for name in shapes if name not in renamed and name not in covered]
+    unexpected = [name for name in renamed if name not in shapes]
+    wrong = [
+        (name, tuple(shapes[name]), tuple(tensor.shape))
+        for name, tensor in renamed.items()
+        if name in shapes and tuple(tensor.shape) != tuple(shapes[name])
+    ]
+    refused_missing = [name for name in missing if strict and not _allowed(name, allow_missing)]
+    refused_unexpected = [name for name in unexpected if strict and not _allowed(name, allow_unexpected)]
+    if refused_missing or refused_unexpected or wrong:
+        why = _explain(refused_missing, refused_unexpected, wrong, list(renamed), list(shapes))
+        raise StateDoesNotFit(where, why, _hint(refused_missing, refused_unexpected))
+    kept = {name: tensor for name, tensor in renamed.items() if name in shapes}
+    return Fit(kept, stripped, tuple(missing), tuple(unexpected))
+
+
+def _strip(
+    state: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], prefix: str
+) -> tuple[str, dict[str, torch.Tensor]]:
+    if prefix != "auto":
+        return prefix, {key.removeprefix(prefix): value for key, value in state.items()}
+    # torch.compile may sit on a part of the model too; its name is reserved, so it goes anywhere.
+    plain = {key.replace("._orig_mod.", "."): value for key, value in state.items()}
+    best, best_fit, stripped = plain, sum(key in shapes for key in plain), ""
+    current, removed = plain, ""
+    while wrapper := next((one for one in WRAPPERS if any(key.startswith(one) for key in current)), None):
+        # Not every key need wear it: a Lightning file holds metrics' buffers beside the model's keys.
+        shorter = {key.removeprefix(wrapper): value for key, value in current.items()}
+        if len(shorter) < len(current):
+            break  # two keys would become one
+        current, removed = shorter, removed + wrapper
+        fitting = sum(key in shapes for key in current)
+        if fitting > best_fit:
+            best, best_fit, stripped = current, fitting, removed
+    return stripped, best
+
+
+def _allowed(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _explain(
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    wrong: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
+    in_file: Sequence[str],
+    in_module: Sequence[str],
+) -> str:
+    lines = _listed("missing from the checkpoint", missing, in_file, "the checkpoint has")
+    lines += _listed("not in the module", unexpected, in_module, "the module has")
+    if wrong:
+        width = max(len(name) for name, _, _ in wrong[:_ROWS])
+        lines.append("shapes that differ:")
+        lines.append(f"  {'':{width}}  {'module':18}  checkpoint")
+        lines += [f"  {name:{width}}  {_shape(ours):18}  {_shape(theirs)}" for name, ours, theirs in wrong[:_ROWS]]
+        lines += [f"  and {len(wrong) - _ROWS} more"] if len(wrong) > _ROWS else []
+    return "\n".join(lines)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(str(size) for size in shape) + "]"
+
+
+def _listed(title: str, names: Sequence[str], others: Sequence[str], owner: str) -> list[str]:
+    if not names:
+        return []
+    lines = [f"{title} ({len(names)}):"]
+    for name in names[:_ROWS]:
+        near = get_close_matches(name, others, n=1, cutoff=0.7)
+        lines.append(f"  {name}" + (f"  ({owner} {near[0]})" if near and near[0] != name else ""))
+    return lines + ([f"  and {len(names) - _ROWS} more"] if len(names) > _ROWS else [])
+
+
+def _hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    if missing and unexpected:
+        return "set checkpoint.prefix if a prefix is in the way, or model.kwargs if the module is another one"
+    if missing:
+        return "checkpoint.allow_missing takes patterns of keys that may stay at their initial value"
+    if unexpected:
+        return "checkpoint.allow_unexpected takes patterns of keys that may be left over"
+    return "model.kwargs must be those that the checkpoint was trained with"

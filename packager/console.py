@@ -1,0 +1,73 @@
+"""What a person sees: progress and tables on stderr, results on stdout.
+
+On a terminal the stages appear with a spinner and their times; elsewhere, and with NO_COLOR, each
+finished stage is one plain line. rich is imported where something is shown with it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from packager.progress import Event, Finished, Listener, Started
+
+
+def is_terminal() -> bool:
+    """Whether stderr is a terminal that may show colour."""
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def listening(quiet: bool) -> Iterator[Listener]:
+    """A listener for progress: a live display on a terminal, plain lines elsewhere, nothing when quiet."""
+    if quiet:
+        yield lambda event: None
+    elif is_terminal():
+        with _live() as listener:
+            yield listener
+    else:
+        yield _plain
+
+
+def _plain(event: Event) -> None:
+    if isinstance(event, Finished):
+        print(f"{event.stage:<12} {event.seconds:6.1f} s", file=sys.stderr, flush=True)
+    elif not isinstance(event, Started):
+        print(f"note: {event.message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _live() -> Iterator[Listener]:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, highlight=False)
+    with console.status("") as status:
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Started):
+                status.update(f"{event.stage} …")
+            elif isinstance(event, Finished):
+                console.print(f"[green]✓[/] {event.stage:<12} [dim]{event.seconds:6.1f} s[/]")
+            else:
+                console.print(f"[yellow]•[/] {escape(event.message)}")
+
+        yield listen
+
+
+def table(rows: Mapping[str, str]) -> None:
+    """Two columns on stdout: what, and what of it."""
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table with a header on stdout, every column as wide as it needs."""
+    cells = [[str(one) for one in row] for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        print("  ".join(f"{one:<{width}}" for one, width in zip(row, widths, strict=True)).rstrip())

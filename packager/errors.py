@@ -1,0 +1,420 @@
+"""Every way in which the answer can be no, one class each.
+
+An error knows its code (kebab-case, listed in docs/errors.md), the exit status it leads to, its
+wording and its hint. It is raised where the fault is found, rendered by `render`, and turned
+into an exit status in one place: `packager.cli.main`. Exit status 1 means the answer is no
+(`Refused`), 2 means that the user must change something (`UserError`); whatever is not a
+`PackagerError` is a bug of ours, keeps its traceback and ends with 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One of several findings under one error: where it is, what is wrong, what to do."""
+
+    message: str
+    where: str | None = None
+    hint: str | None = None
+
+
+class PackagerError(Exception):
+    """Base of the tree. `where` reads `file:line: field`, `why` gives the facts behind the message."""
+
+    code: ClassVar[str]
+    exit_status: ClassVar[int]
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        why: str | None = None,
+        hint: str | None = None,
+        problems: Sequence[Problem] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.why = why
+        self.hint = hint
+        self.problems = tuple(problems)
+
+    def as_json(self) -> dict[str, object]:
+        """The object that `--json` prints under `error`."""
+        found: dict[str, object] = {
+            "code": self.code,
+            "message": self.message if not self.why else f"{self.message}\n{self.why}",
+            "where": self.where,
+            "hint": self.hint,
+        }
+        if self.problems:
+            found["problems"] = [
+                {"message": one.message, "where": one.where, "hint": one.hint} for one in self.problems
+            ]
+        return found
+
+
+def render(error: PackagerError) -> str:
+    """The error as plain text: `error[code]: …`, ` --> where`, why, each problem, `hint: …`."""
+    lines = [f"error[{error.code}]: {error.message}"]
+    if error.where:
+        lines.append(f" --> {error.where}")
+    if error.why:
+        lines += [f"  {line}" for line in error.why.splitlines()]
+    for problem in error.problems:
+        if problem.where:
+            lines.append(f" --> {problem.where}")
+        lines += [f"  {line}" for line in problem.message.splitlines()]
+        if problem.hint:
+            lines.append(f"  hint: {problem.hint}")
+    if error.hint:
+        lines.append(f"hint: {error.hint}")
+    return "\n".join(lines)
+
+
+def did_you_mean(wrong: str, known: Sequence[str]) -> str | None:
+    """The hint for a name that is not known: the nearest that is, or else all of them."""
+    near = get_close_matches(wrong, known, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known here: {', '.join(known)}" if known else None
+
+
+class UserError(PackagerError):
+    """The user must change something. Exit status 2."""
+
+    exit_status = 2
+
+
+class Refused(PackagerError):
+    """The question was understood, and the answer is no. Exit status 1."""
+
+    exit_status = 1
+
+
+# -- the manifest ---------------------------------------------------------------------------
+
+
+class ManifestNotFound(UserError):
+    code = "manifest-not-found"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"there is no manifest at {path}",
+            hint="give the path of a package.yaml; README.md shows a first one",
+        )
+
+
+class ManifestUnreadable(UserError):
+    code = "manifest-unreadable"
+
+    def __init__(self, path: str, cause: str) -> None:
+        super().__init__(f"{path} cannot be read: {cause}", hint="a manifest is a UTF-8 text file")
+
+
+class ManifestEmpty(UserError):
+    code = "manifest-empty"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path} says nothing",
+            hint="a manifest needs at least schema, name, version, model, checkpoint and inputs",
+        )
+
+
+class ManifestSyntax(UserError):
+    code = "manifest-syntax"
+
+    def __init__(self, where: str, cause: str) -> None:
+        super().__init__("this is not YAML", where=where, why=cause)
+
+
+class ManifestSchemaUnknown(UserError):
+    code = "manifest-schema-unknown"
+
+    def __init__(self, where: str, found: object) -> None:
+        super().__init__(
+            f"this packager reads manifests of schema 1, and this one says {found!r}",
+            where=where,
+            hint="upgrade packager, or set schema: 1",
+        )
+
+
+class ManifestInvalid(UserError):
+    code = "manifest-invalid"
+
+    def __init__(self, path: str, problems: Sequence[Problem]) -> None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{count} in {path}", problems=problems, hint="`package schema manifest` prints every field")
+
+
+# -- the module -----------------------------------------------------------------------------
+
+
+class EntryNotFound(UserError):
+    code = "entry-not-found"
+
+    def __init__(self, entry: str, where: str, why: str, hint: str | None = None) -> None:
+        super().__init__(f"model.entry {entry!r} leads nowhere", where=where, why=why, hint=hint)
+
+
+class EntryImportFailed(UserError):
+    code = "entry-import-failed"
+
+    def __init__(self, entry: str, where: str, why: str) -> None:
+        super().__init__(
+            f"importing {entry!r} failed",
+            where=where,
+            why=why,
+            hint="the file must import in a plain Python process, with its folder on the path",
+        )
+
+
+class EntryNotModule(UserError):
+    code = "entry-not-a-module"
+
+    def __init__(self, entry: str, where: str, found: str) -> None:
+        super().__init__(
+            f"{entry!r} gives no torch.nn.Module",
+            where=where,
+            why=f"found: {found}",
+            hint="name a Module class, or a function that returns a Module",
+        )
+
+
+class ModelArgumentsWrong(UserError):
+    code = "model-arguments"
+
+    def __init__(self, entry: str, where: str, why: str, hint: str | None = None) -> None:
+        super().__init__(f"{entry!r} does not take these kwargs", where=where, why=why, hint=hint)
+
+
+class ModelConstructionFailed(UserError):
+    code = "model-construction-failed"
+
+    def __init__(self, entry: str, where: str, why: str) -> None:
+        super().__init__(f"constructing {entry!r} failed", where=where, why=why)
+
+
+class InputsDoNotFit(UserError):
+    code = "inputs-do-not-fit"
+
+    def __init__(self, where: str, why: str, hint: str) -> None:
+        super().__init__("forward() does not take these inputs", where=where, why=why, hint=hint)
+
+
+class ForwardFailed(UserError):
+    code = "forward-failed"
+
+    def __init__(self, where: str, case: str, why: str) -> None:
+        super().__init__(
+            f"forward() fails on the sample {case}",
+            where=where,
+            why=why,
+            hint="check dtype, shape and range of the inputs, and the limits of the dims",
+        )
+
+
+class OutputsUnsupported(UserError):
+    code = "outputs-unsupported"
+
+    def __init__(self, where: str, why: str, hint: str | None = None) -> None:
+        super().__init__("forward() returns what a bundle cannot hold", where=where, why=why, hint=hint)
+
+
+class DataDoesNotFit(UserError):
+    code = "data-does-not-fit"
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(
+            "the inputs do not fit the signature",
+            where=where,
+            why=why,
+            hint="one array for each input, by its name, in its dtype and shape",
+        )
+
+
+# -- the checkpoint -------------------------------------------------------------------------
+
+
+class CheckpointNotFound(UserError):
+    code = "checkpoint-not-found"
+
+    def __init__(self, path: str, where: str | None, why: str | None = None) -> None:
+        super().__init__(
+            f"there is no checkpoint at {path}",
+            where=where,
+            why=why,
+            hint="paths are relative to the manifest's folder",
+        )
+
+
+class CheckpointUnreadable(UserError):
+    code = "checkpoint-unreadable"
+
+    def __init__(self, path: str, where: str | None, why: str) -> None:
+        super().__init__(
+            f"{path} is not a checkpoint that can be read",
+            where=where,
+            why=why,
+            hint="save the weights again with torch.save(model.state_dict(), …) or safetensors",
+        )
+
+
+class CheckpointNeedsCode(UserError):
+    code = "checkpoint-needs-code"
+
+    def __init__(self, path: str, where: str | None, names: Sequence[str]) -> None:
+        super().__init__(
+            f"{path} wants to run code while it is read; nothing of it was run",
+            where=where,
+            why="it asks for: " + ", ".join(names),
+            hint="save a state dict instead, or set checkpoint.trust_pickle: true if you wrote this file",
+        )
+
+
+class CheckpointDigestWrong(UserError):
+    code = "checkpoint-digest"
+
+    def __init__(self, path: str, where: str | None, expected: str, found: str) -> None:
+        super().__init__(
+            f"{path} is not the checkpoint that the manifest pins",
+            where=where,
+            why=f"pinned: {expected}\nfound:  {found}",
+            hint="restore the file, or pin the new digest",
+        )
+
+
+class WeightsNotFound(UserError):
+    code = "weights-not-found"
+
+    def __init__(self, weights: str, where: str | None, why: str, hint: str | None = None) -> None:
+        super().__init__(f"checkpoint.weights: {weights} finds no state dict", where=where, why=why, hint=hint)
+
+
+class StateDoesNotFit(UserError):
+    code = "state-does-not-fit"
+
+    def __init__(self, where: str | None, why: str, hint: str) -> None:
+        super().__init__("the checkpoint does not fit the module", where=where, why=why, hint=hint)
+
+
+# -- the build ------------------------------------------------------------------------------
+
+
+class ExportFailed(UserError):
+    code = "export-failed"
+
+    def __init__(self, where: str, causes: Sequence[Problem]) -> None:
+        super().__init__(
+            "no exporter can express this model in ONNX",
+            where=where,
+            problems=causes,
+            hint="export.required: false ships TorchScript alone",
+        )
+
+
+class TorchScriptFailed(UserError):
+    code = "torchscript-failed"
+
+    def __init__(self, where: str, causes: Sequence[Problem]) -> None:
+        super().__init__(
+            "the module cannot be made into TorchScript",
+            where=where,
+            problems=causes,
+            hint="torchscript.method: none ships ONNX alone",
+        )
+
+
+class ParityFailed(Refused):
+    code = "parity-failed"
+
+    def __init__(self, artifacts: Sequence[Problem]) -> None:
+        super().__init__(
+            "the artifacts do not compute what the PyTorch module computes; no bundle was written",
+            problems=artifacts,
+            hint="parity.tolerance sets explicit limits; optimize.level: none leaves the graph as exported",
+        )
+
+
+class OutputRefused(UserError):
+    code = "output-refused"
+
+    def __init__(self, path: str, why: str, hint: str) -> None:
+        super().__init__(f"the bundle cannot be written to {path}", why=why, hint=hint)
+
+
+class AssetNotFound(UserError):
+    code = "asset-not-found"
+
+    def __init__(self, path: str, where: str, why: str) -> None:
+        super().__init__(f"the asset {path!r} cannot be bundled", where=where, why=why)
+
+
+class ExtraMissing(UserError):
+    code = "extra-missing"
+
+    def __init__(self, module: str, what: str) -> None:
+        super().__init__(f"{what} needs {module}, which is not installed", hint="pip install 'packager[build]'")
+
+
+# -- the bundle -----------------------------------------------------------------------------
+
+
+class NotABundle(UserError):
+    code = "not-a-bundle"
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path} is not a bundle", why=why, hint="give the folder that `package build` printed")
+
+
+class BundleSchemaUnknown(UserError):
+    code = "bundle-schema-unknown"
+
+    def __init__(self, path: str, found: object) -> None:
+        super().__init__(
+            f"{path} is a bundle of schema {found!r}, and this packager reads schema 1",
+            hint="upgrade packager",
+        )
+
+
+class IntegrityFailed(Refused):
+    code = "integrity-failed"
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path} is not what was built", why=why, hint="fetch the bundle again, or build it anew")
+
+
+class FingerprintWrong(Refused):
+    code = "fingerprint-wrong"
+
+    def __init__(self, path: str, expected: str, found: str) -> None:
+        super().__init__(
+            f"{path} is another bundle than the one asked for",
+            why=f"asked for: {expected}\nfound:     {found}",
+        )
+
+
+class BackendUnavailable(UserError):
+    code = "backend-unavailable"
+
+    def __init__(self, path: str, why: str, hint: str) -> None:
+        super().__init__(f"{path} cannot be loaded", why=why, hint=hint)
+
+
+class SelftestFailed(Refused):
+    code = "selftest-failed"
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(
+            f"{path} does not compute here what it computed when it was built",
+            why=why,
+            hint="`package verify` replays every case; compare the onnxruntime version with evidence/build.json",
+        )

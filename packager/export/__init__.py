@@ -1,0 +1,51 @@
+"""The eager module → TorchScript, and → ONNX by either of torch's exporters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from packager import outputs
+
+
+class ExporterFailed(Exception):
+    """One exporter could not do it: the cause in a sentence, and where in the user's code, if known."""
+
+    def __init__(self, cause: str, where: str | None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.where = where
+
+
+class FlatOutputs(torch.nn.Module):
+    """The user's module with its outputs flat, named and in order, as a bundle has them."""
+
+    def __init__(self, model: torch.nn.Module, names: Sequence[str] | None) -> None:
+        super().__init__()
+        self.model = model
+        self._names = names
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs of the manifest, in its order."""
+        flat: Mapping[str, Any] = outputs.flatten(self.model(*inputs))
+        return tuple(outputs.select(flat, self._names).values())
+
+
+def failure(error: BaseException, folder: Path) -> ExporterFailed:
+    """What an exporter raised, as one sentence, with the user's line where its text or traceback names one."""
+    text = str(error).strip()
+    frames = re.findall(r'File "([^"]+)", line (\d+)', text)
+    traceback = error.__traceback__
+    while traceback is not None:
+        frames.append((traceback.tb_frame.f_code.co_filename, str(traceback.tb_lineno)))
+        traceback = traceback.tb_next
+    frames += re.findall(r"(\S+\.py)\((\d+)\)", text)
+    own = [(name, line) for name, line in frames if Path(name).is_relative_to(folder)]
+    where = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    cause = next((line for line in lines if not line.startswith(("#", "=", "-", "Failed to export"))), "no message")
+    return ExporterFailed(f"{type(error).__name__}: {cause[:300]}", where)

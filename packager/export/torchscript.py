@@ -1,0 +1,119 @@
+"""The eager module → TorchScript: traced or scripted, frozen, saved to the same bytes every time.
+
+`torch.jit` is deprecated and still what runs a model without its Python code. A trace records the
+operations of one call, so a branch on data is lost in it; a script compiles the source and keeps
+the branch, where it can compile it at all.
+
+`torch.jit.save` writes a ZIP that differs from run to run (pytorch#42163, #112425): debug files
+with source positions, a `serialization_id`, the file's own name as the folder inside, and class
+names that count how many classes were made before (`___torch_mangle_14`). None of these matters
+to what the program computes; `save` writes the archive anew without them.
+
+`torch.jit.optimize_for_inference` is left to the loader: what it makes is for the machine at hand,
+and a saved file of it loads no more (the weights it packs are not saved).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from packager.export import ExporterFailed, FlatOutputs, failure
+
+_ALIGNMENT = 64  # bytes; as torch aligns tensors, so that they can be mapped
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment a ZIP entry can carry
+_MANGLED = re.compile(rb"___torch_mangle_\d+")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A TorchScript module, how it was made, and the branches on data that a trace took for good."""
+
+    method: Literal["trace", "script"]
+    module: torch.jit.ScriptModule
+    frozen_branches: tuple[str, ...] = ()
+
+
+def trace(
+    module: torch.nn.Module, names: Sequence[str] | None, inputs: tuple[torch.Tensor, ...], folder: Path
+) -> Program:
+    """Record one call. Raises `ExporterFailed`."""
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        try:
+            flat = FlatOutputs(module, names).eval()
+            traced = torch.jit.trace(flat, inputs, check_trace=False)  # type: ignore[no-untyped-call]  # torch's stubs
+        except Exception as error:
+            raise failure(error, folder) from error
+    branches = {
+        f"{Path(one.filename).name}:{one.lineno}"
+        for one in caught
+        if one.category.__name__ == "TracerWarning" and Path(one.filename).is_relative_to(folder)
+    }
+    return Program("trace", traced, tuple(sorted(branches)))
+
+
+def script(module: torch.nn.Module, folder: Path) -> Program:
+    """Compile the module's source. Raises `ExporterFailed`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return Program("script", torch.jit.script(module))
+        except Exception as error:
+            raise failure(error, folder) from error
+
+
+def save(program: Program, path: Path, *, fold: bool, folder: Path) -> None:
+    """Freeze the program and write it to `path`, the same bytes every time.
+
+    `fold` lets freezing fold batch normalization into convolutions. Raises `ExporterFailed`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            frozen = torch.jit.freeze(program.module.eval(), optimize_numerics=fold)
+            buffer = io.BytesIO()
+            torch.jit.save(frozen, buffer)
+        except RuntimeError as error:
+            raise failure(error, folder) from error
+    path.write_bytes(canonical(buffer))
+
+
+def canonical(saved: io.BytesIO) -> memoryview:
+    """The archive without what changes from run to run: see the module's docstring."""
+    with zipfile.ZipFile(saved) as archive:
+        entries = {
+            name.partition("/")[2]: archive.read(name)
+            for name in archive.namelist()
+            if not name.endswith((".debug_pkl", "/.data/serialization_id"))
+        }
+    numbers: dict[bytes, bytes] = {}
+
+    def renumber(found: re.Match[bytes]) -> bytes:
+        return numbers.setdefault(found[0], b"___torch_mangle_%d" % len(numbers))
+
+    renamed = {}
+    for name in sorted(entries):
+        text = name.endswith(".py") or name in ("data.pkl", "constants.pkl")
+        content = _MANGLED.sub(renumber, entries[name]) if text else entries[name]
+        renamed[_MANGLED.sub(renumber, name.encode()).decode()] = content
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(renamed):
+            info = zipfile.ZipInfo(f"model/{name}", _EPOCH)
+            header = written.tell() + 30 + len(info.filename) + 4  # local header, name, head of the padding field
+            padding = -header % _ALIGNMENT
+            info.extra = b"FB" + padding.to_bytes(2, "little") + b"\0" * padding
+            archive.writestr(info, renamed[name])
+    return written.getbuffer()
+
+
+__all__ = ["ExporterFailed", "Program", "canonical", "save", "script", "trace"]

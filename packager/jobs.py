@@ -1,0 +1,67 @@
+"""What the main process asks of the ONNX side, and what it answers: plain values that can be pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.parity.gate import Expectation
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one pass did: kept or not and why, and the graph's size before and after."""
+
+    name: str
+    kept: bool
+    verdict: str  # pass | fail | not-checked
+    reason: str
+    nodes_before: int
+    nodes_after: int
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class OptimizeJob:
+    """What is to be optimized. With `expectations`, every pass is proven before the next one."""
+
+    raw: Path
+    target: Path
+    simplify: bool
+    level: str
+    inputs: Mapping[str, Sequence[str | int]]
+    outputs: Mapping[str, Sequence[str | int | None]]
+    providers: Sequence[str]
+    skip: Mapping[str, str]  # pass → why
+    expectations: tuple[Expectation, ...] | None = None
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What config.json says of the ONNX model."""
+
+    opset: int
+    ir_version: int
+    domains: Mapping[str, int]
+    nodes: int
+    external_data: bool
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """The outcome: the graph at the job's target, or `refused` saying why the exported graph is unusable."""
+
+    stages: tuple[Stage, ...]
+    facts: GraphFacts | None
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class JudgeJob:
+    """Run the model file on every case and compare."""
+
+    model: Path
+    expectations: tuple[Expectation, ...]
+    providers: Sequence[str]

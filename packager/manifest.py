@@ -1,0 +1,407 @@
+"""What the user writes: `package.yaml`, schema 1.
+
+The models below are the manifest's single definition: they validate it, `schemas/` is generated
+from them, and an editor that is pointed at the schema completes from their descriptions. `load`
+reports every problem of a file at once, each with its line, the value found and the nearest name
+that would have been right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+
+from packager import yaml_lines
+from packager.errors import (
+    ManifestEmpty,
+    ManifestInvalid,
+    ManifestNotFound,
+    ManifestSchemaUnknown,
+    ManifestSyntax,
+    ManifestUnreadable,
+    Problem,
+    did_you_mean,
+)
+
+DType = Literal[
+    "float16", "float32", "float64", "bfloat16",
+    "int8", "int16", "int32", "int64",
+    "uint8", "uint16", "uint32", "uint64",
+    "bool",
+]  # fmt: skip
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
+DIM_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+# The expression that semver.org publishes for a semantic version 2.0.0, without its named groups.
+VERSION_PATTERN = (
+    r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
+    r"(-(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
+    r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$"
+)
+
+
+def is_integer(dtype: str) -> bool:
+    """Whether a manifest dtype is one of the integers (bool is not)."""
+    return dtype.startswith(("int", "uint"))
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Model(_Model):
+    """Where the module comes from."""
+
+    entry: str = Field(
+        pattern=r"^[^:]+:[A-Za-z_][A-Za-z0-9_.]*$",
+        description="module:attr or FILE.py:attr, beside the manifest; a Module class, or a function that returns one",
+    )
+    kwargs: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the entry")
+
+
+class Checkpoint(_Model):
+    """Where the weights come from."""
+
+    path: str = Field(min_length=1, description="relative to the manifest: .safetensors, .pt, .pth or .ckpt")
+    weights: str = Field(
+        default="auto",
+        min_length=1,
+        description="auto, model, ema, or a dotted key into a nested checkpoint",
+    )
+    prefix: str = Field(
+        default="auto",
+        description="auto strips module., _orig_mod. and the like where that fits; a prefix to strip; or empty",
+    )
+    strict: bool = Field(default=True, description="every parameter is in the checkpoint, and nothing else is")
+    allow_missing: list[str] = Field(default=[], description="glob patterns of keys that may be missing")
+    allow_unexpected: list[str] = Field(default=[], description="glob patterns of keys that may be left over")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="the digest that the file must have"
+    )
+    trust_pickle: bool = Field(
+        default=False, description="let the file run code while it is read; only for files you wrote"
+    )
+
+
+Dim = Annotated[str, Field(pattern=DIM_PATTERN)] | Annotated[int, Field(ge=0)]
+
+
+class Input(_Model):
+    """One tensor that forward() takes."""
+
+    dtype: DType = Field(description="the tensor's dtype")
+    shape: list[Dim] = Field(description="sizes, and names for the dims that stay dynamic; [] is a scalar")
+    range: Annotated[list[float | int], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        description="[low, high] with low ≤ x < high, for samples; needed for integers",
+    )
+
+    @model_validator(mode="after")
+    def _range_holds_a_value(self) -> Input:
+        if self.range is None:
+            if is_integer(self.dtype):
+                raise ValueError(
+                    f"an {self.dtype} input needs a range: [low, high], low ≤ x < high, "
+                    "such as [0, 30522] for token ids"
+                )
+            return self
+        if self.dtype == "bool":
+            raise ValueError("a bool input takes no range")
+        low, high = self.range
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"the range [{low}, {high}] holds no value: low must be below high, both finite")
+        if is_integer(self.dtype):
+            if low != int(low) or high != int(high):
+                raise ValueError(f"the range [{low}, {high}] of an integer input must be of whole numbers")
+            bits = int(self.dtype.removeprefix("u").removeprefix("int"))
+            least, most = (0, 2**bits) if self.dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1))
+            if low < least or high > most:
+                raise ValueError(f"the range [{low}, {high}] leaves {self.dtype}, which is [{least}, {most}]")
+        return self
+
+
+class DimLimits(_Model):
+    """The sizes that a dynamic dim may take."""
+
+    min: int = Field(default=1, ge=0, description="the smallest size")
+    max: int | None = Field(default=None, ge=1, description="the largest size; none if absent")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> DimLimits:
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class Export(_Model):
+    """How the module becomes ONNX."""
+
+    opset: int = Field(default=20, ge=13, description="the ONNX opset")
+    exporter: Literal["auto", "torch-export", "torchscript"] = Field(
+        default="auto", description="auto tries both, and ships the first whose graph is proven"
+    )
+    required: bool = Field(
+        default=True, description="false lets a bundle ship with TorchScript alone where no exporter works"
+    )
+
+
+class Optimize(_Model):
+    """What is done to the graph."""
+
+    simplify: bool = Field(default=True, description="run onnxsim")
+    level: Literal["none", "basic", "extended"] = Field(
+        default="extended", description="onnxruntime's graph optimization level"
+    )
+
+
+class TorchScript(_Model):
+    """How the fallback is made."""
+
+    method: Literal["auto", "trace", "script", "none"] = Field(
+        default="auto", description="auto traces, and scripts where the trace is wrong; none ships no fallback"
+    )
+
+
+class Tolerance(_Model):
+    """Explicit limits: |actual - expected| ≤ atol + rtol * |expected|."""
+
+    atol: float = Field(ge=0, allow_inf_nan=False, description="absolute part")
+    rtol: float = Field(ge=0, allow_inf_nan=False, description="relative part")
+
+
+class Parity(_Model):
+    """How the artifacts are compared with the module."""
+
+    samples: int = Field(default=8, ge=1, le=1000, description="how many cases, at least; each dim size gets one")
+    seed: int = Field(default=0, ge=0, description="seed of the samples")
+    tolerance: Literal["auto"] | Tolerance = Field(
+        default="auto", description="auto measures what float32 costs this model; or explicit {atol, rtol}"
+    )
+    data: str | None = Field(default=None, description="an .npz or .safetensors file with real inputs")
+
+
+class Target(_Model):
+    """Where the bundle runs."""
+
+    providers: list[str] = Field(
+        default=["CPUExecutionProvider"], min_length=1, description="onnxruntime's execution providers"
+    )
+
+
+def _unique(names: list[str]) -> list[str]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} stands here more than once")
+    return names
+
+
+class Manifest(_Model):
+    """A package.yaml of schema 1: one model to package."""
+
+    schema_: Literal[1] = Field(alias="schema", description="the manifest's schema")
+    name: str = Field(pattern=NAME_PATTERN, max_length=128, description="lower case letters, digits, '.', '_', '-'")
+    version: str = Field(pattern=VERSION_PATTERN, max_length=128, description="a semantic version, such as 1.0.0")
+    description: str = Field(default="", description="one line on what the model does")
+    license: str | None = Field(default=None, description="an SPDX license expression")
+    authors: list[str] = Field(default=[], description="who made the model")
+    metadata: dict[str, JsonValue] = Field(default={}, description="anything else, copied into config.json")
+    model: Model
+    checkpoint: Checkpoint
+    inputs: dict[Annotated[str, Field(pattern=DIM_PATTERN)], Input] = Field(
+        min_length=1, description="in the order of forward()'s parameters"
+    )
+    outputs: Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_unique)] | None = Field(
+        default=None, description="names, in order; a dict's keys or output_0, … otherwise"
+    )
+    dims: dict[str, DimLimits] = Field(default={}, description="limits of the named dims")
+    export: Export = Export()
+    optimize: Optimize = Optimize()
+    torchscript: TorchScript = TorchScript()
+    parity: Parity = Parity()
+    target: Target = Target()
+    assets: Annotated[list[str], AfterValidator(_unique)] = Field(
+        default=[], description="files, relative to the manifest, to ship beside the model"
+    )
+
+    def limits(self) -> dict[str, DimLimits]:
+        """Every named dim of the inputs, in order of appearance, with its limits."""
+        names = [dim for spec in self.inputs.values() for dim in spec.shape if isinstance(dim, str)]
+        return {name: self.dims.get(name, DimLimits()) for name in dict.fromkeys(names)}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A manifest and where it stands: what a build starts from."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+    document: yaml_lines.Document
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the manifest's relative paths start from."""
+        return self.path.parent
+
+    def where(self, *field: str | int) -> str:
+        """`package.yaml:12: inputs.image`, for an error about a field."""
+        return _where(self.path, self.document, field)
+
+
+def load(path: str | Path) -> Project:
+    """Read and validate a manifest.
+
+    Raises `ManifestNotFound`, `ManifestUnreadable`, `ManifestEmpty`, `ManifestSyntax`,
+    `ManifestSchemaUnknown`, or `ManifestInvalid` with every problem of the file.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+    except FileNotFoundError:
+        raise ManifestNotFound(str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestUnreadable(str(path), str(error)) from None
+    try:
+        document = yaml_lines.parse(text)
+    except yaml_lines.YamlError as error:
+        raise ManifestSyntax(f"{path}:{error.line}", error.message) from None
+    if document.data is None:
+        raise ManifestEmpty(str(path))
+    if not isinstance(document.data, dict):
+        raise ManifestSyntax(f"{path}:1", "a manifest is a mapping of fields, such as `name: digits-cnn`")
+    schema = document.data.get("schema", 1)
+    if schema != 1 or isinstance(schema, bool):
+        raise ManifestSchemaUnknown(_where(path, document, ("schema",)), schema)
+    try:
+        manifest = Manifest.model_validate(document.data)
+    except ValidationError as error:
+        problems = _problems(error, path, document)
+        raise ManifestInvalid(str(path), problems) from None
+    problems = _contradictions(manifest, path, document)
+    if problems:
+        raise ManifestInvalid(str(path), problems)
+    return Project(path.absolute(), manifest, hashlib.sha256(raw).hexdigest(), document)
+
+
+def _contradictions(manifest: Manifest, path: Path, document: yaml_lines.Document) -> list[Problem]:
+    """What no single field can see: fields that speak of each other."""
+    found = []
+    named = list(manifest.limits())
+    for name in manifest.dims:
+        if name not in named:
+            where = _where(path, document, ("dims", name))
+            found.append(Problem(f"no input has a dim {name!r}", where, did_you_mean(name, named)))
+    for name in manifest.outputs or []:
+        if name in manifest.inputs:
+            where = _where(path, document, ("outputs",))
+            found.append(Problem(f"{name!r} is the name of an input too", where, "give the output another name"))
+    if manifest.torchscript.method == "none" and not manifest.export.required:
+        where = _where(path, document, ("export", "required"))
+        hint = "set torchscript.method: auto, or export.required: true"
+        found.append(Problem("a bundle without TorchScript needs its ONNX model", where, hint))
+    return found
+
+
+def _where(path: Path, document: yaml_lines.Document, field: Sequence[str | int]) -> str:
+    dotted = ".".join(str(part) for part in field)
+    return f"{path}:{document.line(tuple(field))}" + (f": {dotted}" if dotted else "")
+
+
+def _problems(error: ValidationError, path: Path, document: yaml_lines.Document) -> list[Problem]:
+    """pydantic's findings, in the order of the file, each in our words."""
+    found: dict[tuple[str | int, ...], list[Problem]] = {}
+    for detail in error.errors():
+        if detail["type"] == "literal_error" and isinstance(detail["input"], dict):
+            continue  # the arm of a union that was not meant: the mapping's own problems follow
+        field = _field(detail["loc"], document.data, detail["type"])
+        message, hint = _say(detail, field)
+        where = _where(path, document, field)
+        # A union complains once for each of its arms: the first complaint about a field stands.
+        found.setdefault(field, [Problem(message, where, hint)])
+    ordered = sorted(found.items(), key=lambda item: (document.line(item[0]), len(item[0])))
+    return [problem for _, problems in ordered for problem in problems]
+
+
+def _field(location: Sequence[str | int], data: Any, kind: str) -> tuple[str | int, ...]:
+    """The user's field: pydantic's location without the arms of unions, which the file does not have."""
+    field: list[str | int] = []
+    for position, part in enumerate(location):
+        if part == "[key]":
+            break
+        inside = isinstance(data, Mapping) and part in data
+        inside = inside or (isinstance(data, list) and isinstance(part, int) and part < len(data))
+        if inside:
+            data = data[part]
+        elif not (kind == "missing" and position == len(location) - 1):
+            continue
+        field.append(part)
+    return tuple(field)
+
+
+def _say(detail: Any, field: tuple[str | int, ...]) -> tuple[str, str | None]:
+    """What is wrong with a field and what would be right, from one of pydantic's details."""
+    kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _fields_at(field[:-1])
+        return f"{field[-1]!r} is not a field here", did_you_mean(str(field[-1]), known)
+    if kind == "missing":
+        return f"the field {field[-1]!r} is missing", None
+    if kind == "literal_error":
+        names = [value.strip("'") for value in str(context["expected"]).replace(" or ", ", ").split(", ")]
+        return f"found {found!r}, expected {context['expected']}", did_you_mean(str(found), names)
+    if kind == "value_error":
+        return str(context["error"]), None
+    if kind == "string_pattern_mismatch":
+        return f"found {found!r}, which does not match {context['pattern']}", _PATTERN_HINTS.get(context["pattern"])
+    if field[-2:-1] == ("shape",):
+        return f"found {found!r}, which is no dim", "a dim is a size, such as 28, or a name, such as batch"
+    if kind == "string_type" and isinstance(found, (int, float)) and not isinstance(found, bool):
+        return f"found {found!r}, a number where text is expected", "put it in quotes"
+    message = detail["msg"].replace("Input should be ", "expected ")
+    return f"found {found!r}: {message[0].lower()}{message[1:]}", None
+
+
+_PATTERN_HINTS = {
+    NAME_PATTERN: "lower case letters, digits, '.', '_' and '-', starting with a letter or digit",
+    VERSION_PATTERN: "a semantic version has three numbers, such as 1.0.0 or 1.2.0-rc.1",
+    DIM_PATTERN: "letters, digits and '_', not starting with a digit",
+    r"^[^:]+:[A-Za-z_][A-Za-z0-9_.]*$": "write module:attr or FILE.py:attr, such as model.py:DigitsCNN",
+}
+
+
+def _fields_at(field: Sequence[str | int]) -> list[str]:
+    """The names that the model at a field knows, for the nearest-name hint."""
+    annotation: Any = Manifest
+    for part in field:
+        model = _model_in(annotation)
+        if model is not None and isinstance(part, str):
+            by_name = {info.alias or name: info for name, info in model.model_fields.items()}
+            annotation = by_name[part].annotation if part in by_name else None
+        elif get_origin(annotation) in (dict, list):
+            annotation = get_args(annotation)[-1]
+    model = _model_in(annotation)
+    return [info.alias or name for name, info in model.model_fields.items()] if model else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model in an annotation: itself, or an arm of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for arm in get_args(annotation):
+        if isinstance(arm, type) and issubclass(arm, BaseModel):
+            return arm
+    return None

@@ -1,0 +1,173 @@
+"""The ONNX half of a build, in a process of its own.
+
+While the main process imports torch and the user's code, traces and runs the reference, this one
+imports onnx, onnxsim and onnxruntime, then simplifies, optimizes and judges. Two processes use two
+cores where one interpreter would use one, and a crash inside a pass (they are C++ working on
+graphs nobody has seen before) costs the pass and not the build.
+
+The parent (`OnnxSide`) sends pickled jobs on the child's stdin and reads pickled answers from its
+stdout; before the answer come the names of the passes as they start, so that after a crash it is
+known which pass it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from packager.jobs import JudgeJob, Optimized, OptimizeJob
+from packager.parity.gate import Judgement
+
+
+@dataclass(frozen=True)
+class _Began:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: Exception
+
+
+class Crashed(Exception):
+    """The child died during a job; `during` is the pass, if one had begun."""
+
+    def __init__(self, during: str, how: str) -> None:
+        super().__init__(f"{during or 'the ONNX side'} crashed: {how}")
+        self.during = during
+        self.how = how
+
+
+class OnnxSide:
+    """The child process, from the parent's side. Jobs are answered in the order they are given."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnx-side")
+        self._child: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+
+    def __enter__(self) -> OnnxSide:
+        self._start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        child = self._child
+        if child is not None:
+            if kind is not None:
+                child.kill()  # nobody waits for its answer any more
+            assert child.stdin is not None
+            child.stdin.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        if child is not None:
+            child.wait()
+        self._errors.close()
+
+    def optimize(self, job: OptimizeJob) -> Future[Optimized]:
+        """Run the passes; a pass that crashes is skipped, recorded, and the others run again."""
+        return self._threads.submit(self._optimize, job)
+
+    def judge(self, job: JudgeJob) -> Future[Judgement]:
+        """Run a model file on every case. A crash is a judgement too: not passed."""
+        return self._threads.submit(self._judge, job)
+
+    def _optimize(self, job: OptimizeJob) -> Optimized:
+        while True:
+            try:
+                answer: Optimized = self._exchange(job)
+            except Crashed as crash:
+                if crash.during not in ("simplify", "fuse", "optimize") or crash.during in job.skip:
+                    return Optimized((), None, str(crash))
+                job = replace(job, skip={**job.skip, crash.during: f"crashed: {crash.how}"})
+            else:
+                return answer
+
+    def _judge(self, job: JudgeJob) -> Judgement:
+        try:
+            answer: Judgement = self._exchange(job)
+        except Crashed as crash:
+            return Judgement(False, str(crash), {}, None)
+        return answer
+
+    def _start(self) -> None:
+        # Not `-m packager.onnx_side` from the working directory's files: the child must import what we are.
+        root = str(Path(__file__).parent.parent)
+        code = f"import sys; sys.path.insert(0, {root!r}); from packager.onnx_side import serve; serve()"
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+        )
+
+    def _exchange(self, job: object) -> Any:
+        if self._child is None or self._child.poll() is not None:
+            self._start()
+        child = self._child
+        assert child is not None and child.stdin is not None and child.stdout is not None
+        during = ""
+        try:
+            pickle.dump(job, child.stdin, pickle.HIGHEST_PROTOCOL)
+            child.stdin.flush()
+            while True:
+                message = pickle.load(child.stdout)
+                if isinstance(message, _Began):
+                    during = message.name
+                elif isinstance(message, _Failed):
+                    raise message.error
+                else:
+                    return message
+        except (EOFError, BrokenPipeError, ConnectionResetError, pickle.UnpicklingError):
+            raise Crashed(during, self._how_it_ended(child)) from None
+
+    def _how_it_ended(self, child: subprocess.Popen[bytes]) -> str:
+        status = child.wait()
+        if status < 0:
+            return signal.Signals(-status).name
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return f"exit status {status}" + (f": {lines[-1]}" if lines else "")
+
+
+def serve() -> None:
+    """The child: answer jobs from stdin until it closes."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints goes to stderr, not between the answers
+    logging.disable(logging.WARNING)
+    # onnxsim and onnxruntime.transformers import torch where it is installed (2 s, 200 MB) for
+    # features that are not used here; None makes the import fail as if it were not.
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to forbid an import
+    # While the parent imports torch: what the jobs will need.
+    import onnxsim  # noqa: F401
+
+    from packager import optimize
+
+    def say(message: object) -> None:
+        pickle.dump(message, answers, pickle.HIGHEST_PROTOCOL)
+        answers.flush()
+
+    began: Callable[[str], None] = lambda name: say(_Began(name))  # noqa: E731 (one line, one use)
+    while True:
+        try:
+            job = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            if isinstance(job, JudgeJob):
+                say(optimize.judge_file(job.model, job.expectations, job.providers))
+            else:
+                say(optimize.optimize(job, began))
+        except Exception as error:  # noqa: BLE001 (handed to the parent, which raises it there)
+            say(_Failed(error))

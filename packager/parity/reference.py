@@ -1,0 +1,212 @@
+"""The user's module on every case, and what its own arithmetic costs it.
+
+The expected outputs are those of the eager module as the user wrote it, in its own dtypes. How far
+an artifact may be from them is measured, not typed in: the module is run a second time in float64,
+and the difference, relative to the size of the output, is the noise floor of this model on these
+inputs. Any rearrangement of the same float32 arithmetic (another kernel, a fused operator, another
+order of summation) makes an error of that kind, so an artifact passes within a small multiple of it.
+
+Where the module cannot run in float64, its float32 parameters are moved by one unit in the last
+place instead, which bounds what any backward stable evaluation may do (Higham, Accuracy and
+Stability of Numerical Algorithms, 2nd edition, section 1.5). Which of the two was done is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from packager import outputs
+from packager.errors import ForwardFailed, OutputsUnsupported
+from packager.manifest import Project, Tolerance
+from packager.parity.compare import Array, Limit, root_mean_square
+from packager.parity.gate import Expectation
+from packager.samples import Case, Grid
+from packager.source import Source, bind, user_frame
+
+MULTIPLE = 16
+"""An artifact may be this many noise floors away. Two evaluations that are each one floor from the
+truth are two apart; the rest is for floors measured on few inputs. Real defects are hundreds away."""
+
+_LEAST_NOISE_IN_EPSILONS = 4  # where the measured noise is by luck smaller than rounding itself
+_NOISE_INPUT_ELEMENTS = 1 << 18  # noise is measured on as many cases as this many elements make
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise floor of one output, relative to |output| + its RMS, and how it was found."""
+
+    relative: float
+    measured: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What PyTorch computes on every case, and how far an artifact may be from it."""
+
+    expectations: tuple[Expectation, ...]
+    noise: Mapping[str, Noise]
+    names: tuple[str, ...]
+
+
+def call(
+    module: torch.nn.Module, inputs: Sequence[torch.Tensor], names: Sequence[str] | None
+) -> dict[str, torch.Tensor]:
+    """The module's outputs by name. Raises `outputs.NotTensors`, `outputs.NamesDoNotFit`, or what forward() raises."""
+    with torch.inference_mode():
+        return outputs.select(outputs.flatten(module(*inputs)), names)
+
+
+def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Array]:
+    """One forward pass, with every way in which it can fail put in words.
+
+    Raises `ForwardFailed` with the last line of the user's code, or `OutputsUnsupported`.
+    """
+    where = project.where("inputs")
+    try:
+        found = call(source.module, bind(project, list(case.inputs.values())), project.manifest.outputs)
+    except outputs.NotTensors as error:
+        raise OutputsUnsupported(
+            where, str(error), "return tensors, alone or in tuples, dicts or dataclasses"
+        ) from None
+    except outputs.NamesDoNotFit as error:
+        raise OutputsUnsupported(project.where("outputs"), str(error), "one name for each, or keys") from None
+    except Exception as error:
+        described = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in case.inputs.items())
+        raise ForwardFailed(where, f"{case.name} ({described})", user_frame(error, project.folder)) from error
+    for name, tensor in found.items():
+        if tensor.dtype == torch.bfloat16 or tensor.layout != torch.strided:
+            why = f"{name} is a {tensor.dtype} tensor of layout {tensor.layout}; numpy has no such array"
+            raise OutputsUnsupported(where, why, "convert it in forward(), for instance with .float()")
+    return {name: _to_numpy(tensor) for name, tensor in found.items()}
+
+
+def measure(project: Project, source: Source, grid: Grid) -> Reference:
+    """Run the module on every case and measure its noise. Raises as `first_outputs` does."""
+    expected = [first_outputs(project, source, case) for case in grid.cases]
+    names = tuple(expected[0])
+    _check_names(project, names)
+    tolerance = project.manifest.parity.tolerance
+    noise = {} if isinstance(tolerance, Tolerance) else _noise(project, source, grid, expected)
+    overall = {name: max(_scale(found[name]) for found in expected) for name in names}
+    expectations = tuple(
+        Expectation(
+            case.name, case.inputs, found, {name: _limit(tolerance, noise, found, overall, name) for name in names}
+        )
+        for case, found in zip(grid.cases, expected, strict=True)
+    )
+    return Reference(expectations, noise, names)
+
+
+def _check_names(project: Project, names: Sequence[str]) -> None:
+    shared = [name for name in names if name in project.manifest.inputs]
+    if shared:
+        why = f"{shared[0]!r} is the name of an input and of an output of forward()"
+        raise OutputsUnsupported(project.where("inputs", shared[0]), why, "name the outputs in the manifest")
+
+
+def _limit(
+    tolerance: Tolerance | str,
+    noise: Mapping[str, Noise],
+    found: Mapping[str, Array],
+    overall: Mapping[str, float],
+    name: str,
+) -> Limit:
+    if found[name].dtype.kind not in "fc":
+        return Limit(0.0, 0.0)
+    if isinstance(tolerance, Tolerance):
+        return Limit(tolerance.atol, tolerance.rtol)
+    rtol = MULTIPLE * noise[name].relative
+    # A case whose outputs are all (nearly) zero is still judged on the scale of the output as a whole.
+    return Limit(rtol * max(_scale(found[name]), overall[name] / 1000), rtol)
+
+
+def _scale(array: Array) -> float:
+    if array.dtype.kind != "f" or array.size == 0:
+        return 0.0
+    values = array.astype(np.float64)
+    return root_mean_square(values[np.isfinite(values)])
+
+
+# -- noise ----------------------------------------------------------------------------------
+
+
+def _noise(project: Project, source: Source, grid: Grid, expected: Sequence[Mapping[str, Array]]) -> dict[str, Noise]:
+    chosen: list[tuple[Case, Mapping[str, Array]]] = []
+    elements = 0
+    for case, found in zip(grid.cases, expected, strict=True):
+        size = sum(one.size for one in case.inputs.values())
+        if not chosen or elements + size <= _NOISE_INPUT_ELEMENTS:
+            chosen.append((case, found))
+            elements += size
+    second, measured = _second_evaluation(project, source, [case for case, _ in chosen])
+    noise = {}
+    for name, array in expected[0].items():
+        if array.dtype.kind != "f":
+            continue
+        least = _LEAST_NOISE_IN_EPSILONS * torch.finfo(getattr(torch, str(array.dtype))).eps
+        differences = [
+            _relative_difference(found[name], other[name])
+            for (_, found), other in zip(chosen, second, strict=True)
+            if name in other and other[name].shape == found[name].shape
+        ]
+        noise[name] = Noise(max([least, *differences]), measured)
+    return noise
+
+
+def _relative_difference(found: Array, other: Array) -> float:
+    left, right = found.astype(np.float64), other.astype(np.float64)
+    finite = np.isfinite(left) & np.isfinite(right)
+    if not finite.any():
+        return 0.0
+    left, right = left[finite], right[finite]
+    scale = np.abs(left) + root_mean_square(left)
+    difference = np.abs(left - right)
+    return float(np.max(np.divide(difference, scale, out=np.zeros_like(scale), where=scale > 0)))
+
+
+def _second_evaluation(project: Project, source: Source, cases: Sequence[Case]) -> tuple[list[dict[str, Array]], str]:
+    """The same cases in float64, or else with parameters one unit in the last place away."""
+    module = source.module
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    try:
+        wide = {name: one.double() if one.is_floating_point() else one for name, one in state.items()}
+        return _with_state(project, module, wide, cases, widen=True), "against float64"
+    except Exception as error:  # noqa: BLE001 (the user's code may refuse float64 in any way)
+        refused = type(error).__name__
+    try:
+        moved = {name: _one_ulp_away(one) if one.is_floating_point() else one for name, one in state.items()}
+        found = _with_state(project, module, moved, cases, widen=False)
+    except Exception as error:  # noqa: BLE001 (the caller records that nothing was measured)
+        return [{} for _ in cases], f"not measured: {refused}, {type(error).__name__}"
+    return found, f"against parameters one unit in the last place away, as float64 gives {refused}"
+
+
+def _with_state(
+    project: Project, module: torch.nn.Module, state: Mapping[str, torch.Tensor], cases: Sequence[Case], *, widen: bool
+) -> list[dict[str, Array]]:
+    found = []
+    for case in cases:
+        inputs: tuple[Any, ...] = bind(project, list(case.inputs.values()))
+        if widen:
+            inputs = tuple(one.double() if one.is_floating_point() else one for one in inputs)
+        with torch.inference_mode():
+            value = torch.func.functional_call(module, dict(state), inputs)
+        named = outputs.select(outputs.flatten(value), project.manifest.outputs)
+        found.append({name: _to_numpy(tensor) for name, tensor in named.items()})
+    return found
+
+
+def _one_ulp_away(tensor: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    sign = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.dtype) * 2 - 1
+    return tensor * (1 + sign * torch.finfo(tensor.dtype).eps)
+
+
+def _to_numpy(tensor: torch.Tensor) -> Array:
+    found: Array = tensor.detach().resolve_conj().resolve_neg().contiguous().numpy()
+    return found

@@ -1,0 +1,225 @@
+"""A bundle → something that predicts.
+
+The digests are checked before anything is parsed. ONNX is taken where it loads; where it does not,
+TorchScript is, with a warning that says why, unless `fallback=False` refuses it. Neither torch nor
+onnx is imported on the way to an ONNX prediction.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packager.bundle import layout
+from packager.bundle.fingerprint import SumsMalformed, fingerprint, integrity, parse_sums
+from packager.errors import (
+    BackendUnavailable,
+    BundleSchemaUnknown,
+    DataDoesNotFit,
+    FingerprintWrong,
+    IntegrityFailed,
+    NotABundle,
+    SelftestFailed,
+    did_you_mean,
+)
+from packager.runtime.onnx_backend import OnnxBackend
+
+Array = NDArray[np.generic]
+log = logging.getLogger("packager")
+
+
+class Bundle:
+    """A loaded bundle. `run` may be called from several threads at once."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any], seal: str, backend: Any) -> None:
+        self.path = path
+        self.config = config
+        self.fingerprint = seal
+        self.name: str = config["name"]
+        self.version: str = config["version"]
+        self.inputs: list[dict[str, Any]] = config["inputs"]
+        self.outputs: list[dict[str, Any]] = config["outputs"]
+        self.backend: str = backend.name
+        self._backend = backend
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One prediction: arrays by input name in, arrays by output name out.
+
+        Raises `DataDoesNotFit` where a name, dtype, rank or fixed size is not the signature's, or
+        a named dim differs between inputs or leaves its limits. A bfloat16 input is given as float32.
+        """
+        _check(self.config, inputs)
+        outputs: dict[str, Array] = self._backend.run(inputs)
+        return outputs
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """`bundle(image=x)` is `bundle.run({"image": x})`."""
+        return self.run(inputs)
+
+    def __repr__(self) -> str:
+        return f"<Bundle {self.name} {self.version} on {self.backend}, {self.fingerprint}>"
+
+
+def load(
+    path: str | Path,
+    *,
+    fingerprint: str | None = None,
+    verify: bool = True,
+    fallback: bool = True,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    selftest: bool = False,
+) -> Bundle:
+    """Load a bundle's folder.
+
+    `fingerprint` is the `h1:…` that the bundle must have; `verify` checks every file's digest first;
+    `fallback` allows TorchScript where ONNX does not load; `providers` are onnxruntime's, those of
+    the manifest if None; `threads` is the size of the intra-op pool; `selftest` replays one case of
+    the bundle's evidence. Raises `NotABundle`, `BundleSchemaUnknown`, `IntegrityFailed`,
+    `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    seal = _check_files(folder, check_digests=verify or fingerprint is not None)
+    if fingerprint is not None and fingerprint != seal:
+        raise FingerprintWrong(str(folder), fingerprint, seal)
+    backend = _open(folder, config, fallback=fallback, providers=providers, threads=threads)
+    bundle = Bundle(folder, config, seal, backend)
+    if selftest:
+        _selftest(bundle)
+    return bundle
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a bundle, its schema checked first. Raises `NotABundle` or `BundleSchemaUnknown`."""
+    if folder.is_file():
+        raise NotABundle(str(folder), "it is a file, and a bundle is a folder")
+    if not folder.is_dir():
+        raise NotABundle(str(folder), "there is no such folder")
+    if not (folder / layout.SUMS).is_file():
+        raise NotABundle(str(folder), f"it has no {layout.SUMS}")
+    try:
+        config = json.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NotABundle(str(folder), f"{layout.CONFIG} cannot be read: {error}") from None
+    schema = config.get("schema") if isinstance(config, dict) else None
+    if schema != layout.SCHEMA:
+        raise BundleSchemaUnknown(str(folder), schema)
+    found: dict[str, Any] = config
+    return found
+
+
+def _check_files(folder: Path, *, check_digests: bool) -> str:
+    try:
+        text = (folder / layout.SUMS).read_text(encoding="utf-8")
+        sums = parse_sums(text)
+    except (OSError, UnicodeDecodeError, SumsMalformed) as error:
+        raise IntegrityFailed(str(folder), f"{layout.SUMS}: {error}") from None
+    if check_digests:
+        found = integrity(folder, sums)
+        if not found.whole:
+            parts = (("missing", found.missing), ("not listed", found.extra), ("changed", found.changed))
+            why = "\n".join(f"{title}: {', '.join(paths)}" for title, paths in parts if paths)
+            raise IntegrityFailed(str(folder), why)
+    return fingerprint(text)
+
+
+def _open(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    fallback: bool,
+    providers: Sequence[str] | None,
+    threads: int | None,
+) -> Any:
+    artifacts = config["artifacts"]
+    cause = "the bundle has no ONNX model"
+    if artifacts["onnx"] is not None:
+        try:
+            return OnnxBackend(
+                folder / artifacts["onnx"]["path"], providers=providers or config["providers"], threads=threads
+            )
+        except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes for a model it refuses)
+            cause = f"onnxruntime: {str(error).strip().splitlines()[0]}"
+    if artifacts["torchscript"] is None or not fallback:
+        hint = "load with fallback=True" if artifacts["torchscript"] else "use the onnxruntime it was built with"
+        raise BackendUnavailable(str(folder), cause, hint)
+    backend = open_torchscript(folder, config, cause)
+    log.warning("%s falls back to TorchScript: %s", folder.name, cause)
+    return backend
+
+
+def open_torchscript(folder: Path, config: Mapping[str, Any], cause: str) -> Any:
+    """The bundle's TorchScript model. Raises `BackendUnavailable` where torch is not installed or refuses it."""
+    try:
+        from packager.runtime.torchscript_backend import TorchScriptBackend
+    except ImportError as error:
+        why = f"{cause}\nthe TorchScript fallback needs torch: {error}"
+        raise BackendUnavailable(str(folder), why, "pip install torch") from None
+    artifact = config["artifacts"]["torchscript"]
+    try:
+        return TorchScriptBackend(
+            folder / artifact["path"],
+            inputs=[(one["name"], one["dtype"]) for one in config["inputs"]],
+            output_names=[one["name"] for one in config["outputs"]],
+            optimize=artifact["optimize_for_inference"],
+        )
+    except RuntimeError as error:
+        why = f"{cause}\nTorchScript: {str(error).strip().splitlines()[0]}"
+        raise BackendUnavailable(str(folder), why, "use the torch it was built with") from None
+
+
+def _check(config: Mapping[str, Any], inputs: Mapping[str, Array]) -> None:
+    wanted = config["inputs"]
+    if len(inputs) != len(wanted) or any(one["name"] not in inputs for one in wanted):
+        names = [one["name"] for one in wanted]
+        unknown = [name for name in inputs if name not in names]
+        why = f"the inputs are {', '.join(names)}; given: {', '.join(inputs) or 'none'}"
+        hint = did_you_mean(unknown[0], names) if unknown else None
+        raise DataDoesNotFit("inputs", why + (f"; {hint}" if hint else ""))
+    sizes: dict[str, int] = {}
+    for spec in wanted:
+        array = inputs[spec["name"]]
+        if not isinstance(array, np.ndarray):
+            raise DataDoesNotFit(spec["name"], f"it is a {type(array).__name__}, not a numpy array")
+        dtype = "float32" if spec["dtype"] == "bfloat16" else spec["dtype"]
+        if array.dtype != dtype or array.ndim != len(spec["shape"]):
+            found = f"{array.dtype}{list(array.shape)}"
+            raise DataDoesNotFit(spec["name"], f"it is {found}, expected {dtype}{_shape(spec['shape'])}")
+        for dim, size in zip(spec["shape"], array.shape, strict=True):
+            _check_size(config, spec, dim, size, sizes)
+
+
+def _check_size(
+    config: Mapping[str, Any], spec: Mapping[str, Any], dim: int | str, size: int, sizes: dict[str, int]
+) -> None:
+    if isinstance(dim, int):
+        if size != dim:
+            raise DataDoesNotFit(spec["name"], f"its shape must be {_shape(spec['shape'])}; a dim of {dim} is {size}")
+        return
+    limit = config["dims"][dim]
+    if size < limit["min"] or (limit["max"] is not None and size > limit["max"]):
+        most = "" if limit["max"] is None else f" and at most {limit['max']}"
+        raise DataDoesNotFit(spec["name"], f"{dim} is {size}, and must be at least {limit['min']}{most}")
+    if sizes.setdefault(dim, size) != size:
+        raise DataDoesNotFit(spec["name"], f"{dim} is {size} here and {sizes[dim]} in another input")
+
+
+def _shape(shape: Sequence[int | str]) -> str:
+    return "[" + ", ".join(str(dim) for dim in shape) + "]"
+
+
+def _selftest(bundle: Bundle) -> None:
+    from packager.bundle.evidence import read_expectations
+    from packager.parity.gate import judge
+
+    expectations = read_expectations(bundle.path, first_only=True)
+    judgement = judge(bundle._backend.run, expectations)
+    if not judgement.passed:
+        raise SelftestFailed(str(bundle.path), judgement.reason)

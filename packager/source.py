@@ -1,0 +1,353 @@
+"""Manifest + checkpoint → the eager module, ready: on the CPU, in eval mode, without gradients.
+
+The user's code is imported as it is, with the manifest's folder on the path, and taken out of
+`sys.modules` again afterwards, so that two projects that both have a `model.py` can be built by
+one process. The files it came from are recorded: they are part of what a bundle is made of.
+
+Initialising weights that a checkpoint overwrites at once can cost more than all the rest of a
+build. So parameters are first built on the meta device, where nothing is computed; buffers stay
+real, because many are not in a checkpoint and carry values that the constructor computes. Where
+that shortcut could change what the module computes, the module is built again in the plain way:
+see `_construct`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from packager import checkpoint
+from packager.errors import (
+    CheckpointDigestWrong,
+    EntryImportFailed,
+    EntryNotFound,
+    EntryNotModule,
+    InputsDoNotFit,
+    ModelArgumentsWrong,
+    ModelConstructionFailed,
+    did_you_mean,
+)
+from packager.hashing import sha256_file
+from packager.manifest import Project
+
+
+@dataclass(frozen=True)
+class Source:
+    """The user's module with its weights, and the digests of what it was made from."""
+
+    module: torch.nn.Module
+    fit: checkpoint.Fit
+    weights_key: str
+    parameters: int
+    checkpoint_sha256: str
+    code_sha256: str
+    code_files: tuple[str, ...]
+
+
+@contextmanager
+def opened(project: Project) -> Iterator[Callable[[], Source]]:
+    """Yields what loads the eager module. The user's code stays importable while the context is open.
+
+    The call raises an error of `packager.errors` for an entry that does not import or is no Module, kwargs
+    it does not take, and a checkpoint that cannot be read or does not fit.
+    """
+    with _importing_from(project.folder) as imported:
+        yield lambda: _load(project, _entry(project), imported)
+
+
+def user_frame(error: BaseException, folder: Path) -> str:
+    """The last line of the user's own code in a traceback, with the message: `model.py:12 in forward: …`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename.startswith(str(folder))]
+    message = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+    chosen = own or [frame for frame in frames if f"{Path(__file__).parent}" not in frame.filename]
+    if not chosen:
+        return message
+    frame = chosen[-1]
+    name = Path(frame.filename).name
+    line = f"\n  {frame.line}" if frame.line else ""
+    return f"{name}:{frame.lineno} in {frame.name}{line}\n{message}"
+
+
+# -- the user's code ------------------------------------------------------------------------
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[Callable[[], dict[str, Path]]]:
+    """Import with `folder` on the path; yields what tells which of the user's files were imported."""
+    before = set(sys.modules)
+    installed = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
+
+    def imported() -> dict[str, Path]:
+        found = {}
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if name in before or file is None or name.partition(".")[0] == "packager":
+                continue
+            path = Path(file).absolute()
+            if path.suffix == ".py" and not any(path.is_relative_to(one) for one in installed):
+                found[name] = path
+        return found
+
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield imported
+    finally:
+        for name in imported():
+            del sys.modules[name]
+        sys.path.remove(str(folder))
+
+
+def _entry(project: Project) -> Callable[..., Any]:
+    entry, where = project.manifest.model.entry, project.where("model", "entry")
+    place, _, attribute = entry.rpartition(":")
+    module = _import_file(project, place) if place.endswith(".py") else _import_name(project, place)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [name for name in vars(found) if not name.startswith("_") and callable(vars(found)[name])]
+            own = [name for name in public if getattr(vars(found)[name], "__module__", "") == module.__name__]
+            why = f"{place} has no {part!r}"
+            raise EntryNotFound(entry, where, why, did_you_mean(part, own or public[:20]))
+        found = getattr(found, part)
+    if not callable(found) or isinstance(found, torch.nn.Module):
+        raise EntryNotModule(entry, where, f"{attribute} is a {type(found).__name__} that is already made")
+    call: Callable[..., Any] = found
+    return call
+
+
+def _import_file(project: Project, place: str) -> ModuleType:
+    entry, where = project.manifest.model.entry, project.where("model", "entry")
+    path = (project.folder / place).resolve()
+    if not path.is_file():
+        near = sorted(str(one.relative_to(project.folder)) for one in project.folder.glob("*.py"))
+        raise EntryNotFound(entry, where, f"there is no file {path}", did_you_mean(place, near))
+    # The file's stem, not its path, names the module: the name ends up in TorchScript's class names.
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise EntryNotFound(entry, where, f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    shadowed = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        if shadowed is not None:
+            sys.modules[path.stem] = shadowed
+        raise EntryImportFailed(entry, where, user_frame(error, project.folder)) from error
+    return module
+
+
+def _import_name(project: Project, place: str) -> ModuleType:
+    entry, where = project.manifest.model.entry, project.where("model", "entry")
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
+            hint = f"write {place}.py:…" if (project.folder / f"{place}.py").exists() else None
+            raise EntryNotFound(entry, where, f"there is no module {place!r}", hint) from None
+        raise EntryImportFailed(entry, where, user_frame(error, project.folder)) from error
+    except Exception as error:
+        raise EntryImportFailed(entry, where, user_frame(error, project.folder)) from error
+
+
+def _code_digest(files: Mapping[str, Path]) -> str:
+    """SHA-256 over `sha256  module name` lines: what the code says, not where it lies."""
+    lines = sorted(f"{sha256_file(path)}  {name}\n" for name, path in files.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# -- the weights ----------------------------------------------------------------------------
+
+
+def _load(project: Project, entry: Callable[..., Any], imported: Callable[[], dict[str, Path]]) -> Source:
+    wanted = project.manifest.checkpoint
+    path = project.folder / wanted.path
+    where = project.where("checkpoint", "path")
+    read = checkpoint.read(path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
+    sha256 = sha256_file(path)
+    if wanted.sha256 not in (None, sha256):
+        raise CheckpointDigestWrong(wanted.path, project.where("checkpoint", "sha256"), wanted.sha256 or "", sha256)
+    _check_arguments(project, entry)
+    module, fit = _construct(project, entry, read)
+    module.eval().requires_grad_(False)
+    check_inputs(project, module)
+    files = imported()
+    return Source(
+        module=module,
+        fit=fit,
+        weights_key=read.key,
+        parameters=sum(one.numel() for one in module.parameters()),
+        checkpoint_sha256=sha256,
+        code_sha256=_code_digest(files),
+        code_files=tuple(sorted(files)),
+    )
+
+
+def _check_arguments(project: Project, entry: Callable[..., Any]) -> None:
+    kwargs = project.manifest.model.kwargs
+    where = project.where("model", "kwargs") if kwargs else project.where("model", "entry")
+    try:
+        signature = inspect.signature(entry)
+    except ValueError:
+        return  # a builtin without a signature: calling it will tell
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        known = [
+            one.name for one in signature.parameters.values()
+            if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)
+        ]  # fmt: skip
+        wrong = [name for name in kwargs if name not in known]
+        hint = did_you_mean(wrong[0], known) if wrong else f"it takes: {', '.join(known)}"
+        raise ModelArgumentsWrong(project.manifest.model.entry, where, str(error), hint) from None
+
+
+def _construct(
+    project: Project, entry: Callable[..., Any], read: checkpoint.Checkpoint
+) -> tuple[torch.nn.Module, checkpoint.Fit]:
+    """The module with the checkpoint's weights: by the shortcut where it is exact, else plainly.
+
+    The shortcut is refused where something would be left without its value (a parameter that is
+    not in the checkpoint, a buffer computed from a parameter), or where a buffer that is not in
+    the checkpoint may have been drawn at random, since skipped initialisations do not consume the
+    random numbers that they otherwise would.
+    """
+    state = torch.random.get_rng_state()
+    with _parameters_on_meta():
+        try:
+            module = entry(**project.manifest.model.kwargs)
+        except Exception:  # noqa: BLE001 (whatever it is, the plain way below meets it again and reports it)
+            module = None
+    random_used = not torch.equal(state, torch.random.get_rng_state())
+    torch.random.set_rng_state(state)
+    if isinstance(module, torch.nn.Module):
+        fit = _assign(project, module, read)
+        persistent = module.state_dict(keep_vars=True).keys()
+        transient = [name for name, _ in module.named_buffers() if name not in persistent]
+        left = [one for one in (*module.parameters(), *module.buffers()) if one.is_meta]
+        if not left and not (random_used and transient):
+            return module, fit
+    module = _construct_plainly(project, entry)
+    return module, _assign(project, module, read)
+
+
+def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.Module:
+    name, where = project.manifest.model.entry, project.where("model", "entry")
+    try:
+        module = entry(**project.manifest.model.kwargs)
+    except Exception as error:
+        raise ModelConstructionFailed(name, where, user_frame(error, project.folder)) from error
+    if not isinstance(module, torch.nn.Module):
+        raise EntryNotModule(name, where, f"{name} returned a {type(module).__name__}")
+    return module.to("cpu")
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """While open, every parameter that a module registers moves to the meta device."""
+    plain = torch.nn.Module.register_parameter
+
+    def register(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta and type(param) is torch.nn.Parameter:
+            param = torch.nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        plain(self, name, param)
+
+    torch.nn.Module.register_parameter = register  # type: ignore[method-assign]  # restored below
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = plain  # type: ignore[method-assign]  # as it was
+
+
+def _assign(project: Project, module: torch.nn.Module, read: checkpoint.Checkpoint) -> checkpoint.Fit:
+    """Put the checkpoint's tensors into the module without a copy, in the dtypes of the module."""
+    wanted = project.manifest.checkpoint
+    own = {name: one for name, one in module.state_dict(keep_vars=True).items() if isinstance(one, torch.Tensor)}
+    tied = _tied(module)
+    fit = checkpoint.fit(
+        read.state,
+        {name: tuple(one.shape) for name, one in own.items()},
+        prefix=wanted.prefix,
+        strict=wanted.strict,
+        allow_missing=wanted.allow_missing,
+        allow_unexpected=wanted.allow_unexpected,
+        tied=tied,
+        where=project.where("checkpoint"),
+    )
+    state = {name: one.to(own[name].dtype) for name, one in fit.state.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a warning about assign=True on a module that is not on meta
+        module.load_state_dict(state, strict=False, assign=True)
+    for group in tied:
+        # As in a plain load, where the names share memory and the last one written stands.
+        loaded = [name for name in state if name in group]
+        if loaded:
+            shared = module.get_parameter(loaded[-1])
+            for name in group:
+                parent, _, leaf = name.rpartition(".")
+                setattr(module.get_submodule(parent), leaf, shared)
+    return fit
+
+
+def _tied(module: torch.nn.Module) -> list[frozenset[str]]:
+    """Groups of parameter names that are one and the same parameter."""
+    names: dict[int, set[str]] = {}
+    for name, one in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(one), set()).add(name)
+    return [frozenset(group) for group in names.values() if len(group) > 1]
+
+
+# -- the signature --------------------------------------------------------------------------
+
+
+def check_inputs(project: Project, module: torch.nn.Module) -> None:
+    """Refuse inputs that forward() does not take in this number and order. Raises `InputsDoNotFit`."""
+    names = list(project.manifest.inputs)
+    parameters = [
+        one for one in inspect.signature(module.forward).parameters.values() if one.kind is not one.KEYWORD_ONLY
+    ]
+    known = [one.name for one in parameters if one.kind is not one.VAR_POSITIONAL]
+    takes_more = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    where = project.where("inputs")
+    takes = f"forward() takes: {', '.join(known)}"
+    if len(names) > len(known) and not takes_more:
+        raise InputsDoNotFit(where, f"{takes}\nthe manifest gives {len(names)}: {', '.join(names)}", "remove inputs")
+    needed = [one.name for one in parameters if one.default is one.empty and one.name in known]
+    if len(names) < len(needed):
+        raise InputsDoNotFit(where, f"{takes}\nwithout an input: {', '.join(needed[len(names) :])}", "add inputs")
+    for position, name in enumerate(names):
+        if name in known and known.index(name) != position:
+            raise InputsDoNotFit(
+                project.where("inputs", name),
+                f"{takes}\n{name} is input {position + 1} of the manifest and parameter {known.index(name) + 1}",
+                "list the inputs in the order of forward(), without gaps; a small wrapper Module can reorder them",
+            )
+
+
+def bind(project: Project, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    """numpy arrays, in the manifest's order, as the tensors that forward() is called with.
+
+    numpy has no bfloat16: such an input comes as float32 and is rounded here, as the loader does.
+    """
+    specs = project.manifest.inputs.values()
+    tensors = [torch.from_numpy(np.array(one)) for one in inputs]  # a copy: forward() may write into it
+    return tuple(
+        one.to(torch.bfloat16) if spec.dtype == "bfloat16" else one for one, spec in zip(tensors, specs, strict=True)
+    )

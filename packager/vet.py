@@ -1,0 +1,66 @@
+"""Everything that can be said about a project without exporting it.
+
+The manifest, the checkpoint against the module, and one forward pass: seconds, where a build takes
+many, and the same errors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from packager import manifest
+from packager.errors import ExtraMissing
+
+
+@dataclass(frozen=True)
+class VetReport:
+    """What a build would start from."""
+
+    name: str
+    version: str
+    parameters: int
+    weights_key: str
+    prefix: str
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    inputs: tuple[dict[str, Any], ...]
+    outputs: tuple[dict[str, Any], ...]
+    cases: int
+    not_checked: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """The object that `package vet --json` prints."""
+        return {"ok": True, **asdict(self)}
+
+
+def vet(path: str | Path) -> VetReport:
+    """Vet a manifest. Raises what a build would raise before its export."""
+    project = manifest.load(path)
+    try:
+        from packager import samples, signature, source
+        from packager.parity import reference
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "packager":
+            raise
+        raise ExtraMissing(error.name or str(error), "package vet") from None
+    with source.opened(project) as opening:
+        opened = opening()
+        grid = samples.grid(project)
+        first = reference.first_outputs(project, opened, grid.example)
+        second = reference.first_outputs(project, opened, grid.contrast)
+        outputs = signature.outputs((grid.example, first), (grid.contrast, second))
+    return VetReport(
+        name=project.manifest.name,
+        version=project.manifest.version,
+        parameters=opened.parameters,
+        weights_key=opened.weights_key,
+        prefix=opened.fit.prefix,
+        missing=opened.fit.missing,
+        unexpected=opened.fit.unexpected,
+        inputs=tuple(asdict(one) for one in signature.inputs(project.manifest)),
+        outputs=tuple(asdict(one) for one in outputs),
+        cases=len(grid.cases),
+        not_checked=grid.left_out,
+    )

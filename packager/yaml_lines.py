@@ -1,0 +1,98 @@
+"""YAML → plain data, with the line on which every field stands.
+
+PyYAML composes a tree of nodes that know their place in the file; this module builds the data
+from that tree and keeps the places beside it, so that a later complaint about `inputs.image.shape`
+can name a line. Scalars follow YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema)
+where PyYAML's default is 1.1: `1e-5` is a number, and `on`, `yes` and `12:30` are text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a YAML file says (`data`), and the 1-based line of each field (`lines`)."""
+
+    data: Any
+    lines: Mapping[Path, int]
+
+    def line(self, path: Path) -> int:
+        """The line of a field, or of the nearest field around it that the file has."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+
+class YamlError(Exception):
+    """The text is not YAML, or says the same key twice; `line` is 1-based."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+        self.message = message
+
+
+class _CoreSchemaLoader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own hook)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", list("-+0123456789")),
+    (
+        "float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        list("-+0123456789."),
+    ),
+):
+    _CoreSchemaLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def parse(text: str) -> Document:
+    """Parse one YAML document. Raises `YamlError` with the line at fault."""
+    loader = _CoreSchemaLoader(text)
+    try:
+        node = loader.get_single_node()
+        lines: dict[Path, int] = {}
+        data = None if node is None else _build(loader, node, (), lines)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise YamlError(mark.line + 1 if mark else 1, error.problem or str(error)) from None
+    except yaml.YAMLError as error:
+        raise YamlError(1, str(error)) from None
+    finally:
+        loader.dispose()
+    return Document(data, lines)
+
+
+def _build(loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(loader, item, (*path, index), lines) for index, item in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        try:
+            return loader.construct_object(node)
+        except ValueError as error:  # such as a date that no calendar has
+            raise YamlError(node.start_mark.line + 1, str(error)) from None
+    found: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise YamlError(line, "a key must be a single word")
+        key = key_node.value
+        if key in found:
+            raise YamlError(line, f"the key {key!r} stands here twice")
+        place = (*path, key)
+        lines[place] = line
+        found[key] = _build(loader, value_node, place, lines)
+    return found
