@@ -83,7 +83,7 @@ class Checkpoint(_Model):
     )
     prefix: str = Field(
         default="auto",
-        description="auto strips module., _orig_mod. and the like where that fits; a prefix to strip; or empty",
+        description="auto strips wrappers' prefixes, or adds a wrapper Module's, where it fits; or a prefix to strip",
     )
     strict: bool = Field(default=True, description="every parameter is in the checkpoint, and nothing else is")
     allow_missing: list[str] = Field(default=[], description="glob patterns of keys that may be missing")

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from packager import memory
 from packager.jobs import JudgeJob, Optimized, OptimizeJob
 from packager.parity.gate import Judgement
 
@@ -110,6 +111,7 @@ class OnnxSide:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            env={**os.environ, **memory.ENVIRONMENT},
         )
 
     def _exchange(self, job: object) -> Any:

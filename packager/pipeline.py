@@ -14,8 +14,8 @@ are they proven one by one, and the one at fault is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import torch
 
 from packager import samples, signature, source
 from packager.bundle import assemble, layout, records
-from packager.bundle.verify import structure
+from packager.bundle.verify import verify
 from packager.bundle.writer import Writer, staging
 from packager.errors import AssetNotFound, ExportFailed, ParityFailed, Problem, TorchScriptFailed
 from packager.export import ExporterFailed, torchscript
@@ -32,6 +32,7 @@ from packager.jobs import JudgeJob, Optimized, OptimizeJob, Stage
 from packager.manifest import Project
 from packager.onnx_side import OnnxSide
 from packager.parity import reference
+from packager.parity.compare import Array
 from packager.parity.gate import Judgement, judge
 from packager.parity.reference import Reference
 from packager.progress import Stages
@@ -60,6 +61,7 @@ class _Eager:
     example: tuple[torch.Tensor, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    known: Mapping[str, Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,15 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
             candidates = _candidates(project, eager, program, site)
             first = next(candidates, None)
         with stages.stage("reference"):
-            expected = reference.measure(project, eager.source, eager.grid)
-        with stages.stage("torchscript"):
-            script = _ship_torchscript(project, eager, program, expected, site)
-            if script is not None and script.program is not program and program is not None:
-                candidates = _candidates(project, eager, script.program, site)
-        with stages.stage("onnx"):
-            onnx = _ship_onnx(project, first, candidates, expected, site)
+            expected = reference.measure(project, eager.source, eager.grid, eager.known)
+        with ThreadPoolExecutor(max_workers=1) as judging:
+            outcome = judging.submit(_try_candidate, first, expected, project, site) if first else None
+            with stages.stage("torchscript"):
+                script = _ship_torchscript(project, eager, program, expected, site)
+                if script is not None and script.program is not program:
+                    candidates = _candidates(project, eager, script.program, site)
+            with stages.stage("onnx"):
+                onnx = _ship_onnx(project, first, outcome, candidates, expected, site)
         with stages.stage("bundle"):
             stages_taken = onnx.stages + (script.stages if script else ())
             content = assemble.Content(
@@ -138,6 +142,7 @@ def _eager(project: Project, opened: Source) -> _Eager:
         source.bind(project, list(grid.example.inputs.values())),
         signature.inputs(project.manifest),
         signature.outputs((grid.example, first), (other, second)),
+        {grid.example.name: first, other.name: second},
     )
 
 
@@ -218,7 +223,7 @@ def _try_program(
                 stages.append(_script_stage(name, kept=False, reason=failed.cause))
                 judgement = Judgement(False, failed.cause, {}, None)
                 continue
-            sha256 = site.writer.add_file(layout.TORCHSCRIPT, saved)
+            sha256 = site.writer.adopt(layout.TORCHSCRIPT, saved)
         judgement = _judge_script(site.writer.folder / layout.TORCHSCRIPT, eager, expected, optimize=optimize)
         stages.append(_script_stage(name, kept=judgement.passed, reason=judgement.reason))
         if judgement.passed:
@@ -316,14 +321,23 @@ def _export(label: str, eager: _Eager, project: Project, site: _Site, write: Cal
 
 
 def _ship_onnx(
-    project: Project, first: _Candidate | None, rest: Iterator[_Candidate], expected: Reference, site: _Site
+    project: Project,
+    first: _Candidate | None,
+    tried: Future[_Onnx | _NotTaken] | None,
+    rest: Iterator[_Candidate],
+    expected: Reference,
+    site: _Site,
 ) -> _Onnx:
-    """Write the first proven graph into the bundle. Raises `ExportFailed` or `ParityFailed`."""
+    """Write the first proven graph into the bundle; `tried` is what comes of the first candidate.
+
+    Raises `ExportFailed` or `ParityFailed`.
+    """
     stages: list[Stage] = []
     problems: list[Problem] = []
     disproven = False
     for candidate in _chain(first, rest):
-        outcome = _try_candidate(candidate, expected, project, site)
+        waiting = tried is not None and candidate is first
+        outcome = tried.result() if waiting and tried else _try_candidate(candidate, expected, project, site)
         if isinstance(outcome, _Onnx):
             return replace(outcome, stages=(*stages, *outcome.stages))
         stages.append(Stage(f"export: {candidate.exporter}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0))
@@ -376,9 +390,9 @@ def _try_candidate(candidate: _Candidate, expected: Reference, project: Project,
 def _stage_and_judge(optimized: Optimized, job: OptimizeJob, expected: Reference, site: _Site) -> Judgement:
     """Put the graph into the staged bundle and judge the bytes that lie there."""
     assert optimized.facts is not None
-    site.writer.add_file(layout.ONNX, job.target)
+    site.writer.adopt(layout.ONNX, job.target)
     if optimized.facts.external_data:
-        site.writer.add_file(layout.ONNX_DATA, job.target.with_name(layout.ONNX_DATA))
+        site.writer.adopt(layout.ONNX_DATA, job.target.with_name(layout.ONNX_DATA))
     staged = site.writer.folder / layout.ONNX
     return site.side.judge(JudgeJob(staged, expected.expectations, job.providers)).result()
 
@@ -417,8 +431,6 @@ def _chain(first: _Candidate | None, rest: Iterator[_Candidate]) -> Iterator[_Ca
 
 def _check(folder: Path) -> None:
     """What was just written must verify; if it does not, that is our bug and not the user's."""
-    import json
-
-    problems: Sequence[str] = structure(folder, json.loads((folder / layout.CONFIG).read_bytes()))
-    if problems:
-        raise AssertionError(f"the staged bundle does not verify: {problems}")
+    report = verify(folder, parity=False)
+    if not report.ok:
+        raise AssertionError(f"the staged bundle does not verify: {report.integrity}, {report.structure}")

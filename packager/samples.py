@@ -24,6 +24,7 @@ Array = NDArray[np.generic]
 Fill = Literal["random", "low", "high"]
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23)  # the n-th differs from the n-th example size, n + 2
 _LARGEST_CASE_BYTES = 64 << 20
+_EXTRA_SIZE = 16  # of a dim that is no batch, in the cases that vary the values and not the sizes
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ def grid(project: Project) -> Grid:
     planned: list[tuple[Mapping[str, int], Fill]] = [(one, "random") for one in sizes]
     ranged = any(spec.range is not None for spec in manifest.inputs.values())
     fills: tuple[Fill, ...] = ("low", "high") if ranged else ()
-    small = [one for one in sizes if _case_bytes(manifest.inputs, one) <= _case_bytes(manifest.inputs, example_sizes)]
-    planned += [(example_sizes, fill) for fill in fills]
-    for extra in range(manifest.parity.samples - len(planned)):
-        planned.append((small[extra % len(small)], "random"))
+    small = {
+        name: _clamp(_EXTRA_SIZE if _is_inner(name, manifest.inputs) else limit.min, limit)
+        for name, limit in limits.items()
+    }
+    planned += [(small, fill) for fill in fills]
+    planned += [(small, "random")] * (manifest.parity.samples - len(planned))
     cases = [
         _case(manifest.inputs, sizes_of_case, fill, manifest.parity.seed, index)
         for index, (sizes_of_case, fill) in enumerate(planned)
@@ -132,6 +135,11 @@ def _sizes(
         else:
             kept.append(sizes)
     return kept, tuple(dict.fromkeys(left_out))
+
+
+def _is_inner(name: str, inputs: Mapping[str, Input]) -> bool:
+    """Whether a dim stands anywhere but first: a length or a width, where 1 would exercise little."""
+    return any(name in spec.shape[1:] for spec in inputs.values())
 
 
 def _case_bytes(inputs: Mapping[str, Input], sizes: Mapping[str, int]) -> int:

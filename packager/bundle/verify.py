@@ -70,6 +70,9 @@ def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool =
     if problems or not parity:
         why = "not replayed on a malformed bundle" if problems else "not asked for"
         return VerifyReport(seal, found, tuple(problems), _UNCHECKED, (f"parity: {why}",))
+    problems = _onnx_signature(folder, records.Config.model_validate(config))
+    if problems:
+        return VerifyReport(seal, found, tuple(problems), _UNCHECKED, ("parity: not replayed on a malformed bundle",))
     verdicts, notes = _replay(folder, config)
     return VerifyReport(seal, found, (), verdicts, tuple(notes))
 
@@ -113,8 +116,6 @@ def structure(folder: Path, raw_config: Mapping[str, Any]) -> list[str]:
         backend = record.backends.get(name)  # type: ignore[call-overload]  # the names are those literals
         if backend is None or backend.verdict != verdict:
             problems.append(f"{layout.CONFIG} says {name}: {verdict}, and {layout.PARITY} does not")
-    if not problems and config.artifacts.onnx is not None:
-        problems += _onnx_signature(folder, config)
     return problems
 
 
@@ -135,7 +136,8 @@ def _artifacts_listed(config: records.Config, sums: Mapping[str, str]) -> list[s
 
 
 def _onnx_signature(folder: Path, config: records.Config) -> list[str]:
-    assert config.artifacts.onnx is not None
+    if config.artifacts.onnx is None:
+        return []
     try:
         backend = OnnxBackend(folder / config.artifacts.onnx.path, providers=config.providers, threads=None)
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)

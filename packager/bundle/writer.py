@@ -20,7 +20,7 @@ from typing import IO
 from packager.bundle import layout
 from packager.bundle.fingerprint import fingerprint, sums_text
 from packager.errors import OutputRefused
-from packager.hashing import CHUNK_BYTES
+from packager.hashing import CHUNK_BYTES, sha256_file
 
 try:
     import fcntl
@@ -63,6 +63,13 @@ class Writer:
                 stream.write(chunk)
                 found.update(chunk)
         self.digests[path] = found.hexdigest()
+        return self.digests[path]
+
+    def adopt(self, path: str, source: Path) -> str:
+        """Move a finished file of the same filesystem in and hash what lies there; returns its digest."""
+        target = self._target(path)
+        os.replace(source, target)
+        self.digests[path] = sha256_file(target)
         return self.digests[path]
 
     def discard(self, path: str) -> None:

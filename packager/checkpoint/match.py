@@ -2,12 +2,14 @@
 
 Training wraps modules, and each wrapper leaves a prefix on every key: `module.` (DataParallel and
 DistributedDataParallel), `_orig_mod.` (torch.compile), `model.` (a Lightning module's attribute).
-`prefix: auto` strips those from the front as long as more keys fit the module for it.
+And a module may wrap what was trained, which puts a prefix on the module's side. `prefix: auto`
+strips the wrappers' prefixes, or adds the name of one of the module's children, where more keys
+fit the module for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -22,7 +24,7 @@ _ROWS = 20  # a table longer than this helps nobody
 
 @dataclass(frozen=True)
 class Fit:
-    """The state under the module's own names, and what was stripped and forgiven on the way."""
+    """The state under the module's own names, what was done to prefixes (`module.`, `+net.`), and what was forgiven."""
 
     state: Mapping[str, torch.Tensor]
     prefix: str
@@ -47,7 +49,7 @@ def fit(
     Raises `StateDoesNotFit` that lists missing and unexpected keys with their nearest names, and a
     table of shapes that differ.
     """
-    stripped, renamed = _strip(state, shapes, prefix)
+    prefix_used, renamed = _rename(state, shapes, prefix)
     present = set(renamed)
     covered = {name for group in tied if group & present for name in group}
     missing = [name for name in shapes if name not in renamed and name not in covered]
@@ -63,28 +65,39 @@ def fit(
         why = _explain(refused_missing, refused_unexpected, wrong, list(renamed), list(shapes))
         raise StateDoesNotFit(where, why, _hint(refused_missing, refused_unexpected))
     kept = {name: tensor for name, tensor in renamed.items() if name in shapes}
-    return Fit(kept, stripped, tuple(missing), tuple(unexpected))
+    return Fit(kept, prefix_used, tuple(missing), tuple(unexpected))
 
 
-def _strip(
+def _rename(
     state: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], prefix: str
 ) -> tuple[str, dict[str, torch.Tensor]]:
+    """The state under new keys, and what was done to them: `module.` for stripped, `+net.` for added."""
     if prefix != "auto":
         return prefix, {key.removeprefix(prefix): value for key, value in state.items()}
+    stripped = list(_stripped(state))
+    children = dict.fromkeys(name.partition(".")[0] + "." for name in shapes if "." in name)
+    added = [
+        (f"{removed}+{child}", {child + key: value for key, value in variant.items()})
+        for removed, variant in stripped
+        for child in children
+    ]
+    # The first of the best: stripping less is preferred, and adding comes last.
+    return max([*stripped, *added], key=lambda variant: sum(key in shapes for key in variant[1]))
+
+
+def _stripped(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """The state as it is, and with one wrapper after the other taken off."""
     # torch.compile may sit on a part of the model too; its name is reserved, so it goes anywhere.
-    plain = {key.replace("._orig_mod.", "."): value for key, value in state.items()}
-    best, best_fit, stripped = plain, sum(key in shapes for key in plain), ""
-    current, removed = plain, ""
+    current = {key.replace("._orig_mod.", "."): value for key, value in state.items()}
+    removed = ""
+    yield removed, current
     while wrapper := next((one for one in WRAPPERS if any(key.startswith(one) for key in current)), None):
         # Not every key need wear it: a Lightning file holds metrics' buffers beside the model's keys.
         shorter = {key.removeprefix(wrapper): value for key, value in current.items()}
         if len(shorter) < len(current):
-            break  # two keys would become one
+            return  # two keys would become one
         current, removed = shorter, removed + wrapper
-        fitting = sum(key in shapes for key in current)
-        if fitting > best_fit:
-            best, best_fit, stripped = current, fitting, removed
-    return stripped, best
+        yield removed, current
 
 
 def _allowed(name: str, patterns: Sequence[str]) -> bool:

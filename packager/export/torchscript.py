@@ -15,7 +15,6 @@ and a saved file of it loads no more (the weights it packs are not saved).
 
 from __future__ import annotations
 
-import io
 import re
 import warnings
 import zipfile
@@ -80,15 +79,16 @@ def save(program: Program, path: Path, *, fold: bool, folder: Path) -> None:
         warnings.simplefilter("ignore")
         try:
             frozen = torch.jit.freeze(program.module.eval(), optimize_numerics=fold)
-            buffer = io.BytesIO()
-            torch.jit.save(frozen, buffer)
+            raw = path.with_name(path.name + ".raw")
+            torch.jit.save(frozen, raw)
         except RuntimeError as error:
             raise failure(error, folder) from error
-    path.write_bytes(canonical(buffer))
+    canonical(raw, path)
+    raw.unlink()
 
 
-def canonical(saved: io.BytesIO) -> memoryview:
-    """The archive without what changes from run to run: see the module's docstring."""
+def canonical(saved: Path, target: Path) -> None:
+    """Write the archive anew without what changes from run to run: see the module's docstring."""
     with zipfile.ZipFile(saved) as archive:
         entries = {
             name.partition("/")[2]: archive.read(name)
@@ -105,15 +105,13 @@ def canonical(saved: io.BytesIO) -> memoryview:
         text = name.endswith(".py") or name in ("data.pkl", "constants.pkl")
         content = _MANGLED.sub(renumber, entries[name]) if text else entries[name]
         renamed[_MANGLED.sub(renumber, name.encode()).decode()] = content
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
+    with target.open("wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(renamed):
             info = zipfile.ZipInfo(f"model/{name}", _EPOCH)
-            header = written.tell() + 30 + len(info.filename) + 4  # local header, name, head of the padding field
+            header = stream.tell() + 30 + len(info.filename) + 4  # local header, name, head of the padding field
             padding = -header % _ALIGNMENT
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"\0" * padding
             archive.writestr(info, renamed[name])
-    return written.getbuffer()
 
 
 __all__ = ["ExporterFailed", "Program", "canonical", "save", "script", "trace"]
