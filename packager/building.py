@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager import manifest
+from packager import manifest, memory
 from packager.bundle import layout
 from packager.bundle.writer import check_target
 from packager.errors import ExtraMissing
@@ -57,7 +57,7 @@ def build(
     project = manifest.load(path)
     check_target(Path(out) / layout.folder_name(project.manifest.name, project.manifest.version), force=force)
     stages = Stages(listener)
-    with OnnxSide() as side:
+    with memory.collector_paused(), OnnxSide() as side:
         with stages.stage("import"):
             try:
                 from packager import pipeline

@@ -6,7 +6,6 @@ place where an error becomes an exit status: 1 and 2 as the error's class says, 
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -39,16 +38,12 @@ def cli() -> None:
 @_json_option
 def build(manifest: Path, output: Path, force: bool, no_cache: bool, as_json: bool) -> None:
     """Build the bundle of MANIFEST into DIR/NAME-VERSION and prove it."""
-    from packager import console, memory
+    from packager import console
     from packager.building import build as run
 
-    memory.keep_freed()
     # torch's threads and those of the ONNX side share the cores: one that spins while it waits takes
     # time from one that works (ResNet-50: 8.4 s instead of 10.5 s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # A build makes few cycles and millions of long-lived objects: without the collector, importing
-    # torch and transformers takes 2.4 s instead of 3.9 s.
-    gc.disable()
     with console.listening(quiet=as_json) as listener:
         result = run(manifest, output, force=force, listener=listener)
     if as_json:

@@ -24,10 +24,29 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Weight:
+    """One tensor in a file of weights: its ONNX dtype, its shape, and its bytes from `offset` on."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Raw:
+    """An exported graph. `weights` lie in `path` + ".weights", and are inputs of the graph; else it holds its own."""
+
+    path: Path
+    weights: tuple[Weight, ...] = ()
+
+
+@dataclass(frozen=True)
 class OptimizeJob:
     """What is to be optimized. With `expectations`, every pass is proven before the next one."""
 
-    raw: Path
+    raw: Raw
     target: Path
     simplify: bool
     level: str
@@ -56,12 +75,3 @@ class Optimized:
     stages: tuple[Stage, ...]
     facts: GraphFacts | None
     refused: str = ""
-
-
-@dataclass(frozen=True)
-class JudgeJob:
-    """Run the model file on every case and compare."""
-
-    model: Path
-    expectations: tuple[Expectation, ...]
-    providers: Sequence[str]

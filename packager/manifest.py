@@ -9,12 +9,13 @@ that would have been right.
 from __future__ import annotations
 
 import hashlib
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -45,10 +46,11 @@ DType = Literal[
 ]  # fmt: skip
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 DIM_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
-# The expression that semver.org publishes for a semantic version 2.0.0, without its named groups.
+# The expression that semver.org publishes for a semantic version 2.0.0, without its named groups, and with
+# ASCII digits alone: pydantic's \d takes those of every script.
 VERSION_PATTERN = (
-    r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
-    r"(-(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
+    r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
+    r"(-(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
     r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$"
 )
 
@@ -121,7 +123,7 @@ class Input(_Model):
         if self.dtype == "bool":
             raise ValueError("a bool input takes no range")
         low, high = self.range
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        if not -sys.float_info.max <= low < high <= sys.float_info.max:
             raise ValueError(f"the range [{low}, {high}] holds no value: low must be below high, both finite")
         if is_integer(self.dtype):
             if low != int(low) or high != int(high):
@@ -130,7 +132,26 @@ class Input(_Model):
             least, most = (0, 2**bits) if self.dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1))
             if low < least or high > most:
                 raise ValueError(f"the range [{low}, {high}] leaves {self.dtype}, which is [{least}, {most}]")
+        first, last = self.ends()
+        if first > last:
+            raise ValueError(f"the range [{low}, {high}] holds no value that {self.dtype} has")
         return self
+
+    def ends(self) -> tuple[Any, Any]:
+        """The smallest and the largest value of the dtype with low ≤ x < high, of an input that has a range."""
+        assert self.range is not None
+        low, high = self.range
+        if is_integer(self.dtype):
+            return int(low), int(high) - 1
+        # bfloat16 is drawn as float32. A bound may lie between two values of the dtype, or beyond all of them.
+        dtype = np.dtype("float32" if self.dtype == "bfloat16" else self.dtype).type
+        with np.errstate(over="ignore"):
+            first, last = dtype(low), dtype(high)
+        if float(first) < low:
+            first = np.nextafter(first, dtype(np.inf))
+        if float(last) >= high:
+            last = np.nextafter(last, dtype(-np.inf))
+        return first, last
 
 
 class DimLimits(_Model):
@@ -185,7 +206,12 @@ class Tolerance(_Model):
 class Parity(_Model):
     """How the artifacts are compared with the module."""
 
-    samples: int = Field(default=8, ge=1, le=1000, description="how many cases, at least; each dim size gets one")
+    samples: int = Field(
+        default=8,
+        ge=1,
+        le=1000,
+        description="how many samples, at least, a row of a batch each; every dim size is tried",
+    )
     seed: int = Field(default=0, ge=0, description="seed of the samples")
     tolerance: Literal["auto"] | Tolerance = Field(
         default="auto", description="auto measures what float32 costs this model; or explicit {atol, rtol}"
@@ -223,9 +249,9 @@ class Manifest(_Model):
     inputs: dict[Annotated[str, Field(pattern=DIM_PATTERN)], Input] = Field(
         min_length=1, description="in the order of forward()'s parameters"
     )
-    outputs: Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_unique)] | None = Field(
-        default=None, description="names, in order; a dict's keys or output_0, … otherwise"
-    )
+    outputs: (
+        Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_unique)] | None
+    ) = Field(default=None, description="names, in order; a dict's keys or output_0, … otherwise")
     dims: dict[str, DimLimits] = Field(default={}, description="limits of the named dims")
     export: Export = Export()
     optimize: Optimize = Optimize()
@@ -324,10 +350,11 @@ def _where(path: Path, document: yaml_lines.Document, field: Sequence[str | int]
 def _problems(error: ValidationError, path: Path, document: yaml_lines.Document) -> list[Problem]:
     """pydantic's findings, in the order of the file, each in our words."""
     found: dict[tuple[str | int, ...], list[Problem]] = {}
-    for detail in error.errors():
-        if detail["type"] == "literal_error" and isinstance(detail["input"], dict):
+    details = [(_field(detail["loc"], document.data, detail["type"]), detail) for detail in error.errors()]
+    for field, detail in details:
+        inside = any(other[: len(field)] == field and other != field for other, _ in details)
+        if detail["type"] == "literal_error" and inside:
             continue  # the arm of a union that was not meant: the mapping's own problems follow
-        field = _field(detail["loc"], document.data, detail["type"])
         message, hint = _say(detail, field)
         where = _where(path, document, field)
         # A union complains once for each of its arms: the first complaint about a field stands.
@@ -367,10 +394,12 @@ def _say(detail: Any, field: tuple[str | int, ...]) -> tuple[str, str | None]:
         return str(context["error"]), None
     if kind == "string_pattern_mismatch":
         return f"found {found!r}, which does not match {context['pattern']}", _PATTERN_HINTS.get(context["pattern"])
-    if field[-2:-1] == ("shape",):
+    if field[-2:-1] == ("shape",) and isinstance(field[-1], int):
         return f"found {found!r}, which is no dim", "a dim is a size, such as 28, or a name, such as batch"
     if kind == "string_type" and isinstance(found, (int, float)) and not isinstance(found, bool):
         return f"found {found!r}, a number where text is expected", "put it in quotes"
+    if kind in ("model_type", "dict_type"):
+        return f"found {found!r}, expected a mapping of fields", None
     message = detail["msg"].replace("Input should be ", "expected ")
     return f"found {found!r}: {message[0].lower()}{message[1:]}", None
 

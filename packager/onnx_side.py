@@ -1,7 +1,7 @@
 """The ONNX half of a build, in a process of its own.
 
 While the main process imports torch and the user's code, traces and runs the reference, this one
-imports onnx, onnxsim and onnxruntime, then simplifies, optimizes and judges. Two processes use two
+imports onnx, onnxsim and onnxruntime, then simplifies and optimizes. Two processes use two
 cores where one interpreter would use one, and a crash inside a pass (they are C++ working on
 graphs nobody has seen before) costs the pass and not the build.
 
@@ -27,8 +27,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from packager import memory
-from packager.jobs import JudgeJob, Optimized, OptimizeJob
-from packager.parity.gate import Judgement
+from packager.jobs import Optimized, OptimizeJob
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,6 @@ class OnnxSide:
         """Run the passes; a pass that crashes is skipped, recorded, and the others run again."""
         return self._threads.submit(self._optimize, job)
 
-    def judge(self, job: JudgeJob) -> Future[Judgement]:
-        """Run a model file on every case. A crash is a judgement too: not passed."""
-        return self._threads.submit(self._judge, job)
-
     def _optimize(self, job: OptimizeJob) -> Optimized:
         while True:
             try:
@@ -93,14 +88,15 @@ class OnnxSide:
                     return Optimized((), None, str(crash))
                 job = replace(job, skip={**job.skip, crash.during: f"crashed: {crash.how}"})
             else:
+                self._close()  # with the memory that it took; another job, which is rare, starts another
                 return answer
 
-    def _judge(self, job: JudgeJob) -> Judgement:
-        try:
-            answer: Judgement = self._exchange(job)
-        except Crashed as crash:
-            return Judgement(False, str(crash), {}, None)
-        return answer
+    def _close(self) -> None:
+        if self._child is not None:
+            assert self._child.stdin is not None
+            self._child.stdin.close()
+            self._child.wait()
+            self._child = None
 
     def _start(self) -> None:
         # Not `-m packager.onnx_side` from the working directory's files: the child must import what we are.
@@ -167,9 +163,6 @@ def serve() -> None:
         except EOFError:
             return
         try:
-            if isinstance(job, JudgeJob):
-                say(optimize.judge_file(job.model, job.expectations, job.providers))
-            else:
-                say(optimize.optimize(job, began))
+            say(optimize.optimize(job, began))
         except Exception as error:  # noqa: BLE001 (handed to the parent, which raises it there)
             say(_Failed(error))

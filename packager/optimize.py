@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
 
+from packager import graph_file
 from packager.jobs import GraphFacts, Optimized, OptimizeJob, Stage
-from packager.parity.gate import Expectation, Judgement, judge
-from packager.runtime.onnx_backend import OnnxBackend
-
-EXTERNAL_DATA_BYTES = 1 << 30
-"""Weights beyond this go into a file beside the model, which a loader can map (onnxruntime#23775)."""
+from packager.parity.artifacts import judge_onnx
+from packager.parity.gate import Judgement
 
 # onnxsim makes a three-dimensional MatMul + Add into Reshape + Gemm + Reshape: more nodes, and no
 # pattern that onnxruntime's fusions know (288 against 354 nodes on MiniLM).
@@ -44,7 +42,7 @@ Pass = Callable[[onnx.ModelProto, OptimizeJob], onnx.ModelProto]
 def optimize(job: OptimizeJob, began: Callable[[str], None]) -> Optimized:
     """Run the passes and write the result to `job.target`; `began` hears of each pass as it starts."""
     began("clean")
-    model = onnx.load(os.fspath(job.raw))
+    model = graph_file.load(job.raw)
     refused = _baked(model, job)
     if refused:
         return Optimized((), None, refused)
@@ -59,7 +57,7 @@ def optimize(job: OptimizeJob, began: Callable[[str], None]) -> Optimized:
         model, stage = _attempt(name, apply, model, job)
         stages.append(stage)
     began("save")
-    external = _save(model, job.target)
+    external = graph_file.write(model, job.raw.path.parent, job.target)
     return Optimized(tuple(stages), _facts(model, external))
 
 
@@ -73,7 +71,7 @@ def _passes(job: OptimizeJob) -> Iterator[tuple[str, Pass]]:
 
 
 def _attempt(name: str, apply: Pass, model: onnx.ModelProto, job: OptimizeJob) -> tuple[onnx.ModelProto, Stage]:
-    before, before_bytes = count_nodes(model.graph), model.ByteSize()
+    before, before_bytes = count_nodes(model.graph), graph_file.model_bytes(model)
 
     def stage(kept: bool, verdict: str, reason: str, nodes: int = before, size: int = before_bytes) -> Stage:
         return Stage(name, kept, verdict, reason, before, nodes, before_bytes, size)
@@ -85,7 +83,7 @@ def _attempt(name: str, apply: Pass, model: onnx.ModelProto, job: OptimizeJob) -
     except Exception as error:  # noqa: BLE001 (a pass is foreign code; what it raises is recorded and the pass dropped)
         return model, stage(False, "not-checked", f"failed: {type(error).__name__}: {str(error)[:200]}")
     _clean(found, job)
-    nodes, size = count_nodes(found.graph), found.ByteSize()
+    nodes, size = count_nodes(found.graph), graph_file.model_bytes(found)
     broken = _baked(found, job)
     if broken:
         return model, stage(False, "fail", broken, nodes, size)
@@ -99,33 +97,33 @@ def _attempt(name: str, apply: Pass, model: onnx.ModelProto, job: OptimizeJob) -
 
 
 def _prove(model: onnx.ModelProto, job: OptimizeJob) -> Judgement:
-    candidate = job.target.with_name(job.target.name + ".candidate")
-    external = _save(model, candidate)
-    try:
-        return judge_file(candidate, job.expectations or (), job.providers)
-    finally:
-        candidate.unlink()
-        if external:
-            candidate.with_name(candidate.name + ".data").unlink()
-
-
-def judge_file(path: Path, expectations: Sequence[Expectation], providers: Sequence[str]) -> Judgement:
-    """Run a model file on every case, under the options that the loader uses; one that does not run fails."""
-    try:
-        backend = OnnxBackend(path, providers=providers, threads=None)
-        return judge(backend.run, expectations)
-    except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: not proven)
-        return Judgement(False, f"onnxruntime: {str(error).strip().splitlines()[0][:300]}", {}, None)
+    candidate = job.target.with_name("candidate.onnx")
+    graph_file.write(model, job.raw.path.parent, candidate)
+    return judge_onnx(candidate, job.expectations or (), job.providers)
 
 
 # -- the passes -----------------------------------------------------------------------------
 
 
 def _simplify(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
+    """onnxsim on the graph with its large weights out of sight, as inputs: it would copy them back and forth.
+
+    What it folds is shapes and small constants; what needs large weights (batch normalization into
+    a convolution) onnxruntime does afterwards, on weights that it maps.
+    """
     import onnxsim
 
-    simplified, _ = onnxsim.simplify(model, skipped_optimizers=_SKIPPED_OPTIMIZERS, certify=False)
+    slim = onnx.ModelProto()
+    slim.CopyFrom(model)
+    large = [one for one in model.graph.initializer if one.external_data]
+    _keep(slim.graph.initializer, lambda one: not one.external_data)
+    slim.graph.input.extend(onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in large)
+    simplified, _ = onnxsim.simplify(slim, skipped_optimizers=_SKIPPED_OPTIMIZERS, certify=False)
     found: onnx.ModelProto = simplified
+    hidden = {one.name for one in large}
+    _keep(found.graph.input, lambda one: one.name not in hidden)
+    used = _names_used(found.graph)
+    found.graph.initializer.extend(one for one in large if one.name in used)
     return found
 
 
@@ -136,34 +134,33 @@ def _fuse(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    folder = job.raw.path.parent
+    onnx.load_external_data_for_model(copy, os.fspath(folder))
     # The BERT patterns are the general ones (attention, normalization, Gelu); zero heads: found in the graph.
     fused = optimizer.optimize_model(copy, model_type="bert", num_heads=0, hidden_size=0, opt_level=0)
     found: onnx.ModelProto = fused.model
     if _contrib_nodes(found.graph) <= _contrib_nodes(model.graph):
         return model
+    graph_file.move_out(found, folder / "fused.weights")
     return found
 
 
 def _optimize(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
-    source = job.target.with_name(job.target.name + ".unoptimized")
-    target = job.target.with_name(job.target.name + ".optimized")
-    external = _save(model, source)
+    source = job.raw.path.with_name("unoptimized.onnx")  # beside the weights that it refers to
+    target = job.raw.path.with_name("optimized.onnx")
+    source.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _LEVELS[job.level]
     options.optimized_model_filepath = os.fspath(target)
     options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_prepacking", "1")  # the session is not run
-    if external:
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", target.name + ".data"
-        )
-    try:
-        onnxruntime.InferenceSession(os.fspath(source), options, providers=["CPUExecutionProvider"])
-        return onnx.load(os.fspath(target))
-    finally:
-        for one in (source, target):
-            one.unlink(missing_ok=True)
-            one.with_name(one.name + ".data").unlink(missing_ok=True)
+    for key, value in (
+        ("session.disable_prepacking", "1"),  # the session is not run
+        ("session.optimized_model_external_initializers_file_name", "optimized.weights"),
+        ("session.optimized_model_external_initializers_min_size_in_bytes", str(graph_file.INLINE_BYTES)),
+    ):
+        options.add_session_config_entry(key, value)
+    onnxruntime.InferenceSession(os.fspath(source), options, providers=["CPUExecutionProvider"])
+    return onnx.load(os.fspath(target), load_external_data=False)
 
 
 # -- the graph ------------------------------------------------------------------------------
@@ -255,16 +252,21 @@ def _contrib_nodes(graph: onnx.GraphProto) -> int:
     return sum(node.domain == "com.microsoft" for node in graph.node)
 
 
-def _save(model: onnx.ModelProto, path: Path) -> bool:
-    """Write the model; with weights beyond `EXTERNAL_DATA_BYTES`, into `path`.data. Returns whether so."""
-    external = sum(len(one.raw_data) for one in model.graph.initializer) > EXTERNAL_DATA_BYTES
-    if external:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        onnx.save(copy, os.fspath(path), save_as_external_data=True, location=path.name + ".data")
-    else:
-        path.write_bytes(model.SerializeToString())
-    return external
+def _names_used(graph: onnx.GraphProto) -> set[str]:
+    """Every value that a node of the graph, or of a subgraph, reads."""
+    used = {name for node in graph.node for name in node.input} | {one.name for one in graph.output}
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+                used |= _names_used(inner)
+    return used
+
+
+def _keep(values: Any, wanted: Callable[[Any], bool]) -> None:
+    """Keep the members of a repeated field that are wanted."""
+    kept = [one for one in values if wanted(one)]
+    del values[:]
+    values.extend(kept)
 
 
 def _facts(model: onnx.ModelProto, external: bool) -> GraphFacts:

@@ -46,13 +46,13 @@ def flatten(value: Any) -> dict[str, Any]:
 def select(flat: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
     """The outputs under the names asked for: picked by key, or else renamed in order.
 
-    Raises `NamesDoNotFit`.
+    Raises `NamesDoNotFit`, also where renaming would give one output the key of another.
     """
     if names is None:
         return dict(flat)
     if all(name in flat for name in names):
         return {name: flat[name] for name in names}
-    if len(names) != len(flat):
+    if len(names) != len(flat) or any(name in flat and name != key for name, key in zip(names, flat, strict=True)):
         raise NamesDoNotFit(names, list(flat))
     return dict(zip(names, flat.values(), strict=True))
 

@@ -18,25 +18,26 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import torch
 
-from packager import samples, signature, source
+from packager import memory, samples, signature, source
 from packager.bundle import assemble, layout, records
 from packager.bundle.verify import verify
 from packager.bundle.writer import Writer, staging
 from packager.errors import AssetNotFound, ExportFailed, ParityFailed, Problem, TorchScriptFailed
 from packager.export import ExporterFailed, torchscript
 from packager.export import onnx as onnx_export
-from packager.jobs import JudgeJob, Optimized, OptimizeJob, Stage
+from packager.jobs import Optimized, OptimizeJob, Raw, Stage
 from packager.manifest import Project
 from packager.onnx_side import OnnxSide
 from packager.parity import reference
+from packager.parity.artifacts import judge_onnx, judge_torchscript
 from packager.parity.compare import Array
-from packager.parity.gate import Judgement, judge
+from packager.parity.gate import Judgement
 from packager.parity.reference import Reference
 from packager.progress import Stages
-from packager.runtime.torchscript_backend import TorchScriptBackend
 from packager.samples import Grid
 from packager.signature import TensorSpec
 from packager.source import Source
@@ -66,12 +67,16 @@ class _Eager:
 
 @dataclass(frozen=True)
 class _Site:
-    """Where the work is done: a scratch folder, the staged bundle's writer, the ONNX side, the stages."""
+    """Where the work is done: a scratch folder, the staged bundle's writer, the ONNX side, the stages.
+
+    `judging` is held while an artifact is judged: each uses every core, and memory for its weights.
+    """
 
     scratch: Path
     writer: Writer
     side: OnnxSide
     stages: Stages
+    judging: Lock
 
 
 def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: bool) -> Built:
@@ -79,9 +84,10 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
     name = layout.folder_name(project.manifest.name, project.manifest.version)
     assets = _assets(project)
     with staging(out, name, force=force) as folder, source.opened(project) as opening:
-        site = _Site(folder, Writer(folder / "bundle"), side, stages)
+        site = _Site(folder, Writer(folder / "bundle"), side, stages, Lock())
         with stages.stage("source"):
             eager = _eager(project, opening())
+            memory.settle()
         with stages.stage("trace"):
             program = _program(project, eager)
         with stages.stage("export"):
@@ -89,6 +95,7 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
             first = next(candidates, None)
         with stages.stage("reference"):
             expected = reference.measure(project, eager.source, eager.grid, eager.known)
+            memory.give_back()
         with ThreadPoolExecutor(max_workers=1) as judging:
             outcome = judging.submit(_try_candidate, first, expected, project, site) if first else None
             with stages.stage("torchscript"):
@@ -224,7 +231,14 @@ def _try_program(
                 judgement = Judgement(False, failed.cause, {}, None)
                 continue
             sha256 = site.writer.adopt(layout.TORCHSCRIPT, saved)
-        judgement = _judge_script(site.writer.folder / layout.TORCHSCRIPT, eager, expected, optimize=optimize)
+        with site.judging:
+            judgement = judge_torchscript(
+                site.writer.folder / layout.TORCHSCRIPT,
+                expected.expectations,
+                inputs=[(one.name, one.dtype) for one in eager.inputs],
+                outputs=expected.names,
+                optimize=optimize,
+            )
         stages.append(_script_stage(name, kept=judgement.passed, reason=judgement.reason))
         if judgement.passed:
             artifact = records.TorchScriptArtifact(
@@ -234,19 +248,6 @@ def _try_program(
     if layout.TORCHSCRIPT in site.writer.digests:
         site.writer.discard(layout.TORCHSCRIPT)
     return judgement
-
-
-def _judge_script(path: Path, eager: _Eager, expected: Reference, *, optimize: bool) -> Judgement:
-    try:
-        backend = TorchScriptBackend(
-            path,
-            inputs=[(one.name, one.dtype) for one in eager.inputs],
-            output_names=expected.names,
-            optimize=optimize,
-        )
-        return judge(backend.run, expected.expectations)
-    except Exception as error:  # noqa: BLE001 (TorchScript raises what the program raises: not proven, and said)
-        return Judgement(False, f"TorchScript: {str(error).strip().splitlines()[-1][:300]}", {}, None)
 
 
 def _script_stage(name: str, *, kept: bool, reason: str) -> Stage:
@@ -287,24 +288,23 @@ def _candidates(
     names = onnx_export.Names([one.name for one in eager.inputs], [one.name for one in eager.outputs])
     if wanted != "torch-export" and program is not None:
 
-        def from_program(path: Path) -> None:
-            onnx_export.from_torchscript(project, program, names, eager.example, path)
+        def from_program(path: Path) -> Raw:
+            return onnx_export.from_torchscript(project, program, names, eager.example, path)
 
         yield _export(f"torchscript, from the {program.method}", eager, project, site, from_program)
     if wanted != "torchscript":
 
-        def from_module(path: Path) -> None:
-            onnx_export.from_torch_export(project, eager.source.module, names, eager.example, path)
+        def from_module(path: Path) -> Raw:
+            return onnx_export.from_torch_export(project, eager.source.module, names, eager.example, path)
 
         yield _export("torch-export", eager, project, site, from_module)
 
 
-def _export(label: str, eager: _Eager, project: Project, site: _Site, write: Callable[[Path], None]) -> _Candidate:
+def _export(label: str, eager: _Eager, project: Project, site: _Site, write: Callable[[Path], Raw]) -> _Candidate:
     folder = site.scratch / label.replace(", ", "-").replace(" ", "-")
     folder.mkdir(exist_ok=True)
-    raw = folder / "raw.onnx"
     try:
-        write(raw)
+        raw = write(folder / "raw.onnx")
     except ExporterFailed as failed:
         return _Candidate(label, failed=failed)
     job = OptimizeJob(
@@ -393,8 +393,10 @@ def _stage_and_judge(optimized: Optimized, job: OptimizeJob, expected: Reference
     site.writer.adopt(layout.ONNX, job.target)
     if optimized.facts.external_data:
         site.writer.adopt(layout.ONNX_DATA, job.target.with_name(layout.ONNX_DATA))
-    staged = site.writer.folder / layout.ONNX
-    return site.side.judge(JudgeJob(staged, expected.expectations, job.providers)).result()
+    with site.judging:
+        judgement = judge_onnx(site.writer.folder / layout.ONNX, expected.expectations, job.providers)
+        memory.give_back()
+    return judgement
 
 
 def _discard(writer: Writer) -> None:

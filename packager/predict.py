@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from packager.errors import DataDoesNotFit, OutputRefused
+from packager.arrays import read_arrays
+from packager.errors import OutputRefused
 from packager.runtime.loader import load
 
 
@@ -16,14 +17,7 @@ def predict(bundle: Path, source: Path, target: Path | None) -> list[str]:
     Raises `DataDoesNotFit`, `OutputRefused`, and what `load` raises.
     """
     loaded = load(bundle)
-    try:
-        with np.load(source, allow_pickle=False) as found:
-            if isinstance(found, np.ndarray):
-                raise DataDoesNotFit(str(source), "it is a single array; np.savez(file, name=array) names them")
-            inputs = {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise DataDoesNotFit(str(source), f"it cannot be read: {error}") from None
-    outputs = loaded.run(inputs)
+    outputs = loaded.run(read_arrays(source, str(source)))
     if target is not None:
         try:
             with target.open("wb") as stream:

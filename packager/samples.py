@@ -9,20 +9,19 @@ changes no other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from itertools import count
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from packager.arrays import Array, read_arrays
 from packager.errors import DataDoesNotFit
 from packager.manifest import DimLimits, Input, Project, is_integer
 
-Array = NDArray[np.generic]
 Fill = Literal["random", "low", "high"]
-_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23)  # the n-th differs from the n-th example size, n + 2
 _LARGEST_CASE_BYTES = 64 << 20
 _EXTRA_SIZE = 16  # of a dim that is no batch, in the cases that vary the values and not the sizes
 
@@ -65,7 +64,10 @@ def grid(project: Project) -> Grid:
         for name, limit in limits.items()
     }
     planned += [(small, fill) for fill in fills]
-    planned += [(small, "random")] * (manifest.parity.samples - len(planned))
+    rows = sum(_rows(manifest.inputs, one) for one, _ in planned)
+    while rows < manifest.parity.samples:
+        planned.append((small, "random"))
+        rows += _rows(manifest.inputs, small)
     cases = [
         _case(manifest.inputs, sizes_of_case, fill, manifest.parity.seed, index)
         for index, (sizes_of_case, fill) in enumerate(planned)
@@ -84,17 +86,14 @@ def draw(spec: Input, shape: tuple[int, ...], fill: Fill, generator: np.random.G
     dtype = np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
     if spec.range is None:
         return generator.standard_normal(shape).astype(dtype)
-    low, high = spec.range
-    if is_integer(spec.dtype):
-        least, most = int(low), int(high) - 1
-        if fill == "random":
-            return generator.integers(least, most, shape, dtype=dtype, endpoint=True)
+    least, most = spec.ends()
+    if fill != "random":
         return np.full(shape, least if fill == "low" else most, dtype=dtype)
-    # Below high even after rounding to the dtype: a uniform draw may round up to it.
-    last: Any = np.nextafter(dtype.type(high), dtype.type(low))
-    if fill == "random":
-        return np.asarray(np.minimum((low + (high - low) * generator.random(shape)).astype(dtype), last))
-    return np.full(shape, low if fill == "low" else last, dtype=dtype)
+    if is_integer(spec.dtype):
+        return generator.integers(least, most, shape, dtype=dtype, endpoint=True)
+    share = generator.random(shape)
+    values = float(least) * (1.0 - share) + float(most) * share  # most - least may overflow
+    return np.asarray(np.clip(values, float(least), float(most)).astype(dtype))
 
 
 def resolve(shape: list[str | int], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -103,8 +102,18 @@ def resolve(shape: list[str | int], sizes: Mapping[str, int]) -> tuple[int, ...]
 
 
 def _example_sizes(limits: Mapping[str, DimLimits]) -> dict[str, int]:
-    """2, 3, 4, … clamped to the limits: small, not 1, and different from each other where that fits."""
-    return {name: _clamp(2 + position, limit) for position, (name, limit) in enumerate(limits.items())}
+    """2, 3, 4, … within the limits: small, but not the smallest, and different from each other where that fits."""
+    found: dict[str, int] = {}
+    for name, limit in sorted(limits.items(), key=lambda item: math.inf if item[1].max is None else item[1].max):
+        size = max(2, limit.min + 1)
+        while size in found.values():
+            size += 1
+        found[name] = _clamp(size, limit)
+    return {name: found[name] for name in limits}
+
+
+def _prime_above(size: int) -> int:
+    return next(one for one in count(size + 1) if all(one % divisor for divisor in range(2, math.isqrt(one) + 1)))
 
 
 def _clamp(size: int, limit: DimLimits) -> int:
@@ -118,9 +127,8 @@ def _sizes(
     chosen: list[dict[str, int]] = [dict(example)]
     left_out = []
     smallest = {name: limit.min for name, limit in limits.items()}
-    for position, (name, limit) in enumerate(limits.items()):
-        prime = _PRIMES[position % len(_PRIMES)]
-        for size in (limit.min, 2, prime):
+    for name, limit in limits.items():
+        for size in (limit.min, 2, _prime_above(example[name])):
             chosen.append({**example, name: _clamp(size, limit)})
         if limit.max is not None:
             chosen.append({**smallest, name: limit.max})
@@ -130,11 +138,17 @@ def _sizes(
     for sizes in chosen:
         if sizes in kept:
             continue
-        if sizes != example and _case_bytes(inputs, sizes) > _LARGEST_CASE_BYTES:
+        if sizes not in (example, smallest) and _case_bytes(inputs, sizes) > _LARGEST_CASE_BYTES:
             left_out.append(_label(sizes))
         else:
             kept.append(sizes)
     return kept, tuple(dict.fromkeys(left_out))
+
+
+def _rows(inputs: Mapping[str, Input], sizes: Mapping[str, int]) -> int:
+    """How many samples a case holds: its batch, which is a named first dim of the first input, or one."""
+    first = next(iter(inputs.values())).shape[:1]
+    return max(1, sizes[first[0]]) if first and isinstance(first[0], str) else 1
 
 
 def _is_inner(name: str, inputs: Mapping[str, Input]) -> bool:
@@ -143,7 +157,7 @@ def _is_inner(name: str, inputs: Mapping[str, Input]) -> bool:
 
 
 def _case_bytes(inputs: Mapping[str, Input], sizes: Mapping[str, int]) -> int:
-    return sum(8 * int(np.prod(resolve(list(spec.shape), sizes), dtype=np.int64)) for spec in inputs.values())
+    return sum(8 * math.prod(resolve(list(spec.shape), sizes)) for spec in inputs.values())
 
 
 def _label(sizes: Mapping[str, int]) -> str:
@@ -152,8 +166,8 @@ def _label(sizes: Mapping[str, int]) -> str:
 
 def _case(inputs: Mapping[str, Input], sizes: Mapping[str, int], fill: Fill, seed: int, index: int) -> Case:
     arrays = {}
-    for position, (name, spec) in enumerate(inputs.items()):
-        generator = np.random.default_rng([seed, index, position])
+    for name, spec in inputs.items():
+        generator = np.random.default_rng([seed, index, *name.encode()])
         arrays[name] = draw(spec, resolve(list(spec.shape), sizes), fill, generator)
     return Case(f"{index:03}", dict(sizes), fill, arrays)
 
@@ -168,26 +182,16 @@ def _data_case(project: Project, data: str) -> Case:
     sizes: dict[str, int] = {}
     for name, spec in inputs.items():
         found = arrays[name]
-        if str(found.dtype) != spec.dtype or len(found.shape) != len(spec.shape):
-            wanted = f"{spec.dtype}[{', '.join(str(dim) for dim in spec.shape)}]"
+        dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
+        if str(found.dtype) != dtype or len(found.shape) != len(spec.shape):
+            wanted = f"{dtype}[{', '.join(str(dim) for dim in spec.shape)}]"
             raise DataDoesNotFit(where, f"{name} is {found.dtype}{list(found.shape)}, expected {wanted}")
         for dim, size in zip(spec.shape, found.shape, strict=True):
             expected = sizes.setdefault(dim, size) if isinstance(dim, str) else dim
             if size != expected:
                 raise DataDoesNotFit(where, f"{name}: the dim {dim} is {size}, and {expected} elsewhere")
+    for dim, limit in project.manifest.limits().items():
+        if sizes[dim] != _clamp(sizes[dim], limit):
+            allowed = f"{limit.min} to {'any' if limit.max is None else limit.max}"
+            raise DataDoesNotFit(where, f"the dim {dim} is {sizes[dim]}, and dims.{dim} allows {allowed}")
     return Case("data", sizes, "data", {name: arrays[name] for name in inputs})
-
-
-def read_arrays(path: Path, where: str) -> dict[str, Array]:
-    """The arrays of an .npz or .safetensors file by name. Raises `DataDoesNotFit`."""
-    import safetensors.numpy
-
-    try:
-        if path.suffix == ".safetensors":
-            return dict(safetensors.numpy.load_file(path))
-        with np.load(path, allow_pickle=False) as found:
-            if isinstance(found, np.ndarray):
-                raise DataDoesNotFit(where, f"{path.name} is a single array, not an .npz")
-            return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, safetensors.SafetensorError) as error:
-        raise DataDoesNotFit(where, f"{path.name} cannot be read: {error}") from None

@@ -58,18 +58,32 @@ for _tag, _pattern, _first in (
     _CoreSchemaLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
+def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """An integer of the core schema, where 010 is ten."""
+    text = str(loader.construct_scalar(node))
+    return int(text[2:], {"0o": 8, "0x": 16}[text[:2]]) if text[:2] in ("0o", "0x") else int(text)
+
+
+_CoreSchemaLoader.add_constructor("tag:yaml.org,2002:int", _int)
+
+
 def parse(text: str) -> Document:
     """Parse one YAML document. Raises `YamlError` with the line at fault."""
-    loader = _CoreSchemaLoader(text)
+    try:
+        loader = _CoreSchemaLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise YamlError(line, f"the character U+{ord(text[error.position]):04X} may not stand in YAML") from None
     try:
         node = loader.get_single_node()
         lines: dict[Path, int] = {}
         data = None if node is None else _build(loader, node, (), lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise YamlError(mark.line + 1 if mark else 1, error.problem or str(error)) from None
-    except yaml.YAMLError as error:
-        raise YamlError(1, str(error)) from None
+        said = ", ".join(one for one in (error.context, error.problem) if one)
+        raise YamlError(mark.line + 1 if mark else 1, said or str(error)) from None
+    except RecursionError:
+        raise YamlError(1, "it contains itself, or is nested too deeply") from None
     finally:
         loader.dispose()
     return Document(data, lines)
@@ -82,8 +96,9 @@ def _build(loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: dict[Pat
     if not isinstance(node, yaml.MappingNode):
         try:
             return loader.construct_object(node)
-        except ValueError as error:  # such as a date that no calendar has
-            raise YamlError(node.start_mark.line + 1, str(error)) from None
+        except (ValueError, LookupError, AttributeError):  # PyYAML's, for text that its tag does not fit
+            kind = node.tag.rpartition(":")[2]
+            raise YamlError(node.start_mark.line + 1, f"{node.value[:40]!r} cannot be read as {kind}") from None
     found: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1

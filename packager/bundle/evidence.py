@@ -66,7 +66,7 @@ def read_expectations(folder: Path, *, first_only: bool = False) -> list[Expecta
                     {name: Limit(one["atol"], one["rtol"]) for name, one in case["outputs"].items()},
                 )
             )
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise EvidenceMalformed(f"{type(error).__name__}: {error}") from None
     return found
 

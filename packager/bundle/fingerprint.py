@@ -8,7 +8,7 @@ which is Hash1 of Go's dirhash (golang.org/x/mod/sumdb/dirhash). In a shell, ins
     printf 'h1:%s\\n' "$(sha256sum < SHA256SUMS | cut -d' ' -f1 | xxd -r -p | base64)"
 
 SHA256SUMS itself, FINGERPRINT and model.sig are outside of it; any other file that is not listed
-is an intruder, which `sha256sum -c` does not see and `problems` does.
+is an intruder, which `sha256sum -c` does not see and `integrity` does.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def fingerprint(sums: str) -> str:
 def parse_sums(text: str) -> dict[str, str]:
     """Hex digests by path. Raises `SumsMalformed` unless the text is just what `sums_text` writes."""
     found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n")[:-1], start=1):  # splitlines() breaks lines that sha256sum does not
         match = _LINE.fullmatch(line)
         if match is None:
             raise SumsMalformed(f"line {number} is no digest and path")
@@ -87,7 +87,7 @@ def files_in(folder: Path) -> list[str]:
     for root, folders, files in os.walk(folder, followlinks=False):
         linked = [name for name in folders if (Path(root) / name).is_symlink()]
         found += [(Path(root) / name).relative_to(folder).as_posix() for name in (*files, *linked)]
-    return sorted(set(found) - layout.OUTSIDE, key=lambda path: path.encode())
+    return sorted(set(found) - layout.OUTSIDE, key=os.fsencode)  # a stranger's name need not be UTF-8
 
 
 def integrity(folder: Path, sums: Mapping[str, str]) -> Integrity:

@@ -17,9 +17,9 @@ import pydantic
 from packager.bundle import layout, records
 from packager.bundle.evidence import EvidenceMalformed, read_expectations
 from packager.bundle.fingerprint import Integrity, SumsMalformed, fingerprint, integrity, parse_sums
-from packager.errors import BackendUnavailable
-from packager.parity.gate import Judgement, judge
-from packager.runtime.loader import open_torchscript, read_config
+from packager.parity.artifacts import judge_onnx, judge_torchscript
+from packager.parity.gate import Judgement
+from packager.runtime.loader import read_config
 from packager.runtime.onnx_backend import OnnxBackend
 
 
@@ -80,14 +80,14 @@ def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool =
 def _sealed(folder: Path, expected: str | None) -> tuple[str, Integrity, list[str]]:
     """The fingerprint computed anew, how the files differ from the sums, and what is wrong with the seal."""
     try:
-        text = (folder / layout.SUMS).read_text(encoding="utf-8")
+        text = (folder / layout.SUMS).read_bytes().decode()
         sums = parse_sums(text)
     except (OSError, UnicodeDecodeError, SumsMalformed) as error:
         return "", Integrity(), [f"{layout.SUMS}: {error}"]
     seal = fingerprint(text)
     problems = []
     try:
-        written = (folder / layout.FINGERPRINT).read_text(encoding="utf-8")
+        written = (folder / layout.FINGERPRINT).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         written = f"unreadable ({type(error).__name__})"
     if written != seal + "\n":
@@ -105,7 +105,7 @@ def structure(folder: Path, raw_config: Mapping[str, Any]) -> list[str]:
         records.Build.model_validate_json((folder / layout.BUILD).read_bytes())
     except (OSError, pydantic.ValidationError) as error:
         return [_one_line(error)]
-    sums = parse_sums((folder / layout.SUMS).read_text(encoding="utf-8"))
+    sums = parse_sums((folder / layout.SUMS).read_bytes().decode())
     problems = _artifacts_listed(config, sums)
     expected = {layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD}
     expected |= {f"{layout.ASSETS}/{asset}" for asset in config.assets}
@@ -162,30 +162,26 @@ def _replay(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str], li
     if artifacts["onnx"] is None:
         notes.append("onnx: the bundle has none")
     else:
-        backend = OnnxBackend(folder / artifacts["onnx"]["path"], providers=config["providers"], threads=None)
-        _conclude("onnx", _judge(backend, expectations), verdicts, notes)
+        judged = judge_onnx(folder / artifacts["onnx"]["path"], expectations, config["providers"])
+        _conclude("onnx", judged, verdicts, notes)
     if artifacts["torchscript"] is None:
         notes.append("torchscript: the bundle has none")
         return verdicts, notes
     try:
-        script = open_torchscript(folder, config, "asked for by verify")
-    except BackendUnavailable as error:
-        try:
-            import torch  # noqa: F401
-        except ImportError:
-            notes.append("torchscript: torch is not installed here")
-            return verdicts, notes
-        _conclude("torchscript", Judgement(False, error.why or error.message, {}, None), verdicts, notes)
+        judged = judge_torchscript(
+            folder / artifacts["torchscript"]["path"],
+            expectations,
+            inputs=[(one["name"], one["dtype"]) for one in config["inputs"]],
+            outputs=[one["name"] for one in config["outputs"]],
+            optimize=artifacts["torchscript"]["optimize_for_inference"],
+        )
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        notes.append("torchscript: torch is not installed here")
     else:
-        _conclude("torchscript", _judge(script, expectations), verdicts, notes)
+        _conclude("torchscript", judged, verdicts, notes)
     return verdicts, notes
-
-
-def _judge(backend: Any, expectations: Any) -> Judgement:
-    try:
-        return judge(backend.run, expectations)
-    except Exception as error:  # noqa: BLE001 (a model that raises on its own evidence fails, whatever it raises)
-        return Judgement(False, _one_line(error), {}, None)
 
 
 def _conclude(name: str, judgement: Judgement, verdicts: dict[str, str], notes: list[str]) -> None:

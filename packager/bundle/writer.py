@@ -36,6 +36,7 @@ _USERS_PROBLEM = {
     errno.EACCES: "choose a folder you may write to with -o",
     errno.EPERM: "choose a folder you may write to with -o",
     errno.EROFS: "choose a folder you may write to with -o",
+    errno.ENAMETOOLONG: "shorten the manifest's name or version",
     errno.ENOTDIR: "choose another folder with -o",
     errno.EEXIST: "choose another folder with -o",
 }

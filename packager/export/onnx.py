@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from packager.export import FlatOutputs, failure
+from packager.export import FlatOutputs, failure, weights
 from packager.export.torchscript import Program
+from packager.jobs import Raw
 from packager.manifest import Project
 
 _INLINE_BYTES = 1 << 30  # beyond this the exporter's file keeps the weights beside it; protobuf ends at 2 GiB
@@ -37,13 +38,14 @@ class Names:
 
 def from_torchscript(
     project: Project, program: Program, names: Names, inputs: tuple[torch.Tensor, ...], path: Path
-) -> None:
-    """Convert a traced or scripted program and write it to `path`. Raises `ExporterFailed`."""
+) -> Raw:
+    """Convert a traced or scripted program: the graph to `path`, the weights beside it. Raises `ExporterFailed`."""
     axes = {
         name: {axis: dim for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
         for name, spec in project.manifest.inputs.items()
     }
-    with _quietly():
+    # The exporter runs the program once to see its outputs: without the optimizer, which would cost more than it.
+    with _quietly(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # torch's stubs
         try:
             torch.onnx.export(
                 program.module,
@@ -54,14 +56,17 @@ def from_torchscript(
                 output_names=list(names.outputs),
                 dynamic_axes={name: named for name, named in axes.items() if named},
                 opset_version=project.manifest.export.opset,
+                export_params=False,
+                do_constant_folding=False,
             )
         except Exception as error:
             raise failure(error, project.folder) from error
+    return Raw(path, weights.write(program.module.state_dict(), path.with_name(path.name + ".weights")))
 
 
 def from_torch_export(
     project: Project, module: torch.nn.Module, names: Names, inputs: tuple[torch.Tensor, ...], path: Path
-) -> None:
+) -> Raw:
     """Trace the module with torch.export and write the graph to `path`. Raises `ExporterFailed`."""
     dims = {
         name: torch.export.Dim(name, min=limit.min, max=limit.max) for name, limit in project.manifest.limits().items()
@@ -84,6 +89,7 @@ def from_torch_export(
             program.save(str(path), external_data=weight_bytes > _INLINE_BYTES)
         except Exception as error:
             raise failure(_root(error), project.folder) from error
+    return Raw(path)
 
 
 def _dynamic_shapes(project: Project, dims: Mapping[str, Any]) -> tuple[dict[int, Any], ...]:

@@ -83,35 +83,33 @@ def save(program: Program, path: Path, *, fold: bool, folder: Path) -> None:
             torch.jit.save(frozen, raw)
         except RuntimeError as error:
             raise failure(error, folder) from error
+    del frozen
     canonical(raw, path)
     raw.unlink()
 
 
 def canonical(saved: Path, target: Path) -> None:
     """Write the archive anew without what changes from run to run: see the module's docstring."""
-    with zipfile.ZipFile(saved) as archive:
-        entries = {
-            name.partition("/")[2]: archive.read(name)
-            for name in archive.namelist()
-            if not name.endswith((".debug_pkl", "/.data/serialization_id"))
-        }
     numbers: dict[bytes, bytes] = {}
 
     def renumber(found: re.Match[bytes]) -> bytes:
         return numbers.setdefault(found[0], b"___torch_mangle_%d" % len(numbers))
 
-    renamed = {}
-    for name in sorted(entries):
-        text = name.endswith(".py") or name in ("data.pkl", "constants.pkl")
-        content = _MANGLED.sub(renumber, entries[name]) if text else entries[name]
-        renamed[_MANGLED.sub(renumber, name.encode()).decode()] = content
-    with target.open("wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(renamed):
-            info = zipfile.ZipInfo(f"model/{name}", _EPOCH)
+    with zipfile.ZipFile(saved) as archive, target.open("wb") as stream, zipfile.ZipFile(stream, "w") as written:
+        renamed: dict[str, tuple[str, bytes | None]] = {}
+        for name in sorted(archive.namelist()):
+            if name.endswith((".debug_pkl", "/.data/serialization_id")):
+                continue
+            inner = name.partition("/")[2]
+            text = inner.endswith(".py") or inner in ("data.pkl", "constants.pkl")
+            content = _MANGLED.sub(renumber, archive.read(name)) if text else None
+            renamed[_MANGLED.sub(renumber, inner.encode()).decode()] = (name, content)
+        for inner, (name, content) in sorted(renamed.items()):
+            info = zipfile.ZipInfo(f"model/{inner}", _EPOCH)
             header = stream.tell() + 30 + len(info.filename) + 4  # local header, name, head of the padding field
             padding = -header % _ALIGNMENT
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"\0" * padding
-            archive.writestr(info, renamed[name])
+            written.writestr(info, archive.read(name) if content is None else content)
 
 
 __all__ = ["ExporterFailed", "Program", "canonical", "save", "script", "trace"]

@@ -116,7 +116,7 @@ def _compare_exact(expected: Array, actual: Array) -> Distance:
     else:
         # Two's complement: the difference of the larger and the smaller is right modulo 2**64, hence right.
         high, low = np.maximum(expected, actual), np.minimum(expected, actual)
-        difference = high.astype(np.uint64) - low.astype(np.uint64)
+        difference = np.subtract(high.astype(np.uint64), low.astype(np.uint64))  # `-` warns where these are scalars
     excess = np.where(difference > 0, np.inf, 0.0)
     worst = np.unravel_index(int(np.argmax(difference)), expected.shape)
     left, right = expected.astype(np.float64), actual.astype(np.float64)
@@ -142,9 +142,9 @@ def root_mean_square(values: NDArray[np.float64]) -> float:
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """part / whole, where 0 / 0 is 0 and x / 0 is infinite."""
+    """part / whole, where 0 / 0 is 0, and x / 0 and whatever part is infinite are infinite."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        found: NDArray[np.float64] = np.where(part == 0.0, 0.0, part / whole)
+        found: NDArray[np.float64] = np.where((part == 0.0) | np.isinf(part), part, part / whole)
     return found
 
 

@@ -88,8 +88,8 @@ def judge(run: Run, expectations: Iterable[Expectation]) -> Judgement:
             if distance.worst is not None and (worst is None or distance.excess > worst.excess):
                 found = distance.worst
                 worst = WorstElement(expectation.case, name, found.index, found.expected, found.actual, distance.excess)
-    # No case, or no output, proves nothing: that is not a pass.
-    passed = bool(errors) and all(one.mismatched_nonfinite == 0 and one.excess <= 1.0 for one in errors.values())
+    # No case, no output, or no element in any of them, proves nothing: that is not a pass.
+    passed = worst is not None and all(one.mismatched_nonfinite == 0 and one.excess <= 1.0 for one in errors.values())
     return Judgement(passed, "" if passed else _say(worst), errors, worst)
 
 

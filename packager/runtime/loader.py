@@ -117,7 +117,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _check_files(folder: Path, *, check_digests: bool) -> str:
     try:
-        text = (folder / layout.SUMS).read_text(encoding="utf-8")
+        text = (folder / layout.SUMS).read_bytes().decode()
         sums = parse_sums(text)
     except (OSError, UnicodeDecodeError, SumsMalformed) as error:
         raise IntegrityFailed(str(folder), f"{layout.SUMS}: {error}") from None

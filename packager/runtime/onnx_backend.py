@@ -18,16 +18,19 @@ class OnnxBackend:
 
     The graph was optimized when it was built; the session optimizes once more, which adds the
     memory layouts of the CPU at hand. `threads` is the size of the intra-op pool, None for
-    onnxruntime's own choice. Providers that this machine has not are left out.
+    onnxruntime's own choice; `spin` lets its threads spin while they wait, as they do by default.
+    Providers that this machine has not are left out.
     """
 
     name = "onnx"
 
-    def __init__(self, path: Path, *, providers: Sequence[str], threads: int | None) -> None:
+    def __init__(self, path: Path, *, providers: Sequence[str], threads: int | None, spin: bool = True) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         available = onnxruntime.get_available_providers()
         wanted = [one for one in providers if one in available] or ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=wanted)

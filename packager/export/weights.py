@@ -1,0 +1,41 @@
+"""A state dict → one file of plain bytes, which ONNX can refer to as external data.
+
+An exporter that writes weights into its protobuf copies them several times, and so does whoever
+reads it: a model's weights are most of the work of an export. Here the graph is exported without
+them; they are written once, each at the start of a page, and onnxruntime maps them from there.
+Names that share memory, as tied weights do, share their bytes in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from packager.jobs import Weight
+
+_PAGE = 4096
+_ONNX_NAMES = {
+    torch.float32: "FLOAT", torch.float64: "DOUBLE", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16",
+    torch.int8: "INT8", torch.int16: "INT16", torch.int32: "INT32", torch.int64: "INT64",
+    torch.uint8: "UINT8", torch.uint16: "UINT16", torch.uint32: "UINT32", torch.uint64: "UINT64",
+    torch.bool: "BOOL", torch.complex64: "COMPLEX64", torch.complex128: "COMPLEX128",
+}  # fmt: skip
+
+
+def write(state: Mapping[str, torch.Tensor], path: Path) -> tuple[Weight, ...]:
+    """Write the tensors' bytes, little-endian as ONNX wants them; returns where each lies."""
+    places: dict[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype], tuple[int, int]] = {}
+    weights = []
+    with path.open("wb") as stream:
+        for name, tensor in state.items():
+            key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            if key not in places:
+                content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+                stream.seek(-(-stream.tell() // _PAGE) * _PAGE)
+                places[key] = (stream.tell(), content.nbytes)
+                stream.write(content.data)
+            offset, length = places[key]
+            weights.append(Weight(name, _ONNX_NAMES[tensor.dtype], tuple(tensor.shape), offset, length))
+    return tuple(weights)
