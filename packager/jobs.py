@@ -69,9 +69,18 @@ class GraphFacts:
 
 
 @dataclass(frozen=True)
+class GraphSize:
+    """How large a graph is: its nodes, constants not counted, and its bytes with all weights."""
+
+    nodes: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Optimized:
     """The outcome: the graph at the job's target, or `refused` saying why the exported graph is unusable."""
 
+    before: GraphSize
     stages: tuple[Stage, ...]
     facts: GraphFacts | None
     refused: str = ""

@@ -416,12 +416,11 @@ def _fields_at(field: Sequence[str | int]) -> list[str]:
     """The names that the model at a field knows, for the nearest-name hint."""
     annotation: Any = Manifest
     for part in field:
-        model = _model_in(annotation)
-        if model is not None and isinstance(part, str):
-            by_name = {info.alias or name: info for name, info in model.model_fields.items()}
-            annotation = by_name[part].annotation if part in by_name else None
-        elif get_origin(annotation) in (dict, list):
+        if get_origin(annotation) in (dict, list):
             annotation = get_args(annotation)[-1]
+        elif (model := _model_in(annotation)) is not None:
+            by_name = {info.alias or name: info for name, info in model.model_fields.items()}
+            annotation = by_name[str(part)].annotation if part in by_name else None
     model = _model_in(annotation)
     return [info.alias or name for name, info in model.model_fields.items()] if model else []
 

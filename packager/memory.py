@@ -12,9 +12,12 @@ import gc
 import platform
 from collections.abc import Iterator
 
+_LARGEST_KEPT_BLOCK = 1 << 30
+_KEEP_FREED_BYTES = (1 << 31) - 1
+
 ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
+    "MALLOC_MMAP_THRESHOLD_": str(_LARGEST_KEPT_BLOCK),
+    "MALLOC_TRIM_THRESHOLD_": str(_KEEP_FREED_BYTES),
 }
 """For a child process whose work is copying models: keep freed blocks and use them again. glibc maps
 large blocks anew each time, and the kernel fills them with zeros page by page, which was more than

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from packager import memory
-from packager.jobs import Optimized, OptimizeJob
+from packager.jobs import GraphSize, Optimized, OptimizeJob
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class OnnxSide:
                 answer: Optimized = self._exchange(job)
             except Crashed as crash:
                 if crash.during not in ("simplify", "fuse", "optimize") or crash.during in job.skip:
-                    return Optimized((), None, str(crash))
+                    return Optimized(GraphSize(0, 0), (), None, str(crash))
                 job = replace(job, skip={**job.skip, crash.during: f"crashed: {crash.how}"})
             else:
                 self._close()  # with the memory that it took; another job, which is rare, starts another

@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 
 from packager import graph_file
-from packager.jobs import GraphFacts, Optimized, OptimizeJob, Stage
+from packager.jobs import GraphFacts, GraphSize, Optimized, OptimizeJob, Stage
 from packager.parity.artifacts import judge_onnx
 from packager.parity.gate import Judgement
 
@@ -43,14 +43,15 @@ def optimize(job: OptimizeJob, began: Callable[[str], None]) -> Optimized:
     """Run the passes and write the result to `job.target`; `began` hears of each pass as it starts."""
     began("clean")
     model = graph_file.load(job.raw)
+    before = GraphSize(count_nodes(model.graph), graph_file.model_bytes(model))
     refused = _baked(model, job)
     if refused:
-        return Optimized((), None, refused)
+        return Optimized(before, (), None, refused)
     _clean(model, job)
     if job.expectations is not None:
         judgement = _prove(model, job)
         if not judgement.passed:
-            return Optimized((), None, f"the exported graph is not proven: {judgement.reason}")
+            return Optimized(before, (), None, f"the exported graph is not proven: {judgement.reason}")
     stages = []
     for name, apply in _passes(job):
         began(name)
@@ -58,7 +59,7 @@ def optimize(job: OptimizeJob, began: Callable[[str], None]) -> Optimized:
         stages.append(stage)
     began("save")
     external = graph_file.write(model, job.raw.path.parent, job.target)
-    return Optimized(tuple(stages), _facts(model, external))
+    return Optimized(before, tuple(stages), _facts(model, external))
 
 
 def _passes(job: OptimizeJob) -> Iterator[tuple[str, Pass]]:

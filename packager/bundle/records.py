@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Verdict = Literal["pass", "fail", "not-checked"]
+Measured = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]})]
 
 
 class _Record(BaseModel):
@@ -151,12 +152,12 @@ class Tolerance(_Record):
 class Errors(_Record):
     """The largest errors of one output over all cases, the smallest cosine; `of_limit` is the largest error / limit."""
 
-    max_abs: float
-    max_rel: float
-    rms: float
-    cosine: float
+    max_abs: Measured
+    max_rel: Measured
+    rms: Measured
+    cosine: Measured
     mismatched_nonfinite: int
-    of_limit: float
+    of_limit: Measured
 
 
 class Worst(_Record):
@@ -165,9 +166,9 @@ class Worst(_Record):
     case: str
     output: str
     index: list[int]
-    expected: float | int | bool
-    actual: float | int | bool
-    of_limit: float
+    expected: Measured | int | bool
+    actual: Measured | int | bool
+    of_limit: Measured
 
 
 class Backend(_Record):

@@ -1,0 +1,200 @@
+"""The ONNX model: exporters in order, until the graph of one is proven from the staged bundle.
+
+What an exporter gives goes to the ONNX side, which simplifies and optimizes it; the result is
+placed in the staged bundle and judged there. Where it is not proven, the passes are proven one by
+one and the one at fault is dropped; where the exported graph itself is not proven, the next
+exporter is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from packager import memory
+from packager.bundle import layout, records
+from packager.bundle.assemble import Shipped
+from packager.bundle.writer import Writer
+from packager.errors import ExportFailed, ParityFailed, Problem
+from packager.export import ExporterFailed
+from packager.export import onnx as exporters
+from packager.export.torchscript import Program
+from packager.jobs import Optimized, OptimizeJob, Raw, Stage
+from packager.manifest import Project
+from packager.parity.artifacts import judge_onnx
+from packager.parity.gate import Judgement
+from packager.parity.reference import Reference
+from packager.work import Eager, Site
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An exported graph on its way through the ONNX side, or why the exporter could not make one."""
+
+    exporter: str
+    job: OptimizeJob | None = None
+    optimized: Future[Optimized] | None = None
+    failed: ExporterFailed | None = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The model that ships, None where TorchScript ships alone, and the stages on the way."""
+
+    shipped: Shipped[records.OnnxArtifact] | None
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class NotTaken:
+    """Why a candidate does not ship: `fail` where it was compared and is wrong."""
+
+    verdict: str
+    cause: str
+    where: str | None = None
+
+
+def candidates(project: Project, eager: Eager, program: Program | None, site: Site) -> Iterator[Candidate]:
+    """The exporters in order; each is run only when the next candidate is asked for."""
+    wanted = project.manifest.export.exporter
+    names = exporters.Names([one.name for one in eager.inputs], [one.name for one in eager.outputs])
+    if wanted != "torch-export" and program is not None:
+
+        def from_program(path: Path) -> Raw:
+            return exporters.from_torchscript(project, program, names, eager.example, path)
+
+        yield _export(f"torchscript, from the {program.method}", eager, project, site, from_program)
+    if wanted != "torchscript":
+
+        def from_module(path: Path) -> Raw:
+            return exporters.from_torch_export(project, eager.source.module, names, eager.example, path)
+
+        yield _export("torch-export", eager, project, site, from_module)
+
+
+def ship(
+    project: Project,
+    tried: tuple[Candidate, Future[Taken | NotTaken]] | None,
+    rest: Iterator[Candidate],
+    expected: Reference,
+    site: Site,
+) -> Taken:
+    """The first proven candidate, in the staged bundle; `tried` is being tried already.
+
+    Raises `ExportFailed` where no exporter can express the model, `ParityFailed` where one could
+    and its graph computes something else.
+    """
+    stages: list[Stage] = []
+    problems: list[Problem] = []
+    disproven = False
+    for candidate, outcome in _outcomes(project, tried, rest, expected, site):
+        if isinstance(outcome, Taken):
+            return replace(outcome, stages=(*stages, *outcome.stages))
+        stages.append(Stage(f"export: {candidate.exporter}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0))
+        problems.append(Problem(f"{candidate.exporter}: {outcome.cause}", outcome.where))
+        disproven = disproven or outcome.verdict == "fail"
+        site.stages.tell(f"{candidate.exporter} was not taken: {outcome.cause}")
+    if not project.manifest.export.required:
+        site.stages.tell("no ONNX model: the bundle ships TorchScript alone, as export.required is false")
+        return Taken(None, tuple(stages))
+    if disproven:
+        raise ParityFailed(problems)
+    raise ExportFailed(project.where("export"), problems)
+
+
+def attempt(candidate: Candidate, expected: Reference, project: Project, site: Site) -> Taken | NotTaken:
+    """Wait for the candidate's graph, place it in the staged bundle and judge it there."""
+    if candidate.failed is not None:
+        return NotTaken("not-checked", candidate.failed.cause, candidate.failed.where)
+    assert candidate.job is not None and candidate.optimized is not None
+    optimized, job = candidate.optimized.result(), candidate.job
+    if optimized.refused:
+        return NotTaken("not-checked", optimized.refused)
+    judgement = _place_and_judge(optimized, job, expected, site)
+    if not judgement.passed:
+        site.stages.tell(f"not proven with all passes ({judgement.reason}); proving them one by one")
+        _discard(site.writer)
+        optimized = site.side.optimize(replace(job, expectations=expected.expectations)).result()
+        if optimized.refused:
+            return NotTaken("fail", optimized.refused)
+        judgement = _place_and_judge(optimized, job, expected, site)
+        if not judgement.passed:
+            _discard(site.writer)
+            return NotTaken("fail", judgement.reason)
+    for stage in optimized.stages:
+        if not stage.kept:
+            site.stages.tell(f"{stage.name} was dropped: {stage.reason}")
+    before = optimized.before
+    taken = Stage(
+        f"export: {candidate.exporter}", True, "pass", "", before.nodes, before.nodes, before.bytes, before.bytes
+    )
+    return Taken(Shipped(_record(optimized, site.writer), judgement), (taken, *optimized.stages))
+
+
+def _export(label: str, eager: Eager, project: Project, site: Site, write: Callable[[Path], Raw]) -> Candidate:
+    folder = site.scratch / label.replace(", ", "-").replace(" ", "-")
+    folder.mkdir(exist_ok=True)
+    try:
+        raw = write(folder / "raw.onnx")
+    except ExporterFailed as failed:
+        return Candidate(label, failed=failed)
+    job = OptimizeJob(
+        raw=raw,
+        target=folder / layout.ONNX,
+        simplify=project.manifest.optimize.simplify,
+        level=project.manifest.optimize.level,
+        inputs={one.name: [dim for dim in one.shape if dim is not None] for one in eager.inputs},
+        outputs={one.name: list(one.shape) for one in eager.outputs},
+        providers=project.manifest.target.providers,
+        skip={},
+    )
+    return Candidate(label, job=job, optimized=site.side.optimize(job))
+
+
+def _outcomes(
+    project: Project,
+    tried: tuple[Candidate, Future[Taken | NotTaken]] | None,
+    rest: Iterator[Candidate],
+    expected: Reference,
+    site: Site,
+) -> Iterator[tuple[Candidate, Taken | NotTaken]]:
+    if tried is not None:
+        yield tried[0], tried[1].result()
+    for candidate in rest:
+        yield candidate, attempt(candidate, expected, project, site)
+
+
+def _place_and_judge(optimized: Optimized, job: OptimizeJob, expected: Reference, site: Site) -> Judgement:
+    assert optimized.facts is not None
+    site.writer.adopt(layout.ONNX, job.target)
+    if optimized.facts.external_data:
+        site.writer.adopt(layout.ONNX_DATA, job.target.with_name(layout.ONNX_DATA))
+    with site.judging:
+        judgement = judge_onnx(site.writer.folder / layout.ONNX, expected.expectations, job.providers)
+        memory.give_back()
+    return judgement
+
+
+def _discard(writer: Writer) -> None:
+    for path in (layout.ONNX, layout.ONNX_DATA):
+        if path in writer.digests:
+            writer.discard(path)
+
+
+def _record(optimized: Optimized, writer: Writer) -> records.OnnxArtifact:
+    facts = optimized.facts
+    assert facts is not None
+    data = None
+    if facts.external_data:
+        data = records.OnnxData(path=layout.ONNX_DATA, sha256=writer.digests[layout.ONNX_DATA])
+    return records.OnnxArtifact(
+        path=layout.ONNX,
+        sha256=writer.digests[layout.ONNX],
+        data=data,
+        opset=facts.opset,
+        ir_version=facts.ir_version,
+        domains=dict(facts.domains),
+        nodes=facts.nodes,
+    )

@@ -1,0 +1,140 @@
+"""The TorchScript fallback: a program that is saved, read back from the staged bundle, and proven.
+
+The freest form is tried first: batch normalization folded, and optimized for inference by whoever
+loads it. Where that is not proven, one after the other is left out; where the trace itself is not
+proven, the module is scripted.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.bundle import layout, records
+from packager.bundle.assemble import Shipped
+from packager.errors import ParityFailed, Problem, TorchScriptFailed
+from packager.export import ExporterFailed, torchscript
+from packager.export.torchscript import Program
+from packager.jobs import Stage
+from packager.manifest import Project
+from packager.parity.artifacts import judge_torchscript
+from packager.parity.gate import Judgement
+from packager.parity.reference import Reference
+from packager.work import Eager, Site
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """The program that ships, its record, and the stages on the way."""
+
+    program: Program
+    shipped: Shipped[records.TorchScriptArtifact]
+    stages: tuple[Stage, ...]
+
+
+def program(project: Project, eager: Eager) -> Program | None:
+    """The program to ship and to export from; None where nothing needs one. Raises `TorchScriptFailed`."""
+    method, exporter = project.manifest.torchscript.method, project.manifest.export.exporter
+    if method == "none" and exporter == "torch-export":
+        return None
+    causes = []
+    if method != "script":
+        try:
+            return torchscript.trace(eager.source.module, project.manifest.outputs, eager.example, project.folder)
+        except ExporterFailed as failed:
+            causes.append(Problem(f"trace: {failed.cause}", failed.where))
+    if method in ("script", "auto"):
+        try:
+            return torchscript.script(eager.source.module, project.folder)
+        except ExporterFailed as failed:
+            causes.append(Problem(f"script: {failed.cause}", failed.where))
+    if method == "none":
+        return None
+    raise TorchScriptFailed(project.where("torchscript"), causes)
+
+
+def begin(project: Project, made: Program | None, site: Site) -> Future[Path] | None:
+    """Start saving the program's freest form in the background; None where none is to ship."""
+    if made is None or project.manifest.torchscript.method == "none":
+        return None
+    return site.background.submit(_save, project, made, site, True)
+
+
+def ship(
+    project: Project, eager: Eager, made: Program | None, saving: Future[Path] | None, expected: Reference, site: Site
+) -> Fallback | None:
+    """Put the fallback into the staged bundle, proven; None where none is to ship. Raises `ParityFailed`."""
+    if made is None or saving is None:
+        return None
+    tried = _try(project, eager, made, saving, expected, site)
+    if isinstance(tried, Fallback):
+        return tried
+    problems = [_disproven(made, tried)]
+    if project.manifest.torchscript.method == "auto" and made.method == "trace":
+        site.stages.tell(f"{problems[0].message}; scripting the module instead")
+        try:
+            scripted = torchscript.script(eager.source.module, project.folder)
+        except ExporterFailed as failed:
+            problems.append(Problem(f"script: {failed.cause}", failed.where))
+        else:
+            again = site.background.submit(_save, project, scripted, site, True)
+            second = _try(project, eager, scripted, again, expected, site)
+            if isinstance(second, Fallback):
+                return Fallback(second.program, second.shipped, (*tried, *second.stages))
+            problems.append(_disproven(scripted, second))
+    raise ParityFailed(problems)
+
+
+def _try(
+    project: Project, eager: Eager, made: Program, saving: Future[Path], expected: Reference, site: Site
+) -> Fallback | tuple[Stage, ...]:
+    """The first proven form, or the stages of all that were not."""
+    stages: list[Stage] = []
+    for fold in (True, False):
+        try:
+            saved = saving.result() if fold else _save(project, made, site, False)
+        except ExporterFailed as failed:
+            stages.append(_stage(made, "fail", failed.cause, fold=fold, optimize=False))
+            continue
+        sha256 = site.writer.adopt(layout.TORCHSCRIPT, saved)
+        for optimize in (True, False) if fold else (False,):
+            judgement = _judge(eager, expected, site, optimize=optimize)
+            verdict = "pass" if judgement.passed else "fail"
+            stages.append(_stage(made, verdict, judgement.reason, fold=fold, optimize=optimize))
+            if judgement.passed:
+                artifact = records.TorchScriptArtifact(
+                    path=layout.TORCHSCRIPT, sha256=sha256, method=made.method, optimize_for_inference=optimize
+                )
+                return Fallback(made, Shipped(artifact, judgement), tuple(stages))
+        site.writer.discard(layout.TORCHSCRIPT)
+    return tuple(stages)
+
+
+def _save(project: Project, made: Program, site: Site, fold: bool) -> Path:
+    path = site.scratch / layout.TORCHSCRIPT
+    torchscript.save(made, path, fold=fold, folder=project.folder)
+    return path
+
+
+def _judge(eager: Eager, expected: Reference, site: Site, *, optimize: bool) -> Judgement:
+    with site.judging:
+        return judge_torchscript(
+            site.writer.folder / layout.TORCHSCRIPT,
+            expected.expectations,
+            inputs=[(one.name, one.dtype) for one in eager.inputs],
+            outputs=expected.names,
+            optimize=optimize,
+        )
+
+
+def _stage(made: Program, verdict: str, reason: str, *, fold: bool, optimize: bool) -> Stage:
+    steps = [made.method, "freeze", *(["fold"] if fold else []), *(["optimize for inference"] if optimize else [])]
+    return Stage(f"torchscript: {', '.join(steps)}", verdict == "pass", verdict, reason, 0, 0, 0, 0)
+
+
+def _disproven(made: Program, stages: tuple[Stage, ...]) -> Problem:
+    message = f"the {made.method} is not proven: {stages[-1].reason}"
+    if made.frozen_branches:
+        message += f"; it took the branch on data at {', '.join(made.frozen_branches)} for good"
+    return Problem(message, made.frozen_branches[0] if made.frozen_branches else None)

@@ -1,0 +1,46 @@
+"""What the steps of a build share: the eager module with its signature, and the place to work in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import torch
+
+from packager.bundle.writer import Writer
+from packager.onnx_side import OnnxSide
+from packager.parity.compare import Array
+from packager.progress import Stages
+from packager.samples import Grid
+from packager.signature import TensorSpec
+from packager.source import Source
+
+
+@dataclass(frozen=True)
+class Eager:
+    """The module, its cases, the signature that two forward passes gave, and what those gave by case."""
+
+    source: Source
+    grid: Grid
+    example: tuple[torch.Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    known: Mapping[str, Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a bundle is built: scratch folder, the staged bundle's writer, who works, and who listens.
+
+    `judging` is held while an artifact is judged: each wants every core, and memory for its weights.
+    """
+
+    scratch: Path
+    writer: Writer
+    side: OnnxSide
+    background: ThreadPoolExecutor
+    stages: Stages
+    judging: Lock
