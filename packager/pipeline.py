@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -25,6 +26,7 @@ from packager.bundle import assemble, layout
 from packager.bundle.verify import verify
 from packager.bundle.writer import Writer, staging
 from packager.errors import AssetNotFound
+from packager.export import quietly
 from packager.manifest import Project
 from packager.onnx_side import OnnxSide
 from packager.parity import reference
@@ -49,6 +51,7 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
     name = layout.folder_name(project.manifest.name, project.manifest.version)
     assets = _assets(project)
     with (
+        ExitStack() as stack,
         staging(out, name, force=force) as folder,
         source.opened(project) as opening,
         ThreadPoolExecutor(max_workers=2) as background,
@@ -57,6 +60,7 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
         with stages.stage("source"):
             eager = _eager(project, opening())
             memory.settle()
+        stack.enter_context(quietly())
         with stages.stage("trace"):
             program = fallback.program(project, eager)
             saving = fallback.begin(project, program, site)

@@ -23,6 +23,7 @@ from packager.manifest import DimLimits, Input, Project, is_integer
 
 Fill = Literal["random", "low", "high"]
 _LARGEST_CASE_BYTES = 64 << 20
+_TOGETHER = 8  # all dims at their largest are tried together where that is up to so many times the largest alone
 _EXTRA_SIZE = 16  # of a dim that is no batch, in the cases that vary the values and not the sizes
 
 
@@ -133,13 +134,18 @@ def _sizes(
         if limit.max is not None:
             chosen.append({**smallest, name: limit.max})
     chosen.append(smallest)
-    chosen.append({name: example[name] if limit.max is None else limit.max for name, limit in limits.items()})
+    largest = {name: example[name] if limit.max is None else limit.max for name, limit in limits.items()}
+    alone = max(_case_bytes(inputs, sizes) for sizes in chosen)
+    if _case_bytes(inputs, largest) <= _TOGETHER * alone:
+        chosen.append(largest)
+    elif largest not in chosen:
+        left_out.append(f"{_label(largest)} together, each being tried alone")
     kept: list[dict[str, int]] = []
     for sizes in chosen:
         if sizes in kept:
             continue
         if sizes not in (example, smallest) and _case_bytes(inputs, sizes) > _LARGEST_CASE_BYTES:
-            left_out.append(_label(sizes))
+            left_out.append(f"{_label(sizes)}, whose inputs take more than 64 MiB")
         else:
             kept.append(sizes)
     return kept, tuple(dict.fromkeys(left_out))

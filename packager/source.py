@@ -180,10 +180,10 @@ def _load(project: Project, entry: Callable[..., Any], imported: Callable[[], di
     wanted = project.manifest.checkpoint
     path = project.folder / wanted.path
     where = project.where("checkpoint", "path")
-    read = checkpoint.read(path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
-    sha256 = sha256_file(path)
-    if wanted.sha256 not in (None, sha256):
+    sha256 = sha256_file(path) if path.is_file() else ""  # before anything in it is parsed
+    if sha256 and wanted.sha256 not in (None, sha256):
         raise CheckpointDigestWrong(wanted.path, project.where("checkpoint", "sha256"), wanted.sha256 or "", sha256)
+    read = checkpoint.read(path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
     _check_arguments(project, entry)
     module, fit = _construct(project, entry, read)
     module.eval().requires_grad_(False)

@@ -64,7 +64,7 @@ def _open_pytorch(path: Path, *, trust_pickle: bool, where: str | None, zipped: 
         if names:
             raise CheckpointNeedsCode(str(path), where, names) from None
         raise CheckpointUnreadable(str(path), where, _first_line(error)) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except Exception as error:  # noqa: BLE001 (torch and pickle raise a dozen unrelated classes for damaged bytes)
         raise CheckpointUnreadable(str(path), where, _first_line(error)) from None
 
 
@@ -74,6 +74,8 @@ def _refuse_torchscript(path: Path, where: str | None) -> None:
             scripted = any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
     except zipfile.BadZipFile:
         raise CheckpointUnreadable(str(path), where, "the file is cut off: its directory is missing") from None
+    except Exception as error:  # noqa: BLE001 (zipfile raises several unrelated classes for a damaged directory)
+        raise CheckpointUnreadable(str(path), where, f"its directory is damaged: {_first_line(error)}") from None
     if scripted:
         raise CheckpointUnreadable(str(path), where, "it is a TorchScript archive, not a checkpoint")
 
@@ -83,7 +85,7 @@ def _names_wanted(path: Path, message: str, *, zipped: bool) -> list[str]:
     names = set(re.findall(r"GLOBAL ([\w.]+)", message))
     if zipped:
         # Where this fails, the names in the message are what can be found out.
-        with contextlib.suppress(RuntimeError, pickle.UnpicklingError, ValueError):
+        with contextlib.suppress(Exception):
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     return sorted(names)
 

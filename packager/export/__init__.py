@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,23 @@ class ExporterFailed(Exception):
         super().__init__(cause)
         self.cause = cause
         self.where = where
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """While torch's exporters work: they warn and log at length, in every thread, of their own deprecation.
+
+    What matters comes back as an error, in the graph, or from the gate. Python's filters of warnings
+    belong to the process, so this is entered once, around everything that exports.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 class FlatOutputs(torch.nn.Module):

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +43,7 @@ def from_torchscript(
         for name, spec in project.manifest.inputs.items()
     }
     # The exporter runs the program once to see its outputs: without the optimizer, which would cost more than it.
-    with _quietly(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # torch's stubs
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # torch's stubs
         try:
             torch.onnx.export(
                 program.module,
@@ -72,7 +70,7 @@ def from_torch_export(
         name: torch.export.Dim(name, min=limit.min, max=limit.max) for name, limit in project.manifest.limits().items()
     }
     weight_bytes = sum(one.numel() * one.element_size() for one in module.state_dict().values())
-    with _quietly():
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
         try:
             program = torch.onnx.export(
                 FlatOutputs(module, project.manifest.outputs).eval(),
@@ -105,16 +103,3 @@ def _root(error: Exception) -> BaseException:
     while found.__cause__ is not None:
         found = found.__cause__
     return found
-
-
-@contextlib.contextmanager
-def _quietly() -> Any:
-    """The exporters print and warn at length; what matters comes back as an error or in the graph."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

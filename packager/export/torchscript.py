@@ -62,12 +62,10 @@ def trace(
 
 def script(module: torch.nn.Module, folder: Path) -> Program:
     """Compile the module's source. Raises `ExporterFailed`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return Program("script", torch.jit.script(module))
-        except Exception as error:
-            raise failure(error, folder) from error
+    try:
+        return Program("script", torch.jit.script(module))
+    except Exception as error:
+        raise failure(error, folder) from error
 
 
 def save(program: Program, path: Path, *, fold: bool, folder: Path) -> None:
@@ -75,14 +73,12 @@ def save(program: Program, path: Path, *, fold: bool, folder: Path) -> None:
 
     `fold` lets freezing fold batch normalization into convolutions. Raises `ExporterFailed`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            frozen = torch.jit.freeze(program.module.eval(), optimize_numerics=fold)
-            raw = path.with_name(path.name + ".raw")
-            torch.jit.save(frozen, raw)
-        except RuntimeError as error:
-            raise failure(error, folder) from error
+    try:
+        frozen = torch.jit.freeze(program.module.eval(), optimize_numerics=fold)
+        raw = path.with_name(path.name + ".raw")
+        torch.jit.save(frozen, raw)
+    except RuntimeError as error:
+        raise failure(error, folder) from error
     del frozen
     canonical(raw, path)
     raw.unlink()

