@@ -1,0 +1,207 @@
+"""What a build costs, beside what its peers cost: docs/benchmarks.md, written by `make bench`.
+
+In one run and in turn, each in a process of its own: `package build --no-cache`, `optimum-cli export
+onnx` and a hand-written script that does the same steps, on ResNet-50 (random weights, saved once)
+and on MiniLM. Then the shipped MiniLM graph beside the plain torch.export graph, the eager module
+and TorchScript, at three shapes. Packager and Optimum each get an environment of their own under
+benchmarks/work, with the same versions of torch, transformers, onnx and onnxruntime: importing
+transformers is most of either's time and the work of neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+WORK = HERE / "work"
+TRANSFORMERS = "transformers==4.57.6"  # the newest that optimum-onnx 0.1.0 accepts
+SAMPLE_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process tree: seconds of the wall clock, and the largest sum of its processes' RSS in MB."""
+
+    seconds: float
+    peak_mb: float
+
+
+def main() -> None:
+    """Set up, measure, and write docs/benchmarks.md."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--runs", type=int, default=5)
+    arguments.add_argument("--no-write", action="store_true", help="print, and leave docs/benchmarks.md as it is")
+    options = arguments.parse_args()
+    WORK.mkdir(exist_ok=True)
+    own = environment("own", ["-e", f"{ROOT}[build]", TRANSFORMERS], constrained=True)
+    peer = environment("peer", ["optimum-onnx==0.1.0", "onnx", "onnxruntime", TRANSFORMERS], constrained=True)
+    projects = prepare(own)
+    rows = {name: builds(name, folder, own, peer, options.runs) for name, folder in projects.items()}
+    speeds = inference(own, projects["minilm"], options.runs)
+    text = render(rows, speeds, options.runs)
+    print(text)
+    if not options.no_write:
+        (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
+
+
+def environment(name: str, packages: list[str], *, constrained: bool) -> Path:
+    """A virtual environment under work/, made once; returns its bin folder."""
+    folder = WORK / name
+    ready = folder / ".ready"
+    if not ready.exists():
+        venv.create(folder, with_pip=True, clear=True)
+        versions = WORK / "constraints.txt"
+        lines = (ROOT / "constraints.txt").read_text().splitlines()
+        loose = ("transformers", "huggingface_hub", "tokenizers", "hf-xet", "fsspec", "typer")
+        versions.write_text("\n".join(line for line in lines if not line.startswith(loose)) + "\n")
+        pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip += ["-c", str(versions)] if constrained else []
+        subprocess.run([*pip, "torch", "hatchling", "editables"], check=True)
+        subprocess.run([*pip, "--no-build-isolation", *packages], check=True)
+        ready.touch()
+    return folder / "bin"
+
+
+def prepare(own: Path) -> dict[str, Path]:
+    """The two projects, each with its checkpoint and a Hugging Face folder for Optimum."""
+    resnet = WORK / "resnet50"
+    if not (resnet / "pretrained" / "model.safetensors").exists():
+        resnet.mkdir(exist_ok=True)
+        code = (
+            "import torch, transformers; torch.manual_seed(0);"
+            "transformers.ResNetForImageClassification(transformers.ResNetConfig()).save_pretrained('pretrained')"
+        )
+        subprocess.run([own / "python", "-c", code], cwd=resnet, check=True)
+    shutil.copyfile(HERE / "resnet50" / "model.py", resnet / "model.py")
+    shutil.copyfile(HERE / "resnet50" / "package.yaml", resnet / "package.yaml")
+    minilm = WORK / "minilm"
+    shutil.copytree(ROOT / "examples" / "minilm", minilm, dirs_exist_ok=True)
+    if not (minilm / "pretrained" / "model.safetensors").exists():
+        subprocess.run([sys.executable, "fetch.py"], cwd=minilm, check=True)
+    return {"resnet50": resnet, "minilm": minilm}
+
+
+def builds(name: str, folder: Path, own: Path, peer: Path, runs: int) -> dict[str, list[Run]]:
+    """Each tool `runs` times, in turn, after one round that only warms the disk's cache."""
+    task = {"resnet50": "image-classification", "minilm": "feature-extraction"}[name]
+    pretrained = str(folder / "pretrained")
+    commands = {
+        "package build": [own / "package", "build", "package.yaml", "--no-cache", "-o", str(WORK / "dist")],
+        "optimum-cli": [peer / "optimum-cli", "export", "onnx", "--model", pretrained, "--task", task, str(WORK / "optimum")],
+        "by hand": [own / "python", str(HERE / "by_hand.py"), name, str(WORK / "by-hand")],
+    }  # fmt: skip
+    measured: dict[str, list[Run]] = {tool: [] for tool in commands}
+    for turn in range(runs + 1):
+        for tool, command in commands.items():
+            shutil.rmtree(WORK / "optimum", ignore_errors=True)
+            run = measure([str(one) for one in command], folder)
+            print(f"{name} {tool}: {run.seconds:.2f} s, {run.peak_mb:.0f} MB", file=sys.stderr, flush=True)
+            if turn > 0:
+                measured[tool].append(run)
+    return measured
+
+
+def measure(command: list[str], folder: Path) -> Run:
+    """Run a command and watch its process tree."""
+    began = time.perf_counter()
+    with (WORK / "log").open("wb") as log:
+        process = psutil.Popen(command, cwd=folder, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        peak = [0]
+        watcher = threading.Thread(target=watch, args=(process, peak))
+        watcher.start()
+        status = process.wait()
+        seconds = time.perf_counter() - began
+        watcher.join()
+    if status != 0:
+        raise SystemExit(f"{' '.join(command)} failed:\n{(WORK / 'log').read_text()}")
+    return Run(seconds, peak[0] / 1e6)
+
+
+def watch(process: psutil.Popen, peak: list[int]) -> None:
+    """Keep the largest sum of RSS over the tree in `peak`."""
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        total = 0
+        try:
+            for one in [process, *process.children(recursive=True)]:
+                total += one.memory_info().rss
+        except psutil.NoSuchProcess:
+            pass  # it ended between being listed and being asked
+        peak[0] = max(peak[0], total)
+        time.sleep(SAMPLE_SECONDS)
+
+
+def inference(own: Path, folder: Path, runs: int) -> dict[str, list[float]]:
+    """Medians over `runs` processes of the milliseconds a prediction takes, by engine, at the three shapes."""
+    bundle = WORK / "dist" / "minilm-1.0.0"
+    engines = ("shipped", "torch-export", "eager", "torchscript")
+    subprocess.run([own / "python", str(HERE / "predict.py"), "prepare", str(bundle)], cwd=folder, check=True)
+    found: dict[str, list[list[float]]] = {engine: [] for engine in engines}
+    for _ in range(runs):
+        for engine in engines:
+            command = [own / "python", str(HERE / "predict.py"), engine, str(bundle)]
+            printed = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+            found[engine].append(json.loads(printed.splitlines()[-1]))
+    return {engine: [statistics.median(column) for column in zip(*rows, strict=True)] for engine, rows in found.items()}
+
+
+def render(rows: dict[str, dict[str, list[Run]]], speeds: dict[str, list[float]], runs: int) -> str:
+    """docs/benchmarks.md."""
+    lines = [
+        "# Benchmarks", "",
+        f"Written by `make bench`: medians of {runs} runs in turn, each in a process of its own, on a "
+        f"{platform.machine()} machine with {os.cpu_count()} cores and Python {platform.python_version()}. The ratios "
+        "are of medians, within this run. Both environments have the same torch, onnx, onnxruntime and "
+        f"{TRANSFORMERS.replace('==', ' ')}; peak RSS is the sum over the process tree, sampled every "
+        f"{SAMPLE_SECONDS * 1000:.0f} ms.", "",
+        "## A cold build", "",
+        "`package build --no-cache` exports, simplifies, optimizes, makes the fallback, and proves both artifacts on "
+        "every case. `optimum-cli export onnx` exports and compares one random batch. `by hand` is a script that does "
+        "the packager's steps with the libraries directly (benchmarks/by_hand.py).", "",
+    ]  # fmt: skip
+    for name, tools in rows.items():
+        base = tools["optimum-cli"]
+        lines += [
+            f"### {name}",
+            "",
+            "| | wall | to Optimum | peak RSS | to Optimum |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for tool, measured in tools.items():
+            seconds, peak = median(measured)
+            base_seconds, base_peak = median(base)
+            lines.append(
+                f"| {tool} | {seconds:.2f} s | {seconds / base_seconds:.2f} | {peak:.0f} MB | {peak / base_peak:.2f} |"
+            )
+        lines.append("")
+    lines += [
+        "## A prediction", "",
+        "MiniLM, milliseconds at (batch, sequence), 2 threads; `shipped` is the bundle's model.onnx, `torch-export` what "
+        "`torch.onnx.export(dynamo=True)` gives for the same module.", "",
+        "| | (1, 16) | (1, 128) | (8, 128) |", "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    lines += [f"| {engine} | " + " | ".join(f"{one:.2f}" for one in row) + " |" for engine, row in speeds.items()]
+    return "\n".join(lines) + "\n"
+
+
+def median(measured: list[Run]) -> tuple[float, float]:
+    """Median seconds and median peak."""
+    return statistics.median(one.seconds for one in measured), statistics.median(one.peak_mb for one in measured)
+
+
+if __name__ == "__main__":
+    main()
