@@ -102,7 +102,9 @@ def builds(name: str, folder: Path, own: Path, peer: Path, runs: int) -> dict[st
     pretrained = str(folder / "pretrained")
     commands = {
         "package build": [own / "package", "build", "package.yaml", "--no-cache", "-o", str(WORK / "dist")],
-        "optimum-cli": [peer / "optimum-cli", "export", "onnx", "--model", pretrained, "--task", task, str(WORK / "optimum")],
+        "optimum-cli": [
+            peer / "optimum-cli", "export", "onnx", "--model", pretrained, "--task", task, str(WORK / "optimum")
+        ],
         "by hand": [own / "python", str(HERE / "by_hand.py"), name, str(WORK / "by-hand")],
     }  # fmt: skip
     measured: dict[str, list[Run]] = {tool: [] for tool in commands}
@@ -190,8 +192,8 @@ def render(rows: dict[str, dict[str, list[Run]]], speeds: dict[str, list[float]]
         lines.append("")
     lines += [
         "## A prediction", "",
-        "MiniLM, milliseconds at (batch, sequence), 2 threads; `shipped` is the bundle's model.onnx, `torch-export` what "
-        "`torch.onnx.export(dynamo=True)` gives for the same module.", "",
+        "MiniLM, milliseconds at (batch, sequence), 2 threads; `shipped` is the bundle's model.onnx, `torch-export` "
+        "what `torch.onnx.export(dynamo=True)` gives for the same module.", "",
         "| | (1, 16) | (1, 128) | (8, 128) |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
     lines += [f"| {engine} | " + " | ".join(f"{one:.2f}" for one in row) + " |" for engine, row in speeds.items()]

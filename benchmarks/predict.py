@@ -26,7 +26,7 @@ def main(engine: str, bundle: str) -> None:
         onnx(PLAIN if engine == "torch-export" else Path(bundle) / "model.onnx")
         if engine in ("shipped", "torch-export")
         else torch_engine(engine, bundle)
-    )  # noqa: E501
+    )
     generator = np.random.default_rng(0)
     print(json.dumps([measure(run, generator.integers(0, 30522, shape)) for shape in SHAPES]))
 
