@@ -21,7 +21,7 @@ from packager.errors import ExportFailed, ParityFailed, Problem
 from packager.export import ExporterFailed
 from packager.export import onnx as exporters
 from packager.export.torchscript import Program
-from packager.jobs import Optimized, OptimizeJob, Raw, Stage
+from packager.jobs import NOTHING_BETTER, Optimized, OptimizeJob, Raw, Stage
 from packager.manifest import Project
 from packager.parity.artifacts import judge_onnx
 from packager.parity.gate import Judgement
@@ -124,7 +124,7 @@ def attempt(candidate: Candidate, expected: Reference, project: Project, site: S
             _discard(site.writer)
             return NotTaken("fail", judgement.reason)
     for stage in optimized.stages:
-        if not stage.kept:
+        if not stage.kept and stage.reason != NOTHING_BETTER:
             site.stages.tell(f"{stage.name} was dropped: {stage.reason}")
     before = optimized.before
     taken = Stage(

@@ -9,6 +9,10 @@ from pathlib import Path
 from packager.parity.gate import Expectation
 
 
+NOTHING_BETTER = "makes nothing better"
+"""The reason of a pass that was dropped because it has nothing to do: recorded, and no news to anybody."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """What one pass did: kept or not and why, and the graph's size before and after."""

@@ -247,7 +247,9 @@ class Manifest(_Model):
     model: Model
     checkpoint: Checkpoint
     inputs: dict[Annotated[str, Field(pattern=DIM_PATTERN)], Input] = Field(
-        min_length=1, description="in the order of forward()'s parameters"
+        min_length=1,
+        description="in the order of forward()'s parameters",
+        json_schema_extra={"additionalProperties": False},  # other names match no pattern
     )
     outputs: (
         Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_unique)] | None

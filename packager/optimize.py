@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 
 from packager import graph_file
-from packager.jobs import GraphFacts, GraphSize, Optimized, OptimizeJob, Stage
+from packager.jobs import NOTHING_BETTER, GraphFacts, GraphSize, Optimized, OptimizeJob, Stage
 from packager.parity.artifacts import judge_onnx
 from packager.parity.gate import Judgement
 
@@ -89,7 +89,7 @@ def _attempt(name: str, apply: Pass, model: onnx.ModelProto, job: OptimizeJob) -
     if broken:
         return model, stage(False, "fail", broken, nodes, size)
     if (nodes, size) >= (before, before_bytes):
-        return model, stage(False, "not-checked", "makes nothing better", nodes, size)
+        return model, stage(False, "not-checked", NOTHING_BETTER, nodes, size)
     if job.expectations is not None:
         judgement = _prove(found, job)
         if not judgement.passed:

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from packager import checkpoint
 from packager.errors import (
@@ -90,14 +91,14 @@ def user_frame(error: BaseException, folder: Path) -> str:
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[Callable[[], dict[str, Path]]]:
     """Import with `folder` on the path; yields what tells which of the user's files were imported."""
-    before = set(sys.modules)
+    before = dict(sys.modules)
     installed = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
 
     def imported() -> dict[str, Path]:
         found = {}
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
-            if name in before or file is None or name.partition(".")[0] == "packager":
+            if before.get(name) is module or file is None or name.partition(".")[0] == "packager":
                 continue
             path = Path(file).absolute()
             if path.suffix == ".py" and not any(path.is_relative_to(one) for one in installed):
@@ -110,7 +111,10 @@ def _importing_from(folder: Path) -> Iterator[Callable[[], dict[str, Path]]]:
         yield imported
     finally:
         for name in imported():
-            del sys.modules[name]
+            if name in before:
+                sys.modules[name] = before[name]
+            else:
+                del sys.modules[name]
         sys.path.remove(str(folder))
 
 
@@ -225,7 +229,7 @@ def _construct(
     """The module with the checkpoint's weights: by the shortcut where it is exact, else plainly.
 
     The shortcut is refused where something would be left without its value (a parameter that is
-    not in the checkpoint, a buffer computed from a parameter), or where a buffer that is not in
+    not in the checkpoint, a buffer or plain attribute computed from one), or where a buffer that is not in
     the checkpoint may have been drawn at random, since skipped initialisations do not consume the
     random numbers that they otherwise would.
     """
@@ -241,11 +245,16 @@ def _construct(
         fit = _assign(project, module, read)
         persistent = module.state_dict(keep_vars=True).keys()
         transient = [name for name, _ in module.named_buffers() if name not in persistent]
-        left = [one for one in (*module.parameters(), *module.buffers()) if one.is_meta]
-        if not left and not (random_used and transient):
+        if not _has_meta(module) and not (random_used and transient):
             return module, fit
     module = _construct_plainly(project, entry)
     return module, _assign(project, module, read)
+
+
+def _has_meta(module: torch.nn.Module) -> bool:
+    """Whether a parameter, a buffer, or a tensor among the plain attributes was left without a value."""
+    leaves = (leaf for part in module.modules() for leaf in tree_leaves(vars(part)))
+    return any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in leaves)
 
 
 def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.Module:

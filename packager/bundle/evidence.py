@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import safetensors.numpy
 
 from packager.bundle import layout
@@ -45,7 +46,8 @@ def golden_bytes(expectations: Sequence[Expectation], chosen: frozenset[str]) ->
         if one.case in chosen:
             tensors.update({f"{one.case}/input/{name}": array for name, array in one.inputs.items()})
             tensors.update({f"{one.case}/output/{name}": array for name, array in one.outputs.items()})
-    content: bytes = safetensors.numpy.save(tensors)
+    # safetensors writes the memory as it lies: a transposed array would come back as another one.
+    content: bytes = safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in tensors.items()})
     return content
 
 

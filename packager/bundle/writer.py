@@ -27,7 +27,7 @@ try:
 except ImportError:  # not on Windows: there nothing is cleared away
     fcntl = None  # type: ignore[assignment]  # the only way to say that a module is absent
 
-_SUFFIX = ".staging"
+_UNLOCKED, _SUFFIX = ".unlocked", ".staging"
 _LOCK = "lock"
 _USERS_PROBLEM = {
     errno.ENOSPC: "free some space, or choose another folder with -o",
@@ -39,6 +39,7 @@ _USERS_PROBLEM = {
     errno.ENAMETOOLONG: "shorten the manifest's name or version",
     errno.ENOTDIR: "choose another folder with -o",
     errno.EEXIST: "choose another folder with -o",
+    errno.ENOTEMPTY: "another build has just put its bundle there: build again",
 }
 
 
@@ -104,10 +105,8 @@ def staging(out: Path, name: str, *, force: bool) -> Iterator[Path]:
         check_target(target, force=force)
         out.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(out)
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_SUFFIX, dir=out))
-    lock = (folder / _LOCK).open("w")
+        folder, lock = _locked_folder(out, name)
     try:
-        _take(lock)
         with _users_problem(out):
             bundle = folder / "bundle"
             bundle.mkdir()
@@ -129,7 +128,7 @@ def check_target(target: Path, *, force: bool) -> None:
 
 
 def _swap(bundle: Path, target: Path, old: Path) -> None:
-    if os.path.lexists(target):
+    with contextlib.suppress(FileNotFoundError):
         os.rename(target, old)
     try:
         os.rename(bundle, target)
@@ -137,6 +136,14 @@ def _swap(bundle: Path, target: Path, old: Path) -> None:
         if os.path.lexists(old):
             os.rename(old, target)
         raise
+
+
+def _locked_folder(out: Path, name: str) -> tuple[Path, IO[str]]:
+    """A new folder that is locked before it has the name by which others find and clear it."""
+    new = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_UNLOCKED, dir=out))
+    lock = (new / _LOCK).open("w")
+    _take(lock)
+    return new.rename(new.with_suffix(_SUFFIX)), lock
 
 
 def _clear_leftovers(out: Path) -> None:

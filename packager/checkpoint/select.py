@@ -42,7 +42,8 @@ def read(path: Path, weights: str = "auto", *, trust_pickle: bool = False, where
         raise CheckpointUnreadable(str(path), where, f"it holds a {type(found).__name__}, not a state dict")
     if weights in ("auto", "model"):
         if _is_state_dict(found):
-            return Checkpoint(_tensors(found), "", tuple(key for key in found if not isinstance(found[key], torch.Tensor)))
+            state = _tensors(found)
+            return Checkpoint(state, "", tuple(key for key in found if key not in state))
         return _first_of(found, MODEL_KEYS, weights, where)
     if weights == "ema":
         return _first_of(found, EMA_KEYS, weights, where)

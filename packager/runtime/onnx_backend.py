@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
 class OnnxBackend:
@@ -36,8 +37,21 @@ class OnnxBackend:
         self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=wanted)
         self.output_names = [one.name for one in self._session.get_outputs()]
         self.input_names = [one.name for one in self._session.get_inputs()]
+        self._bfloat16 = [one.name for one in self._session.get_inputs() if one.type == "tensor(bfloat16)"]
         self.providers: list[str] = self._session.get_providers()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Arrays by input name in, arrays by output name out."""
-        return dict(zip(self.output_names, self._session.run(None, dict(inputs)), strict=True))
+        """Arrays by input name in, arrays by output name out; a bfloat16 input is given as float32."""
+        feed: dict[str, object] = dict(inputs)
+        for name in self._bfloat16:
+            feed[name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(to_bfloat16(inputs[name]), _BFLOAT16)
+        return dict(zip(self.output_names, self._session.run(None, feed), strict=True))
+
+
+def to_bfloat16(array: Array) -> NDArray[np.uint16]:
+    """float32 rounded to the nearest bfloat16, ties to even, as its bits: numpy has no such dtype."""
+    bits = array.view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1)).astype(np.uint32)) >> 16
+    quiet = bits >> 16 | 0x40  # a NaN keeps its sign and payload, and stays one
+    found: NDArray[np.uint16] = np.where(np.isnan(array), quiet, rounded).astype(np.uint16)
+    return found
