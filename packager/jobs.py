@@ -8,7 +8,6 @@ from pathlib import Path
 
 from packager.parity.gate import Expectation
 
-
 NOTHING_BETTER = "makes nothing better"
 """The reason of a pass that was dropped because it has nothing to do: recorded, and no news to anybody."""
 
