@@ -15,6 +15,7 @@ from packager.bundle import layout
 from packager.bundle.writer import check_target
 from packager.errors import ExtraMissing
 from packager.onnx_side import OnnxSide
+from packager.preflight import preflight
 from packager.progress import Listener, Stages, silent
 
 
@@ -56,6 +57,7 @@ def build(
     """
     project = manifest.load(path)
     check_target(Path(out) / layout.folder_name(project.manifest.name, project.manifest.version), force=force)
+    preflight(project)
     stages = Stages(listener)
     with memory.collector_paused(), OnnxSide() as side:
         with stages.stage("import"):

@@ -282,7 +282,7 @@ class Project:
     @property
     def folder(self) -> Path:
         """The folder that the manifest's relative paths start from."""
-        return self.path.parent
+        return self.path.absolute().parent
 
     def where(self, *field: str | int) -> str:
         """`package.yaml:12: inputs.image`, for an error about a field."""
@@ -322,7 +322,7 @@ def load(path: str | Path) -> Project:
     problems = _contradictions(manifest, path, document)
     if problems:
         raise ManifestInvalid(str(path), problems)
-    return Project(path.absolute(), manifest, hashlib.sha256(raw).hexdigest(), document)
+    return Project(path, manifest, hashlib.sha256(raw).hexdigest(), document)
 
 
 def _contradictions(manifest: Manifest, path: Path, document: yaml_lines.Document) -> list[Problem]:

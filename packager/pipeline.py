@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from packager import candidates, fallback, memory, samples, signature, source
+from packager import candidates, fallback, memory, preflight, samples, signature, source
 from packager.bundle import assemble, layout
 from packager.bundle.verify import verify
 from packager.bundle.writer import Writer, staging
-from packager.errors import AssetNotFound
 from packager.export import quietly
 from packager.manifest import Project
 from packager.onnx_side import OnnxSide
@@ -49,7 +48,7 @@ class Built:
 def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: bool) -> Built:
     """Build, prove and place the bundle. Raises the errors of `packager.errors`."""
     name = layout.folder_name(project.manifest.name, project.manifest.version)
-    assets = _assets(project)
+    assets = preflight.assets(project)
     with (
         ExitStack() as stack,
         staging(out, name, force=force) as folder,
@@ -108,21 +107,6 @@ def _assemble(
     if not report.ok:
         raise AssertionError(f"the staged bundle does not verify: {report.integrity}, {report.structure}")
     return assembled
-
-
-def _assets(project: Project) -> dict[str, Path]:
-    """The assets by their path in the bundle. Raises `AssetNotFound`."""
-    found = {}
-    for index, asset in enumerate(project.manifest.assets):
-        path = (project.folder / asset).resolve()
-        where = project.where("assets", index)
-        if not path.is_file():
-            raise AssetNotFound(asset, where, f"there is no file {path}")
-        name = Path(asset).name if Path(asset).is_absolute() or ".." in Path(asset).parts else Path(asset).as_posix()
-        if name in found:
-            raise AssetNotFound(asset, where, f"another asset is called {name} too")
-        found[name] = path
-    return found
 
 
 def _eager(project: Project, opened: Source) -> Eager:

@@ -45,6 +45,7 @@ from packager.errors import (
 )
 from packager.hashing import sha256_file
 from packager.manifest import Project
+from packager.preflight import check_file
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,7 @@ def _load(project: Project, entry: Callable[..., Any], imported: Callable[[], di
     sha256 = sha256_file(path) if path.is_file() else ""  # before anything in it is parsed
     if sha256 and wanted.sha256 not in (None, sha256):
         raise CheckpointDigestWrong(wanted.path, project.where("checkpoint", "sha256"), wanted.sha256 or "", sha256)
+    check_file(path, wanted.path, where)
     read = checkpoint.read(path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
     _check_arguments(project, entry)
     module, fit = _construct(project, entry, read)

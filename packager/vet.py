@@ -12,6 +12,7 @@ from typing import Any
 
 from packager import manifest
 from packager.errors import ExtraMissing
+from packager.preflight import preflight
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class VetReport:
 def vet(path: str | Path) -> VetReport:
     """Vet a manifest. Raises what a build would raise before its export."""
     project = manifest.load(path)
+    preflight(project)
     try:
         from packager import samples, signature, source
         from packager.parity import reference

@@ -101,6 +101,7 @@ def staging(out: Path, name: str, *, force: bool) -> Iterator[Path]:
     `force` is not given; an OSError inside the block that is the user's to mend becomes one too.
     """
     target = out / name
+    made = not out.exists()
     with _users_problem(out):
         check_target(target, force=force)
         out.mkdir(parents=True, exist_ok=True)
@@ -115,6 +116,9 @@ def staging(out: Path, name: str, *, force: bool) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.close()
+        if made:
+            with contextlib.suppress(OSError):  # it holds the bundle, or somebody else's
+                out.rmdir()
 
 
 def check_target(target: Path, *, force: bool) -> None:

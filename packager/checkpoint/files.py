@@ -20,7 +20,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from packager.errors import CheckpointNeedsCode, CheckpointNotFound, CheckpointUnreadable
+from packager.errors import CheckpointNeedsCode, CheckpointUnreadable
+from packager.preflight import check_file
 
 
 def open_file(path: Path, *, trust_pickle: bool, where: str | None) -> Any:
@@ -28,22 +29,12 @@ def open_file(path: Path, *, trust_pickle: bool, where: str | None) -> Any:
 
     Raises `CheckpointNotFound`, `CheckpointUnreadable` or `CheckpointNeedsCode`.
     """
-    if not path.exists():
-        beside = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
-        near = [name for name in beside if Path(name).suffix in (".pt", ".pth", ".ckpt", ".safetensors")]
-        raise CheckpointNotFound(str(path), where, f"beside it: {', '.join(near)}" if near else None)
-    if path.is_dir():
-        raise CheckpointUnreadable(str(path), where, "it is a folder, and a file is expected")
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(8)
-    except OSError as error:
-        raise CheckpointUnreadable(str(path), where, str(error)) from None
-    if not head:
-        raise CheckpointUnreadable(str(path), where, "the file is empty")
+    check_file(path, str(path), where)
     if path.suffix == ".safetensors":
         return _open_safetensors(path, where)
-    return _open_pytorch(path, trust_pickle=trust_pickle, where=where, zipped=head.startswith(b"PK\x03\x04"))
+    with path.open("rb") as stream:
+        zipped = stream.read(4) == b"PK\x03\x04"
+    return _open_pytorch(path, trust_pickle=trust_pickle, where=where, zipped=zipped)
 
 
 def _open_safetensors(path: Path, where: str | None) -> dict[str, torch.Tensor]:

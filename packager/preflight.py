@@ -1,0 +1,50 @@
+"""The files that a manifest names: are they there? Asked before anything heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from packager.errors import AssetNotFound, CheckpointNotFound, CheckpointUnreadable
+from packager.manifest import Project
+
+_CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+
+
+def preflight(project: Project) -> None:
+    """Check the checkpoint and the assets. Raises `CheckpointNotFound`, `CheckpointUnreadable` or `AssetNotFound`."""
+    named = project.manifest.checkpoint.path
+    check_file(project.folder / named, named, project.where("checkpoint", "path"))
+    assets(project)
+
+
+def check_file(path: Path, named: str, where: str | None) -> None:
+    """Refuse a checkpoint that is absent, a folder, unreadable or empty; `named` is what the user calls it."""
+    if not path.exists():
+        beside = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
+        near = [name for name in beside if Path(name).suffix in _CHECKPOINT_SUFFIXES]
+        raise CheckpointNotFound(named, where, f"beside it: {', '.join(near)}" if near else None)
+    if path.is_dir():
+        raise CheckpointUnreadable(named, where, "it is a folder, and a file is expected")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(1)
+    except OSError as error:
+        raise CheckpointUnreadable(named, where, str(error.strerror)) from None
+    if not head:
+        raise CheckpointUnreadable(named, where, "the file is empty")
+
+
+def assets(project: Project) -> dict[str, Path]:
+    """The assets' files by their path in the bundle's assets/. Raises `AssetNotFound`."""
+    found: dict[str, Path] = {}
+    for index, asset in enumerate(project.manifest.assets):
+        path = (project.folder / asset).resolve()
+        where = project.where("assets", index)
+        if not path.is_file():
+            raise AssetNotFound(asset, where, f"there is no file {path}")
+        outside = Path(asset).is_absolute() or ".." in Path(asset).parts
+        name = Path(asset).name if outside else Path(asset).as_posix()
+        if name in found:
+            raise AssetNotFound(asset, where, f"another asset is called {name} too")
+        found[name] = path
+    return found
