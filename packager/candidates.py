@@ -24,7 +24,7 @@ from packager.export.torchscript import Program
 from packager.jobs import NOTHING_BETTER, Optimized, OptimizeJob, Raw, Stage
 from packager.manifest import Project
 from packager.parity.artifacts import judge_onnx
-from packager.parity.gate import Judgement
+from packager.parity.gate import Expectation, Judgement
 from packager.parity.reference import Reference
 from packager.work import Eager, Site
 
@@ -78,7 +78,7 @@ def ship(
     project: Project,
     tried: tuple[Candidate, Future[Taken | NotTaken]] | None,
     rest: Iterator[Candidate],
-    expected: Reference,
+    expected: Future[Reference],
     site: Site,
 ) -> Taken:
     """The first proven candidate, in the staged bundle; `tried` is being tried already.
@@ -104,8 +104,8 @@ def ship(
     raise ExportFailed(project.where("export"), problems)
 
 
-def attempt(candidate: Candidate, expected: Reference, project: Project, site: Site) -> Taken | NotTaken:
-    """Wait for the candidate's graph, place it in the staged bundle and judge it there."""
+def attempt(candidate: Candidate, expected: Future[Reference], project: Project, site: Site) -> Taken | NotTaken:
+    """Wait for the candidate's graph, place it in the staged bundle and judge it there, when `expected` is known."""
     if candidate.failed is not None:
         return NotTaken("not-checked", candidate.failed.cause, candidate.failed.where)
     assert candidate.job is not None and candidate.optimized is not None
@@ -116,7 +116,7 @@ def attempt(candidate: Candidate, expected: Reference, project: Project, site: S
     if not judgement.passed:
         site.stages.tell(f"not proven with all passes ({judgement.reason}); proving them one by one")
         _discard(site.writer)
-        optimized = site.side.optimize(replace(job, expectations=expected.expectations)).result()
+        optimized = site.side.optimize(replace(job, expectations=expected.result().expectations)).result()
         if optimized.refused:
             return NotTaken("fail", optimized.refused)
         judgement = _place_and_judge(optimized, job, expected, site)
@@ -157,7 +157,7 @@ def _outcomes(
     project: Project,
     tried: tuple[Candidate, Future[Taken | NotTaken]] | None,
     rest: Iterator[Candidate],
-    expected: Reference,
+    expected: Future[Reference],
     site: Site,
 ) -> Iterator[tuple[Candidate, Taken | NotTaken]]:
     if tried is not None:
@@ -166,15 +166,20 @@ def _outcomes(
         yield candidate, attempt(candidate, expected, project, site)
 
 
-def _place_and_judge(optimized: Optimized, job: OptimizeJob, expected: Reference, site: Site) -> Judgement:
+def _place_and_judge(optimized: Optimized, job: OptimizeJob, expected: Future[Reference], site: Site) -> Judgement:
     assert optimized.facts is not None
     site.writer.adopt(layout.ONNX, job.target)
     if optimized.facts.external_data:
         site.writer.adopt(layout.ONNX_DATA, job.target.with_name(layout.ONNX_DATA))
     with site.judging:
-        judgement = judge_onnx(site.writer.folder / layout.ONNX, expected.expectations, job.providers)
+        judgement = judge_onnx(site.writer.folder / layout.ONNX, _as_they_come(expected), job.providers)
         memory.give_back()
     return judgement
+
+
+def _as_they_come(expected: Future[Reference]) -> Iterator[Expectation]:
+    """The cases, once they are there: until then the session can be made."""
+    yield from expected.result().expectations
 
 
 def _discard(writer: Writer) -> None:

@@ -83,9 +83,9 @@ def _attempt(name: str, apply: Pass, model: onnx.ModelProto, job: OptimizeJob) -
         found = apply(model, job)
     except Exception as error:  # noqa: BLE001 (a pass is foreign code; what it raises is recorded and the pass dropped)
         return model, stage(False, "not-checked", f"failed: {type(error).__name__}: {str(error)[:200]}")
+    broken = _baked(found, job)  # before the dims get their names
     _clean(found, job)
     nodes, size = count_nodes(found.graph), graph_file.model_bytes(found)
-    broken = _baked(found, job)
     if broken:
         return model, stage(False, "fail", broken, nodes, size)
     if (nodes, size) >= (before, before_bytes):
@@ -178,7 +178,7 @@ def _baked(model: onnx.ModelProto, job: OptimizeJob) -> str:
         return f"the graph's outputs are {', '.join(one.name for one in model.graph.output)}"
     for value in inputs:
         for wanted, found in zip(job.inputs[value.name], value.type.tensor_type.shape.dim, strict=True):
-            if isinstance(wanted, str) and not found.dim_param:
+            if isinstance(wanted, str) and found.HasField("dim_value"):
                 return f"the dim {wanted} of {value.name} became {found.dim_value}"
     return ""
 

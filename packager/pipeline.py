@@ -1,21 +1,22 @@
 """The pipeline, top to bottom: one manifest and one checkpoint in, one proven bundle out.
 
     source       the user's module with its weights, and two forward passes
+    noise        what its own arithmetic costs it
     trace        TorchScript, which the fallback needs and one exporter starts from
     export       ONNX, handed to the ONNX side, which simplifies and optimizes it meanwhile
-    reference    what the module computes on every case, and its own noise
+    reference    what the module computes on every case
     torchscript  the fallback, read back from the staged bundle and judged
     onnx         the first exporter whose graph is proven, likewise
     bundle       records written, sealed, verified, renamed into place
 
-The fallback is saved while ONNX is exported, and judged while the ONNX side works: two cores are
-enough to keep busy, and no step waits for one that it does not need.
+The fallback is saved while ONNX is exported, and the first graph is optimized, placed and loaded while
+the reference runs: no step waits for one that it does not need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,9 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
         with stages.stage("source"):
             eager = _eager(project, opening())
             memory.settle()
+        with stages.stage("noise"):
+            floor = reference.measure_floor(project, eager.source, eager.grid, eager.known)
+            memory.give_back()
         stack.enter_context(quietly())
         with stages.stage("trace"):
             program = fallback.program(project, eager)
@@ -66,19 +70,31 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
         with stages.stage("export"):
             rest = candidates.candidates(project, eager, program, site)
             first = next(rest, None)
+            awaited: Future[Reference] = Future()
+            trying = (first, background.submit(candidates.attempt, first, awaited, project, site)) if first else None
         with stages.stage("reference"):
-            expected = reference.measure(project, eager.source, eager.grid, eager.known)
+            expected = _settle(awaited, lambda: reference.measure(project, eager.source, eager.grid, floor))
             memory.give_back()
-        trying = (first, background.submit(candidates.attempt, first, expected, project, site)) if first else None
         with stages.stage("torchscript"):
             script = fallback.ship(project, eager, program, saving, expected, site)
-            if script is not None and script.program is not program:
+            exporter = project.manifest.export.exporter
+            if script is not None and script.program is not program and exporter != "torch-export":
                 rest = candidates.candidates(project, eager, script.program, site)
         with stages.stage("onnx"):
-            onnx = candidates.ship(project, trying, rest, expected, site)
+            onnx = candidates.ship(project, trying, rest, awaited, site)
         with stages.stage("bundle"):
             assembled = _assemble(project, eager, expected, onnx, script, assets, site)
     return Built(out / name, assembled.fingerprint, assembled.parity, assembled.facts)
+
+
+def _settle(awaited: Future[Reference], measure: Callable[[], Reference]) -> Reference:
+    """Measure here, for whoever waits elsewhere; a failure ends their waiting too."""
+    try:
+        awaited.set_result(measure())
+    except BaseException as error:
+        awaited.set_exception(error)
+        raise
+    return awaited.result()
 
 
 def _assemble(

@@ -33,6 +33,7 @@ def quietly() -> Iterator[None]:
     """
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
+    torch._C._jit_set_onnx_log_enabled(False)  # where an export fails, C++ prints the graph on stdout
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -55,8 +56,8 @@ class FlatOutputs(torch.nn.Module):
         return tuple(outputs.select(flat, self._names).values())
 
 
-def failure(error: BaseException, folder: Path) -> ExporterFailed:
-    """What an exporter raised, as one sentence, with the user's line where its text or traceback names one."""
+def failure(error: BaseException, folder: Path, places: str = "") -> ExporterFailed:
+    """What an exporter raised, as one sentence, with the user's line where its text, traceback or `places` name one."""
     text = str(error).strip()
     frames = re.findall(r'File "([^"]+)", line (\d+)', text)
     traceback = error.__traceback__
@@ -64,6 +65,7 @@ def failure(error: BaseException, folder: Path) -> ExporterFailed:
         frames.append((traceback.tb_frame.f_code.co_filename, str(traceback.tb_lineno)))
         traceback = traceback.tb_next
     frames += re.findall(r"(\S+\.py)\((\d+)\)", text)
+    frames += re.findall(r'File "([^"]+)", line (\d+)', places) + re.findall(r"(\S+\.py)\((\d+)\)", places)
     own = [(name, line) for name, line in frames if Path(name).is_relative_to(folder)]
     where = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else None
     lines = [line.strip() for line in text.splitlines() if line.strip()]

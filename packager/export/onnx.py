@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def from_torchscript(
                 do_constant_folding=False,
             )
         except Exception as error:
-            raise failure(error, project.folder) from error
+            raise failure(error, project.folder, _places(program, error)) from error
     return Raw(path, weights.write(program.module.state_dict(), path.with_name(path.name + ".weights")))
 
 
@@ -88,6 +89,14 @@ def from_torch_export(
         except Exception as error:
             raise failure(_root(error), project.folder) from error
     return Raw(path)
+
+
+def _places(program: Program, error: Exception) -> str:
+    """Where the operators that an error names come from, as TorchScript remembers it, the innermost call last."""
+    graph: Any = program.module.inlined_graph
+    named = dict.fromkeys(re.findall(r"\w+::\w+", str(error)))
+    ranges = [node.sourceRange() for kind in named for node in graph.findAllNodes(kind)]
+    return "\n".join("\n".join(reversed(one.splitlines())) for one in ranges)
 
 
 def _dynamic_shapes(project: Project, dims: Mapping[str, Any]) -> tuple[dict[int, Any], ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from packager.parity.gate import Expectation, Judgement, judge
 from packager.runtime.onnx_backend import OnnxBackend
 
 
-def judge_onnx(path: Path, expectations: Sequence[Expectation], providers: Sequence[str]) -> Judgement:
-    """Run an ONNX file on every case, under the options that the loader uses."""
+def judge_onnx(path: Path, expectations: Iterable[Expectation], providers: Sequence[str]) -> Judgement:
+    """Run an ONNX file on every case, under the options that the loader uses; the session is made first."""
     try:
         # The cores may be shared with torch, whose threads would wait for ones that only spin.
         backend = OnnxBackend(path, providers=providers, threads=None, spin=False)

@@ -89,24 +89,55 @@ def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Arr
     return {name: _to_numpy(tensor) for name, tensor in found.items()}
 
 
-def measure(project: Project, source: Source, grid: Grid, known: Mapping[str, Mapping[str, Array]]) -> Reference:
-    """Run the module on every case and measure its noise; `known` are outputs by case that are there already.
+@dataclass(frozen=True)
+class Floor:
+    """The noise floor of each float output, and the outputs by case that were computed on the way."""
 
-    Raises as `first_outputs` does.
+    noise: Mapping[str, Noise]
+    known: Mapping[str, Mapping[str, Array]]
+
+
+def measure_floor(project: Project, source: Source, grid: Grid, known: Mapping[str, Mapping[str, Array]]) -> Floor:
+    """Measure what its own arithmetic costs the module, on a few cases; nothing with an explicit tolerance.
+
+    `known` are outputs by case that are there already. Raises as `first_outputs` does.
     """
-    expected = [known.get(case.name) or first_outputs(project, source, case) for case in grid.cases]
+    if isinstance(project.manifest.parity.tolerance, Tolerance):
+        return Floor({}, known)
+    chosen = _cases_for_noise(grid)
+    found = {case.name: known.get(case.name) or first_outputs(project, source, case) for case in chosen}
+    second, measured = _second_evaluation(project, source, chosen)
+    noise = {}
+    for name, array in found[chosen[0].name].items():
+        if array.dtype.kind != "f":
+            continue
+        least = _LEAST_NOISE_IN_EPSILONS * torch.finfo(getattr(torch, str(array.dtype))).eps
+        differences = [
+            _relative_difference(found[case.name][name], other[name])
+            for case, other in zip(chosen, second, strict=True)
+            if name in other and other[name].shape == found[case.name][name].shape
+        ]
+        noise[name] = Noise(max([least, *differences]), measured)
+    return Floor(noise, {**known, **found})
+
+
+def measure(project: Project, source: Source, grid: Grid, floor: Floor) -> Reference:
+    """Run the module on every case, and say how far an artifact may be. Raises as `first_outputs` does."""
+    expected = [floor.known.get(case.name) or first_outputs(project, source, case) for case in grid.cases]
     names = tuple(expected[0])
     _check_names(project, names)
     tolerance = project.manifest.parity.tolerance
-    noise = {} if isinstance(tolerance, Tolerance) else _noise(project, source, grid, expected)
     overall = {name: max(_scale(found[name]) for found in expected) for name in names}
     expectations = tuple(
         Expectation(
-            case.name, case.inputs, found, {name: _limit(tolerance, noise, found, overall, name) for name in names}
+            case.name,
+            case.inputs,
+            found,
+            {name: _limit(tolerance, floor.noise, found, overall, name) for name in names},
         )
         for case, found in zip(grid.cases, expected, strict=True)
     )
-    return Reference(expectations, noise, names)
+    return Reference(expectations, floor.noise, names)
 
 
 def _check_names(project: Project, names: Sequence[str]) -> None:
@@ -142,36 +173,17 @@ def _scale(array: Array) -> float:
 # -- noise ----------------------------------------------------------------------------------
 
 
-def _noise(project: Project, source: Source, grid: Grid, expected: Sequence[Mapping[str, Array]]) -> dict[str, Noise]:
-    chosen = _cases_for_noise(grid, list(zip(grid.cases, expected, strict=True)))
-    second, measured = _second_evaluation(project, source, [case for case, _ in chosen])
-    noise = {}
-    for name, array in expected[0].items():
-        if array.dtype.kind != "f":
-            continue
-        least = _LEAST_NOISE_IN_EPSILONS * torch.finfo(getattr(torch, str(array.dtype))).eps
-        differences = [
-            _relative_difference(found[name], other[name])
-            for (_, found), other in zip(chosen, second, strict=True)
-            if name in other and other[name].shape == found[name].shape
-        ]
-        noise[name] = Noise(max([least, *differences]), measured)
-    return noise
-
-
-def _cases_for_noise(
-    grid: Grid, pairs: list[tuple[Case, Mapping[str, Array]]]
-) -> list[tuple[Case, Mapping[str, Array]]]:
+def _cases_for_noise(grid: Grid) -> list[Case]:
     """A few cases, the largest that can be afforded twice, as noise grows with size; the smallest at least."""
-    pairs = sorted(pairs, key=lambda pair: (_elements(pair[0]), pair[0].name))
+    cases = sorted(grid.cases, key=lambda case: (_elements(case), case.name))
     limit = min(_NOISE_INPUT_ELEMENTS, _NOISE_EXAMPLES * _elements(grid.example))
-    chosen: list[tuple[Case, Mapping[str, Array]]] = []
+    chosen: list[Case] = []
     elements = 0
-    for pair in reversed(pairs):
-        if elements + _elements(pair[0]) <= limit and len(chosen) < _NOISE_CASES:
-            chosen.append(pair)
-            elements += _elements(pair[0])
-    return chosen or pairs[:1]
+    for case in reversed(cases):
+        if elements + _elements(case) <= limit and len(chosen) < _NOISE_CASES:
+            chosen.append(case)
+            elements += _elements(case)
+    return chosen or cases[:1]
 
 
 def _elements(case: Case) -> int:

@@ -1,0 +1,320 @@
+"""The identity of a bundle: SHA256SUMS, the fingerprint, and what differs from them."""
+
+import base64
+import hashlib
+import os
+import shutil
+import string
+import subprocess
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from packager.bundle import fingerprint as module
+from packager.bundle.fingerprint import Integrity, SumsMalformed, fingerprint, integrity, parse_sums, sums_text
+from packager.bundle.verify import verify
+from packager.bundle.writer import Writer
+from packager.errors import IntegrityFailed
+from packager.runtime.loader import load
+
+# Any file name of a bundle: no separators, no line breaks that end a line of SHA256SUMS.
+PARTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="/\\\n\r\0"), min_size=1, max_size=8)
+PATHS = st.lists(PARTS.filter(lambda part: part not in (".", "..")), min_size=1, max_size=3).map("/".join)
+DIGESTS = st.binary(min_size=32, max_size=32).map(bytes.hex)
+SUMS = st.dictionaries(PATHS, DIGESTS, max_size=6)
+A, B = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    """A folder with a few sealed files: enough for the fingerprint, no model."""
+    writer = Writer(tmp_path / "bundle")
+    writer.add_bytes("config.json", b'{"schema": 1}\n')
+    writer.add_bytes("evidence/golden.safetensors", bytes(range(256)))
+    writer.add_bytes("assets/a b.txt", b"")
+    writer.add_bytes("assets/\u00e9t\u00e9.txt", "\u00e9t\u00e9".encode())
+    writer.seal()
+    return writer.folder
+
+
+def sums(folder):
+    return parse_sums((folder / "SHA256SUMS").read_text(encoding="utf-8"))
+
+
+def shell(folder, command):
+    """What a line of shell says inside a folder; the test is skipped where its tools are not installed."""
+    if not all(shutil.which(tool) for tool in ("bash", "sha256sum", "xxd", "base64")):
+        pytest.skip("sha256sum, xxd or base64 is not installed")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+# -- the fingerprint ------------------------------------------------------------------------
+
+
+@given(SUMS)
+def test_the_fingerprint_is_hash1_of_gos_dirhash(digests):
+    whole = hashlib.sha256()
+    for path in sorted(digests, key=lambda path: path.encode("utf-8")):
+        whole.update(f"{digests[path]}  {path}\n".encode())
+    expected = "h1:" + base64.standard_b64encode(whole.digest()).decode("ascii")
+    assert fingerprint(sums_text(digests)) == expected
+
+
+def test_the_fingerprint_of_a_known_text_never_changes():
+    text = f"{A}  a/b.txt\n{B}  b.txt\n"
+    assert sums_text({"b.txt": B, "a/b.txt": A}) == text
+    assert fingerprint(text) == "h1:d9dlsgQ9brZnlyEwKf5ZjNPPGz5acslXuLhUFeR7IG0="
+
+
+def test_the_lines_of_shell_in_the_module_give_the_same(sealed):
+    check, print_it = (line.strip() for line in module.__doc__.splitlines() if line.startswith("    "))
+    assert shell(sealed, check).count(": OK\n") == 4
+    assert shell(sealed, print_it) == (sealed / "FINGERPRINT").read_text()
+
+
+def test_sha256sum_writes_the_same_sums(sealed):
+    command = "find . -type f ! -name SHA256SUMS ! -name FINGERPRINT -printf '%P\\0' | sort -z | xargs -0 sha256sum"
+    assert shell(sealed, command) == (sealed / "SHA256SUMS").read_text(encoding="utf-8")
+
+
+@given(SUMS, st.data())
+def test_another_name_or_another_digest_is_another_fingerprint(digests, data):
+    assume(digests)
+    path = data.draw(st.sampled_from(sorted(digests)))
+    other_path, other_digest = data.draw(PATHS), data.draw(DIGESTS)
+    assume(other_path not in digests and other_digest != digests[path])
+    rest = {name: digest for name, digest in digests.items() if name != path}
+    variants = [digests, rest, {**rest, other_path: digests[path]}, {**rest, path: other_digest}]
+    assert len({fingerprint(sums_text(one)) for one in variants}) == 4
+
+
+# -- SHA256SUMS -----------------------------------------------------------------------------
+
+
+@given(SUMS)
+def test_what_is_written_is_read_again(digests):
+    assert parse_sums(sums_text(digests)) == digests
+
+
+@given(SUMS)
+def test_paths_stand_in_the_order_of_their_bytes_however_they_came(digests):
+    paths = list(parse_sums(sums_text(dict(reversed(digests.items())))))
+    assert paths == sorted(digests, key=str.encode)
+
+
+@st.composite
+def changed_texts(draw):
+    """The text of SHA256SUMS, and the same with something put in, taken out, written over or moved."""
+    text = sums_text(draw(SUMS.filter(bool)))
+    start = draw(st.integers(0, len(text)))
+    end = draw(st.integers(start, min(len(text), start + 3)))
+    alphabet = "ab0A \n\r\t/\\.*\u2028\x85\x0b" + string.hexdigits
+    edited = text[:start] + draw(st.text(alphabet, max_size=3)) + text[end:]
+    lines = text.splitlines(keepends=True)
+    moved = "".join(draw(st.permutations([*lines, draw(st.sampled_from(lines))])))
+    return text, draw(
+        st.sampled_from([edited, moved, text.upper(), text[:-1], text + "\n", text.replace("\n", "\r\n")])
+    )
+
+
+@given(changed_texts())
+def test_a_changed_text_is_refused_unless_it_is_just_what_another_bundle_writes(texts):
+    text, changed = texts
+    assume(text != changed)
+    try:
+        found = parse_sums(changed)
+    except SumsMalformed:
+        found = None
+    assert found is None or (sums_text(found) == changed and found != parse_sums(text))
+
+
+@given(st.text(alphabet="ab0  \n/.", max_size=200) | st.text(max_size=50))
+def test_any_text_is_refused_or_is_what_would_be_written(text):
+    try:
+        found = parse_sums(text)
+    except SumsMalformed:
+        found = {}
+        text = ""
+    assert sums_text(found) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hello\n", "line 1 is no digest and path"),
+        (f"{A}  a\n{A} a\n", "line 2 is no digest and path"),
+        (f"{A} *a\n", "line 1 is no digest and path"),
+        (f"{A.upper()}  a\n", "line 1 is no digest and path"),
+        (f"{A[1:]}  a\n", "line 1 is no digest and path"),
+        (f"{A}  \n", "line 1 is no digest and path"),
+        (f" {A}  a\n", "line 1 is no digest and path"),
+        (f"{A}  a\n\n", "line 2 is no digest and path"),
+        (f"# comment\n{A}  a\n", "line 1 is no digest and path"),
+        (f"{A}  a\n{B}  a\n", "the lines are not sorted, or a path stands twice"),
+        (f"{A}  b\n{A}  a\n", "the lines are not sorted, or a path stands twice"),
+        (f"{A}  a", "the lines are not sorted, or a path stands twice"),
+        (f"{A}  a\r\n", "a path in a bundle has no line break and no backslash: 'a\\r'"),
+        (f"{A}  ..\\a\n", "a path in a bundle has no line break and no backslash: '..\\\\a'"),
+    ],
+)
+def test_a_text_that_sums_text_does_not_write_is_refused(text, message):
+    with pytest.raises(SumsMalformed) as caught:
+        parse_sums(text)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../a", "a/../../b", "a/..", "..", ".", "./a", "a/./b", "a//b", "a/", "//a", "/"]
+)
+def test_a_path_that_leads_out_of_the_bundle_is_refused(path):
+    with pytest.raises(SumsMalformed) as caught:
+        parse_sums(f"{A}  {path}\n")
+    assert str(caught.value) == f"line 1 names a path outside the bundle: {path}"
+
+
+@pytest.mark.parametrize("path", ["a\nb", "a\rb", "a\\b"])
+def test_a_path_that_sha256sum_would_escape_is_not_written(path):
+    with pytest.raises(ValueError, match="no line break and no backslash"):
+        sums_text({path: A})
+
+
+@pytest.mark.parametrize("path", ["a b", " a", "a ", "...", "a\u2028b", "a\x85b", "a\x0bb", "é", "*a", "~", "a:b"])
+def test_an_odd_name_is_a_name(path):
+    assert parse_sums(sums_text({path: A})) == {path: A}
+
+
+# -- a folder against its sums --------------------------------------------------------------
+
+
+def test_a_bundle_as_it_was_written_is_whole(sealed):
+    found = integrity(sealed, sums(sealed))
+    assert found == Integrity() and found.whole
+
+
+@pytest.mark.parametrize("path", ["config.json", "evidence/golden.safetensors", "assets/a b.txt", "assets/été.txt"])
+def test_every_file_is_missed_and_every_changed_byte_is_seen(sealed, path):
+    expected = sums(sealed)
+    target = sealed / path
+    content = target.read_bytes()
+    changes = [b"\n"]
+    if content:
+        flipped = [bytes([content[0] ^ 1 << bit]) + content[1:] for bit in range(8)]
+        changes = [content + b"\n", b"", content[:-1], *flipped]
+    for change in changes:
+        target.write_bytes(change)
+        assert integrity(sealed, expected) == Integrity(changed=(path,))
+    target.unlink()
+    assert integrity(sealed, expected) == Integrity(missing=(path,))
+
+
+def test_a_digest_is_compared_to_its_last_digit(sealed):
+    expected = sums(sealed)
+    for place in range(64):
+        digest = expected["config.json"]
+        other = digest[:place] + ("0" if digest[place] != "0" else "1") + digest[place + 1 :]
+        assert integrity(sealed, {**expected, "config.json": other}) == Integrity(changed=("config.json",))
+
+
+@pytest.mark.parametrize(
+    "path", ["stranger", ".hidden", "assets/more.txt", "new/folder/file", "evidence/SHA256SUMS", "assets/FINGERPRINT"]
+)
+def test_a_file_that_is_not_listed_is_an_intruder(sealed, path):
+    expected = sums(sealed)
+    (sealed / path).parent.mkdir(parents=True, exist_ok=True)
+    (sealed / path).touch()
+    assert integrity(sealed, expected) == Integrity(extra=(path,))
+
+
+def test_a_signature_is_outside_the_fingerprint(sealed):
+    (sealed / "model.sig").write_text("signed")
+    assert integrity(sealed, sums(sealed)).whole
+
+
+def test_files_in_a_folder_named_like_what_is_outside_are_intruders(sealed):
+    (sealed / "model.sig").mkdir()
+    (sealed / "model.sig" / "payload").touch()
+    assert integrity(sealed, sums(sealed)) == Integrity(extra=("model.sig/payload",))
+
+
+def test_a_renamed_file_is_one_missing_and_one_extra(sealed):
+    (sealed / "config.json").rename(sealed / "Config.json")
+    assert integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",), extra=("Config.json",))
+
+
+def test_whatever_differs_is_listed_together_and_sorted(sealed):
+    expected = sums(sealed)
+    (sealed / "config.json").write_text("{}")
+    (sealed / "assets" / "été.txt").write_text("hiver")
+    for name in ("z", "b", "é"):
+        (sealed / name).touch()
+    (sealed / "assets" / "a b.txt").unlink()
+    found = integrity(sealed, expected)
+    assert found == Integrity(("assets/a b.txt",), ("b", "z", "é"), ("assets/été.txt", "config.json"))
+    assert not found.whole
+
+
+def test_a_link_is_never_what_was_listed_though_it_leads_to_the_same_bytes(sealed, tmp_path):
+    shutil.move(sealed / "config.json", tmp_path / "config.json")
+    (sealed / "config.json").symlink_to(tmp_path / "config.json")
+    assert integrity(sealed, sums(sealed)) == Integrity(changed=("config.json",))
+
+
+def test_a_linked_folder_is_not_entered(sealed, tmp_path):
+    shutil.move(sealed / "assets", tmp_path / "assets")
+    (sealed / "assets").symlink_to(tmp_path / "assets")
+    missing = ("assets/a b.txt", "assets/été.txt")
+    assert integrity(sealed, sums(sealed)) == Integrity(missing=missing, extra=("assets",))
+
+
+def test_links_that_lead_nowhere_or_in_circles_are_intruders(sealed):
+    (sealed / "dangling").symlink_to("nowhere")
+    (sealed / "circle").symlink_to(".")
+    assert integrity(sealed, sums(sealed)) == Integrity(extra=("circle", "dangling"))
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(sealed):
+    (sealed / "config.json").unlink()
+    os.mkfifo(sealed / "config.json")
+    assert integrity(sealed, sums(sealed)) == Integrity(changed=("config.json",))
+
+
+def test_a_folder_in_the_place_of_a_file_is_a_missing_file(sealed):
+    (sealed / "config.json").unlink()
+    (sealed / "config.json").mkdir()
+    assert integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",))
+
+
+def test_an_intruder_may_have_a_name_that_is_no_text(sealed):
+    with open(os.fsencode(sealed) + b"/\xff\xfe", "wb"):
+        pass
+    assert integrity(sealed, sums(sealed)) == Integrity(extra=(os.fsdecode(b"\xff\xfe"),))
+
+
+# -- the seal as files ----------------------------------------------------------------------
+
+
+def test_line_breaks_of_another_system_break_the_seal(sealed):
+    whole = verify(sealed, parity=False)
+    (sealed / "SHA256SUMS").write_bytes((sealed / "SHA256SUMS").read_bytes().replace(b"\n", b"\r\n"))
+    broken = verify(sealed, parity=False)
+    assert whole.fingerprint.startswith("h1:") and broken.fingerprint == ""
+    assert broken.structure == (
+        "SHA256SUMS: a path in a bundle has no line break and no backslash: 'assets/a b.txt\\r'",
+    )
+    with pytest.raises(IntegrityFailed):
+        load(sealed)
+
+
+def test_a_fingerprint_file_holds_the_fingerprint_and_nothing_else(sealed):
+    seal = (sealed / "FINGERPRINT").read_bytes()
+    for content in (seal.replace(b"\n", b"\r\n"), seal[:-1], seal + b"\n", b"", b"\xff", b" " + seal):
+        (sealed / "FINGERPRINT").write_bytes(content)
+        report = verify(sealed, parity=False)
+        assert not report.ok and "FINGERPRINT says" in report.structure[0]
+    (sealed / "FINGERPRINT").write_bytes(seal)
+    assert not any("FINGERPRINT says" in problem for problem in verify(sealed, parity=False).structure)

@@ -1,0 +1,352 @@
+"""The one way into a bundle: digests of what is written, and a staging folder that leaves nothing behind."""
+
+import errno
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from packager.bundle.fingerprint import fingerprint, integrity, parse_sums
+from packager.bundle.writer import Writer, staging
+from packager.errors import OutputRefused, render
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from packager.bundle.writer import staging
+
+with staging(Path(sys.argv[1]), "net-1.0.0", force=False) as folder:
+    (folder / "bundle" / "model.onnx").write_bytes(bytes(1000))
+    print(folder.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def write_bundle(folder, text="new"):
+    writer = Writer(folder)
+    writer.add_bytes("config.json", text.encode())
+    writer.seal()
+
+
+def stage(out, text="new", *, force=False, error=None):
+    """Put a small bundle at `out/net-1.0.0`, or fail with `error` when it is ready."""
+    with staging(out, "net-1.0.0", force=force) as folder:
+        write_bundle(folder / "bundle", text)
+        if error is not None:
+            raise error
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Start other processes that stand inside `staging`; they are ended with the test."""
+    started = []
+
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path / "out")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process, process.stdout.readline().strip()
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+# -- Writer ---------------------------------------------------------------------------------
+
+
+def test_every_way_in_writes_the_bytes_and_remembers_their_digest(tmp_path):
+    contents = {"empty": b"", "large": os.urandom(3_000_000), "text": "été\r\n".encode()}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    writer = Writer(tmp_path / "bundle")
+    for name, content in contents.items():
+        digest = hashlib.sha256(content).hexdigest()
+        assert writer.add_bytes(f"a/{name}", content) == digest
+        assert writer.add_file(f"b/deep/{name}", tmp_path / name) == digest
+        assert writer.adopt(f"c/{name}", tmp_path / name) == digest
+        for path in (f"a/{name}", f"b/deep/{name}", f"c/{name}"):
+            assert writer.digests[path] == digest
+            assert (tmp_path / "bundle" / path).read_bytes() == content
+
+
+def test_what_is_copied_stays_and_what_is_adopted_moves(tmp_path):
+    for name in ("copied", "moved"):
+        (tmp_path / name).write_text(name)
+    writer = Writer(tmp_path / "bundle")
+    writer.add_file("copied", tmp_path / "copied")
+    writer.adopt("moved", tmp_path / "moved")
+    assert names(tmp_path) == ["bundle", "copied"]
+    assert names(tmp_path / "bundle") == ["copied", "moved"]
+
+
+def test_what_is_written_twice_counts_as_it_was_written_last(tmp_path):
+    writer = Writer(tmp_path / "bundle")
+    writer.add_bytes("file", b"a longer content")
+    writer.add_bytes("file", b"short")
+    assert writer.digests == {"file": hashlib.sha256(b"short").hexdigest()}
+    assert (tmp_path / "bundle" / "file").read_bytes() == b"short"
+
+
+def test_what_is_discarded_was_never_there(tmp_path):
+    writer = Writer(tmp_path / "bundle")
+    writer.add_bytes("model.onnx", b"unproven")
+    writer.add_bytes("config.json", b"{}")
+    writer.discard("model.onnx")
+    assert list(writer.digests) == names(tmp_path / "bundle") == ["config.json"]
+
+
+def test_a_sealed_bundle_is_whole(tmp_path):
+    writer = Writer(tmp_path / "bundle")
+    for path in ("z", "a/z", "a/é", "a.b", "B"):
+        writer.add_bytes(path, path.encode())
+    seal = writer.seal()
+    text = (tmp_path / "bundle" / "SHA256SUMS").read_bytes().decode()
+    assert parse_sums(text) == writer.digests
+    assert fingerprint(text) == seal
+    assert (tmp_path / "bundle" / "FINGERPRINT").read_bytes() == f"{seal}\n".encode()
+    assert integrity(tmp_path / "bundle", writer.digests).whole
+
+
+# -- staging: one step ----------------------------------------------------------------------
+
+
+def test_a_block_that_ends_well_leaves_the_bundle_and_nothing_else(tmp_path):
+    stage(tmp_path / "deep" / "out")
+    assert names(tmp_path / "deep" / "out") == ["net-1.0.0"]
+    assert names(tmp_path / "deep" / "out" / "net-1.0.0") == ["FINGERPRINT", "SHA256SUMS", "config.json"]
+
+
+def test_what_lies_beside_the_bundle_in_the_staging_folder_does_not_ship(tmp_path):
+    with staging(tmp_path, "net-1.0.0", force=False) as folder:
+        (folder / "raw.onnx").write_bytes(b"scratch")
+        write_bundle(folder / "bundle")
+    assert names(tmp_path) == ["net-1.0.0"]
+    assert "raw.onnx" not in names(tmp_path / "net-1.0.0")
+
+
+def test_a_bundle_is_as_readable_as_any_folder(tmp_path):
+    (tmp_path / "plain").mkdir()
+    stage(tmp_path)
+    assert (tmp_path / "net-1.0.0").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_old_bundle_is_whole_until_the_new_one_takes_its_place(tmp_path):
+    stage(tmp_path, "old")
+    with staging(tmp_path, "net-1.0.0", force=False) as folder:
+        write_bundle(folder / "bundle", "new")
+        assert (tmp_path / "net-1.0.0" / "config.json").read_text() == "old"
+        old = parse_sums((tmp_path / "net-1.0.0" / "SHA256SUMS").read_text())
+        assert integrity(tmp_path / "net-1.0.0", old).whole
+    assert (tmp_path / "net-1.0.0" / "config.json").read_text() == "new"
+    assert names(tmp_path) == ["net-1.0.0"]
+
+
+def test_nothing_of_the_old_bundle_is_left_in_the_new(tmp_path):
+    with staging(tmp_path, "net-1.0.0", force=False) as folder:
+        write_bundle(folder / "bundle")
+        (folder / "bundle" / "model.ts").touch()
+    stage(tmp_path)
+    assert names(tmp_path / "net-1.0.0") == ["FINGERPRINT", "SHA256SUMS", "config.json"]
+
+
+def test_other_bundles_are_left_alone(tmp_path):
+    stage(tmp_path)
+    with staging(tmp_path, "net-2.0.0", force=False) as folder:
+        write_bundle(folder / "bundle")
+    assert names(tmp_path) == ["net-1.0.0", "net-2.0.0"]
+
+
+# -- staging: errors ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EIO, "broken disk")], ids=repr)
+def test_nothing_is_left_after_an_error_and_the_error_stays_what_it_is(tmp_path, error):
+    with pytest.raises(type(error)) as caught:
+        stage(tmp_path, error=error)
+    assert caught.value is error
+    assert names(tmp_path) == []
+
+
+def test_a_folder_made_for_the_bundle_goes_with_it_and_one_that_was_there_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for out in ("mine", "made"):
+        with pytest.raises(ValueError, match="no"):
+            stage(tmp_path / out, error=ValueError("no"))
+    assert names(tmp_path) == ["mine"]
+
+
+def test_the_old_bundle_stays_after_an_error(tmp_path):
+    stage(tmp_path, "old")
+    with pytest.raises(ValueError, match="no"):
+        stage(tmp_path, force=True, error=ValueError("no"))
+    assert names(tmp_path) == ["net-1.0.0"]
+    assert (tmp_path / "net-1.0.0" / "config.json").read_text() == "old"
+
+
+def test_the_old_bundle_comes_back_where_the_new_one_cannot_take_its_place(tmp_path):
+    stage(tmp_path, "old")
+    with pytest.raises(FileNotFoundError), staging(tmp_path, "net-1.0.0", force=False) as folder:
+        shutil.rmtree(folder / "bundle")
+    assert names(tmp_path) == ["net-1.0.0"]
+    assert (tmp_path / "net-1.0.0" / "config.json").read_text() == "old"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device that is always full is Linux's")
+def test_a_full_disk_is_the_users_to_mend(tmp_path):
+    with pytest.raises(OutputRefused) as caught, staging(tmp_path / "out", "net-1.0.0", force=False):
+        Path("/dev/full").write_text("x")
+    assert render(caught.value) == (
+        f"error[output-refused]: the bundle cannot be written to {tmp_path}/out\n"
+        "  No space left on device\n"
+        "hint: free some space, or choose another folder with -o"
+    )
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "free some space, or choose another folder with -o"),
+        (errno.EDQUOT, "free some space, or choose another folder with -o"),
+        (errno.EFBIG, "the limit on file sizes is too small for this model"),
+        (errno.EROFS, "choose a folder you may write to with -o"),
+        (errno.EACCES, "choose a folder you may write to with -o"),
+    ],
+)
+def test_what_the_system_refuses_to_write_is_answered_with_what_to_do(tmp_path, number, hint):
+    with pytest.raises(OutputRefused) as caught:
+        stage(tmp_path, error=OSError(number, os.strerror(number)))
+    assert (caught.value.why, caught.value.hint) == (os.strerror(number), hint)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_file_in_the_place_of_the_output_folder_is_refused(tmp_path, out):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputRefused) as caught:
+        stage(tmp_path / out)
+    assert caught.value.hint == "choose another folder with -o"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("length", [237, 238, 250, 300])
+def test_a_name_that_is_too_long_for_a_file_is_refused(tmp_path, length):
+    with pytest.raises(OutputRefused) as caught, staging(tmp_path / "out", length * "a", force=False):
+        pass
+    assert not (tmp_path / "out").exists() or names(tmp_path / "out") == []
+    assert caught.value.hint == "shorten the manifest's name or version"
+
+
+# -- staging: what is there already ---------------------------------------------------------
+
+
+def occupied(kind, target):
+    """Something that is no bundle at the place of the bundle."""
+    if kind == "file":
+        target.write_text("mine")
+    elif kind == "link to a bundle":
+        stage(target.parent / "elsewhere")
+        target.symlink_to(target.parent / "elsewhere" / "net-1.0.0")
+    elif kind == "dangling link":
+        target.symlink_to("nowhere")
+    else:
+        target.mkdir()
+        for name in kind.split():
+            (target / name).write_text("mine")
+
+
+@pytest.mark.parametrize(
+    "kind", ["file", "", "notes.txt", "SHA256SUMS", "config.json", "link to a bundle", "dangling link"]
+)
+def test_what_is_no_bundle_is_not_replaced_without_force(tmp_path, kind):
+    target = tmp_path / "net-1.0.0"
+    occupied(kind, target)
+    before = names(tmp_path)
+    entered = []
+    with pytest.raises(OutputRefused) as caught, staging(tmp_path, "net-1.0.0", force=False):
+        entered.append(True)
+    assert render(caught.value) == (
+        f"error[output-refused]: the bundle cannot be written to {target}\n"
+        "  something that is not a bundle is there already\n"
+        "hint: move it away, or use --force"
+    )
+    assert not entered
+    assert names(tmp_path) == before
+    stage(tmp_path, force=True)
+    assert not target.is_symlink() and (target / "config.json").read_text() == "new"
+    assert names(tmp_path) == before
+
+
+def test_what_a_link_led_to_is_not_touched_by_force(tmp_path):
+    occupied("link to a bundle", tmp_path / "net-1.0.0")
+    stage(tmp_path, "newer", force=True)
+    assert (tmp_path / "elsewhere" / "net-1.0.0" / "config.json").read_text() == "new"
+
+
+# -- staging: other processes ---------------------------------------------------------------
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path, holder):
+    process, left = holder()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert names(tmp_path / "out") == [left]
+    stage(tmp_path / "out")
+    assert names(tmp_path / "out") == ["net-1.0.0"]
+
+
+def test_the_old_bundle_is_whole_after_a_kill(tmp_path, holder):
+    stage(tmp_path / "out", "old")
+    process, left = holder()
+    process.kill()
+    process.wait()
+    assert names(tmp_path / "out") == [left, "net-1.0.0"]
+    assert (tmp_path / "out" / "net-1.0.0" / "config.json").read_text() == "old"
+
+
+def test_the_staging_folder_of_a_living_process_is_left_alone(tmp_path, holder):
+    process, held = holder()
+    stage(tmp_path / "out", "from this process")
+    assert names(tmp_path / "out") == [held, "net-1.0.0"]
+    (tmp_path / "out" / held / "bundle" / "SHA256SUMS").touch()
+    process.communicate("")
+    assert process.returncode == 0
+    assert names(tmp_path / "out") == ["net-1.0.0"]
+    assert "model.onnx" in names(tmp_path / "out" / "net-1.0.0")
+
+
+def test_threads_of_one_process_do_not_clear_each_others_folders(tmp_path):
+    def build(number):
+        for _ in range(20):
+            with staging(tmp_path, f"net-{number}.0.0", force=False) as folder:
+                write_bundle(folder / "bundle", str(number))
+        return number
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(build, range(4))) == [0, 1, 2, 3]
+    assert names(tmp_path) == [f"net-{number}.0.0" for number in range(4)]
+
+
+@pytest.mark.parametrize("name", ["net.staging", ".net", ".net.staging", "notes"])
+def test_what_only_looks_like_a_leftover_is_kept(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").touch()
+    stage(tmp_path)
+    assert names(tmp_path) == sorted([name, "net-1.0.0"])
+    assert names(tmp_path / name) == ["mine"]

@@ -1,0 +1,39 @@
+"""What all tests share.
+
+Property tests draw the same examples every time; `pytest --hypothesis-profile=explore` looks for new ones.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import projects
+import pytest
+from hypothesis import settings
+
+import packager
+
+settings.register_profile("steady", deadline=None, derandomize=True, database=None)
+settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile("steady")
+
+# As the command does: torch's threads do not spin where they share the cores with the ONNX side.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """The manifest of a small project that is never changed."""
+    return projects.digits(tmp_path_factory.mktemp("project") / "digits")
+
+
+@pytest.fixture(scope="session")
+def built(digits, tmp_path_factory):
+    """What building that project gave. Tests that change the bundle copy it: see `bundle`."""
+    return packager.build(digits, tmp_path_factory.mktemp("out"))
+
+
+@pytest.fixture
+def bundle(built, tmp_path):
+    """A copy of the built bundle, to do with as a test likes."""
+    return Path(shutil.copytree(built.bundle, tmp_path / "copy" / built.bundle.name))

@@ -1,0 +1,167 @@
+"""An artifact, judged over all cases."""
+
+import math
+
+import numpy as np
+import pytest
+
+from packager.parity.compare import Limit
+from packager.parity.gate import Expectation, judge
+
+EXACT = Limit(0.0, 0.0)
+
+
+def expectation(case="000", limit=EXACT, **outputs):
+    """A case with the input x = 1 and these outputs."""
+    arrays = {name: np.asarray(value, np.float32) for name, value in outputs.items()}
+    return Expectation(case, {"x": np.ones(1, np.float32)}, arrays, dict.fromkeys(arrays, limit))
+
+
+def gives(**outputs):
+    """An artifact that gives these outputs whatever it is given."""
+    arrays = {name: np.asarray(value) for name, value in outputs.items()}
+    arrays = {name: one.astype(np.float32) if one.dtype == np.float64 else one for name, one in arrays.items()}
+    return lambda inputs: arrays
+
+
+def test_an_artifact_that_gives_what_was_expected_passes():
+    judgement = judge(gives(y=[1.0, 2.0]), [expectation(y=[1, 2]), expectation("001", y=[1, 2])])
+    assert (judgement.passed, judgement.reason) == (True, "")
+    assert list(judgement.outputs) == ["y"]
+
+
+def test_every_case_runs_on_its_own_inputs():
+    cases = [
+        Expectation(str(size), {"x": np.ones(size)}, {"y": np.full(size, 2.0)}, {"y": EXACT}) for size in (1, 2, 3)
+    ]
+    assert judge(lambda inputs: {"y": inputs["x"] * 2}, cases).passed
+    assert not judge(lambda inputs: {"y": np.full_like(inputs["x"], len(inputs["x"]))}, cases).passed
+
+
+def test_expectations_may_come_one_by_one():
+    assert judge(gives(y=[1.0]), (expectation(str(number), y=[1]) for number in range(3))).passed
+
+
+@pytest.mark.parametrize(
+    ("run", "cases"),
+    [
+        (gives(y=[1.0]), []),
+        (gives(), [expectation()]),
+        (gives(y=[], z=np.zeros((2, 0), np.float32)), [expectation(y=[], z=np.zeros((2, 0)))]),
+    ],
+    ids=["no case", "no output", "no element"],
+)
+def test_what_proves_nothing_is_no_pass(run, cases):
+    judgement = judge(run, cases)
+    assert (judgement.passed, judgement.reason, judgement.worst) == (False, "no element was compared", None)
+
+
+def test_an_empty_output_beside_another_is_no_fault():
+    judgement = judge(gives(y=[], z=[1.0]), [expectation(y=[], z=[1])])
+    assert judgement.passed
+    assert judgement.worst.output == "z"
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (gives(z=[1.0]), "case 000: outputs ['z'], expected ['y']"),
+        (gives(), "case 000: outputs [], expected ['y']"),
+        (gives(y=[1.0], z=[1.0]), "case 000: outputs ['y', 'z'], expected ['y']"),
+        (gives(y=np.array([1], np.int64)), "case 000, output y: dtype int64, expected float32"),
+        (gives(y=np.array([1], np.float16)), "case 000, output y: dtype float16, expected float32"),
+        (gives(y=1.0), "case 000, output y: shape [], expected [1]"),
+        (gives(y=[1.0, 1.0]), "case 000, output y: shape [2], expected [1]"),
+        (gives(y=[1.5]), "y[0] in case 000: PyTorch gives 1.0, the artifact 1.5"),
+        (gives(y=[math.nan]), "y[0] in case 000: PyTorch gives 1.0, the artifact nan"),
+    ],
+)
+def test_a_failure_says_what_is_wrong_and_where(run, reason):
+    judgement = judge(run, [expectation(y=[1])])
+    assert (judgement.passed, judgement.reason) == (False, reason)
+
+
+def test_outputs_in_another_order_fail():
+    judgement = judge(gives(z=[1.0], y=[1.0]), [expectation(y=[1], z=[1])])
+    assert (judgement.passed, judgement.reason) == (False, "case 000: outputs ['z', 'y'], expected ['y', 'z']")
+
+
+def test_a_failure_beyond_its_limit_says_how_far():
+    judgement = judge(gives(y=[[0.0, 3.0]]), [expectation(y=[[0, 1]], limit=Limit(1.0, 0.0))])
+    assert judgement.reason == "y[0, 1] in case 000: PyTorch gives 1.0, the artifact 3.0, 2 times the limit"
+
+
+def test_a_scalar_output_has_an_empty_index():
+    assert judge(gives(y=2.0), [expectation(y=1)]).reason == "y[] in case 000: PyTorch gives 1.0, the artifact 2.0"
+
+
+def test_one_bad_case_among_good_ones_fails():
+    cases = [expectation("000", y=[1]), expectation("001", y=[2]), expectation("002", y=[1])]
+    judgement = judge(gives(y=[1.0]), cases)
+    assert (judgement.passed, judgement.worst.case) == (False, "001")
+
+
+def test_one_bad_output_among_good_ones_fails():
+    judgement = judge(gives(y=[1.0], z=[1.0]), [expectation(y=[1], z=[2])])
+    assert (judgement.passed, judgement.worst.output) == (False, "z")
+
+
+def test_each_output_has_the_limit_of_its_own():
+    limits = {"y": Limit(1.0, 0.0), "z": Limit(0.1, 0.0)}
+    ones = {name: np.ones(1, np.float32) for name in limits}
+    judgement = judge(gives(y=[1.5], z=[1.05]), [Expectation("000", {}, ones, limits)])
+    assert judgement.passed
+    swapped = judge(gives(y=[1.05], z=[1.5]), [Expectation("000", {}, ones, limits)])
+    assert (swapped.passed, swapped.worst.output) == (False, "z")
+
+
+def test_the_worst_element_is_the_nearest_to_its_limit_over_all_cases_and_outputs():
+    cases = [
+        expectation("000", limit=Limit(10.0, 0.0), y=[0, 0], z=[0]),
+        expectation("001", limit=Limit(2.0, 0.0), y=[0, 0], z=[0]),
+    ]
+    judgement = judge(gives(y=[0.5, 1.0], z=[0.25]), cases)
+    worst = judgement.worst
+    assert judgement.passed
+    assert (worst.case, worst.output, worst.index, worst.expected, worst.actual) == ("001", "y", (1,), 0.0, 1.0)
+    assert worst.excess == 0.5
+
+
+def test_the_figures_of_an_output_are_the_largest_over_all_cases_and_the_smallest_cosine():
+    wide = Limit(100.0, 0.0)
+    cases = [expectation("000", wide, y=[3, 4]), expectation("001", wide, y=[0, 1]), expectation("002", wide, y=[1, 1])]
+    found = judge(gives(y=[0.0, 1.0]), cases).outputs["y"]
+    assert found.max_abs == 3.0
+    assert found.max_rel == 1.0
+    assert found.rms == 3.0
+    assert found.cosine == pytest.approx(math.sqrt(0.5))
+    assert found.excess == pytest.approx(0.03)
+    assert found.mismatched_nonfinite == 0
+
+
+def test_mismatches_of_nan_and_infinity_add_up_over_the_cases():
+    cases = [expectation(str(number), Limit(9.0, 9.0), y=[math.nan, 1, math.inf]) for number in range(3)]
+    judgement = judge(gives(y=[1.0, 1.0, -math.inf]), cases)
+    assert (judgement.passed, judgement.outputs["y"].mismatched_nonfinite) == (False, 6)
+    assert judge(gives(y=[math.nan, 1.0, math.inf]), cases).passed
+
+
+def test_nothing_is_run_after_outputs_that_cannot_be_set_side_by_side():
+    seen = []
+
+    def run(inputs):
+        seen.append(len(seen))
+        return {"y": np.ones(len(seen), np.float32)}
+
+    judgement = judge(run, [expectation(str(number), y=[1]) for number in range(4)])
+    assert (judgement.passed, judgement.reason) == (False, "case 1, output y: shape [2], expected [1]")
+    assert seen == [0, 1]
+    assert list(judgement.outputs) == ["y"]
+
+
+def test_an_artifact_that_raises_is_not_caught_here():
+    def run(inputs):
+        raise RuntimeError("no kernel")
+
+    with pytest.raises(RuntimeError, match="no kernel"):
+        judge(run, [expectation(y=[1])])
