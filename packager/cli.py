@@ -6,6 +6,7 @@ place where an error becomes an exit status: 1 and 2 as the error's class says, 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -178,6 +179,9 @@ def _signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mappi
 
 def main() -> NoReturn:
     """Run the command and exit with its status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no UTF-8
     status = _status(cli)
     sys.stdout.flush()
     sys.stderr.flush()

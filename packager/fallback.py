@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
+from packager import memory
 from packager.bundle import layout, records
 from packager.bundle.assemble import Shipped
 from packager.errors import ParityFailed, Problem, TorchScriptFailed
@@ -119,13 +120,15 @@ def _save(project: Project, made: Program, site: Site, fold: bool) -> Path:
 
 def _judge(eager: Eager, expected: Reference, site: Site, *, optimize: bool) -> Judgement:
     with site.judging:
-        return judge_torchscript(
+        judgement = judge_torchscript(
             site.writer.folder / layout.TORCHSCRIPT,
             expected.expectations,
             inputs=[(one.name, one.dtype) for one in eager.inputs],
             outputs=expected.names,
             optimize=optimize,
         )
+        memory.give_back()
+    return judgement
 
 
 def _stage(made: Program, verdict: str, reason: str, *, fold: bool, optimize: bool) -> Stage:

@@ -8,12 +8,12 @@ that would have been right.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from packager import yaml_lines
+from packager import findings, yaml_lines
 from packager.errors import (
     ManifestEmpty,
     ManifestInvalid,
@@ -45,6 +45,7 @@ DType = Literal[
     "bool",
 ]  # fmt: skip
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
+ENTRY_PATTERN = r"^[^:]+:[A-Za-z_][A-Za-z0-9_.]*$"
 DIM_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 # The expression that semver.org publishes for a semantic version 2.0.0, without its named groups, and with
 # ASCII digits alone: pydantic's \d takes those of every script.
@@ -53,6 +54,14 @@ VERSION_PATTERN = (
     r"(-(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
     r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$"
 )
+
+
+_PATTERN_HINTS = {
+    NAME_PATTERN: "lower case letters, digits, '.', '_' and '-', starting with a letter or digit",
+    VERSION_PATTERN: "a semantic version has three numbers, such as 1.0.0 or 1.2.0-rc.1",
+    DIM_PATTERN: "letters, digits and '_', not starting with a digit",
+    ENTRY_PATTERN: "write module:attr or FILE.py:attr, such as model.py:DigitsCNN",
+}
 
 
 def is_integer(dtype: str) -> bool:
@@ -68,7 +77,7 @@ class Model(_Model):
     """Where the module comes from."""
 
     entry: str = Field(
-        pattern=r"^[^:]+:[A-Za-z_][A-Za-z0-9_.]*$",
+        pattern=ENTRY_PATTERN,
         description="module:attr or FILE.py:attr, beside the manifest; a Module class, or a function that returns one",
     )
     kwargs: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the entry")
@@ -278,15 +287,14 @@ class Project:
     manifest: Manifest
     sha256: str
     document: yaml_lines.Document
+    folder: Path = dataclasses.field(init=False)  # where relative paths start, also after somebody's chdir
 
-    @property
-    def folder(self) -> Path:
-        """The folder that the manifest's relative paths start from."""
-        return self.path.absolute().parent
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.path.absolute().parent)
 
     def where(self, *field: str | int) -> str:
         """`package.yaml:12: inputs.image`, for an error about a field."""
-        return _where(self.path, self.document, field)
+        return findings.where(self.path, self.document, field)
 
 
 def load(path: str | Path) -> Project:
@@ -313,11 +321,11 @@ def load(path: str | Path) -> Project:
         raise ManifestSyntax(f"{path}:1", "a manifest is a mapping of fields, such as `name: digits-cnn`")
     schema = document.data.get("schema", 1)
     if schema != 1 or isinstance(schema, bool):
-        raise ManifestSchemaUnknown(_where(path, document, ("schema",)), schema)
+        raise ManifestSchemaUnknown(findings.where(path, document, ("schema",)), schema)
     try:
         manifest = Manifest.model_validate(document.data)
     except ValidationError as error:
-        problems = _problems(error, path, document)
+        problems = findings.explain(error, path, document, Manifest, _PATTERN_HINTS)
         raise ManifestInvalid(str(path), problems) from None
     problems = _contradictions(manifest, path, document)
     if problems:
@@ -331,107 +339,14 @@ def _contradictions(manifest: Manifest, path: Path, document: yaml_lines.Documen
     named = list(manifest.limits())
     for name in manifest.dims:
         if name not in named:
-            where = _where(path, document, ("dims", name))
+            where = findings.where(path, document, ("dims", name))
             found.append(Problem(f"no input has a dim {name!r}", where, did_you_mean(name, named)))
     for name in manifest.outputs or []:
         if name in manifest.inputs:
-            where = _where(path, document, ("outputs",))
+            where = findings.where(path, document, ("outputs",))
             found.append(Problem(f"{name!r} is the name of an input too", where, "give the output another name"))
     if manifest.torchscript.method == "none" and not manifest.export.required:
-        where = _where(path, document, ("export", "required"))
+        where = findings.where(path, document, ("export", "required"))
         hint = "set torchscript.method: auto, or export.required: true"
         found.append(Problem("a bundle without TorchScript needs its ONNX model", where, hint))
     return found
-
-
-def _where(path: Path, document: yaml_lines.Document, field: Sequence[str | int]) -> str:
-    dotted = ".".join(str(part) for part in field)
-    return f"{path}:{document.line(tuple(field))}" + (f": {dotted}" if dotted else "")
-
-
-def _problems(error: ValidationError, path: Path, document: yaml_lines.Document) -> list[Problem]:
-    """pydantic's findings, in the order of the file, each in our words."""
-    found: dict[tuple[str | int, ...], list[Problem]] = {}
-    details = [(_field(detail["loc"], document.data, detail["type"]), detail) for detail in error.errors()]
-    for field, detail in details:
-        inside = any(other[: len(field)] == field and other != field for other, _ in details)
-        if detail["type"] == "literal_error" and inside:
-            continue  # the arm of a union that was not meant: the mapping's own problems follow
-        message, hint = _say(detail, field)
-        where = _where(path, document, field)
-        # A union complains once for each of its arms: the first complaint about a field stands.
-        found.setdefault(field, [Problem(message, where, hint)])
-    ordered = sorted(found.items(), key=lambda item: (document.line(item[0]), len(item[0])))
-    return [problem for _, problems in ordered for problem in problems]
-
-
-def _field(location: Sequence[str | int], data: Any, kind: str) -> tuple[str | int, ...]:
-    """The user's field: pydantic's location without the arms of unions, which the file does not have."""
-    field: list[str | int] = []
-    for position, part in enumerate(location):
-        if part == "[key]":
-            break
-        inside = isinstance(data, Mapping) and part in data
-        inside = inside or (isinstance(data, list) and isinstance(part, int) and part < len(data))
-        if inside:
-            data = data[part]
-        elif not (kind == "missing" and position == len(location) - 1):
-            continue
-        field.append(part)
-    return tuple(field)
-
-
-def _say(detail: Any, field: tuple[str | int, ...]) -> tuple[str, str | None]:
-    """What is wrong with a field and what would be right, from one of pydantic's details."""
-    kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        known = _fields_at(field[:-1])
-        return f"{field[-1]!r} is not a field here", did_you_mean(str(field[-1]), known)
-    if kind == "missing":
-        return f"the field {field[-1]!r} is missing", None
-    if kind == "literal_error":
-        names = [value.strip("'") for value in str(context["expected"]).replace(" or ", ", ").split(", ")]
-        return f"found {found!r}, expected {context['expected']}", did_you_mean(str(found), names)
-    if kind == "value_error":
-        return str(context["error"]), None
-    if kind == "string_pattern_mismatch":
-        return f"found {found!r}, which does not match {context['pattern']}", _PATTERN_HINTS.get(context["pattern"])
-    if field[-2:-1] == ("shape",) and isinstance(field[-1], int):
-        return f"found {found!r}, which is no dim", "a dim is a size, such as 28, or a name, such as batch"
-    if kind == "string_type" and isinstance(found, (int, float)) and not isinstance(found, bool):
-        return f"found {found!r}, a number where text is expected", "put it in quotes"
-    if kind in ("model_type", "dict_type"):
-        return f"found {found!r}, expected a mapping of fields", None
-    message = detail["msg"].replace("Input should be ", "expected ")
-    return f"found {found!r}: {message[0].lower()}{message[1:]}", None
-
-
-_PATTERN_HINTS = {
-    NAME_PATTERN: "lower case letters, digits, '.', '_' and '-', starting with a letter or digit",
-    VERSION_PATTERN: "a semantic version has three numbers, such as 1.0.0 or 1.2.0-rc.1",
-    DIM_PATTERN: "letters, digits and '_', not starting with a digit",
-    r"^[^:]+:[A-Za-z_][A-Za-z0-9_.]*$": "write module:attr or FILE.py:attr, such as model.py:DigitsCNN",
-}
-
-
-def _fields_at(field: Sequence[str | int]) -> list[str]:
-    """The names that the model at a field knows, for the nearest-name hint."""
-    annotation: Any = Manifest
-    for part in field:
-        if get_origin(annotation) in (dict, list):
-            annotation = get_args(annotation)[-1]
-        elif (model := _model_in(annotation)) is not None:
-            by_name = {info.alias or name: info for name, info in model.model_fields.items()}
-            annotation = by_name[str(part)].annotation if part in by_name else None
-    model = _model_in(annotation)
-    return [info.alias or name for name, info in model.model_fields.items()] if model else []
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model in an annotation: itself, or an arm of a union."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for arm in get_args(annotation):
-        if isinstance(arm, type) and issubclass(arm, BaseModel):
-            return arm
-    return None

@@ -161,7 +161,7 @@ def serve() -> None:
         try:
             job = pickle.load(sys.stdin.buffer)
         except EOFError:
-            return
+            os._exit(0)  # nothing is left to be done, and the parent waits
         try:
             say(optimize.optimize(job, began))
         except Exception as error:  # noqa: BLE001 (handed to the parent, which raises it there)

@@ -20,6 +20,13 @@ class NotTensors(Exception):
         super().__init__(f"{path or 'the return value'} is a {found}, not a tensor")
 
 
+class NamesClash(Exception):
+    """Two tensors of what forward() returns would have one name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"two tensors of the return value would be called {name}")
+
+
 class NamesDoNotFit(Exception):
     """The names asked for are neither keys of what forward() returns nor as many as it returns."""
 
@@ -31,7 +38,7 @@ def flatten(value: Any) -> dict[str, Any]:
     """Every tensor in `value`, in order, under a name of its own: its keys, or `output_0`, ….
 
     Nested values join their names with a dot; `None` is left out, as in transformers' outputs.
-    Raises `NotTensors`.
+    Raises `NotTensors` or `NamesClash`.
     """
     if _is_tensor(value):
         return {"output_0": value}
@@ -65,6 +72,8 @@ def _collect(path: str, value: Any, found: dict[str, Any]) -> None:
     if value is None:
         return
     if _is_tensor(value):
+        if path in found:
+            raise NamesClash(path)
         found[path] = value
         return
     for name, item in _items(value, path):

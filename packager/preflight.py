@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from packager.errors import AssetNotFound, CheckpointNotFound, CheckpointUnreadable
@@ -42,6 +43,8 @@ def assets(project: Project) -> dict[str, Path]:
         where = project.where("assets", index)
         if not path.is_file():
             raise AssetNotFound(asset, where, f"there is no file {path}")
+        if not os.access(path, os.R_OK):
+            raise AssetNotFound(asset, where, f"{path} cannot be read")
         outside = Path(asset).is_absolute() or ".." in Path(asset).parts
         name = Path(asset).name if outside else Path(asset).as_posix()
         if name in found:

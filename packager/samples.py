@@ -139,7 +139,7 @@ def _sizes(
     if _case_bytes(inputs, largest) <= _TOGETHER * alone:
         chosen.append(largest)
     elif largest not in chosen:
-        left_out.append(f"{_label(largest)} together, each being tried alone")
+        left_out.append(f"{_label(largest)} together")
     kept: list[dict[str, int]] = []
     for sizes in chosen:
         if sizes in kept:

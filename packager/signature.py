@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from packager.errors import OutputsUnsupported
 from packager.manifest import Manifest
 from packager.parity.compare import Array
 from packager.samples import Case
@@ -32,8 +33,11 @@ def inputs(manifest: Manifest) -> tuple[TensorSpec, ...]:
 def outputs(
     first: tuple[Case, Mapping[str, Array]], second: tuple[Case, Mapping[str, Array]]
 ) -> tuple[TensorSpec, ...]:
-    """The outputs, from what forward() gave on two cases of different sizes."""
+    """The outputs, from what forward() gave on two cases of different sizes. Raises `OutputsUnsupported`."""
     (case, found), (other_case, other_found) = first, second
+    if list(found) != list(other_found):
+        why = f"{', '.join(found)} at one size, {', '.join(other_found)} at another"
+        raise OutputsUnsupported("forward()", why, "return the same outputs at every size")
     specs = []
     for name, array in found.items():
         other = other_found[name]

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 Path = tuple[str | int, ...]
+_MOST_VALUES = 100_000  # a few lines of aliases to aliases can stand for billions of values
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def parse(text: str) -> Document:
 
 def _build(loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
     lines.setdefault(path, node.start_mark.line + 1)
+    if len(lines) > _MOST_VALUES:
+        raise YamlError(node.start_mark.line + 1, f"more than {_MOST_VALUES} values, aliases counted as often as used")
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, item, (*path, index), lines) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):

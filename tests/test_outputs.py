@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packager.outputs import NamesDoNotFit, NotTensors, flatten, select
+from packager.outputs import NamesClash, NamesDoNotFit, NotTensors, flatten, select
 
 A, B, C = (np.full(2, value) for value in (1.0, 2.0, 3.0))
 
@@ -135,3 +135,8 @@ def test_an_output_under_its_own_key_is_that_output(flat, names):
         found = {}
     assert list(found) in ([], names)
     assert all(value == flat[name] for name, value in found.items() if name in flat)
+
+
+def test_two_tensors_under_one_name_are_refused():
+    with pytest.raises(NamesClash, match=r"two tensors of the return value would be called a\.b"):
+        flatten({"a": {"b": np.zeros(1)}, "a.b": np.ones(1)})

@@ -171,3 +171,11 @@ def test_any_text_is_yaml_or_refused_with_a_line_that_it_has(text):
     except YamlError as error:
         line = error.line
     assert 1 <= line <= len(text.splitlines()) + 1
+
+
+def test_aliases_that_stand_for_billions_of_values_are_refused():
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    with pytest.raises(YamlError) as refused:
+        parse("\n".join(levels))
+    assert refused.value.message == "more than 100000 values, aliases counted as often as used"

@@ -8,10 +8,12 @@ long as its process lives, so that the next build can tell, and clear away, what
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,7 @@ except ImportError:  # not on Windows: there nothing is cleared away
 
 _UNLOCKED, _SUFFIX = ".unlocked", ".staging"
 _LOCK = "lock"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 _USERS_PROBLEM = {
     errno.ENOSPC: "free some space, or choose another folder with -o",
     errno.EDQUOT: "free some space, or choose another folder with -o",
@@ -132,6 +135,9 @@ def check_target(target: Path, *, force: bool) -> None:
 
 
 def _swap(bundle: Path, target: Path, old: Path) -> None:
+    """Put the bundle in the target's place: in one step where the system can exchange two folders."""
+    if os.path.lexists(target) and _exchange(bundle, target):
+        return
     with contextlib.suppress(FileNotFoundError):
         os.rename(target, old)
     try:
@@ -140,6 +146,15 @@ def _swap(bundle: Path, target: Path, old: Path) -> None:
         if os.path.lexists(old):
             os.rename(old, target)
         raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths atomically (renameat2(2), Linux); returns whether that was done."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    done: int = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return done == 0
 
 
 def _locked_folder(out: Path, name: str) -> tuple[Path, IO[str]]:

@@ -33,7 +33,7 @@ def quietly() -> Iterator[None]:
     """
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
-    torch._C._jit_set_onnx_log_enabled(False)  # where an export fails, C++ prints the graph on stdout
+    torch._C._jit_set_onnx_log_output_stream("stderr")  # where an export fails, C++ prints the graph: not on stdout
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -58,6 +58,8 @@ def from_torchscript(
                 export_params=False,
                 do_constant_folding=False,
             )
+        except OSError:
+            raise  # the disk's trouble, and not the exporter's
         except Exception as error:
             raise failure(error, project.folder, _places(program, error)) from error
     return Raw(path, weights.write(program.module.state_dict(), path.with_name(path.name + ".weights")))

@@ -15,6 +15,7 @@ and a saved file of it loads no more (the weights it packs are not saved).
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 import zipfile
@@ -29,6 +30,7 @@ from packager.export import ExporterFailed, FlatOutputs, failure
 
 _ALIGNMENT = 64  # bytes; as torch aligns tensors, so that they can be mapped
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment a ZIP entry can carry
+_CODE_BYTES = 1 << 20  # more than the program's code and its archive take beside the weights
 _MANGLED = re.compile(rb"___torch_mangle_\d+")
 
 
@@ -73,15 +75,23 @@ def save(program: Program, path: Path, *, fold: bool, folder: Path) -> None:
 
     `fold` lets freezing fold batch normalization into convolutions. Raises `ExporterFailed`.
     """
+    raw = path.with_name(path.name + ".raw")
+    _reserve(raw, sum(one.numel() * one.element_size() for one in program.module.state_dict().values()))
     try:
         frozen = torch.jit.freeze(program.module.eval(), optimize_numerics=fold)
-        raw = path.with_name(path.name + ".raw")
         torch.jit.save(frozen, raw)
     except RuntimeError as error:
         raise failure(error, folder) from error
     del frozen
     canonical(raw, path)
     raw.unlink()
+
+
+def _reserve(path: Path, weight_bytes: int) -> None:
+    """Raise the OSError of a full disk beforehand: where torch.jit.save meets one, its C++ ends the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, weight_bytes + _CODE_BYTES)
 
 
 def canonical(saved: Path, target: Path) -> None:

@@ -77,15 +77,23 @@ def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Arr
         raise OutputsUnsupported(
             where, str(error), "return tensors, alone or in tuples, dicts or dataclasses"
         ) from None
+    except outputs.NamesClash as error:
+        raise OutputsUnsupported(where, str(error), "rename one of them in forward()") from None
     except outputs.NamesDoNotFit as error:
         raise OutputsUnsupported(project.where("outputs"), str(error), "one name for each, or keys") from None
     except Exception as error:
         described = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in case.inputs.items())
         raise ForwardFailed(where, f"{case.name} ({described})", user_frame(error, project.folder)) from error
     for name, tensor in found.items():
+        if tensor.is_complex():
+            why = f"{name} is a {tensor.dtype} tensor; onnxruntime has none"
+            raise OutputsUnsupported(where, why, "return torch.view_as_real(…) of it")
         if tensor.dtype == torch.bfloat16 or tensor.layout != torch.strided:
             why = f"{name} is a {tensor.dtype} tensor of layout {tensor.layout}; numpy has no such array"
             raise OutputsUnsupported(where, why, "convert it in forward(), for instance with .float()")
+        if tensor.is_complex():
+            why = f"{name} is a {tensor.dtype} tensor; onnxruntime has no complex numbers"
+            raise OutputsUnsupported(where, why, "convert it in forward(), for instance with torch.view_as_real()")
     return {name: _to_numpy(tensor) for name, tensor in found.items()}
 
 
@@ -125,6 +133,10 @@ def measure(project: Project, source: Source, grid: Grid, floor: Floor) -> Refer
     """Run the module on every case, and say how far an artifact may be. Raises as `first_outputs` does."""
     expected = [floor.known.get(case.name) or first_outputs(project, source, case) for case in grid.cases]
     names = tuple(expected[0])
+    for case, found in zip(grid.cases, expected, strict=True):
+        if tuple(found) != names:
+            why = f"{', '.join(found)} at {dict(case.sizes)}, {', '.join(names)} at {dict(grid.cases[0].sizes)}"
+            raise OutputsUnsupported(project.where("inputs"), why, "return the same outputs at every size")
     _check_names(project, names)
     tolerance = project.manifest.parity.tolerance
     overall = {name: max(_scale(found[name]) for found in expected) for name in names}
