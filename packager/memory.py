@@ -9,14 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import mmap
 import platform
 from collections.abc import Iterator
 
 _LARGEST_KEPT_BLOCK = 1 << 30
 _KEEP_FREED_BYTES = (1 << 31) - 1
-
-_MADV_PAGEOUT = 21  # since Linux 5.4; it never loses what a page holds
 
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(_LARGEST_KEPT_BLOCK),
@@ -43,14 +40,6 @@ def collector_paused() -> Iterator[None]:
 def settle() -> None:
     """What is there now stays: later collections need not look at it."""
     gc.freeze()
-
-
-def page_out(address: int, length: int) -> None:
-    """Ask the kernel to let go of mapped pages; they are read again where they are wanted again (madvise(2))."""
-    if platform.system() == "Linux" and length > 0:
-        start = address & ~(mmap.PAGESIZE - 1)
-        libc = ctypes.CDLL(None)
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + length - start), _MADV_PAGEOUT)
 
 
 def give_back() -> None:

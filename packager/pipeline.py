@@ -74,7 +74,7 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
             trying = (first, background.submit(candidates.attempt, first, awaited, project, site)) if first else None
         with stages.stage("reference"):
             expected = _settle(awaited, lambda: reference.measure(project, eager.source, eager.grid, floor))
-            _rest(eager)
+            memory.give_back()
         with stages.stage("torchscript"):
             script = fallback.ship(project, eager, program, saving, expected, site)
             exporter = project.manifest.export.exporter
@@ -95,13 +95,6 @@ def _settle(awaited: Future[Reference], measure: Callable[[], Reference]) -> Ref
         awaited.set_exception(error)
         raise
     return awaited.result()
-
-
-def _rest(eager: Eager) -> None:
-    """The module has done its part: its weights, which are mapped from the checkpoint, need not stay in memory."""
-    for one in eager.source.module.parameters():
-        memory.page_out(one.data_ptr(), one.numel() * one.element_size())
-    memory.give_back()
 
 
 def _assemble(
