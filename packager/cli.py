@@ -6,12 +6,13 @@ place where an error becomes an exit status: 1 and 2 as the error's class says, 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,7 +46,7 @@ def build(manifest: Path, output: Path, force: bool, no_cache: bool, as_json: bo
     # torch's threads and those of the ONNX side share the cores: one that spins while it waits takes
     # time from one that works (ResNet-50: 8.4 s instead of 10.5 s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with console.listening(quiet=as_json) as listener:
+    with _stdout_kept(), console.listening(quiet=as_json) as listener:
         result = run(manifest, output, force=force, listener=listener)
     if as_json:
         print(json.dumps(result.as_json()))
@@ -95,7 +96,8 @@ def vet(manifest: Path, as_json: bool) -> None:
     from packager import console
     from packager.vet import vet as run
 
-    report = run(manifest)
+    with _stdout_kept():
+        report = run(manifest)
     if as_json:
         print(json.dumps(report.as_json()))
         return
@@ -167,6 +169,20 @@ def schema(name: Any) -> None:
     from packager.schema import text
 
     print(text(name), end="")
+
+
+@contextlib.contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """On stdout stands the result alone: what the user's code and the libraries print meanwhile goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -51,6 +51,8 @@ def _onnx(path: Path) -> dict[str, Any]:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError) as error:
         raise CheckpointUnreadable(str(path), None, f"as ONNX: {error}") from None
+    if not model.HasField("graph"):  # an empty file is a protobuf too
+        raise CheckpointUnreadable(str(path), None, "as ONNX: it holds no graph")
     constants = {one.name for one in model.graph.initializer}
 
     def tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:

@@ -16,7 +16,7 @@ the reference runs: no step waits for one that it does not need.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,8 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
             expected = _settle(awaited, lambda: reference.measure(project, eager.source, eager.grid, floor))
             memory.give_back()
         with stages.stage("torchscript"):
+            if first is not None and first.optimized is not None:
+                wait([first.optimized])  # not both at once: the ONNX side's memory, and that of a judged program
             script = fallback.ship(project, eager, program, saving, expected, site)
             exporter = project.manifest.export.exporter
             if script is not None and script.program is not program and exporter != "torch-export":
