@@ -23,8 +23,8 @@ class SentenceEncoder(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         mask = attention_mask.to(self.bert.dtype)
         additive = (1.0 - mask[:, None, None, :]) * torch.finfo(self.bert.dtype).min
-        segments = torch.zeros_like(input_ids)
-        tokens = self.bert(input_ids, attention_mask=additive, token_type_ids=segments).last_hidden_state
+        embedded = self.bert.embeddings(input_ids=input_ids, token_type_ids=torch.zeros_like(input_ids))
+        tokens = self.bert.encoder(embedded, attention_mask=additive).last_hidden_state
         weights = mask.unsqueeze(-1)
         mean = (tokens * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
         return nn.functional.normalize(mean, dim=-1)
