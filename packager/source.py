@@ -152,7 +152,7 @@ def _import_file(project: Project, place: str) -> ModuleType:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if shadowed is not None:
             sys.modules[path.stem] = shadowed
         raise EntryImportFailed(entry, where, user_frame(error, project.folder)) from error
@@ -168,7 +168,7 @@ def _import_name(project: Project, place: str) -> ModuleType:
             hint = f"write {place}.py:…" if (project.folder / f"{place}.py").exists() else None
             raise EntryNotFound(entry, where, f"there is no module {place!r}", hint) from None
         raise EntryImportFailed(entry, where, user_frame(error, project.folder)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EntryImportFailed(entry, where, user_frame(error, project.folder)) from error
 
 
@@ -239,7 +239,7 @@ def _construct(
     with _parameters_on_meta():
         try:
             module = entry(**project.manifest.model.kwargs)
-        except Exception:  # noqa: BLE001 (whatever it is, the plain way below meets it again and reports it)
+        except (Exception, SystemExit):  # noqa: BLE001 (whatever it is, the plain way below meets it again and reports it)
             module = None
     random_used = not torch.equal(state, torch.random.get_rng_state())
     torch.random.set_rng_state(state)
@@ -263,7 +263,7 @@ def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.
     name, where = project.manifest.model.entry, project.where("model", "entry")
     try:
         module = entry(**project.manifest.model.kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelConstructionFailed(name, where, user_frame(error, project.folder)) from error
     if not isinstance(module, torch.nn.Module):
         raise EntryNotModule(name, where, f"{name} returned a {type(module).__name__}")

@@ -87,6 +87,9 @@ def from_torch_export(
             )
             if program is None:
                 raise RuntimeError("torch.onnx.export returned nothing")
+            made, wanted = program.model.opset_imports.get(""), project.manifest.export.opset
+            if made != wanted:  # where it cannot convert the graph, it warns and keeps its own opset
+                raise RuntimeError(f"it makes opset {made} of this model, and export.opset is {wanted}")
             program.save(str(path), external_data=weight_bytes > _INLINE_BYTES)
         except Exception as error:
             raise failure(_root(error), project.folder) from error

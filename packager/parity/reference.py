@@ -81,7 +81,7 @@ def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Arr
         raise OutputsUnsupported(where, str(error), "rename one of them in forward()") from None
     except outputs.NamesDoNotFit as error:
         raise OutputsUnsupported(project.where("outputs"), str(error), "one name for each, or keys") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         described = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in case.inputs.items())
         raise ForwardFailed(where, f"{case.name} ({described})", user_frame(error, project.folder)) from error
     for name, tensor in found.items():

@@ -1,0 +1,128 @@
+"""Both exporters keep what the manifest and forward() say: names, order, dtypes and dynamic dims."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from projects import project
+
+from packager import graph_file, manifest, samples, signature, source
+from packager.export import onnx as exporters
+from packager.export import torchscript, weights
+from packager.parity import reference
+
+BODIES = {
+    "tensor": ("return y", ["output_0"]),
+    "tuple": ("return y, x.sum(1)", ["output_0", "output_1"]),
+    "list": ("return [y, x.sum(1)]", ["output_0", "output_1"]),
+    "dict": ("return {'zebra': y, 'ant': x.sum(1)}", ["zebra", "ant"]),
+    "dataclass": ("return Result(y, x.sum(1))", ["logits", "total"]),
+    "named tuple": ("return Pair(y, x.sum(1))", ["first", "second"]),
+    "nested": ("return {'a': (y, x.sum(1)), 'b': [x.amax(1)]}", ["a.0", "a.1", "b.0"]),
+    "none": ("return {'y': y, 'nothing': None}", ["y"]),
+    "int64": ("return y.argmax(1)", ["output_0"]),
+    "bool": ("return y > 0", ["output_0"]),
+    "float64": ("return y.double()", ["output_0"]),
+    "float16": ("return y.half()", ["output_0"]),
+    "int32 and uint8": ("return y.argmax(1).int(), (x > 0).to(torch.uint8)", ["output_0", "output_1"]),
+    "scalar": ("return y.sum(), x.argmax(), y", ["output_0", "output_1", "output_2"]),
+}
+
+SOURCE = """
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Result:
+    logits: torch.Tensor
+    total: torch.Tensor
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, shift):
+        y = self.layer(x) + shift
+        BODY
+"""
+
+INPUTS = {
+    "x": {"dtype": "float32", "shape": ["batch", 4]},
+    "shift": {"dtype": "float32", "shape": ["batch", 1]},
+}
+
+
+def export(exporter, path, target):
+    """The exported graph in one file, the module, and the names of its outputs."""
+    loaded = manifest.load(path)
+    with source.opened(loaded) as opening:
+        opened = opening()
+        grid = samples.grid(loaded)
+        found = reference.first_outputs(loaded, opened, grid.example)
+        example = source.bind(loaded, list(grid.example.inputs.values()))
+        names = exporters.Names(list(loaded.manifest.inputs), list(found))
+        if exporter == "torchscript":
+            program = torchscript.trace(opened.module, loaded.manifest.outputs, example, loaded.folder)
+            raw = exporters.from_torchscript(loaded, program, names, example, target / "raw.onnx")
+        else:
+            raw = exporters.from_torch_export(loaded, opened.module, names, example, target / "raw.onnx")
+        graph_file.write(graph_file.load(raw), target, target / "whole.onnx")
+        cases = {case.name: reference.first_outputs(loaded, opened, case) for case in grid.cases}
+        signed = signature.outputs((grid.example, found), (grid.contrast, cases[grid.contrast.name]))
+    return target / "whole.onnx", grid, cases, signed
+
+
+# torch.export takes a second for each: what differs little from another kind is left out there.
+KINDS = [("torchscript", kind) for kind in BODIES]
+KINDS += [("torch-export", kind) for kind in BODIES if kind not in ("list", "named tuple", "nested", "none")]
+
+
+@pytest.mark.parametrize(("exporter", "kind"), KINDS)
+def test_an_exported_graph_keeps_names_order_dtypes_and_dims(tmp_path, exporter, kind):
+    body, names = BODIES[kind]
+    path = project(tmp_path, SOURCE.replace("BODY", body), inputs=INPUTS)
+    model, grid, cases, signed = export(exporter, path, tmp_path)
+    session = onnxruntime.InferenceSession(model)
+    assert [one.name for one in session.get_inputs()] == ["x", "shift"]
+    assert [one.shape for one in session.get_inputs()] == [["batch", 4], ["batch", 1]]
+    assert [one.name for one in session.get_outputs()] == names == [one.name for one in signed]
+    for case in grid.cases:
+        found = dict(zip(names, session.run(None, dict(case.inputs)), strict=True))
+        for name, expected in cases[case.name].items():
+            assert found[name].dtype == expected.dtype
+            assert found[name].shape == expected.shape
+            np.testing.assert_allclose(
+                found[name].astype(np.float64), expected.astype(np.float64), rtol=2e-3, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "torch-export"])
+def test_outputs_are_picked_and_renamed_by_the_manifest(tmp_path, exporter):
+    text = SOURCE.replace("BODY", "return {'zebra': y, 'ant': x.sum(1), 'bee': x}")
+    picked, *_ = export(
+        exporter, project(tmp_path / "a", text, inputs=INPUTS, outputs=["bee", "zebra"]), tmp_path / "a"
+    )
+    assert [one.name for one in onnxruntime.InferenceSession(picked).get_outputs()] == ["bee", "zebra"]
+
+
+def test_weights_that_share_memory_share_their_bytes(tmp_path):
+    weight = torch.arange(5000.0)
+    written = weights.write({"a": weight, "b": weight, "c": weight.clone(), "d": weight[::2]}, tmp_path / "w")
+    by_name = {one.name: one for one in written}
+    assert by_name["a"].offset == by_name["b"].offset != by_name["c"].offset
+    assert all(one.offset % 4096 == 0 for one in written)
+    content = (tmp_path / "w").read_bytes()
+    for name, expected in (("c", weight), ("d", weight[::2])):
+        one = by_name[name]
+        assert content[one.offset : one.offset + one.length] == expected.numpy().tobytes()

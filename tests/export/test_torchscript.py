@@ -1,0 +1,168 @@
+"""The eager module → TorchScript, in the same bytes every time."""
+
+import os
+import runpy
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from projects import python
+
+from packager.export import ExporterFailed, torchscript
+
+HERE = __file__.rpartition("/")[0]
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Net(torch.nn.Module):
+    """Two blocks of one class, which torch.jit tells apart by mangled names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Block(), Block()
+
+    def forward(self, x):
+        return {"sum": self.first(x) + self.second(x), "max": x.amax((1, 2, 3))}
+
+
+class Branch(torch.nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x * 2
+        return x - 1
+
+
+def saved(module, path, fold=True, method="trace"):
+    example = (torch.rand(2, 1, 8, 8),)
+    folder = path.parent
+    made = torchscript.trace(module, None, example, folder) if method == "trace" else torchscript.script(module, folder)
+    torchscript.save(made, path, fold=fold, folder=folder)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_two_saves_in_one_process_give_the_same_bytes(tmp_path, net, fold):
+    first = saved(net, tmp_path / "first.ts", fold)
+    saved(Block().eval(), tmp_path / "between.ts")  # moves the counter of mangled names
+    assert saved(net, tmp_path / "second.ts", fold) == first
+
+
+def test_two_scripts_in_one_process_give_the_same_bytes(tmp_path):
+    torch.manual_seed(0)
+    block = Block().eval()
+    first = saved(block, tmp_path / "first.ts", method="script")
+    assert saved(block, tmp_path / "second.ts", method="script") == first
+
+
+def test_processes_with_other_hash_seeds_and_folders_give_the_same_bytes(tmp_path, net):
+    first = saved(net, tmp_path / "here.ts")
+    code = (
+        "import sys, pathlib, torch\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import test_torchscript as test\n"
+        "torch.manual_seed(0)\n"
+        "test.saved(test.Net().eval(), pathlib.Path(sys.argv[2]))"
+    )
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.path.dirname(HERE), "TZ": "Asia/Tokyo"}
+    done = python(code, HERE, folder / "there.ts", cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "there.ts").read_bytes() == first
+
+
+def test_the_archive_holds_nothing_of_the_process_it_was_made_in(tmp_path, net):
+    content = saved(net, tmp_path / "net.ts")
+    with zipfile.ZipFile(tmp_path / "net.ts") as archive:
+        names = archive.namelist()
+        assert names == sorted(names)
+        assert all(name.startswith("model/") for name in names)
+        assert not [name for name in names if name.endswith((".debug_pkl", "serialization_id"))]
+        assert {one.date_time for one in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert archive.testzip() is None
+    assert str(tmp_path).encode() not in content
+    assert b"test_torchscript.py" not in content
+    assert not list(tmp_path.glob("*.raw"))
+
+
+def test_tensors_lie_where_they_can_be_mapped(tmp_path, net):
+    saved(net, tmp_path / "net.ts")
+    with zipfile.ZipFile(tmp_path / "net.ts") as archive, (tmp_path / "net.ts").open("rb") as stream:
+        for one in archive.infolist():
+            stream.seek(one.header_offset + 26)
+            name, extra = (int.from_bytes(stream.read(2), "little") for _ in range(2))
+            assert (one.header_offset + 30 + name + extra) % 64 == 0
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_what_was_saved_loads_and_computes_the_same(tmp_path, net, fold):
+    saved(net, tmp_path / "net.ts", fold)
+    program = torch.jit.load(tmp_path / "net.ts")
+    for count in (1, 5):
+        x = torch.rand(count, 1, 8, 8)
+        found = program(x)
+        torch.testing.assert_close(found[0], net(x)["sum"])
+        assert torch.equal(found[1], net(x)["max"])
+
+
+def test_a_script_that_was_saved_keeps_its_branch(tmp_path):
+    saved(Branch().eval(), tmp_path / "branch.ts", method="script")
+    program = torch.jit.load(tmp_path / "branch.ts")
+    assert program(torch.ones(2)).tolist() == [2.0, 2.0]
+    assert program(-torch.ones(2)).tolist() == [-2.0, -2.0]
+
+
+def test_a_trace_names_the_branches_that_it_takes_for_good(tmp_path):
+    (tmp_path / "branch.py").write_text(
+        "import torch\n\n\nclass Branch(torch.nn.Module):\n    def forward(self, x):\n"
+        "        if x.sum() > 0:\n            return x * 2\n        return x - 1\n"
+    )
+    module = runpy.run_path(str(tmp_path / "branch.py"))["Branch"]()
+    made = torchscript.trace(module, None, (torch.ones(2),), tmp_path)
+    assert made.frozen_branches == ("branch.py:6",)
+    assert made.method == "trace"
+
+
+def test_outputs_are_picked_and_ordered_by_name(tmp_path, net):
+    made = torchscript.trace(net, ["max", "sum"], (torch.rand(2, 1, 8, 8),), tmp_path)
+    assert [one.ndim for one in made.module(torch.rand(2, 1, 8, 8))] == [1, 4]
+
+
+class Unscriptable(torch.nn.Module):
+    def forward(self, x):
+        return x * sum(value for value in [1.0, 2.0] if type(value).__name__ == "float")
+
+
+def test_a_module_that_cannot_be_compiled_says_why_and_where(tmp_path):
+    with pytest.raises(ExporterFailed) as caught:
+        torchscript.script(Unscriptable(), Path(HERE))
+    assert "\n" not in caught.value.cause
+    assert caught.value.where.startswith("test_torchscript.py:")
+
+
+class Raising(torch.nn.Module):
+    def forward(self, x):
+        raise ValueError("not today")
+
+
+def test_a_module_that_raises_says_what_and_where(tmp_path):
+    with pytest.raises(ExporterFailed) as caught:
+        torchscript.trace(Raising(), None, (torch.ones(2),), Path(HERE))
+    assert caught.value.cause == "ValueError: not today"
+    line = Raising.forward.__code__.co_firstlineno + 1
+    assert caught.value.where == f"test_torchscript.py:{line}"

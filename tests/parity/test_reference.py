@@ -1,0 +1,220 @@
+"""The module on every case, and what its own arithmetic costs it."""
+
+import numpy as np
+import pytest
+import torch
+from projects import FLOATS, LINEAR, project
+
+from packager import manifest, samples, source
+from packager.errors import ForwardFailed, OutputsUnsupported, render
+from packager.parity import reference
+from packager.parity.reference import MULTIPLE
+
+DEEP = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(8)])
+
+    def forward(self, x):
+        return self.layers(x)
+"""
+WIDE = {"x": {"dtype": "float32", "shape": ["batch", 64]}}
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """What measures a project: text of its module and settings → (reference, grid, module)."""
+
+    def measure(text, inputs=FLOATS, **sections):
+        loaded = manifest.load(project(tmp_path, text, inputs=inputs, **sections))
+        with source.opened(loaded) as opening:
+            opened = opening()
+            grid = samples.grid(loaded)
+            floor = reference.measure_floor(loaded, opened, grid, {})
+            return reference.measure(loaded, opened, grid, floor), grid, opened.module
+
+    return measure
+
+
+def returning(expression):
+    return LINEAR.replace("return self.layer(x)", f"y = self.layer(x)\n        return {expression}")
+
+
+# -- noise ----------------------------------------------------------------------------------
+
+
+def test_noise_is_the_distance_to_float64(measured):
+    expected, grid, module = measured(DEEP, WIDE)
+    noise = expected.noise["output_0"]
+    assert noise.measured == "against float64"
+    largest = max(grid.cases, key=lambda case: case.inputs["x"].size)
+    wide = module.double()(torch.from_numpy(largest.inputs["x"]).double()).numpy()
+    found = next(one for one in expected.expectations if one.case == largest.name).outputs["output_0"]
+    relative = np.max(np.abs(found - wide) / (np.abs(wide) + np.sqrt(np.mean(wide**2))))
+    assert relative <= noise.relative * 1.01
+    assert noise.relative < 1e-5
+
+
+def test_noise_is_at_least_a_few_roundings(measured):
+    expected, *_ = measured(returning("x * 2"))
+    assert expected.noise["output_0"].relative == 4 * np.finfo(np.float32).eps
+
+
+def test_a_model_that_cancels_has_more_noise(measured):
+    expected, *_ = measured(returning("(y + 10000.0) - 10000.0"))
+    assert expected.noise["output_0"].relative > 1e-4
+
+
+def test_the_module_is_left_as_it_was(measured):
+    *_, module = measured(DEEP, WIDE)
+    assert {one.dtype for one in module.parameters()} == {torch.float32}
+
+
+REFUSES = returning("(x.sum() if x.dtype == torch.float32 else 1 / 0) + y")
+
+
+def test_a_module_that_refuses_float64_is_measured_with_moved_parameters_and_says_so(measured):
+    expected, *_ = measured(REFUSES)
+    noise = expected.noise["output_0"]
+    assert noise.measured == ("against parameters one unit in the last place away, as float64 gives ZeroDivisionError")
+    assert 4 * np.finfo(np.float32).eps <= noise.relative < 1e-5
+
+
+def test_moved_parameters_are_moved_the_same_way_each_time(tmp_path, measured):
+    first, *_ = measured(REFUSES)
+    second, *_ = measured(REFUSES)
+    assert first.noise == second.noise
+
+
+def test_a_half_precision_output_has_the_noise_of_half_precision(measured):
+    expected, *_ = measured(returning("y.half()"))
+    assert expected.noise["output_0"].relative >= 4 * np.finfo(np.float16).eps
+    assert expected.expectations[0].outputs["output_0"].dtype == np.float16
+
+
+# -- limits ---------------------------------------------------------------------------------
+
+
+def test_the_limit_is_a_multiple_of_the_noise_on_the_scale_of_the_case(measured):
+    expected, *_ = measured(DEEP, WIDE)
+    rtol = MULTIPLE * expected.noise["output_0"].relative
+    for one in expected.expectations:
+        limit, array = one.limits["output_0"], one.outputs["output_0"].astype(np.float64)
+        assert limit.rtol == rtol
+        assert limit.atol == pytest.approx(rtol * np.sqrt(np.mean(array**2)))
+
+
+def test_a_case_of_zeros_is_judged_on_the_scale_of_the_others(measured):
+    inputs = {"x": {"dtype": "float32", "shape": ["batch", 4], "range": [0, 1]}}
+    expected, grid, _ = measured(returning("x * 1.0"), inputs)
+    low = next(case.name for case in grid.cases if case.fill == "low")
+    one = next(one for one in expected.expectations if one.case == low)
+    assert not one.outputs["output_0"].any()
+    assert 0 < one.limits["output_0"].atol < 1e-6
+
+
+def test_integers_and_booleans_are_exact(measured):
+    expected, *_ = measured(returning("(y.argmax(1), y > 0, y)"))
+    assert list(expected.noise) == ["output_2"]
+    for one in expected.expectations:
+        assert (one.limits["output_0"].atol, one.limits["output_0"].rtol) == (0.0, 0.0)
+        assert (one.limits["output_1"].atol, one.limits["output_1"].rtol) == (0.0, 0.0)
+        assert one.limits["output_2"].rtol > 0
+
+
+def test_an_explicit_tolerance_is_taken_as_it_is_and_nothing_is_measured(measured):
+    expected, *_ = measured(returning("(y, y.argmax(1))"), parity={"tolerance": {"atol": 0.25, "rtol": 0.5}})
+    assert expected.noise == {}
+    for one in expected.expectations:
+        assert (one.limits["output_0"].atol, one.limits["output_0"].rtol) == (0.25, 0.5)
+        assert (one.limits["output_1"].atol, one.limits["output_1"].rtol) == (0.0, 0.0)
+
+
+def test_nan_and_infinity_do_not_spoil_the_limits(measured):
+    expected, *_ = measured(returning("torch.stack([y[:, 0], y[:, 1] / 0, y[:, 2].abs().neg().sqrt()], 1)"))
+    for one in expected.expectations:
+        assert np.isfinite(one.limits["output_0"].atol)
+        assert one.limits["output_0"].atol > 0
+
+
+# -- the expected outputs -------------------------------------------------------------------
+
+
+def test_the_expected_outputs_are_the_modules_own(measured):
+    expected, grid, module = measured(LINEAR)
+    assert expected.names == ("output_0",)
+    assert [one.case for one in expected.expectations] == [case.name for case in grid.cases]
+    for case, one in zip(grid.cases, expected.expectations, strict=True):
+        assert np.array_equal(one.outputs["output_0"], module(torch.from_numpy(case.inputs["x"])).numpy())
+
+
+def test_a_module_that_writes_into_its_input_does_not_change_the_case(measured):
+    expected, grid, _ = measured(returning("y + x.zero_().sum()"))
+    assert all(case.inputs["x"].any() for case in grid.cases)
+    assert all(one.inputs["x"].any() for one in expected.expectations)
+
+
+def test_a_forward_that_fails_shows_the_users_last_line(tmp_path, measured):
+    text = returning("self.layer(y)")
+    with pytest.raises(ForwardFailed) as caught:
+        measured(text)
+    lines = render(caught.value).splitlines()
+    assert lines[0].startswith("error[forward-failed]: ")
+    assert lines[1] == f" --> {tmp_path / 'package.yaml'}:8: inputs"
+    assert lines[2].strip() == "model.py:13 in forward"
+    assert lines[3].strip() == "return self.layer(y)"
+    assert lines[4].strip().startswith("RuntimeError: mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_a_forward_that_ends_the_process_failed(measured):
+    with pytest.raises(ForwardFailed) as caught:
+        measured(returning("exit(0)"))
+    assert caught.value.why.endswith("SystemExit: 0")
+
+
+@pytest.mark.parametrize(
+    "expression", ["y + torch.rand_like(y)", "y + self.__dict__.setdefault('calls', iter(range(99))).__next__()"]
+)
+@pytest.mark.xfail(strict=True, reason="what differs from call to call counts as noise, so that everything passes")
+def test_a_module_that_gives_something_else_at_each_call_is_refused(measured, expression):
+    with pytest.raises(OutputsUnsupported):
+        measured(returning(expression))
+
+
+@pytest.mark.parametrize(
+    ("expression", "why"),
+    [
+        ("7", "the return value is a int, not a tensor"),
+        ("{'y': y, 'n': 7}", "n is a int, not a tensor"),
+        ("()", "the return value is a value without any tensor, not a tensor"),
+        ("y.bfloat16()", "output_0 is a torch.bfloat16 tensor of layout torch.strided; numpy has no such array"),
+        ("y.to_sparse()", "output_0 is a torch.float32 tensor of layout torch.sparse_coo; numpy has no such array"),
+    ],
+)
+def test_outputs_that_are_no_arrays_are_refused(measured, expression, why):
+    with pytest.raises(OutputsUnsupported) as caught:
+        measured(returning(expression))
+    assert caught.value.why == why
+
+
+def test_complex_outputs_are_measured_or_refused_and_no_bug(measured):
+    with pytest.raises(OutputsUnsupported) as caught:
+        measured(returning("torch.complex(y, y)"))
+    assert "complex64" in caught.value.why
+
+
+def test_an_output_named_like_an_input_is_refused(measured):
+    with pytest.raises(OutputsUnsupported) as caught:
+        measured(returning("{'x': y}"))
+    assert caught.value.why == "'x' is the name of an input and of an output of forward()"
+
+
+def test_names_that_forward_does_not_return_are_refused(measured):
+    with pytest.raises(OutputsUnsupported) as caught:
+        measured(returning("{'a': y, 'b': y}"), outputs=["c"])
+    assert caught.value.why == "outputs asks for c; forward() returns a, b"

@@ -1,0 +1,97 @@
+"""Small projects for tests: a folder with model.py, a checkpoint and package.yaml."""
+
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from packager.bundle import layout
+from packager.bundle.fingerprint import digest, files_in, fingerprint, sums_text
+
+ROOT = Path(__file__).parent.parent
+IMAGE = {"image": {"dtype": "float32", "shape": ["batch", 1, 8, 8], "range": [0, 1]}}
+FLOATS = {"x": {"dtype": "float32", "shape": ["batch", 4]}}
+
+LINEAR = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x)
+"""
+
+
+def project(folder, source=LINEAR, *, inputs=FLOATS, entry="model.py:Net", kwargs=None, state=None, **sections):
+    """Write a project into `folder` and return its manifest's path.
+
+    The checkpoint is `state`, or the state dict of the entry built under seed 0; `sections` are those of
+    the manifest.
+    """
+    import torch  # not for the tests that need no project
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.py").write_text(source)
+    if state is None:
+        torch.manual_seed(0)
+        namespace = runpy.run_path(str(folder / "model.py"))
+        state = namespace[entry.rpartition(":")[2]](**(kwargs or {})).state_dict()
+    torch.save(state, folder / "best.pt")
+    return manifest(folder, inputs=inputs, entry=entry, kwargs=kwargs, **sections)
+
+
+def manifest(folder, *, inputs=FLOATS, entry="model.py:Net", kwargs=None, **sections):
+    """Write package.yaml alone."""
+    document = {
+        "schema": 1,
+        "name": "net",
+        "version": "1.0.0",
+        "model": {"entry": entry, **({"kwargs": kwargs} if kwargs else {})},
+        "checkpoint": {"path": "best.pt"},
+        "inputs": inputs,
+        **sections,
+    }
+    path = folder / "package.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+def digits(folder, **sections):
+    """examples/digits with a narrow net of random weights."""
+    source = (ROOT / "examples/digits/model.py").read_text()
+    kwargs = {"classes": 10, "width": 4}
+    (folder / "runs").mkdir(parents=True)
+    shutil.copy(ROOT / "examples/digits/labels.txt", folder)
+    settings = {"name": "digits-cnn", "dims": {"batch": {"min": 1, "max": 16}}, "outputs": ["logits"]}
+    settings["assets"] = ["labels.txt"]
+    return project(folder, source, inputs=IMAGE, entry="model.py:DigitsCNN", kwargs=kwargs, **{**settings, **sections})
+
+
+def reseal(bundle):
+    """Make SHA256SUMS and FINGERPRINT those of the files as they are now; returns the fingerprint."""
+    text = sums_text({path: digest(bundle / path) for path in files_in(bundle)})
+    (bundle / layout.SUMS).write_text(text)
+    (bundle / layout.FINGERPRINT).write_text(fingerprint(text) + "\n")
+    return fingerprint(text)
+
+
+def package(*arguments, cwd=None, env=None):
+    """Run the command `package` as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "packager", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=env
+    )
+
+
+def python(code, *arguments, cwd=None, env=None):
+    """Run Python code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=env
+    )

@@ -1,0 +1,302 @@
+"""A bundle → predictions."""
+
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from projects import project, python, reseal
+
+import packager
+from packager import manifest, source
+from packager.errors import (
+    BackendUnavailable,
+    DataDoesNotFit,
+    FingerprintWrong,
+    IntegrityFailed,
+    SelftestFailed,
+    render,
+)
+
+
+def images(count, seed=0):
+    return np.random.default_rng(seed).random((count, 1, 8, 8), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def eager(digits):
+    with source.opened(manifest.load(digits)) as opening:
+        module = opening().module
+        return lambda x: module(torch.from_numpy(x)).numpy()
+
+
+@pytest.fixture(scope="module")
+def loaded(built):
+    return packager.load(built.bundle)
+
+
+# -- what it computes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 16])
+def test_a_run_gives_what_the_module_gives(loaded, eager, count):
+    outputs = loaded.run({"image": images(count)})
+    assert list(outputs) == ["logits"]
+    assert outputs["logits"].dtype == np.float32
+    np.testing.assert_allclose(outputs["logits"], eager(images(count)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_call_is_a_run(loaded):
+    assert np.array_equal(loaded(image=images(3))["logits"], loaded.run({"image": images(3)})["logits"])
+
+
+def test_a_bundle_says_what_it_is(loaded, built):
+    assert (loaded.name, loaded.version, loaded.backend) == ("digits-cnn", "1.0.0", "onnx")
+    assert loaded.fingerprint == built.fingerprint
+    assert loaded.inputs == [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
+    assert loaded.outputs == [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}]
+    assert loaded.config == json.loads((built.bundle / "config.json").read_text())
+    assert repr(loaded) == f"<Bundle digits-cnn 1.0.0 on onnx, {built.fingerprint}>"
+
+
+def test_an_array_that_is_not_contiguous_or_may_not_be_written_is_taken(loaded, eager):
+    turned = images(4).transpose(0, 1, 3, 2)
+    turned.flags.writeable = False
+    np.testing.assert_allclose(
+        loaded.run({"image": turned})["logits"], eager(np.ascontiguousarray(turned)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_threads_may_run_it_at_once(loaded):
+    expected = [loaded.run({"image": images(2, seed)})["logits"] for seed in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda seed: loaded.run({"image": images(2, seed % 8)})["logits"], range(64)))
+    assert all(np.array_equal(one, expected[index % 8]) for index, one in enumerate(found))
+
+
+def test_one_thread_is_enough(built, eager):
+    found = packager.load(built.bundle, threads=1).run({"image": images(3)})["logits"]
+    np.testing.assert_allclose(found, eager(images(3)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_provider_that_is_not_here_is_left_out(built):
+    bundle = packager.load(built.bundle, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert bundle.backend == "onnx"
+
+
+# -- inputs that are refused ----------------------------------------------------------------
+
+
+def refused(bundle, **inputs):
+    with pytest.raises(DataDoesNotFit) as caught:
+        bundle.run(inputs)
+    return caught.value
+
+
+def test_the_message_for_a_wrong_input_reads_as_a_whole(loaded):
+    assert render(refused(loaded, imgae=images(1))) == (
+        "error[data-does-not-fit]: the inputs do not fit the signature\n"
+        " --> inputs\n"
+        "  the inputs are image; given: imgae; did you mean 'image'?\n"
+        "hint: one array for each input, by its name, in its dtype and shape"
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "where", "why"),
+    [
+        ({}, "inputs", "the inputs are image; given: none"),
+        (
+            {"image": images(1), "mask": images(1)},
+            "inputs",
+            "the inputs are image; given: image, mask; known here: image",
+        ),
+        (
+            {"image": images(1).astype(np.float64)},
+            "image",
+            "it is float64[1, 1, 8, 8], expected float32[batch, 1, 8, 8]",
+        ),
+        ({"image": images(1)[0]}, "image", "it is float32[1, 8, 8], expected float32[batch, 1, 8, 8]"),
+        ({"image": images(1)[:, :, :7]}, "image", "its shape must be [batch, 1, 8, 8]; a dim of 8 is 7"),
+        ({"image": images(0)}, "image", "batch is 0, and must be at least 1 and at most 16"),
+        ({"image": images(17)}, "image", "batch is 17, and must be at least 1 and at most 16"),
+        ({"image": images(1).tolist()}, "image", "it is a list, not a numpy array"),
+        ({"image": torch.zeros(1, 1, 8, 8)}, "image", "it is a Tensor, not a numpy array"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(loaded, inputs, where, why):
+    error = refused(loaded, **inputs)
+    assert (error.where, error.why) == (where, why)
+
+
+TWO = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, ids, x):
+        return {"sum": self.layer(x) + ids, "mask": ids > 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A bundle of two inputs, int64 and bfloat16-free, that share a dim without a max."""
+    folder = tmp_path_factory.mktemp("two")
+    inputs = {
+        "ids": {"dtype": "int64", "shape": ["rows", 1], "range": [0, 5]},
+        "x": {"dtype": "float32", "shape": ["rows", 4]},
+    }
+    return packager.build(project(folder, TWO, inputs=inputs), folder / "out").bundle
+
+
+def test_a_dim_that_differs_between_inputs_is_refused(two):
+    bundle = packager.load(two)
+    ids, x = np.zeros((2, 1), np.int64), np.zeros((3, 4), np.float32)
+    assert refused(bundle, ids=ids, x=x).why == "rows is 3 here and 2 in another input"
+    assert refused(bundle, ids=ids[:0], x=x[:0]).why == "rows is 0, and must be at least 1"
+
+
+def test_several_inputs_and_outputs_keep_their_names(two):
+    ids, x = np.array([[1], [4]]), np.ones((2, 4), np.float32)
+    found = packager.load(two)(x=x, ids=ids)
+    assert list(found) == ["sum", "mask"]
+    assert found["mask"].dtype == np.bool_
+    assert found["mask"].tolist() == [[False], [True]]
+    assert np.allclose(found["sum"][1] - found["sum"][0], 3.0)
+
+
+# -- integrity ------------------------------------------------------------------------------
+
+
+def test_a_changed_bundle_is_refused(bundle):
+    with (bundle / "model.onnx").open("ab") as stream:
+        stream.write(b"x")
+    (bundle / "extra").touch()
+    with pytest.raises(IntegrityFailed) as caught:
+        packager.load(bundle)
+    assert render(caught.value) == (
+        f"error[integrity-failed]: {bundle} is not what was built\n"
+        "  not listed: extra\n"
+        "  changed: model.onnx\n"
+        "hint: fetch the bundle again, or build it anew"
+    )
+
+
+def test_a_changed_bundle_is_loaded_only_where_nobody_wants_to_know(bundle):
+    (bundle / "extra").touch()
+    assert packager.load(bundle, verify=False).backend == "onnx"
+
+
+def test_the_fingerprint_asked_for_must_be_the_bundles(bundle, built):
+    assert packager.load(bundle, fingerprint=built.fingerprint).fingerprint == built.fingerprint
+    with pytest.raises(FingerprintWrong) as caught:
+        packager.load(bundle, fingerprint="h1:other")
+    assert render(caught.value) == (
+        f"error[fingerprint-wrong]: {bundle} is another bundle than the one asked for\n"
+        "  asked for: h1:other\n"
+        f"  found:     {built.fingerprint}"
+    )
+
+
+def test_a_fingerprint_is_no_comfort_where_verify_is_off(bundle, built):
+    with (bundle / "model.onnx").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(IntegrityFailed):
+        packager.load(bundle, fingerprint=built.fingerprint, verify=False)
+
+
+# -- fallback -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(bundle):
+    """A bundle whose ONNX model does not load."""
+    (bundle / "model.onnx").write_bytes(b"not a model")
+    reseal(bundle)
+    return bundle
+
+
+def test_torchscript_is_taken_where_onnx_does_not_load_and_a_warning_says_why(broken, eager, caplog):
+    with caplog.at_level(logging.WARNING, logger="packager"):
+        bundle = packager.load(broken)
+    assert bundle.backend == "torchscript"
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert message.startswith("digits-cnn-1.0.0 falls back to TorchScript: onnxruntime: ")
+    assert "model.onnx" in message
+    found = bundle.run({"image": images(5)})
+    assert list(found) == ["logits"]
+    np.testing.assert_allclose(found["logits"], eager(images(5)), rtol=1e-5, atol=1e-5)
+    assert refused(bundle, image=images(17)).where == "image"
+
+
+def test_a_fallback_that_is_not_wanted_is_refused(broken):
+    with pytest.raises(BackendUnavailable) as caught:
+        packager.load(broken, fallback=False)
+    assert caught.value.message == f"{broken} cannot be loaded"
+    assert caught.value.why.startswith("onnxruntime: ")
+    assert caught.value.hint == "load with fallback=True"
+
+
+def test_a_good_bundle_does_not_fall_back(built, caplog):
+    assert packager.load(built.bundle, fallback=False).backend == "onnx"
+    assert caplog.records == []
+
+
+def test_two_broken_models_are_both_named(broken):
+    (broken / "model.ts").write_bytes(b"not a model")
+    reseal(broken)
+    with pytest.raises(BackendUnavailable) as caught:
+        packager.load(broken)
+    assert [line.partition(":")[0] for line in caught.value.why.splitlines()] == ["onnxruntime", "TorchScript"]
+
+
+def test_a_fallback_without_torch_is_refused_and_says_what_is_missing(broken):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import packager\n"
+        "from packager.errors import render\n"
+        "try:\n"
+        "    packager.load(sys.argv[1])\n"
+        "except packager.PackagerError as error:\n"
+        "    print(render(error))\n"
+    )
+    done = python(code, broken)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"error[backend-unavailable]: {broken} cannot be loaded"
+    assert lines[2].startswith("  the TorchScript fallback needs torch: ")
+    assert lines[3] == "hint: pip install torch"
+
+
+# -- selftest -------------------------------------------------------------------------------
+
+
+def test_a_selftest_passes_on_either_backend(bundle):
+    assert packager.load(bundle, selftest=True).backend == "onnx"
+    (bundle / "model.onnx").write_bytes(b"not a model")
+    reseal(bundle)
+    assert packager.load(bundle, selftest=True).backend == "torchscript"
+
+
+def test_a_selftest_refuses_a_model_that_computes_something_else(bundle):
+    import onnx
+
+    model = onnx.load(bundle / "model.onnx")
+    for weight in model.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + 1, weight.name))
+    onnx.save(model, bundle / "model.onnx")
+    reseal(bundle)
+    assert packager.load(bundle).backend == "onnx"
+    with pytest.raises(SelftestFailed) as caught:
+        packager.load(bundle, selftest=True)
+    assert caught.value.message == f"{bundle} does not compute here what it computed when it was built"
+    assert caught.value.why.startswith("logits[")

@@ -1,0 +1,468 @@
+"""The command `package`: exit statuses, what stands on stdout and what on stderr."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from projects import LINEAR, ROOT, package, project
+
+import packager
+from packager import cli, errors
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """The command in this process: arguments → (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        arguments = [str(one) for one in arguments]
+        monkeypatch.setattr("sys.argv", ["package", *arguments])
+        status = cli._status(cli.cli)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def linear(tmp_path):
+    return project(tmp_path / "project", LINEAR)
+
+
+# -- as real processes ----------------------------------------------------------------------
+
+
+def test_a_build_prints_its_result_on_stdout_and_its_progress_on_stderr(linear, tmp_path):
+    done = package("build", linear, "-o", tmp_path / "out", env={**os.environ, "NO_COLOR": "1"})
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.split(None, 1) for line in done.stdout.splitlines())
+    assert rows["bundle"] == str(tmp_path / "out" / "net-1.0.0")
+    assert rows["fingerprint"] == (tmp_path / "out/net-1.0.0/FINGERPRINT").read_text().strip()
+    assert rows["model"] == "net 1.0.0"
+    for stage in ("source", "trace", "export", "reference", "torchscript", "onnx", "bundle"):
+        assert f"\n{stage} " in "\n" + done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_build_for_programs_prints_one_json_object_though_an_exporter_fails(tmp_path):
+    text = LINEAR.replace(
+        "return self.layer(x)", "print('hello')\n        return torch.heaviside(self.layer(x), torch.tensor(0.5))"
+    )
+    path = project(tmp_path / "project", text)
+    done = package("build", path, "--json", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert set(record) == {"bundle", "archive", "fingerprint", "cached", "stages", "parity"}
+    assert record["parity"] == {"onnx": "pass", "torchscript": "pass"}
+
+
+@pytest.mark.slow
+def test_a_parity_failure_exits_with_1_without_a_traceback(tmp_path):
+    text = LINEAR.replace(
+        "return self.layer(x)",
+        "y = self.layer(x)\n        for _ in range(20):\n"
+        "            y = torch.sin(y * 1.7) + torch.exp(-y * y)\n        return y",
+    )
+    settings = {"export": {"exporter": "torchscript"}, "torchscript": {"method": "trace"}}
+    path = project(tmp_path / "project", text, parity={"tolerance": {"atol": 0, "rtol": 0}}, **settings)
+    done = package("build", path, "--json", "-o", tmp_path / "out")
+    assert done.returncode == 1
+    record = json.loads(done.stdout)
+    assert record["error"]["code"] == "parity-failed"
+    assert "error[parity-failed]: the artifacts do not compute" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "out").exists() or os.listdir(tmp_path / "out") == []
+
+
+def test_a_bad_manifest_exits_with_2_and_its_json_stands_alone_on_stdout(tmp_path):
+    done = package("build", tmp_path / "package.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert json.loads(done.stdout) == {
+        "error": {
+            "code": "manifest-not-found",
+            "message": f"there is no manifest at {tmp_path / 'package.yaml'}",
+            "where": None,
+            "hint": "give the path of a package.yaml; README.md shows a first one",
+        }
+    }
+    assert done.stderr == (
+        f"error[manifest-not-found]: there is no manifest at {tmp_path / 'package.yaml'}\n"
+        "hint: give the path of a package.yaml; README.md shows a first one\n"
+    )
+    assert os.listdir(tmp_path) == []
+
+
+# -- statuses -------------------------------------------------------------------------------
+
+
+def test_a_bug_exits_with_3_a_traceback_and_where_to_report_it(command, monkeypatch, linear):
+    def bug(path):
+        raise ZeroDivisionError("oh no")
+
+    monkeypatch.setattr("packager.vet.vet", bug)
+    status, out, err = command("vet", linear)
+    assert (status, out) == (3, "")
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert (
+        "ZeroDivisionError: oh no\nerror[bug]: this is a bug in packager, not in your model\nhint: please report" in err
+    )
+    status, out, _ = command("vet", linear, "--json")
+    assert status == 3
+    assert json.loads(out)["error"]["code"] == "bug"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build"], "Missing argument 'MANIFEST'."),
+        (["bulid"], "No such command 'bulid'."),
+        (["build", "a", "b"], "Got unexpected extra argument (b)"),
+        (["vet", "--fast", "x"], "No such option"),
+        (["run", "x"], "Missing option '--input'."),
+        (["schema", "manifets"], "Invalid value for '{manifest|config|parity}': 'manifets' is not one of"),
+    ],
+)
+def test_bad_usage_exits_with_2(command, arguments, message):
+    status, out, err = command(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    status, out, _ = command(*arguments, "--json")
+    assert status == 2
+    assert json.loads(out)["error"]["code"] == "usage"
+
+
+def test_an_interrupted_command_says_so(command, monkeypatch, linear):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("packager.vet.vet", interrupt)
+    status, out, err = command("vet", linear)
+    assert (status, out, err.strip()) == (130, "", "interrupted")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["build", "--help"], ["--version"]])
+def test_help_and_version_exit_with_0(command, arguments):
+    status, out, err = command(*arguments)
+    assert (status, err) == (0, "")
+    assert out
+
+
+# -- commands -------------------------------------------------------------------------------
+
+
+def test_vet_says_what_a_build_would_start_from(command, digits):
+    status, out, err = command("vet", digits)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split(None, 1) == ["model", "digits-cnn 1.0.0, 1,650 parameters"]
+    assert lines[-1] == "ok"
+    assert any(line.split() == ["input", "image", "float32", "[batch,", "1,", "8,", "8]"] for line in lines)
+    assert any(line.split() == ["output", "logits", "float32", "[batch,", "10]"] for line in lines)
+    status, out, err = command("vet", digits, "--json")
+    record = json.loads(out)
+    assert (status, err, record["ok"], record["parameters"]) == (0, "", True, 1650)
+    assert record["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}]
+
+
+def test_verify_says_yes_with_0_and_no_with_1(command, bundle, built):
+    status, out, err = command("verify", bundle)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0].split() == ["fingerprint", built.fingerprint]
+    assert out.splitlines()[-1] == "ok"
+    (bundle / "extra").touch()
+    status, out, _ = command("verify", bundle)
+    assert status == 1
+    assert out.splitlines()[-1] == "NOT ok"
+    assert ["not", "listed", "extra"] in [line.split() for line in out.splitlines()]
+    status, out, _ = command("verify", bundle, "--json")
+    assert status == 1
+    record = json.loads(out)
+    assert {"ok", "fingerprint", "integrity", "structure", "parity"} <= set(record)
+    assert record["integrity"] == {"missing": [], "extra": ["extra"], "changed": []}
+    status, out, err = command("verify", bundle.parent, "--json")
+    assert status == 2
+    assert json.loads(out)["error"]["code"] == "not-a-bundle"
+    assert err.startswith("error[not-a-bundle]: ")
+
+
+def test_verify_asks_for_a_fingerprint(command, bundle, built):
+    assert command("verify", bundle, "--fingerprint", built.fingerprint, "--no-parity")[0] == 0
+    status, out, _ = command("verify", bundle, "--fingerprint", "h1:other", "--no-parity")
+    assert status == 1
+    assert f"FAIL: the fingerprint is {built.fingerprint}, and h1:other was asked for" in out
+
+
+def test_inspect_shows_a_bundle_a_checkpoint_and_an_onnx_file(command, built, digits, tmp_path):
+    import safetensors.torch
+
+    status, out, err = command("inspect", built.bundle)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0].split() == ["bundle", "digits-cnn", "1.0.0"]
+    record = json.loads(command("inspect", built.bundle, "--json")[1])
+    assert (record["kind"], record["fingerprint"]) == ("bundle", built.fingerprint)
+    assert record["files"]["model.onnx"] == (built.bundle / "model.onnx").stat().st_size
+
+    status, out, _ = command("inspect", built.bundle / "model.onnx", "--json")
+    record = json.loads(out)
+    assert (status, record["kind"], record["opset"]["ai.onnx"]) == (0, "onnx", 20)
+    assert record["inputs"] == [{"name": "image", "dtype": "float", "shape": ["batch", 1, 8, 8]}]
+    assert "Conv" in command("inspect", built.bundle / "model.onnx")[1]
+
+    record = json.loads(command("inspect", digits.parent / "best.pt", "--json")[1])
+    assert (record["kind"], record["format"]) == ("checkpoint", "pytorch")
+    assert record["tensors"]["features.0.weight"] == "float32[4, 1, 3, 3]"
+    safetensors.torch.save_file({"w": torch.zeros(2, 3)}, tmp_path / "w.safetensors")
+    record = json.loads(command("inspect", tmp_path / "w.safetensors", "--json")[1])
+    assert record["tensors"] == {"w": "F32[2, 3]"}
+    assert command("inspect", tmp_path / "w.safetensors")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "x.safetensors", "x.pt", "x"])
+@pytest.mark.parametrize("content", [None, b"", b"garbage", b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00[]"])
+def test_inspect_refuses_what_it_cannot_read(command, tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    status, out, err = command("inspect", tmp_path / name)
+    assert (status, out) == (2, "")
+    assert err.startswith("error[checkpoint-")
+    assert "Traceback" not in err
+
+
+def test_run_makes_a_prediction(command, built, tmp_path):
+    images = np.random.default_rng(0).random((2, 1, 8, 8), dtype=np.float32)
+    np.savez(tmp_path / "x.npz", image=images)
+    status, out, err = command("run", built.bundle, "--input", tmp_path / "x.npz", "--output", tmp_path / "y.npz")
+    assert (status, err) == (0, "")
+    assert out.startswith("logits: float32[2, 10] = [[")
+    expected = packager.load(built.bundle)(image=images)["logits"]
+    assert np.array_equal(np.load(tmp_path / "y.npz")["logits"], expected)
+    assert command("run", built.bundle, "--input", tmp_path / "no.npz")[0] == 2
+    np.savez(tmp_path / "x.npz", picture=images)
+    status, out, err = command("run", built.bundle, "--input", tmp_path / "x.npz")
+    assert (status, out) == (2, "")
+    assert err.startswith("error[data-does-not-fit]: ")
+    np.savez(tmp_path / "x.npz", image=images)
+    status, _, err = command("run", built.bundle, "--input", tmp_path / "x.npz", "--output", tmp_path / "no" / "y.npz")
+    assert status == 2
+    assert err.startswith("error[output-refused]: ")
+
+
+@pytest.mark.parametrize("name", ["manifest", "config", "parity"])
+def test_schema_prints_the_published_schema(command, name):
+    status, out, err = command("schema", name)
+    assert (status, err) == (0, "")
+    assert out == (ROOT / "schemas" / f"{name}.schema.json").read_text()
+
+
+# -- bad input: each with a clear error, exit 2, nothing left behind ------------------------
+
+HINT_FIELDS = "hint: `package schema manifest` prints every field\n"
+
+
+def change(path, **sections):
+    document = yaml.safe_load(path.read_text())
+    for name, value in sections.items():
+        if value is None:
+            del document[name]
+        else:
+            document[name] = value
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+
+
+def corrupt(folder, kind):
+    """Make one thing about a good project bad."""
+    path = folder / "package.yaml"
+    if kind == "no manifest":
+        path.unlink()
+    elif kind == "empty manifest":
+        path.write_text("# nothing yet\n")
+    elif kind == "no yaml":
+        path.write_text("schema: 1\nname: [net\n")
+    elif kind == "unknown field":
+        path.write_text(path.read_text() + "outptus: [y]\n")
+    elif kind == "missing field":
+        change(path, version=None)
+    elif kind == "wrong type":
+        change(path, checkpoint={"path": "best.pt", "strict": "maybe"})
+    elif kind == "bad name":
+        change(path, name="Net!")
+    elif kind == "bad version":
+        change(path, version="1.0")
+    elif kind == "no entry":
+        change(path, model={"entry": "model.py:Nett"})
+    elif kind == "entry does not import":
+        (folder / "model.py").write_text("import not_installed\n")
+    elif kind == "entry is no module":
+        (folder / "model.py").write_text("Net = dict\n")
+    elif kind == "kwargs":
+        change(path, model={"entry": "model.py:Net", "kwargs": {"layers": 3}})
+    elif kind == "no checkpoint":
+        (folder / "best.pt").unlink()
+    elif kind == "empty checkpoint":
+        (folder / "best.pt").write_bytes(b"")
+    elif kind == "truncated checkpoint":
+        (folder / "best.pt").write_bytes((folder / "best.pt").read_bytes()[:-100])
+    elif kind == "no pickle":
+        (folder / "best.pt").write_text("best weights\n")
+    elif kind == "code":
+        torch.save({"layer": torch.nn.Linear(4, 3)}, folder / "best.pt")
+    elif kind == "keys":
+        torch.save({"layer.wieght": torch.zeros(3, 4), "layer.bias": torch.zeros(3)}, folder / "best.pt")
+    elif kind == "shapes":
+        torch.save({"layer.weight": torch.zeros(5, 4), "layer.bias": torch.zeros(5)}, folder / "best.pt")
+    elif kind == "inputs":
+        change(path, inputs={"x": {"dtype": "float32", "shape": ["batch", 4]}, "y": {"dtype": "bool", "shape": []}})
+    elif kind == "forward fails":
+        change(path, inputs={"x": {"dtype": "float32", "shape": ["batch", 5]}})
+    elif kind == "no range":
+        change(path, inputs={"x": {"dtype": "int64", "shape": ["batch", 4]}})
+
+
+BAD = {
+    "no manifest": (
+        "error[manifest-not-found]: there is no manifest at package.yaml\n"
+        "hint: give the path of a package.yaml; README.md shows a first one\n"
+    ),
+    "empty manifest": (
+        "error[manifest-empty]: package.yaml says nothing\n"
+        "hint: a manifest needs at least schema, name, version, model, checkpoint and inputs\n"
+    ),
+    "no yaml": (
+        "error[manifest-syntax]: this is not YAML\n"
+        " --> package.yaml:3\n"
+        "  while parsing a flow sequence, expected ',' or ']', but got '<stream end>'\n"
+    ),
+    "unknown field": (
+        "error[manifest-invalid]: 1 problem in package.yaml\n"
+        " --> package.yaml:14: outptus\n"
+        "  'outptus' is not a field here\n"
+        "  hint: did you mean 'outputs'?\n" + HINT_FIELDS
+    ),
+    "missing field": (
+        "error[manifest-invalid]: 1 problem in package.yaml\n"
+        " --> package.yaml:1: version\n"
+        "  the field 'version' is missing\n" + HINT_FIELDS
+    ),
+    "wrong type": (
+        "error[manifest-invalid]: 1 problem in package.yaml\n"
+        " --> package.yaml:8: checkpoint.strict\n"
+        "  found 'maybe': expected a valid boolean\n" + HINT_FIELDS
+    ),
+    "bad name": (
+        "error[manifest-invalid]: 1 problem in package.yaml\n"
+        " --> package.yaml:2: name\n"
+        "  found 'Net!', which does not match ^[a-z0-9][a-z0-9._-]*$\n"
+        "  hint: lower case letters, digits, '.', '_' and '-', starting with a letter or digit\n" + HINT_FIELDS
+    ),
+    "bad version": None,
+    "no entry": (
+        "error[entry-not-found]: model.entry 'model.py:Nett' leads nowhere\n"
+        " --> package.yaml:5: model.entry\n"
+        "  model.py has no 'Nett'\n"
+        "hint: did you mean 'Net'?\n"
+    ),
+    "entry does not import": (
+        "error[entry-import-failed]: importing 'model.py:Net' failed\n"
+        " --> package.yaml:5: model.entry\n"
+        "  model.py:1 in <module>\n"
+        "    import not_installed\n"
+        "  ModuleNotFoundError: No module named 'not_installed'\n"
+        "hint: the file must import in a plain Python process, with its folder on the path\n"
+    ),
+    "entry is no module": None,
+    "kwargs": (
+        "error[model-arguments]: 'model.py:Net' does not take these kwargs\n"
+        " --> package.yaml:6: model.kwargs\n"
+        "  got an unexpected keyword argument 'layers'\n"
+    ),
+    "no checkpoint": (
+        "error[checkpoint-not-found]: there is no checkpoint at best.pt\n"
+        " --> package.yaml:7: checkpoint.path\n"
+        "hint: paths are relative to the manifest's folder\n"
+    ),
+    "empty checkpoint": (
+        "error[checkpoint-unreadable]: best.pt is not a checkpoint that can be read\n"
+        " --> package.yaml:7: checkpoint.path\n"
+        "  the file is empty\n"
+        "hint: save the weights again with torch.save(model.state_dict(), …) or safetensors\n"
+    ),
+    "truncated checkpoint": (
+        "error[checkpoint-unreadable]: best.pt is not a checkpoint that can be read\n"
+        " --> package.yaml:7: checkpoint.path\n"
+        "  the file is cut off: its directory is missing\n"
+        "hint: save the weights again with torch.save(model.state_dict(), …) or safetensors\n"
+    ),
+    "no pickle": None,
+    "code": (
+        "error[checkpoint-needs-code]: best.pt wants to run code while it is read; nothing of it was run\n"
+        " --> package.yaml:7: checkpoint.path\n"
+        "  it asks for: torch.nn.modules.linear.Linear\n"
+        "hint: save a state dict instead, or set checkpoint.trust_pickle: true if you wrote this file\n"
+    ),
+    "keys": (
+        "error[state-does-not-fit]: the checkpoint does not fit the module\n"
+        " --> package.yaml:6: checkpoint\n"
+        "  missing from the checkpoint (1):\n"
+        "    layer.weight  (the checkpoint has layer.wieght)\n"
+        "  not in the module (1):\n"
+        "    layer.wieght  (the module has layer.weight)\n"
+        "hint: set checkpoint.prefix if a prefix is in the way, or model.kwargs if the module is another one\n"
+    ),
+    "shapes": (
+        "error[state-does-not-fit]: the checkpoint does not fit the module\n"
+        " --> package.yaml:6: checkpoint\n"
+        "  shapes that differ:\n"
+        "                  module              checkpoint\n"
+        "    layer.weight  [3, 4]              [5, 4]\n"
+        "    layer.bias    [3]                 [5]\n"
+        "hint: model.kwargs must be those that the checkpoint was trained with\n"
+    ),
+    "inputs": (
+        "error[inputs-do-not-fit]: forward() does not take these inputs\n"
+        " --> package.yaml:8: inputs\n"
+        "  forward() takes: x\n"
+        "  the manifest gives 2: x, y\n"
+        "hint: remove inputs\n"
+    ),
+    "forward fails": None,
+    "no range": (
+        "error[manifest-invalid]: 1 problem in package.yaml\n"
+        " --> package.yaml:9: inputs.x\n"
+        "  an int64 input needs a range: [low, high], low ≤ x < high, such as [0, 30522] for token ids\n" + HINT_FIELDS
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_answered_with_2_and_a_clear_error_and_leaves_nothing(command, linear, monkeypatch, kind):
+    corrupt(linear.parent, kind)
+    before = sorted(os.listdir(linear.parent))
+    monkeypatch.chdir(linear.parent)
+    status, out, err = command("vet", "package.yaml")
+    assert (status, out) == (2, "")
+    if BAD[kind] is not None:
+        assert err.replace(f"{linear.parent}/", "") == BAD[kind]
+    built_status, out, built_err = command("build", "package.yaml")
+    assert (built_status, out) == (2, "")
+    assert built_err.endswith(err)
+    assert "Traceback" not in built_err
+    shutil.rmtree("__pycache__", ignore_errors=True)
+    assert [one for one in sorted(os.listdir(linear.parent)) if one != "__pycache__"] == before
+
+
+def test_the_codes_of_errors_are_all_different_and_kebab_case():
+    def below(kind):
+        for one in kind.__subclasses__():
+            yield one
+            yield from below(one)
+
+    codes = [one.code for one in below(errors.PackagerError) if "code" in vars(one)]
+    assert len(codes) == len(set(codes)) > 25
+    assert all(code == code.lower().replace("_", "-") for code in codes)

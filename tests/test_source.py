@@ -1,0 +1,430 @@
+"""Manifest + checkpoint → the eager module."""
+
+import os
+import sys
+
+import pytest
+import torch
+from projects import FLOATS, LINEAR, project
+
+from packager import manifest, source
+from packager.errors import (
+    EntryImportFailed,
+    EntryNotFound,
+    EntryNotModule,
+    InputsDoNotFit,
+    ModelArgumentsWrong,
+    ModelConstructionFailed,
+    render,
+)
+
+HEAD = "import torch\nfrom torch import nn\n\n\n"
+
+
+def loaded(path):
+    with source.opened(manifest.load(path)) as opening:
+        return opening()
+
+
+def refused(path, kind):
+    before, search = set(sys.modules), list(sys.path)
+    with pytest.raises(kind) as caught:
+        loaded(path)
+    assert sys.path == search
+    assert not {name for name in set(sys.modules) - before if name in ("model", "pieces", "arch")}
+    return caught.value
+
+
+def bare(tmp_path, text, **settings):
+    """A project whose module is never built: the checkpoint is another's."""
+    return project(tmp_path, text, state={"layer.weight": torch.zeros(3, 4), "layer.bias": torch.zeros(3)}, **settings)
+
+
+# -- entries that work ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "entry", ["model.py:Net", "model:Net", "model.py:Space.Inner", "model.py:make", "./model.py:Net"]
+)
+def test_an_entry_is_a_class_or_a_function_in_a_file_or_a_module(tmp_path, entry):
+    text = LINEAR + "\n\nclass Space:\n    Inner = Net\n\n\ndef make():\n    return Net()\n"
+    found = loaded(bare(tmp_path, text, entry=entry))
+    assert isinstance(found.module, torch.nn.Module)
+    assert found.code_files == ("model",)
+    assert found.parameters == 15
+
+
+def test_a_file_in_a_folder_and_a_module_in_a_package_work(tmp_path):
+    (tmp_path / "arch").mkdir()
+    (tmp_path / "arch" / "__init__.py").touch()
+    (tmp_path / "arch" / "nets.py").write_text(LINEAR)
+    assert loaded(bare(tmp_path, "", entry="arch/nets.py:Net")).code_files == ("nets",)
+    found = loaded(bare(tmp_path, "", entry="arch.nets:Net"))
+    assert found.code_files == ("arch", "arch.nets")
+
+
+def test_an_entry_may_come_from_an_installed_package(tmp_path):
+    inputs = {"input": {"dtype": "float32", "shape": ["batch", 4]}}
+    state = {"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}
+    kwargs = {"in_features": 4, "out_features": 3}
+    path = project(tmp_path, "", state=state, entry="torch.nn:Linear", kwargs=kwargs, inputs=inputs)
+    found = loaded(path)
+    assert isinstance(found.module, torch.nn.Linear)
+    assert found.code_files == ()
+
+
+def test_a_sibling_file_is_imported_and_is_part_of_the_code(tmp_path):
+    (tmp_path / "pieces.py").write_text("from torch import nn\n\n\ndef layer():\n    return nn.Linear(4, 3)\n")
+    path = bare(
+        tmp_path,
+        LINEAR.replace("from torch", "from pieces import layer\nfrom torch").replace("nn.Linear(4, 3)", "layer()"),
+    )
+    before = loaded(path)
+    assert before.code_files == ("model", "pieces")
+    (tmp_path / "pieces.py").write_text(
+        "from torch import nn\n\n\ndef layer():\n    return nn.Linear(4, 3)  # changed\n"
+    )
+    assert loaded(path).code_sha256 != before.code_sha256
+
+
+def test_the_code_digest_does_not_depend_on_the_folder(tmp_path):
+    assert loaded(bare(tmp_path / "a", LINEAR)).code_sha256 == loaded(bare(tmp_path / "b", LINEAR)).code_sha256
+
+
+def test_two_projects_with_the_same_file_names_get_their_own_code(tmp_path):
+    for name, factor in (("a", 2), ("b", 3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pieces.py").write_text(f"FACTOR = {factor}\n")
+    text = LINEAR.replace("import torch\n", "import torch\nimport pieces\n").replace(
+        "self.layer(x)", "pieces.FACTOR * self.layer(x)"
+    )
+    modules = [loaded(bare(tmp_path / name, text)).module for name in ("a", "b")]
+    state = {"layer.weight": torch.ones(3, 4), "layer.bias": torch.zeros(3)}
+    for module, factor in zip(modules, (2, 3), strict=True):
+        module.load_state_dict(state)
+        assert module(torch.ones(1, 4)).tolist() == [[4.0 * factor] * 3]
+
+
+def test_the_interpreter_is_left_as_it_was(tmp_path):
+    (tmp_path / "pieces.py").write_text("")
+    path = bare(tmp_path, "import pieces\n" + LINEAR)
+    loaded(path)  # whatever torch imports when it is first used
+    modules, search = set(sys.modules), list(sys.path)
+    state = torch.random.get_rng_state()
+    with source.opened(manifest.load(path)) as opening:
+        opening()
+        assert "pieces" in sys.modules
+        assert sys.path[0] == str(tmp_path)
+    assert set(sys.modules) == modules
+    assert sys.path == search
+    assert torch.nn.Module.register_parameter.__module__ == "torch.nn.modules.module"
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_file_named_like_an_imported_module_does_not_replace_it(tmp_path):
+    import json
+
+    (tmp_path / "json.py").write_text(LINEAR)
+    path = bare(tmp_path, "", entry="json.py:Net")
+    assert isinstance(loaded(path).module, torch.nn.Module)
+    assert sys.modules["json"] is json
+    assert loaded(path).code_files == ("json",)
+
+
+def test_a_file_named_like_an_imported_module_leaves_it_where_it_cannot_be_imported(tmp_path):
+    import json
+
+    (tmp_path / "json.py").write_text("1 / 0\n")
+    refused(bare(tmp_path, "", entry="json.py:Net"), EntryImportFailed)
+    assert sys.modules["json"] is json
+
+
+# -- entries that do not --------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_there_names_the_nearest(tmp_path):
+    path = bare(tmp_path, LINEAR, entry="modle.py:Net")
+    assert render(refused(path, EntryNotFound)) == (
+        "error[entry-not-found]: model.entry 'modle.py:Net' leads nowhere\n"
+        f" --> {path}:5: model.entry\n"
+        f"  there is no file {tmp_path / 'modle.py'}\n"
+        "hint: did you mean 'model.py'?"
+    )
+
+
+def test_a_name_that_is_not_there_names_the_nearest(tmp_path):
+    path = bare(tmp_path, LINEAR, entry="model.py:Nett")
+    error = refused(path, EntryNotFound)
+    assert (error.why, error.hint) == ("model.py has no 'Nett'", "did you mean 'Net'?")
+
+
+def test_a_module_that_is_not_there_says_so_and_how_a_file_is_written(tmp_path):
+    error = refused(bare(tmp_path, LINEAR, entry="no_such_package.nets:Net"), EntryNotFound)
+    assert (error.why, error.hint) == ("there is no module 'no_such_package.nets'", None)
+
+
+def test_an_import_that_fails_shows_the_users_last_line(tmp_path):
+    (tmp_path / "pieces.py").write_text("\n\nfrom os import not_there\n")
+    path = bare(tmp_path, "import pieces\n" + LINEAR)
+    assert render(refused(path, EntryImportFailed)) == (
+        "error[entry-import-failed]: importing 'model.py:Net' failed\n"
+        f" --> {path}:5: model.entry\n"
+        "  pieces.py:3 in <module>\n"
+        "    from os import not_there\n"
+        f"  ImportError: cannot import name 'not_there' from 'os' ({os.__file__})\n"
+        "hint: the file must import in a plain Python process, with its folder on the path"
+    )
+
+
+@pytest.mark.parametrize("entry", ["model.py:Net", "model:Net"])
+def test_a_missing_dependency_is_a_failed_import(tmp_path, entry):
+    why = refused(bare(tmp_path, "import not_installed\n", entry=entry), EntryImportFailed).why
+    assert why == (
+        "model.py:1 in <module>\n  import not_installed\nModuleNotFoundError: No module named 'not_installed'"
+    )
+
+
+@pytest.mark.parametrize("entry", ["model.py:Net", "model:Net"])
+def test_a_file_that_ends_the_process_when_it_is_imported_is_a_failed_import(tmp_path, entry):
+    why = refused(bare(tmp_path, "import sys\n" + LINEAR + "\n\nsys.exit(0)\n", entry=entry), EntryImportFailed).why
+    assert why.endswith("in <module>\n  sys.exit(0)\nSystemExit: 0")
+
+
+def test_a_constructor_that_ends_the_process_failed(tmp_path):
+    text = LINEAR.replace("super().__init__()", "raise SystemExit('bye')")
+    why = refused(bare(tmp_path, text), ModelConstructionFailed).why
+    assert why.endswith("SystemExit: bye")
+
+
+def test_a_syntax_error_names_the_line(tmp_path):
+    why = refused(bare(tmp_path, "x = 1\nclass Net(:\n"), EntryImportFailed).why
+    assert "SyntaxError" in why
+    assert "line 2" in why
+
+
+@pytest.mark.parametrize(
+    ("text", "entry", "why"),
+    [
+        ("Net = 7", "Net", "found: Net is a int that is already made"),
+        ("from torch import nn\nNet = nn.Linear(4, 3)", "Net", "found: Net is a Linear that is already made"),
+        ("def make():\n    return 7", "make", "found: model.py:make returned a int"),
+        ("class Net:\n    pass", "Net", "found: model.py:Net returned a Net"),
+    ],
+)
+def test_an_entry_that_is_no_module_is_refused(tmp_path, text, entry, why):
+    assert refused(bare(tmp_path, text, entry=f"model.py:{entry}"), EntryNotModule).why == why
+
+
+# -- kwargs and construction ----------------------------------------------------------------
+
+SIZED = HEAD + (
+    "class Net(nn.Module):\n"
+    "    def __init__(self, size, depth=1):\n"
+    "        super().__init__()\n"
+    "        if size < 0:\n"
+    "            raise ValueError('size must be positive')\n"
+    "        self.layer = nn.Linear(4, size)\n"
+)
+
+
+def test_kwargs_that_the_entry_does_not_take_name_the_nearest(tmp_path):
+    path = bare(tmp_path, SIZED, kwargs={"size": 3, "dept": 2})
+    assert render(refused(path, ModelArgumentsWrong)) == (
+        "error[model-arguments]: 'model.py:Net' does not take these kwargs\n"
+        f" --> {path}:6: model.kwargs\n"
+        "  got an unexpected keyword argument 'dept'\n"
+        "hint: did you mean 'depth'?"
+    )
+
+
+def test_kwargs_that_are_missing_are_named(tmp_path):
+    error = refused(bare(tmp_path, SIZED), ModelArgumentsWrong)
+    assert (error.why, error.hint) == ("missing a required argument: 'size'", "it takes: size, depth")
+    assert error.where.endswith("package.yaml:5: model.entry")
+
+
+def test_a_constructor_that_fails_shows_the_users_last_line(tmp_path):
+    path = bare(tmp_path, SIZED, kwargs={"size": -3})
+    assert render(refused(path, ModelConstructionFailed)) == (
+        "error[model-construction-failed]: constructing 'model.py:Net' failed\n"
+        f" --> {path}:5: model.entry\n"
+        "  model.py:9 in __init__\n"
+        "    raise ValueError('size must be positive')\n"
+        "  ValueError: size must be positive"
+    )
+
+
+def test_a_constructor_that_fails_in_torch_shows_the_users_line(tmp_path):
+    error = refused(bare(tmp_path, SIZED, kwargs={"size": "three"}), ModelConstructionFailed)
+    assert error.why.startswith("model.py:8 in __init__\n  if size < 0:\nTypeError: ")
+
+
+# -- the module is what a plain build gives -------------------------------------------------
+
+LEFTOVERS = (
+    HEAD
+    + '''
+class Net(nn.Module):
+    """Everything that is not in a checkpoint and has a value all the same."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("position", torch.arange(3.0), persistent=False)
+        self.register_buffer("noise", torch.randn(3), persistent=False)
+        self.register_buffer("count", torch.tensor(5))
+        self.plain = torch.linspace(0, 1, 3)
+
+    def forward(self, x):
+        return self.layer(x) + self.position + self.noise + self.plain
+'''
+)
+
+
+def plainly_built(text):
+    namespace = {"__name__": "model"}
+    exec(compile(text, "model.py", "exec"), namespace)
+    return namespace["Net"]()
+
+
+# Without random buffers, which alone are reason enough to build plainly.
+FIXED = LEFTOVERS.replace('        self.register_buffer("noise", torch.randn(3), persistent=False)\n', "")
+FIXED = FIXED.replace(" + self.noise", "")
+
+
+@pytest.mark.parametrize("text", [FIXED, FIXED.replace("        torch.manual_seed(3)\n", "")])
+def test_buffers_that_are_not_in_the_checkpoint_keep_the_values_of_a_plain_build(tmp_path, text):
+    plain = plainly_built(text)
+    module = loaded(project(tmp_path, text, state=plain.state_dict())).module
+    assert torch.equal(module.position, torch.arange(3.0))
+    assert torch.equal(module(torch.ones(2, 4)), plain.eval()(torch.ones(2, 4)))
+
+
+def test_seeded_random_buffers_are_those_of_a_plain_build(tmp_path):
+    plain = plainly_built(LEFTOVERS)
+    module = loaded(project(tmp_path, LEFTOVERS)).module
+    assert torch.equal(module.noise, plain.noise)
+    assert torch.equal(module(torch.ones(2, 4)), plain.eval()(torch.ones(2, 4)))
+
+
+def test_a_parameter_that_may_be_missing_keeps_its_initial_value(tmp_path):
+    path = project(
+        tmp_path, LEFTOVERS, state={"layer.weight": torch.zeros(3, 4), "count": torch.tensor(5)},
+        checkpoint={"path": "best.pt", "allow_missing": ["layer.bias"]},
+    )  # fmt: skip
+    found = loaded(path)
+    assert torch.equal(found.module.layer.bias, plainly_built(LEFTOVERS).layer.bias)
+    assert torch.equal(found.module.layer.weight, torch.zeros(3, 4))
+    assert found.fit.missing == ("layer.bias",)
+
+
+def test_a_buffer_that_may_be_missing_keeps_its_initial_value(tmp_path):
+    path = project(
+        tmp_path, LEFTOVERS, state={"layer.weight": torch.zeros(3, 4), "layer.bias": torch.zeros(3)},
+        checkpoint={"path": "best.pt", "allow_missing": ["count"]},
+    )  # fmt: skip
+    assert loaded(path).module.count == 5
+
+
+def test_a_buffer_computed_from_a_parameter_has_its_value(tmp_path):
+    text = FIXED.replace("torch.arange(3.0)", "self.layer.weight.detach().abs().sum(1)")
+    plain = plainly_built(text)
+    path = project(tmp_path, text, state={**plain.state_dict(), "layer.bias": torch.zeros(3)})
+    assert torch.equal(loaded(path).module.position, plain.position)
+
+
+def test_an_attribute_computed_from_a_parameter_has_its_value(tmp_path):
+    text = FIXED.replace("        torch.manual_seed(3)\n", "")
+    text = text.replace("torch.linspace(0, 1, 3)", "torch.full_like(self.layer.bias.detach(), 0.5)")
+    plain = plainly_built(text)
+    module = loaded(project(tmp_path, text, state=plain.state_dict())).module
+    assert torch.equal(module.plain, plain.plain)
+    assert torch.equal(module(torch.ones(2, 4)), plain.eval()(torch.ones(2, 4)))
+
+
+def test_a_number_computed_from_a_parameter_has_its_value(tmp_path):
+    text = FIXED.replace("torch.linspace(0, 1, 3)", "float(self.layer.weight.abs().sum())")
+    plain = plainly_built(text)
+    assert loaded(project(tmp_path, text, state=plain.state_dict())).module.plain == plain.plain
+
+
+def test_a_constructor_that_writes_into_its_parameters_works(tmp_path):
+    lines = (
+        "nn.init.orthogonal_(self.layer.weight)",
+        "with torch.no_grad():",
+        "    self.layer.bias[0] = 7",
+        "self.plain =",
+    )
+    text = FIXED.replace("self.plain =", "\n        ".join(lines))
+    plain = plainly_built(text)
+    module = loaded(project(tmp_path, text, state=plain.state_dict())).module
+    assert torch.equal(module(torch.ones(2, 4)), plain.eval()(torch.ones(2, 4)))
+
+
+def test_tied_parameters_stay_tied(tmp_path):
+    text = HEAD + (
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.embed, self.head = nn.Linear(4, 4), nn.Linear(4, 4)\n"
+        "        self.head.weight = self.embed.weight\n\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.embed(x))\n"
+    )
+    module = loaded(project(tmp_path, text)).module
+    assert module.head.weight is module.embed.weight
+    assert len(list(module.parameters())) == 3
+
+
+def test_the_module_is_in_eval_mode_on_the_cpu_without_gradients(tmp_path):
+    text = LINEAR.replace(
+        "self.layer = nn.Linear(4, 3)", "self.layer = nn.Linear(4, 3)\n        self.drop = nn.Dropout()"
+    )
+    module = loaded(project(tmp_path, text)).module
+    assert not any(one.training for one in module.modules())
+    assert not any(one.requires_grad for one in module.parameters())
+    assert {str(one.device) for one in module.parameters()} == {"cpu"}
+
+
+# -- inputs ---------------------------------------------------------------------------------
+
+TWO = LINEAR.replace("forward(self, x)", "forward(self, x, scale, shift=0.0)").replace(
+    "self.layer(x)", "self.layer(x) * scale + shift"
+)
+
+
+def inputs(*names):
+    return dict.fromkeys(names, FLOATS["x"])
+
+
+@pytest.mark.parametrize("names", [("x", "scale"), ("x", "scale", "shift"), ("a", "b"), ("x", "other")])
+def test_inputs_are_given_in_order_and_the_names_are_free(tmp_path, names):
+    assert loaded(bare(tmp_path, TWO, inputs=inputs(*names))).parameters == 15
+
+
+def test_too_many_inputs_are_refused(tmp_path):
+    path = bare(tmp_path, TWO, inputs=inputs("x", "scale", "shift", "more"))
+    assert render(refused(path, InputsDoNotFit)) == (
+        "error[inputs-do-not-fit]: forward() does not take these inputs\n"
+        f" --> {path}:8: inputs\n"
+        "  forward() takes: x, scale, shift\n"
+        "  the manifest gives 4: x, scale, shift, more\n"
+        "hint: remove inputs"
+    )
+
+
+def test_too_few_inputs_are_refused(tmp_path):
+    error = refused(bare(tmp_path, TWO, inputs=inputs("x")), InputsDoNotFit)
+    assert (error.why, error.hint) == ("forward() takes: x, scale, shift\nwithout an input: scale", "add inputs")
+
+
+def test_inputs_in_another_order_are_refused(tmp_path):
+    error = refused(bare(tmp_path, TWO, inputs=inputs("scale", "x")), InputsDoNotFit)
+    assert error.why == "forward() takes: x, scale, shift\nscale is input 1 of the manifest and parameter 2"
+    assert error.where.endswith("inputs.scale")
+
+
+def test_a_forward_that_takes_any_number_takes_any_number(tmp_path):
+    text = LINEAR.replace("forward(self, x)", "forward(self, *x)").replace("self.layer(x)", "self.layer(sum(x))")
+    assert loaded(bare(tmp_path, text, inputs=inputs("a", "b", "c"))).parameters == 15

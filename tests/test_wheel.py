@@ -1,0 +1,87 @@
+"""The wheel, outside of the checkout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from projects import LINEAR, ROOT, project, python
+
+import packager
+
+pytestmark = pytest.mark.slow
+
+
+def run(*arguments, **settings):
+    done = subprocess.run([str(one) for one in arguments], capture_output=True, text=True, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    # From a copy, as hatchling writes beside the sources.
+    parts = ("packager", "schemas", "templates", "README.md", "pyproject.toml", "LICENSE")
+    source = folder / "source"
+    source.mkdir()
+    for part in parts:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / part).exists():
+            shutil.copy(ROOT / part, source / part)
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", source)
+    return next((folder / "dist").glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A folder with the wheel's content, and an environment in which it is the only packager."""
+    target = tmp_path_factory.mktemp("site")
+    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", target, wheel)
+    return target, {**os.environ, "PYTHONPATH": str(target), "PYTHONSAFEPATH": "1"}
+
+
+def test_the_wheel_puts_nothing_but_packager_into_site_packages(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0] for name in names} == {"packager", f"packager-{_version()}.dist-info"}
+    for part in ("manifest", "config", "parity"):
+        assert f"packager/schemas/{part}.schema.json" in names
+    assert "packager/templates/README.md.j2" in names
+    assert not [name for name in names if name.endswith(".pyc") or "/tests/" in name]
+
+
+def _version():
+    from importlib import metadata
+
+    return metadata.version("packager")
+
+
+def test_the_installed_package_is_whole_and_is_itself(installed):
+    target, environment = installed
+    code = (
+        "import json, packager, packager.resources as resources\n"
+        "print(json.dumps([packager.__file__, str(resources.folder('schemas'))]))"
+    )
+    done = python(code, cwd="/", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [str(target / "packager/__init__.py"), str(target / "packager/schemas")]
+    assert not (target / "schemas").exists()
+    assert not (target / "templates").exists()
+
+
+def test_the_installed_command_builds_a_bundle_from_another_folder(installed, tmp_path):
+    target, environment = installed
+    project(tmp_path / "project", LINEAR)
+    command = [sys.executable, target / "bin" / "package"]
+    out = run(*command, "build", "package.yaml", "--json", cwd=tmp_path / "project", env=environment)
+    built = json.loads(out)
+    assert built["bundle"] == "dist/net-1.0.0"
+    run(*command, "verify", "dist/net-1.0.0", cwd=tmp_path / "project", env=environment)
+    text = (tmp_path / "project/dist/net-1.0.0/README.md").read_text()
+    assert text.startswith("# net 1.0.0\n")
+    assert packager.verify(tmp_path / "project/dist/net-1.0.0", fingerprint=built["fingerprint"]).ok
