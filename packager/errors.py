@@ -229,6 +229,30 @@ class OutputsUnsupported(UserError):
         super().__init__("forward() returns what a bundle cannot hold", where=where, why=why, hint=hint)
 
 
+class NotRepeatable(UserError):
+    code = "not-repeatable"
+
+    def __init__(self, where: str, output: str, case: str) -> None:
+        super().__init__(
+            "forward() gives something else when it is run again",
+            where=where,
+            why=f"the output {output} of the case {case} differs between two calls with the same inputs",
+            hint="forward() must not draw random numbers or keep a state from call to call",
+        )
+
+
+class NoiseTooLarge(UserError):
+    code = "noise-too-large"
+
+    def __init__(self, where: str, output: str, relative: str, measured: str) -> None:
+        super().__init__(
+            "this module's own arithmetic is too inexact for a proof",
+            where=where,
+            why=f"the output {output} has a noise floor of {relative} of its own size, measured {measured}",
+            hint="narrow the range of the inputs, compute more precisely, or set parity.tolerance",
+        )
+
+
 class DataDoesNotFit(UserError):
     code = "data-does-not-fit"
 
@@ -340,7 +364,7 @@ class ParityFailed(Refused):
         super().__init__(
             "the artifacts do not compute what the PyTorch module computes; no bundle was written",
             problems=artifacts,
-            hint="parity.tolerance sets explicit limits; optimize.level: none leaves the graph as exported",
+            hint="parity.tolerance sets explicit limits; torchscript.method: none ships ONNX alone",
         )
 
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from packager import outputs
-from packager.errors import ForwardFailed, OutputsUnsupported
+from packager.errors import ForwardFailed, NoiseTooLarge, NotRepeatable, OutputsUnsupported
 from packager.manifest import Project, Tolerance
-from packager.parity.compare import Array, Limit, root_mean_square
+from packager.parity.compare import Array, Limit, ShapesDiffer, compare, root_mean_square
 from packager.parity.gate import Expectation
 from packager.samples import Case, Grid
 from packager.source import Source, bind, user_frame
@@ -32,6 +32,7 @@ MULTIPLE = 16
 """An artifact may be this many noise floors away. Two evaluations that are each one floor from the
 truth are two apart; the rest is for floors measured on few inputs. Real defects are hundreds away."""
 
+_LARGEST_SHARE = 0.25  # a limit of a quarter of the output's own size proves nothing
 _LEAST_NOISE_IN_EPSILONS = 4  # where the measured noise is by luck smaller than rounding itself
 # Noise is measured on so many cases at most, which together have at most so many input elements,
 # absolutely and in multiples of the (small) example's: float64 costs several times what float32 does.
@@ -91,10 +92,24 @@ def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Arr
         if tensor.dtype == torch.bfloat16 or tensor.layout != torch.strided:
             why = f"{name} is a {tensor.dtype} tensor of layout {tensor.layout}; numpy has no such array"
             raise OutputsUnsupported(where, why, "convert it in forward(), for instance with .float()")
-        if tensor.is_complex():
-            why = f"{name} is a {tensor.dtype} tensor; onnxruntime has no complex numbers"
-            raise OutputsUnsupported(where, why, "convert it in forward(), for instance with torch.view_as_real()")
     return {name: _to_numpy(tensor) for name, tensor in found.items()}
+
+
+def check_repeatable(project: Project, source: Source, case: Case, known: Mapping[str, Array]) -> None:
+    """Run a case again, and refuse a module that gives something else: no artifact could be compared with it.
+
+    Rounding may differ from call to call by the least noise. Raises `NotRepeatable`.
+    """
+    again = first_outputs(project, source, case)
+    for name, array in known.items():
+        least = _least_noise(array) if array.dtype.kind == "f" else 0.0
+        limit = Limit(least * _scale(array), least)
+        try:
+            same = name in again and compare(array, again[name], limit).allowed
+        except ShapesDiffer:
+            same = False
+        if not same:
+            raise NotRepeatable(project.where("model"), name, case.name)
 
 
 @dataclass(frozen=True)
@@ -108,8 +123,13 @@ class Floor:
 def measure_floor(project: Project, source: Source, grid: Grid, known: Mapping[str, Mapping[str, Array]]) -> Floor:
     """Measure what its own arithmetic costs the module, on a few cases; nothing with an explicit tolerance.
 
-    `known` are outputs by case that are there already. Raises as `first_outputs` does.
+    `known` are outputs by case that are there already. Raises as `first_outputs` does, `NotRepeatable`,
+    or `NoiseTooLarge` where the floor is so high that nothing could be told apart.
     """
+    contrast = grid.contrast
+    if contrast.name not in known:
+        known = {**known, contrast.name: first_outputs(project, source, contrast)}
+    check_repeatable(project, source, contrast, known[contrast.name])
     if isinstance(project.manifest.parity.tolerance, Tolerance):
         return Floor({}, known)
     chosen = _cases_for_noise(grid)
@@ -119,13 +139,14 @@ def measure_floor(project: Project, source: Source, grid: Grid, known: Mapping[s
     for name, array in found[chosen[0].name].items():
         if array.dtype.kind != "f":
             continue
-        least = _LEAST_NOISE_IN_EPSILONS * torch.finfo(getattr(torch, str(array.dtype))).eps
         differences = [
             _relative_difference(found[case.name][name], other[name])
             for case, other in zip(chosen, second, strict=True)
             if name in other and other[name].shape == found[case.name][name].shape
         ]
-        noise[name] = Noise(max([least, *differences]), measured)
+        noise[name] = Noise(max([_least_noise(array), *differences]), measured)
+        if MULTIPLE * noise[name].relative >= _LARGEST_SHARE:
+            raise NoiseTooLarge(project.where("parity"), name, f"{noise[name].relative:.2g}", measured)
     return Floor(noise, {**known, **found})
 
 
@@ -200,6 +221,10 @@ def _cases_for_noise(grid: Grid) -> list[Case]:
 
 def _elements(case: Case) -> int:
     return sum(one.size for one in case.inputs.values())
+
+
+def _least_noise(array: Array) -> float:
+    return float(_LEAST_NOISE_IN_EPSILONS * torch.finfo(getattr(torch, str(array.dtype))).eps)
 
 
 def _relative_difference(found: Array, other: Array) -> float:

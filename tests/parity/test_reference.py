@@ -6,7 +6,7 @@ import torch
 from projects import FLOATS, LINEAR, project
 
 from packager import manifest, samples, source
-from packager.errors import ForwardFailed, OutputsUnsupported, render
+from packager.errors import ForwardFailed, NoiseTooLarge, NotRepeatable, OutputsUnsupported, render
 from packager.parity import reference
 from packager.parity.reference import MULTIPLE
 
@@ -180,10 +180,16 @@ def test_a_forward_that_ends_the_process_failed(measured):
 @pytest.mark.parametrize(
     "expression", ["y + torch.rand_like(y)", "y + self.__dict__.setdefault('calls', iter(range(99))).__next__()"]
 )
-@pytest.mark.xfail(strict=True, reason="what differs from call to call counts as noise, so that everything passes")
 def test_a_module_that_gives_something_else_at_each_call_is_refused(measured, expression):
-    with pytest.raises(OutputsUnsupported):
+    with pytest.raises(NotRepeatable) as caught:
         measured(returning(expression))
+    assert caught.value.message == "forward() gives something else when it is run again"
+
+
+def test_a_module_too_inexact_for_any_proof_is_refused(measured):
+    with pytest.raises(NoiseTooLarge) as caught:
+        measured(returning("torch.sin(y * 1e9)"))
+    assert caught.value.message == "this module's own arithmetic is too inexact for a proof"
 
 
 @pytest.mark.parametrize(
