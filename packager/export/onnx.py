@@ -91,6 +91,8 @@ def from_torch_export(
             if made != wanted:  # where it cannot convert the graph, it warns and keeps its own opset
                 raise RuntimeError(f"it makes opset {made} of this model, and export.opset is {wanted}")
             program.save(str(path), external_data=weight_bytes > _INLINE_BYTES)
+        except OSError:
+            raise  # the disk's trouble, and not the exporter's
         except Exception as error:
             raise failure(_root(error), project.folder) from error
     return Raw(path)

@@ -27,7 +27,7 @@ class OnnxBackend:
 
     def __init__(self, path: Path, *, providers: Sequence[str], threads: int | None, spin: bool = True) -> None:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised, and need not be printed too
         if threads is not None:
             options.intra_op_num_threads = threads
         if not spin:
