@@ -59,6 +59,7 @@ def build(
     check_target(Path(out) / layout.folder_name(project.manifest.name, project.manifest.version), force=force)
     preflight(project)
     stages = Stages(listener)
+    place = Path(out).absolute()  # whatever the user's code makes the working directory
     with memory.collector_paused(), OnnxSide() as side:
         with stages.stage("import"):
             try:
@@ -67,5 +68,5 @@ def build(
                 if (error.name or "").partition(".")[0] == "packager":
                     raise
                 raise ExtraMissing(error.name or str(error), "package build") from None
-        built = pipeline.run(project, Path(out), side=side, stages=stages, force=force)
-    return BuildResult(built.bundle, built.fingerprint, built.parity, stages.seconds, built.facts)
+        built = pipeline.run(project, place, side=side, stages=stages, force=force)
+    return BuildResult(Path(out) / built.bundle.name, built.fingerprint, built.parity, stages.seconds, built.facts)

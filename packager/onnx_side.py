@@ -121,14 +121,14 @@ class OnnxSide:
             child.stdin.flush()
             while True:
                 message = pickle.load(child.stdout)
-                if isinstance(message, _Began):
-                    during = message.name
-                elif isinstance(message, _Failed):
-                    raise message.error
-                else:
-                    return message
+                if not isinstance(message, _Began):
+                    break
+                during = message.name
         except (EOFError, BrokenPipeError, ConnectionResetError, pickle.UnpicklingError):
             raise Crashed(during, self._how_it_ended(child)) from None
+        if isinstance(message, _Failed):
+            raise message.error
+        return message
 
     def _how_it_ended(self, child: subprocess.Popen[bytes]) -> str:
         status = child.wait()

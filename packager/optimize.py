@@ -22,7 +22,7 @@ import onnxruntime
 
 from packager import graph_file
 from packager.jobs import NOTHING_BETTER, GraphFacts, GraphSize, Optimized, OptimizeJob, Stage
-from packager.parity.artifacts import judge_onnx
+from packager.parity.artifacts import judge_onnx, without_folders
 from packager.parity.gate import Judgement
 
 # onnxsim makes a three-dimensional MatMul + Add into Reshape + Gemm + Reshape: more nodes, and no
@@ -43,11 +43,11 @@ def optimize(job: OptimizeJob, began: Callable[[str], None]) -> Optimized:
     """Run the passes and write the result to `job.target`; `began` hears of each pass as it starts."""
     began("clean")
     model = graph_file.load(job.raw)
-    before = GraphSize(count_nodes(model.graph), graph_file.model_bytes(model))
     refused = _baked(model, job)
     if refused:
-        return Optimized(before, (), None, refused)
+        return Optimized(GraphSize(0, 0), (), None, refused)
     _clean(model, job)
+    before = GraphSize(count_nodes(model.graph), graph_file.model_bytes(model))
     if job.expectations is not None:
         judgement = _prove(model, job)
         if not judgement.passed:
@@ -82,7 +82,9 @@ def _attempt(name: str, apply: Pass, model: onnx.ModelProto, job: OptimizeJob) -
     try:
         found = apply(model, job)
     except Exception as error:  # noqa: BLE001 (a pass is foreign code; what it raises is recorded and the pass dropped)
-        return model, stage(False, "not-checked", f"failed: {type(error).__name__}: {str(error)[:200]}")
+        return model, stage(
+            False, "not-checked", f"failed: {type(error).__name__}: {without_folders(str(error))[:200]}"
+        )
     broken = _baked(found, job)  # before the dims get their names
     _clean(found, job)
     nodes, size = count_nodes(found.graph), graph_file.model_bytes(found)

@@ -18,22 +18,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
+
+# Before the manifest's folder is on the path, where a file of this name could be taken for it.
+import onnx as _onnx  # noqa: F401
+import onnxruntime
 
 from packager import candidates, fallback, memory, preflight, samples, signature, source
 from packager.bundle import assemble, layout
 from packager.bundle.verify import verify
 from packager.bundle.writer import Writer, staging
 from packager.export import quietly
+from packager.export.torchscript import Program
 from packager.manifest import Project
 from packager.onnx_side import OnnxSide
 from packager.parity import reference
 from packager.parity.reference import Reference
 from packager.progress import Stages
+from packager.signature import TensorSpec
 from packager.source import Source
 from packager.work import Eager, Site
+
+_BRANCH_ADVICE = "no sample may show the other side; torchscript.method: script keeps it, where it can"
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
     """Build, prove and place the bundle. Raises the errors of `packager.errors`."""
     name = layout.folder_name(project.manifest.name, project.manifest.version)
     assets = preflight.assets(project)
+    preflight.providers(project, onnxruntime.get_all_providers())
     with (
         ExitStack() as stack,
         staging(out, name, force=force) as folder,
@@ -66,6 +75,8 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
         stack.enter_context(quietly())
         with stages.stage("trace"):
             program = fallback.program(project, eager)
+            for branch in program.frozen_branches if program else ():
+                stages.tell(f"the trace takes the branch on data at {branch} for good: {_BRANCH_ADVICE}")
             saving = fallback.begin(project, program, site)
         with stages.stage("export"):
             rest = candidates.candidates(project, eager, program, site)
@@ -75,6 +86,10 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
         with stages.stage("reference"):
             expected = _settle(awaited, lambda: reference.measure(project, eager.source, eager.grid, floor))
             memory.give_back()
+            outputs = _outputs(eager, expected)
+            if outputs != eager.outputs:  # two passes were not enough to tell; the graph was given too much
+                eager = replace(eager, outputs=outputs)
+                rest, trying = candidates.candidates(project, eager, program, site), None
         with stages.stage("torchscript"):
             if first is not None and first.optimized is not None:
                 wait([first.optimized])  # not both at once: the ONNX side's memory, and that of a judged program
@@ -85,8 +100,14 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
         with stages.stage("onnx"):
             onnx = candidates.ship(project, trying, rest, awaited, site)
         with stages.stage("bundle"):
-            assembled = _assemble(project, eager, expected, onnx, script, assets, site)
+            assembled = _assemble(project, eager, expected, onnx, program, script, assets, site)
     return Built(out / name, assembled.fingerprint, assembled.parity, assembled.facts)
+
+
+def _outputs(eager: Eager, expected: Reference) -> tuple[TensorSpec, ...]:
+    """The outputs' shapes as all cases show them."""
+    runs = [(case, one.outputs) for case, one in zip(eager.grid.cases, expected.expectations, strict=True)]
+    return signature.outputs(runs)
 
 
 def _settle(awaited: Future[Reference], measure: Callable[[], Reference]) -> Reference:
@@ -104,6 +125,7 @@ def _assemble(
     eager: Eager,
     expected: Reference,
     onnx: candidates.Taken,
+    program: Program | None,
     script: fallback.Fallback | None,
     assets: Mapping[str, Path],
     site: Site,
@@ -117,6 +139,7 @@ def _assemble(
         reference=expected,
         onnx=onnx.shipped,
         torchscript=script.shipped if script else None,
+        frozen_branches=script.program.frozen_branches if script else (program.frozen_branches if program else ()),
         stages=onnx.stages + (script.stages if script else ()),
         assets=assets,
     )
@@ -137,6 +160,6 @@ def _eager(project: Project, opened: Source) -> Eager:
         grid,
         source.bind(project, list(grid.example.inputs.values())),
         signature.inputs(project.manifest),
-        signature.outputs((grid.example, first), (other, second)),
+        signature.outputs([(grid.example, first), (other, second)]),
         {grid.example.name: first, other.name: second},
     )

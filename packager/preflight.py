@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from packager.errors import AssetNotFound, CheckpointNotFound, CheckpointUnreadable
+from packager.errors import (
+    AssetNotFound,
+    CheckpointNotFound,
+    CheckpointUnreadable,
+    ManifestInvalid,
+    Problem,
+    did_you_mean,
+)
 from packager.manifest import Project
 
 _CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
@@ -24,6 +32,8 @@ def check_file(path: Path, named: str, where: str | None) -> None:
         beside = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
         near = [name for name in beside if Path(name).suffix in _CHECKPOINT_SUFFIXES]
         raise CheckpointNotFound(named, where, f"beside it: {', '.join(near)}" if near else None)
+    if not path.is_file() and not path.is_dir():
+        raise CheckpointUnreadable(named, where, "it is no regular file")
     if path.is_dir():
         raise CheckpointUnreadable(named, where, "it is a folder, and a file is expected")
     try:
@@ -51,3 +61,14 @@ def assets(project: Project) -> dict[str, Path]:
             raise AssetNotFound(asset, where, f"another asset is called {name} too")
         found[name] = path
     return found
+
+
+def providers(project: Project, known: Sequence[str]) -> None:
+    """Refuse execution providers that onnxruntime has never heard of. Raises `ManifestInvalid`."""
+    problems = [
+        Problem(f"onnxruntime has no {name!r}", project.where("target", "providers", index), did_you_mean(name, known))
+        for index, name in enumerate(project.manifest.target.providers)
+        if name not in known
+    ]
+    if problems:
+        raise ManifestInvalid(str(project.path), problems)

@@ -23,6 +23,8 @@ from packager.manifest import DimLimits, Input, Project, is_integer
 
 Fill = Literal["random", "low", "high"]
 _LARGEST_CASE_BYTES = 64 << 20
+_LARGE_SIZES = (128, 64, 32, 16)  # for a dim that has no largest, the first that makes a case of at most so much
+_LARGE_CASE_BYTES = 1 << 20
 _TOGETHER = 8  # all dims at their largest are tried together where that is up to so many times the largest alone
 _EXTRA_SIZE = 16  # of a dim that is no batch, in the cases that vary the values and not the sizes
 
@@ -131,8 +133,11 @@ def _sizes(
     for name, limit in limits.items():
         for size in (limit.min, 2, _prime_above(example[name])):
             chosen.append({**example, name: _clamp(size, limit)})
-        if limit.max is not None:
-            chosen.append({**smallest, name: limit.max})
+        beyond = limit.max if limit.max is not None else _large(inputs, smallest, name)
+        if beyond is not None:
+            chosen.append({**smallest, name: beyond})
+        if limit.max is None:
+            left_out.append(f"{name} beyond {max(one[name] for one in chosen)}")
     chosen.append(smallest)
     largest = {name: example[name] if limit.max is None else limit.max for name, limit in limits.items()}
     alone = max(_case_bytes(inputs, sizes) for sizes in chosen)
@@ -155,6 +160,12 @@ def _rows(inputs: Mapping[str, Input], sizes: Mapping[str, int]) -> int:
     """How many samples a case holds: its batch, which is a named first dim of the first input, or one."""
     first = next(iter(inputs.values())).shape[:1]
     return max(1, sizes[first[0]]) if first and isinstance(first[0], str) else 1
+
+
+def _large(inputs: Mapping[str, Input], smallest: Mapping[str, int], name: str) -> int | None:
+    """A size for a dim without a largest that is far from the small ones, where that is cheap; else None."""
+    sizes = [size for size in _LARGE_SIZES if size > smallest[name]]
+    return next((one for one in sizes if _case_bytes(inputs, {**smallest, name: one}) <= _LARGE_CASE_BYTES), None)
 
 
 def _is_inner(name: str, inputs: Mapping[str, Input]) -> bool:

@@ -1,13 +1,13 @@
-"""Input specs + two forward passes → the names, dtypes and shapes of the outputs. numpy only.
+"""Input specs + forward passes → the names, dtypes and shapes of the outputs. numpy only.
 
 An output's dim is fixed, or follows one of the named dims, or depends on more than that and is
-null. Two passes tell them apart: their sizes differ in every dim that may differ, and the gate
-checks the shapes again at every size of the grid.
+null. Two passes whose sizes differ in every dim tell them apart well enough to export; what is
+written down comes from every case of the grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from packager.errors import OutputsUnsupported
@@ -30,28 +30,30 @@ def inputs(manifest: Manifest) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name, spec.dtype, tuple(spec.shape)) for name, spec in manifest.inputs.items())
 
 
-def outputs(
-    first: tuple[Case, Mapping[str, Array]], second: tuple[Case, Mapping[str, Array]]
-) -> tuple[TensorSpec, ...]:
-    """The outputs, from what forward() gave on two cases of different sizes. Raises `OutputsUnsupported`."""
-    (case, found), (other_case, other_found) = first, second
-    if list(found) != list(other_found):
-        why = f"{', '.join(found)} at one size, {', '.join(other_found)} at another"
-        raise OutputsUnsupported("forward()", why, "return the same outputs at every size")
-    specs = []
-    for name, array in found.items():
-        other = other_found[name]
-        if array.ndim != other.ndim:
-            shape: tuple[int | str | None, ...] = (None,) * array.ndim
-        else:
-            pairs = zip(array.shape, other.shape, strict=True)
-            shape = tuple(_dim(a, b, case.sizes, other_case.sizes) for a, b in pairs)
-        specs.append(TensorSpec(name, str(array.dtype), shape))
-    return tuple(specs)
+def outputs(runs: Sequence[tuple[Case, Mapping[str, Array]]]) -> tuple[TensorSpec, ...]:
+    """The outputs, from what forward() gave on cases of different sizes. Raises `OutputsUnsupported`."""
+    first = runs[0][1]
+    for case, found in runs:
+        if list(found) != list(first):
+            why = f"{', '.join(first)} at {dict(runs[0][0].sizes)}, {', '.join(found)} at {dict(case.sizes)}"
+            raise OutputsUnsupported("forward()", why, "return the same outputs at every size")
+    return tuple(_output(name, array, runs) for name, array in first.items())
 
 
-def _dim(size: int, other: int, sizes: Mapping[str, int], other_sizes: Mapping[str, int]) -> int | str | None:
-    if size == other:
+def _output(name: str, array: Array, runs: Sequence[tuple[Case, Mapping[str, Array]]]) -> TensorSpec:
+    arrays = [found[name] for _, found in runs]
+    if any(one.ndim != array.ndim or one.dtype != array.dtype for one in arrays):
+        return TensorSpec(name, str(array.dtype), (None,) * array.ndim)
+    shape = tuple(
+        _dim([(case.sizes, one.shape[axis]) for (case, _), one in zip(runs, arrays, strict=True)])
+        for axis in range(array.ndim)
+    )
+    return TensorSpec(name, str(array.dtype), shape)
+
+
+def _dim(seen: Sequence[tuple[Mapping[str, int], int]]) -> int | str | None:
+    sizes, size = seen[0]
+    if all(other == size for _, other in seen):
         return size
-    follows = [name for name in sizes if sizes[name] == size and other_sizes[name] == other]
+    follows = [name for name in sizes if all(one[name] == other for one, other in seen)]
     return follows[0] if len(follows) == 1 else None

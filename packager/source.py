@@ -13,6 +13,7 @@ see `_construct`.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -20,17 +21,15 @@ import inspect
 import sys
 import sysconfig
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
 
 from packager import checkpoint
 from packager.errors import (
@@ -41,11 +40,14 @@ from packager.errors import (
     InputsDoNotFit,
     ModelArgumentsWrong,
     ModelConstructionFailed,
+    StateDoesNotFit,
     did_you_mean,
 )
 from packager.hashing import sha256_file
 from packager.manifest import Project
 from packager.preflight import check_file
+
+_MOST_OBJECTS = 200_000  # that are looked at for what refers to a parameter
 
 
 @dataclass(frozen=True)
@@ -230,10 +232,9 @@ def _construct(
 ) -> tuple[torch.nn.Module, checkpoint.Fit]:
     """The module with the checkpoint's weights: by the shortcut where it is exact, else plainly.
 
-    The shortcut is refused where something would be left without its value (a parameter that is
-    not in the checkpoint, a buffer or plain attribute computed from one), or where a buffer that is not in
-    the checkpoint may have been drawn at random, since skipped initialisations do not consume the
-    random numbers that they otherwise would.
+    The shortcut is refused where the constructor drew random numbers, since skipped initialisations
+    do not consume those that they otherwise would, and where anything that the module can reach still
+    refers to a parameter as it was before the weights came.
     """
     state = torch.random.get_rng_state()
     with _parameters_on_meta():
@@ -243,20 +244,52 @@ def _construct(
             module = None
     random_used = not torch.equal(state, torch.random.get_rng_state())
     torch.random.set_rng_state(state)
-    if isinstance(module, torch.nn.Module):
-        fit = _assign(project, module, read)
-        persistent = module.state_dict(keep_vars=True).keys()
-        transient = [name for name, _ in module.named_buffers() if name not in persistent]
-        if not _has_meta(module) and not (random_used and transient):
-            return module, fit
+    if isinstance(module, torch.nn.Module) and not random_used:
+        try:
+            fit = _load_weights(project, module, read, assign=True)
+        except StateDoesNotFit:
+            pass  # in the plain way too, or else it is the shortcut's fault
+        else:
+            if not _left_behind(module):
+                return module, fit
     module = _construct_plainly(project, entry)
-    return module, _assign(project, module, read)
+    return module, _load_weights(project, module, read, assign=False)
 
 
-def _has_meta(module: torch.nn.Module) -> bool:
-    """Whether a parameter, a buffer, or a tensor among the plain attributes was left without a value."""
-    leaves = (leaf for part in module.modules() for leaf in tree_leaves(vars(part)))
-    return any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in leaves)
+def _left_behind(module: torch.nn.Module) -> bool:
+    """Whether the module reaches a tensor without a value, or a parameter that is none of its own any more.
+
+    Lists, closures, partial functions and plain objects may hold a parameter too; what they hold was
+    replaced in the module, and not in them. Reached means: as the garbage collector sees it, short of
+    modules, classes and the globals of functions.
+    """
+    own = {id(one) for one in module.parameters()}
+    seen: set[int] = set()
+    waiting: list[Any] = [module]
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen or isinstance(found, (type, ModuleType, str, bytes, int, float, torch.dtype)):
+            continue
+        seen.add(id(found))
+        if len(seen) > _MOST_OBJECTS:
+            return True  # too many to be sure
+        if isinstance(found, torch.Tensor):
+            if found.is_meta or (isinstance(found, torch.nn.Parameter) and id(found) not in own):
+                return True
+        elif isinstance(found, FunctionType):
+            waiting += [cell.cell_contents for cell in found.__closure__ or () if _filled(cell)]
+            waiting += [found.__defaults__, found.__kwdefaults__, vars(found)]
+        else:
+            waiting += gc.get_referents(found)
+    return False
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 (that it can be read is the question)
+    except ValueError:
+        return False
+    return True
 
 
 def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.Module:
@@ -272,12 +305,15 @@ def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """While open, every parameter that a module registers moves to the meta device."""
+    """While open, every parameter that a module registers moves to the meta device; ties stay ties."""
     plain = torch.nn.Module.register_parameter
+    moved: dict[int, tuple[torch.nn.Parameter, torch.nn.Parameter]] = {}  # the first keeps its id from being used again
 
     def register(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
         if param is not None and not param.is_meta and type(param) is torch.nn.Parameter:
-            param = torch.nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+            if id(param) not in moved:
+                moved[id(param)] = param, torch.nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+            param = moved[id(param)][1]
         plain(self, name, param)
 
     torch.nn.Module.register_parameter = register  # type: ignore[method-assign]  # restored below
@@ -287,10 +323,14 @@ def _parameters_on_meta() -> Iterator[None]:
         torch.nn.Module.register_parameter = plain  # type: ignore[method-assign]  # as it was
 
 
-def _assign(project: Project, module: torch.nn.Module, read: checkpoint.Checkpoint) -> checkpoint.Fit:
-    """Put the checkpoint's tensors into the module without a copy, in the dtypes of the module."""
-    wanted = project.manifest.checkpoint
-    own = {name: one for name, one in module.state_dict(keep_vars=True).items() if isinstance(one, torch.Tensor)}
+def _load_weights(
+    project: Project, module: torch.nn.Module, read: checkpoint.Checkpoint, *, assign: bool
+) -> checkpoint.Fit:
+    """Put the checkpoint's tensors into the module, in the dtypes of the module: copied, or `assign`ed without one."""
+    wanted, where = project.manifest.checkpoint, project.where("checkpoint")
+    everything = module.state_dict(keep_vars=True)
+    own = {name: one for name, one in everything.items() if isinstance(one, torch.Tensor)}
+    _refuse_extra_state(where, [name for name in everything if name not in own])
     tied = _tied(module)
     fit = checkpoint.fit(
         read.state,
@@ -300,13 +340,17 @@ def _assign(project: Project, module: torch.nn.Module, read: checkpoint.Checkpoi
         allow_missing=wanted.allow_missing,
         allow_unexpected=wanted.allow_unexpected,
         tied=tied,
-        where=project.where("checkpoint"),
+        where=where,
     )
+    if own and not fit.state:
+        raise StateDoesNotFit(where, "no tensor of the checkpoint has a place in the module", "see checkpoint.prefix")
+    complex_ones = [name for name, one in fit.state.items() if one.is_complex() and not own[name].is_complex()]
+    if complex_ones:
+        why = f"complex in the checkpoint, real in the module: {', '.join(complex_ones)}"
+        raise StateDoesNotFit(where, why, "save real tensors, or make the parameters complex")
     state = {name: one.to(own[name].dtype) for name, one in fit.state.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a warning about assign=True on a module that is not on meta
-        module.load_state_dict(state, strict=False, assign=True)
-    for group in tied:
+    module.load_state_dict(state, strict=False, assign=assign)
+    for group in tied if assign else ():
         # As in a plain load, where the names share memory and the last one written stands.
         loaded = [name for name in state if name in group]
         if loaded:
@@ -315,6 +359,12 @@ def _assign(project: Project, module: torch.nn.Module, read: checkpoint.Checkpoi
                 parent, _, leaf = name.rpartition(".")
                 setattr(module.get_submodule(parent), leaf, shared)
     return fit
+
+
+def _refuse_extra_state(where: str, names: Sequence[str]) -> None:
+    if names:
+        why = f"the module keeps state that is no tensor: {', '.join(names)}"
+        raise StateDoesNotFit(where, why, "get_extra_state() is not supported; make it buffers")
 
 
 def _tied(module: torch.nn.Module) -> list[frozenset[str]]:

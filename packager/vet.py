@@ -53,7 +53,7 @@ def vet(path: str | Path) -> VetReport:
         first = reference.first_outputs(project, opened, grid.example)
         second = reference.first_outputs(project, opened, grid.contrast)
         reference.check_repeatable(project, opened, grid.contrast, second)
-        outputs = signature.outputs((grid.example, first), (grid.contrast, second))
+        outputs = signature.outputs([(grid.example, first), (grid.contrast, second)])
     return VetReport(
         name=project.manifest.name,
         version=project.manifest.version,

@@ -59,7 +59,7 @@ def export(path, exporter="torchscript"):
         else:
             raw = exporters.from_torch_export(loaded, opened.module, names, example, target / "raw.onnx")
         expected = reference.measure(loaded, opened, grid, reference.measure_floor(loaded, opened, grid, {}))
-        outputs = signature.outputs((grid.example, first), (grid.contrast, second))
+        outputs = signature.outputs([(grid.example, first), (grid.contrast, second)])
     return OptimizeJob(
         raw=raw,
         target=target / "model.onnx",

@@ -63,17 +63,25 @@ def test_a_dim_is_tried_at_its_smallest_at_two_at_a_prime_and_at_its_largest():
     assert sizes_of(grid({"x": ["batch", 3]}, {"batch": {"max": 40}}), "batch") == {1, 2, 3, 40}
 
 
-def test_a_dim_without_limits_is_tried_at_one_two_and_a_prime():
-    assert sizes_of(grid({"x": ["batch", 3]}), "batch") == {1, 2, 3}
+def test_a_dim_without_limits_is_tried_at_one_two_a_prime_and_far_beyond():
+    found = grid({"x": ["batch", 3]})
+    assert sizes_of(found, "batch") == {1, 2, 3, 128}
+    assert found.left_out == ("batch beyond 128",)
+
+
+def test_a_dim_without_limits_stays_small_where_large_is_dear():
+    found = grid({"x": ["batch", 3, 224, 224]})
+    assert sizes_of(found, "batch") == {1, 2, 3}
+    assert found.left_out == ("batch beyond 3",)
 
 
 def test_a_dim_that_may_be_empty_is_tried_empty():
     assert {0, 2, 3} <= sizes_of(grid({"x": ["batch", 3]}, {"batch": {"min": 0}}), "batch")
 
 
-@pytest.mark.parametrize("limits", [{"min": 30}, {"min": 30, "max": 10**12}])
-def test_a_dim_that_starts_high_still_varies(limits):
-    assert sizes_of(grid({"x": ["length"]}, {"length": limits}), "length") == {30, 31, 37}
+@pytest.mark.parametrize(("limits", "large"), [({"min": 30}, {128}), ({"min": 30, "max": 10**12}, set())])
+def test_a_dim_that_starts_high_still_varies(limits, large):
+    assert sizes_of(grid({"x": ["length"]}, {"length": limits}), "length") == {30, 31, 37} | large
 
 
 @pytest.mark.parametrize(("limits", "expected"), [({"min": 7, "max": 7}, {7}), ({"max": 2}, {1, 2}), ({"max": 1}, {1})])
@@ -160,7 +168,7 @@ def test_example_and_contrast_are_there_however_large_the_fixed_dims_are():
     found = grid({"x": large}, samples=1)
     assert (found.example.sizes, found.contrast.sizes) == ({"batch": 2}, {"batch": 1})
     assert found.contrast.fill == "random"
-    assert found.left_out == ("batch=3, whose inputs take more than 64 MiB",)
+    assert found.left_out == ("batch beyond 3", "batch=3, whose inputs take more than 64 MiB")
 
 
 def test_without_named_dims_the_contrast_is_as_large_as_the_example():
@@ -231,7 +239,7 @@ def test_adding_an_input_changes_no_other(place):
 
 
 def test_more_samples_leave_the_first_as_they_are():
-    few, many = grid({"x": ["batch", 4]}, samples=8), grid({"x": ["batch", 4]}, samples=40)
+    few, many = grid({"x": ["batch", 4]}, samples=8), grid({"x": ["batch", 4]}, samples=200)
     assert len(many.cases) > len(few.cases)
     assert all(same(*pair) for pair in zip(few.cases, many.cases, strict=False))
 

@@ -21,7 +21,7 @@ def outputs(first, second, *shapes, dtype="float32"):
     left, right = (
         {name: np.zeros(pair[side], dtype) for name, pair in zip(names, shapes, strict=True)} for side in (0, 1)
     )
-    return [one.shape for one in signature.outputs((first, left), (second, right))]
+    return [one.shape for one in signature.outputs([(first, left), (second, right)])]
 
 
 def test_inputs_are_as_the_manifest_gives_them():
@@ -42,7 +42,7 @@ def test_inputs_are_as_the_manifest_gives_them():
 
 def test_outputs_keep_their_names_dtypes_and_order():
     found = {"z": np.zeros(2, "float16"), "a": np.zeros((), "bool"), "m": np.zeros(2, "complex64")}
-    assert signature.outputs((case(), found), (case(), found)) == (
+    assert signature.outputs([(case(), found), (case(), found)]) == (
         TensorSpec("z", "float16", (2,)),
         TensorSpec("a", "bool", ()),
         TensorSpec("m", "complex64", (2,)),

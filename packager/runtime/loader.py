@@ -86,7 +86,7 @@ def load(
     """
     folder = Path(path)
     config = read_config(folder)
-    seal = _check_files(folder, check_digests=verify or fingerprint is not None)
+    seal = _check_files(folder, config, check_digests=verify or fingerprint is not None)
     if fingerprint is not None and fingerprint != seal:
         raise FingerprintWrong(str(folder), fingerprint, seal)
     backend = _open(folder, config, fallback=fallback, providers=providers, threads=threads)
@@ -102,25 +102,27 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise NotABundle(str(folder), "it is a file, and a bundle is a folder")
     if not folder.is_dir():
         raise NotABundle(str(folder), "there is no such folder")
-    if not (folder / layout.SUMS).is_file():
-        raise NotABundle(str(folder), f"it has no {layout.SUMS}")
+    for name in (layout.SUMS, layout.CONFIG):
+        if not (folder / name).is_file():
+            raise NotABundle(str(folder), f"it has no {name}")
     try:
         config = json.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise NotABundle(str(folder), f"{layout.CONFIG} cannot be read: {error}") from None
     schema = config.get("schema") if isinstance(config, dict) else None
-    if schema != layout.SCHEMA:
+    if schema != layout.SCHEMA or isinstance(schema, bool):
         raise BundleSchemaUnknown(str(folder), schema)
     found: dict[str, Any] = config
     return found
 
 
-def _check_files(folder: Path, *, check_digests: bool) -> str:
+def _check_files(folder: Path, config: Mapping[str, Any], *, check_digests: bool) -> str:
     try:
         text = (folder / layout.SUMS).read_bytes().decode()
         sums = parse_sums(text)
     except (OSError, UnicodeDecodeError, SumsMalformed) as error:
         raise IntegrityFailed(str(folder), f"{layout.SUMS}: {error}") from None
+    _check_artifacts(folder, config, sums)
     if check_digests:
         found = integrity(folder, sums)
         if not found.whole:
@@ -128,6 +130,21 @@ def _check_files(folder: Path, *, check_digests: bool) -> str:
             why = "\n".join(f"{title}: {', '.join(paths)}" for title, paths in parts if paths)
             raise IntegrityFailed(str(folder), why)
     return fingerprint(text)
+
+
+def _check_artifacts(folder: Path, config: Mapping[str, Any], sums: Mapping[str, str]) -> None:
+    """Refuse a config.json that is malformed where the loader reads it, or names a file that is not listed."""
+    try:
+        artifacts = [config["artifacts"]["onnx"], config["artifacts"]["torchscript"]]
+        paths = [one["path"] for one in artifacts if one is not None]
+        for tensor in (*config["inputs"], *config["outputs"]):
+            tensor["name"], tensor["dtype"], tensor["shape"]
+        config["name"], config["version"], config["providers"], config["dims"]
+    except (KeyError, TypeError) as error:
+        raise NotABundle(str(folder), f"{layout.CONFIG} is malformed: {type(error).__name__}: {error}") from None
+    for path in paths:
+        if path not in sums:
+            raise IntegrityFailed(str(folder), f"{layout.CONFIG} names {path}, which {layout.SUMS} does not list")
 
 
 def _open(

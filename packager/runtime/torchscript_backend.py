@@ -40,7 +40,7 @@ class TorchScriptBackend:
         tensors = [self._tensor(inputs[name], dtype) for name, dtype in self._inputs]
         with torch.inference_mode():
             flat = outputs.flatten(self._module(*tensors))
-        return {name: one.numpy() for name, one in outputs.select(flat, self.output_names).items()}
+        return {name: one.numpy().copy() for name, one in outputs.select(flat, self.output_names).items()}
 
     @staticmethod
     def _tensor(array: Array, dtype: str) -> torch.Tensor:

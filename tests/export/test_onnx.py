@@ -79,7 +79,7 @@ def export(exporter, path, target):
             raw = exporters.from_torch_export(loaded, opened.module, names, example, target / "raw.onnx")
         graph_file.write(graph_file.load(raw), target, target / "whole.onnx")
         cases = {case.name: reference.first_outputs(loaded, opened, case) for case in grid.cases}
-        signed = signature.outputs((grid.example, found), (grid.contrast, cases[grid.contrast.name]))
+        signed = signature.outputs([(grid.example, found), (grid.contrast, cases[grid.contrast.name])])
     return target / "whole.onnx", grid, cases, signed
 
 

@@ -1,0 +1,146 @@
+"""Modules that once led to a bundle that was wrong and said to be proven."""
+
+import json
+import runpy
+
+import numpy as np
+import pytest
+import torch
+from projects import project
+
+import packager
+from packager import errors
+
+HEAD = """
+import torch
+from functools import partial
+from torch import nn
+from torch.nn import functional as F
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+{constructor}
+
+    def forward(self, {parameters}):
+{forward}
+"""
+
+HOLDS_A_PARAMETER_TWICE = {
+    "in a list": ("self.l = nn.Linear(4, 4); self.ws = [self.l.weight]", "return x @ self.ws[0].t()"),
+    "before it was registered": ("p = nn.Parameter(torch.zeros(4)); self.p = p; self.ps = [p]", "return x + self.ps[0]"),
+    "as data of a buffer": (
+        "self.l = nn.Linear(4, 4); self.register_buffer('v', self.l.weight.data, persistent=False)",
+        "return x @ self.v.t()",
+    ),
+    "in a partial function": (
+        "self.l = nn.Linear(4, 4); self.fn = partial(F.linear, weight=self.l.weight)",
+        "return self.fn(x)",
+    ),
+    "in a closure": (
+        "self.l = nn.Linear(4, 4); w = self.l.weight; self.fn = lambda x: x @ w.t()",
+        "return self.fn(x)",
+    ),
+    "under two names": ("p = nn.Parameter(torch.zeros(4)); self.a = p; self.b = p", "return x * self.a + self.b"),
+    "after a seed": ("torch.manual_seed(0); self.l = nn.Linear(4, 4); self.r = torch.randn(4, 4)", "return x @ self.r"),
+    "a drawn list": (
+        "torch.manual_seed(0); self.l = nn.Linear(4, 4); self.i = torch.randperm(4).tolist()",
+        "return x[:, self.i] + self.l(x)",
+    ),
+}  # fmt: skip
+
+
+def source(constructor, forward, parameters="x"):
+    lines = [f"        {line.strip()}" for line in constructor.split(";")]
+    return HEAD.format(constructor="\n".join(lines), parameters=parameters, forward=f"        {forward}")
+
+
+@pytest.mark.parametrize("case", HOLDS_A_PARAMETER_TWICE)
+def test_a_bundle_computes_what_a_plain_load_computes(tmp_path, case):
+    torch.manual_seed(7)
+    path = project(tmp_path / "p", source(*HOLDS_A_PARAMETER_TWICE[case]))
+    module = runpy.run_path(str(tmp_path / "p" / "model.py"))["Net"]()
+    state = {name: torch.rand_like(one) for name, one in module.state_dict().items()}
+    torch.save(state, tmp_path / "p" / "best.pt")
+    module.load_state_dict(state)
+    built = packager.build(path, tmp_path / "dist")
+    x = torch.rand(6, 4)
+    with torch.inference_mode():
+        expected = module.eval()(x).numpy()
+    actual = packager.load(built.bundle).run({"x": x.numpy()})["output_0"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_signature_comes_from_every_case(tmp_path):
+    text = source("self.c = nn.Conv1d(1, 1, 3, stride=4, padding=1)", "return self.c(x)")
+    inputs = {"x": {"dtype": "float32", "shape": ["batch", 1, "length"]}}
+    built = packager.build(project(tmp_path / "p", text, inputs=inputs), tmp_path / "dist")
+    config = json.loads((built.bundle / "config.json").read_text())
+    assert config["outputs"][0]["shape"] == ["batch", 1, None]
+    outputs = packager.load(built.bundle).run({"x": np.zeros((2, 1, 40), np.float32)})
+    assert outputs["output_0"].shape == (2, 1, 10)
+
+
+def test_a_large_value_beside_small_ones_hides_nothing(tmp_path):
+    forward = (
+        "y = self.l(x); y = y * 2 if x[0, 0] > 0 else y; return torch.cat([y, torch.full_like(y[:, :1], -1e9)], 1)"
+    )
+    path = project(tmp_path / "p", source("self.l = nn.Linear(4, 4)", forward), torchscript={"method": "trace"})
+    with pytest.raises(errors.ParityFailed):
+        packager.build(path, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
+
+
+def test_dropout_beside_a_large_value_is_not_repeatable(tmp_path):
+    forward = "y = F.dropout(self.l(x), 0.5); return torch.cat([y, torch.full_like(y[:, :1], -1e9)], 1)"
+    with pytest.raises(errors.NotRepeatable):
+        packager.build(project(tmp_path / "p", source("self.l = nn.Linear(4, 4)", forward)), tmp_path / "dist")
+
+
+def test_a_branch_on_a_size_far_beyond_the_small_ones_is_found(tmp_path):
+    forward = "y = self.l(x); return y * 1.5 if x.shape[0] > 50 else y"
+    path = project(
+        tmp_path / "p",
+        source("self.l = nn.Linear(4, 4)", forward),
+        torchscript={"method": "trace"},
+        export={"exporter": "torchscript"},
+    )
+    with pytest.raises(errors.ParityFailed):
+        packager.build(path, tmp_path / "dist")
+
+
+def test_a_branch_on_data_that_no_sample_takes_is_told_and_recorded(tmp_path):
+    forward = "y = self.l(x); return y * 2 if x.max() > 50 else y"
+    told = []
+    path = project(tmp_path / "p", source("self.l = nn.Linear(4, 4)", forward))
+    built = packager.build(path, tmp_path / "dist", listener=told.append)
+    place = "model.py:14"
+    assert any(f"the branch on data at {place}" in getattr(event, "message", "") for event in told)
+    parity = json.loads((built.bundle / "evidence/parity.json").read_text())
+    assert f"the other side of the branch on data at {place}" in parity["not_checked"]
+
+
+def test_a_checkpoint_of_which_nothing_fits_is_refused_however_lenient(tmp_path):
+    lenient = {"path": "best.pt", "strict": False}
+    path = project(tmp_path / "p", state={"zzz": torch.zeros(3)}, checkpoint=lenient)
+    with pytest.raises(errors.StateDoesNotFit) as caught:
+        packager.build(path, tmp_path / "dist")
+    assert caught.value.why == "no tensor of the checkpoint has a place in the module"
+
+
+def test_an_unknown_provider_is_refused_with_the_nearest(tmp_path):
+    path = project(tmp_path / "p", target={"providers": ["CPUExecutionProvidr"]})
+    with pytest.raises(errors.ManifestInvalid) as caught:
+        packager.build(path, tmp_path / "dist")
+    assert caught.value.problems[0].hint == "did you mean 'CPUExecutionProvider'?"
+
+
+def test_a_file_outside_the_bundle_is_never_loaded(bundle):
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "model.onnx").rename(bundle.parent / "out.onnx")
+    config["artifacts"]["onnx"]["path"] = "../out.onnx"
+    (bundle / "config.json").write_text(json.dumps(config))
+    with pytest.raises(errors.IntegrityFailed) as caught:
+        packager.load(bundle, verify=False)
+    assert caught.value.why == "config.json names ../out.onnx, which SHA256SUMS does not list"
