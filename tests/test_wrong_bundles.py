@@ -29,7 +29,10 @@ class Net(nn.Module):
 
 HOLDS_A_PARAMETER_TWICE = {
     "in a list": ("self.l = nn.Linear(4, 4); self.ws = [self.l.weight]", "return x @ self.ws[0].t()"),
-    "before it was registered": ("p = nn.Parameter(torch.zeros(4)); self.p = p; self.ps = [p]", "return x + self.ps[0]"),
+    "before it was registered": (
+        "p = nn.Parameter(torch.zeros(4)); self.p = p; self.ps = [p]",
+        "return x + self.ps[0]",
+    ),
     "as data of a buffer": (
         "self.l = nn.Linear(4, 4); self.register_buffer('v', self.l.weight.data, persistent=False)",
         "return x @ self.v.t()",
