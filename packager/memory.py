@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 _LARGEST_KEPT_BLOCK = 1 << 30
 _KEEP_FREED_BYTES = (1 << 31) - 1
+_M_ARENA_MAX = -8  # mallopt(3)
 
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(_LARGEST_KEPT_BLOCK),
@@ -22,6 +23,16 @@ ENVIRONMENT = {
 """For a child process whose work is copying models: keep freed blocks and use them again. glibc maps
 large blocks anew each time, and the kernel fills them with zeros page by page, which was more than
 half of the time of the ONNX passes on ResNet-50 (3.5 s against 1.4 s). Other allocators take no notice."""
+
+
+def share_one_arena() -> None:
+    """Let all threads of this process allocate from one arena, before there are any threads.
+
+    By default each thread frees into an arena of its own, where no other finds it again: ResNet-50 took
+    7.1 s and 1,086 MB instead of 6.5 s and 1,031 MB.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 @contextlib.contextmanager
