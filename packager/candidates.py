@@ -115,13 +115,13 @@ def attempt(candidate: Candidate, expected: Future[Reference], project: Project,
     judgement = _place_and_judge(optimized, job, expected, site)
     if not judgement.passed:
         site.stages.tell(f"not proven with all passes ({judgement.reason}); proving them one by one")
-        _discard(site.writer)
+        discard(site.writer)
         optimized = site.side.optimize(replace(job, expectations=expected.result().expectations)).result()
         if optimized.refused:
             return NotTaken("fail", optimized.refused)
         judgement = _place_and_judge(optimized, job, expected, site)
         if not judgement.passed:
-            _discard(site.writer)
+            discard(site.writer)
             return NotTaken("fail", judgement.reason)
     for stage in optimized.stages:
         if not stage.kept and stage.reason != NOTHING_BETTER:
@@ -182,7 +182,8 @@ def _as_they_come(expected: Future[Reference]) -> Iterator[Expectation]:
     yield from expected.result().expectations
 
 
-def _discard(writer: Writer) -> None:
+def discard(writer: Writer) -> None:
+    """Take a graph out of the staged bundle that does not ship."""
     for path in (layout.ONNX, layout.ONNX_DATA):
         if path in writer.digests:
             writer.discard(path)

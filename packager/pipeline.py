@@ -88,6 +88,9 @@ def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: b
             memory.give_back()
             outputs = _outputs(eager, expected)
             if outputs != eager.outputs:  # two passes were not enough to tell; the graph was given too much
+                if trying is not None:
+                    wait([trying[1]])  # it writes where the next candidate will
+                    candidates.discard(site.writer)
                 eager = replace(eager, outputs=outputs)
                 rest, trying = candidates.candidates(project, eager, program, site), None
         with stages.stage("torchscript"):

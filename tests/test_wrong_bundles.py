@@ -83,6 +83,7 @@ def test_the_signature_comes_from_every_case(tmp_path):
     assert config["outputs"][0]["shape"] == ["batch", 1, None]
     outputs = packager.load(built.bundle).run({"x": np.zeros((2, 1, 40), np.float32)})
     assert outputs["output_0"].shape == (2, 1, 10)
+    assert packager.verify(built.bundle).ok
 
 
 def test_a_large_value_beside_small_ones_hides_nothing(tmp_path):
