@@ -87,7 +87,7 @@ def _sealed(folder: Path, expected: str | None) -> tuple[str, Integrity, list[st
     seal = fingerprint(text)
     problems = []
     try:
-        written = (folder / layout.FINGERPRINT).read_bytes().decode()
+        written = _read_regular(folder / layout.FINGERPRINT).decode()
     except (OSError, UnicodeDecodeError) as error:
         written = f"unreadable ({type(error).__name__})"
     if written != seal + "\n":
@@ -95,6 +95,13 @@ def _sealed(folder: Path, expected: str | None) -> tuple[str, Integrity, list[st
     if expected is not None and expected != seal:
         problems.append(f"the fingerprint is {seal}, and {expected} was asked for")
     return seal, integrity(folder, sums), problems
+
+
+def _read_regular(path: Path) -> bytes:
+    """The content of a file; a pipe or a device, which might never end, is an OSError."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file")
+    return path.read_bytes()
 
 
 def structure(folder: Path, raw_config: Mapping[str, Any]) -> list[str]:

@@ -366,3 +366,11 @@ def test_without_torch_torchscript_is_not_checked_and_that_is_said(built):
     assert report["ok"]
     assert report["parity"] == {"onnx": "pass", "torchscript": "not-checked"}
     assert report["notes"] == ["torchscript: torch is not installed here"]
+
+
+def test_a_pipe_in_place_of_the_fingerprint_is_refused_and_not_waited_for(bundle):
+    (bundle / "FINGERPRINT").unlink()
+    os.mkfifo(bundle / "FINGERPRINT")
+    report = packager.verify(bundle)
+    assert not report.ok
+    assert report.structure[0].startswith("FINGERPRINT says unreadable (OSError), and the files make h1:")
