@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -196,6 +197,9 @@ def _signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mappi
 
 def main() -> NoReturn:
     """Run the command and exit with its status."""
+    _open_standard_streams()
+    # As at Ctrl-C: the staging folder goes, and whoever waits hears of it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no UTF-8
@@ -204,6 +208,19 @@ def main() -> NoReturn:
     sys.stderr.flush()
     # The process has nothing left to do: tearing down an interpreter that holds torch takes 0.7 s.
     os._exit(status)
+
+
+def _open_standard_streams() -> None:
+    """What the caller closed is /dev/null: the next file opened would be taken for it."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (for as long as the process lives)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (likewise)
 
 
 def _status(command: Callable[..., Any]) -> int:

@@ -162,6 +162,7 @@ def serve() -> None:
             job = pickle.load(sys.stdin.buffer)
         except EOFError:
             os._exit(0)  # nothing is left to be done, and the parent waits
+        os.chdir(job.raw.path.parent)  # some passes leave temporary files where they stand
         try:
             say(optimize.optimize(job, began))
         except Exception as error:  # noqa: BLE001 (handed to the parent, which raises it there)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from packager.errors import (
 )
 from packager.manifest import Project
 
+_UNFIT = re.compile(r"[\0\n\r\\\\]")  # see packager.bundle.fingerprint
 _CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 
 
@@ -28,7 +30,11 @@ def preflight(project: Project) -> None:
 
 def check_file(path: Path, named: str, where: str | None) -> None:
     """Refuse a checkpoint that is absent, a folder, unreadable or empty; `named` is what the user calls it."""
-    if not path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it
+        raise CheckpointUnreadable(named, where, getattr(error, "strerror", None) or str(error)) from None
+    if not there:
         beside = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
         near = [name for name in beside if Path(name).suffix in _CHECKPOINT_SUFFIXES]
         raise CheckpointNotFound(named, where, f"beside it: {', '.join(near)}" if near else None)
@@ -49,8 +55,10 @@ def assets(project: Project) -> dict[str, Path]:
     """The assets' files by their path in the bundle's assets/. Raises `AssetNotFound`."""
     found: dict[str, Path] = {}
     for index, asset in enumerate(project.manifest.assets):
-        path = (project.folder / asset).resolve()
         where = project.where("assets", index)
+        if _UNFIT.search(asset):
+            raise AssetNotFound(asset, where, "a path in a bundle has no line break, no NUL and no backslash")
+        path = (project.folder / asset).resolve()
         if not path.is_file():
             raise AssetNotFound(asset, where, f"there is no file {path}")
         if not os.access(path, os.R_OK):
@@ -59,6 +67,9 @@ def assets(project: Project) -> dict[str, Path]:
         name = Path(asset).name if outside else Path(asset).as_posix()
         if name in found:
             raise AssetNotFound(asset, where, f"another asset is called {name} too")
+        for other in found:
+            if other.startswith(f"{name}/") or name.startswith(f"{other}/"):
+                raise AssetNotFound(asset, where, f"{name} and {other}: one would be the folder of the other")
         found[name] = path
     return found
 

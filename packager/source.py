@@ -331,6 +331,7 @@ def _load_weights(
     everything = module.state_dict(keep_vars=True)
     own = {name: one for name, one in everything.items() if isinstance(one, torch.Tensor)}
     _refuse_extra_state(where, [name for name in everything if name not in own])
+    _refuse_lazy(where, [name for name, one in own.items() if torch.nn.parameter.is_lazy(one)])
     tied = _tied(module)
     fit = checkpoint.fit(
         read.state,
@@ -365,6 +366,12 @@ def _refuse_extra_state(where: str, names: Sequence[str]) -> None:
     if names:
         why = f"the module keeps state that is no tensor: {', '.join(names)}"
         raise StateDoesNotFit(where, why, "get_extra_state() is not supported; make it buffers")
+
+
+def _refuse_lazy(where: str, names: Sequence[str]) -> None:
+    if names:
+        why = f"before its first call the module does not know the shape of: {', '.join(names)}"
+        raise StateDoesNotFit(where, why, "use the plain module in place of the Lazy one")
 
 
 def _tied(module: torch.nn.Module) -> list[frozenset[str]]:

@@ -97,6 +97,7 @@ def _build(loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: dict[Pat
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, item, (*path, index), lines) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
+        _check_text(node)
         try:
             return loader.construct_object(node)
         except (ValueError, LookupError, AttributeError):  # PyYAML's, for text that its tag does not fit
@@ -107,6 +108,7 @@ def _build(loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: dict[Pat
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise YamlError(line, "a key must be a single word")
+        _check_text(key_node)
         key = key_node.value
         if key in found:
             raise YamlError(line, f"the key {key!r} stands here twice")
@@ -114,3 +116,12 @@ def _build(loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: dict[Pat
         lines[place] = line
         found[key] = _build(loader, value_node, place, lines)
     return found
+
+
+def _check_text(node: yaml.Node) -> None:
+    """Refuse half a surrogate pair, which an escape can write and no UTF-8 file can hold."""
+    try:
+        node.value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(node.value[error.start])
+        raise YamlError(node.start_mark.line + 1, f"U+{code:04X} is half a character: no file can hold it") from None

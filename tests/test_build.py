@@ -516,3 +516,14 @@ def test_an_empty_disk_device_is_refused(tmp_path):
     done = package("build", path, "-o", "/dev/null/out")
     assert done.returncode == 2
     assert "error[output-refused]: the bundle cannot be written to /dev/null/out\n" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_build_that_is_asked_to_end_clears_up_and_says_so(digits, tmp_path):
+    command = [sys.executable, "-m", "packager", "build", digits, "-o", tmp_path / "made/out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr.readline().startswith("import")
+        child.terminate()
+        said = child.stderr.read()
+    assert (child.returncode, said.splitlines()[-1]) == (130, "interrupted")
+    assert os.listdir(tmp_path) == []

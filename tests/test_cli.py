@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -438,6 +440,33 @@ BAD = {
         "  an int64 input needs a range: [low, high], low ≤ x < high, such as [0, 30522] for token ids\n" + HINT_FIELDS
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("assets", "why"),
+    [
+        (["a\nb"], "a path in a bundle has no line break, no NUL and no backslash"),
+        (["x/a", "../x"], "x and x/a: one would be the folder of the other"),
+    ],
+)
+def test_assets_that_a_bundle_cannot_hold_are_refused_before_any_work(command, linear, assets, why):
+    (linear.parent / "x").mkdir()
+    (linear.parent / "x/a").touch()
+    (linear.parent.parent / "x").touch()
+    change(linear, assets=assets)
+    status, _, err = command("build", linear)
+    assert (status, err.splitlines()[2]) == (2, f"  {why}")
+
+
+def test_a_checkpoint_whose_name_is_too_long_is_refused(command, linear):
+    change(linear, checkpoint={"path": "x" * 300})
+    status, _, err = command("vet", linear)
+    assert (status, err.splitlines()[2]) == (2, "  File name too long")
+
+
+def test_a_command_whose_output_nobody_wants_works_as_well(linear):
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m packager vet {linear} >&- 2>&- <&-"])
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("kind", BAD)

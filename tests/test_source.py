@@ -15,6 +15,7 @@ from packager.errors import (
     InputsDoNotFit,
     ModelArgumentsWrong,
     ModelConstructionFailed,
+    StateDoesNotFit,
     render,
 )
 
@@ -428,3 +429,10 @@ def test_inputs_in_another_order_are_refused(tmp_path):
 def test_a_forward_that_takes_any_number_takes_any_number(tmp_path):
     text = LINEAR.replace("forward(self, x)", "forward(self, *x)").replace("self.layer(x)", "self.layer(sum(x))")
     assert loaded(bare(tmp_path, text, inputs=inputs("a", "b", "c"))).parameters == 15
+
+
+def test_a_module_whose_shapes_are_not_known_yet_is_refused(tmp_path):
+    text = "import torch\n\n\nclass Net(torch.nn.LazyLinear):\n    def __init__(self):\n        super().__init__(3)\n"
+    path = project(tmp_path, text, state={"weight": torch.ones(3, 4), "bias": torch.ones(3)})
+    error = refused(path, StateDoesNotFit)
+    assert error.why == "before its first call the module does not know the shape of: weight, bias"

@@ -179,3 +179,10 @@ def test_aliases_that_stand_for_billions_of_values_are_refused():
     with pytest.raises(YamlError) as refused:
         parse("\n".join(levels))
     assert refused.value.message == "more than 100000 values, aliases counted as often as used"
+
+
+@pytest.mark.parametrize("text", ['a: 1\nb: "\\ud800"', 'a: 1\n"\\ud800": 2'])
+def test_half_a_character_is_refused_with_its_line(text):
+    with pytest.raises(YamlError) as refused:
+        parse(text)
+    assert (refused.value.line, refused.value.message) == (2, "U+D800 is half a character: no file can hold it")

@@ -104,24 +104,32 @@ def staging(out: Path, name: str, *, force: bool) -> Iterator[Path]:
     `force` is not given; an OSError inside the block that is the user's to mend becomes one too.
     """
     target = out / name
-    made = not out.exists()
     with _users_problem(out):
         check_target(target, force=force)
-        out.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(out)
-        folder, lock = _locked_folder(out, name)
-    try:
-        with _users_problem(out):
+        with _made(out), _locked_folder(out, name) as folder:
             bundle = folder / "bundle"
             bundle.mkdir()
             yield folder
             _swap(bundle, target, folder / "old")
+
+
+@contextlib.contextmanager
+def _made(out: Path) -> Iterator[None]:
+    """The folder for bundles, with those around it; what was made for this, and holds no bundle, goes again."""
+    made = [one for one in (out, *out.parents) if not os.path.lexists(one)]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # as in /proc
+            raise OutputRefused(str(out), "no folder can be made there", "choose another folder with -o") from None
+        _clear_leftovers(out)
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.close()
-        if made:
-            with contextlib.suppress(OSError):  # it holds the bundle, or somebody else's
-                out.rmdir()
+        for one in made:
+            if os.path.lexists(one) and (not one.is_dir() or any(one.iterdir())):
+                break
+            with contextlib.suppress(OSError):  # not made after all, or no longer empty
+                one.rmdir()
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -157,12 +165,17 @@ def _exchange(one: Path, other: Path) -> bool:
     return done == 0
 
 
-def _locked_folder(out: Path, name: str) -> tuple[Path, IO[str]]:
+@contextlib.contextmanager
+def _locked_folder(out: Path, name: str) -> Iterator[Path]:
     """A new folder that is locked before it has the name by which others find and clear it."""
     new = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_UNLOCKED, dir=out))
-    lock = (new / _LOCK).open("w")
-    _take(lock)
-    return new.rename(new.with_suffix(_SUFFIX)), lock
+    with (new / _LOCK).open("w") as lock:
+        _take(lock)
+        folder = new.rename(new.with_suffix(_SUFFIX))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _clear_leftovers(out: Path) -> None:

@@ -350,3 +350,22 @@ def test_what_only_looks_like_a_leftover_is_kept(tmp_path, name):
     stage(tmp_path)
     assert names(tmp_path) == sorted([name, "net-1.0.0"])
     assert names(tmp_path / name) == ["mine"]
+
+
+def test_folders_made_for_a_bundle_that_fails_are_gone_again(tmp_path):
+    with pytest.raises(RuntimeError), staging(tmp_path / "a/b/c", "net-1.0.0", force=False):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_for_its_name_leaves_none_of_those_around_it(tmp_path):
+    with pytest.raises(OutputRefused) as refused, staging(tmp_path / "a" / ("x" * 300), "net", force=False):
+        pass
+    assert refused.value.why == "File name too long"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_where_no_folder_can_be_made_is_refused():
+    with pytest.raises(OutputRefused) as refused, staging(Path("/proc/nowhere"), "net", force=False):
+        pass
+    assert refused.value.why == "no folder can be made there"
