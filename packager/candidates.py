@@ -8,14 +8,13 @@ exporter is tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packager import memory
 from packager.bundle import layout, records
-from packager.bundle.assemble import Shipped
 from packager.bundle.writer import Writer
 from packager.errors import ExportFailed, ParityFailed, Problem
 from packager.export import ExporterFailed
@@ -25,7 +24,7 @@ from packager.jobs import NOTHING_BETTER, Optimized, OptimizeJob, Raw, Stage
 from packager.manifest import Project
 from packager.parity.artifacts import judge_onnx
 from packager.parity.gate import Expectation, Judgement
-from packager.parity.reference import Reference
+from packager.results import Made, MadeOnnx, Reference
 from packager.work import Eager, Site
 
 
@@ -37,14 +36,7 @@ class Candidate:
     job: OptimizeJob | None = None
     optimized: Future[Optimized] | None = None
     failed: ExporterFailed | None = None
-
-
-@dataclass(frozen=True)
-class Taken:
-    """The model that ships, None where TorchScript ships alone, and the stages on the way."""
-
-    shipped: Shipped[records.OnnxArtifact] | None
-    stages: tuple[Stage, ...]
+    frozen_branches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +48,10 @@ class NotTaken:
     where: str | None = None
 
 
+Trying = tuple[Candidate, Future[MadeOnnx | NotTaken]]
+"""A candidate, and what will become of it."""
+
+
 def candidates(project: Project, eager: Eager, program: Program | None, site: Site) -> Iterator[Candidate]:
     """The exporters in order; each is run only when the next candidate is asked for."""
     wanted = project.manifest.export.exporter
@@ -65,7 +61,8 @@ def candidates(project: Project, eager: Eager, program: Program | None, site: Si
         def from_program(path: Path) -> Raw:
             return exporters.from_torchscript(project, program, names, eager.example, path)
 
-        yield _export(f"torchscript, from the {program.method}", eager, project, site, from_program)
+        label = f"torchscript, from the {program.method}"
+        yield replace(_export(label, eager, project, site, from_program), frozen_branches=program.frozen_branches)
     if wanted != "torchscript":
 
         def from_module(path: Path) -> Raw:
@@ -76,11 +73,11 @@ def candidates(project: Project, eager: Eager, program: Program | None, site: Si
 
 def ship(
     project: Project,
-    tried: tuple[Candidate, Future[Taken | NotTaken]] | None,
+    tried: Trying | None,
     rest: Iterator[Candidate],
     expected: Future[Reference],
     site: Site,
-) -> Taken:
+) -> MadeOnnx:
     """The first proven candidate, in the staged bundle; `tried` is being tried already.
 
     Raises `ExportFailed` where no exporter can express the model, `ParityFailed` where one could
@@ -90,7 +87,7 @@ def ship(
     problems: list[Problem] = []
     disproven = False
     for candidate, outcome in _outcomes(project, tried, rest, expected, site):
-        if isinstance(outcome, Taken):
+        if isinstance(outcome, Made):
             return replace(outcome, stages=(*stages, *outcome.stages))
         stages.append(Stage(f"export: {candidate.exporter}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0))
         problems.append(Problem(f"{candidate.exporter}: {outcome.cause}", outcome.where))
@@ -98,13 +95,13 @@ def ship(
         site.stages.tell(f"{candidate.exporter} was not taken: {outcome.cause}")
     if not project.manifest.export.required:
         site.stages.tell("no ONNX model: the bundle ships TorchScript alone, as export.required is false")
-        return Taken(None, tuple(stages))
+        return Made(None, None, tuple(stages))
     if disproven:
         raise ParityFailed(problems)
     raise ExportFailed(project.where("export"), problems)
 
 
-def attempt(candidate: Candidate, expected: Future[Reference], project: Project, site: Site) -> Taken | NotTaken:
+def attempt(candidate: Candidate, expected: Future[Reference], project: Project, site: Site) -> MadeOnnx | NotTaken:
     """Wait for the candidate's graph, place it in the staged bundle and judge it there, when `expected` is known."""
     if candidate.failed is not None:
         return NotTaken("not-checked", candidate.failed.cause, candidate.failed.where)
@@ -130,7 +127,16 @@ def attempt(candidate: Candidate, expected: Future[Reference], project: Project,
     taken = Stage(
         f"export: {candidate.exporter}", True, "pass", "", before.nodes, before.nodes, before.bytes, before.bytes
     )
-    return Taken(Shipped(_record(optimized, site.writer), judgement), (taken, *optimized.stages))
+    return Made(_record(optimized, site.writer), judgement, (taken, *optimized.stages), candidate.frozen_branches)
+
+
+def judge_again(made: MadeOnnx, project: Project, expected: Reference, site: Site) -> MadeOnnx | None:
+    """A graph that an earlier build made, in the staged bundle, on the cases of this one; None where it fails."""
+    judgement = _judge(project.manifest.target.providers, expected.expectations, site)
+    if judgement.passed:
+        return replace(made, judgement=judgement)
+    discard(site.writer)
+    return None
 
 
 def _export(label: str, eager: Eager, project: Project, site: Site, write: Callable[[Path], Raw]) -> Candidate:
@@ -155,11 +161,11 @@ def _export(label: str, eager: Eager, project: Project, site: Site, write: Calla
 
 def _outcomes(
     project: Project,
-    tried: tuple[Candidate, Future[Taken | NotTaken]] | None,
+    tried: Trying | None,
     rest: Iterator[Candidate],
     expected: Future[Reference],
     site: Site,
-) -> Iterator[tuple[Candidate, Taken | NotTaken]]:
+) -> Iterator[tuple[Candidate, MadeOnnx | NotTaken]]:
     if tried is not None:
         yield tried[0], tried[1].result()
     for candidate in rest:
@@ -171,8 +177,12 @@ def _place_and_judge(optimized: Optimized, job: OptimizeJob, expected: Future[Re
     site.writer.adopt(layout.ONNX, job.target)
     if optimized.facts.external_data:
         site.writer.adopt(layout.ONNX_DATA, job.target.with_name(layout.ONNX_DATA))
+    return _judge(job.providers, _as_they_come(expected), site)
+
+
+def _judge(providers: Sequence[str], expectations: Iterable[Expectation], site: Site) -> Judgement:
     with site.judging:
-        judgement = judge_onnx(site.writer.folder / layout.ONNX, _as_they_come(expected), job.providers)
+        judgement = judge_onnx(site.writer.folder / layout.ONNX, expectations, providers)
         memory.give_back()
     return judgement
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from packager.progress import Event, Finished, Listener, Started
+from packager.progress import Event, Finished, Listener, Recalled, Started
 
 
 def is_terminal() -> bool:
@@ -35,6 +35,8 @@ def listening(quiet: bool) -> Iterator[Listener]:
 def _plain(event: Event) -> None:
     if isinstance(event, Finished):
         print(f"{event.stage:<12} {event.seconds:6.1f} s", file=sys.stderr, flush=True)
+    elif isinstance(event, Recalled):
+        print(f"{event.stage:<12} cached", file=sys.stderr, flush=True)
     elif not isinstance(event, Started):
         print(f"note: {event.message}", file=sys.stderr, flush=True)
 
@@ -52,6 +54,8 @@ def _live() -> Iterator[Listener]:
                 status.update(f"{event.stage} …")
             elif isinstance(event, Finished):
                 console.print(f"[green]✓[/] {event.stage:<12} [dim]{event.seconds:6.1f} s[/]")
+            elif isinstance(event, Recalled):
+                console.print(f"[green]✓[/] {event.stage:<12} [dim]cached[/]")
             else:
                 console.print(f"[yellow]•[/] {escape(event.message)}")
 

@@ -442,3 +442,76 @@ class SelftestFailed(Refused):
             why=why,
             hint="`package verify` replays every case; compare the onnxruntime version with evidence/build.json",
         )
+
+
+# -- the lock, and builds that must repeat ----------------------------------------------------
+
+
+class LockMissing(UserError):
+    code = "lock-missing"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"there is no lock at {path}", hint="write it with `package build --lock`, and commit it")
+
+
+class LockInvalid(UserError):
+    code = "lock-invalid"
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path} is no lock", why=why, hint="write it anew with `package build --lock`")
+
+
+class LockSchemaUnknown(UserError):
+    code = "lock-schema-unknown"
+
+    def __init__(self, path: str, schema: int) -> None:
+        super().__init__(
+            f"{path} is of schema {schema}, and this packager reads schema 1", hint="upgrade packager, or write it anew"
+        )
+
+
+class LockDrifted(Refused):
+    code = "lock-drifted"
+
+    def __init__(self, path: str, differences: Sequence[str]) -> None:
+        super().__init__(
+            f"this build is not the one of {path}",
+            why="\n".join(differences),
+            hint="restore what changed, or accept it with `package build --lock`",
+        )
+
+
+class InputChanged(UserError):
+    code = "input-changed"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} changed while the bundle was being built", hint="build again when it is finished")
+
+
+class CacheUnusable(UserError):
+    code = "cache-unusable"
+
+    def __init__(self, why: str) -> None:
+        super().__init__("the cache cannot be used", why=why, hint="point PACKAGER_CACHE to a folder of your own")
+
+
+class CacheDiffers(Refused):
+    code = "cache-differs"
+
+    def __init__(self, stages: Sequence[str]) -> None:
+        super().__init__(
+            "built anew, these stages are not what the cache held",
+            why="\n".join(stages),
+            hint="the new outputs are kept; something that is no input of the stage decides about it",
+        )
+
+
+class BuildNotRepeatable(Refused):
+    code = "build-not-repeatable"
+
+    def __init__(self, differences: Sequence[str]) -> None:
+        super().__init__(
+            "a second build of the same input gave other bytes",
+            why="\n".join(differences),
+            hint="look for what the module takes from the process: time, paths, random numbers, the order of a set",
+        )

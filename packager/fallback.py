@@ -7,13 +7,13 @@ proven, the module is scripted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packager import memory
+from packager import memory, signature
 from packager.bundle import layout, records
-from packager.bundle.assemble import Shipped
 from packager.errors import ParityFailed, Problem, TorchScriptFailed
 from packager.export import ExporterFailed, torchscript
 from packager.export.torchscript import Program
@@ -21,17 +21,17 @@ from packager.jobs import Stage
 from packager.manifest import Project
 from packager.parity.artifacts import judge_torchscript
 from packager.parity.gate import Judgement
-from packager.parity.reference import Reference
+from packager.results import Made, MadeTorchScript, Reference
+from packager.signature import TensorSpec
 from packager.work import Eager, Site
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """The program that ships, its record, and the stages on the way."""
+    """The program that ships, and what was made of it."""
 
     program: Program
-    shipped: Shipped[records.TorchScriptArtifact]
-    stages: tuple[Stage, ...]
+    made: MadeTorchScript
 
 
 def program(project: Project, eager: Eager) -> Program | None:
@@ -82,7 +82,7 @@ def ship(
             again = site.background.submit(_save, project, scripted, site, True)
             second = _try(project, eager, scripted, again, expected, site)
             if isinstance(second, Fallback):
-                return Fallback(second.program, second.shipped, (*tried, *second.stages))
+                return replace(second, made=replace(second.made, stages=(*tried, *second.made.stages)))
             problems.append(_disproven(scripted, second))
     raise ParityFailed(problems)
 
@@ -100,14 +100,14 @@ def _try(
             continue
         sha256 = site.writer.adopt(layout.TORCHSCRIPT, saved)
         for optimize in (True, False) if fold else (False,):
-            judgement = _judge(eager, expected, site, optimize=optimize)
+            judgement = _judge(eager.inputs, expected, site, optimize=optimize)
             verdict = "pass" if judgement.passed else "fail"
             stages.append(_stage(made, verdict, judgement.reason, fold=fold, optimize=optimize))
             if judgement.passed:
                 artifact = records.TorchScriptArtifact(
                     path=layout.TORCHSCRIPT, sha256=sha256, method=made.method, optimize_for_inference=optimize
                 )
-                return Fallback(made, Shipped(artifact, judgement), tuple(stages))
+                return Fallback(made, Made(artifact, judgement, tuple(stages), made.frozen_branches))
         site.writer.discard(layout.TORCHSCRIPT)
     return tuple(stages)
 
@@ -118,12 +118,23 @@ def _save(project: Project, made: Program, site: Site, fold: bool) -> Path:
     return path
 
 
-def _judge(eager: Eager, expected: Reference, site: Site, *, optimize: bool) -> Judgement:
+def judge_again(made: MadeTorchScript, project: Project, expected: Reference, site: Site) -> MadeTorchScript | None:
+    """A program that an earlier build made, in the staged bundle, on the cases of this one; None where it fails."""
+    assert made.artifact is not None
+    optimize = made.artifact.optimize_for_inference
+    judgement = _judge(signature.inputs(project.manifest), expected, site, optimize=optimize)
+    if judgement.passed:
+        return replace(made, judgement=judgement)
+    site.writer.discard(layout.TORCHSCRIPT)
+    return None
+
+
+def _judge(inputs: Sequence[TensorSpec], expected: Reference, site: Site, *, optimize: bool) -> Judgement:
     with site.judging:
         judgement = judge_torchscript(
             site.writer.folder / layout.TORCHSCRIPT,
             expected.expectations,
-            inputs=[(one.name, one.dtype) for one in eager.inputs],
+            inputs=[(one.name, one.dtype) for one in inputs],
             outputs=expected.names,
             optimize=optimize,
         )

@@ -58,8 +58,11 @@ class OnnxSide:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
 
     def __enter__(self) -> OnnxSide:
-        self._start()
         return self
+
+    def start(self) -> None:
+        """Start the child, which imports while the parent does; without this the first job starts it."""
+        self._start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -1,4 +1,4 @@
-"""The pipeline, top to bottom: one manifest and one checkpoint in, one proven bundle out.
+"""The heavy half of a build, top to bottom: the module, and every artifact that no earlier build has made.
 
     source       the user's module with its weights, and two forward passes
     noise        what its own arithmetic costs it
@@ -7,15 +7,16 @@
     reference    what the module computes on every case
     torchscript  the fallback, read back from the staged bundle and judged
     onnx         the first exporter whose graph is proven, likewise
-    bundle       records written, sealed, verified, renamed into place
 
 The fallback is saved while ONNX is exported, and the first graph is optimized, placed and loaded while
-the reference runs: no step waits for one that it does not need.
+the reference runs: no step waits for one that it does not need. What is known already is not done
+again: an artifact that lies in the staged bundle is judged where the cases are new, and no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,18 +26,21 @@ from threading import Lock
 # Before the manifest's folder is on the path, where a file of this name could be taken for it.
 import onnx as _onnx  # noqa: F401
 import onnxruntime
+import torch
 
-from packager import candidates, fallback, memory, preflight, samples, signature, source
-from packager.bundle import assemble, layout
-from packager.bundle.verify import verify
-from packager.bundle.writer import Writer, staging
+from packager import actions, candidates, fallback, footprint, memory, preflight, signature, source
+from packager.bundle.writer import Writer
+from packager.candidates import Candidate, Trying
 from packager.export import quietly
 from packager.export.torchscript import Program
+from packager.footprint import Footprint
+from packager.hashing import sha256_file
 from packager.manifest import Project
 from packager.onnx_side import OnnxSide
 from packager.parity import reference
-from packager.parity.reference import Reference
 from packager.progress import Stages
+from packager.results import Known, Machine, Made, MadeOnnx, MadeTorchScript, Measured, Origin, Reference, Results
+from packager.samples import Grid
 from packager.signature import TensorSpec
 from packager.source import Source
 from packager.work import Eager, Site
@@ -45,72 +49,96 @@ _BRANCH_ADVICE = "no sample may show the other side; torchscript.method: script 
 
 
 @dataclass(frozen=True)
-class Built:
-    """A bundle in its place, and what the closing table says of it."""
+class Begun:
+    """Where a build stands when the heavy half begins: its cases, its staged bundle, and what is known already."""
 
-    bundle: Path
-    fingerprint: str
-    parity: Mapping[str, str]
-    facts: Mapping[str, str]
+    project: Project
+    grid: Grid
+    known: Known
+    scratch: Path
+    writer: Writer
 
 
-def run(project: Project, out: Path, *, side: OnnxSide, stages: Stages, force: bool) -> Built:
-    """Build, prove and place the bundle. Raises the errors of `packager.errors`."""
-    name = layout.folder_name(project.manifest.name, project.manifest.version)
-    assets = preflight.assets(project)
+def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footprint]:
+    """Find out what is not known, and what the user's code consists of. Raises the errors of `packager.errors`."""
+    project, known = begun.project, begun.known
     preflight.providers(project, onnxruntime.get_all_providers())
+    torch.set_num_threads(actions.cores())  # and not as the environment says: measured errors depend on it
     with (
-        ExitStack() as stack,
-        staging(out, name, force=force) as folder,
+        footprint.watched(project.folder, _accounted_for(begun)) as used,
         source.opened(project) as opening,
         ThreadPoolExecutor(max_workers=2) as background,
+        ExitStack() as stack,
     ):
-        site = Site(folder, Writer(folder / "bundle"), side, background, stages, Lock())
+        site = Site(begun.scratch, begun.writer, side, background, stages, Lock())
         with stages.stage("source"):
-            eager = _eager(project, opening())
+            eager = _eager(begun, opening())
             memory.settle()
-        with stages.stage("noise"):
-            floor = reference.measure_floor(project, eager.source, eager.grid, eager.known)
-            memory.give_back()
+        floor = None
+        if known.measured is None:
+            with stages.stage("noise"):
+                floor = reference.measure_floor(project, eager.source, eager.grid, eager.known)
+                memory.give_back()
         stack.enter_context(quietly())
-        with stages.stage("trace"):
-            program = fallback.program(project, eager)
-            for branch in program.frozen_branches if program else ():
-                stages.tell(f"the trace takes the branch on data at {branch} for good: {_BRANCH_ADVICE}")
-            saving = fallback.begin(project, program, site)
-        with stages.stage("export"):
-            rest = candidates.candidates(project, eager, program, site)
-            first = next(rest, None)
-            awaited: Future[Reference] = Future()
-            trying = (first, background.submit(candidates.attempt, first, awaited, project, site)) if first else None
-        with stages.stage("reference"):
-            expected = _settle(awaited, lambda: reference.measure(project, eager.source, eager.grid, floor))
-            memory.give_back()
-            outputs = _outputs(eager, expected)
-            if outputs != eager.outputs:  # two passes were not enough to tell; the graph was given too much
-                if trying is not None:
-                    wait([trying[1]])  # it writes where the next candidate will
-                    candidates.discard(site.writer)
-                eager = replace(eager, outputs=outputs)
-                rest, trying = candidates.candidates(project, eager, program, site), None
-        with stages.stage("torchscript"):
-            if first is not None and first.optimized is not None:
-                wait([first.optimized])  # not both at once: the ONNX side's memory, and that of a judged program
-            script = fallback.ship(project, eager, program, saving, expected, site)
-            exporter = project.manifest.export.exporter
-            if script is not None and script.program is not program and exporter != "torch-export":
-                rest = candidates.candidates(project, eager, script.program, site)
-        with stages.stage("onnx"):
-            onnx = candidates.ship(project, trying, rest, awaited, site)
-        with stages.stage("bundle"):
-            assembled = _assemble(project, eager, expected, onnx, program, script, assets, site)
-    return Built(out / name, assembled.fingerprint, assembled.parity, assembled.facts)
+        program, saving = None, None
+        if known.onnx is None or known.torchscript is None:
+            with stages.stage("trace"):
+                program = _program(project, eager, stages)
+                saving = fallback.begin(project, program, site) if known.torchscript is None else None
+        awaited: Future[Reference] = Future()
+        way = _Way(program, iter(()), None)
+        if known.onnx is None:
+            with stages.stage("export"):
+                way = _export(project, eager, program, awaited, site)
+        if known.measured is not None:
+            expected = known.measured.reference
+            awaited.set_result(expected)
+        else:
+            assert floor is not None
+            with stages.stage("reference"):
+                expected = _settle(awaited, lambda: reference.measure(project, eager.source, eager.grid, floor))
+                memory.give_back()
+                outputs = _outputs(eager, expected)
+                if outputs != eager.outputs:  # two passes were not enough to tell; the graph was given too much
+                    eager = replace(eager, outputs=outputs)
+                    way = _begin_again(project, eager, way, site)
+        torchscript, way = _torchscript(begun, eager, way, saving, expected, site)
+        onnx = _onnx_model(begun, eager, way, awaited, site)
+        seen = used()
+        measured = known.measured or _measured(project, eager, expected, seen)
+        return Results(measured, onnx, torchscript), seen
 
 
-def _outputs(eager: Eager, expected: Reference) -> tuple[TensorSpec, ...]:
-    """The outputs' shapes as all cases show them."""
-    runs = [(case, one.outputs) for case, one in zip(eager.grid.cases, expected.expectations, strict=True)]
-    return signature.outputs(runs)
+@dataclass(frozen=True)
+class _Way:
+    """The way to an ONNX model: the program to export from, the candidates to come, and the one being tried."""
+
+    program: Program | None
+    rest: Iterator[Candidate]
+    trying: Trying | None
+
+
+def _accounted_for(begun: Begun) -> list[Path]:
+    """What is no part of the code's footprint, as it is an input of its own, or ours."""
+    manifest, folder = begun.project.manifest, begun.project.folder
+    data = [folder / manifest.parity.data] if manifest.parity.data is not None else []
+    return [begun.project.path.absolute(), folder / manifest.checkpoint.path, begun.scratch, *data]
+
+
+# -- the module -----------------------------------------------------------------------------
+
+
+def _eager(begun: Begun, opened: Source) -> Eager:
+    project, grid, known = begun.project, begun.grid, begun.known
+    example = source.bind(project, list(grid.example.inputs.values()))
+    inputs = signature.inputs(project.manifest)
+    if known.measured is not None:
+        return Eager(opened, grid, example, inputs, known.measured.outputs, {})
+    first = reference.first_outputs(project, opened, grid.example)
+    other = grid.contrast
+    second = reference.first_outputs(project, opened, other)
+    outputs = signature.outputs([(grid.example, first), (other, second)])
+    return Eager(opened, grid, example, inputs, outputs, {grid.example.name: first, other.name: second})
 
 
 def _settle(awaited: Future[Reference], measure: Callable[[], Reference]) -> Reference:
@@ -123,46 +151,106 @@ def _settle(awaited: Future[Reference], measure: Callable[[], Reference]) -> Ref
     return awaited.result()
 
 
-def _assemble(
-    project: Project,
-    eager: Eager,
-    expected: Reference,
-    onnx: candidates.Taken,
-    program: Program | None,
-    script: fallback.Fallback | None,
-    assets: Mapping[str, Path],
-    site: Site,
-) -> assemble.Assembled:
-    content = assemble.Content(
-        project=project,
-        source=eager.source,
-        grid=eager.grid,
-        inputs=eager.inputs,
-        outputs=eager.outputs,
-        reference=expected,
-        onnx=onnx.shipped,
-        torchscript=script.shipped if script else None,
-        frozen_branches=script.program.frozen_branches if script else (program.frozen_branches if program else ()),
-        stages=onnx.stages + (script.stages if script else ()),
-        assets=assets,
+def _measured(project: Project, eager: Eager, expected: Reference, used: Footprint) -> Measured:
+    return Measured(
+        _origin(project, eager.source, used),
+        Machine(torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()),
+        eager.outputs,
+        expected,
     )
-    assembled = assemble.write(content, site.writer)
-    report = verify(site.writer.folder, parity=False)
-    if not report.ok:
-        raise AssertionError(f"the staged bundle does not verify: {report.integrity}, {report.structure}")
-    return assembled
 
 
-def _eager(project: Project, opened: Source) -> Eager:
-    grid = samples.grid(project)
-    first = reference.first_outputs(project, opened, grid.example)
-    other = grid.contrast
-    second = reference.first_outputs(project, opened, other)
-    return Eager(
-        opened,
-        grid,
-        source.bind(project, list(grid.example.inputs.values())),
-        signature.inputs(project.manifest),
-        signature.outputs([(grid.example, first), (other, second)]),
-        {grid.example.name: first, other.name: second},
+def _outputs(eager: Eager, expected: Reference) -> tuple[TensorSpec, ...]:
+    """The outputs' shapes as all cases show them."""
+    runs = [(case, one.outputs) for case, one in zip(eager.grid.cases, expected.expectations, strict=True)]
+    return signature.outputs(runs)
+
+
+def _origin(project: Project, found: Source, used: Footprint) -> Origin:
+    own = used.own_files()
+    state = found.module.state_dict().values()
+    return Origin(
+        checkpoint_sha256=found.checkpoint_sha256,
+        code_sha256=_code_digest(project.folder, own),
+        code_files=tuple(sorted(own)),
+        weights_key=found.weights_key,
+        prefix=found.fit.prefix,
+        missing=found.fit.missing,
+        unexpected=found.fit.unexpected,
+        parameters=found.parameters,
+        weight_bytes=sum(one.numel() * one.element_size() for one in state),
     )
+
+
+def _code_digest(folder: Path, files: dict[str, str]) -> str:
+    """SHA-256 over `sha256  name` lines: what the code says, not where it lies."""
+    lines = sorted(f"{sha256_file(folder / path)}  {name}\n" for name, path in files.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# -- the artifacts --------------------------------------------------------------------------
+
+
+def _program(project: Project, eager: Eager, stages: Stages) -> Program | None:
+    program = fallback.program(project, eager)
+    for branch in program.frozen_branches if program else ():
+        stages.tell(f"the trace takes the branch on data at {branch} for good: {_BRANCH_ADVICE}")
+    return program
+
+
+def _export(project: Project, eager: Eager, program: Program | None, awaited: Future[Reference], site: Site) -> _Way:
+    """Export by the first exporter, and let what comes of it be tried while other things are done."""
+    rest = candidates.candidates(project, eager, program, site)
+    first = next(rest, None)
+    if first is None:
+        return _Way(program, rest, None)
+    return _Way(program, rest, (first, site.background.submit(candidates.attempt, first, awaited, project, site)))
+
+
+def _begin_again(project: Project, eager: Eager, way: _Way, site: Site) -> _Way:
+    if way.trying is not None:
+        wait([way.trying[1]])  # it writes where the next candidate will
+        candidates.discard(site.writer)
+    return _Way(way.program, candidates.candidates(project, eager, way.program, site), None)
+
+
+def _torchscript(
+    begun: Begun, eager: Eager, way: _Way, saving: Future[Path] | None, expected: Reference, site: Site
+) -> tuple[MadeTorchScript, _Way]:
+    """The fallback; and the way to ONNX, which leads over another program where the trace is not proven."""
+    project, made = begun.project, begun.known.torchscript
+    if made is not None and made.proven:
+        return made, way
+    with site.stages.stage("torchscript"):
+        if made is not None:
+            judged = fallback.judge_again(made, project, expected, site)
+            if judged is not None:
+                return judged, way
+            way = replace(way, program=way.program or _program(project, eager, site.stages))
+            saving = fallback.begin(project, way.program, site)
+        if way.trying is not None and way.trying[0].optimized is not None:
+            wait([way.trying[0].optimized])  # not both at once: the ONNX side's memory, and a judged program's
+        script = fallback.ship(project, eager, way.program, saving, expected, site)
+    if script is None:
+        return Made(None, None, (), way.program.frozen_branches if way.program else ()), way
+    if script.program is not way.program and project.manifest.export.exporter != "torch-export":
+        rest = candidates.candidates(project, eager, script.program, site)
+        way = _Way(script.program, rest, way.trying)
+    return script.made, way
+
+
+def _onnx_model(begun: Begun, eager: Eager, way: _Way, awaited: Future[Reference], site: Site) -> MadeOnnx:
+    project, made = begun.project, begun.known.onnx
+    if made is not None and made.proven:
+        return made
+    with site.stages.stage("onnx"):
+        if made is not None:
+            if made.outputs == eager.outputs:
+                judged = candidates.judge_again(made, project, awaited.result(), site)
+                if judged is not None:
+                    return judged
+            else:
+                candidates.discard(site.writer)  # its graph names other dims
+            program = way.program or _program(project, eager, site.stages)
+            way = _Way(program, candidates.candidates(project, eager, program, site), None)
+        return replace(candidates.ship(project, way.trying, way.rest, awaited, site), outputs=eager.outputs)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from packager.errors import (
     AssetNotFound,
+    CheckpointDigestWrong,
     CheckpointNotFound,
     CheckpointUnreadable,
     ManifestInvalid,
@@ -49,6 +50,14 @@ def check_file(path: Path, named: str, where: str | None) -> None:
         raise CheckpointUnreadable(named, where, str(error.strerror)) from None
     if not head:
         raise CheckpointUnreadable(named, where, "the file is empty")
+
+
+def pin(project: Project, sha256: str) -> None:
+    """Hold the checkpoint's digest against the one the manifest asks for. Raises `CheckpointDigestWrong`."""
+    wanted = project.manifest.checkpoint
+    if wanted.sha256 not in (None, sha256):
+        where = project.where("checkpoint", "sha256")
+        raise CheckpointDigestWrong(wanted.path, where, wanted.sha256 or "", sha256)
 
 
 def assets(project: Project) -> dict[str, Path]:

@@ -30,7 +30,14 @@ class Told:
     message: str
 
 
-Event = Started | Finished | Told
+@dataclass(frozen=True)
+class Recalled:
+    """A stage was not done: the cache had what it gives."""
+
+    stage: str
+
+
+Event = Started | Finished | Recalled | Told
 Listener = Callable[[Event], None]
 
 
@@ -44,6 +51,7 @@ class Stages:
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self.seconds: dict[str, float] = {}
+        self.recalled: set[str] = set()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -53,6 +61,12 @@ class Stages:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
         self._listener(Finished(name, self.seconds[name]))
+
+    def recall(self, name: str) -> None:
+        """Announce a stage whose outcome the cache had."""
+        self.seconds[name] = 0.0
+        self.recalled.add(name)
+        self._listener(Recalled(name))
 
     def tell(self, message: str) -> None:
         """Say something the user should know."""

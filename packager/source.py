@@ -2,7 +2,7 @@
 
 The user's code is imported as it is, with the manifest's folder on the path, and taken out of
 `sys.modules` again afterwards, so that two projects that both have a `model.py` can be built by
-one process. The files it came from are recorded: they are part of what a bundle is made of.
+one process.
 
 Initialising weights that a checkpoint overwrites at once can cost more than all the rest of a
 build. So parameters are first built on the meta device, where nothing is computed; buffers stay
@@ -14,14 +14,12 @@ see `_construct`.
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
-import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from packager import checkpoint
+from packager import checkpoint, footprint
 from packager.errors import (
-    CheckpointDigestWrong,
     EntryImportFailed,
     EntryNotFound,
     EntryNotModule,
@@ -45,7 +42,7 @@ from packager.errors import (
 )
 from packager.hashing import sha256_file
 from packager.manifest import Project
-from packager.preflight import check_file
+from packager.preflight import check_file, pin
 
 _MOST_OBJECTS = 200_000  # that are looked at for what refers to a parameter
 
@@ -59,8 +56,6 @@ class Source:
     weights_key: str
     parameters: int
     checkpoint_sha256: str
-    code_sha256: str
-    code_files: tuple[str, ...]
 
 
 @contextmanager
@@ -70,8 +65,8 @@ def opened(project: Project) -> Iterator[Callable[[], Source]]:
     The call raises an error of `packager.errors` for an entry that does not import or is no Module, kwargs
     it does not take, and a checkpoint that cannot be read or does not fit.
     """
-    with _importing_from(project.folder) as imported:
-        yield lambda: _load(project, _entry(project), imported)
+    with _importing_from(project.folder):
+        yield lambda: _load(project, _entry(project))
 
 
 def user_frame(error: BaseException, folder: Path) -> str:
@@ -92,28 +87,15 @@ def user_frame(error: BaseException, folder: Path) -> str:
 
 
 @contextmanager
-def _importing_from(folder: Path) -> Iterator[Callable[[], dict[str, Path]]]:
-    """Import with `folder` on the path; yields what tells which of the user's files were imported."""
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Import with `folder` on the path; the user's own modules are taken out again afterwards."""
     before = dict(sys.modules)
-    installed = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
-
-    def imported() -> dict[str, Path]:
-        found = {}
-        for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None)
-            if before.get(name) is module or file is None or name.partition(".")[0] == "packager":
-                continue
-            path = Path(file).absolute()
-            if path.suffix == ".py" and not any(path.is_relative_to(one) for one in installed):
-                found[name] = path
-        return found
-
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
-        yield imported
+        yield
     finally:
-        for name in imported():
+        for name in footprint.imported(before):
             if name in before:
                 sys.modules[name] = before[name]
             else:
@@ -174,37 +156,28 @@ def _import_name(project: Project, place: str) -> ModuleType:
         raise EntryImportFailed(entry, where, user_frame(error, project.folder)) from error
 
 
-def _code_digest(files: Mapping[str, Path]) -> str:
-    """SHA-256 over `sha256  module name` lines: what the code says, not where it lies."""
-    lines = sorted(f"{sha256_file(path)}  {name}\n" for name, path in files.items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 # -- the weights ----------------------------------------------------------------------------
 
 
-def _load(project: Project, entry: Callable[..., Any], imported: Callable[[], dict[str, Path]]) -> Source:
+def _load(project: Project, entry: Callable[..., Any]) -> Source:
     wanted = project.manifest.checkpoint
     path = project.folder / wanted.path
     where = project.where("checkpoint", "path")
     sha256 = sha256_file(path) if path.is_file() else ""  # before anything in it is parsed
-    if sha256 and wanted.sha256 not in (None, sha256):
-        raise CheckpointDigestWrong(wanted.path, project.where("checkpoint", "sha256"), wanted.sha256 or "", sha256)
+    if sha256:
+        pin(project, sha256)
     check_file(path, wanted.path, where)
     read = checkpoint.read(path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
     _check_arguments(project, entry)
     module, fit = _construct(project, entry, read)
     module.eval().requires_grad_(False)
     check_inputs(project, module)
-    files = imported()
     return Source(
         module=module,
         fit=fit,
         weights_key=read.key,
         parameters=sum(one.numel() for one in module.parameters()),
         checkpoint_sha256=sha256,
-        code_sha256=_code_digest(files),
-        code_files=tuple(sorted(files)),
     )
 
 

@@ -21,6 +21,20 @@ settings.load_profile("steady")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory):
+    """The user's cache is not a test's to read or write."""
+    os.environ["PACKAGER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory, monkeypatch):
+    """The build cache of one test, empty at first."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PACKAGER_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """The manifest of a small project that is never changed."""

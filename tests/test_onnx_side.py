@@ -55,12 +55,14 @@ def test_an_error_in_the_child_is_raised_in_the_parent(job):
 
 def test_a_side_without_a_job_ends_at_once():
     with OnnxSide() as side:
+        side.start()
         child = side._child
     assert child.wait(timeout=10) is not None
 
 
 def test_a_child_that_was_killed_before_the_job_is_started_again(job):
     with OnnxSide() as side:
+        side.start()
         side._child.kill()
         side._child.wait()
         assert side.optimize(job).result().facts.nodes == 1
@@ -127,6 +129,7 @@ def test_an_error_in_the_parent_does_not_wait_for_the_child(job):
 
     def fail():
         with OnnxSide() as side:
+            side.start()
             os.kill(side._child.pid, signal.SIGSTOP)
             side.optimize(job)
             raise KeyError("the parent's own trouble")

@@ -51,7 +51,6 @@ def test_an_entry_is_a_class_or_a_function_in_a_file_or_a_module(tmp_path, entry
     text = LINEAR + "\n\nclass Space:\n    Inner = Net\n\n\ndef make():\n    return Net()\n"
     found = loaded(bare(tmp_path, text, entry=entry))
     assert isinstance(found.module, torch.nn.Module)
-    assert found.code_files == ("model",)
     assert found.parameters == 15
 
 
@@ -59,9 +58,8 @@ def test_a_file_in_a_folder_and_a_module_in_a_package_work(tmp_path):
     (tmp_path / "arch").mkdir()
     (tmp_path / "arch" / "__init__.py").touch()
     (tmp_path / "arch" / "nets.py").write_text(LINEAR)
-    assert loaded(bare(tmp_path, "", entry="arch/nets.py:Net")).code_files == ("nets",)
-    found = loaded(bare(tmp_path, "", entry="arch.nets:Net"))
-    assert found.code_files == ("arch", "arch.nets")
+    assert loaded(bare(tmp_path, "", entry="arch/nets.py:Net")).parameters == 15
+    assert loaded(bare(tmp_path, "", entry="arch.nets:Net")).parameters == 15
 
 
 def test_an_entry_may_come_from_an_installed_package(tmp_path):
@@ -71,25 +69,6 @@ def test_an_entry_may_come_from_an_installed_package(tmp_path):
     path = project(tmp_path, "", state=state, entry="torch.nn:Linear", kwargs=kwargs, inputs=inputs)
     found = loaded(path)
     assert isinstance(found.module, torch.nn.Linear)
-    assert found.code_files == ()
-
-
-def test_a_sibling_file_is_imported_and_is_part_of_the_code(tmp_path):
-    (tmp_path / "pieces.py").write_text("from torch import nn\n\n\ndef layer():\n    return nn.Linear(4, 3)\n")
-    path = bare(
-        tmp_path,
-        LINEAR.replace("from torch", "from pieces import layer\nfrom torch").replace("nn.Linear(4, 3)", "layer()"),
-    )
-    before = loaded(path)
-    assert before.code_files == ("model", "pieces")
-    (tmp_path / "pieces.py").write_text(
-        "from torch import nn\n\n\ndef layer():\n    return nn.Linear(4, 3)  # changed\n"
-    )
-    assert loaded(path).code_sha256 != before.code_sha256
-
-
-def test_the_code_digest_does_not_depend_on_the_folder(tmp_path):
-    assert loaded(bare(tmp_path / "a", LINEAR)).code_sha256 == loaded(bare(tmp_path / "b", LINEAR)).code_sha256
 
 
 def test_two_projects_with_the_same_file_names_get_their_own_code(tmp_path):
@@ -129,7 +108,6 @@ def test_a_file_named_like_an_imported_module_does_not_replace_it(tmp_path):
     path = bare(tmp_path, "", entry="json.py:Net")
     assert isinstance(loaded(path).module, torch.nn.Module)
     assert sys.modules["json"] is json
-    assert loaded(path).code_files == ("json",)
 
 
 def test_a_file_named_like_an_imported_module_leaves_it_where_it_cannot_be_imported(tmp_path):

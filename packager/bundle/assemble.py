@@ -7,35 +7,21 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any
 
 import onnxruntime
-import torch
 
+from packager import actions, signature
 from packager.bundle import evidence, layout, readme, records
+from packager.bundle.verify import verify
 from packager.bundle.writer import Writer
-from packager.jobs import Stage
 from packager.manifest import Project
 from packager.manifest import Tolerance as ExplicitTolerance
-from packager.parity.gate import Judgement
-from packager.parity.reference import MULTIPLE, Noise, Reference
+from packager.parity.gate import MULTIPLE, Judgement
+from packager.results import Noise, Results
 from packager.samples import Grid
 from packager.signature import TensorSpec
-from packager.source import Source
-
-_TOOLS = ("packager", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy")
-
-Artifact = TypeVar("Artifact")
-
-
-@dataclass(frozen=True)
-class Shipped(Generic[Artifact]):
-    """An artifact in the bundle and the judgement it passed."""
-
-    artifact: Artifact
-    judgement: Judgement
 
 
 @dataclass(frozen=True)
@@ -43,50 +29,46 @@ class Content:
     """What a bundle is made from."""
 
     project: Project
-    source: Source
     grid: Grid
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    reference: Reference
-    onnx: Shipped[records.OnnxArtifact] | None
-    torchscript: Shipped[records.TorchScriptArtifact] | None
-    frozen_branches: tuple[str, ...]
-    stages: tuple[Stage, ...]
+    results: Results
     assets: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """The sealed bundle's fingerprint, verdicts, and what the closing table says."""
+    """The sealed bundle: its fingerprint, config.json, verdicts, and what the closing table says."""
 
     fingerprint: str
+    config: Mapping[str, Any]
     parity: Mapping[str, str]
     facts: Mapping[str, str]
 
 
 def write(content: Content, writer: Writer) -> Assembled:
-    """Write assets, evidence, config.json and README.md, and seal the bundle."""
+    """Write assets, evidence, config.json and README.md, seal the bundle, and verify what lies there then."""
     for name, path in content.assets.items():
         writer.add_file(f"{layout.ASSETS}/{name}", path)
-    weight_bytes = sum(one.numel() * one.element_size() for one in content.source.module.state_dict().values())
-    golden = evidence.choose(content.reference.expectations, weight_bytes)
-    writer.add_bytes(layout.GOLDEN, evidence.golden_bytes(content.reference.expectations, golden))
+    measured = content.results.measured
+    expectations = measured.reference.expectations
+    golden = evidence.choose(expectations, measured.origin.weight_bytes)
+    writer.add_bytes(layout.GOLDEN, evidence.golden_bytes(expectations, golden))
     parity, config = _parity(content, golden), _config(content)
     writer.add_bytes(layout.PARITY, parity.to_bytes())
     writer.add_bytes(layout.BUILD, _build(content).to_bytes())
     writer.add_bytes(layout.CONFIG, config.to_bytes())
     writer.add_bytes(layout.README, readme.render(config, parity))
     seal = writer.seal()
-    return Assembled(seal, config.parity.model_dump(), _facts(content, parity, writer.folder))
-
-
-def toolchain() -> dict[str, str]:
-    """The version of every tool whose code decides what is in the artifacts."""
-    return {name: metadata.version(name) for name in _TOOLS}
+    report = verify(writer.folder, parity=False)
+    if not report.ok:
+        raise AssertionError(f"the staged bundle does not verify: {report.integrity}, {report.structure}")
+    plain = config.model_dump(mode="json", by_alias=True)
+    return Assembled(seal, plain, config.parity.model_dump(), _facts(content, parity, writer.folder))
 
 
 def _config(content: Content) -> records.Config:
-    manifest = content.project.manifest
+    manifest, results = content.project.manifest, content.results
+    origin = results.measured.origin
+    onnx, torchscript = results.onnx.artifact, results.torchscript.artifact
     return records.Config(
         schema_=1,
         name=manifest.name,
@@ -94,24 +76,24 @@ def _config(content: Content) -> records.Config:
         description=manifest.description,
         license=manifest.license,
         authors=manifest.authors,
-        inputs=[_tensor(one) for one in content.inputs],
-        outputs=[_tensor(one) for one in content.outputs],
+        inputs=[_tensor(one) for one in signature.inputs(manifest)],
+        outputs=[_tensor(one) for one in results.measured.outputs],
         dims={name: records.Dim(min=one.min, max=one.max) for name, one in manifest.limits().items()},
         artifacts=records.Artifacts(
-            onnx=content.onnx.artifact if content.onnx else None,
-            torchscript=content.torchscript.artifact if content.torchscript else None,
+            onnx=onnx,
+            torchscript=torchscript,
         ),
         providers=manifest.target.providers,
         assets=sorted(content.assets),
         source=records.Source(
             manifest_sha256=content.project.sha256,
-            checkpoint_sha256=content.source.checkpoint_sha256,
-            code_sha256=content.source.code_sha256,
-            toolchain=toolchain(),
+            checkpoint_sha256=origin.checkpoint_sha256,
+            code_sha256=origin.code_sha256,
+            toolchain={name: actions.version(name) for name in actions.TOOLS},
         ),
         parity=records.ParityVerdicts(
-            onnx="pass" if content.onnx else "not-checked",
-            torchscript="pass" if content.torchscript else "not-checked",
+            onnx="pass" if onnx else "not-checked",
+            torchscript="pass" if torchscript else "not-checked",
         ),
         metadata=manifest.metadata,
     )
@@ -122,6 +104,8 @@ def _tensor(spec: TensorSpec) -> records.Tensor:
 
 
 def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
+    results = content.results
+    measured = results.measured
     cases = [
         records.Case(
             name=case.name,
@@ -138,7 +122,7 @@ def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
                 for name, array in one.outputs.items()
             },
         )
-        for case, one in zip(content.grid.cases, content.reference.expectations, strict=True)
+        for case, one in zip(content.grid.cases, measured.reference.expectations, strict=True)
     ]
     return records.Parity(
         schema_=1,
@@ -146,28 +130,32 @@ def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
         reference="the PyTorch module itself, eager, in its own dtypes, on the CPU",
         cases=cases,
         not_checked=_not_checked(content),
-        tolerance={one.name: _tolerance(one, content) for one in content.outputs},
+        tolerance={one.name: _tolerance(one, content) for one in measured.outputs},
         backends={
-            "onnx": _backend(content.onnx.judgement if content.onnx else None),
-            "torchscript": _backend(content.torchscript.judgement if content.torchscript else None),
+            "onnx": _backend(results.onnx.judgement),
+            "torchscript": _backend(results.torchscript.judgement),
         },
-        stages=[records.Stage.model_validate(one, from_attributes=True) for one in content.stages],
+        stages=[
+            records.Stage.model_validate(one, from_attributes=True)
+            for one in (*results.onnx.stages, *results.torchscript.stages)
+        ],
     )
 
 
 def _not_checked(content: Content) -> list[str]:
     wanted = content.project.manifest.target.providers
     missing = sorted(set(wanted) - set(onnxruntime.get_available_providers()))
+    branches = sorted({*content.results.onnx.frozen_branches, *content.results.torchscript.frozen_branches})
     return [
         *(f"the sizes {sizes}" for sizes in content.grid.left_out),
-        *(f"the other side of the branch on data at {place}" for place in content.frozen_branches),
+        *(f"the other side of the branch on data at {place}" for place in branches),
         *(f"{provider}, which this machine has not" for provider in missing),
     ]
 
 
 def _tolerance(spec: TensorSpec, content: Content) -> records.Tolerance:
     explicit = content.project.manifest.parity.tolerance
-    noise: Noise | None = content.reference.noise.get(spec.name)
+    noise: Noise | None = content.results.measured.reference.noise.get(spec.name)
     if spec.dtype == "bool" or spec.dtype.startswith(("int", "uint")):
         return records.Tolerance(
             kind="exact", noise=None, multiple=None, atol=0.0, rtol=0.0, why=f"{spec.dtype} must agree exactly"
@@ -221,43 +209,42 @@ def _backend(judgement: Judgement | None) -> records.Backend:
 
 
 def _build(content: Content) -> records.Build:
-    source = content.source
-    weights = f"key {source.weights_key!r}" if source.weights_key else "the file itself"
+    origin, machine = content.results.measured.origin, content.results.measured.machine
+    weights = f"key {origin.weights_key!r}" if origin.weights_key else "the file itself"
     steps = [
-        records.Step(
-            name="weights", outcome=f"{weights}, prefix {source.fit.prefix!r}, {source.parameters} parameters"
-        ),
-        records.Step(name="missing", outcome=", ".join(source.fit.missing) or "none"),
-        records.Step(name="unexpected", outcome=", ".join(source.fit.unexpected) or "none"),
-        records.Step(name="code", outcome=", ".join(source.code_files) or "installed packages only"),
+        records.Step(name="weights", outcome=f"{weights}, prefix {origin.prefix!r}, {origin.parameters} parameters"),
+        records.Step(name="missing", outcome=", ".join(origin.missing) or "none"),
+        records.Step(name="unexpected", outcome=", ".join(origin.unexpected) or "none"),
+        records.Step(name="code", outcome=", ".join(origin.code_files) or "installed packages only"),
     ]
     return records.Build(
         schema_=1,
         machine=platform.machine(),
         system=platform.system(),
         python=".".join(str(one) for one in sys.version_info[:3]),
-        threads=torch.get_num_threads(),
-        capability=torch.backends.cpu.get_cpu_capability(),
+        threads=machine.threads,
+        capability=machine.capability,
         steps=steps,
     )
 
 
 def _facts(content: Content, parity: records.Parity, folder: Path) -> dict[str, str]:
     facts = {"model": f"{content.project.manifest.name} {content.project.manifest.version}"}
-    facts["parameters"] = f"{content.source.parameters:,}"
-    if content.onnx is not None:
-        kept = [one for one in content.stages if one.kept and one.nodes_before]
+    onnx, torchscript = content.results.onnx, content.results.torchscript.artifact
+    facts["parameters"] = f"{content.results.measured.origin.parameters:,}"
+    if onnx.artifact is not None:
+        kept = [one for one in onnx.stages if one.kept and one.nodes_before]
         exporter = next(one.name for one in kept if one.name.startswith("export"))
         size = sum(
             (folder / name).stat().st_size for name in (layout.ONNX, layout.ONNX_DATA) if (folder / name).exists()
         )
         facts["onnx"] = (
             f"{_bytes(kept[0].bytes_before)} → {_bytes(size)}, {kept[0].nodes_before} → "
-            f"{content.onnx.artifact.nodes} nodes ({exporter.removeprefix('export: ')})"
+            f"{onnx.artifact.nodes} nodes ({exporter.removeprefix('export: ')})"
         )
-    if content.torchscript is not None:
+    if torchscript is not None:
         size = os.path.getsize(folder / layout.TORCHSCRIPT)
-        facts["torchscript"] = f"{_bytes(size)}, {content.torchscript.artifact.method}"
+        facts["torchscript"] = f"{_bytes(size)}, {torchscript.method}"
     for name, backend in parity.backends.items():
         if backend.outputs:
             share = max(one.of_limit for one in backend.outputs.values())

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 from packager.parity.compare import Array, Distance, Limit, ShapesDiffer, compare
 
+MULTIPLE = 16
+"""An artifact may be this many noise floors away. Two evaluations that are each one floor from the
+truth are two apart; the rest is for floors measured on few inputs. Real defects are hundreds away."""
+
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 

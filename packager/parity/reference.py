@@ -25,13 +25,10 @@ from packager import outputs
 from packager.errors import ForwardFailed, NoiseTooLarge, NotRepeatable, OutputsUnsupported
 from packager.manifest import Project, Tolerance
 from packager.parity.compare import Array, Limit, ShapesDiffer, compare
-from packager.parity.gate import Expectation
+from packager.parity.gate import MULTIPLE, Expectation
+from packager.results import Noise, Reference
 from packager.samples import Case, Grid
 from packager.source import Source, bind, user_frame
-
-MULTIPLE = 16
-"""An artifact may be this many noise floors away. Two evaluations that are each one floor from the
-truth are two apart; the rest is for floors measured on few inputs. Real defects are hundreds away."""
 
 _LARGEST_SHARE = 0.25  # a limit of a quarter of the output's own size proves nothing
 _LEAST_NOISE_IN_EPSILONS = 4  # where the measured noise is by luck smaller than rounding itself
@@ -40,23 +37,6 @@ _LEAST_NOISE_IN_EPSILONS = 4  # where the measured noise is by luck smaller than
 _NOISE_CASES = 4
 _NOISE_INPUT_ELEMENTS = 1 << 18
 _NOISE_EXAMPLES = 64
-
-
-@dataclass(frozen=True)
-class Noise:
-    """The noise floor of one output, relative to |output| + its lower quartile, and how it was found."""
-
-    relative: float
-    measured: str
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What PyTorch computes on every case, and how far an artifact may be from it."""
-
-    expectations: tuple[Expectation, ...]
-    noise: Mapping[str, Noise]
-    names: tuple[str, ...]
 
 
 def call(

@@ -1,0 +1,191 @@
+"""What goes into each stage of a build: the contents, the fields of the manifest that it reads, the versions.
+
+    reference            the module on every case, and its noise        code, weights, inputs, parity, machine
+    torchscript          the fallback                                   code, weights, inputs, torchscript
+    onnx                 the graph, exported, simplified, optimized     code, weights, inputs, export, optimize
+    torchscript parity   the fallback judged                            what came out of two of the above
+    onnx parity          the graph judged                               likewise
+    bundle               everything together                            the manifest as a whole, assets, all versions
+
+A field that a stage does not read is not among its inputs, so that changing it leaves the stage as it
+was. A stage that reads another's output has that output's digest among its inputs, not what led to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packager import resources
+from packager.cache import Action, Entry
+from packager.footprint import Footprint
+from packager.manifest import Project
+
+TOOLS = ("packager", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy")
+"""The tools whose code decides what is in the artifacts."""
+
+Digest = Callable[[Path], str]
+
+
+def source(project: Project, checkpoint_sha256: str, used: Footprint, sha256: Digest) -> dict[str, str]:
+    """What the eager module comes from. Raises OSError or PackageNotFoundError where some of its code is gone."""
+    manifest = project.manifest
+    fields = manifest.checkpoint.model_dump(mode="json", exclude={"path", "sha256"})
+    return {
+        **used.inputs(project.folder, sha256),
+        **{f"checkpoint.{name}": _text(value) for name, value in fields.items()},
+        "checkpoint": checkpoint_sha256,
+        "model.entry": manifest.model.entry,
+        "model.kwargs": _text(manifest.model.kwargs),
+        "python": platform.python_version(),
+        **_versions("numpy", "torch"),
+        **_own(),
+    }
+
+
+def reference(project: Project, source: Mapping[str, str], sha256: Digest) -> Action:
+    """The eager module on every case."""
+    parity = project.manifest.parity.model_dump(mode="json", exclude={"data"})
+    data = project.manifest.parity.data
+    return Action(
+        "reference",
+        {
+            **source,
+            **_signature(project),
+            **{f"parity.{name}": _text(value) for name, value in parity.items()},
+            "parity.data": sha256(project.folder / data) if data is not None else "null",
+            **_machine(),
+        },
+    )
+
+
+def torchscript(project: Project, source: Mapping[str, str]) -> Action:
+    """The fallback before it is judged."""
+    return Action(
+        "torchscript",
+        {**source, **_signature(project), **_section(project, "torchscript"), "parity.seed": _seed(project)},
+    )
+
+
+def onnx(project: Project, source: Mapping[str, str]) -> Action:
+    """The graph before it is judged."""
+    return Action(
+        "onnx",
+        {
+            **source,
+            **_signature(project),
+            **_section(project, "export"),
+            **_section(project, "optimize"),
+            **_section(project, "torchscript"),  # the trace or script that it may be exported from
+            "parity.seed": _seed(project),
+            "target.providers": _text(project.manifest.target.providers),
+            **_versions("onnx", "onnxscript", "onnxsim", "onnxruntime"),
+        },
+    )
+
+
+def judged(made: Action, output: Entry, reference: Entry, project: Project) -> Action:
+    """An artifact on the cases of the reference."""
+    versions = _versions("onnxruntime") if made.stage == "onnx" else _versions("torch")
+    return Action(
+        f"{made.stage} parity",
+        {
+            "artifact": output.digest,
+            "reference": reference.digest,
+            "target.providers": _text(project.manifest.target.providers),
+            **versions,
+            **_machine(),
+            **_own(),
+        },
+    )
+
+
+def bundle(project: Project, source: Mapping[str, str], assets: Mapping[str, Path], sha256: Digest) -> Action:
+    """The whole bundle."""
+    templates = sorted(resources.folder("templates").iterdir())
+    return Action(
+        "bundle",
+        {
+            **source,
+            **{name: _text(value) for name, value in project.manifest.model_dump(mode="json", by_alias=True).items()},
+            "manifest": project.sha256,
+            **({"parity.data": sha256(project.folder / data)} if (data := project.manifest.parity.data) else {}),
+            **{f"asset:{name}": sha256(path) for name, path in assets.items()},
+            **{f"template:{path.name}": sha256(path) for path in templates},
+            **_versions(*TOOLS),
+            **_machine(),
+        },
+    )
+
+
+def _signature(project: Project) -> dict[str, str]:
+    manifest = project.manifest
+    return {
+        "inputs": _text({name: spec.model_dump(mode="json") for name, spec in manifest.inputs.items()}),
+        "outputs": _text(manifest.outputs),
+        "dims": _text({name: limit.model_dump(mode="json") for name, limit in manifest.limits().items()}),
+    }
+
+
+def _section(project: Project, name: str) -> dict[str, str]:
+    fields = getattr(project.manifest, name).model_dump(mode="json")
+    return {f"{name}.{field}": _text(value) for field, value in fields.items()}
+
+
+def _seed(project: Project) -> str:
+    """The seed of the example that is traced."""
+    return _text(project.manifest.parity.seed)
+
+
+def _versions(*tools: str) -> dict[str, str]:
+    return {f"tool:{name}": version(name) for name in tools}
+
+
+@functools.cache
+def version(tool: str) -> str:
+    """The version of an installed tool; empty where it is not installed."""
+    try:
+        return metadata.version(tool)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+@functools.cache
+def _own() -> dict[str, str]:
+    """Our own version of the stages: the digest of our code, so that no change of it is ever forgotten."""
+    folder = Path(__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
+    return {"packager": found.hexdigest()[:16]}
+
+
+@functools.cache
+def _machine() -> dict[str, str]:
+    """The kind of machine: measured errors are its own, and nothing else in a bundle is."""
+    lines: tuple[str, ...] = ()
+    if sys.platform == "linux":
+        text = Path("/proc/cpuinfo").read_text(errors="replace").partition("\n\n")[0]
+        lines = tuple(line for line in text.splitlines() if line.startswith(("model name", "flags", "Features")))
+    described = "\n".join((platform.machine(), platform.processor(), *lines))
+    return {
+        "machine": f"{platform.machine()} {hashlib.sha256(described.encode()).hexdigest()[:12]}",
+        "cores": str(cores()),
+    }
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=False)

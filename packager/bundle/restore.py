@@ -1,0 +1,34 @@
+"""A bundle whose files are known by digest: is it there already, and if not, put it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from packager.bundle import layout
+from packager.bundle.fingerprint import files_in, fingerprint, sums_text
+from packager.bundle.writer import Writer
+
+
+def is_there(folder: Path, digests: Mapping[str, str], sha256: Callable[[Path], str]) -> bool:
+    """Whether the folder is the bundle of these files, to the byte; a signature beside them does not count."""
+    text = sums_text(digests)
+    try:
+        return (
+            not folder.is_symlink()
+            and files_in(folder) == sorted(digests, key=str.encode)
+            and (folder / layout.SUMS).read_bytes() == text.encode()
+            and (folder / layout.FINGERPRINT).read_bytes() == f"{fingerprint(text)}\n".encode()
+            and all(not (folder / path).is_symlink() for path in digests)
+            and all(sha256(folder / path) == digest for path, digest in digests.items())
+        )
+    except OSError:
+        return False  # something is missing, or cannot be read
+
+
+def write(writer: Writer, digests: Mapping[str, str], sources: Callable[[str], Path]) -> str | None:
+    """Write and seal the bundle from `sources` by digest; returns its fingerprint, None where a source is damaged."""
+    for path, digest in digests.items():
+        if writer.add_file(path, sources(digest)) != digest:
+            return None
+    return writer.seal()

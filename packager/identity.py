@@ -1,0 +1,75 @@
+"""What goes into a build, by digest and version, as far as it can be told without running the user's code.
+
+What the code consists of is only known once it has run; so the last build's footprint is remembered, by
+the content of the entry's file, and is the question that is asked of the files as they are now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+from packager import actions, preflight
+from packager.cache import Action, Cache
+from packager.footprint import Footprint
+from packager.manifest import Project
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The footprint of the code, and the inputs of a stage that runs it, by name."""
+
+    used: Footprint
+    source: Mapping[str, str]
+
+
+def known(project: Project, cache: Cache) -> Identity | None:
+    """What goes into a build of this project; None where its code was never run as it is now.
+
+    Raises `CheckpointDigestWrong`.
+    """
+    record = cache.recall(_code(project, cache))
+    if record is None:
+        return None
+    used = Footprint(record["modules"], tuple(record["data"]), record["packages"], tuple(record["names"]))
+    if used.shadowed(project.folder):
+        return None
+    checkpoint = cache.sha256(project.folder / project.manifest.checkpoint.path)
+    preflight.pin(project, checkpoint)
+    try:
+        return Identity(used, actions.source(project, checkpoint, used, cache.sha256))
+    except (OSError, PackageNotFoundError):
+        return None  # some of it is gone: the build will tell
+
+
+def last(project: Project, cache: Cache) -> Mapping[str, Mapping[str, str]]:
+    """The inputs of each stage of the last build of this manifest; empty where there was none."""
+    record = cache.recall(_path(project))
+    found: Mapping[str, Mapping[str, str]] = {} if record is None else record["actions"]
+    return found
+
+
+def remember(project: Project, cache: Cache, used: Footprint, done: Sequence[Action]) -> None:
+    """Remember the footprint and the inputs of this build. Raises OSError where there is no room."""
+    plain: dict[str, Any] = asdict(used)
+    cache.remember(_code(project, cache), plain)
+    cache.remember(_path(project), {"actions": {one.stage: dict(one.inputs) for one in done}})
+
+
+def _path(project: Project) -> str:
+    return f"manifest {project.path.absolute()}"
+
+
+def _code(project: Project, cache: Cache) -> str:
+    """The entry with the content of its file: two projects with the same entry do not forget each other."""
+    model = project.manifest.model
+    place = model.entry.rpartition(":")[0]
+    path: Path = project.folder / place
+    content = cache.sha256(path) if place.endswith(".py") and path.is_file() else ""
+    text = json.dumps([model.entry, model.kwargs, content])
+    return f"code {hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,0 +1,122 @@
+"""What the stages of a build give, as plain values: made by torch and onnx, kept by the cache, read by `assemble`.
+
+Nothing here needs torch or onnx, so that a build whose stages are all in the cache needs neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from packager.bundle.records import OnnxArtifact, TorchScriptArtifact
+from packager.jobs import Stage
+from packager.parity.gate import Expectation, Judgement
+from packager.signature import TensorSpec
+
+Artifact = TypeVar("Artifact", OnnxArtifact, TorchScriptArtifact)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the eager module was made from, and how the checkpoint fitted it."""
+
+    checkpoint_sha256: str
+    code_sha256: str
+    code_files: tuple[str, ...]
+    weights_key: str
+    prefix: str
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    parameters: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The kind of machine that the evidence was measured on: torch's threads, and the CPU's capability."""
+
+    threads: int
+    capability: str
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise floor of one output, relative to |output| + its lower quartile, and how it was found."""
+
+    relative: float
+    measured: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What PyTorch computes on every case, and how far an artifact may be from it."""
+
+    expectations: tuple[Expectation, ...]
+    noise: Mapping[str, Noise]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The reference with the signature that it shows, and where all that comes from."""
+
+    origin: Origin
+    machine: Machine
+    outputs: tuple[TensorSpec, ...]
+    reference: Reference
+
+
+@dataclass(frozen=True)
+class Made(Generic[Artifact]):
+    """One kind of artifact and the stages on the way; `frozen_branches` are those a trace took for good.
+
+    `artifact` is None where the bundle has none. `judgement` is None there too, and where an artifact
+    that an earlier build made is still to be judged on the cases of this one.
+    """
+
+    artifact: Artifact | None
+    judgement: Judgement | None
+    stages: tuple[Stage, ...]
+    frozen_branches: tuple[str, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()  # the signature whose dims a graph names; of no use to TorchScript
+
+    @property
+    def proven(self) -> bool:
+        """Whether nothing is left to be judged."""
+        return self.artifact is None or self.judgement is not None
+
+    @property
+    def undisputed(self) -> bool:
+        """Whether no case had a say in what was made: other cases would lead to the same."""
+        return self.artifact is not None and all(stage.verdict != "fail" for stage in self.stages)
+
+
+MadeOnnx = Made[OnnxArtifact]
+MadeTorchScript = Made[TorchScriptArtifact]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a bundle is assembled from, beside the manifest."""
+
+    measured: Measured
+    onnx: MadeOnnx
+    torchscript: MadeTorchScript
+
+
+@dataclass(frozen=True)
+class Known:
+    """What earlier builds found out: None where it is to be found out anew."""
+
+    measured: Measured | None = None
+    onnx: MadeOnnx | None = None
+    torchscript: MadeTorchScript | None = None
+
+    def results(self) -> Results | None:
+        """The results, where all of them are known."""
+        if self.measured is None or self.onnx is None or self.torchscript is None:
+            return None
+        if not (self.onnx.proven and self.torchscript.proven):
+            return None
+        return Results(self.measured, self.onnx, self.torchscript)
