@@ -17,17 +17,17 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from packager import resources
+from packager import installed, resources
 from packager.cache import Action, Entry
-from packager.footprint import Footprint
-from packager.manifest import Project
+
+if TYPE_CHECKING:
+    from packager.footprint import Footprint
+    from packager.manifest import Project
 
 TOOLS = ("packager", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy")
 """The tools whose code decides what is in the artifacts."""
@@ -36,7 +36,7 @@ Digest = Callable[[Path], str]
 
 
 def source(project: Project, checkpoint_sha256: str, used: Footprint, sha256: Digest) -> dict[str, str]:
-    """What the eager module comes from. Raises OSError or PackageNotFoundError where some of its code is gone."""
+    """What the eager module comes from. Raises OSError where a file of its code is gone."""
     manifest = project.manifest
     fields = manifest.checkpoint.model_dump(mode="json", exclude={"path", "sha256"})
     return {
@@ -45,8 +45,8 @@ def source(project: Project, checkpoint_sha256: str, used: Footprint, sha256: Di
         "checkpoint": checkpoint_sha256,
         "model.entry": manifest.model.entry,
         "model.kwargs": _text(manifest.model.kwargs),
-        "python": platform.python_version(),
         **_versions("numpy", "torch"),
+        **python(),
         **_own(),
     }
 
@@ -62,7 +62,7 @@ def reference(project: Project, source: Mapping[str, str], sha256: Digest) -> Ac
             **_signature(project),
             **{f"parity.{name}": _text(value) for name, value in parity.items()},
             "parity.data": sha256(project.folder / data) if data is not None else "null",
-            **_machine(),
+            **machine(),
         },
     )
 
@@ -102,7 +102,7 @@ def judged(made: Action, output: Entry, reference: Entry, project: Project) -> A
             "reference": reference.digest,
             "target.providers": _text(project.manifest.target.providers),
             **versions,
-            **_machine(),
+            **machine(),
             **_own(),
         },
     )
@@ -110,20 +110,25 @@ def judged(made: Action, output: Entry, reference: Entry, project: Project) -> A
 
 def bundle(project: Project, source: Mapping[str, str], assets: Mapping[str, Path], sha256: Digest) -> Action:
     """The whole bundle."""
-    templates = sorted(resources.folder("templates").iterdir())
+    fields = project.manifest.model_dump(mode="json", by_alias=True)
     return Action(
         "bundle",
         {
             **source,
-            **{name: _text(value) for name, value in project.manifest.model_dump(mode="json", by_alias=True).items()},
+            **{f"manifest.{name}": _text(value) for name, value in fields.items()},
             "manifest": project.sha256,
             **({"parity.data": sha256(project.folder / data)} if (data := project.manifest.parity.data) else {}),
             **{f"asset:{name}": sha256(path) for name, path in assets.items()},
-            **{f"template:{path.name}": sha256(path) for path in templates},
+            **{f"template:{path.name}": sha256(path) for path in templates()},
             **_versions(*TOOLS),
-            **_machine(),
+            **machine(),
         },
     )
+
+
+def templates() -> list[Path]:
+    """What the bundle's README is rendered from."""
+    return sorted(resources.folder("templates").iterdir())
 
 
 def _signature(project: Project) -> dict[str, str]:
@@ -146,16 +151,7 @@ def _seed(project: Project) -> str:
 
 
 def _versions(*tools: str) -> dict[str, str]:
-    return {f"tool:{name}": version(name) for name in tools}
-
-
-@functools.cache
-def version(tool: str) -> str:
-    """The version of an installed tool; empty where it is not installed."""
-    try:
-        return metadata.version(tool)
-    except metadata.PackageNotFoundError:
-        return ""
+    return {f"tool:{name}": installed.version(name) for name in tools}
 
 
 @functools.cache
@@ -168,16 +164,34 @@ def _own() -> dict[str, str]:
     return {"packager": found.hexdigest()[:16]}
 
 
+def own_times() -> str:
+    """A digest of when our code was last changed: the same means that `_own` is."""
+    folder = os.path.dirname(__file__)
+    found = [
+        (os.path.relpath(one.path, folder), one.stat().st_size, one.stat().st_mtime_ns)
+        for place, _, _ in os.walk(folder)
+        for one in os.scandir(place)
+        if one.name.endswith(".py")
+    ]
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
+
+
+def python() -> dict[str, str]:
+    """The version of the interpreter."""
+    return {"python": ".".join(str(one) for one in sys.version_info[:3])}
+
+
 @functools.cache
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
     """The kind of machine: measured errors are its own, and nothing else in a bundle is."""
     lines: tuple[str, ...] = ()
     if sys.platform == "linux":
         text = Path("/proc/cpuinfo").read_text(errors="replace").partition("\n\n")[0]
         lines = tuple(line for line in text.splitlines() if line.startswith(("model name", "flags", "Features")))
-    described = "\n".join((platform.machine(), platform.processor(), *lines))
+    name = os.uname().machine if hasattr(os, "uname") else os.environ.get("PROCESSOR_ARCHITECTURE", "")
+    described = "\n".join((sys.platform, name, *lines))
     return {
-        "machine": f"{platform.machine()} {hashlib.sha256(described.encode()).hexdigest()[:12]}",
+        "machine": f"{name} {hashlib.sha256(described.encode()).hexdigest()[:12]}",
         "cores": str(cores()),
     }
 

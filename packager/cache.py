@@ -86,10 +86,10 @@ class Cache:
             for kind in _KINDS:
                 (folder / kind).mkdir(parents=True, exist_ok=True)
             owner = folder.stat().st_uid
-            with tempfile.TemporaryFile(dir=folder):
-                pass
         except OSError as error:
             raise Unusable(f"{error.strerror}: {folder}") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise Unusable(f"{folder} cannot be written")
         if hasattr(os, "geteuid") and owner != os.geteuid():
             raise Unusable(f"{folder} belongs to another user")
 
@@ -259,7 +259,11 @@ def default_folder(where: Mapping[str, str]) -> Path:
 def show(action: Action) -> None:
     """With PACKAGER_DEBUG_HASH=1, print what is hashed and what that gives."""
     if os.environ.get("PACKAGER_DEBUG_HASH") == "1":
-        print(f"HASH {action.id}\n" + "".join(f"  {line}\n" for line in action.text().splitlines()), file=sys.stderr)
+        print(
+            f"HASH {action.id}\n" + "".join(f"  {line}\n" for line in action.text().splitlines()),
+            end="",
+            file=sys.stderr,
+        )
 
 
 def no_room(error: OSError) -> str:

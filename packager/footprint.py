@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from packager import installed
+
 _NEVER = ("/proc/", "/sys/", "/dev/")
 _BEYOND_PYTHON = (".pyc", ".so")
 
@@ -49,12 +51,18 @@ class Footprint:
         """Whether the folder has a file now that would be imported in the place of a module from elsewhere."""
         return any((folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists() for name in self.names)
 
-    def inputs(self, folder: Path, sha256: Callable[[Path], str]) -> dict[str, str]:
-        """What of it decides about a build, as text by name. Raises OSError, or PackageNotFoundError."""
+    def files(self, folder: Path) -> dict[str, Path]:
+        """Where every input that is a digest lies."""
         return {
-            **{f"code:{name}": sha256(folder / path) for name, path in self.modules.items()},
-            **{f"read:{path}": sha256(folder / path) for path in self.data},
-            **{f"package:{name}": metadata.version(name) for name in self.packages},
+            **{f"code:{name}": folder / path for name, path in self.modules.items()},
+            **{f"read:{path}": folder / path for path in self.data},
+        }
+
+    def inputs(self, folder: Path, sha256: Callable[[Path], str]) -> dict[str, str]:
+        """What of it decides about a build, as text by name. Raises OSError."""
+        return {
+            **{name: sha256(path) for name, path in self.files(folder).items()},
+            **{f"package:{name}": installed.version(name) for name in self.packages},
         }
 
     def own_files(self) -> dict[str, str]:
@@ -69,7 +77,7 @@ def watched(folder: Path, known: Sequence[Path]) -> Iterator[Callable[[], Footpr
     `known` are files and folders that are accounted for elsewhere; what was written meanwhile is no input.
     """
     before = dict(sys.modules)
-    elsewhere = (*_NEVER, *_installed(), *(f"{path}/" for path in known))
+    elsewhere = (*_NEVER, *_prefixes(), *(f"{path}/" for path in known))
     heard = _Heard(set(), {str(path) for path in known})
     _install_hook()
     _LISTENING.append(heard)
@@ -95,18 +103,18 @@ def watched(folder: Path, known: Sequence[Path]) -> Iterator[Callable[[], Footpr
 
 def imported(before: Mapping[str, object]) -> dict[str, Path]:
     """The user's own module files among those that are imported now and were not `before`."""
-    installed, found = _installed(), {}
+    prefixes, found = _prefixes(), {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if before.get(name) is module or file is None or name.partition(".")[0] == "packager":
             continue
         path = Path(file).absolute()
-        if path.suffix == ".py" and not str(path).startswith(installed):
+        if path.suffix == ".py" and not str(path).startswith(prefixes):
             found[name] = path
     return found
 
 
-def _installed() -> tuple[str, ...]:
+def _prefixes() -> tuple[str, ...]:
     paths = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
     return tuple(sorted(f"{path}/" for path in (*paths, sys.prefix, sys.base_prefix, str(Path(__file__).parent))))
 
@@ -114,7 +122,7 @@ def _installed() -> tuple[str, ...]:
 def _versions(names: set[str]) -> dict[str, str]:
     known = metadata.packages_distributions()
     found = {distribution for name in names for distribution in known.get(name, ())}
-    return {distribution: metadata.version(distribution) for distribution in sorted(found - {"packager"})}
+    return {distribution: installed.version(distribution) for distribution in sorted(found - {"packager"})}
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def known(project: Project, cache: Cache) -> Identity | None:
     preflight.pin(project, checkpoint)
     try:
         return Identity(used, actions.source(project, checkpoint, used, cache.sha256))
-    except (OSError, PackageNotFoundError):
+    except OSError:
         return None  # some of it is gone: the build will tell
 
 

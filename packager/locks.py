@@ -15,6 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from packager.again import lock_of
 from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown
 
 
@@ -31,11 +32,6 @@ class Lock(BaseModel):
     toolchain: dict[str, str]
     artifacts: dict[str, str]
     fingerprint: str
-
-
-def path_of(manifest: Path) -> Path:
-    """Where a manifest's lock stands: package.lock beside package.yaml."""
-    return manifest.with_suffix(".lock")
 
 
 def of(source: Mapping[str, str], config: Mapping[str, object], sums: Mapping[str, str], fingerprint: str) -> Lock:
@@ -117,7 +113,7 @@ def drift(locked: Lock, now: Lock) -> list[str]:
 
 def check_there(manifest: Path, *, required: bool) -> None:
     """Before any work: refuse a lock that cannot be read, and one that is required and is not there."""
-    path = path_of(manifest)
+    path = lock_of(manifest)
     if read(path) is None and required:
         raise LockMissing(str(path))
 

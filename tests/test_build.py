@@ -459,7 +459,8 @@ def test_a_build_killed_at_any_moment_leaves_the_old_bundle_whole_and_the_next_o
     document = path.read_text()
     path.write_text(document.replace("assets:", "description: another\nassets:"))
     code = BUILD.replace(
-        "packager.build(sys.argv[1], sys.argv[2])", "packager.build(sys.argv[1], sys.argv[2], listener=tell, cache='off')"
+        "packager.build(sys.argv[1], sys.argv[2])",
+        "packager.build(sys.argv[1], sys.argv[2], listener=tell, cache='off')",
     )
     code = (
         "import sys\ndef tell(event):\n    print(type(event).__name__, getattr(event, 'stage', ''), flush=True)\n"

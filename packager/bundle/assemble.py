@@ -12,7 +12,7 @@ from typing import Any
 
 import onnxruntime
 
-from packager import actions, signature
+from packager import actions, installed, signature
 from packager.bundle import evidence, layout, readme, records
 from packager.bundle.verify import verify
 from packager.bundle.writer import Writer
@@ -89,7 +89,7 @@ def _config(content: Content) -> records.Config:
             manifest_sha256=content.project.sha256,
             checkpoint_sha256=origin.checkpoint_sha256,
             code_sha256=origin.code_sha256,
-            toolchain={name: actions.version(name) for name in actions.TOOLS},
+            toolchain={name: installed.version(name) for name in actions.TOOLS},
         ),
         parity=records.ParityVerdicts(
             onnx="pass" if onnx else "not-checked",

@@ -1,0 +1,316 @@
+"""A build that has something to do.
+
+    identify     checkpoint, code, tools and machine: everything that goes in, by digest and version
+    recall       the cache is asked for the bundle, or else for what each stage made of the same inputs
+    find out     what is left, with torch and onnx: `packager.pipeline`
+    assemble     records written, sealed, verified, held against the lock, kept, renamed into place
+
+A bad manifest is answered before torch is imported, and the ONNX side starts importing its half of the
+toolchain while this process imports torch and the user's code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packager import actions, again, explain, identity, locks, manifest, memory, preflight
+from packager.again import lock_of
+from packager.building import BuildResult, CacheUse, LockUse
+from packager.bundle import layout, restore
+from packager.bundle.writer import Writer, check_target, staging
+from packager.cache import Action, Cache, Entry, no_room
+from packager.errors import CacheDiffers, ExtraMissing, InputChanged
+from packager.explain import Explanation
+from packager.hashing import sha256_file
+from packager.identity import Identity
+from packager.locks import Lock
+from packager.manifest import Project
+from packager.progress import Stages
+
+if TYPE_CHECKING:
+    from packager.bundle.assemble import Assembled
+    from packager.footprint import Footprint
+    from packager.onnx_side import OnnxSide
+    from packager.recall import Recalled
+    from packager.results import Results
+    from packager.samples import Grid
+
+
+@dataclass(frozen=True)
+class How:
+    """How a build is done, which changes nothing of what it makes: see `packager.building.build`."""
+
+    force: bool
+    archive: bool
+    cache: CacheUse
+    lock: LockUse
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One build: of what, to where and how, with which cache, and who listens.
+
+    `out` is absolute, whatever the user's code makes the working directory; `shown` is as it was given.
+    """
+
+    project: Project
+    out: Path
+    shown: Path
+    name: str
+    how: How
+    store: Cache | None
+    stages: Stages
+    began: float
+
+
+def build(path: Path, out: Path, how: How, store: Cache | None, stages: Stages) -> BuildResult:
+    """Build, and keep what is new in `store`. Raises the errors of `packager.errors`."""
+    began = time.time()
+    project = manifest.load(path)
+    name = layout.folder_name(project.manifest.name, project.manifest.version)
+    check_target(out / name, force=how.force)
+    preflight.preflight(project)
+    locks.check_there(project.path, required=how.lock == "require")
+    job = _Job(project, out.absolute(), out, name, how, store, stages, began)
+    found = identity.known(project, store) if store is not None and how.cache == "use" else None
+    result = _from_cache(job, store, found) if store is not None and found is not None else None
+    if result is None:
+        result = _anew(job, found)
+    if store is not None:
+        store.trim()
+    return result
+
+
+def _result(
+    job: _Job,
+    fingerprint: str,
+    parity: Mapping[str, str],
+    facts: Mapping[str, str],
+    explanation: tuple[Explanation, ...],
+    *,
+    cached: bool,
+) -> BuildResult:
+    return BuildResult(
+        bundle=job.shown / job.name,
+        archive=job.shown / f"{job.name}.zip" if job.how.archive else None,
+        fingerprint=fingerprint,
+        cached=cached,
+        parity=parity,
+        stages=job.stages.seconds,
+        recalled=frozenset(job.stages.recalled),
+        facts=facts,
+        explanation=explanation,
+    )
+
+
+# -- the whole bundle from the cache --------------------------------------------------------
+
+
+def _from_cache(job: _Job, store: Cache, found: Identity) -> BuildResult | None:
+    """The bundle as an earlier build made it; None where the cache has it no more."""
+    action = actions.bundle(job.project, found.source, preflight.assets(job.project), store.sha256)
+    entry = store.find(action, files=False)
+    if entry is None:
+        return None
+    record, target = entry.record, job.out / job.name
+    _hold_against_lock(job, Lock.model_validate(record["lock"]))
+    if not restore.is_there(target, entry.files, store.sha256):
+        with job.stages.stage("restore"):
+            if store.find(action) is None or not _restored(job, store, entry):
+                return None
+    job.stages.recall("bundle")
+    _archive(job, target)
+    explanation = (Explanation("bundle", True, ()),)
+    _remember(job, store, action, found.used)
+    return _result(job, str(record["fingerprint"]), record["parity"], record["facts"], explanation, cached=True)
+
+
+def _restored(job: _Job, store: Cache, entry: Entry) -> bool:
+    with staging(job.out, job.name, force=job.how.force) as folder:
+        return restore.write(Writer(folder / "bundle"), entry.files, store.object) is not None
+
+
+# -- built, as far as it is not known -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What a build found out, and from which code."""
+
+    results: Results
+    used: Footprint
+
+
+def _anew(job: _Job, found: Identity | None) -> BuildResult:
+    """Find out what the cache does not have, assemble the bundle, and keep what is new."""
+    from packager.onnx_side import OnnxSide
+
+    with memory.collector_paused(), OnnxSide() as side, staging(job.out, job.name, force=job.how.force) as folder:
+        if found is None:
+            side.start()  # it imports while this process does
+        try:
+            from packager import recall, samples
+            from packager.bundle import assemble
+        except ModuleNotFoundError as error:
+            raise _extra_missing(error) from None
+        before = _status(job.project)
+        grid = samples.grid(job.project)
+        recalled = recall.Recalled()
+        if found is not None and job.store is not None:
+            recalled = recall.recall(job.store, job.project, found.source, grid)
+        writer = Writer(folder / "bundle")
+        built = _find_out(job, found, recalled, grid, folder, writer, side)
+        with job.stages.stage("bundle"):
+            content = assemble.Content(job.project, grid, built.results, preflight.assets(job.project))
+            assembled = assemble.write(content, writer)
+            source = _source(job, built, before)
+            locked = locks.of(source, assembled.config, writer.digests, assembled.fingerprint)
+            _hold_against_lock(job, locked)
+            explanation = _keep(job, built, source, assembled, locked, recalled, folder, writer)
+    _archive(job, job.out / job.name)
+    return _result(job, assembled.fingerprint, assembled.parity, assembled.facts, explanation, cached=False)
+
+
+def _find_out(
+    job: _Job,
+    found: Identity | None,
+    recalled: Recalled,
+    grid: Grid,
+    folder: Path,
+    writer: Writer,
+    side: OnnxSide,
+) -> _Built:
+    """Take what is known into the staged bundle, and let the pipeline find out the rest."""
+    for path, held in recalled.files.items():
+        writer.add_file(path, held)
+    for stage in ("reference", "torchscript", "onnx"):
+        if stage in recalled.found and (stage == "reference" or f"{stage} parity" in recalled.found):
+            job.stages.recall(stage)
+    results = recalled.known.results()
+    if results is not None and found is not None:
+        return _Built(results, found.used)
+    if recalled.known.onnx is None and found is not None:
+        side.start()
+    with job.stages.stage("import"):
+        try:
+            from packager import pipeline
+        except ModuleNotFoundError as error:
+            raise _extra_missing(error) from None
+    begun = pipeline.Begun(job.project, grid, recalled.known, folder, writer)
+    results, used = pipeline.run(begun, side=side, stages=job.stages)
+    return _Built(results, used if found is None else used.joined(found.used))
+
+
+def _extra_missing(error: ModuleNotFoundError) -> Exception:
+    if (error.name or "").partition(".")[0] == "packager":
+        return error
+    return ExtraMissing(error.name or str(error), "package build")
+
+
+def _status(project: Project) -> tuple[int, ...]:
+    """What tells whether the checkpoint is still the file that it was."""
+    found = (project.folder / project.manifest.checkpoint.path).stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _source(job: _Job, built: _Built, before: tuple[int, ...]) -> dict[str, str]:
+    """The inputs of the source, now that it is known what the code consists of. Raises `InputChanged`."""
+    project = job.project
+    if _status(project) != before:
+        raise InputChanged(project.manifest.checkpoint.path)
+    for path in (*built.used.modules.values(), *built.used.data):
+        try:
+            changed = (project.folder / path).stat().st_mtime > job.began
+        except OSError:
+            changed = True
+        if changed:
+            raise InputChanged(path)
+    if hashlib.sha256(project.path.read_bytes()).hexdigest() != project.sha256:
+        job.stages.tell(f"{project.path} changed while it was being built: the bundle is of what was read at first")
+    sha256 = job.store.sha256 if job.store is not None else sha256_file
+    return actions.source(project, built.results.measured.origin.checkpoint_sha256, built.used, sha256)
+
+
+def _keep(
+    job: _Job,
+    built: _Built,
+    source: Mapping[str, str],
+    assembled: Assembled,
+    locked: Lock,
+    recalled: Recalled,
+    folder: Path,
+    writer: Writer,
+) -> tuple[Explanation, ...]:
+    """Put everything into the cache that can be; says why each stage was done."""
+    from packager import recall
+
+    store, project = job.store, job.project
+    if store is None:
+        return ()
+    kept = recall.plan(project, source, built.results, writer, folder, store.sha256)
+    bundle = actions.bundle(project, source, preflight.assets(project), store.sha256)
+    record = {
+        "fingerprint": assembled.fingerprint,
+        "parity": dict(assembled.parity),
+        "facts": dict(assembled.facts),
+        "lock": locked.model_dump(by_alias=True),
+    }
+    paths = {path: writer.folder / path for path in writer.digests}
+    kept.append(recall.Kept(bundle, Entry(record, dict(writer.digests)), paths))
+    done = [one.action for one in kept]
+    explanation = explain.explain(done, recalled.found, identity.last(project, store), asked=job.how.cache == "use")
+    differing: list[str] = []
+    try:
+        differing = recall.keep(store, kept)
+        identity.remember(project, store, built.used, done)
+    except OSError as error:
+        job.stages.tell(f"the build could not be cached: {no_room(error)}")
+    _remember(job, store, bundle, built.used)
+    if differing and job.how.cache == "verify":
+        raise CacheDiffers(differing)
+    return explanation
+
+
+def _remember(job: _Job, store: Cache, bundle: Action, used: Footprint) -> None:
+    """Let the next build see at once that nothing has changed."""
+    project = job.project
+    data = project.manifest.parity.data
+    files = {
+        **used.files(project.folder),
+        **{f"asset:{name}": path for name, path in preflight.assets(project).items()},
+        **{f"template:{path.name}": path for path in actions.templates()},
+        **({"parity.data": project.folder / data} if data is not None else {}),
+        "manifest": project.path.absolute(),
+        "checkpoint": project.folder / project.manifest.checkpoint.path,
+    }
+    try:
+        again.remember(store, project.path, job.name, bundle, files, used.names)
+    except OSError as error:
+        job.stages.tell(f"the build could not be remembered: {no_room(error)}")
+
+
+# -- beside the bundle ----------------------------------------------------------------------
+
+
+def _hold_against_lock(job: _Job, now: Lock) -> None:
+    """Write the lock, or say what differs from it. Raises `LockDrifted` where it must agree."""
+    path = lock_of(job.project.path)
+    if job.how.lock == "write":
+        locks.write(path, now)
+        return
+    for difference in locks.check(path, now, required=job.how.lock == "require"):
+        job.stages.tell(f"differs from {path.name}: {difference}")
+
+
+def _archive(job: _Job, folder: Path) -> None:
+    """Write the archive beside the bundle, where it is asked for."""
+    if job.how.archive:
+        from packager.bundle import archive
+
+        with job.stages.stage("archive"):
+            archive.write(folder, job.out / f"{job.name}.zip")

@@ -1,0 +1,378 @@
+"""Builds that find something in the cache: what is done again, what is not, and that it makes no difference."""
+
+import json
+import shutil
+from pathlib import Path
+
+import projects
+import pytest
+import yaml
+from projects import LINEAR, package, project
+
+import packager
+from packager.bundle.fingerprint import files_in
+from packager.errors import CacheDiffers, CheckpointDigestWrong, InputChanged, LockDrifted
+
+CODE = (
+    "import sys, json\nfrom packager.building import build\nresult = build(sys.argv[1], sys.argv[2])\n"
+    "print(json.dumps({'cached': result.cached, 'modules': sorted(sys.modules)}))"
+)
+
+
+@pytest.fixture
+def linear(tmp_path):
+    return project(tmp_path / "project", LINEAR)
+
+
+def change(path, **sections):
+    document = yaml.safe_load(path.read_text())
+    document.update(sections)
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+
+
+def contents(bundle):
+    return {path: (bundle / path).read_bytes() for path in files_in(bundle)}
+
+
+def done(result):
+    """The stages that were not found in the cache, of those that can be."""
+    return {one.stage for one in result.explanation if not one.cached}
+
+
+def reasons(result):
+    return {one.stage: one.reasons for one in result.explanation}
+
+
+def as_without_cache(path, tmp_path, result):
+    """Whether a build without the cache gives the same bytes."""
+    plain = packager.build(path, tmp_path / "plain", cache="off")
+    return contents(plain.bundle) == contents(result.bundle)
+
+
+# -- nothing to do --------------------------------------------------------------------------
+
+
+def test_a_second_build_of_the_same_imports_nothing_and_gives_the_same(linear, tmp_path):
+    first = packager.build(linear, tmp_path / "out")
+    before = contents(first.bundle)
+    answer = projects.python(CODE, linear, tmp_path / "out")
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    # The first process to see it from this environment has only the cache to go by, the second its own memory.
+    assert found["cached"]
+    found = json.loads(projects.python(CODE, linear, tmp_path / "out").stdout)
+    assert found["cached"]
+    heavy = {"torch", "onnx", "onnxruntime", "numpy", "pydantic", "yaml", "jinja2", "rich"}
+    assert not heavy & set(found["modules"])
+    assert contents(first.bundle) == before
+
+
+def test_a_second_build_says_the_same(linear, tmp_path):
+    first = packager.build(linear, tmp_path / "out")
+    second = packager.build(linear, tmp_path / "out")
+    assert (first.cached, second.cached) == (False, True)
+    for name in ("bundle", "archive", "fingerprint", "parity", "facts"):
+        assert getattr(first, name) == getattr(second, name)
+    assert second.as_json()["stages"] == [{"name": "bundle", "cached": True, "seconds": 0.0}]
+    assert [str(one) for one in second.explanation] == ["bundle: cached"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "added", "removed", "gone"])
+def test_a_bundle_that_is_not_what_was_built_is_restored(linear, tmp_path, damage):
+    first = packager.build(linear, tmp_path / "out")
+    before = contents(first.bundle)
+    if damage == "changed":
+        (first.bundle / "README.md").write_text("mine")
+    elif damage == "added":
+        (first.bundle / "more").write_text("mine")
+    elif damage == "removed":
+        (first.bundle / "model.ts").unlink()
+    else:
+        shutil.rmtree(first.bundle)
+    second = packager.build(linear, tmp_path / "out")
+    assert second.cached
+    assert contents(second.bundle) == before
+    assert packager.verify(second.bundle).ok
+
+
+def test_another_output_folder_gets_the_bundle_from_the_cache(linear, tmp_path):
+    first = packager.build(linear, tmp_path / "one")
+    second = packager.build(linear, tmp_path / "two")
+    assert second.cached
+    assert contents(first.bundle) == contents(second.bundle)
+
+
+def test_the_same_project_in_another_folder_is_found(linear, tmp_path):
+    packager.build(linear, tmp_path / "out")
+    copy = shutil.copytree(linear.parent, tmp_path / "copy")
+    assert packager.build(copy / "package.yaml", tmp_path / "out").cached
+
+
+def test_without_the_cache_everything_is_built_and_nothing_is_kept(linear, tmp_path, cache_folder):
+    for _ in range(2):
+        assert not packager.build(linear, tmp_path / "out", cache="off").cached
+    assert list(cache_folder.iterdir()) == []
+
+
+# -- something changed ----------------------------------------------------------------------
+
+
+def test_a_description_assembles_again_and_needs_no_torch(linear, tmp_path):
+    packager.build(linear, tmp_path / "out")
+    change(linear, description="Another")
+    answer = json.loads(projects.python(CODE, linear, tmp_path / "out").stdout)
+    assert not answer["cached"]
+    assert not {"torch", "onnx", "onnxsim"} & set(answer["modules"])
+    result = packager.build(linear, tmp_path / "out")
+    assert as_without_cache(linear, tmp_path, result)
+
+
+@pytest.mark.parametrize(
+    ("section", "redone", "why"),
+    [
+        ({"parity": {"seed": 1}}, {"reference", "torchscript", "onnx"}, ("reference", "parity.seed: 0 → 1")),
+        ({"parity": {"samples": 40}}, {"reference"}, ("reference", "parity.samples: 8 → 40")),
+        ({"export": {"opset": 18}}, {"onnx"}, ("onnx", "export.opset: 20 → 18")),
+        ({"optimize": {"level": "basic"}}, {"onnx"}, ("onnx", "optimize.level: extended → basic")),
+        ({"torchscript": {"method": "script"}}, {"torchscript", "onnx"}, ("onnx", "torchscript.method: auto → script")),
+        ({"metadata": {"a": 1}}, set(), ("bundle", 'manifest.metadata: {} → {"a": 1}')),
+    ],
+)
+def test_a_field_does_the_stages_again_that_read_it_and_no_others(linear, tmp_path, section, redone, why):
+    packager.build(linear, tmp_path / "out")
+    change(linear, **section)
+    result = packager.build(linear, tmp_path / "out")
+    made = {stage for stage in done(result) if not stage.endswith(" parity")} - {"bundle"}
+    assert made == redone
+    assert why[1] in reasons(result)[why[0]]
+    assert as_without_cache(linear, tmp_path, result)
+
+
+def test_artifacts_are_judged_on_new_cases_without_being_made_again(linear, tmp_path):
+    packager.build(linear, tmp_path / "out")
+    change(linear, parity={"samples": 40})
+    result = packager.build(linear, tmp_path / "out")
+    assert {"export", "trace"}.isdisjoint(result.stages)
+    assert done(result) == {"reference", "torchscript parity", "onnx parity", "bundle"}
+
+
+def test_new_weights_do_everything_again(linear, tmp_path):
+    import torch
+
+    first = packager.build(linear, tmp_path / "out")
+    torch.save({"layer.weight": torch.ones(3, 4), "layer.bias": torch.ones(3)}, linear.parent / "best.pt")
+    result = packager.build(linear, tmp_path / "out")
+    assert {"reference", "torchscript", "onnx"} <= done(result)
+    assert result.fingerprint != first.fingerprint
+    assert reasons(result)["onnx"][0].startswith("checkpoint: ")
+
+
+def test_another_line_in_a_file_that_the_code_reads_does_everything_again(tmp_path):
+    text = LINEAR.replace(
+        "class Net", "FACTOR = float(open(__file__.replace('model.py', 'factor.txt')).read())\n\n\nclass Net"
+    ).replace("self.layer(x)", "self.layer(x) * FACTOR")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/factor.txt").write_text("2")
+    path = project(tmp_path / "project", text)
+    first = packager.build(path, tmp_path / "out")
+    assert packager.build(path, tmp_path / "out").cached
+    (tmp_path / "project/factor.txt").write_text("3")
+    second = packager.build(path, tmp_path / "out")
+    assert not second.cached
+    assert second.fingerprint != first.fingerprint
+    assert reasons(second)["reference"][0].startswith("read:factor.txt: ")
+
+
+def test_a_model_whose_first_choice_was_not_proven_is_built_the_same_with_the_cache(tmp_path):
+    text = LINEAR.replace(
+        "return self.layer(x)", "y = self.layer(x)\n        return y if x.sum() > 0 else -y"
+    )  # the trace keeps one side, so the samples decide that the module is scripted
+    path = project(tmp_path / "project", text, torchscript={"method": "auto"})
+    packager.build(path, tmp_path / "out")
+    change(path, description="Another")
+    result = packager.build(path, tmp_path / "out")
+    assert done(result) == {"bundle"}
+    change(path, parity={"seed": 3})
+    result = packager.build(path, tmp_path / "out")
+    assert {"onnx", "torchscript"} <= done(result)
+    assert as_without_cache(path, tmp_path, result)
+
+
+def test_a_pin_is_held_against_the_checkpoint_also_where_all_is_cached(linear, tmp_path):
+    packager.build(linear, tmp_path / "out")
+    change(linear, checkpoint={"path": "best.pt", "sha256": "0" * 64})
+    with pytest.raises(CheckpointDigestWrong):
+        packager.build(linear, tmp_path / "out")
+
+
+# -- a cache that cannot be trusted ---------------------------------------------------------
+
+
+def test_a_damaged_cache_is_noticed_and_built_anew(linear, tmp_path, cache_folder):
+    first = packager.build(linear, tmp_path / "out")
+    before = contents(first.bundle)
+    for path in (cache_folder / "objects").glob("??/*"):
+        path.write_bytes(b"damaged" + path.read_bytes()[7:])
+    shutil.rmtree(first.bundle)
+    second = packager.build(linear, tmp_path / "out")
+    assert not second.cached
+    assert contents(second.bundle) == before
+    shutil.rmtree(first.bundle)
+    assert packager.build(linear, tmp_path / "out").cached
+
+
+def test_records_that_are_damaged_are_noticed_too(linear, tmp_path, cache_folder):
+    packager.build(linear, tmp_path / "out")
+    for kind in ("actions", "projects", "digests"):
+        for path in (cache_folder / kind).glob("??/*"):
+            path.write_bytes(path.read_bytes()[:-3])
+    assert not packager.build(linear, tmp_path / "out").cached
+    assert packager.build(linear, tmp_path / "out").cached
+
+
+def test_verifying_the_cache_builds_anew_and_compares(linear, tmp_path, cache_folder):
+    packager.build(linear, tmp_path / "out")
+    assert not packager.build(linear, tmp_path / "out", cache="verify").cached
+    for path in (cache_folder / "actions").glob("??/*"):
+        rest = json.loads(path.read_bytes().partition(b"\n")[2])
+        if rest["stage"] == "onnx":
+            rest["record"]["artifact"]["nodes"] += 1
+            from packager.cache import _write
+
+            _write(path, rest)
+    with pytest.raises(CacheDiffers) as differs:
+        packager.build(linear, tmp_path / "out", cache="verify")
+    assert differs.value.why == "onnx"
+    packager.build(linear, tmp_path / "out", cache="verify")
+
+
+def test_a_cache_that_cannot_be_used_is_told_and_done_without(linear, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PACKAGER_CACHE", str(tmp_path / "file"))
+    answer = package("build", linear, "-o", tmp_path / "out")
+    assert answer.returncode == 0
+    assert answer.stderr.splitlines()[0] == f"note: built without the cache: Not a directory: {tmp_path / 'file'}"
+
+
+def test_a_cache_whose_disk_is_full_is_told_and_the_bundle_is_built(linear, tmp_path, monkeypatch):
+    from packager.cache import Cache
+
+    def full(self, action, entry, files):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Cache, "put", full)
+    told = []
+    result = packager.build(linear, tmp_path / "out", listener=lambda event: told.append(getattr(event, "message", "")))
+    assert packager.verify(result.bundle).ok
+    assert "the build could not be cached: no space is left" in told
+
+
+# -- changed meanwhile ----------------------------------------------------------------------
+
+
+def touching(path, what):
+    """A listener that changes a file when the trace begins."""
+
+    def listen(event):
+        if getattr(event, "stage", "") == "trace":
+            Path(path).write_bytes(what)
+
+    return listen
+
+
+def test_a_manifest_that_changes_meanwhile_is_told(linear, tmp_path):
+    told = []
+    changed = linear.read_bytes() + b"description: later\n"
+
+    def listen(event):
+        touching(linear, changed)(event)
+        told.append(getattr(event, "message", ""))
+
+    result = packager.build(linear, tmp_path / "out", listener=listen)
+    assert f"{linear} changed while it was being built: the bundle is of what was read at first" in told
+    assert json.loads((result.bundle / "config.json").read_text())["description"] == ""
+    assert not packager.build(linear, tmp_path / "out").cached
+
+
+@pytest.mark.parametrize("name", ["best.pt", "model.py"])
+def test_a_checkpoint_or_code_that_changes_meanwhile_is_refused(linear, tmp_path, name):
+    path = linear.parent / name
+    with pytest.raises(InputChanged, match=f"{name} changed while the bundle was being built"):
+        packager.build(linear, tmp_path / "out", listener=touching(path, path.read_bytes() + b"\n"))
+    assert not (tmp_path / "out").exists()
+
+
+# -- the lock -------------------------------------------------------------------------------
+
+
+def test_a_locked_build_is_the_one_that_was_locked(linear, tmp_path):
+    packager.build(linear, tmp_path / "out", lock="write")
+    locked = json.loads((linear.parent / "package.lock").read_text())
+    assert locked["code"].keys() == {"model"}
+    assert locked["artifacts"].keys() == {"config.json", "model.onnx", "model.ts"}
+    assert packager.build(linear, tmp_path / "out", lock="require").cached
+    packager.build(linear, tmp_path / "out", lock="require", cache="off")
+    (linear.parent / "model.py").write_text(LINEAR + "# changed\n")
+    with pytest.raises(LockDrifted) as drifted:
+        packager.build(linear, tmp_path / "new", lock="require")
+    assert [line.partition(":")[0] for line in drifted.value.why.splitlines()] == [
+        "code model", "artifact config.json", "fingerprint"
+    ]  # fmt: skip
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_build_that_differs_from_the_lock_says_so_each_time_and_goes_on(linear, tmp_path):
+    packager.build(linear, tmp_path / "out", lock="write")
+    change(linear, description="Another")
+    told = []
+    for _ in range(2):
+        packager.build(linear, tmp_path / "out", listener=lambda event: told.append(getattr(event, "message", "")))
+    drifted = ["differs from package.lock: artifact config.json", "differs from package.lock: fingerprint"]
+    assert [one.rpartition(":")[0].rpartition(":")[0] or one for one in told if one] == drifted * 2
+
+
+def test_a_lock_that_was_edited_is_noticed_where_nothing_else_changed(linear, tmp_path):
+    packager.build(linear, tmp_path / "out", lock="write")
+    assert packager.build(linear, tmp_path / "out").cached
+    lock = linear.parent / "package.lock"
+    lock.write_text(lock.read_text().replace('"schema": 1', '"schema": 3'))
+    answer = package("build", linear, "-o", tmp_path / "out")
+    assert (answer.returncode, answer.stderr.splitlines()[0]) == (
+        2, f"error[lock-schema-unknown]: {lock} is of schema 3, and this packager reads schema 1"
+    )  # fmt: skip
+
+
+# -- the command ----------------------------------------------------------------------------
+
+
+def test_the_command_explains_each_stage_on_stderr(linear, tmp_path):
+    package("build", linear, "-o", tmp_path / "out")
+    change(linear, export={"opset": 18})
+    answer = package("build", linear, "-o", tmp_path / "out", "--explain", "--json")
+    lines = [line for line in answer.stderr.splitlines() if line.startswith("explain: ")]
+    assert lines[:4] == [
+        "explain: reference: cached",
+        "explain: torchscript: cached",
+        "explain: torchscript parity: cached",
+        "explain: onnx: export.opset: 20 → 18",
+    ]
+    stages = {one["name"]: one["cached"] for one in json.loads(answer.stdout)["stages"]}
+    assert stages["reference"] and stages["torchscript"] and not stages["onnx"]
+
+
+def test_the_cache_can_be_looked_at_and_emptied(linear, tmp_path, cache_folder):
+    package("build", linear, "-o", tmp_path / "out")
+    info = json.loads(package("cache", "info", "--json").stdout)
+    assert info["folder"] == str(cache_folder)
+    assert info["actions"]["files"] == 6
+    held = sum(info[kind]["bytes"] for kind in ("actions", "objects", "projects", "digests"))
+    assert package("cache", "info").stdout.splitlines()[0] == f"folder    {cache_folder}"
+    assert json.loads(package("cache", "clean", "--json").stdout) == {"freed_bytes": held}
+    assert package("cache", "clean").stdout == "0 bytes freed\n"
+
+
+def test_flags_that_contradict_each_other_are_refused(linear):
+    answer = package("build", linear, "--no-cache", "--verify-cache")
+    assert (answer.returncode, answer.stderr.splitlines()[-1]) == (
+        2, "Error: --no-cache and --verify-cache exclude each other"
+    )  # fmt: skip

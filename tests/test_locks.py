@@ -1,0 +1,102 @@
+"""package.lock: what went in and what came out, and every way in which a build can drift from it."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packager import locks
+from packager.again import lock_of
+from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown, render
+from packager.locks import Lock
+
+LOCK = Lock(
+    name="net",
+    version="1.0.0",
+    checkpoint="c" * 64,
+    code={"model": "a" * 64},
+    toolchain={"torch": "2.13.0"},
+    artifacts={"model.onnx": "b" * 64},
+    fingerprint="h1:one",
+)
+WORDS = st.dictionaries(st.sampled_from("abc"), st.sampled_from("xyz"), max_size=3)
+LOCKS = st.builds(
+    Lock, name=st.just("net"), version=st.sampled_from(["1.0.0", "2.0.0"]), checkpoint=st.sampled_from("xy"),
+    code=WORDS, toolchain=WORDS, artifacts=WORDS, fingerprint=st.sampled_from(["h1:x", "h1:y"]),
+)  # fmt: skip
+
+
+def test_it_stands_beside_the_manifest_under_its_name(tmp_path):
+    assert lock_of(tmp_path / "package.yaml") == tmp_path / "package.lock"
+
+
+@given(LOCKS)
+def test_what_is_written_is_read(tmp_path_factory, lock):
+    path = tmp_path_factory.mktemp("lock") / "package.lock"
+    locks.write(path, lock)
+    assert locks.read(path) == lock
+    assert [one.name for one in path.parent.iterdir()] == ["package.lock"]
+
+
+@given(LOCKS, LOCKS)
+def test_two_locks_differ_in_words_just_where_they_differ(one, other):
+    assert (locks.drift(one, other) == []) == (one == other)
+
+
+def test_every_difference_is_named(tmp_path):
+    path = tmp_path / "package.lock"
+    locks.write(path, LOCK)
+    now = LOCK.model_copy(
+        update={
+            "version": "1.0.1",
+            "checkpoint": "d" * 64,
+            "code": {"model": "a" * 64, "pieces": "e" * 64},
+            "toolchain": {"torch": "2.14.0"},
+            "artifacts": {},
+            "fingerprint": "h1:two",
+        }
+    )
+    with pytest.raises(LockDrifted) as drifted:
+        locks.check(path, now, required=True)
+    assert render(drifted.value) == (
+        f"error[lock-drifted]: this build is not the one of {path}\n"
+        "  version: 1.0.0 → 1.0.1\n"
+        f"  checkpoint: {'c' * 64} → {'d' * 64}\n"
+        f"  code pieces: none → {'e' * 64}\n"
+        "  toolchain torch: 2.13.0 → 2.14.0\n"
+        f"  artifact model.onnx: {'b' * 64} → none\n"
+        "  fingerprint: h1:one → h1:two\n"
+        "hint: restore what changed, or accept it with `package build --lock`"
+    )
+    assert len(locks.check(path, now, required=False)) == 6
+
+
+def test_no_lock_is_no_difference_unless_one_is_required(tmp_path):
+    assert locks.check(tmp_path / "package.lock", LOCK, required=False) == []
+    with pytest.raises(LockMissing):
+        locks.check(tmp_path / "package.lock", LOCK, required=True)
+    with pytest.raises(LockMissing):
+        locks.check_there(tmp_path / "package.yaml", required=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[]", ": Input should be a valid dictionary or instance of Lock"),
+        ('{"schema": 1}', "name: Field required"),
+        (json.dumps({**LOCK.model_dump(by_alias=True), "more": 1}), "more: Extra inputs are not permitted"),
+    ],
+)
+def test_a_lock_that_does_not_parse_is_refused_before_any_work(tmp_path, content, why):
+    (tmp_path / "package.lock").write_text(content)
+    with pytest.raises(LockInvalid) as refused:
+        locks.check_there(tmp_path / "package.yaml", required=False)
+    assert (refused.value.why, refused.value.exit_status) == (why, 2)
+
+
+def test_a_lock_of_a_newer_schema_is_refused(tmp_path):
+    (tmp_path / "package.lock").write_text('{"schema": 2, "what": "ever"}')
+    with pytest.raises(LockSchemaUnknown, match="is of schema 2, and this packager reads schema 1"):
+        locks.check_there(tmp_path / "package.yaml", required=False)
