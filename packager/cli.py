@@ -96,7 +96,7 @@ def build(
 @click.option("--no-parity", is_flag=True, help="Do not replay the evidence.")
 @_json_option
 def verify(bundle: Path, fingerprint: str | None, no_parity: bool, as_json: bool) -> None:
-    """Check a BUNDLE: integrity, structure, and parity replayed from its own evidence."""
+    """Check a BUNDLE, folder or .zip: integrity, structure, and parity replayed from its own evidence."""
     from packager import console
     from packager.bundle.verify import verify as run
 
@@ -191,7 +191,7 @@ def inspect(path: Path, as_json: bool) -> None:
 )
 @click.option("--output", "target", type=click.Path(path_type=Path), metavar="Y.npz", help="Where outputs go, by name.")
 def run(bundle: Path, source: Path, target: Path | None) -> None:
-    """Make one prediction with BUNDLE."""
+    """Make one prediction with BUNDLE, folder or .zip."""
     from packager.predict import predict
 
     for line in predict(bundle, source, target):

@@ -46,6 +46,14 @@ class PackagerError(Exception):
         self.hint = hint
         self.problems = tuple(problems)
 
+    def rename(self, old: str, new: str) -> None:
+        """Say `new` wherever `old` is named: for a temporary file, what the user knows it as."""
+        self.message = self.message.replace(old, new)
+        self.where = self.where and self.where.replace(old, new)
+        self.why = self.why and self.why.replace(old, new)
+        self.hint = self.hint and self.hint.replace(old, new)
+        self.args = (self.message,)
+
     def as_json(self) -> dict[str, object]:
         """The object that `--json` prints under `error`."""
         found: dict[str, object] = {
@@ -396,7 +404,14 @@ class NotABundle(UserError):
     code = "not-a-bundle"
 
     def __init__(self, path: str, why: str) -> None:
-        super().__init__(f"{path} is not a bundle", why=why, hint="give the folder that `package build` printed")
+        super().__init__(f"{path} is not a bundle", why=why, hint="give a bundle's folder, or its archive, a .zip")
+
+
+class ArchiveRefused(UserError):
+    code = "archive-refused"
+
+    def __init__(self, path: str, why: str, hint: str) -> None:
+        super().__init__(f"{path} cannot be unpacked", why=why, hint=hint)
 
 
 class BundleSchemaUnknown(UserError):

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from packager.bundle.archive import as_folder, is_archive
 from packager.bundle.fingerprint import fingerprint
 from packager.bundle.layout import SUMS
 from packager.errors import CheckpointNotFound, CheckpointUnreadable, ExtraMissing
@@ -19,8 +20,9 @@ from packager.runtime.loader import read_config
 
 def inspect(path: Path) -> dict[str, Any]:
     """A description under `kind`: bundle, onnx or checkpoint. Raises the error of whatever cannot be read."""
-    if path.is_dir():
-        return _bundle(path)
+    if path.is_dir() or is_archive(path):
+        with as_folder(path) as folder:
+            return _bundle(folder)
     if not path.exists():
         raise CheckpointNotFound(str(path), None)
     if path.suffix == ".onnx":

@@ -5,6 +5,7 @@ Property tests draw the same examples every time; `pytest --hypothesis-profile=e
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import projects
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 import packager
+from packager.bundle import archive
 
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
@@ -47,7 +49,25 @@ def built(digits, tmp_path_factory):
     return packager.build(digits, tmp_path_factory.mktemp("out"))
 
 
+@pytest.fixture(scope="session")
+def archived(built, tmp_path_factory):
+    """The archive of the built bundle."""
+    target = tmp_path_factory.mktemp("archived") / f"{built.bundle.name}.zip"
+    archive.write(built.bundle, target)
+    return target
+
+
 @pytest.fixture
 def bundle(built, tmp_path):
     """A copy of the built bundle, to do with as a test likes."""
     return Path(shutil.copytree(built.bundle, tmp_path / "copy" / built.bundle.name))
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Where this process makes its temporary folders: nothing may be left there."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert os.listdir(folder) == []

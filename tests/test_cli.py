@@ -194,6 +194,36 @@ def test_verify_says_yes_with_0_and_no_with_1(command, bundle, built):
     assert err.startswith("error[not-a-bundle]: ")
 
 
+def test_an_archive_is_taken_like_a_folder(command, archived, built, tmp_path, temporary):
+    np.savez(tmp_path / "x.npz", image=np.zeros((2, 1, 8, 8), np.float32))
+    for arguments in (["verify"], ["verify", "--json"], ["inspect"], ["inspect", "--json"], ["run", "--input"]):
+        rest = [tmp_path / "x.npz"] if arguments[0] == "run" else []
+        of_folder, of_archive = (
+            command(*arguments[:1], one, *arguments[1:], *rest) for one in (built.bundle, archived)
+        )
+        assert of_archive == of_folder
+        assert of_archive[0] == 0
+
+
+@pytest.mark.parametrize("name", ["verify", "inspect", "run"])
+def test_an_archive_that_is_none_is_answered_with_2_and_a_damaged_one_with_1(command, archived, tmp_path, name):
+    rest = ["--input", "x.npz"] if name == "run" else []
+    content = bytearray(archived.read_bytes())
+    path = tmp_path / "x.zip"
+    path.write_bytes(content[:-1])
+    status, out, err = command(name, path, *rest)
+    assert (status, out) == (2, "")
+    assert err == (
+        f"error[archive-refused]: {path} cannot be unpacked\n"
+        "  it is cut off in its directory\n"
+        "hint: fetch it again, or unpack it and give the folder\n"
+    )
+    content[100] ^= 1
+    path.write_bytes(content)
+    status, out, err = command(name, path, *rest)
+    assert (status, out, err.splitlines()[0]) == (1, "", f"error[integrity-failed]: {path} is not what was built")
+
+
 def test_verify_asks_for_a_fingerprint(command, bundle, built):
     assert command("verify", bundle, "--fingerprint", built.fingerprint, "--no-parity")[0] == 0
     status, out, _ = command("verify", bundle, "--fingerprint", "h1:other", "--no-parity")

@@ -44,6 +44,16 @@ def test_loading_and_running_a_bundle_imports_neither_torch_nor_onnx_nor_the_bui
     assert not found & BUILD_SIDE
 
 
+def test_only_an_archive_takes_time_for_temporary_folders():
+    assert not imported("import packager.runtime.loader, onnxruntime") & {"tempfile", "shutil", "zipfile"}
+
+
+def test_loading_an_archive_imports_nothing_heavy_either(archived):
+    found = imported("import sys, packager\npackager.load(sys.argv[1])", archived)
+    assert not found & {*HEAVY, "pydantic", "yaml", "rich", "click", "zipfile"}
+    assert not found & BUILD_SIDE
+
+
 def test_a_selftest_needs_no_torch_either(built):
     found = imported("import sys, packager\npackager.load(sys.argv[1], selftest=True)", built.bundle)
     assert not found & {*HEAVY, "pydantic"}

@@ -7,6 +7,7 @@ evidence. What could not be checked, as TorchScript without torch, is said to be
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pydantic
 
 from packager.bundle import layout, records
+from packager.bundle.archive import as_folder
 from packager.bundle.evidence import EvidenceMalformed, read_expectations
 from packager.bundle.fingerprint import Integrity, SumsMalformed, fingerprint, integrity, parse_sums
 from packager.parity.artifacts import judge_onnx, judge_torchscript
@@ -57,11 +59,16 @@ _UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
 
 
 def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool = True) -> VerifyReport:
-    """Verify a bundle's folder; `fingerprint` is the one it must have, `parity=False` leaves the replay out.
+    """Verify a bundle, folder or archive; `fingerprint` is the one it must have, `parity=False` omits the replay.
 
-    Raises `NotABundle` or `BundleSchemaUnknown` where there is nothing to verify.
+    Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` where there is nothing to verify, and
+    `IntegrityFailed` where an archive was damaged.
     """
-    folder = Path(bundle)
+    with as_folder(Path(bundle)) as folder:
+        return _verify(folder, fingerprint, parity)
+
+
+def _verify(folder: Path, fingerprint: str | None, parity: bool) -> VerifyReport:
     config = read_config(folder)
     seal, found, problems = _sealed(folder, fingerprint)
     if not found.whole or problems:
@@ -111,7 +118,7 @@ def structure(folder: Path, raw_config: Mapping[str, Any]) -> list[str]:
         record = records.Parity.model_validate_json((folder / layout.PARITY).read_bytes())
         records.Build.model_validate_json((folder / layout.BUILD).read_bytes())
     except (OSError, pydantic.ValidationError) as error:
-        return [_one_line(error)]
+        return [_one_line(error, folder)]
     sums = parse_sums((folder / layout.SUMS).read_bytes().decode())
     problems = _artifacts_listed(config, sums)
     expected = {layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD}
@@ -148,7 +155,7 @@ def _onnx_signature(folder: Path, config: records.Config) -> list[str]:
     try:
         backend = OnnxBackend(folder / config.artifacts.onnx.path, providers=config.providers, threads=None)
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)
-        return [f"{config.artifacts.onnx.path} does not load: {_one_line(error)}"]
+        return [f"{config.artifacts.onnx.path} does not load: {_one_line(error, folder)}"]
     problems = []
     for what, ours, theirs in (
         ("inputs", config.inputs, backend.input_names),
@@ -197,5 +204,6 @@ def _conclude(name: str, judgement: Judgement, verdicts: dict[str, str], notes: 
         notes.append(f"{name}: {judgement.reason}")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
+def _one_line(error: Exception, folder: Path) -> str:
+    """A foreign error's text, in which a file of the bundle has its path inside it."""
+    return " ".join(str(error).replace(f"{folder}{os.sep}", "").split())[:400]

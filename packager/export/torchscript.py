@@ -19,17 +19,16 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from packager import stored_zip
 from packager.export import ExporterFailed, FlatOutputs, failure
 
-_ALIGNMENT = 64  # bytes; as torch aligns tensors, so that they can be mapped
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment a ZIP entry can carry
 _CODE_BYTES = 1 << 20  # more than the program's code and its archive take beside the weights
 _MANGLED = re.compile(rb"___torch_mangle_\d+")
 
@@ -101,7 +100,7 @@ def canonical(saved: Path, target: Path) -> None:
     def renumber(found: re.Match[bytes]) -> bytes:
         return numbers.setdefault(found[0], b"___torch_mangle_%d" % len(numbers))
 
-    with zipfile.ZipFile(saved) as archive, target.open("wb") as stream, zipfile.ZipFile(stream, "w") as written:
+    with zipfile.ZipFile(saved) as archive, target.open("wb") as stream:
         renamed: dict[str, tuple[str, bytes | None]] = {}
         for name in sorted(archive.namelist()):
             if name.endswith((".debug_pkl", "/.data/serialization_id")):
@@ -110,12 +109,13 @@ def canonical(saved: Path, target: Path) -> None:
             text = inner.endswith(".py") or inner in ("data.pkl", "constants.pkl")
             content = _MANGLED.sub(renumber, archive.read(name)) if text else None
             renamed[_MANGLED.sub(renumber, inner.encode()).decode()] = (name, content)
-        for inner, (name, content) in sorted(renamed.items()):
-            info = zipfile.ZipInfo(f"model/{inner}", _EPOCH)
-            header = stream.tell() + 30 + len(info.filename) + 4  # local header, name, head of the padding field
-            padding = -header % _ALIGNMENT
-            info.extra = b"FB" + padding.to_bytes(2, "little") + b"\0" * padding
-            written.writestr(info, archive.read(name) if content is None else content)
+
+        def files() -> Iterator[tuple[str, int, list[bytes]]]:
+            for inner, (name, content) in sorted(renamed.items()):
+                found = archive.read(name) if content is None else content
+                yield f"model/{inner}", len(found), [found]
+
+        stored_zip.write(stream, files())
 
 
 __all__ = ["ExporterFailed", "Program", "canonical", "save", "script", "trace"]

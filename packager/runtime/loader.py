@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packager.bundle import layout
+from packager.bundle.archive import as_folder
 from packager.bundle.fingerprint import SumsMalformed, fingerprint, integrity, parse_sums
 from packager.errors import (
     BackendUnavailable,
@@ -76,32 +78,31 @@ def load(
     threads: int | None = None,
     selftest: bool = False,
 ) -> Bundle:
-    """Load a bundle's folder.
+    """Load a bundle: its folder, or its archive, of which nothing stays unpacked.
 
     `fingerprint` is the `h1:…` that the bundle must have; `verify` checks every file's digest first;
     `fallback` allows TorchScript where ONNX does not load; `providers` are onnxruntime's, those of
     the manifest if None; `threads` is the size of the intra-op pool; `selftest` replays one case of
-    the bundle's evidence. Raises `NotABundle`, `BundleSchemaUnknown`, `IntegrityFailed`,
-    `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`.
+    the bundle's evidence. Raises `NotABundle`, `ArchiveRefused`, `BundleSchemaUnknown`,
+    `IntegrityFailed`, `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`.
     """
-    folder = Path(path)
-    config = read_config(folder)
-    seal = _check_files(folder, config, check_digests=verify or fingerprint is not None)
-    if fingerprint is not None and fingerprint != seal:
-        raise FingerprintWrong(str(folder), fingerprint, seal)
-    backend = _open(folder, config, fallback=fallback, providers=providers, threads=threads)
-    bundle = Bundle(folder, config, seal, backend)
-    if selftest:
-        _selftest(bundle)
-    return bundle
+    with as_folder(Path(path)) as folder:
+        config = read_config(folder)
+        seal = _check_files(folder, config, check_digests=verify or fingerprint is not None)
+        if fingerprint is not None and fingerprint != seal:
+            raise FingerprintWrong(str(folder), fingerprint, seal)
+        backend = _open(folder, config, fallback=fallback, providers=providers, threads=threads)
+        if selftest:
+            _selftest(folder, backend)
+    return Bundle(Path(path), config, seal, backend)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a bundle, its schema checked first. Raises `NotABundle` or `BundleSchemaUnknown`."""
     if folder.is_file():
-        raise NotABundle(str(folder), "it is a file, and a bundle is a folder")
+        raise NotABundle(str(folder), "it is a file, and a bundle is a folder or a .zip")
     if not folder.is_dir():
-        raise NotABundle(str(folder), "there is no such folder")
+        raise NotABundle(str(folder), "there is no such folder or .zip")
     for name in (layout.SUMS, layout.CONFIG):
         if not (folder / name).is_file():
             raise NotABundle(str(folder), f"it has no {name}")
@@ -163,12 +164,13 @@ def _open(
                 folder / artifacts["onnx"]["path"], providers=providers or config["providers"], threads=threads
             )
         except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes for a model it refuses)
-            cause = f"onnxruntime: {str(error).strip().splitlines()[0]}"
+            first_line = str(error).strip().splitlines()[0]
+            cause = f"onnxruntime: {first_line}".replace(f"{folder}{os.sep}", "")  # the folder may be a passing one
     if artifacts["torchscript"] is None or not fallback:
         hint = "load with fallback=True" if artifacts["torchscript"] else "use the onnxruntime it was built with"
         raise BackendUnavailable(str(folder), cause, hint)
     backend = open_torchscript(folder, config, cause)
-    log.warning("%s falls back to TorchScript: %s", folder.name, cause)
+    log.warning("%s falls back to TorchScript: %s", layout.folder_name(config["name"], config["version"]), cause)
     return backend
 
 
@@ -232,11 +234,11 @@ def _shape(shape: Sequence[int | str]) -> str:
     return "[" + ", ".join(str(dim) for dim in shape) + "]"
 
 
-def _selftest(bundle: Bundle) -> None:
+def _selftest(folder: Path, backend: Any) -> None:
     from packager.bundle.evidence import read_expectations
     from packager.parity.gate import judge
 
-    expectations = read_expectations(bundle.path, first_only=True)
-    judgement = judge(bundle._backend.run, expectations)
+    expectations = read_expectations(folder, first_only=True)
+    judgement = judge(backend.run, expectations)
     if not judgement.passed:
-        raise SelftestFailed(str(bundle.path), judgement.reason)
+        raise SelftestFailed(str(folder), judgement.reason)

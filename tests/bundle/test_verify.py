@@ -9,7 +9,7 @@ import pytest
 from projects import python, reseal
 
 import packager
-from packager.bundle import layout
+from packager.bundle import archive, layout
 from packager.bundle.fingerprint import files_in
 from packager.errors import BundleSchemaUnknown, NotABundle, render
 
@@ -341,13 +341,64 @@ def test_what_is_no_bundle_is_said_to_be_none(tmp_path, bundle):
             packager.verify(path)
         return caught.value.why
 
-    assert why(tmp_path / "nowhere") == "there is no such folder"
+    assert why(tmp_path / "nowhere") == "there is no such folder or .zip"
     assert why(tmp_path) == "it has no SHA256SUMS"
-    assert why(bundle / "README.md") == "it is a file, and a bundle is a folder"
+    assert why(tmp_path / "nowhere.zip") == "there is no such folder or .zip"
+    assert why(bundle / "README.md") == "it is a file, and a bundle is a folder or a .zip"
     (bundle / "config.json").write_text("{")
     assert why(bundle).startswith("config.json cannot be read: ")
     (bundle / "config.json").unlink()
     assert why(bundle) == "it has no config.json"
+
+
+# -- archives -------------------------------------------------------------------------------
+
+
+def zipped(bundle):
+    archive.write(bundle, bundle.with_name("net.zip"))
+    return bundle.with_name("net.zip")
+
+
+def test_an_archive_is_verified_like_its_folder(archived, built, temporary):
+    assert packager.verify(archived, fingerprint=built.fingerprint) == packager.verify(built.bundle)
+    assert packager.verify(archived, fingerprint="h1:other", parity=False).structure == (
+        f"the fingerprint is {built.fingerprint}, and h1:other was asked for",
+    )
+
+
+def test_an_archive_of_a_changed_bundle_gives_the_report_of_the_folder(bundle, temporary):
+    (bundle / "model.ts").unlink()
+    (bundle / "model.onnx").write_bytes(b"x")
+    (bundle / "extra").touch()
+    report = packager.verify(zipped(bundle))
+    assert report == packager.verify(bundle)
+    assert not report.ok
+
+
+@pytest.mark.parametrize("path", ["model.onnx", "model.ts", "evidence/parity.json", "evidence/golden.safetensors"])
+@pytest.mark.parametrize("content", [b"nothing that loads", None])
+def test_what_is_said_of_an_archive_names_no_temporary_folder(bundle, temporary, path, content):
+    (bundle / path).unlink()
+    if content is not None:
+        (bundle / path).write_bytes(content)
+        update_digests(bundle)
+    reseal(bundle)
+    report = packager.verify(zipped(bundle))
+    assert not report.ok
+    said = "\n".join((*report.structure, *report.notes))
+    assert said and "packager-" not in said and str(temporary) not in said
+
+
+def test_what_is_no_bundle_in_an_archive_is_said_under_its_name(bundle, temporary):
+    (bundle / "config.json").unlink()
+    path = zipped(bundle)
+    with pytest.raises(NotABundle) as caught:
+        packager.verify(path)
+    assert render(caught.value) == (
+        f"error[not-a-bundle]: {path} is not a bundle\n"
+        "  it has no config.json\n"
+        "hint: give a bundle's folder, or its archive, a .zip"
+    )
 
 
 # -- without torch --------------------------------------------------------------------------

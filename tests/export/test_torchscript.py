@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from projects import python
+from projects import ROOT, python
 
 from packager.export import ExporterFailed, torchscript
 
@@ -80,7 +80,12 @@ def test_processes_with_other_hash_seeds_and_folders_give_the_same_bytes(tmp_pat
     )
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.path.dirname(HERE), "TZ": "Asia/Tokyo"}
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "77",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT}/tests",
+        "TZ": "Asia/Tokyo",
+    }
     done = python(code, HERE, folder / "there.ts", cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     assert (folder / "there.ts").read_bytes() == first

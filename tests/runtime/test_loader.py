@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +13,7 @@ from projects import project, python, reseal
 
 import packager
 from packager import manifest, source
+from packager.bundle import archive
 from packager.errors import (
     BackendUnavailable,
     DataDoesNotFit,
@@ -274,6 +277,78 @@ def test_a_fallback_without_torch_is_refused_and_says_what_is_missing(broken):
     assert lines[0] == f"error[backend-unavailable]: {broken} cannot be loaded"
     assert lines[2].startswith("  the TorchScript fallback needs torch: ")
     assert lines[3] == "hint: pip install torch"
+
+
+# -- archives -------------------------------------------------------------------------------
+
+
+def zipped(bundle):
+    archive.write(bundle, bundle.with_name("net.zip"))
+    return bundle.with_name("net.zip")
+
+
+def test_an_archive_is_loaded_like_its_folder_and_nothing_stays_unpacked(archived, built, loaded, temporary):
+    found = packager.load(str(archived), fingerprint=built.fingerprint, selftest=True)
+    assert os.listdir(temporary) == []
+    assert found.path == archived
+    assert (found.backend, found.fingerprint, found.config) == ("onnx", loaded.fingerprint, loaded.config)
+    for count in (1, 16):
+        assert np.array_equal(found(image=images(count))["logits"], loaded(image=images(count))["logits"])
+
+
+def test_the_fallback_of_an_archive_runs_when_the_unpacked_folder_is_gone(broken, eager, caplog, temporary):
+    with caplog.at_level(logging.WARNING, logger="packager"):
+        found = packager.load(zipped(broken), selftest=True)
+    assert found.backend == "torchscript"
+    np.testing.assert_allclose(found(image=images(5))["logits"], eager(images(5)), rtol=1e-5, atol=1e-5)
+    message = caplog.records[0].getMessage()
+    assert message.startswith("digits-cnn-1.0.0 falls back to TorchScript: onnxruntime: ")
+    assert "Load model from model.onnx failed" in message
+
+
+def test_weights_beside_the_model_stay_when_the_unpacked_folder_is_gone(bundle, loaded, temporary):
+    import onnx
+
+    model = onnx.load(bundle / "model.onnx")
+    (bundle / "model.onnx").unlink()
+    onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    reseal(bundle)
+    found = packager.load(zipped(bundle), fallback=False)
+    assert (bundle / "model.onnx.data").stat().st_size > 1000
+    shutil.rmtree(bundle)
+    for count in (1, 16):
+        np.testing.assert_allclose(
+            found(image=images(count))["logits"], loaded(image=images(count))["logits"], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_an_archive_of_a_changed_bundle_is_refused_under_its_own_name(bundle, temporary):
+    with (bundle / "model.onnx").open("ab") as stream:
+        stream.write(b"x")
+    path = zipped(bundle)
+    with pytest.raises(IntegrityFailed) as caught:
+        packager.load(path)
+    assert render(caught.value) == (
+        f"error[integrity-failed]: {path} is not what was built\n"
+        "  changed: model.onnx\n"
+        "hint: fetch the bundle again, or build it anew"
+    )
+
+
+def test_an_archive_of_another_bundle_is_refused_under_its_own_name(archived, temporary):
+    with pytest.raises(FingerprintWrong) as caught:
+        packager.load(archived, fingerprint="h1:other")
+    assert caught.value.message == f"{archived} is another bundle than the one asked for"
+
+
+def test_an_archive_whose_models_are_both_broken_is_refused_under_its_own_name(broken, temporary):
+    (broken / "model.ts").write_bytes(b"not a model")
+    reseal(broken)
+    path = zipped(broken)
+    with pytest.raises(BackendUnavailable) as caught:
+        packager.load(path)
+    assert caught.value.message == f"{path} cannot be loaded"
+    assert str(temporary) not in render(caught.value)
 
 
 # -- selftest -------------------------------------------------------------------------------

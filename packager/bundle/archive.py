@@ -1,0 +1,135 @@
+"""The archive of a bundle: its folder as one file, NAME-VERSION.zip.
+
+The archive is a ZIP as `packager.stored_zip` writes them: stored entries, each content at a multiple
+of 64 bytes, every header fixed, ZIP64 where it must be. It has one entry for every file of the
+folder, SHA256SUMS, FINGERPRINT and model.sig included, and nothing else: no folder, no link, nothing
+before, between or behind. An entry's name is the path inside the bundle, in UTF-8: parts between
+`/`, none of them empty, `.` or `..`, at most 32 folders deep, without line break, NUL or backslash.
+Entries stand in the order of their names' bytes.
+
+So the same files give the same archive, whatever their times and modes, and the archive of a bundle
+has no identity of its own: the bundle in it has the fingerprint of the folder. In a shell:
+
+    unzip -d NAME-VERSION NAME-VERSION.zip && cd NAME-VERSION && sha256sum -c SHA256SUMS
+
+A reader takes only what a writer writes. It goes from the first byte to the last, once, and writes
+down no more than the archive's own size; whatever differs in one byte is refused, and with it all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from packager import stored_zip
+from packager.bundle import layout
+from packager.bundle.fingerprint import files_in
+from packager.errors import ArchiveRefused, IntegrityFailed, OutputRefused, PackagerError
+from packager.hashing import CHUNK_BYTES
+
+_SUFFIX = ".zip"
+_DEEPEST = 32
+
+
+def write(folder: Path, target: Path) -> None:
+    """Write the archive of a bundle's folder, in one step: nobody sees half of it.
+
+    Raises `OutputRefused` where the folder holds what no archive can (links, names that are no paths,
+    a file that changes meanwhile), and the OSError of a target that cannot be written.
+    """
+    from tempfile import TemporaryDirectory
+
+    outside = {name for name in layout.OUTSIDE if os.path.lexists(folder / name)}
+    paths = sorted({*files_in(folder), *outside}, key=os.fsencode)
+    if not paths:
+        raise OutputRefused(str(target), f"there are no files in {folder}", "give the folder of a bundle")
+    with TemporaryDirectory(prefix=".archive-", dir=target.parent) as place:
+        made = Path(place) / "made"
+        try:
+            with made.open("wb") as stream:
+                stored_zip.write(stream, (_file(folder, path) for path in paths))
+        except stored_zip.Malformed as error:
+            raise OutputRefused(str(target), str(error), "take it out, or build the bundle anew") from None
+        os.replace(made, target)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a path is to be read as an archive: a file whose name ends in .zip."""
+    return path.suffix == _SUFFIX and path.is_file()
+
+
+@contextlib.contextmanager
+def as_folder(path: Path) -> Iterator[Path]:
+    """The bundle's folder: the path itself, or for an archive a private copy, which goes with the block.
+
+    Whatever `PackagerError` leaves the block names the archive, not the copy. Raises `ArchiveRefused`
+    for what is no archive or finds no room, `IntegrityFailed` for a content without its CRC.
+    """
+    if not is_archive(path):
+        yield path
+        return
+    from tempfile import TemporaryDirectory  # takes a while, and a folder needs it not
+
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="packager-")))
+            _unpack(path, folder)
+        except stored_zip.Damaged as error:
+            raise IntegrityFailed(str(path), str(error)) from None
+        except stored_zip.Malformed as error:
+            hint = "fetch it again, or unpack it and give the folder"
+            raise ArchiveRefused(str(path), str(error), hint) from None
+        except OSError as error:
+            hint = "it must be readable, and find room in the temporary folder, which TMPDIR names"
+            raise ArchiveRefused(str(path), str(error.strerror), hint) from None
+        try:
+            yield folder
+        except PackagerError as error:
+            error.rename(str(folder), str(path))
+            raise
+
+
+def _file(folder: Path, path: str) -> tuple[str, int, Iterator[bytes]]:
+    _check_path(path)
+    found = (folder / path).lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise stored_zip.Malformed(f"{path!r} is no regular file")
+    return path, found.st_size, _chunks(folder / path)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    with path.open("rb") as stream:
+        for name, chunks in stored_zip.read(stream):
+            _check_path(name)
+            target = folder / name
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                created = target.open("xb")
+            except (FileExistsError, NotADirectoryError):
+                raise stored_zip.Malformed(f"{name[:200]!r} stands in the place of another entry") from None
+            with created:
+                created.writelines(chunks)
+
+
+def _check_path(path: str) -> None:
+    """Raise `Malformed` for a path that leads out of the bundle, or that no bundle has."""
+    parts, shown = path.split("/"), repr(path[:200])
+    if any(part in ("", ".", "..") for part in parts):
+        raise stored_zip.Malformed(f"{shown} is no path inside a bundle")
+    if any(character in path for character in "\n\r\0\\"):
+        raise stored_zip.Malformed(f"a path in a bundle has no line break, no NUL and no backslash: {shown}")
+    if len(parts) > _DEEPEST + 1:
+        raise stored_zip.Malformed(f"{shown} lies more than {_DEEPEST} folders deep")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise stored_zip.Malformed(f"{shown} is no UTF-8") from None

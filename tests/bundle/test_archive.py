@@ -1,0 +1,497 @@
+"""The archive of a bundle: the same bytes from the same files, and nothing else is taken for one."""
+
+import json
+import os
+import shutil
+import stat
+import struct
+import subprocess
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packager import stored_zip
+from packager.bundle import archive as module
+from packager.bundle.archive import as_folder, is_archive, write
+from packager.bundle.fingerprint import fingerprint
+from packager.bundle.verify import verify
+from packager.bundle.writer import Writer
+from packager.errors import ArchiveRefused, IntegrityFailed, OutputRefused, PackagerError, render
+from packager.inspect import inspect
+from packager.runtime.loader import load
+
+CONTENTS = {
+    "config.json": b'{"schema": 1}\n',
+    "evidence/golden.safetensors": bytes(range(256)),
+    "assets/a b.txt": b"",
+    "assets/\u00e9t\u00e9.txt": "\u00e9t\u00e9".encode(),
+}
+
+
+def small(folder, contents=CONTENTS):
+    """A sealed folder of a few small files: no model, but all that an archive is about."""
+    writer = Writer(folder)
+    for path, content in contents.items():
+        writer.add_bytes(path, content)
+    writer.seal()
+    return folder
+
+
+def files(folder):
+    return {one.relative_to(folder).as_posix(): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
+
+
+def entries(contents):
+    """The bytes of an archive of any entries in any order."""
+    with tempfile.TemporaryFile() as stream:
+        stored_zip.write(stream, ((name, len(content), [content]) for name, content in contents))
+        stream.seek(0)
+        return stream.read()
+
+
+def refused(path, content=None, kind=ArchiveRefused):
+    """What is wrong with an archive."""
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(kind) as caught, as_folder(path):
+        pass
+    assert caught.value.message.startswith(f"{path} ")
+    return caught.value.why
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small(tmp_path_factory.mktemp("small") / "net-1.0.0")
+
+
+@pytest.fixture(scope="module")
+def good(folder):
+    """The bytes of a good archive."""
+    write(folder, folder.parent / "good.zip")
+    return (folder.parent / "good.zip").read_bytes()
+
+
+@pytest.fixture
+def path(tmp_path, good):
+    """A good archive, to do with as a test likes."""
+    (tmp_path / "net-1.0.0.zip").write_bytes(good)
+    return tmp_path / "net-1.0.0.zip"
+
+
+# -- what is written ------------------------------------------------------------------------
+
+
+def test_the_same_files_give_the_same_bytes_whatever_their_times_modes_and_order(tmp_path, good):
+    other = small(tmp_path / "other", dict(reversed(CONTENTS.items())))
+    for number, one in enumerate(other.rglob("*")):
+        os.utime(one, (number, number))
+        one.chmod(0o700 if one.is_dir() else 0o400)
+    (other / "empty folder").mkdir()
+    before = os.umask(0o077)
+    try:
+        write(other, tmp_path / "other.zip")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "other.zip").read_bytes() == good
+
+
+def test_another_process_elsewhere_and_later_gives_the_same_bytes(folder, good, tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    write(Path("copy"), Path("copy.zip"))
+    assert (tmp_path / "copy.zip").read_bytes() == good
+
+
+def test_every_file_is_stored_aligned_and_in_order(folder, good, path):
+    with zipfile.ZipFile(path) as archive:
+        names = [one.filename for one in archive.infolist()]
+        assert names == sorted(files(folder), key=str.encode)
+        assert {"SHA256SUMS", "FINGERPRINT", "evidence/golden.safetensors"} < set(names)
+        for one in archive.infolist():
+            name, extra = struct.unpack_from("<2H", good, one.header_offset + 26)
+            start = one.header_offset + 30 + name + extra
+            assert start % 64 == 0
+            assert good[start : start + one.file_size] == (folder / one.filename).read_bytes()
+
+
+def test_a_signature_travels_too(folder, tmp_path):
+    signed = shutil.copytree(folder, tmp_path / "signed")
+    (signed / "model.sig").write_text("signed")
+    write(signed, tmp_path / "signed.zip")
+    with as_folder(tmp_path / "signed.zip") as found:
+        assert files(found) == files(signed)
+
+
+def test_what_is_written_has_the_mode_of_any_file_and_nothing_is_left_beside_it(folder, tmp_path):
+    before = os.umask(0o027)
+    try:
+        write(folder, tmp_path / "x.zip")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x.zip").stat().st_mode) == 0o640
+    assert os.listdir(tmp_path) == ["x.zip"]
+
+
+def test_an_earlier_archive_is_replaced_in_one_step_or_kept(folder, good, tmp_path):
+    (tmp_path / "x.zip").write_text("earlier")
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "link").symlink_to("config.json")
+    with pytest.raises(OutputRefused):
+        write(broken, tmp_path / "x.zip")
+    assert (tmp_path / "x.zip").read_text() == "earlier"
+    assert sorted(os.listdir(tmp_path)) == ["broken", "x.zip"]
+    with (tmp_path / "x.zip").open() as reader:
+        write(folder, tmp_path / "x.zip")
+        assert reader.read() == "earlier"
+    assert (tmp_path / "x.zip").read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda folder: (folder / "link").symlink_to("config.json"), "'link' is no regular file"),
+        (lambda folder: (folder / "link").symlink_to("assets"), "'link' is no regular file"),
+        (lambda folder: os.mkfifo(folder / "pipe"), "'pipe' is no regular file"),
+        (
+            lambda folder: (folder / "a\\b").touch(),
+            "a path in a bundle has no line break, no NUL and no backslash: 'a\\\\b'",
+        ),
+        (lambda folder: open(os.fsencode(folder) + b"/\xff", "w").close(), "'\\udcff' is no UTF-8"),
+        (lambda folder: deep(folder), f"'{'d/' * 33}x' lies more than 32 folders deep"),
+    ],
+    ids=["link", "linked folder", "pipe", "backslash", "no UTF-8", "deep"],
+)
+def test_a_folder_that_no_archive_can_hold_is_refused(folder, tmp_path, change, why):
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    change(changed)
+    with pytest.raises(OutputRefused) as caught:
+        write(changed, tmp_path / "x.zip")
+    assert render(caught.value) == (
+        f"error[output-refused]: the bundle cannot be written to {tmp_path}/x.zip\n"
+        f"  {why}\n"
+        "hint: take it out, or build the bundle anew"
+    )
+
+
+def deep(folder):
+    (folder / ("d/" * 33)).mkdir(parents=True)
+    (folder / ("d/" * 33) / "x").touch()
+
+
+def test_a_folder_without_files_is_no_bundle(tmp_path):
+    for name in ("empty", "nowhere"):
+        with pytest.raises(OutputRefused) as caught:
+            write(tmp_path / name, tmp_path / "x.zip")
+        assert caught.value.why == f"there are no files in {tmp_path / name}"
+        (tmp_path / "empty").mkdir(exist_ok=True)
+
+
+# -- what is read ---------------------------------------------------------------------------
+
+
+def test_an_archive_is_unpacked_for_as_long_as_it_is_needed(folder, path, temporary):
+    with as_folder(path) as found:
+        assert files(found) == files(folder)
+        assert stat.S_IMODE(found.stat().st_mode) == 0o700
+        assert found.parent == temporary
+        write(found, path.with_name("again.zip"))
+    assert not found.exists()
+    assert path.with_name("again.zip").read_bytes() == path.read_bytes()
+
+
+def test_the_unpacked_folder_goes_whatever_happens(path, temporary):
+    with pytest.raises(KeyboardInterrupt), as_folder(path):
+        raise KeyboardInterrupt
+
+
+def test_an_error_names_the_archive_and_not_the_folder(path, temporary):
+    with pytest.raises(OutputRefused) as caught, as_folder(path) as found:
+        raise OutputRefused(str(found), f"see {found}/x", f"remove {found}")
+    assert render(caught.value) == (
+        f"error[output-refused]: the bundle cannot be written to {path}\n  see {path}/x\nhint: remove {path}"
+    )
+    assert str(caught.value) == caught.value.message
+
+
+def test_a_folder_is_itself_also_where_it_is_called_zip(folder, tmp_path):
+    named = shutil.copytree(folder, tmp_path / "net.zip")
+    for one in (folder, named, tmp_path / "nowhere.zip", Path(__file__)):
+        assert not is_archive(one)
+        with as_folder(one) as found:
+            assert found is one
+
+
+def test_the_fingerprint_is_the_folders(folder, path):
+    assert verify(path, parity=False) == verify(folder, parity=False)
+    assert inspect(path) == inspect(folder)
+    assert inspect(path)["fingerprint"] == (folder / "FINGERPRINT").read_text().strip()
+    with zipfile.ZipFile(path) as archive:
+        assert fingerprint(archive.read("SHA256SUMS").decode()) == inspect(folder)["fingerprint"]
+
+
+def test_the_line_of_shell_in_the_module_unpacks_and_checks_it(path):
+    if not all(shutil.which(tool) for tool in ("unzip", "sha256sum")):
+        pytest.skip("unzip or sha256sum is not installed")
+    (line,) = (line.strip() for line in module.__doc__.splitlines() if line.startswith("    "))
+    command = line.replace("NAME-VERSION", "net-1.0.0")
+    done = subprocess.run(["sh", "-ec", command], cwd=path.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.count(": OK\n") == len(CONTENTS)
+
+
+# -- what is refused ------------------------------------------------------------------------
+
+
+def test_the_message_reads_as_a_whole(tmp_path):
+    (tmp_path / "x.zip").write_text("hello")
+    with pytest.raises(ArchiveRefused) as caught:
+        load(tmp_path / "x.zip")
+    assert render(caught.value) == (
+        f"error[archive-refused]: {tmp_path}/x.zip cannot be unpacked\n"
+        "  at byte 0 of 5 stands neither an entry of a ZIP nor its directory\n"
+        "hint: fetch it again, or unpack it and give the folder"
+    )
+    assert caught.value.exit_status == 2
+
+
+def test_no_byte_of_an_archive_can_be_another(path, good, temporary):
+    for position in range(len(good)):
+        for mask in (0x01, 0xFF):
+            changed = bytearray(good)
+            changed[position] ^= mask
+            path.write_bytes(changed)
+            with pytest.raises((ArchiveRefused, IntegrityFailed)), as_folder(path):
+                pass
+
+
+def test_an_archive_cannot_be_cut_anywhere(path, good, temporary):
+    for length in range(len(good)):
+        refused(path, good[:length])
+
+
+@st.composite
+def edits(draw, size):
+    """From where to where to take bytes out, and what to put there."""
+    start = draw(st.integers(0, size))
+    end = draw(st.integers(start, min(size, start + 80)))
+    return start, end, draw(st.binary(max_size=80))
+
+
+@given(st.data())
+def test_whatever_is_taken_for_an_archive_is_what_its_files_give(good, folder, data):
+    start, end, put = data.draw(edits(len(good)))
+    other = data.draw(st.integers(0, len(good)))
+    changed = good[:start] + data.draw(st.sampled_from([put, good[other : other + 64]])) + good[end:]
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "x.zip"
+        path.write_bytes(changed)
+        again, refusal = None, ""
+        try:
+            with as_folder(path) as found:
+                write(found, Path(place) / "again.zip")
+                again = (Path(place) / "again.zip").read_bytes()
+        except (ArchiveRefused, IntegrityFailed) as error:
+            refusal = error.message
+        if again is None:
+            assert changed != good and str(path) in refusal
+        else:
+            assert again == changed
+
+
+@given(st.binary(max_size=300) | st.lists(st.sampled_from([b"PK\3\4", b"PK\1\2", b"PK\5\6", b"\0" * 26])).map(b"".join))
+def test_any_bytes_are_refused_and_crash_nothing(content):
+    with tempfile.TemporaryDirectory() as place:
+        refused(Path(place) / "x.zip", content)
+
+
+def test_what_another_program_zipped_is_refused(path, folder, tmp_path):
+    def zipped(method, stream):
+        with zipfile.ZipFile(stream, "w", method) as archive:
+            for name in sorted(files(folder)):
+                archive.write(folder / name, name)
+
+    zipped(zipfile.ZIP_DEFLATED, path)
+    assert refused(path) == "'FINGERPRINT' is compressed, and entries are stored"
+    zipped(zipfile.ZIP_STORED, path)
+    header = "the header of 'FINGERPRINT' says more than its name, size and CRC, or is not aligned"
+    assert refused(path) == header
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=path.open("wb")) as pipe:
+        zipped(zipfile.ZIP_STORED, pipe.stdin)
+    assert refused(path) == "'FINGERPRINT' has its size behind it, in a data descriptor"
+
+
+def test_an_encrypted_entry_is_refused(path, good):
+    second = good.index(b"PK\3\4", 1)
+    changed = bytearray(good)
+    changed[second + 6] |= 1
+    assert refused(path, changed) == "'SHA256SUMS' is encrypted"
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/x", "../x", "a/../../x", "..", ".", "./x", "a/./x", "a//x", "assets/", "/", "//x", ""]
+)
+def test_a_name_that_is_no_path_inside_a_bundle_is_refused(path, name, temporary):
+    assert refused(path, entries([(name, b"content")])) == f"{name!r} is no path inside a bundle"
+
+
+@pytest.mark.parametrize("name", ["a\\b", "..\\x", "C:\\x", "a\nb", "a\rb", "a\0b"])
+def test_a_name_that_not_every_system_can_hold_is_refused(path, name, temporary):
+    why = f"a path in a bundle has no line break, no NUL and no backslash: {name!r}"
+    assert refused(path, entries([(name, b"content")])) == why
+
+
+def test_a_name_that_is_no_utf_8_is_refused(path):
+    content = entries([("\u00e9", b"content")]).replace("\u00e9".encode(), b"\xffa")
+    assert refused(path, content) == "the name '\\\\xffa' is no UTF-8"
+
+
+def test_names_that_no_file_system_holds_are_refused(path, temporary):
+    why = f"'{'d/' * 33}x' lies more than 32 folders deep"
+    assert refused(path, entries([("d/" * 33 + "x", b"")])) == why
+    deepest = entries([("d/" * 32 + "x", b"")])
+    path.write_bytes(deepest)
+    with as_folder(path) as found:
+        assert (found / ("d/" * 32 + "x")).is_file()
+    assert refused(path, entries([("x" * 300, b"")])) == "File name too long"
+    assert len(refused(path, entries([("x/" * 30_000, b"")]))) < 300
+
+
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a", "a/b/c"), ("a", "a-b", "a/b")], ids="+".join)
+def test_a_file_that_would_be_a_folder_too_is_refused(path, names, temporary):
+    why = f"{names[-1]!r} stands in the place of another entry"
+    assert refused(path, entries([(name, b"") for name in names])) == why
+
+
+@pytest.mark.parametrize("names", ["aa", "ba", "aba", "abB"])
+def test_entries_that_stand_twice_or_out_of_order_are_refused(path, names):
+    why = f"{names[-1]!r} stands twice, or out of order"
+    assert refused(path, entries([(name, b"content") for name in names])) == why
+
+
+def test_the_order_is_that_of_bytes(path):
+    names = ["B", "a", "z", "\u00e9", "\ud7ff", "\ue000", "\U00010000"]
+    path.write_bytes(entries([(name, b"") for name in names]))
+    with as_folder(path) as found:
+        assert sorted(os.listdir(found), key=str.encode) == names
+
+
+def patched(content, record, offset, value):
+    """An archive with a number in the first directory record, or in the first local header, replaced."""
+    changed = bytearray(content)
+    place = content.index(record) + offset
+    changed[place : place + len(value)] = value
+    return changed
+
+
+OTHER_DIRECTORY = (
+    "its directory is not that of its entries: others, links, other permissions, places that overlap, or a comment"
+)
+
+
+def test_a_link_is_refused(path, good, temporary):
+    mode = struct.pack("<L", (stat.S_IFLNK | 0o777) << 16)
+    assert refused(path, patched(good, b"PK\1\2", 38, mode)) == OTHER_DIRECTORY
+
+
+def test_entries_that_overlap_are_refused(path, good):
+    second = good.index(b"PK\1\2", good.index(b"PK\1\2") + 1)
+    changed = bytearray(good)
+    changed[second + 42 : second + 46] = struct.pack("<L", 0)
+    assert refused(path, changed) == OTHER_DIRECTORY
+
+
+def test_a_directory_that_lists_more_or_fewer_than_there_are_is_refused(path, good):
+    first = good.index(b"PK\1\2")
+    second = good.index(b"PK\1\2", first + 1)
+    assert refused(path, good[:first] + good[second:]) == OTHER_DIRECTORY
+    assert refused(path, good[:first] + good[first:second] + good[first:]) == OTHER_DIRECTORY
+    assert refused(path, good[:second] + good[-22:]) == OTHER_DIRECTORY
+
+
+def test_a_size_that_lies_is_refused(path, good):
+    left = len(good) - 64
+    for size in (left + 1, 0xFFFF_FFFE):
+        lie = patched(good, b"PK\3\4", 18, struct.pack("<2L", size, size))
+        assert refused(path, lie) == f"'FINGERPRINT' claims {size} bytes, and the archive has {left} more"
+    shorter = patched(good, b"PK\3\4", 18, struct.pack("<2L", 5, 5))
+    assert refused(path, shorter, IntegrityFailed) == "the content of 'FINGERPRINT' does not have its CRC"
+    differ = patched(good, b"PK\3\4", 18, struct.pack("<L", 5))
+    assert refused(path, differ).startswith("the header of 'FINGERPRINT' says more")
+
+
+def test_a_zip64_size_that_no_disk_holds_is_refused(path, monkeypatch, temporary):
+    with monkeypatch.context() as lowered:
+        lowered.setattr(stored_zip, "ZIP64_SIZE", 1)
+        content = entries([("a", b"content")])
+    lie = content.replace(struct.pack("<2Q", 7, 7), struct.pack("<2Q", 1 << 60, 1 << 60), 1)
+    left = len(content) - 64
+    assert refused(path, lie) == f"'a' claims {1 << 60} bytes, and the archive has {left} more"
+
+
+def test_a_content_without_its_crc_is_a_matter_of_integrity(path, good):
+    changed = bytearray(good)
+    changed[good.index(b'{"schema"')] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(IntegrityFailed) as caught:
+        verify(path)
+    assert render(caught.value) == (
+        f"error[integrity-failed]: {path} is not what was built\n"
+        "  the content of 'config.json' does not have its CRC\n"
+        "hint: fetch the bundle again, or build it anew"
+    )
+    assert caught.value.exit_status == 1
+    changed = patched(good, b"PK\3\4", 14, b"\0\0\0\0")
+    assert refused(path, changed, IntegrityFailed) == "the content of 'FINGERPRINT' does not have its CRC"
+
+
+def test_bytes_before_between_or_behind_are_refused(path, good):
+    second = good.index(b"PK\3\4", 1)
+    neither = "stands neither an entry of a ZIP nor its directory"
+    assert refused(path, b"#!/bin/sh\n" + good) == f"at byte 0 of {len(good) + 10} {neither}"
+    between = good[:second] + b"x" + good[second:]
+    assert refused(path, between) == f"at byte {second} of {len(between)} {neither}"
+    assert refused(path, good + b"x") == "something stands behind its end"
+    assert refused(path, good + good) == "something stands behind its end"
+    assert refused(path, good[:-2] + b"\1\0x") == OTHER_DIRECTORY
+    assert refused(path, good[:-1]) == "it is cut off in its directory"
+    assert refused(path, b"") == f"at byte 0 of 0 {neither}"
+
+
+def test_a_resealed_archive_of_a_changed_bundle_has_another_fingerprint(folder, path):
+    other = shutil.copytree(folder, path.parent / "other")
+    (other / "config.json").write_text(json.dumps({"schema": 1, "name": "other"}))
+    write(other, path)
+    assert verify(path).integrity.changed == ("config.json",)
+
+
+def test_an_archive_of_nothing_is_no_bundle(path):
+    path.write_bytes(entries([]))
+    with pytest.raises(PackagerError) as caught:
+        load(path)
+    assert (caught.value.code, caught.value.message) == ("not-a-bundle", f"{path} is not a bundle")
+
+
+# -- the machine ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_an_archive_that_may_not_be_read_is_refused(path):
+    path.chmod(0)
+    assert refused(path) == "Permission denied"
+
+
+def test_a_machine_without_room_is_refused_and_told_where_to_find_some(path, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(ArchiveRefused) as caught:
+        verify(path)
+    assert render(caught.value) == (
+        f"error[archive-refused]: {path} cannot be unpacked\n"
+        "  No such file or directory\n"
+        "hint: it must be readable, and find room in the temporary folder, which TMPDIR names"
+    )
