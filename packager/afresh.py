@@ -22,7 +22,7 @@ from packager import actions, again, explain, identity, locks, manifest, memory,
 from packager.again import lock_of
 from packager.building import BuildResult, CacheUse, LockUse
 from packager.bundle import layout, restore
-from packager.bundle.writer import Writer, check_target, staging
+from packager.bundle.writer import Writer, check_target, staging, users_problem
 from packager.cache import Action, Cache, Entry, no_room
 from packager.errors import CacheDiffers, ExtraMissing, InputChanged
 from packager.explain import Explanation
@@ -118,7 +118,7 @@ def _from_cache(job: _Job, store: Cache, found: Identity) -> BuildResult | None:
     if entry is None:
         return None
     record, target = entry.record, job.out / job.name
-    _hold_against_lock(job, Lock.model_validate(record["lock"]))
+    agrees = _hold_against_lock(job, Lock.model_validate(record["lock"]))
     if not restore.is_there(target, entry.files, store.sha256):
         with job.stages.stage("restore"):
             if store.find(action) is None or not _restored(job, store, entry):
@@ -126,7 +126,8 @@ def _from_cache(job: _Job, store: Cache, found: Identity) -> BuildResult | None:
     job.stages.recall("bundle")
     _archive(job, target)
     explanation = (Explanation("bundle", True, ()),)
-    _remember(job, store, action, found.used)
+    if agrees:
+        _remember(job, store, action, found.used)
     return _result(job, str(record["fingerprint"]), record["parity"], record["facts"], explanation, cached=True)
 
 
@@ -139,11 +140,13 @@ def _restored(job: _Job, store: Cache, entry: Entry) -> bool:
 
 
 @dataclass(frozen=True)
-class _Built:
-    """What a build found out, and from which code."""
+class _Staged:
+    """A bundle on its way: its cases, what the cache knew, the scratch folder, and the writer that fills it."""
 
-    results: Results
-    used: Footprint
+    grid: Grid
+    recalled: Recalled
+    scratch: Path
+    writer: Writer
 
 
 def _anew(job: _Job, found: Identity | None) -> BuildResult:
@@ -163,37 +166,33 @@ def _anew(job: _Job, found: Identity | None) -> BuildResult:
         recalled = recall.Recalled()
         if found is not None and job.store is not None:
             recalled = recall.recall(job.store, job.project, found.source, grid)
-        writer = Writer(folder / "bundle")
-        built = _find_out(job, found, recalled, grid, folder, writer, side)
+        staged = _Staged(grid, recalled, folder, Writer(folder / "bundle"))
+        results, used = _find_out(job, found, staged, side)
         with job.stages.stage("bundle"):
-            content = assemble.Content(job.project, grid, built.results, preflight.assets(job.project))
-            assembled = assemble.write(content, writer)
-            source = _source(job, built, before)
-            locked = locks.of(source, assembled.config, writer.digests, assembled.fingerprint)
-            _hold_against_lock(job, locked)
-            explanation = _keep(job, built, source, assembled, locked, recalled, folder, writer)
+            content = assemble.Content(job.project, grid, results, preflight.assets(job.project))
+            assembled = assemble.write(content, staged.writer)
+            source = _source(job, results, used, before)
+            lock = locks.of(source, assembled.config, staged.writer.digests, assembled.fingerprint)
+            agrees = _hold_against_lock(job, lock)
+            explanation = _keep(job, staged, results, used, source, assembled, lock)
+    if agrees and job.store is not None:
+        assets = preflight.assets(job.project)
+        _remember(job, job.store, actions.bundle(job.project, source, assets, job.store.sha256), used)
     _archive(job, job.out / job.name)
     return _result(job, assembled.fingerprint, assembled.parity, assembled.facts, explanation, cached=False)
 
 
-def _find_out(
-    job: _Job,
-    found: Identity | None,
-    recalled: Recalled,
-    grid: Grid,
-    folder: Path,
-    writer: Writer,
-    side: OnnxSide,
-) -> _Built:
+def _find_out(job: _Job, found: Identity | None, staged: _Staged, side: OnnxSide) -> tuple[Results, Footprint]:
     """Take what is known into the staged bundle, and let the pipeline find out the rest."""
+    recalled = staged.recalled
     for path, held in recalled.files.items():
-        writer.add_file(path, held)
+        staged.writer.add_file(path, held)
     for stage in ("reference", "torchscript", "onnx"):
         if stage in recalled.found and (stage == "reference" or f"{stage} parity" in recalled.found):
             job.stages.recall(stage)
     results = recalled.known.results()
     if results is not None and found is not None:
-        return _Built(results, found.used)
+        return results, found.used
     if recalled.known.onnx is None and found is not None:
         side.start()
     with job.stages.stage("import"):
@@ -201,9 +200,9 @@ def _find_out(
             from packager import pipeline
         except ModuleNotFoundError as error:
             raise _extra_missing(error) from None
-    begun = pipeline.Begun(job.project, grid, recalled.known, folder, writer)
+    begun = pipeline.Begun(job.project, staged.grid, recalled.known, staged.scratch, staged.writer)
     results, used = pipeline.run(begun, side=side, stages=job.stages)
-    return _Built(results, used if found is None else used.joined(found.used))
+    return results, used if found is None else used.joined(found.used)
 
 
 def _extra_missing(error: ModuleNotFoundError) -> Exception:
@@ -218,12 +217,12 @@ def _status(project: Project) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def _source(job: _Job, built: _Built, before: tuple[int, ...]) -> dict[str, str]:
+def _source(job: _Job, results: Results, used: Footprint, before: tuple[int, ...]) -> dict[str, str]:
     """The inputs of the source, now that it is known what the code consists of. Raises `InputChanged`."""
     project = job.project
     if _status(project) != before:
         raise InputChanged(project.manifest.checkpoint.path)
-    for path in (*built.used.modules.values(), *built.used.data):
+    for path in (*used.modules.values(), *used.data):
         try:
             changed = (project.folder / path).stat().st_mtime > job.began
         except OSError:
@@ -233,44 +232,47 @@ def _source(job: _Job, built: _Built, before: tuple[int, ...]) -> dict[str, str]
     if hashlib.sha256(project.path.read_bytes()).hexdigest() != project.sha256:
         job.stages.tell(f"{project.path} changed while it was being built: the bundle is of what was read at first")
     sha256 = job.store.sha256 if job.store is not None else sha256_file
-    return actions.source(project, built.results.measured.origin.checkpoint_sha256, built.used, sha256)
+    return actions.source(project, results.measured.origin.checkpoint_sha256, used, sha256)
+
+
+# -- kept for the next build ----------------------------------------------------------------
 
 
 def _keep(
     job: _Job,
-    built: _Built,
+    staged: _Staged,
+    results: Results,
+    used: Footprint,
     source: Mapping[str, str],
     assembled: Assembled,
-    locked: Lock,
-    recalled: Recalled,
-    folder: Path,
-    writer: Writer,
+    lock: Lock,
 ) -> tuple[Explanation, ...]:
-    """Put everything into the cache that can be; says why each stage was done."""
+    """Put into the cache what can be put there; says why each stage was done."""
     from packager import recall
 
-    store, project = job.store, job.project
+    store, project, writer = job.store, job.project, staged.writer
     if store is None:
         return ()
-    kept = recall.plan(project, source, built.results, writer, folder, store.sha256)
-    bundle = actions.bundle(project, source, preflight.assets(project), store.sha256)
+    kept = recall.plan(project, source, results, writer, staged.scratch, store.sha256)
     record = {
         "fingerprint": assembled.fingerprint,
         "parity": dict(assembled.parity),
         "facts": dict(assembled.facts),
-        "lock": locked.model_dump(by_alias=True),
+        "lock": lock.model_dump(by_alias=True),
     }
     paths = {path: writer.folder / path for path in writer.digests}
-    kept.append(recall.Kept(bundle, Entry(record, dict(writer.digests)), paths))
+    bundle = actions.bundle(project, source, preflight.assets(project), store.sha256)
+    kept.append(recall.Kept(bundle, Entry(record, dict(sorted(writer.digests.items()))), paths))
     done = [one.action for one in kept]
-    explanation = explain.explain(done, recalled.found, identity.last(project, store), asked=job.how.cache == "use")
+    explanation = explain.explain(
+        done, staged.recalled.found, identity.last(project, store), asked=job.how.cache == "use"
+    )
     differing: list[str] = []
     try:
         differing = recall.keep(store, kept)
-        identity.remember(project, store, built.used, done)
+        identity.remember(project, store, used, done)
     except OSError as error:
         job.stages.tell(f"the build could not be cached: {no_room(error)}")
-    _remember(job, store, bundle, built.used)
     if differing and job.how.cache == "verify":
         raise CacheDiffers(differing)
     return explanation
@@ -297,14 +299,16 @@ def _remember(job: _Job, store: Cache, bundle: Action, used: Footprint) -> None:
 # -- beside the bundle ----------------------------------------------------------------------
 
 
-def _hold_against_lock(job: _Job, now: Lock) -> None:
-    """Write the lock, or say what differs from it. Raises `LockDrifted` where it must agree."""
+def _hold_against_lock(job: _Job, now: Lock) -> bool:
+    """Write the lock, or say what differs from it; whether nothing does. Raises `LockDrifted` where it must agree."""
     path = lock_of(job.project.path)
     if job.how.lock == "write":
         locks.write(path, now)
-        return
-    for difference in locks.check(path, now, required=job.how.lock == "require"):
+        return True
+    differences = locks.check(path, now, required=job.how.lock == "require")
+    for difference in differences:
         job.stages.tell(f"differs from {path.name}: {difference}")
+    return not differences
 
 
 def _archive(job: _Job, folder: Path) -> None:
@@ -312,5 +316,5 @@ def _archive(job: _Job, folder: Path) -> None:
     if job.how.archive:
         from packager.bundle import archive
 
-        with job.stages.stage("archive"):
+        with job.stages.stage("archive"), users_problem(job.out):
             archive.write(folder, job.out / f"{job.name}.zip")

@@ -104,7 +104,7 @@ def staging(out: Path, name: str, *, force: bool) -> Iterator[Path]:
     `force` is not given; an OSError inside the block that is the user's to mend becomes one too.
     """
     target = out / name
-    with _users_problem(out):
+    with users_problem(out):
         check_target(target, force=force)
         with _made(out), _locked_folder(out, name) as folder:
             bundle = folder / "bundle"
@@ -196,7 +196,8 @@ def _take(lock: IO[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _users_problem(out: Path) -> Iterator[None]:
+def users_problem(out: Path) -> Iterator[None]:
+    """An OSError that is the user's to mend, as a full disk is, becomes `OutputRefused`."""
     try:
         yield
     except OSError as error:
