@@ -1,7 +1,7 @@
 """packager: one manifest and one PyTorch checkpoint in, one proven, self-contained bundle out.
 
-`load` is for services and needs numpy and onnxruntime; `build` and `verify` are the commands of
-the same name. Importing this module imports none of their worlds: each is fetched when it is used.
+`load` is for services and needs numpy and onnxruntime; `build`, `verify` and `diff` are the commands
+of the same name. Importing this module imports none of their worlds: each is fetched when it is used.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from packager.building import BuildResult, build
     from packager.bundle.verify import VerifyReport, verify
+    from packager.differences import DiffReport, diff
     from packager.errors import PackagerError
     from packager.runtime.loader import Bundle, load
 
-__all__ = ["Bundle", "BuildResult", "PackagerError", "VerifyReport", "build", "load", "verify"]
+__all__ = [
+    "Bundle", "BuildResult", "DiffReport", "PackagerError", "VerifyReport", "build", "diff", "load", "verify"
+]  # fmt: skip
 
 _HOMES = {
     "Bundle": "packager.runtime.loader",
     "BuildResult": "packager.building",
+    "DiffReport": "packager.differences",
     "PackagerError": "packager.errors",
     "VerifyReport": "packager.bundle.verify",
     "build": "packager.building",
+    "diff": "packager.differences",
     "load": "packager.runtime.loader",
     "verify": "packager.bundle.verify",
 }

@@ -185,6 +185,24 @@ def inspect(path: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@_json_option
+def diff(a: Path, b: Path, as_json: bool) -> None:
+    """Show what differs between the bundles A and B: signature, graph, weights, parity, toolchain."""
+    from packager.differences import diff as run
+
+    report = run(a, b)
+    if as_json:
+        print(json.dumps(report.as_json()))
+    else:
+        for line in report.lines():
+            print(line)
+    if not report.same:
+        raise SystemExit(1)
+
+
+@cli.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--input", "source", required=True, type=click.Path(path_type=Path), metavar="X.npz", help="Inputs by name."

@@ -424,6 +424,17 @@ class BundleSchemaUnknown(UserError):
         )
 
 
+class ModelUnreadable(UserError):
+    code = "model-unreadable"
+
+    def __init__(self, path: str, cause: str) -> None:
+        super().__init__(
+            f"{path} is no ONNX model that can be read",
+            why=cause,
+            hint="fetch the bundle again, or build it anew",
+        )
+
+
 class IntegrityFailed(Refused):
     code = "integrity-failed"
 

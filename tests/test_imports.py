@@ -66,6 +66,16 @@ def test_verifying_without_torch_imports_no_onnx_and_no_build_side(built):
     assert not found & (BUILD_SIDE - {"packager.jobs"})
 
 
+def test_comparing_bundles_imports_onnx_for_models_that_differ_and_torch_never(built):
+    found = imported("import sys, packager\nassert packager.diff(sys.argv[1], sys.argv[1]).same", built.bundle)
+    assert "packager.differences" in found
+    assert not found & {*HEAVY, "pydantic", "yaml", "rich", "click"}
+    assert not found & BUILD_SIDE
+    found = imported("from packager.differences import onnx_model")
+    assert "onnx" in found
+    assert not found & ((HEAVY - {"onnx"}) | BUILD_SIDE)
+
+
 def test_the_command_imports_nothing_before_it_knows_what_to_do():
     found = imported("import packager.cli")
     assert "click" in found

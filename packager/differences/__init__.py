@@ -1,0 +1,86 @@
+"""What differs between two bundles, said where it differs: in the graph, the weights, the evidence.
+
+Two fingerprints say whether two bundles are the same; this says what made them another one. Each
+file is compared as what it is: records field by field, graphs by operators and nodes, weights tensor
+by tensor, TorchScript by its digest. Files with the same digest are the same and are not opened. What
+could not be compared is said, with the reason.
+
+`report` is what is found, `opened` the one way into a bundle, `sections` compares records, `onnx_model`
+(which needs onnx) graphs and weights, `tensors` the values of two arrays; `first` words the first
+difference of one file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from packager.differences import sections
+from packager.differences.fields import differences
+from packager.differences.first import first_difference
+from packager.differences.opened import Opened, open_bundle
+from packager.differences.report import Difference, DiffReport, Section, Side
+from packager.errors import ModelUnreadable
+
+__all__ = ["DiffReport", "Difference", "Section", "Side", "diff", "first_difference"]
+
+
+def diff(a: str | Path, b: str | Path) -> DiffReport:
+    """What differs between the bundles `a` and `b`. A damaged bundle is compared too, and the report says so.
+
+    Raises `NotABundle` or `BundleSchemaUnknown`, and `ModelUnreadable` for an ONNX model that was broken
+    when it was sealed.
+    """
+    before, after = open_bundle(Path(a), "A"), open_bundle(Path(b), "B")
+    return DiffReport(
+        _side(before),
+        _side(after),
+        (
+            sections.identity(before, after),
+            sections.signature(before, after),
+            *_graph_and_weights(before, after),
+            sections.torchscript(before, after),
+            sections.parity(before, after),
+            sections.toolchain(before, after),
+            sections.metadata(before, after),
+        ),
+    )
+
+
+def _side(one: Opened) -> Side:
+    return Side(str(one.config.get("name")), str(one.config.get("version")), one.fingerprint, one.damage)
+
+
+def _graph_and_weights(before: Opened, after: Opened) -> tuple[Section, Section]:
+    """From the models; where they are the same or cannot be read, the graph's section has what config.json claims."""
+    reason = ""
+    if before.onnx_digests() != after.onnx_digests():
+        try:
+            return _compare_models(before, after)
+        except ImportError as error:
+            if error.name is None or error.name.startswith("packager"):
+                raise
+            reason = f"{error.name} is not installed"
+        except ModelUnreadable as error:
+            if not (before.damage or after.damage):
+                raise
+            reason = f"{error.message}: {error.why}"
+    claimed = tuple(differences(_claimed(before), _claimed(after)))
+    return Section("graph", claimed, reason), Section("weights", (), reason)
+
+
+def _compare_models(before: Opened, after: Opened) -> tuple[Section, Section]:
+    from packager.differences import onnx_model
+
+    paths = before.onnx_path(), after.onnx_path()
+    models = [onnx_model.ABSENT if one is None else onnx_model.load(one) for one in paths]
+    graph, weights = tuple(onnx_model.graph_differences(*models)), tuple(onnx_model.weight_differences(*models))
+    if not graph and not weights:  # such as weights in another order
+        digests = before.onnx_digests(), after.onnx_digests()
+        graph = tuple(replace(one, where=f"bytes of {one.where}") for one in differences(*digests))
+    return Section("graph", graph), Section("weights", weights)
+
+
+def _claimed(one: Opened) -> dict[str, object]:
+    artifact = one.artifact("onnx") or {}
+    return {name: value for name, value in artifact.items() if name not in ("path", "sha256", "data")}

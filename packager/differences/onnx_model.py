@@ -1,0 +1,252 @@
+"""Two ONNX models side by side: graphs by operators, interfaces and nodes; weights tensor by tensor. Needs onnx.
+
+`load` turns everything in a model that is no weight into plain values, so that nothing it says can differ
+unseen. Subgraphs and functions count as the graph does. A Constant is a weight, under the name of its output.
+Weights are read one by one when they are compared, those beside the model from their file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import onnx
+import onnx.numpy_helper
+from google.protobuf.message import DecodeError, Message
+
+from packager.differences.fields import differences
+from packager.differences.report import Difference
+from packager.differences.tensors import Array, change
+from packager.errors import ModelUnreadable
+
+Plain: TypeAlias = "dict[str, Any]"
+_DTYPES = {"FLOAT": "float32", "DOUBLE": "float64"}
+_LONG_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model: versions, inputs and outputs, how often each operator occurs, the graph's nodes, the rest, the weights.
+
+    The weights are by name, and of those beside the model it is only known where they lie.
+    """
+
+    path: Path
+    summary: Plain
+    operators: Counter[str]
+    nodes: Sequence[Plain]
+    rest: Plain
+    weights: dict[str, onnx.TensorProto]
+
+
+ABSENT = Model(Path(), {}, Counter(), (), {}, {})
+"""What a bundle without an ONNX model is compared as."""
+
+
+def load(path: Path) -> Model:
+    """Read a model. Raises `ModelUnreadable`."""
+    with _wrapped(path):
+        proto = onnx.load(os.fspath(path), load_external_data=False)
+        if not proto.HasField("graph"):  # an empty file is a protobuf too
+            raise ValueError("it holds no graph")
+        nodes = [_node(one) for one in proto.graph.node]
+        return Model(path, _summary(proto), _operators(proto), nodes, _rest(proto), _weights(proto))
+
+
+@contextlib.contextmanager
+def _wrapped(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (DecodeError, OSError, ValueError, TypeError, LookupError, onnx.checker.ValidationError) as error:
+        raise ModelUnreadable(str(path), f"{type(error).__name__}: {error}") from None
+
+
+# -- side by side ---------------------------------------------------------------------------
+
+
+def graph_differences(before: Model, after: Model) -> Iterator[Difference]:
+    """What differs between two models but for their weights: of the nodes the counts, and where they first differ."""
+    yield from differences(before.summary, after.summary)
+    yield from differences({"nodes": before.operators.total()}, {"nodes": after.operators.total()})
+    for name in before.operators | after.operators:
+        counts = before.operators[name], after.operators[name]
+        if counts[0] != counts[1]:
+            yield Difference(f"operator {name}", *counts)
+    if before is ABSENT or after is ABSENT:
+        return
+    node = first_node(before, after)
+    if node is not None:
+        place, field = node
+        yield replace(field, where=f"first at {place}" + (f": {field.where}" if field.where else ""))
+    yield from differences(before.rest, after.rest)
+
+
+def first_node(before: Model, after: Model) -> tuple[str, Difference] | None:
+    """The first node that differs, and its first field that does: none where operator or name are others."""
+    for index, (left, right) in enumerate(zip_longest(before.nodes, after.nodes)):
+        if _label(left) != _label(right):
+            return f"node {index}", Difference("", _label(left), _label(right))
+        found = next(differences(left, right), None)
+        if found is not None:
+            return f"node {index} {left.get('name') or left['operator']}", found
+    return None
+
+
+def _label(node: Plain | None) -> str | None:
+    return None if node is None else f"{node['operator']} {node.get('name', '')}".rstrip()
+
+
+def weight_differences(before: Model, after: Model) -> Iterator[Difference]:
+    """Weights that one model alone has, of another dtype or shape, or with other values. Raises `ModelUnreadable`."""
+    for name in before.weights | after.weights:
+        left, right = before.weights.get(name), after.weights.get(name)
+        if left is None or right is None or _kind(left) != _kind(right):
+            yield Difference(name, left and _kind(left), right and _kind(right))
+            continue
+        changed = change(_array(left, before.path), _array(right, after.path))
+        if changed is not None:
+            yield Difference(name, _kind(left), _kind(right), changed)
+
+
+def _kind(tensor: onnx.TensorProto) -> str:
+    return f"{_dtype(tensor.data_type)}{list(tensor.dims)}"
+
+
+def _array(tensor: onnx.TensorProto, path: Path) -> Array:
+    if tensor.external_data:
+        tensor = copy(tensor)  # some versions of onnx leave in it what they read
+    with _wrapped(path):
+        found: Array = onnx.numpy_helper.to_array(tensor, os.fspath(path.parent))
+    return found
+
+
+# -- parts of a model -----------------------------------------------------------------------
+
+
+def _summary(model: onnx.ModelProto) -> Plain:
+    return {
+        "ir_version": model.ir_version,
+        "opset": {_value(one.domain) or "ai.onnx": one.version for one in model.opset_import},
+        "inputs": [_interface(one) for one in model.graph.input],
+        "outputs": [_interface(one) for one in model.graph.output],
+    }
+
+
+def _interface(value: onnx.ValueInfoProto) -> Plain:
+    if not value.type.HasField("tensor_type"):
+        return _plain(value)
+    kind = value.type.tensor_type
+    shape = [_dim(one) for one in kind.shape.dim] if kind.HasField("shape") else None
+    return {"name": _value(value.name), "dtype": _dtype(kind.elem_type), "shape": shape}
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> object:
+    return dim.dim_value if dim.HasField("dim_value") else _value(dim.dim_param) or None
+
+
+def _dtype(number: int) -> str:
+    known = onnx.TensorProto.DataType.values()
+    name = onnx.TensorProto.DataType.Name(number) if number in known else f"dtype {number}"
+    return _DTYPES.get(name, name.lower())
+
+
+def _operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(_operator(node) for _, nodes, _ in _scopes(model) for node in nodes if node.op_type != "Constant")
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    domain = "" if node.domain in ("", "ai.onnx") else f"{_value(node.domain)}."
+    return f"{domain}{_value(node.op_type)}"
+
+
+def _weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    found = {}
+    for prefix, nodes, weights in _scopes(model):
+        found.update({f"{prefix}{one.name}": one for one in weights})
+        for node in nodes:
+            found.update({f"{prefix}{node.output[0]}": one.t for one in node.attribute if _is_weight(node, one)})
+    return found
+
+
+def _is_weight(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
+    return node.op_type == "Constant" and attribute.HasField("t") and len(node.output) == 1
+
+
+Scope: TypeAlias = "tuple[str, Sequence[onnx.NodeProto], Sequence[onnx.TensorProto]]"
+
+
+def _scopes(model: onnx.ModelProto) -> Iterator[Scope]:
+    """The graph, its subgraphs and the functions: what to put before the names in it, its nodes, its weights."""
+    yield from _with_inner("", model.graph.node, model.graph.initializer)
+    for function in model.functions:
+        yield from _with_inner(f"{function.name}/", function.node, ())
+
+
+def _with_inner(prefix: str, nodes: Sequence[onnx.NodeProto], weights: Sequence[onnx.TensorProto]) -> Iterator[Scope]:
+    yield prefix, nodes, weights
+    for index, node in enumerate(nodes):
+        for attribute in node.attribute:
+            graphs = [attribute.g] if attribute.HasField("g") else attribute.graphs
+            for position, graph in enumerate(graphs):
+                inner = f"{prefix}{node.name or f'{node.op_type} {index}'}/{attribute.name}/"
+                yield from _with_inner(inner if position == 0 else f"{inner}{position}/", graph.node, graph.initializer)
+
+
+# -- as plain values ------------------------------------------------------------------------
+
+
+def _rest(model: onnx.ModelProto) -> Plain:
+    """What a model says beyond its summary, nodes and weights."""
+    graph = _plain(model.graph, leave_out=("node", "initializer", "input", "output"))
+    return {**_plain(model, leave_out=("ir_version", "opset_import", "graph")), "graph": graph}
+
+
+def _plain(message: Message, leave_out: tuple[str, ...] = ()) -> Plain:
+    """The fields of a message that are set and not empty, in their order."""
+    fields = message.ListFields()
+    return {field.name: _value(value) for field, value in fields if field.name not in leave_out and value != ""}
+
+
+def _value(value: Any) -> Any:
+    """As JSON has it; protobuf gives as bytes what should be text and is not."""
+    if isinstance(value, onnx.NodeProto):
+        return _node(value)
+    if isinstance(value, onnx.GraphProto):
+        return _plain(value, leave_out=("initializer",))
+    if isinstance(value, Message):
+        return _plain(value)
+    if isinstance(value, bytes):
+        return _text(value)
+    return value if isinstance(value, (str, int, float)) else [_value(one) for one in value]
+
+
+def _node(node: onnx.NodeProto) -> Plain:
+    attributes = {f"attribute {one.name}": _attribute(one) for one in node.attribute if not _is_weight(node, one)}
+    rest = _plain(node, leave_out=("op_type", "domain", "attribute"))
+    return {"operator": _operator(node), **attributes, **rest}
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    """The value alone, where that is all that is set."""
+    fields = _plain(attribute, leave_out=("name", "type"))
+    if not fields:
+        return {"type": attribute.type}
+    return next(iter(fields.values())) if len(fields) == 1 else fields
+
+
+def _text(value: bytes) -> str:
+    if len(value) > _LONG_BYTES:
+        return f"{len(value)} bytes, sha256 {hashlib.sha256(value).hexdigest()}"
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
+    return text if text.isprintable() else value.hex()

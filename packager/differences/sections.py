@@ -1,0 +1,79 @@
+"""The sections of a report that come from a bundle's records and digests. What else config.json says is metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from packager.bundle import layout
+from packager.differences.fields import differences
+from packager.differences.opened import Opened, RecordUnreadable
+from packager.differences.report import Difference, Section
+
+_IDENTITY = ("name", "version")
+_SIGNATURE = ("inputs", "outputs", "dims")
+_ELSEWHERE = ("artifacts", "source", "parity")
+
+
+def identity(before: Opened, after: Opened) -> Section:
+    """Name, version, fingerprint, and which files differ as they lie there."""
+
+    def facts(one: Opened) -> dict[str, object]:
+        seal = {"fingerprint": one.fingerprint or None}
+        return {**_part(one, _IDENTITY), **seal, **{f"file {path}": sha256 for path, sha256 in one.digests.items()}}
+
+    return Section("identity", tuple(differences(facts(before), facts(after))))
+
+
+def signature(before: Opened, after: Opened) -> Section:
+    """Inputs, outputs and their order, and the sizes that dims may take."""
+    return Section("signature", tuple(differences(_part(before, _SIGNATURE), _part(after, _SIGNATURE))))
+
+
+def torchscript(before: Opened, after: Opened) -> Section:
+    """The artifact: its digest, and how it is made and loaded. What is in it is for torch to say."""
+
+    def facts(one: Opened) -> dict[str, object] | None:
+        artifact = one.artifact("torchscript")
+        return artifact and {**artifact, "sha256": one.digests.get(artifact["path"])}
+
+    return Section("torchscript", tuple(differences(facts(before), facts(after), layout.TORCHSCRIPT)))
+
+
+def parity(before: Opened, after: Opened) -> Section:
+    """The verdicts, what was allowed, the largest errors, and the cases."""
+    verdicts = tuple(differences(before.config.get("parity"), after.config.get("parity"), "verdict"))
+    found, reason = _evidence(before, after, layout.PARITY)
+    told = [one for one in found if not one.where.endswith(".why")]  # words the numbers beside it
+    told.sort(key=lambda one: one.where.startswith("cases"))  # many; the rest is what one looks for
+    return Section("parity", (*verdicts, *told), reason)
+
+
+def toolchain(before: Opened, after: Opened) -> Section:
+    """The versions of the tools, the digests of what the bundle was made from, and the machine."""
+    versions = tuple(differences(before.config.get("source"), after.config.get("source")))
+    found, reason = _evidence(before, after, layout.BUILD)
+    return Section("toolchain", (*versions, *found), reason)
+
+
+def metadata(before: Opened, after: Opened) -> Section:
+    """Description, license, authors, assets, providers, and whatever no other section has."""
+    known = {*_IDENTITY, *_SIGNATURE, *_ELSEWHERE}
+
+    def facts(one: Opened) -> dict[str, Any]:
+        return {name: value for name, value in one.config.items() if name not in known}
+
+    return Section("metadata", tuple(differences(facts(before), facts(after))))
+
+
+def _part(one: Opened, names: tuple[str, ...]) -> dict[str, object]:
+    return {name: one.config.get(name) for name in names}
+
+
+def _evidence(before: Opened, after: Opened, name: str) -> tuple[tuple[Difference, ...], str]:
+    """The differences of a record, or the reason why they are not known; files with one digest are not read."""
+    if before.digests.get(name) == after.digests.get(name):
+        return (), ""
+    try:
+        return tuple(differences(before.record(name), after.record(name))), ""
+    except RecordUnreadable as error:
+        return (), str(error)

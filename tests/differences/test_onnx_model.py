@@ -1,0 +1,308 @@
+"""Two ONNX models side by side: every part that can differ, and that nothing differs unseen."""
+
+import itertools
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from packager.differences import onnx_model
+from packager.errors import ModelUnreadable, render
+
+FLOAT = TensorProto.FLOAT
+
+
+def value(name, shape=("batch", 2), dtype=FLOAT):
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def constant(array, name):
+    return helper.make_node(
+        "Constant", [], [name], f"{name}/Constant", value=numpy_helper.from_array(np.float32(array))
+    )
+
+
+def model():
+    """A pool over pads, a constant, and a branch with a weight in it."""
+    inner = numpy_helper.from_array(np.float32([1, 2]), "inner")
+    then = helper.make_graph(
+        [helper.make_node("Add", ["scaled", "inner"], ["more"], "/then/Add")], "then", [], [value("more")], [inner]
+    )
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["scaled"], ["less"], "/else/Identity")], "else", [], [value("less")]
+    )
+    nodes = [
+        constant([1, 1], "one"),
+        helper.make_node("Add", ["x", "one"], ["moved"], "/Add"),
+        helper.make_node("Mul", ["moved", "scale"], ["scaled"], "/Mul"),
+        helper.make_node("If", ["flag"], ["y"], "/If", then_branch=then, else_branch=other),
+        helper.make_node("Gelu", ["y"], ["z"], "/Gelu", domain="com.microsoft", pads=[0, 0, 1, 1]),
+    ]
+    inputs = [value("x"), value("flag", [], TensorProto.BOOL)]
+    weights = [numpy_helper.from_array(np.float32([3, 4]), "scale")]
+    graph = helper.make_graph(nodes, "model", inputs, [value("z")], weights)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, ir_version=9, opset_imports=opsets, producer_name="packager")
+
+
+def opset(proto):
+    proto.opset_import[0].version = 17
+
+
+def ir_version(proto):
+    proto.ir_version = 8
+
+
+def pads(proto):
+    proto.graph.node[4].attribute[0].ints[0] = 1
+
+
+def no_pads(proto):
+    del proto.graph.node[4].attribute[:]
+
+
+def edge(proto):
+    proto.graph.node[2].input[0] = "x"
+
+
+def node_name(proto):
+    proto.graph.node[1].name = "/Plus"
+
+
+def another_operator(proto):
+    proto.graph.node[1].op_type = "Sub"
+
+
+def one_node_more(proto):
+    proto.graph.node.append(helper.make_node("Relu", ["z"], ["a"], "/Relu"))
+
+
+def in_a_subgraph(proto):
+    proto.graph.node[3].attribute[1].g.node[0].op_type = "Sub"
+
+
+def graph_input(proto):
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
+
+
+def output_dtype(proto):
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
+
+
+def producer(proto):
+    proto.producer_name = "somebody"
+
+
+def metadata(proto):
+    proto.graph.metadata_props.add(key="a", value="b")
+
+
+def sequence(proto):
+    proto.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("z", FLOAT, None))
+
+
+def function(proto):
+    proto.functions.append(
+        helper.make_function("local", "f", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [])
+    )
+
+
+def empty_text(proto):
+    proto.graph.node[4].attribute[0].doc_string = ""
+
+
+def weight(proto):
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32([3, 5]), "scale"))
+
+
+def weight_shape(proto):
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float64([[3]]), "scale"))
+
+
+def weight_name(proto):
+    proto.graph.initializer[0].name = "factor"
+
+
+def inner_weight(proto):
+    proto.graph.node[3].attribute[1].g.initializer[0].CopyFrom(numpy_helper.from_array(np.float32([0, 2]), "inner"))
+
+
+def constant_value(proto):
+    proto.graph.node[0].CopyFrom(constant([1, 4], "one"))
+
+
+GRAPH = {
+    opset: [("opset.ai.onnx", 20, 17)],
+    ir_version: [("ir_version", 9, 8)],
+    pads: [("first at node 4 /Gelu: attribute pads", [0, 0, 1, 1], [1, 0, 1, 1])],
+    no_pads: [("first at node 4 /Gelu: attribute pads", [0, 0, 1, 1], None)],
+    edge: [("first at node 2 /Mul: input", ["moved", "scale"], ["x", "scale"])],
+    node_name: [("first at node 1", "Add /Add", "Add /Plus")],
+    another_operator: [("operator Add", 2, 1), ("operator Sub", 0, 1), ("first at node 1", "Add /Add", "Sub /Add")],
+    one_node_more: [("nodes", 6, 7), ("operator Relu", 0, 1), ("first at node 5", None, "Relu /Relu")],
+    in_a_subgraph: [
+        ("operator Add", 2, 1), ("operator Sub", 0, 1),
+        ("first at node 3 /If: attribute then_branch.node./then/Add.operator", "Add", "Sub"),
+    ],
+    graph_input: [("inputs.x.shape", ["batch", 2], ["batch", 3])],
+    output_dtype: [("outputs.z.dtype", "float32", "bfloat16")],
+    producer: [("producer_name", "packager", "somebody")],
+    metadata: [("graph.metadata_props", None, [{"key": "a", "value": "b"}])],
+    sequence: [
+        ("outputs.z.dtype", "float32", None),
+        ("outputs.z.shape", ["batch", 2], None),
+        ("outputs.z.type", None, {"sequence_type": {"elem_type": {"tensor_type": {"elem_type": 1}}}}),
+    ],
+}  # fmt: skip
+WEIGHTS = {
+    weight: [("scale", "float32[2]", "float32[2]", "1 of 2 values differs, by 1 at most")],
+    weight_shape: [("scale", "float32[2]", "float64[1, 1]", None)],
+    weight_name: [("scale", "float32[2]", None, None), ("factor", None, "float32[2]", None)],
+    inner_weight: [("/If/then_branch/inner", "float32[2]", "float32[2]", "1 of 2 values differs, by 1 at most")],
+    constant_value: [("one", "float32[2]", "float32[2]", "1 of 2 values differs, by 3 at most")],
+}
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """The model, and the model after a change, as they are read."""
+
+    def pair(*changes):
+        for name, applied in (("before", ()), ("after", changes)):
+            proto = model()
+            for one in applied:
+                one(proto)
+            (tmp_path / f"{name}.onnx").write_bytes(proto.SerializeToString())
+        return [onnx_model.load(tmp_path / f"{name}.onnx") for name in ("before", "after")]
+
+    return pair
+
+
+def graph(before, after):
+    return [(one.where, one.before, one.after) for one in onnx_model.graph_differences(before, after)]
+
+
+def weights(before, after):
+    found = onnx_model.weight_differences(before, after)
+    return [(one.where, one.before, one.after, one.change and one.change.words()) for one in found]
+
+
+def named(one):
+    return one.__name__
+
+
+def test_a_model_is_the_same_as_itself(pair):
+    assert graph(*pair()) == weights(*pair()) == []
+
+
+def test_an_empty_text_is_as_good_as_none(pair):
+    assert graph(*pair(empty_text)) == []
+
+
+@pytest.mark.parametrize("change", GRAPH, ids=named)
+def test_a_change_of_the_graph_is_told_and_no_weight_is_suspected(pair, change):
+    assert graph(*pair(change)) == GRAPH[change]
+    assert weights(*pair(change)) == []
+
+
+@pytest.mark.parametrize("change", WEIGHTS, ids=named)
+def test_a_change_of_a_weight_is_told_and_the_graph_is_not_suspected(pair, change):
+    assert weights(*pair(change)) == WEIGHTS[change]
+    assert graph(*pair(change)) == []
+
+
+def test_a_function_counts_as_the_graph_does(pair):
+    found = graph(*pair(function))
+    assert found[:2] == [("nodes", 6, 7), ("operator Relu", 0, 1)]
+    assert [where for where, _, _ in found[2:]] == ["functions"]
+
+
+@pytest.mark.parametrize(
+    "changes", list(itertools.combinations([*GRAPH, *WEIGHTS], 2)), ids=lambda two: "+".join(map(named, two))
+)
+def test_the_other_way_round_before_and_after_are_exchanged(pair, changes):
+    before, after = pair(*changes)
+    there = [(where, right, left) for where, left, right, *_ in (*graph(before, after), *weights(before, after))]
+    back = [(where, left, right) for where, left, right, *_ in (*graph(after, before), *weights(after, before))]
+    assert sorted(there, key=str) == sorted(back, key=str)
+
+
+def test_nothing_is_said_of_nodes_where_one_bundle_has_no_model(pair):
+    before, _ = pair()
+    assert graph(before, onnx_model.ABSENT) == [
+        ("ir_version", 9, None),
+        ("opset", {"ai.onnx": 20, "com.microsoft": 1}, None),
+        ("inputs", [
+            {"name": "x", "dtype": "float32", "shape": ["batch", 2]}, {"name": "flag", "dtype": "bool", "shape": []}
+        ], None),
+        ("outputs", [{"name": "z", "dtype": "float32", "shape": ["batch", 2]}], None),
+        ("nodes", 6, 0),
+        *((f"operator {name}", count, 0) for name, count in
+          (("Add", 2), ("Mul", 1), ("If", 1), ("com.microsoft.Gelu", 1), ("Identity", 1))),
+    ]  # fmt: skip
+    assert weights(onnx_model.ABSENT, before) == [
+        (name, None, "float32[2]", None) for name in ("scale", "one", "/If/then_branch/inner")
+    ]
+
+
+def test_weights_beside_the_model_are_read_from_their_file(tmp_path):
+    for name, last in (("before", 4), ("after", 4.5)):
+        (tmp_path / name).mkdir()
+        proto = model()
+        proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32([3, last]), "scale"))
+        path = tmp_path / name / "model.onnx"
+        onnx.save(proto, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    models = [onnx_model.load(tmp_path / name / "model.onnx") for name in ("before", "after")]
+    assert models[0].weights["scale"].external_data
+    assert weights(*models) == [("scale", "float32[2]", "float32[2]", "1 of 2 values differs, by 0.5 at most")]
+    assert not models[0].weights["scale"].raw_data
+    (tmp_path / "after" / "model.onnx.data").write_bytes(b"")
+    with pytest.raises(ModelUnreadable):
+        weights(*models)
+
+
+def test_weights_beside_the_model_may_not_lie_elsewhere(tmp_path):
+    (tmp_path / "secret").write_bytes(b"12345678")
+    proto = model()
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, place in (("location", "../secret"), ("offset", "0"), ("length", "8")):
+        tensor.external_data.add(key=key, value=place)
+    (tmp_path / "bundle").mkdir()
+    path = tmp_path / "bundle" / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelUnreadable):
+        weights(onnx_model.load(path), onnx_model.load(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "ValueError: it holds no graph"),
+        (b"garbage", "DecodeError: "),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path, content, why):
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(ModelUnreadable) as caught:
+        onnx_model.load(tmp_path / "model.onnx")
+    lines = render(caught.value).splitlines()
+    assert lines[0] == f"error[model-unreadable]: {tmp_path}/model.onnx is no ONNX model that can be read"
+    assert lines[1].startswith(f"  {why}")
+    assert lines[-1] == "hint: fetch the bundle again, or build it anew"
+
+
+def test_names_that_are_no_text_are_compared_and_told(tmp_path):
+    content = model().SerializeToString()
+    (tmp_path / "before.onnx").write_bytes(content)
+    for name in (b"batch", b"com.microsoft", b"/Gelu", b"scale", b"then", b"pads"):
+        assert name in content
+        content = content.replace(name, name[:-1] + b"\xff")
+    (tmp_path / "after.onnx").write_bytes(content)
+    models = [onnx_model.load(tmp_path / f"{name}.onnx") for name in ("before", "after")]
+    found = graph(*models)
+    assert ("inputs.x.shape", ["batch", 2], [b"batc\xff".hex(), 2]) in found
+    assert json.dumps([found, weights(*models)])

@@ -1,0 +1,124 @@
+"""How far apart the values of two arrays are, against Python's own numbers."""
+
+import math
+import warnings
+
+import hypothesis.extra.numpy as npst
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packager.differences import tensors
+from packager.differences.tensors import Change, change
+
+SHAPES = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+DTYPES = ["float16", "float32", "float64", "int8", "int64", "uint8", "uint64", "bool", "complex64", "complex128"]
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@st.composite
+def pairs(draw, dtypes=tuple(DTYPES)):
+    """Two arrays of one dtype and shape, which agree here and there."""
+    dtype, shape = draw(st.sampled_from(dtypes)), draw(SHAPES)
+    before, other = draw(npst.arrays(dtype, shape)), draw(npst.arrays(dtype, shape))
+    return before, np.where(draw(npst.arrays("bool", shape)), before, other).astype(dtype)
+
+
+def bits(array):
+    return [one.tobytes() for one in array.reshape(-1)]
+
+
+@given(pairs())
+def test_a_value_is_changed_where_its_bits_are(arrays):
+    before, after = arrays
+    changed = sum(left != right for left, right in zip(bits(before), bits(after), strict=True))
+    found = change(before, after)
+    assert (found is None) == (changed == 0)
+    assert found is None or (found.changed, found.total) == (changed, before.size)
+    assert change(before, before.copy()) is None
+
+
+@given(pairs(["float16", "float32", "int8", "int64", "uint64", "bool"]))
+def test_the_largest_distance_is_that_of_exact_arithmetic(arrays):
+    before, after = arrays
+    found = change(before, after)
+    numbers = list(zip(before.reshape(-1).tolist(), after.reshape(-1).tolist(), strict=True))
+    finite = [abs(left - right) for left, right in numbers if math.isfinite(left) and math.isfinite(right)]
+    if found is not None:
+        assert found.max_abs == float(max(finite, default=0))
+        apart = [one for one in numbers if not all(map(math.isfinite, one)) and not all(map(math.isnan, one))]
+        assert found.nonfinite == sum(left != right for left, right in apart)
+
+
+@given(pairs())
+def test_the_other_way_round_all_is_the_same_but_for_the_scale(arrays):
+    there, back = change(*arrays), change(*arrays[::-1])
+    assert (there is None) == (back is None)
+    if there is not None:
+        assert (there.changed, there.max_abs, there.nonfinite) == (back.changed, back.max_abs, back.nonfinite)
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_the_blocks_in_which_an_array_is_walked_do_not_show(monkeypatch, block):
+    before = np.arange(10, dtype=np.float32).reshape(2, 5)
+    after = before.copy()
+    after[1, 3] += 0.5
+    monkeypatch.setattr(tensors, "_BLOCK", block)
+    found = change(before, after)
+    assert (found.changed, found.total, found.max_abs, found.nonfinite) == (1, 10, 0.5, 0)
+    assert found.relative == pytest.approx(0.5 / math.sqrt(28.5), rel=1e-12)
+
+
+def signalling():
+    return np.array([0x7F800001], np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found", "words"),
+    [
+        (np.zeros(2), np.array([-0.0, 0.0]), Change(1, 2, 0.0, 0.0), "1 of 2 values differs, by 0 at most"),
+        (np.zeros(2), np.ones(2), Change(2, 2, 1.0, math.inf), "2 of 2 values differ, by 1 at most"),
+        (
+            np.array([math.nan, 3.0]), np.array([1.0, 4.0]), Change(2, 2, 1.0, 1 / 3, 1),
+            "2 of 2 values differ, by 1 at most, 1 of them by a NaN or an infinity",
+        ),
+        (
+            np.array([math.inf]), np.array([-math.inf]), Change(1, 1, 0.0, 0.0, 1),
+            "1 of 1 values differs, 1 of them by a NaN or an infinity",
+        ),
+        (signalling(), -signalling(), Change(1, 1, 0.0, 0.0), "1 of 1 values differs, by 0 at most"),
+        (
+            np.array([2**63], "u8"), np.array([2**63 + 1], "u8"), Change(1, 1, 1.0, 2.0**-63),
+            "1 of 1 values differs, by 1 at most",
+        ),
+        (np.array(["a", "b"], object), np.array(["a", "c"], object), Change(1, 2, None, None), "1 of 2 values differ"),
+        (
+            np.array([1, 2], ml_dtypes.bfloat16), np.array([1, 2.5], ml_dtypes.bfloat16),
+            Change(1, 2, 0.5, 0.5 / math.sqrt(2.5)), "1 of 2 values differs, by 0.5 at most",
+        ),
+        (np.array([7], ml_dtypes.int4), np.array([-8], ml_dtypes.int4), Change(1, 1, 15.0, 15 / 7), "1 of 1 values"),
+        (np.array(3.0 + 4.0j), np.array(0j), Change(1, 1, 5.0, 1.0), "1 of 1 values differs, by 5 at most"),
+        (np.array([1e200]), np.array([-1e200]), Change(1, 1, 2e200, 2.0), "1 of 1 values differs, by 2e+200 at most"),
+    ],
+)  # fmt: skip
+def test_the_awkward_values(before, after, found, words):
+    said = change(before, after)
+    assert (said.changed, said.total, said.max_abs, said.nonfinite) == (
+        found.changed, found.total, found.max_abs, found.nonfinite
+    )  # fmt: skip
+    assert said.relative == (found.relative and pytest.approx(found.relative, rel=1e-12))
+    assert said.words().startswith(words)
+
+
+def test_a_change_as_json_has_no_infinity_in_it():
+    assert Change(1, 2, 1.0, math.inf).as_json() == {
+        "changed": 1, "total": 2, "max_abs": 1.0, "relative": "Infinity", "nonfinite": 0
+    }  # fmt: skip
