@@ -24,7 +24,7 @@ from packager.building import BuildResult, CacheUse, LockUse
 from packager.bundle import layout, restore
 from packager.bundle.writer import Writer, check_target, staging, users_problem
 from packager.cache import Action, Cache, Entry, no_room
-from packager.errors import CacheDiffers, ExtraMissing, InputChanged
+from packager.errors import BuildNotRepeatable, CacheDiffers, ExtraMissing, InputChanged
 from packager.explain import Explanation
 from packager.hashing import sha256_file
 from packager.identity import Identity
@@ -49,6 +49,7 @@ class How:
     archive: bool
     cache: CacheUse
     lock: LockUse
+    check: bool
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def build(path: Path, out: Path, how: How, store: Cache | None, stages: Stages) 
     preflight.preflight(project)
     locks.check_there(project.path, required=how.lock == "require")
     job = _Job(project, out.absolute(), out, name, how, store, stages, began)
-    found = identity.known(project, store) if store is not None and how.cache == "use" else None
+    asked = how.cache == "use" and not how.check
+    found = identity.known(project, store) if store is not None and asked else None
     result = _from_cache(job, store, found) if store is not None and found is not None else None
     if result is None:
         result = _anew(job, found)
@@ -174,7 +176,10 @@ def _anew(job: _Job, found: Identity | None) -> BuildResult:
             source = _source(job, results, used, before)
             lock = locks.of(source, assembled.config, staged.writer.digests, assembled.fingerprint)
             agrees = _hold_against_lock(job, lock)
-            explanation = _keep(job, staged, results, used, source, assembled, lock)
+        if job.how.check:
+            with job.stages.stage("check"):
+                _check(job, staged.writer.folder)
+        explanation = _keep(job, staged, results, used, source, assembled, lock)
     if agrees and job.store is not None:
         assets = preflight.assets(job.project)
         _remember(job, job.store, actions.bundle(job.project, source, assets, job.store.sha256), used)
@@ -203,6 +208,16 @@ def _find_out(job: _Job, found: Identity | None, staged: _Staged, side: OnnxSide
     begun = pipeline.Begun(job.project, staged.grid, recalled.known, staged.scratch, staged.writer)
     results, used = pipeline.run(begun, side=side, stages=job.stages)
     return results, used if found is None else used.joined(found.used)
+
+
+def _check(job: _Job, bundle: Path) -> None:
+    """Build elsewhere, and compare. Raises `BuildNotRepeatable`, or `RebuildFailed`."""
+    from packager import repeat
+
+    with repeat.elsewhere(job.project.path) as other:
+        differing = [one for one in repeat.compared(bundle, other) if not one.same]
+    if differing:
+        raise BuildNotRepeatable([f"{one.path}: {one.difference}" for one in differing])
 
 
 def _extra_missing(error: ModuleNotFoundError) -> Exception:

@@ -61,24 +61,26 @@ def build(
     archive: bool = False,
     cache: CacheUse = "use",
     lock: LockUse = "check",
+    check: bool = False,
     listener: Listener = silent,
 ) -> BuildResult:
     """Build the bundle of a manifest into `out/NAME-VERSION`, replacing an earlier one in one step.
 
     `force` lets it replace something that is not a bundle; `archive` writes `out/NAME-VERSION.zip` too;
     `cache="verify"` builds everything anew and refuses where the cache held something else, `"off"` leaves
-    the cache alone; `lock` is whether package.lock is compared, written, or must agree; `listener` hears of
-    the progress. Raises the errors of `packager.errors`: nothing is left behind then.
+    the cache alone; `lock` is whether package.lock is compared, written, or must agree; `check` builds a
+    second time, elsewhere, and refuses other bytes; `listener` hears of the progress. Raises the errors of
+    `packager.errors`: nothing is left behind then.
     """
     path, out, stages = Path(path), Path(out), Stages(listener)
     store = None if cache == "off" else _opened(stages)
-    if store is not None and cache == "use" and lock == "check" and not archive:
+    if store is not None and cache == "use" and lock == "check" and not archive and not check:
         result = _unchanged(store, path, out, stages)
         if result is not None:
             return result
     from packager import afresh
 
-    return afresh.build(path, out, afresh.How(force, archive, cache, lock), store, stages)
+    return afresh.build(path, out, afresh.How(force, archive, cache, lock, check), store, stages)
 
 
 def _opened(stages: Stages) -> Cache | None:

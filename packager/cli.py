@@ -43,6 +43,7 @@ def cli() -> None:
 @click.option(
     "--explain", is_flag=True, help="Say for every stage what changed since the last build, or that it was cached."
 )
+@click.option("--check", is_flag=True, help="Build twice, in another process and folder too, and fail on other bytes.")
 @click.option("--lock", is_flag=True, help="Write package.lock: digests of all that went in and came out.")
 @click.option("--locked", is_flag=True, help="Fail where the build differs from package.lock.")
 @_json_option
@@ -54,6 +55,7 @@ def build(
     no_cache: bool,
     verify_cache: bool,
     explain: bool,
+    check: bool,
     lock: bool,
     locked: bool,
     as_json: bool,
@@ -77,6 +79,7 @@ def build(
             archive=archive,
             cache="off" if no_cache else "verify" if verify_cache else "use",
             lock="write" if lock else "require" if locked else "check",
+            check=check,
             listener=listener,
         )
     for line in result.explanation if explain else ():
@@ -94,13 +97,16 @@ def build(
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--fingerprint", metavar="h1:…", help="The fingerprint that the bundle must have.")
 @click.option("--no-parity", is_flag=True, help="Do not replay the evidence.")
+@click.option("--rebuild", metavar="MANIFEST", type=click.Path(path_type=Path), help="Build it again, and compare.")
 @_json_option
-def verify(bundle: Path, fingerprint: str | None, no_parity: bool, as_json: bool) -> None:
+def verify(bundle: Path, fingerprint: str | None, no_parity: bool, rebuild: Path | None, as_json: bool) -> None:
     """Check a BUNDLE, folder or .zip: integrity, structure, and parity replayed from its own evidence."""
     from packager import console
     from packager.bundle.verify import verify as run
 
     report = run(bundle, fingerprint=fingerprint, parity=not no_parity)
+    if rebuild is not None:
+        report = report.with_rebuild(_rebuilt(rebuild, bundle))
     if as_json:
         print(json.dumps(report.as_json()))
     else:
@@ -116,6 +122,7 @@ def verify(bundle: Path, fingerprint: str | None, no_parity: bool, as_json: bool
         rows.update(
             {f"parity {name}": verdict if verdict != "fail" else "FAIL" for name, verdict in report.parity.items()}
         )
+        rows.update({f"rebuilt {path}": difference or "the same bytes" for path, difference in report.rebuild.items()})
         console.table(rows)
         for note in report.notes:
             print(f"note: {note}")
@@ -251,6 +258,13 @@ def schema(name: Any) -> None:
     from packager.schema import text
 
     print(text(name), end="")
+
+
+def _rebuilt(manifest: Path, bundle: Path) -> dict[str, str]:
+    """The first difference of every file of a bundle from a new build, empty where there is none."""
+    from packager.repeat import rebuilt
+
+    return {one.path: one.difference for one in rebuilt(manifest, bundle)}
 
 
 def _exclude(flags: Mapping[str, bool]) -> None:

@@ -532,6 +532,13 @@ class CacheDiffers(Refused):
         )
 
 
+class RebuildFailed(UserError):
+    code = "rebuild-failed"
+
+    def __init__(self, said: str) -> None:
+        super().__init__("the build in another process failed", why=said, hint="mend what it says, and ask again")
+
+
 class BuildNotRepeatable(Refused):
     code = "build-not-repeatable"
 

@@ -49,7 +49,9 @@ def of(source: Mapping[str, str], config: Mapping[str, object], sums: Mapping[st
             if name.startswith(("code:", "read:")) and not os.path.isabs(name.partition(":")[2])
         },
         toolchain=dict(sorted({**packages, **toolchain}.items())),
-        artifacts={path: sha256 for path, sha256 in sorted(sums.items()) if not path.startswith(("evidence/", "README"))},
+        artifacts={
+            path: sha256 for path, sha256 in sorted(sums.items()) if not path.startswith(("evidence/", "README"))
+        },
         fingerprint=fingerprint,
     )
 

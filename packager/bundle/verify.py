@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,29 @@ from packager.runtime.onnx_backend import OnnxBackend
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What verification found. `parity` is pass, fail or not-checked for each backend; `notes` say why."""
+    """What verification found. `parity` is pass, fail or not-checked for each backend; `notes` say why.
+
+    `rebuild` has the first difference of each file from a new build, empty where the bytes are the same.
+    """
 
     fingerprint: str
     integrity: Integrity
     structure: tuple[str, ...]
     parity: Mapping[str, str]
     notes: tuple[str, ...] = field(default=())
+    rebuild: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
         """Whether nothing was found against the bundle."""
-        return self.integrity.whole and not self.structure and "fail" not in self.parity.values()
+        same = all(not difference or measured(path) for path, difference in self.rebuild.items())
+        return self.integrity.whole and not self.structure and "fail" not in self.parity.values() and same
+
+    def with_rebuild(self, rebuild: Mapping[str, str]) -> VerifyReport:
+        """This report with what a new build gave."""
+        differing = [path for path, difference in rebuild.items() if difference and measured(path)]
+        told = (f"rebuilt: {', '.join(differing)} tell of errors measured on another kind of machine",)
+        return replace(self, rebuild=rebuild, notes=self.notes + (told if differing else ()))
 
     def as_json(self) -> dict[str, object]:
         """The object that `package verify --json` prints."""
@@ -52,7 +63,13 @@ class VerifyReport:
             "structure": list(self.structure),
             "parity": dict(self.parity),
             "notes": list(self.notes),
+            **({"rebuild": dict(self.rebuild)} if self.rebuild else {}),
         }  # fmt: skip
+
+
+def measured(path: str) -> bool:
+    """Whether a file of a bundle tells of measured errors, and is the same only on the same kind of machine."""
+    return path.startswith("evidence/") or path == layout.README
 
 
 _UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from packager.bundle.archive import as_folder
 from packager.differences import sections
 from packager.differences.fields import differences
 from packager.differences.first import first_difference
@@ -26,12 +27,16 @@ __all__ = ["DiffReport", "Difference", "Section", "Side", "diff", "first_differe
 
 
 def diff(a: str | Path, b: str | Path) -> DiffReport:
-    """What differs between the bundles `a` and `b`. A damaged bundle is compared too, and the report says so.
+    """What differs between the bundles `a` and `b`, folders or .zip files. A damaged one is compared too, and told.
 
-    Raises `NotABundle` or `BundleSchemaUnknown`, and `ModelUnreadable` for an ONNX model that was broken
-    when it was sealed.
+    Raises `NotABundle`, `BundleSchemaUnknown` or `ArchiveRefused`, and `ModelUnreadable` for an ONNX model
+    that was broken when it was sealed.
     """
-    before, after = open_bundle(Path(a), "A"), open_bundle(Path(b), "B")
+    with as_folder(Path(a)) as one, as_folder(Path(b)) as other:
+        return _report(open_bundle(one, "A"), open_bundle(other, "B"))
+
+
+def _report(before: Opened, after: Opened) -> DiffReport:
     return DiffReport(
         _side(before),
         _side(after),

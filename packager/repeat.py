@@ -1,0 +1,97 @@
+"""A build done once more, elsewhere: another process, folder, hash seed, time zone, locale, umask and thread count.
+
+What may not decide about a bundle is made different on purpose, and the cache is left out. Files are then
+compared to the byte, and where they differ the first difference is put in words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.bundle.archive import as_folder
+from packager.bundle.fingerprint import parse_sums
+from packager.bundle.layout import SUMS
+from packager.errors import RebuildFailed
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One file of a bundle beside that of another build; `difference` is empty where the bytes are the same."""
+
+    path: str
+    difference: str
+
+    @property
+    def same(self) -> bool:
+        """Whether the bytes are the same."""
+        return not self.difference
+
+
+def rebuilt(manifest: Path, bundle: Path) -> tuple[Compared, ...]:
+    """Build a manifest elsewhere and compare every file with those of `bundle`. Raises `RebuildFailed`."""
+    with elsewhere(manifest) as other, as_folder(bundle) as folder:
+        return compared(folder, other)
+
+
+@contextlib.contextmanager
+def elsewhere(manifest: Path) -> Iterator[Path]:
+    """The folder of the bundle that a build elsewhere makes, for as long as the block runs. Raises `RebuildFailed`."""
+    with tempfile.TemporaryDirectory(prefix="packager rebuild ") as scratch:
+        project = Path(scratch) / "somewhere else"
+        project.symlink_to(manifest.absolute().parent, target_is_directory=True)
+        yield _build(project / manifest.name, Path(scratch))
+
+
+def compared(one: Path, other: Path) -> tuple[Compared, ...]:
+    """Every file of two bundles, side by side."""
+    from packager.differences import first_difference
+
+    left, right = (parse_sums((folder / SUMS).read_bytes().decode()) for folder in (one, other))
+    found = []
+    for path in sorted({*left, *right}):
+        if left.get(path) == right.get(path):
+            found.append(Compared(path, ""))
+        elif path not in left or path not in right:
+            found.append(Compared(path, "only in one of the two"))
+        else:
+            found.append(Compared(path, first_difference(one, other, path)))
+    return tuple(found)
+
+
+def _build(manifest: Path, scratch: Path) -> Path:
+    root = str(Path(__file__).parent.parent)
+    code = f"import os, sys; os.umask(0o077); sys.path.insert(0, {root!r}); from packager.cli import main; main()"
+    arguments = ["build", str(manifest), "-o", str(scratch / "out"), "--no-cache", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=scratch, env=_environment()
+    )
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        raise RebuildFailed(done.stderr.strip() or f"exit status {done.returncode}") from None
+    if "error" in answer:
+        raise RebuildFailed(done.stderr.strip())
+    return Path(answer["bundle"])
+
+
+def _environment() -> dict[str, str]:
+    """This environment, but for what must not matter."""
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    zone = "Pacific/Kiritimati" if os.environ.get("TZ") != "Pacific/Kiritimati" else "America/Adak"
+    different = {
+        "PYTHONHASHSEED": seed,
+        "TZ": zone,
+        "LANG": "C",
+        "LC_ALL": "C",
+        "OMP_NUM_THREADS": "1",
+        "USER": "other",
+    }
+    return {**os.environ, **different}
