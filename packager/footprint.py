@@ -126,7 +126,10 @@ def _versions(names: set[str]) -> dict[str, str]:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    for root in (folder, folder.resolve()):  # a folder that was reached over a link has two names
+        if path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+    return str(path)
 
 
 def _is_data(name: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from packager.again import lock_of
+from packager.bundle import layout
 from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown
 
 
@@ -49,9 +50,7 @@ def of(source: Mapping[str, str], config: Mapping[str, object], sums: Mapping[st
             if name.startswith(("code:", "read:")) and not os.path.isabs(name.partition(":")[2])
         },
         toolchain=dict(sorted({**packages, **toolchain}.items())),
-        artifacts={
-            path: sha256 for path, sha256 in sorted(sums.items()) if not path.startswith(("evidence/", "README"))
-        },
+        artifacts={path: sha256 for path, sha256 in sorted(sums.items()) if not layout.is_measured(path)},
         fingerprint=fingerprint,
     )
 

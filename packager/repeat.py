@@ -86,12 +86,5 @@ def _environment() -> dict[str, str]:
     """This environment, but for what must not matter."""
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     zone = "Pacific/Kiritimati" if os.environ.get("TZ") != "Pacific/Kiritimati" else "America/Adak"
-    different = {
-        "PYTHONHASHSEED": seed,
-        "TZ": zone,
-        "LANG": "C",
-        "LC_ALL": "C",
-        "OMP_NUM_THREADS": "1",
-        "USER": "other",
-    }
-    return {**os.environ, **different}
+    locale = {"LANG": "C", "LC_ALL": "C"}
+    return {**os.environ, **locale, "PYTHONHASHSEED": seed, "TZ": zone, "OMP_NUM_THREADS": "1", "USER": "other"}

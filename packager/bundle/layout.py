@@ -24,3 +24,8 @@ OUTSIDE = frozenset({SUMS, FINGERPRINT, SIGNATURE})
 def folder_name(name: str, version: str) -> str:
     """The folder of a bundle: NAME-VERSION."""
     return f"{name}-{version}"
+
+
+def is_measured(path: str) -> bool:
+    """Whether a file tells of errors as they were measured, and is the same only on the same kind of machine."""
+    return path.startswith("evidence/") or path == README

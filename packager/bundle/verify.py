@@ -42,14 +42,17 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         """Whether nothing was found against the bundle."""
-        same = all(not difference or measured(path) for path, difference in self.rebuild.items())
+        same = all(not difference or layout.is_measured(path) for path, difference in self.rebuild.items())
         return self.integrity.whole and not self.structure and "fail" not in self.parity.values() and same
 
     def with_rebuild(self, rebuild: Mapping[str, str]) -> VerifyReport:
         """This report with what a new build gave."""
-        differing = [path for path, difference in rebuild.items() if difference and measured(path)]
-        told = (f"rebuilt: {', '.join(differing)} tell of errors measured on another kind of machine",)
-        return replace(self, rebuild=rebuild, notes=self.notes + (told if differing else ()))
+        differing = [path for path, difference in rebuild.items() if difference]
+        found = replace(self, rebuild=rebuild)
+        if not differing or not all(layout.is_measured(path) for path in differing):
+            return found
+        why = "what was measured differs alone, as it does on another kind of machine"
+        return replace(found, notes=(*self.notes, f"rebuilt: {why}"))
 
     def as_json(self) -> dict[str, object]:
         """The object that `package verify --json` prints."""
@@ -65,11 +68,6 @@ class VerifyReport:
             "notes": list(self.notes),
             **({"rebuild": dict(self.rebuild)} if self.rebuild else {}),
         }  # fmt: skip
-
-
-def measured(path: str) -> bool:
-    """Whether a file of a bundle tells of measured errors, and is the same only on the same kind of machine."""
-    return path.startswith("evidence/") or path == layout.README
 
 
 _UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
