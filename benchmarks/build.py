@@ -24,6 +24,8 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
+from report import put
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 WORK = HERE / "work"
@@ -55,7 +57,7 @@ def main() -> None:
     text = render(rows, speeds, options.runs)
     print(text)
     if not options.no_write:
-        (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
+        put("build", text)
 
 
 def environment(name: str, packages: list[str], *, constrained: bool) -> Path:
@@ -167,15 +169,15 @@ def inference(own: Path, folder: Path, runs: int) -> dict[str, list[float]]:
 
 
 def render(rows: dict[str, dict[str, list[Run]]], speeds: dict[str, list[float]], runs: int) -> str:
-    """docs/benchmarks.md."""
+    """This benchmark's part of docs/benchmarks.md."""
     lines = [
-        "# Benchmarks", "",
+        "## Cold builds and predictions", "",
         f"Written by `make bench`: medians of {runs} runs in turn, each in a process of its own, on a "
         f"{platform.machine()} machine with {os.cpu_count()} cores and Python {platform.python_version()}. The ratios "
         "are of medians, within this run. Both environments have the same torch, onnx, onnxruntime and "
         f"{TRANSFORMERS.replace('==', ' ')}; peak RSS is the sum over the process tree, sampled every "
         f"{SAMPLE_SECONDS * 1000:.0f} ms.", "",
-        "## A cold build", "",
+        "### A cold build", "",
         "`package build --no-cache` exports, simplifies, optimizes, makes the fallback, and proves both artifacts on "
         "every case. `optimum-cli export onnx` exports and compares one random batch. `by hand` is a script that does "
         "the packager's steps with the libraries directly (benchmarks/by_hand.py).", "",
@@ -183,7 +185,7 @@ def render(rows: dict[str, dict[str, list[Run]]], speeds: dict[str, list[float]]
     for name, tools in rows.items():
         base = tools["optimum-cli"]
         lines += [
-            f"### {name}",
+            f"#### {name}",
             "",
             "| | wall | to Optimum | peak RSS | to Optimum |",
             "| --- | --- | --- | --- | --- |",
@@ -196,7 +198,7 @@ def render(rows: dict[str, dict[str, list[Run]]], speeds: dict[str, list[float]]
             )
         lines.append("")
     lines += [
-        "## A prediction", "",
+        "### A prediction", "",
         f"MiniLM, milliseconds at (batch, sequence), 2 threads, medians of {max(runs, LEAST_ENGINE_RUNS)} processes in "
         "turn; `shipped` is the bundle's model.onnx, `torch-export` "
         "what `torch.onnx.export(dynamo=True)` gives for the same module.", "",
