@@ -90,8 +90,8 @@ def render(base: float, rows: dict[str, dict[str, float]], runs: int) -> str:
         "## Rebuilds", "",
         f"Written by benchmarks/rebuild.py: medians of {runs} processes in turn, on a {platform.machine()} machine "
         f"with {os.cpu_count()} cores and Python {platform.python_version()}. A Python process that imports click, "
-        f"pydantic and yaml took {base:.3f} s. `cold` is `--no-cache`; each of the others starts from the cache that the "
-        "unchanged manifest's build filled.", "",
+        f"pydantic and yaml took {base:.3f} s. `cold` is `--no-cache`; each of the others starts from the cache "
+        "that the unchanged manifest's build filled.", "",
         "| | " + " | ".join(f"{name} | to cold" for name in rows) + " |",
         "| --- |" + " --- | --- |" * len(rows),
     ]  # fmt: skip

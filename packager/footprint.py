@@ -19,18 +19,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 from packager import installed
 
 _NEVER = ("/proc/", "/sys/", "/dev/")
 _BEYOND_PYTHON = (".pyc", ".so")
+_ENDS = frozenset(
+    {*sys.stdlib_module_names, "torch", "numpy", "onnx", "onnxscript", "onnxsim", "onnxruntime", "packager"}
+)
 
 
 @dataclass(frozen=True)
 class Footprint:
     """The files by module name or by path, relative to the manifest's folder where they lie in it.
 
-    `packages` are versions by distribution; `names` are the top-level modules that came from elsewhere.
+    `packages` are versions by distribution; `names` are the top-level modules that it uses from elsewhere.
     """
 
     modules: Mapping[str, str]
@@ -49,7 +53,7 @@ class Footprint:
 
     def shadowed(self, folder: Path) -> bool:
         """Whether the folder has a file now that would be imported in the place of a module from elsewhere."""
-        return any((folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists() for name in self.names)
+        return any(_beside(folder, name) for name in self.names)
 
     def files(self, folder: Path) -> dict[str, Path]:
         """Where every input that is a digest lies."""
@@ -71,10 +75,11 @@ class Footprint:
 
 
 @contextmanager
-def watched(folder: Path, known: Sequence[Path]) -> Iterator[Callable[[], Footprint]]:
+def watched(folder: Path, entry: str, known: Sequence[Path]) -> Iterator[Callable[[], Footprint]]:
     """While open, note what is imported and read; yields what tells it.
 
-    `known` are files and folders that are accounted for elsewhere; what was written meanwhile is no input.
+    `entry` is the module that the manifest names; `known` are files and folders that are accounted for
+    elsewhere; what was written meanwhile is no input.
     """
     before = dict(sys.modules)
     elsewhere = (*_NEVER, *_prefixes(), *(f"{path}/" for path in known))
@@ -86,13 +91,15 @@ def watched(folder: Path, known: Sequence[Path]) -> Iterator[Callable[[], Footpr
         modules = imported(before)
         others = heard.read - heard.written - {str(path) for path in modules.values()}
         data = {_relative(Path(name), folder) for name in others if not name.startswith(elsewhere) and _is_data(name)}
-        new = {name.partition(".")[0] for name, module in list(sys.modules.items()) if before.get(name) is not module}
-        names = new - {name.partition(".")[0] for name in modules} - {"packager"}
+        reached = _reached(
+            [sys.modules[name] for name in modules] + [sys.modules[one] for one in (entry,) if one in sys.modules]
+        )
+        names = reached - {name.partition(".")[0] for name in modules}
         return Footprint(
             {name: _relative(path, folder) for name, path in sorted(modules.items())},
             tuple(sorted(data)),
             _versions(names),
-            tuple(sorted(names)),
+            tuple(sorted(name for name in names if not _beside(folder, name))),
         )
 
     try:
@@ -119,10 +126,40 @@ def _prefixes() -> tuple[str, ...]:
     return tuple(sorted(f"{path}/" for path in (*paths, sys.prefix, sys.base_prefix, str(Path(__file__).parent))))
 
 
+def _reached(modules: Sequence[ModuleType]) -> set[str]:
+    """The top-level names of all modules that these ones use, and those in turn, whoever imported them first.
+
+    What a module uses stands in its namespace: other modules, and the classes and functions of others. The
+    search ends at the standard library and at the tools, whose versions every stage names anyway.
+    """
+    found: set[str] = set()
+    seen: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        for value in list(vars(waiting.pop()).values()):
+            if isinstance(value, ModuleType):
+                name = value.__name__
+            elif isinstance(value, (type, FunctionType)):
+                name = value.__module__
+            else:
+                continue
+            top = str(name).partition(".")[0]
+            found.add(top)
+            if name not in seen and top not in _ENDS and name in sys.modules:
+                waiting.append(sys.modules[name])
+            seen.add(name)
+    return found - {"packager", "builtins", "__future__"}
+
+
 def _versions(names: set[str]) -> dict[str, str]:
     known = metadata.packages_distributions()
-    found = {distribution for name in names for distribution in known.get(name, ())}
-    return {distribution: installed.version(distribution) for distribution in sorted(found - {"packager"})}
+    found = {distribution for name in names - _ENDS for distribution in known.get(name, ())}
+    return {distribution: installed.version(distribution) for distribution in sorted(found)}
+
+
+def _beside(folder: Path, name: str) -> bool:
+    """Whether the folder has a module of this name."""
+    return (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists()
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -65,7 +65,7 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
     preflight.providers(project, onnxruntime.get_all_providers())
     torch.set_num_threads(actions.cores())  # and not as the environment says: measured errors depend on it
     with (
-        footprint.watched(project.folder, _accounted_for(begun)) as used,
+        footprint.watched(project.folder, _entry_module(project), _accounted_for(begun)) as used,
         source.opened(project) as opening,
         ThreadPoolExecutor(max_workers=2) as background,
         ExitStack() as stack,
@@ -116,6 +116,12 @@ class _Way:
     program: Program | None
     rest: Iterator[Candidate]
     trying: Trying | None
+
+
+def _entry_module(project: Project) -> str:
+    """The name under which the entry's module is imported."""
+    place = project.manifest.model.entry.rpartition(":")[0]
+    return Path(place).stem if place.endswith(".py") else place
 
 
 def _accounted_for(begun: Begun) -> list[Path]:

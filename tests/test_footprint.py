@@ -1,5 +1,6 @@
 """What the user's code consists of: what it imports, what it reads, and what would replace it."""
 
+import importlib
 import os
 import sys
 
@@ -27,7 +28,7 @@ def seen(path):
     """The footprint of a project's code, loaded once."""
     found = manifest.load(path)
     checkpoint = found.folder / found.manifest.checkpoint.path
-    with footprint.watched(found.folder, [checkpoint]) as used, source.opened(found) as opening:
+    with footprint.watched(found.folder, "model", [checkpoint]) as used, source.opened(found) as opening:
         opening()
         return used()
 
@@ -77,14 +78,25 @@ def test_a_file_that_the_code_writes_for_itself_is_not(tmp_path):
     assert seen(project(tmp_path, text)).data == ()
 
 
-def test_a_package_that_the_code_is_the_first_to_import_is_there_with_its_version(tmp_path):
-    path = project(tmp_path, "import iniconfig\n" + LINEAR)
+@pytest.mark.parametrize("before", [True, False])
+def test_a_package_that_the_code_uses_is_there_with_its_version_whoever_imported_it_first(tmp_path, before):
+    path = project(tmp_path, "import json\nfrom iniconfig import IniConfig\n" + LINEAR)
     for name in [name for name in sys.modules if name.partition(".")[0] == "iniconfig"]:
         del sys.modules[name]
+    if before:
+        importlib.import_module("iniconfig")
     found = seen(path)
     assert set(found.packages) == {"iniconfig"}
     assert found.packages["iniconfig"][0].isdigit()
-    assert "iniconfig" in found.names
+    assert {"iniconfig", "torch", "json"} <= set(found.names)
+
+
+def test_a_file_that_was_there_already_shadows_nothing_new(tmp_path):
+    (tmp_path / "random.py").write_text("VALUE = 4\n")
+    found = seen(project(tmp_path, "import json, secrets\n" + LINEAR))
+    assert not found.shadowed(tmp_path)
+    (tmp_path / "secrets.py").touch()
+    assert found.shadowed(tmp_path)
 
 
 def test_what_decides_is_told_by_content(tmp_path):
@@ -120,7 +132,7 @@ def test_joining_loses_nothing(one, other):
 
 def test_nothing_is_heard_when_nobody_listens(tmp_path):
     (tmp_path / "file").write_text("")
-    with footprint.watched(tmp_path, []) as used:
+    with footprint.watched(tmp_path, "model", []) as used:
         pass
     (tmp_path / "file").read_text()
     assert os.path.exists(tmp_path / "file")
