@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test slow check lint schemas minilm bench clean
+.PHONY: demo test slow check lint schemas minilm repeat bench clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,12 @@ minilm: $(VENV)/.examples  ## package a pretrained transformer and embed sentenc
 	$(BIN)/package build examples/minilm/package.yaml -o examples/minilm/dist
 	$(BIN)/package verify examples/minilm/dist/minilm-1.0.0
 	$(BIN)/python examples/minilm/embed.py examples/minilm/dist/minilm-1.0.0
+
+repeat: $(VENV)/.examples  ## build both examples twice, in two processes and folders, and compare the bytes
+	test -e examples/digits/runs || $(BIN)/python examples/digits/train.py
+	$(BIN)/python examples/minilm/fetch.py
+	$(BIN)/package build examples/digits/package.yaml -o examples/digits/dist --check
+	$(BIN)/package build examples/minilm/package.yaml -o examples/minilm/dist --check
 
 test: $(VENV)/.ready  ## the tests, but for the slow ones
 	$(BIN)/python -m pytest -m 'not slow'
