@@ -8,7 +8,7 @@ evidence. What could not be checked, as TorchScript without torch, is said to be
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from packager.bundle import layout, records
 from packager.bundle.archive import as_folder
 from packager.bundle.evidence import EvidenceMalformed, read_expectations
 from packager.bundle.fingerprint import Integrity, SumsMalformed, fingerprint, integrity, parse_sums
-from packager.parity.artifacts import judge_onnx, judge_torchscript
-from packager.parity.gate import Judgement
+from packager.parity.artifacts import judge_session, judge_torchscript
+from packager.parity.gate import Expectation, Judgement
 from packager.runtime.loader import read_config
 from packager.runtime.onnx_backend import OnnxBackend
 
@@ -71,6 +71,7 @@ class VerifyReport:
 
 
 _UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
+_FAILED = {"onnx": "fail", "torchscript": "fail"}
 
 
 def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool = True) -> VerifyReport:
@@ -92,10 +93,17 @@ def _verify(folder: Path, fingerprint: str | None, parity: bool) -> VerifyReport
     if problems or not parity:
         why = "not replayed on a malformed bundle" if problems else "not asked for"
         return VerifyReport(seal, found, tuple(problems), _UNCHECKED, (f"parity: {why}",))
-    problems = _onnx_signature(folder, records.Config.model_validate(config))
-    if problems:
-        return VerifyReport(seal, found, tuple(problems), _UNCHECKED, ("parity: not replayed on a malformed bundle",))
-    verdicts, notes = _replay(folder, config)
+    record = records.Config.model_validate(config)
+    session, problems = _session(folder, record)
+    try:
+        expectations = read_expectations(folder)
+    except EvidenceMalformed as error:
+        return VerifyReport(seal, found, tuple(problems), _FAILED, (f"evidence: {error}",))
+    misfits = _misfits(expectations, record)
+    if problems or misfits:
+        why = "parity: not replayed on a malformed bundle"
+        return VerifyReport(seal, found, (*problems, *misfits), _UNCHECKED, (why,))
+    verdicts, notes = _replay(folder, config, session, expectations)
     return VerifyReport(seal, found, (), verdicts, tuple(notes))
 
 
@@ -164,35 +172,77 @@ def _artifacts_listed(config: records.Config, sums: Mapping[str, str]) -> list[s
     return problems if files else [*problems, f"{layout.CONFIG} names no artifact"]
 
 
-def _onnx_signature(folder: Path, config: records.Config) -> list[str]:
+def _session(folder: Path, config: records.Config) -> tuple[OnnxBackend | None, list[str]]:
+    """The ONNX model, open, and where its signature is not the one of config.json."""
     if config.artifacts.onnx is None:
-        return []
+        return None, []
+    path = config.artifacts.onnx.path
     try:
-        backend = OnnxBackend(folder / config.artifacts.onnx.path, providers=config.providers, threads=None)
+        backend = OnnxBackend(folder / path, providers=config.providers, threads=None)
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)
-        return [f"{config.artifacts.onnx.path} does not load: {_one_line(error, folder)}"]
+        return None, [f"{path} does not load: {_one_line(error, folder)}"]
     problems = []
-    for what, ours, theirs in (
-        ("inputs", config.inputs, backend.input_names),
-        ("outputs", config.outputs, backend.output_names),
-    ):
-        if [one.name for one in ours] != theirs:
-            problems.append(f"{config.artifacts.onnx.path} has the {what} {theirs}, and {layout.CONFIG} others")
+    for what, ours, theirs in (("inputs", config.inputs, backend.inputs), ("outputs", config.outputs, backend.outputs)):
+        if [one.name for one in ours] != [name for name, _, _ in theirs]:
+            names = [name for name, _, _ in theirs]
+            problems.append(f"{path} has the {what} {names}, and {layout.CONFIG} others")
+            continue
+        problems += [
+            f"{path} has {name} as {dtype}{list(shape)}, and {layout.CONFIG} as {one.dtype}{one.shape}"
+            for one, (name, dtype, shape) in zip(ours, theirs, strict=True)
+            if dtype != one.dtype or not _shapes_agree(one.shape, shape)
+        ]
+    return backend, problems
+
+
+def _shapes_agree(ours: Sequence[int | str | None], theirs: Sequence[int | str | None]) -> bool:
+    """Whether every dim that both know is the same."""
+    return len(ours) == len(theirs) and all(
+        one == other or one is None or (not isinstance(other, int) and not isinstance(one, str))
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def _misfits(expectations: Sequence[Expectation], config: records.Config) -> list[str]:
+    """Where the cases that travel are not of the signature of config.json."""
+    problems = []
+    for case in expectations:
+        sizes: dict[str, int] = {}
+        for ours, arrays in ((config.inputs, case.inputs), (config.outputs, case.outputs)):
+            if {one.name for one in ours} != set(arrays):
+                problems.append(f"evidence: case {case.case} has {', '.join(arrays)}")
+                continue
+            for one in ours:
+                array = arrays[one.name]
+                dtype = "float32" if one.dtype == "bfloat16" else one.dtype
+                if str(array.dtype) != dtype or not _shapes_agree(
+                    _resolved(one.shape, array.shape, sizes), array.shape
+                ):
+                    problems.append(
+                        f"evidence: case {case.case} has {one.name} as {array.dtype}{list(array.shape)}, "
+                        f"and {layout.CONFIG} as {one.dtype}{one.shape}"
+                    )
     return problems
 
 
-def _replay(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    try:
-        expectations = read_expectations(folder)
-    except EvidenceMalformed as error:
-        return {"onnx": "fail", "torchscript": "fail"}, [f"evidence: {error}"]
+def _resolved(shape: Sequence[int | str | None], found: Sequence[int], sizes: dict[str, int]) -> list[int | str | None]:
+    """A shape with its named dims filled in: what the first tensor that has a name shows counts for all others."""
+    if len(shape) != len(found):
+        return list(shape)
+    return [
+        sizes.setdefault(dim, size) if isinstance(dim, str) else dim for dim, size in zip(shape, found, strict=True)
+    ]
+
+
+def _replay(
+    folder: Path, config: Mapping[str, Any], session: OnnxBackend | None, expectations: Sequence[Expectation]
+) -> tuple[dict[str, str], list[str]]:
     verdicts, notes = dict(_UNCHECKED), []
     artifacts = config["artifacts"]
-    if artifacts["onnx"] is None:
+    if session is None:
         notes.append("onnx: the bundle has none")
     else:
-        judged = judge_onnx(folder / artifacts["onnx"]["path"], expectations, config["providers"])
-        _conclude("onnx", judged, verdicts, notes)
+        _conclude("onnx", judge_session(session, expectations), verdicts, notes)
     if artifacts["torchscript"] is None:
         notes.append("torchscript: the bundle has none")
         return verdicts, notes

@@ -15,8 +15,16 @@ def judge_onnx(path: Path, expectations: Iterable[Expectation], providers: Seque
     try:
         # The cores may be shared with torch, whose threads would wait for ones that only spin.
         backend = OnnxBackend(path, providers=providers, threads=None, spin=False)
-        return judge(backend.run, expectations)
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: not proven)
+        return Judgement(False, f"onnxruntime: {first_line(error)}", {}, None)
+    return judge_session(backend, expectations)
+
+
+def judge_session(backend: OnnxBackend, expectations: Iterable[Expectation]) -> Judgement:
+    """Run an open session on every case."""
+    try:
+        return judge(backend.run, expectations)
+    except Exception as error:  # noqa: BLE001 (as above)
         return Judgement(False, f"onnxruntime: {first_line(error)}", {}, None)
 
 

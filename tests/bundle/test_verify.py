@@ -257,6 +257,37 @@ def test_a_resealed_bundle_whose_evidence_is_gone_from_its_file_fails(bundle):
     assert report.notes[0].startswith("evidence: KeyError")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("dtype", "float16", "model.onnx has image as float32['batch', 1, 8, 8], and config.json as float16['batch', 1, 8, 8]"),
+        ("shape", ["batch", 1, 8, 9], "model.onnx has image as float32['batch', 1, 8, 8], and config.json as float32['batch', 1, 8, 9]"),
+        ("shape", ["batch", 64], "model.onnx has image as float32['batch', 1, 8, 8], and config.json as float32['batch', 64]"),
+        ("shape", ["rows", 1, 8, 8], "model.onnx has image as float32['batch', 1, 8, 8], and config.json as float32['rows', 1, 8, 8]"),
+    ],
+)  # fmt: skip
+def test_a_resealed_bundle_whose_config_tells_of_other_tensors_is_refused(bundle, field, value, problem):
+    edit(bundle / layout.CONFIG, lambda record: record["inputs"][0].update({field: value}))
+    reseal(bundle)
+    report = packager.verify(bundle)
+    assert report.structure[0] == problem
+    assert not report.ok
+
+
+def test_a_resealed_bundle_whose_evidence_is_of_other_tensors_is_refused(bundle):
+    import safetensors.numpy
+
+    golden = safetensors.numpy.load_file(bundle / layout.GOLDEN)
+    golden["000/input/image"] = golden["000/input/image"].astype("float64")
+    golden["001/output/logits"] = golden["001/output/logits"][:, :9].copy()
+    safetensors.numpy.save_file(golden, bundle / layout.GOLDEN)
+    reseal(bundle)
+    assert packager.verify(bundle).structure == (
+        "evidence: case 000 has image as float64[2, 1, 8, 8], and config.json as float32['batch', 1, 8, 8]",
+        "evidence: case 001 has logits as float32[1, 9], and config.json as float32['batch', 10]",
+    )
+
+
 def test_a_resealed_bundle_with_a_stranger_in_it_is_refused(bundle):
     (bundle / "stranger.txt").write_text("hello")
     reseal(bundle)
