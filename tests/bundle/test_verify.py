@@ -258,19 +258,19 @@ def test_a_resealed_bundle_whose_evidence_is_gone_from_its_file_fails(bundle):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "problem"),
+    ("field", "value", "told"),
     [
-        ("dtype", "float16", "model.onnx has image as float32['batch', 1, 8, 8], and config.json as float16['batch', 1, 8, 8]"),
-        ("shape", ["batch", 1, 8, 9], "model.onnx has image as float32['batch', 1, 8, 8], and config.json as float32['batch', 1, 8, 9]"),
-        ("shape", ["batch", 64], "model.onnx has image as float32['batch', 1, 8, 8], and config.json as float32['batch', 64]"),
-        ("shape", ["rows", 1, 8, 8], "model.onnx has image as float32['batch', 1, 8, 8], and config.json as float32['rows', 1, 8, 8]"),
+        ("dtype", "float16", "float16['batch', 1, 8, 8]"),
+        ("shape", ["batch", 1, 8, 9], "float32['batch', 1, 8, 9]"),
+        ("shape", ["batch", 64], "float32['batch', 64]"),
+        ("shape", ["rows", 1, 8, 8], "float32['rows', 1, 8, 8]"),
     ],
-)  # fmt: skip
-def test_a_resealed_bundle_whose_config_tells_of_other_tensors_is_refused(bundle, field, value, problem):
+)
+def test_a_resealed_bundle_whose_config_tells_of_other_tensors_is_refused(bundle, field, value, told):
     edit(bundle / layout.CONFIG, lambda record: record["inputs"][0].update({field: value}))
     reseal(bundle)
     report = packager.verify(bundle)
-    assert report.structure[0] == problem
+    assert report.structure[0] == f"model.onnx has image as float32['batch', 1, 8, 8], and config.json as {told}"
     assert not report.ok
 
 
