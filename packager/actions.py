@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 TOOLS = ("packager", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy")
 """The tools whose code decides what is in the artifacts."""
 
+_WRITERS = ("jinja2", "markupsafe", "pydantic", "pydantic_core", "onnx_ir", "safetensors")  # of the other files
+_CPU_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+
 Digest = Callable[[Path], str]
 
 
@@ -45,9 +48,10 @@ def source(project: Project, checkpoint_sha256: str, used: Footprint, sha256: Di
         "checkpoint": checkpoint_sha256,
         "model.entry": manifest.model.entry,
         "model.kwargs": _text(manifest.model.kwargs),
-        **_versions("numpy", "torch"),
+        **_versions("numpy", "torch", "safetensors"),
         **python(),
-        **_own(),
+        **machine(),  # a constructor may compute what depends on it
+        **own(),
     }
 
 
@@ -87,7 +91,7 @@ def onnx(project: Project, source: Mapping[str, str]) -> Action:
             **_section(project, "torchscript"),  # the trace or script that it may be exported from
             "parity.seed": _seed(project),
             "target.providers": _text(project.manifest.target.providers),
-            **_versions("onnx", "onnxscript", "onnxsim", "onnxruntime"),
+            **_versions("onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime"),
         },
     )
 
@@ -103,7 +107,7 @@ def judged(made: Action, output: Entry, reference: Entry, project: Project) -> A
             "target.providers": _text(project.manifest.target.providers),
             **versions,
             **machine(),
-            **_own(),
+            **own(),
         },
     )
 
@@ -120,8 +124,7 @@ def bundle(project: Project, source: Mapping[str, str], assets: Mapping[str, Pat
             **({"parity.data": sha256(project.folder / data)} if (data := project.manifest.parity.data) else {}),
             **{f"asset:{name}": sha256(path) for name, path in assets.items()},
             **{f"template:{path.name}": sha256(path) for path in templates()},
-            **_versions(*TOOLS),
-            **machine(),
+            **_versions(*TOOLS, *_WRITERS),
         },
     )
 
@@ -155,7 +158,7 @@ def _versions(*tools: str) -> dict[str, str]:
 
 
 @functools.cache
-def _own() -> dict[str, str]:
+def own() -> dict[str, str]:
     """Our own version of the stages: the digest of our code, so that no change of it is ever forgotten."""
     folder = Path(__file__).parent
     found = hashlib.sha256()
@@ -190,7 +193,9 @@ def machine() -> dict[str, str]:
         lines = tuple(line for line in text.splitlines() if line.startswith(("model name", "flags", "Features")))
     name = os.uname().machine if hasattr(os, "uname") else os.environ.get("PROCESSOR_ARCHITECTURE", "")
     described = "\n".join((sys.platform, name, *lines))
+    settings = {f"environment:{one}": os.environ[one] for one in _CPU_SETTINGS if one in os.environ}
     return {
+        **settings,
         "machine": f"{name} {hashlib.sha256(described.encode()).hexdigest()[:12]}",
         "cores": str(cores()),
     }

@@ -11,8 +11,6 @@ toolchain while this process imports torch and the user's code.
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,18 +64,22 @@ class _Job:
     how: How
     store: Cache | None
     stages: Stages
-    began: float
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest's absolute path."""
+        return self.project.folder / self.project.path.name
 
 
 def build(path: Path, out: Path, how: How, store: Cache | None, stages: Stages) -> BuildResult:
     """Build, and keep what is new in `store`. Raises the errors of `packager.errors`."""
-    began = time.time()
     project = manifest.load(path)
     name = layout.folder_name(project.manifest.name, project.manifest.version)
     check_target(out / name, force=how.force)
     preflight.preflight(project)
-    locks.check_there(project.path, required=how.lock == "require")
-    job = _Job(project, out.absolute(), out, name, how, store, stages, began)
+    if how.lock != "write":
+        locks.check_there(project.folder / project.path.name, required=how.lock == "require")
+    job = _Job(project, out.absolute(), out, name, how, store, stages)
     asked = how.cache == "use" and not how.check
     found = identity.known(project, store) if store is not None and asked else None
     result = _from_cache(job, store, found) if store is not None and found is not None else None
@@ -120,22 +122,22 @@ def _from_cache(job: _Job, store: Cache, found: Identity) -> BuildResult | None:
     if entry is None:
         return None
     record, target = entry.record, job.out / job.name
-    agrees = _hold_against_lock(job, Lock.model_validate(record["lock"]))
+    lock = Lock.model_validate(record["lock"])
+    agrees = _hold_against_lock(job, lock)
     if not restore.is_there(target, entry.files, store.sha256):
-        with job.stages.stage("restore"):
-            if store.find(action) is None or not _restored(job, store, entry):
-                return None
+        if store.find(action) is None:
+            return None
+        try:
+            with job.stages.stage("restore"), staging(job.out, job.name, force=job.how.force) as folder:
+                restore.write(Writer(folder / "bundle"), entry.files, store.object)
+        except restore.SourceDamaged:
+            return None
     job.stages.recall("bundle")
-    _archive(job, target)
+    _beside(job, target, lock)
     explanation = (Explanation("bundle", True, ()),)
     if agrees:
         _remember(job, store, action, found.used)
     return _result(job, str(record["fingerprint"]), record["parity"], record["facts"], explanation, cached=True)
-
-
-def _restored(job: _Job, store: Cache, entry: Entry) -> bool:
-    with staging(job.out, job.name, force=job.how.force) as folder:
-        return restore.write(Writer(folder / "bundle"), entry.files, store.object) is not None
 
 
 # -- built, as far as it is not known -------------------------------------------------------
@@ -168,7 +170,10 @@ def _anew(job: _Job, found: Identity | None) -> BuildResult:
         recalled = recall.Recalled()
         if found is not None and job.store is not None:
             recalled = recall.recall(job.store, job.project, found.source, grid)
-        staged = _Staged(grid, recalled, folder, Writer(folder / "bundle"))
+        writer = Writer(folder / "bundle")
+        if not _taken(recalled, writer):
+            recalled = recall.Recalled()
+        staged = _Staged(grid, recalled, folder, writer)
         results, used = _find_out(job, found, staged, side)
         with job.stages.stage("bundle"):
             content = assemble.Content(job.project, grid, results, preflight.assets(job.project))
@@ -180,18 +185,28 @@ def _anew(job: _Job, found: Identity | None) -> BuildResult:
             with job.stages.stage("check"):
                 _check(job, staged.writer.folder)
         explanation = _keep(job, staged, results, used, source, assembled, lock)
+    _beside(job, job.out / job.name, lock)
     if agrees and job.store is not None:
         assets = preflight.assets(job.project)
         _remember(job, job.store, actions.bundle(job.project, source, assets, job.store.sha256), used)
-    _archive(job, job.out / job.name)
     return _result(job, assembled.fingerprint, assembled.parity, assembled.facts, explanation, cached=False)
 
 
+def _taken(recalled: Recalled, writer: Writer) -> bool:
+    """Take what is known into the staged bundle; no, where the cache was emptied meanwhile."""
+    try:
+        for path, held in recalled.files.items():
+            writer.add_file(path, held)
+    except FileNotFoundError:
+        for path in list(writer.digests):
+            writer.discard(path)
+        return False
+    return True
+
+
 def _find_out(job: _Job, found: Identity | None, staged: _Staged, side: OnnxSide) -> tuple[Results, Footprint]:
-    """Take what is known into the staged bundle, and let the pipeline find out the rest."""
+    """Say what is known, and let the pipeline find out the rest."""
     recalled = staged.recalled
-    for path, held in recalled.files.items():
-        staged.writer.add_file(path, held)
     for stage in ("reference", "torchscript", "onnx"):
         if stage in recalled.found and (stage == "reference" or f"{stage} parity" in recalled.found):
             job.stages.recall(stage)
@@ -207,14 +222,15 @@ def _find_out(job: _Job, found: Identity | None, staged: _Staged, side: OnnxSide
             raise _extra_missing(error) from None
     begun = pipeline.Begun(job.project, staged.grid, recalled.known, staged.scratch, staged.writer)
     results, used = pipeline.run(begun, side=side, stages=job.stages)
-    return results, used if found is None else used.joined(found.used)
+    # What did not run now, as it was known, is still of the code.
+    return results, used if found is None or recalled.known.measured is None else used.joined(found.used)
 
 
 def _check(job: _Job, bundle: Path) -> None:
     """Build elsewhere, and compare. Raises `BuildNotRepeatable`, or `RebuildFailed`."""
     from packager import repeat
 
-    with repeat.elsewhere(job.project.path) as other:
+    with repeat.elsewhere(job.manifest) as other:
         differing = [one for one in repeat.compared(bundle, other) if not one.same]
     if differing:
         raise BuildNotRepeatable([f"{one.path}: {one.difference}" for one in differing])
@@ -226,25 +242,23 @@ def _extra_missing(error: ModuleNotFoundError) -> Exception:
     return ExtraMissing(error.name or str(error), "package build")
 
 
-def _status(project: Project) -> tuple[int, ...]:
-    """What tells whether the checkpoint is still the file that it was."""
-    found = (project.folder / project.manifest.checkpoint.path).stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+def _status(project: Project) -> dict[str, tuple[int, ...]]:
+    """What tells whether the files that the manifest names are still those that they were."""
+    data = project.manifest.parity.data
+    found: dict[str, tuple[int, ...]] = {}
+    for name in (project.manifest.checkpoint.path, *project.manifest.assets, *([data] if data is not None else [])):
+        status = (project.folder / name).stat()
+        found[name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return found
 
 
-def _source(job: _Job, results: Results, used: Footprint, before: tuple[int, ...]) -> dict[str, str]:
+def _source(job: _Job, results: Results, used: Footprint, before: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """The inputs of the source, now that it is known what the code consists of. Raises `InputChanged`."""
     project = job.project
-    if _status(project) != before:
-        raise InputChanged(project.manifest.checkpoint.path)
-    for path in (*used.modules.values(), *used.data):
-        try:
-            changed = (project.folder / path).stat().st_mtime > job.began
-        except OSError:
-            changed = True
-        if changed:
-            raise InputChanged(path)
-    if hashlib.sha256(project.path.read_bytes()).hexdigest() != project.sha256:
+    for name, status in _status(project).items():
+        if status != before[name]:
+            raise InputChanged(name)
+    if sha256_file(job.manifest) != project.sha256:
         job.stages.tell(f"{project.path} changed while it was being built: the bundle is of what was read at first")
     sha256 = job.store.sha256 if job.store is not None else sha256_file
     return actions.source(project, results.measured.origin.checkpoint_sha256, used, sha256)
@@ -302,11 +316,11 @@ def _remember(job: _Job, store: Cache, bundle: Action, used: Footprint) -> None:
         **{f"asset:{name}": path for name, path in preflight.assets(project).items()},
         **{f"template:{path.name}": path for path in actions.templates()},
         **({"parity.data": project.folder / data} if data is not None else {}),
-        "manifest": project.path.absolute(),
+        "manifest": job.manifest,
         "checkpoint": project.folder / project.manifest.checkpoint.path,
     }
     try:
-        again.remember(store, project.path, job.name, bundle, files, used.names)
+        again.remember(store, job.manifest, job.name, bundle, files, used.folders)
     except OSError as error:
         job.stages.tell(f"the build could not be remembered: {no_room(error)}")
 
@@ -315,10 +329,9 @@ def _remember(job: _Job, store: Cache, bundle: Action, used: Footprint) -> None:
 
 
 def _hold_against_lock(job: _Job, now: Lock) -> bool:
-    """Write the lock, or say what differs from it; whether nothing does. Raises `LockDrifted` where it must agree."""
-    path = lock_of(job.project.path)
+    """Say what differs from the lock, unless it is to be written; whether nothing does. Raises `LockDrifted`."""
+    path = lock_of(job.manifest)
     if job.how.lock == "write":
-        locks.write(path, now)
         return True
     differences = locks.check(path, now, required=job.how.lock == "require")
     for difference in differences:
@@ -326,8 +339,10 @@ def _hold_against_lock(job: _Job, now: Lock) -> bool:
     return not differences
 
 
-def _archive(job: _Job, folder: Path) -> None:
-    """Write the archive beside the bundle, where it is asked for."""
+def _beside(job: _Job, folder: Path, lock: Lock) -> None:
+    """Write what is asked for beside a bundle that is in its place: the lock, and the archive."""
+    if job.how.lock == "write":
+        locks.write(lock_of(job.manifest), lock)
     if job.how.archive:
         from packager.bundle import archive
 

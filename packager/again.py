@@ -16,6 +16,7 @@ from typing import Any
 from packager import actions, installed
 from packager.bundle import restore
 from packager.cache import Action, Cache, Entry
+from packager.footprint import importable
 from packager.hashing import sha256_file
 
 
@@ -25,16 +26,16 @@ def remember(
     folder_name: str,
     bundle: Action,
     files: Mapping[str, Path],
-    names: Sequence[str],
+    folders: Sequence[str],
 ) -> None:
     """Remember a build: `files` are the inputs of its action that are digests, with where they lie.
 
-    `names` are modules that no file beside the manifest may shadow. Raises OSError where there is no room.
+    `folders` are those that modules were looked for in. Raises OSError where there is no room.
     """
     content = {
         "inputs": dict(bundle.inputs),
         "files": {name: str(path) for name, path in files.items()},
-        "names": list(names),
+        "folders": list(folders),
         "folder_name": folder_name,
         "lock": _digest_or_none(lock_of(manifest)),
         "own": actions.own_times(),
@@ -64,31 +65,38 @@ def unchanged(cache: Cache, manifest: Path, out: Path) -> tuple[str, Entry] | No
 
 def _same(cache: Cache, folder: Path, known: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
     try:
-        if any(cache.sha256(Path(path)) != inputs[name] for name, path in known["files"].items()):
-            return False
+        now = {
+            **{name: cache.sha256(Path(path)) for name, path in known["files"].items()},
+            **{f"importable:{path}": importable(folder / path) for path in known["folders"]},
+            **{name: installed.version(_name(name)) for name in inputs if name.startswith("tool:")},
+            **{name: installed.identity(_name(name), cache.sha256) for name in inputs if name.startswith("package:")},
+            **actions.machine(),
+            **actions.python(),
+        }
     except OSError:
         return False  # a file is gone, or cannot be read: the build will tell
-    versions = {
-        name: installed.version(name.partition(":")[2]) for name in inputs if name.startswith(("tool:", "package:"))
-    }
-    now = {**versions, **actions.machine(), **actions.python()}
-    if any(inputs[name] != value for name, value in now.items()):
-        return False
-    return not any(
-        os.path.exists(folder / f"{name}.py") or os.path.exists(folder / name / "__init__.py")
-        for name in known["names"]
-    )
+    settings = {name for name in inputs if name.startswith("environment:")}
+    return settings <= set(now) and all(inputs.get(name) == value for name, value in now.items())
+
+
+def _name(key: str) -> str:
+    return key.partition(":")[2]
 
 
 def lock_of(manifest: Path) -> Path:
-    """Where a manifest's lock stands: package.lock beside package.yaml."""
-    return manifest.with_suffix(".lock")
+    """Where a manifest's lock stands: package.lock beside package.yaml, other.yml.lock beside other.yml."""
+    return manifest.with_suffix(".lock") if manifest.suffix == ".yaml" else manifest.with_name(f"{manifest.name}.lock")
 
 
 def _digest_or_none(path: Path) -> str | None:
-    return sha256_file(path) if path.exists() else None
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"unreadable: {error.errno}"  # the build will tell
 
 
 def _key(manifest: Path) -> str:
     """The manifest, in this environment."""
-    return "\n".join(("again", str(manifest.absolute()), sys.prefix, *sys.path))
+    return "\n".join(("again", str(manifest.absolute()), os.getcwd(), sys.prefix, *sys.path))

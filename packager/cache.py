@@ -22,6 +22,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -39,6 +40,9 @@ _TRIM_SECONDS = 24 * 3600  # trimmed once a day at most
 _USED_SECONDS = 3600  # the time of the last use is kept to the hour
 _SETTLED_NS = 2_000_000_000  # a file younger than this may change again without its times showing it
 _KINDS = ("actions", "objects", "projects", "digests")
+_OWN_FOLDER = "builds-1"  # named for the format; nothing beside it is touched, whatever PACKAGER_CACHE names
+_NEW = "new"
+_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,14 @@ class Cache:
     """A cache folder. Raises `Unusable` where it cannot be made, cannot be written, or is somebody else's."""
 
     def __init__(self, folder: Path) -> None:
+        folder = folder.absolute() / _OWN_FOLDER
         self.folder = folder
         self._checked: set[str] = set()
         try:
-            for kind in _KINDS:
-                (folder / kind).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             owner = folder.stat().st_uid
         except OSError as error:
-            raise Unusable(f"{error.strerror}: {folder}") from None
+            raise Unusable(f"{error.strerror}: {folder.parent}") from None
         if not os.access(folder, os.W_OK | os.X_OK):
             raise Unusable(f"{folder} cannot be written")
         if hasattr(os, "geteuid") and owner != os.geteuid():
@@ -112,9 +116,10 @@ class Cache:
         except (KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
-            path.unlink(missing_ok=True)
+            _drop(path)
             return None
-        _used(path)
+        for one in (path, *(self.object(sha256) for sha256 in entry.files.values())):
+            _used(one)
         return entry
 
     def put(self, action: Action, entry: Entry, files: Mapping[str, Path]) -> None:
@@ -148,22 +153,21 @@ class Cache:
         try:
             if sha256_file(path) == sha256:
                 self._checked.add(sha256)
-                _used(path)
                 return True
-            path.unlink()
         except OSError:
-            pass  # it is not there, or cannot be read: either way it is not held
+            return False  # it is not there, or cannot be read
+        _drop(path)
         return False
 
     # -- projects -----------------------------------------------------------------------------
 
     def recall(self, name: str) -> dict[str, Any] | None:
         """What was remembered under a name."""
-        return _read(self._place("projects", _sha256(name.encode())))
+        return _read(self._place("projects", _sha256(os.fsencode(name))))
 
     def remember(self, name: str, content: Mapping[str, Any]) -> None:
         """Remember something under a name. Raises OSError where there is no room."""
-        _write(self._place("projects", _sha256(name.encode())), content)
+        _write(self._place("projects", _sha256(os.fsencode(name))), content)
 
     # -- digests ------------------------------------------------------------------------------
 
@@ -195,7 +199,8 @@ class Cache:
         """Delete everything; returns how many bytes that were. A build that runs meanwhile builds what it misses."""
         freed = sum(size for _, size in self.sizes().values())
         for kind in _KINDS:
-            shutil.rmtree(self.folder / kind, ignore_errors=True)
+            for path in self._files(kind):
+                _drop(path)
         return freed
 
     def trim(self, *, largest: int = _LARGEST_BYTES, oldest: float = _OLDEST_SECONDS) -> None:
@@ -205,7 +210,8 @@ class Cache:
         with contextlib.suppress(OSError):
             if now - stamp.stat().st_mtime < _TRIM_SECONDS:
                 return
-        stamp.touch()
+        with contextlib.suppress(OSError):  # a disk that is full is trimmed all the same
+            stamp.touch()
         self.trim_now(now, largest=largest, oldest=oldest)
 
     def trim_now(self, now: float, *, largest: int, oldest: float) -> None:
@@ -219,18 +225,21 @@ class Cache:
         total = sum(size for _, size, _ in kept)
         for modified, size, path in sorted(kept, key=lambda one: (one[0], str(one[2]))):
             if now - modified > oldest or total > largest:
-                path.unlink(missing_ok=True)
+                _drop(path)
                 total -= size
 
     def _files(self, kind: str) -> Iterator[Path]:
-        yield from (one for one in (self.folder / kind).glob("*/*") if one.is_file())
+        """Every file of a kind, and what a build that was killed left half written."""
+        yield from (self.folder / kind / _NEW).glob("*")
+        for place in (self.folder / kind).glob("[0-9a-f][0-9a-f]"):
+            yield from (path for path in place.iterdir() if _NAME.fullmatch(path.name) and path.is_file())
 
     def _place(self, kind: str, name: str) -> Path:
         return self.folder / kind / name[:2] / name
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:
-        place = self.folder / "objects" / "new"
+        place = self.folder / "objects" / _NEW
         place.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=place)
         os.close(handle)
@@ -242,7 +251,10 @@ class Cache:
 
 def opened(where: Mapping[str, str] = os.environ) -> Cache:
     """The user's cache: PACKAGER_CACHE, or packager/ in the system's folder for caches. Raises `Unusable`."""
-    return Cache(default_folder(where))
+    try:
+        return Cache(default_folder(where))
+    except RuntimeError as error:  # there is no home folder
+        raise Unusable(str(error)) from None
 
 
 def default_folder(where: Mapping[str, str]) -> Path:
@@ -278,7 +290,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     if head != _sha256(rest).encode():
-        path.unlink(missing_ok=True)
+        _drop(path)
         return None
     found: dict[str, Any] = json.loads(rest)
     return found
@@ -287,7 +299,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     rest = json.dumps(content).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
+    new = path.parent.parent / _NEW
+    new.mkdir(exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=new)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(_sha256(rest).encode() + b"\n" + rest)
@@ -295,6 +309,12 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _drop(path: Path) -> None:
+    """Delete what is of no use. Where it cannot be, it stays of no use."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _used(path: Path) -> None:

@@ -82,7 +82,7 @@ def build(
             check=check,
             listener=listener,
         )
-    for line in result.explanation if explain else ():
+    for line in (result.explanation or ("the cache was left alone",)) if explain else ():
         print(f"explain: {line}", file=sys.stderr)
     if as_json:
         print(json.dumps(result.as_json()))

@@ -487,6 +487,13 @@ class LockInvalid(UserError):
         super().__init__(f"{path} is no lock", why=why, hint="write it anew with `package build --lock`")
 
 
+class LockUnwritable(UserError):
+    code = "lock-unwritable"
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path} cannot be written", why=why, hint="--lock writes it beside the manifest")
+
+
 class LockSchemaUnknown(UserError):
     code = "lock-schema-unknown"
 

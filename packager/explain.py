@@ -38,7 +38,7 @@ def explain(
 def _reasons(action: Action, found: frozenset[str], last: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
     before = last.get(action.stage)
     if before is None:
-        return ("never built before",)
+        return ("nothing is known of a build before",)
     names = dict.fromkeys([*before, *action.inputs])
     changed = tuple(
         f"{name}: {_short(before.get(name))} → {_short(action.inputs.get(name))}"

@@ -1,62 +1,58 @@
-"""What the user's code consists of: the files it imported, the files it read, the packages it used.
+"""What the user's code consists of: the files it imports, the files it reads, the packages it uses.
 
 A build sees this while the code runs: `watched` notes the modules that appear and, through Python's
 audit events (PEP 578), the files that are opened. The next build asks of the same files whether they
-are as they were, without running any of them. Three things make an answer of yes safe: every file is
-compared by digest; every package by version; and a new file that would now be imported in the place of
-another module is looked for by name.
+are as they were, without running any of them: every file is compared by digest, every package by version
+and RECORD, and every folder that modules came from by the names that could be imported from it, so that a
+new file in the place of another module is seen.
 
-What is read by code that is not Python (a C++ reader), or decided by the environment, is not seen.
+What is read by code that is not Python, listed, asked for by existence alone, or decided by the
+environment, is not seen.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import FunctionType, ModuleType
 
 from packager import installed
 
-_NEVER = ("/proc/", "/sys/", "/dev/")
+_NEVER = ("/proc/", "/sys/")
 _BEYOND_PYTHON = (".pyc", ".so")
-_ENDS = frozenset(
-    {*sys.stdlib_module_names, "torch", "numpy", "onnx", "onnxscript", "onnxsim", "onnxruntime", "packager"}
-)
+_TOOLS = ("torch", "numpy", "onnx", "onnxscript", "onnxsim", "onnxruntime", "packager")  # every stage names them
+_ENDS = frozenset({*sys.stdlib_module_names, *_TOOLS})
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """The files by module name or by path, relative to the manifest's folder where they lie in it.
-
-    `packages` are versions by distribution; `names` are the top-level modules that it uses from elsewhere.
+    """Modules by name, files that were read, and folders that were searched: paths, relative to the manifest's
+    folder where they lie in it. `packages` are the distributions that the code uses; `placed` says that another
+    folder, or another working directory, might have made it another footprint.
     """
 
     modules: Mapping[str, str]
     data: tuple[str, ...]
-    packages: Mapping[str, str]
-    names: tuple[str, ...]
+    folders: tuple[str, ...]
+    packages: tuple[str, ...]
+    placed: bool
 
     def joined(self, other: Footprint) -> Footprint:
         """Both together, of the same code."""
         return Footprint(
             {**self.modules, **other.modules},
             tuple(sorted({*self.data, *other.data})),
-            {**self.packages, **other.packages},
-            tuple(sorted({*self.names, *other.names})),
+            tuple(sorted({*self.folders, *other.folders})),
+            tuple(sorted({*self.packages, *other.packages})),
+            self.placed or other.placed,
         )
 
-    def shadowed(self, folder: Path) -> bool:
-        """Whether the folder has a file now that would be imported in the place of a module from elsewhere."""
-        return any(_beside(folder, name) for name in self.names)
-
     def files(self, folder: Path) -> dict[str, Path]:
-        """Where every input that is a digest lies."""
+        """Where every input that is a digest of a file lies."""
         return {
             **{f"code:{name}": folder / path for name, path in self.modules.items()},
             **{f"read:{path}": folder / path for path in self.data},
@@ -66,7 +62,8 @@ class Footprint:
         """What of it decides about a build, as text by name. Raises OSError."""
         return {
             **{name: sha256(path) for name, path in self.files(folder).items()},
-            **{f"package:{name}": installed.version(name) for name in self.packages},
+            **{f"importable:{path}": importable(folder / path) for path in self.folders},
+            **{f"package:{name}": installed.identity(name, sha256) for name in self.packages},
         }
 
     def own_files(self) -> dict[str, str]:
@@ -74,36 +71,64 @@ class Footprint:
         return {**self.modules, **{path: path for path in self.data if not os.path.isabs(path)}}
 
 
+def importable(folder: Path) -> str:
+    """The names that can be imported from a folder. Raises OSError."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith((".py", ".so")):
+                found.append(entry.name)
+            elif entry.is_dir() and entry.name.isidentifier() and entry.name != "__pycache__":
+                with os.scandir(entry.path) as inner:
+                    found += [f"{entry.name}/"] if any(one.name.endswith(".py") for one in inner) else []
+    return " ".join(sorted(found))
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What tells what was seen so far: the footprint, and which of its files were changed since they were read."""
+
+    footprint: Callable[[], Footprint]
+    changed: Callable[[], list[str]]
+
+
 @contextmanager
-def watched(folder: Path, entry: str, known: Sequence[Path]) -> Iterator[Callable[[], Footprint]]:
-    """While open, note what is imported and read; yields what tells it.
+def watched(folder: Path, entry: str, known: Sequence[Path]) -> Iterator[Watch]:
+    """While open, note what is imported and read.
 
     `entry` is the module that the manifest names; `known` are files and folders that are accounted for
-    elsewhere; what was written meanwhile is no input.
+    elsewhere. A file that was written before it was read is the code's own, and no input.
     """
-    before = dict(sys.modules)
+    before, path_before = dict(sys.modules), {*sys.path}
     elsewhere = (*_NEVER, *_prefixes(), *(f"{path}/" for path in known))
-    heard = _Heard(set(), {str(path) for path in known})
+    heard = _Heard({}, {str(path) for path in known}, set())
     _install_hook()
     _LISTENING.append(heard)
 
     def footprint() -> Footprint:
         modules = imported(before)
-        others = heard.read - heard.written - {str(path) for path in modules.values()}
-        data = {_relative(Path(name), folder) for name in others if not name.startswith(elsewhere) and _is_data(name)}
-        reached = _reached(
-            [sys.modules[name] for name in modules] + [sys.modules[one] for one in (entry,) if one in sys.modules]
-        )
-        names = reached - {name.partition(".")[0] for name in modules}
-        return Footprint(
-            {name: _relative(path, folder) for name, path in sorted(modules.items())},
-            tuple(sorted(data)),
-            _versions(names),
-            tuple(sorted(name for name in names if not _beside(folder, name))),
+        own = {str(path) for path in modules.values()}
+        others = [one for one in heard.read if one not in own and not one.startswith(elsewhere) and _is_data(one)]
+        searched = {folder, *(Path(one) for one in sys.path if one not in path_before and os.path.isdir(one))}
+        searched |= {path.parent for path in modules.values()}
+        reached = _reached([sys.modules[name] for name in {*modules, entry} if name in sys.modules])
+        packages, loose = _distributions(reached - {name.partition(".")[0] for name in modules})
+        paths = {_relative(Path(one), folder) for one in (*others, *loose)}
+        folders = {_relative(one, folder) for one in searched}
+        named = {name: _relative(path, folder) for name, path in sorted(modules.items())}
+        placed = any(os.path.isabs(one) for one in (*paths, *folders, *named.values()))
+        placed = placed or any(one in heard.relative for one in others)
+        return Footprint(named, tuple(sorted(paths)), tuple(sorted(folders)), packages, placed)
+
+    def changed() -> list[str]:
+        return sorted(
+            _relative(Path(one), folder)
+            for one, status in heard.read.items()
+            if one not in heard.written and not one.startswith(elsewhere) and _is_data(one) and status != _status(one)
         )
 
     try:
-        yield footprint
+        yield Watch(footprint, changed)
     finally:
         _LISTENING.remove(heard)
 
@@ -122,8 +147,10 @@ def imported(before: Mapping[str, object]) -> dict[str, Path]:
 
 
 def _prefixes() -> tuple[str, ...]:
+    import sysconfig  # likewise
+
     paths = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
-    return tuple(sorted(f"{path}/" for path in (*paths, sys.prefix, sys.base_prefix, str(Path(__file__).parent))))
+    return tuple(sorted(f"{path}/" for path in (*paths, str(Path(__file__).parent))))
 
 
 def _reached(modules: Sequence[ModuleType]) -> set[str]:
@@ -151,15 +178,15 @@ def _reached(modules: Sequence[ModuleType]) -> set[str]:
     return found - {"packager", "builtins", "__future__"}
 
 
-def _versions(names: set[str]) -> dict[str, str]:
+def _distributions(names: set[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The distributions that modules come from, and the files of those that come from none."""
+    from importlib import metadata  # which takes longer than a build that has nothing to do
+
     known = metadata.packages_distributions()
-    found = {distribution for name in names - _ENDS for distribution in known.get(name, ())}
-    return {distribution: installed.version(distribution) for distribution in sorted(found)}
-
-
-def _beside(folder: Path, name: str) -> bool:
-    """Whether the folder has a module of this name."""
-    return (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists()
+    wanted = names - _ENDS
+    found = {distribution for name in wanted for distribution in known.get(name, ())}
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in wanted if name not in known]
+    return tuple(sorted(found)), [one for one in files if one is not None]
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -173,13 +200,25 @@ def _is_data(name: str) -> bool:
     return not name.endswith(_BEYOND_PYTHON) and os.path.isfile(name)
 
 
+def _status(path: str) -> tuple[int, int, int] | None:
+    """What tells whether a file is still the one that it was."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
 # -- the audit hook, which cannot be taken out again ------------------------------------------
 
 
 @dataclass(eq=False)
 class _Heard:
-    read: set[str]
+    """Files that were read, each with its status then; that were written; and that were named relatively."""
+
+    read: dict[str, tuple[int, int, int] | None]
     written: set[str]
+    relative: set[str]
 
 
 _LISTENING: list[_Heard] = []
@@ -196,7 +235,17 @@ def _hear(event: str, arguments: tuple[object, ...]) -> None:
     if event != "open" or not _LISTENING:
         return
     name, _, flags = arguments
-    if isinstance(flags, int) and isinstance(name, (str, bytes)):
-        path = os.path.abspath(os.fsdecode(name))
-        for heard in _LISTENING:
-            (heard.read if flags & os.O_ACCMODE == os.O_RDONLY else heard.written).add(path)
+    if not isinstance(flags, int) or not isinstance(name, (str, bytes, os.PathLike)):
+        return
+    given = os.fsdecode(name)
+    path = os.path.join(os.getcwd(), given)
+    # `..` behind a link leads elsewhere than it reads.
+    path = os.path.realpath(path) if ".." in Path(path).parts else os.path.normpath(path)
+    writes = flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_TRUNC
+    for heard in _LISTENING:
+        if writes:
+            heard.written.add(path)
+        elif path not in heard.written:
+            heard.read.setdefault(path, _status(path))
+            if not os.path.isabs(given):
+                heard.relative.add(path)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,12 +34,16 @@ def known(project: Project, cache: Cache) -> Identity | None:
 
     Raises `CheckpointDigestWrong`.
     """
-    record = cache.recall(_code(project, cache))
+    record = cache.recall(_code(project, cache)) or cache.recall(_code_here(project, cache))
     if record is None:
         return None
-    used = Footprint(record["modules"], tuple(record["data"]), record["packages"], tuple(record["names"]))
-    if used.shadowed(project.folder):
-        return None
+    used = Footprint(
+        record["modules"],
+        tuple(record["data"]),
+        tuple(record["folders"]),
+        tuple(record["packages"]),
+        bool(record["placed"]),
+    )
     checkpoint = cache.sha256(project.folder / project.manifest.checkpoint.path)
     preflight.pin(project, checkpoint)
     try:
@@ -56,7 +62,7 @@ def last(project: Project, cache: Cache) -> Mapping[str, Mapping[str, str]]:
 def remember(project: Project, cache: Cache, used: Footprint, done: Sequence[Action]) -> None:
     """Remember the footprint and the inputs of this build. Raises OSError where there is no room."""
     plain: dict[str, Any] = asdict(used)
-    cache.remember(_code(project, cache), plain)
+    cache.remember(_code_here(project, cache) if used.placed else _code(project, cache), plain)
     cache.remember(_path(project), {"actions": {one.stage: dict(one.inputs) for one in done}})
 
 
@@ -70,5 +76,10 @@ def _code(project: Project, cache: Cache) -> str:
     place = model.entry.rpartition(":")[0]
     path: Path = project.folder / place
     content = cache.sha256(path) if place.endswith(".py") and path.is_file() else ""
-    text = json.dumps([model.entry, model.kwargs, content])
+    text = json.dumps([actions.own(), model.entry, model.kwargs, content])
     return f"code {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _code_here(project: Project, cache: Cache) -> str:
+    """The same, in this place: for code that reads what lies outside the manifest's folder."""
+    return "\n".join((_code(project, cache), str(project.folder), os.getcwd(), *sys.path))

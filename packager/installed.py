@@ -10,6 +10,8 @@ import functools
 import os
 import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 
 @functools.cache
@@ -17,7 +19,7 @@ def version(name: str) -> str:
     """The version of an installed distribution; empty where it is not installed."""
     found = _all().get(_normal(name))
     if found is not None:
-        return found
+        return found[0]
     from importlib import metadata
 
     try:
@@ -26,10 +28,17 @@ def version(name: str) -> str:
         return ""
 
 
+def identity(name: str, sha256: Callable[[Path], str]) -> str:
+    """The version of a distribution, and the digest of the RECORD of its files: a version may be installed twice."""
+    found = _all().get(_normal(name))
+    record = Path(found[1], "RECORD") if found is not None else None
+    return f"{version(name)} {sha256(record)[:12]}" if record is not None and record.exists() else version(name)
+
+
 @functools.cache
-def _all() -> dict[str, str]:
-    """By normalized name; where a name is on the path twice, the first counts, as for an import."""
-    found: dict[str, str] = {}
+def _all() -> dict[str, tuple[str, str]]:
+    """Version and folder by normalized name; where a name is on the path twice, the first counts, as for an import."""
+    found: dict[str, tuple[str, str]] = {}
     for folder in sys.path:
         try:
             names = os.listdir(folder or ".")
@@ -38,7 +47,7 @@ def _all() -> dict[str, str]:
         for one in names:
             if one.endswith(".dist-info"):
                 name, _, number = one.removesuffix(".dist-info").partition("-")
-                found.setdefault(_normal(name), number)
+                found.setdefault(_normal(name), (number, os.path.join(folder, one)))
     return found
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from packager.again import lock_of
 from packager.bundle import layout
-from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown
+from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown, LockUnwritable
 
 
 class Lock(BaseModel):
@@ -39,7 +39,8 @@ def of(source: Mapping[str, str], config: Mapping[str, object], sums: Mapping[st
     """The lock of a finished bundle: the inputs of its source, its config.json, the digests of its files."""
     toolchain: dict[str, str] = {**dict(config["source"]["toolchain"])}  # type: ignore[index]  # config.json is JSON
     toolchain["python"] = source["python"]
-    packages = {name.removeprefix("package:"): one for name, one in source.items() if name.startswith("package:")}
+    versions = {name.partition(":")[2]: one for name, one in source.items() if name.startswith("package:")}
+    packages = {name: one.partition(" ")[0] for name, one in versions.items()}
     return Lock(
         name=str(config["name"]),
         version=str(config["version"]),
@@ -74,11 +75,18 @@ def read(path: Path) -> Lock | None:
 
 
 def write(path: Path, lock: Lock) -> None:
-    """Write the lock in one step."""
+    """Write the lock in one step. Raises `LockUnwritable`."""
+    try:
+        _replace(path, json.dumps(lock.model_dump(by_alias=True), indent=2) + "\n")
+    except OSError as error:
+        raise LockUnwritable(str(path), str(error.strerror)) from None
+
+
+def _replace(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(lock.model_dump(by_alias=True), indent=2) + "\n")
+            stream.write(text)
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

@@ -31,6 +31,7 @@ import torch
 from packager import actions, candidates, fallback, footprint, memory, preflight, signature, source
 from packager.bundle.writer import Writer
 from packager.candidates import Candidate, Trying
+from packager.errors import InputChanged
 from packager.export import quietly
 from packager.export.torchscript import Program
 from packager.footprint import Footprint
@@ -60,12 +61,15 @@ class Begun:
 
 
 def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footprint]:
-    """Find out what is not known, and what the user's code consists of. Raises the errors of `packager.errors`."""
+    """Find out what is not known, and what the user's code consists of.
+
+    Raises the errors of `packager.errors`; `InputChanged` where the code changed while it ran.
+    """
     project, known = begun.project, begun.known
     preflight.providers(project, onnxruntime.get_all_providers())
     torch.set_num_threads(actions.cores())  # and not as the environment says: measured errors depend on it
     with (
-        footprint.watched(project.folder, _entry_module(project), _accounted_for(begun)) as used,
+        footprint.watched(project.folder, _entry_module(project), _accounted_for(begun)) as watch,
         source.opened(project) as opening,
         ThreadPoolExecutor(max_workers=2) as background,
         ExitStack() as stack,
@@ -104,7 +108,9 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
                     way = _begin_again(project, eager, way, site)
         torchscript, way = _torchscript(begun, eager, way, saving, expected, site)
         onnx = _onnx_model(begun, eager, way, awaited, site)
-        seen = used()
+        seen, changed = watch.footprint(), watch.changed()
+        if changed:
+            raise InputChanged(changed[0])
         measured = known.measured or _measured(project, eager, expected, seen)
         return Results(measured, onnx, torchscript), seen
 
@@ -128,7 +134,7 @@ def _accounted_for(begun: Begun) -> list[Path]:
     """What is no part of the code's footprint, as it is an input of its own, or ours."""
     manifest, folder = begun.project.manifest, begun.project.folder
     data = [folder / manifest.parity.data] if manifest.parity.data is not None else []
-    return [begun.project.path.absolute(), folder / manifest.checkpoint.path, begun.scratch, *data]
+    return [folder / manifest.checkpoint.path, begun.scratch, *data]
 
 
 # -- the module -----------------------------------------------------------------------------

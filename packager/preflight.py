@@ -67,7 +67,7 @@ def assets(project: Project) -> dict[str, Path]:
         where = project.where("assets", index)
         if _UNFIT.search(asset):
             raise AssetNotFound(asset, where, "a path in a bundle has no line break, no NUL and no backslash")
-        path = (project.folder / asset).resolve()
+        path = project.folder / asset  # and not where a link leads now
         if not path.is_file():
             raise AssetNotFound(asset, where, f"there is no file {path}")
         if not os.access(path, os.R_OK):

@@ -17,6 +17,7 @@ import gc
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -123,7 +124,7 @@ def _entry(project: Project) -> Callable[..., Any]:
 
 def _import_file(project: Project, place: str) -> ModuleType:
     entry, where = project.manifest.model.entry, project.where("model", "entry")
-    path = (project.folder / place).resolve()
+    path = Path(os.path.abspath(project.folder / place))
     if not path.is_file():
         near = sorted(str(one.relative_to(project.folder)) for one in project.folder.glob("*.py"))
         raise EntryNotFound(entry, where, f"there is no file {path}", did_you_mean(place, near))

@@ -42,7 +42,7 @@ def everything(cache):
 
 def test_what_is_put_is_found_by_its_inputs(cache, tmp_path):
     action, entry = kept(cache, tmp_path)
-    assert Cache(cache.folder).find(action) == entry
+    assert Cache(cache.folder.parent).find(action) == entry
     assert cache.object(entry.files["out.bin"]).read_bytes() == b"weights"
     assert cache.find(Action("stage", {"a": "2"})) is None
     assert cache.find(Action("other", {"a": "1"})) is None
@@ -61,7 +61,7 @@ def test_the_order_of_the_inputs_does_not_matter(inputs):
 def test_the_order_inside_a_record_comes_back(cache):
     action = Action("stage", {})
     cache.put(action, Entry({"b": 1, "a": {"z": 1, "y": 2}}, {}), {})
-    found = Cache(cache.folder).find(action)
+    found = Cache(cache.folder.parent).find(action)
     assert (list(found.record), list(found.record["a"])) == (["b", "a"], ["z", "y"])
 
 
@@ -69,29 +69,29 @@ def test_the_digest_of_an_output_says_nothing_of_the_inputs(cache, tmp_path):
     _, one = kept(cache, tmp_path, inputs={"a": "1"})
     _, other = kept(cache, tmp_path, inputs={"a": "2"})
     assert one.digest == other.digest != Entry({}, one.files).digest
-    assert len(list((cache.folder / "objects").glob("??/*"))) == 1
+    assert len(list((cache.folder / "objects").glob("[0-9a-f][0-9a-f]/*"))) == 1
 
 
 @pytest.mark.parametrize("position", [0, 10, 70, -2])
 @pytest.mark.parametrize("kind", ["actions", "objects"])
 def test_one_byte_changed_anywhere_in_an_entry_is_found_and_the_entry_is_gone(cache, tmp_path, kind, position):
     action, _ = kept(cache, tmp_path, content=bytes(100))
-    (path,) = (cache.folder / kind).glob("??/*")
+    (path,) = (cache.folder / kind).glob("[0-9a-f][0-9a-f]/*")
     content = bytearray(path.read_bytes())
     content[position] ^= 1
     path.write_bytes(content)
-    fresh = Cache(cache.folder)
+    fresh = Cache(cache.folder.parent)
     assert fresh.find(action) is None
     assert not path.exists()
     assert fresh.find(action) is None
     kept(fresh, tmp_path, content=bytes(100))
-    assert Cache(cache.folder).find(action) is not None
+    assert Cache(cache.folder.parent).find(action) is not None
 
 
 def test_an_object_that_is_gone_makes_its_entry_unknown(cache, tmp_path):
     action, entry = kept(cache, tmp_path)
     cache.object(entry.files["out.bin"]).unlink()
-    assert Cache(cache.folder).find(action) is None
+    assert Cache(cache.folder.parent).find(action) is None
 
 
 def test_a_record_of_another_shape_is_unknown(cache):
@@ -112,7 +112,7 @@ def test_many_at_once_leave_whole_entries(cache, tmp_path):
     def work(number):
         folder = tmp_path / str(number)
         folder.mkdir()
-        own = Cache(cache.folder)
+        own = Cache(cache.folder.parent)
         for round_ in range(10):
             kept(own, folder, content=b"shared", inputs={"round": str(round_)})
             kept(own, folder, content=b"%d" % number, inputs={"number": str(number)})
@@ -120,7 +120,7 @@ def test_many_at_once_leave_whole_entries(cache, tmp_path):
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(work, range(20)))
-    fresh = Cache(cache.folder)
+    fresh = Cache(cache.folder.parent)
     for inputs in [{"round": str(one)} for one in range(10)] + [{"number": str(one)} for one in range(20)]:
         assert fresh.find(Action("stage", inputs)) is not None
     assert not list((cache.folder / "objects/new").iterdir())
@@ -138,7 +138,7 @@ def test_what_was_hashed_is_printed_where_that_is_asked_for(cache, monkeypatch, 
 
 def test_what_is_remembered_is_recalled_by_its_name(cache):
     cache.remember("one", {"a": [1, 2]})
-    assert Cache(cache.folder).recall("one") == {"a": [1, 2]}
+    assert Cache(cache.folder.parent).recall("one") == {"a": [1, 2]}
     assert cache.recall("two") is None
 
 
@@ -167,7 +167,7 @@ def test_a_file_that_was_only_just_written_is_hashed_each_time(cache, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"one")
     cache.sha256(path)
-    assert not list((cache.folder / "digests").glob("*/*"))
+    assert not list((cache.folder / "digests").glob("[0-9a-f][0-9a-f]/*"))
 
 
 # -- upkeep ---------------------------------------------------------------------------------
@@ -183,11 +183,26 @@ def test_what_was_not_used_for_long_goes_first_and_the_rest_until_it_fits(cache,
         entry = cache.find(Action("stage", {"n": str(number)}))
         os.utime(cache.object(entry.files["out.bin"]), (now - 100 * number, now - 100 * number))
     cache.trim_now(now, largest=1 << 30, oldest=250)
-    found = [Cache(cache.folder).find(Action("stage", {"n": str(number)})) is not None for number in range(5)]
+    found = [Cache(cache.folder.parent).find(Action("stage", {"n": str(number)})) is not None for number in range(5)]
     assert found == [True, True, True, False, True]
     cache.trim_now(now, largest=sum(path.stat().st_size for path in everything(cache)) - 500, oldest=250)
-    found = [Cache(cache.folder).find(Action("stage", {"n": str(number)})) is not None for number in range(5)]
+    found = [Cache(cache.folder.parent).find(Action("stage", {"n": str(number)})) is not None for number in range(5)]
     assert found == [True, False, True, False, True]
+
+
+def test_what_is_not_its_own_is_never_touched(tmp_path):
+    """A user may point PACKAGER_CACHE to a folder that has files of its own."""
+    strangers = [tmp_path / "objects/ab/mesh.obj", tmp_path / "projects/thesis/chapter1.tex", tmp_path / "actions/x/y"]
+    strangers += [tmp_path / "builds-1/objects/ab/mesh.obj", tmp_path / "builds-1/projects/thesis/chapter1.tex"]
+    for path in strangers:
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1, 1))
+    cache = Cache(tmp_path)
+    kept(cache, tmp_path)
+    cache.trim_now(time.time(), largest=0, oldest=0)
+    cache.clean()
+    assert all(path.exists() for path in strangers)
 
 
 def test_it_is_trimmed_once_a_day(cache, tmp_path):
@@ -204,9 +219,9 @@ def test_use_keeps_an_entry_from_being_trimmed(cache, tmp_path):
     long_ago = time.time() - 1_000_000
     for path in everything(cache):
         os.utime(path, (long_ago, long_ago))
-    assert Cache(cache.folder).find(action) is not None
+    assert Cache(cache.folder.parent).find(action) is not None
     cache.trim_now(time.time(), largest=1 << 30, oldest=500_000)
-    assert Cache(cache.folder).find(action) == entry
+    assert Cache(cache.folder.parent).find(action) == entry
 
 
 def test_cleaning_empties_it_and_says_how_much_that_was(cache, tmp_path):
@@ -255,7 +270,7 @@ def test_a_folder_that_may_not_be_written_is_unusable(tmp_path, monkeypatch):
 
 def test_records_are_json_and_objects_are_the_files_themselves(cache, tmp_path):
     action, entry = kept(cache, tmp_path)
-    (path,) = (cache.folder / "actions").glob("??/*")
+    (path,) = (cache.folder / "actions").glob("[0-9a-f][0-9a-f]/*")
     assert json.loads(path.read_bytes().partition(b"\n")[2])["inputs"] == dict(action.inputs)
-    (path,) = (cache.folder / "objects").glob("??/*")
+    (path,) = (cache.folder / "objects").glob("[0-9a-f][0-9a-f]/*")
     assert (path.name, path.read_bytes()) == (entry.files["out.bin"], b"weights")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import projects
 import pytest
+import torch
 import yaml
 from projects import LINEAR, package, project
 
@@ -157,8 +158,6 @@ def test_artifacts_are_judged_on_new_cases_without_being_made_again(linear, tmp_
 
 
 def test_new_weights_do_everything_again(linear, tmp_path):
-    import torch
-
     first = packager.build(linear, tmp_path / "out")
     torch.save({"layer.weight": torch.ones(3, 4), "layer.bias": torch.ones(3)}, linear.parent / "best.pt")
     result = packager.build(linear, tmp_path / "out")
@@ -211,7 +210,7 @@ def test_a_pin_is_held_against_the_checkpoint_also_where_all_is_cached(linear, t
 def test_a_damaged_cache_is_noticed_and_built_anew(linear, tmp_path, cache_folder):
     first = packager.build(linear, tmp_path / "out")
     before = contents(first.bundle)
-    for path in (cache_folder / "objects").glob("??/*"):
+    for path in (cache_folder / "builds-1/objects").glob("[0-9a-f][0-9a-f]/*"):
         path.write_bytes(b"damaged" + path.read_bytes()[7:])
     shutil.rmtree(first.bundle)
     second = packager.build(linear, tmp_path / "out")
@@ -224,7 +223,7 @@ def test_a_damaged_cache_is_noticed_and_built_anew(linear, tmp_path, cache_folde
 def test_records_that_are_damaged_are_noticed_too(linear, tmp_path, cache_folder):
     packager.build(linear, tmp_path / "out")
     for kind in ("actions", "projects", "digests"):
-        for path in (cache_folder / kind).glob("??/*"):
+        for path in (cache_folder / "builds-1" / kind).glob("[0-9a-f][0-9a-f]/*"):
             path.write_bytes(path.read_bytes()[:-3])
     assert not packager.build(linear, tmp_path / "out").cached
     assert packager.build(linear, tmp_path / "out").cached
@@ -233,7 +232,7 @@ def test_records_that_are_damaged_are_noticed_too(linear, tmp_path, cache_folder
 def test_verifying_the_cache_builds_anew_and_compares(linear, tmp_path, cache_folder):
     packager.build(linear, tmp_path / "out")
     assert not packager.build(linear, tmp_path / "out", cache="verify").cached
-    for path in (cache_folder / "actions").glob("??/*"):
+    for path in (cache_folder / "builds-1/actions").glob("[0-9a-f][0-9a-f]/*"):
         rest = json.loads(path.read_bytes().partition(b"\n")[2])
         if rest["stage"] == "onnx":
             rest["record"]["artifact"]["nodes"] += 1
@@ -363,10 +362,10 @@ def test_the_command_explains_each_stage_on_stderr(linear, tmp_path):
 def test_the_cache_can_be_looked_at_and_emptied(linear, tmp_path, cache_folder):
     package("build", linear, "-o", tmp_path / "out")
     info = json.loads(package("cache", "info", "--json").stdout)
-    assert info["folder"] == str(cache_folder)
+    assert info["folder"] == str(cache_folder / "builds-1")
     assert info["actions"]["files"] == 6
     held = sum(info[kind]["bytes"] for kind in ("actions", "objects", "projects", "digests"))
-    assert package("cache", "info").stdout.splitlines()[0] == f"folder    {cache_folder}"
+    assert package("cache", "info").stdout.splitlines()[0] == f"folder    {cache_folder}/builds-1"
     assert json.loads(package("cache", "clean", "--json").stdout) == {"freed_bytes": held}
     assert package("cache", "clean").stdout == "0 bytes freed\n"
 
@@ -376,3 +375,104 @@ def test_flags_that_contradict_each_other_are_refused(linear):
     assert (answer.returncode, answer.stderr.splitlines()[-1]) == (
         2, "Error: --no-cache and --verify-cache exclude each other"
     )  # fmt: skip
+
+
+# -- what decides, and is easily forgotten --------------------------------------------------
+
+
+def test_a_link_among_the_assets_that_leads_elsewhere_is_noticed(linear, tmp_path):
+    for number in "12":
+        (linear.parent / f"l{number}.txt").write_text(number)
+    (linear.parent / "labels.txt").symlink_to("l1.txt")
+    change(linear, assets=["labels.txt"])
+    packager.build(linear, tmp_path / "out")
+    (linear.parent / "labels.txt").unlink()
+    (linear.parent / "labels.txt").symlink_to("l2.txt")
+    result = packager.build(linear, tmp_path / "out")
+    assert (result.bundle / "assets/labels.txt").read_text() == "2"
+
+
+def test_code_from_a_folder_on_the_path_is_not_taken_for_that_of_another(tmp_path):
+    text = "import sys, os\nsys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))\n" + (
+        LINEAR.replace("import torch\n", "import torch\nimport common_to_both\n", 1).replace(
+            "self.layer(x)", "self.layer(x) * common_to_both.S"
+        )
+    )
+    found = []
+    for number in "12":
+        folder = tmp_path / number
+        folder.mkdir()
+        (folder / "common_to_both.py").write_text(f"S = {number}.0\n")
+        state = {"layer.weight": torch.ones(3, 4), "layer.bias": torch.zeros(3)}
+        found.append(packager.build(project(folder / "project", text, state=state), tmp_path / f"out{number}"))
+        sys.path[:] = [one for one in sys.path if one != str(folder)]
+    assert [one.cached for one in found] == [False, False]
+    assert found[0].fingerprint != found[1].fingerprint
+
+
+def test_a_new_module_in_the_place_of_one_that_was_not_there_is_noticed(tmp_path):
+    text = "try:\n    from fast import S\nexcept ImportError:\n    S = 1.0\n" + LINEAR.replace(
+        "self.layer(x)", "self.layer(x) * S"
+    )
+    path = project(tmp_path / "project", text)
+    packager.build(path, tmp_path / "out", lock="write")
+    (path.parent / "fast.py").write_text("S = 2.0\n")
+    result = packager.build(path, tmp_path / "out")
+    assert not result.cached
+    assert as_without_cache(path, tmp_path, result)
+    with pytest.raises(LockDrifted):
+        packager.build(path, tmp_path / "new", lock="require")
+
+
+def test_code_that_changes_the_working_directory_is_built_from_a_relative_path(linear, tmp_path, monkeypatch):
+    (linear.parent / "model.py").write_text("import os\nos.chdir('/')\n" + LINEAR)
+    monkeypatch.chdir(linear.parent)
+    result = packager.build("package.yaml", "out")
+    assert packager.verify(linear.parent / "out/net-1.0.0").ok
+    assert result.bundle == Path("out/net-1.0.0")
+
+
+@pytest.mark.parametrize("name", ["data.npz", "labels.txt"])
+def test_real_data_or_an_asset_that_changes_meanwhile_is_refused(linear, tmp_path, name):
+    import numpy as np
+
+    np.savez(linear.parent / "data.npz", x=np.ones((2, 4), np.float32))
+    (linear.parent / "labels.txt").write_text("a")
+    change(linear, parity={"data": "data.npz"}, assets=["labels.txt"])
+    path = linear.parent / name
+    with pytest.raises(InputChanged, match=name):
+        packager.build(linear, tmp_path / "out", listener=touching(path, path.read_bytes() + b"\n"))
+
+
+def test_a_file_of_the_code_dated_in_the_future_is_no_change(linear, tmp_path):
+    later = linear.parent / "model.py"
+    os.utime(later, (4_000_000_000, 4_000_000_000))
+    packager.build(linear, tmp_path / "out")
+
+
+def test_a_file_that_the_code_makes_for_itself_is_no_change(tmp_path):
+    text = (
+        "from pathlib import Path\nmade = Path(__file__).with_name('made.txt')\n"
+        "new = made.with_suffix('.new')\nnew.write_text('1')\nnew.replace(made)\nmade.read_text()\n" + LINEAR
+    )
+    path = project(tmp_path / "project", text)
+    packager.build(path, tmp_path / "out")
+    packager.build(path, tmp_path / "out")
+
+
+def test_an_object_that_vanishes_while_a_bundle_is_restored_leaves_the_old_one(linear, tmp_path, monkeypatch):
+    first = packager.build(linear, tmp_path / "out")
+    before = contents(first.bundle)
+    (first.bundle / "README.md").write_text("mine")
+    from packager.cache import Cache
+
+    monkeypatch.setattr(Cache, "object", lambda self, sha256: tmp_path / "gone")
+    second = packager.build(linear, tmp_path / "out")
+    assert not second.cached
+    assert contents(second.bundle) == before
+
+
+def test_a_lock_that_cannot_be_read_can_be_written_anew(linear, tmp_path):
+    (linear.parent / "package.lock").write_text("<<<<<<< HEAD\n")
+    packager.build(linear, tmp_path / "out", lock="write")
+    packager.build(linear, tmp_path / "out", lock="require")

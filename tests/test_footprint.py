@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import subprocess
 import sys
 
 import pytest
@@ -14,31 +15,27 @@ from packager import footprint, manifest, source
 from packager.footprint import Footprint
 from packager.hashing import sha256_file
 
+STATE = {"layer.weight": torch.zeros(3, 4), "layer.bias": torch.zeros(3)}
 NAMES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from("wxyz"), max_size=3)
-FOOTPRINTS = st.builds(
-    Footprint,
-    NAMES,
-    st.lists(st.sampled_from("pqr"), unique=True).map(lambda one: tuple(sorted(one))),
-    NAMES,
-    st.lists(st.sampled_from("stu"), unique=True).map(lambda one: tuple(sorted(one))),
-)
+SOME = st.lists(st.sampled_from("pqr"), unique=True).map(lambda one: tuple(sorted(one)))
+FOOTPRINTS = st.builds(Footprint, NAMES, SOME, SOME, SOME, st.booleans())
 
 
 def seen(path):
     """The footprint of a project's code, loaded once."""
     found = manifest.load(path)
     checkpoint = found.folder / found.manifest.checkpoint.path
-    with footprint.watched(found.folder, "model", [checkpoint]) as used, source.opened(found) as opening:
+    with footprint.watched(found.folder, "model", [checkpoint]) as watch, source.opened(found) as opening:
         opening()
-        return used()
+        assert watch.changed() == []
+        return watch.footprint()
 
 
 def test_the_entry_and_what_it_imports_from_beside_it_are_the_code(tmp_path):
     (tmp_path / "arch").mkdir()
     (tmp_path / "arch/__init__.py").touch()
     (tmp_path / "arch/nets.py").write_text(LINEAR)
-    state = {"layer.weight": torch.zeros(3, 4), "layer.bias": torch.zeros(3)}
-    path = project(tmp_path, "from arch.nets import Net\n", state=state)
+    path = project(tmp_path, "from arch.nets import Net\n", state=STATE)
     found = seen(path)
     assert found.modules == {"arch": "arch/__init__.py", "arch.nets": "arch/nets.py", "model": "model.py"}
     assert found.data == ()
@@ -86,24 +83,17 @@ def test_a_package_that_the_code_uses_is_there_with_its_version_whoever_imported
     if before:
         importlib.import_module("iniconfig")
     found = seen(path)
-    assert set(found.packages) == {"iniconfig"}
-    assert found.packages["iniconfig"][0].isdigit()
-    assert {"iniconfig", "torch", "json"} <= set(found.names)
-
-
-def test_a_file_that_was_there_already_shadows_nothing_new(tmp_path):
-    (tmp_path / "random.py").write_text("VALUE = 4\n")
-    found = seen(project(tmp_path, "import json, secrets\n" + LINEAR))
-    assert not found.shadowed(tmp_path)
-    (tmp_path / "secrets.py").touch()
-    assert found.shadowed(tmp_path)
+    assert found.packages == ("iniconfig",)
+    version, _, record = found.inputs(tmp_path, sha256_file)["package:iniconfig"].partition(" ")
+    assert version[0].isdigit()
+    assert len(record) == 12
 
 
 def test_what_decides_is_told_by_content(tmp_path):
     path = project(tmp_path, LINEAR)
     found = seen(path)
     before = found.inputs(tmp_path, sha256_file)
-    assert before == {"code:model": sha256_file(tmp_path / "model.py")}
+    assert before == {"code:model": sha256_file(tmp_path / "model.py"), "importable:.": "model.py"}
     (tmp_path / "model.py").write_text(LINEAR + "# changed\n")
     assert found.inputs(tmp_path, sha256_file) != before
     (tmp_path / "model.py").unlink()
@@ -111,29 +101,67 @@ def test_what_decides_is_told_by_content(tmp_path):
         found.inputs(tmp_path, sha256_file)
 
 
-@pytest.mark.parametrize("name", ["iniconfig.py", "iniconfig/__init__.py"])
-def test_a_new_file_that_would_be_imported_in_the_place_of_a_package_is_seen(tmp_path, name):
-    found = Footprint({}, (), {}, ("iniconfig",))
-    assert not found.shadowed(tmp_path)
+@pytest.mark.parametrize("name", ["fast.py", "helper/__init__.py", "ns/__init__.py", "ns/more.py"])
+def test_a_new_file_that_could_be_imported_in_the_place_of_another_is_seen(tmp_path, name):
+    (tmp_path / "helper.py").touch()
+    (tmp_path / "ns").mkdir()
+    (tmp_path / "ns/mod.py").touch()
+    text = "import helper, ns.mod\ntry:\n    import fast\nexcept ImportError:\n    pass\n" + LINEAR
+    found = seen(project(tmp_path, text, state=STATE))
+    before = found.inputs(tmp_path, sha256_file)
+    (tmp_path / "dist").mkdir()  # of no interest to an import
+    assert found.inputs(tmp_path, sha256_file) == before
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
-    assert found.shadowed(tmp_path)
+    assert found.inputs(tmp_path, sha256_file) != before
+
+
+def test_what_lies_outside_or_was_named_relatively_makes_it_one_of_this_place(tmp_path, monkeypatch):
+    assert not seen(project(tmp_path / "a", LINEAR)).placed
+    (tmp_path / "shared.txt").touch()
+    reads = "from pathlib import Path\nPath(__file__).parent.parent.joinpath('shared.txt').read_text()\n"
+    assert seen(project(tmp_path / "b", reads + LINEAR)).placed
+    monkeypatch.chdir(tmp_path)
+    assert seen(project(tmp_path / "c", "open('shared.txt').close()\n" + LINEAR)).placed
+
+
+def test_a_link_that_leads_elsewhere_later_is_seen(tmp_path):
+    for number in "12":
+        (tmp_path / f"v{number}").mkdir()
+        (tmp_path / f"v{number}/helper.py").write_text(f"S = {number}\n")
+    folder = tmp_path / "p"
+    path = project(folder, "import helper\n" + LINEAR, state=STATE)
+    (folder / "helper.py").symlink_to(tmp_path / "v1/helper.py")
+    found = seen(path)
+    before = found.inputs(folder, sha256_file)
+    (folder / "helper.py").unlink()
+    (folder / "helper.py").symlink_to(tmp_path / "v2/helper.py")
+    assert found.inputs(folder, sha256_file) != before
+
+
+def test_a_file_that_another_process_changes_after_it_was_read_is_told(tmp_path):
+    (tmp_path / "factor.txt").write_text("2")
+    path = project(tmp_path, "open(__file__.replace('model.py', 'factor.txt')).close()\n" + LINEAR)
+    found = manifest.load(path)
+    with footprint.watched(found.folder, "model", []) as watch, source.opened(found) as opening:
+        opening()
+        assert watch.changed() == []
+        subprocess.run(["cp", "-p", tmp_path / "package.yaml", tmp_path / "factor.txt"], check=True)
+        assert watch.changed() == ["factor.txt"]
 
 
 @given(FOOTPRINTS, FOOTPRINTS)
 def test_joining_loses_nothing(one, other):
     both = one.joined(other)
-    for part in ("modules", "packages"):
-        assert set(getattr(both, part)) == {*getattr(one, part), *getattr(other, part)}
-    for part in ("data", "names"):
+    for part in ("modules", "data", "folders", "packages"):
         assert set(getattr(both, part)) == {*getattr(one, part), *getattr(other, part)}
     assert one.joined(one) == one
 
 
 def test_nothing_is_heard_when_nobody_listens(tmp_path):
     (tmp_path / "file").write_text("")
-    with footprint.watched(tmp_path, "model", []) as used:
+    with footprint.watched(tmp_path, "model", []) as watch:
         pass
     (tmp_path / "file").read_text()
     assert os.path.exists(tmp_path / "file")
-    assert used().data == ()
+    assert watch.footprint().data == ()

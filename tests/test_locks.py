@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from packager import locks
 from packager.again import lock_of
-from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown, render
+from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown, LockUnwritable, render
 from packager.locks import Lock
 
 LOCK = Lock(
@@ -29,6 +29,7 @@ LOCKS = st.builds(
 
 def test_it_stands_beside_the_manifest_under_its_name(tmp_path):
     assert lock_of(tmp_path / "package.yaml") == tmp_path / "package.lock"
+    assert lock_of(tmp_path / "package.yml") == tmp_path / "package.yml.lock"
 
 
 @given(LOCKS)
@@ -100,3 +101,9 @@ def test_a_lock_of_a_newer_schema_is_refused(tmp_path):
     (tmp_path / "package.lock").write_text('{"schema": 2, "what": "ever"}')
     with pytest.raises(LockSchemaUnknown, match="is of schema 2, and this packager reads schema 1"):
         locks.check_there(tmp_path / "package.yaml", required=False)
+
+
+def test_a_lock_that_cannot_be_written_is_told(tmp_path):
+    with pytest.raises(LockUnwritable) as refused:
+        locks.write(tmp_path / "gone" / "package.lock", LOCK)
+    assert (refused.value.why, refused.value.exit_status) == ("No such file or directory", 2)

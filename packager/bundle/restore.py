@@ -26,9 +26,17 @@ def is_there(folder: Path, digests: Mapping[str, str], sha256: Callable[[Path], 
         return False  # something is missing, or cannot be read
 
 
-def write(writer: Writer, digests: Mapping[str, str], sources: Callable[[str], Path]) -> str | None:
-    """Write and seal the bundle from `sources` by digest; returns its fingerprint, None where a source is damaged."""
+class SourceDamaged(Exception):
+    """A file that is to be restored is gone, or is not what its digest says."""
+
+
+def write(writer: Writer, digests: Mapping[str, str], sources: Callable[[str], Path]) -> None:
+    """Write and seal the bundle from `sources` by digest. Raises `SourceDamaged`."""
     for path, digest in digests.items():
-        if writer.add_file(path, sources(digest)) != digest:
-            return None
-    return writer.seal()
+        try:
+            written = writer.add_file(path, sources(digest))
+        except FileNotFoundError:
+            raise SourceDamaged(path) from None
+        if written != digest:
+            raise SourceDamaged(path)
+    writer.seal()
