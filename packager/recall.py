@@ -77,6 +77,7 @@ def recall(cache: Cache, project: Project, source: Mapping[str, str], grid: Grid
     """Ask the cache for every stage."""
     reference = cache.find(actions.reference(project, source, cache.sha256))
     measured = None if reference is None else _measured(cache, reference, grid)
+    reference = None if measured is None else reference
     search = _Search(cache, project, reference)
     torchscript = search.made(actions.torchscript(project, source), _TORCHSCRIPT)
     onnx = search.made(actions.onnx(project, source), _ONNX)
@@ -192,9 +193,12 @@ def _save_outputs(reference: Reference, scratch: Path) -> Path:
     return path
 
 
-def _measured(cache: Cache, entry: Entry, grid: Grid) -> Measured:
+def _measured(cache: Cache, entry: Entry, grid: Grid) -> Measured | None:
     record = _RECORD.validate_python(entry.record)
-    tensors = safetensors.numpy.load_file(cache.object(entry.files[_OUTPUTS]))
+    try:
+        tensors = safetensors.numpy.load_file(cache.object(entry.files[_OUTPUTS]))
+    except OSError:
+        return None  # the cache was emptied meanwhile
     expectations = tuple(
         Expectation(
             case.name,

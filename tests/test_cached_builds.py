@@ -1,7 +1,10 @@
 """Builds that find something in the cache: what is done again, what is not, and that it makes no difference."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import projects
@@ -270,11 +273,11 @@ def test_a_cache_whose_disk_is_full_is_told_and_the_bundle_is_built(linear, tmp_
 
 
 def touching(path, what):
-    """A listener that changes a file when the trace begins."""
+    """A listener that lets another process change a file when the trace begins."""
 
     def listen(event):
         if getattr(event, "stage", "") == "trace":
-            Path(path).write_bytes(what)
+            subprocess.run(["tee", path], input=what, stdout=subprocess.DEVNULL, check=True)
 
     return listen
 
