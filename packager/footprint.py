@@ -189,11 +189,16 @@ def _distributions(names: set[str]) -> tuple[tuple[str, ...], list[str]]:
     return tuple(sorted(found)), [one for one in files if one is not None]
 
 
+def inside(path: str | Path, folder: Path) -> Path | None:
+    """The path from the folder on, where it lies in it: a folder that was reached over a link has two names."""
+    for root in (folder, folder.resolve()):
+        if Path(path).is_relative_to(root):
+            return Path(path).relative_to(root)
+    return None
+
+
 def _relative(path: Path, folder: Path) -> str:
-    for root in (folder, folder.resolve()):  # a folder that was reached over a link has two names
-        if path.is_relative_to(root):
-            return path.relative_to(root).as_posix()
-    return str(path)
+    return (inside(path, folder) or path).as_posix()
 
 
 def _is_data(name: str) -> bool:

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from packager import memory
+from packager.impersonal import impersonal
 from packager.jobs import GraphSize, Optimized, OptimizeJob
 
 
@@ -139,7 +140,7 @@ class OnnxSide:
             return signal.Signals(-status).name
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"exit status {status}" + (f": {lines[-1]}" if lines else "")
+        return f"exit status {status}" + (f": {impersonal(lines[-1])}" if lines else "")
 
 
 def serve() -> None:

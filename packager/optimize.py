@@ -21,8 +21,9 @@ import onnx
 import onnxruntime
 
 from packager import graph_file
+from packager.impersonal import impersonal
 from packager.jobs import NOTHING_BETTER, GraphFacts, GraphSize, Optimized, OptimizeJob, Stage
-from packager.parity.artifacts import judge_onnx, without_folders
+from packager.parity.artifacts import judge_onnx
 from packager.parity.gate import Judgement
 
 # onnxsim makes a three-dimensional MatMul + Add into Reshape + Gemm + Reshape: more nodes, and no
@@ -82,9 +83,8 @@ def _attempt(name: str, apply: Pass, model: onnx.ModelProto, job: OptimizeJob) -
     try:
         found = apply(model, job)
     except Exception as error:  # noqa: BLE001 (a pass is foreign code; what it raises is recorded and the pass dropped)
-        return model, stage(
-            False, "not-checked", f"failed: {type(error).__name__}: {without_folders(str(error))[:200]}"
-        )
+        why = f"failed: {type(error).__name__}: {impersonal(str(error), job.raw.path.parent)}"
+        return model, stage(False, "not-checked", why)
     broken = _baked(found, job)  # before the dims get their names
     _clean(found, job)
     nodes, size = count_nodes(found.graph), graph_file.model_bytes(found)

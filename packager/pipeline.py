@@ -220,10 +220,12 @@ def _export(project: Project, eager: Eager, program: Program | None, awaited: Fu
 
 
 def _begin_again(project: Project, eager: Eager, way: _Way, site: Site) -> _Way:
+    """From a new program: the exporter has left other names in the first, which a build that knows more never sees."""
     if way.trying is not None:
         wait([way.trying[1]])  # it writes where the next candidate will
         candidates.discard(site.writer)
-    return _Way(way.program, candidates.candidates(project, eager, way.program, site), None)
+    program = fallback.program(project, eager)
+    return _Way(program, candidates.candidates(project, eager, program, site), None)
 
 
 def _torchscript(

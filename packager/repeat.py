@@ -70,9 +70,8 @@ def _build(manifest: Path, scratch: Path) -> Path:
     root = str(Path(__file__).parent.parent)
     code = f"import os, sys; os.umask(0o077); sys.path.insert(0, {root!r}); from packager.cli import main; main()"
     arguments = ["build", str(manifest), "-o", str(scratch / "out"), "--no-cache", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=scratch, env=_environment()
-    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=scratch, env=_environment())
     try:
         answer = json.loads(done.stdout)
     except ValueError:

@@ -73,7 +73,7 @@ def opened(project: Project) -> Iterator[Callable[[], Source]]:
 def user_frame(error: BaseException, folder: Path) -> str:
     """The last line of the user's own code in a traceback, with the message: `model.py:12 in forward: …`."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename.startswith(str(folder))]
+    own = [frame for frame in frames if footprint.inside(frame.filename, folder)]
     message = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
     chosen = own or [frame for frame in frames if f"{Path(__file__).parent}" not in frame.filename]
     if not chosen:
@@ -124,7 +124,7 @@ def _entry(project: Project) -> Callable[..., Any]:
 
 def _import_file(project: Project, place: str) -> ModuleType:
     entry, where = project.manifest.model.entry, project.where("model", "entry")
-    path = Path(os.path.abspath(project.folder / place))
+    path = Path(os.path.abspath(project.folder / place))  # links are not followed: code may ask where it lies
     if not path.is_file():
         near = sorted(str(one.relative_to(project.folder)) for one in project.folder.glob("*.py"))
         raise EntryNotFound(entry, where, f"there is no file {path}", did_you_mean(place, near))

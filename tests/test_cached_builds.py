@@ -200,6 +200,17 @@ def test_a_model_whose_first_choice_was_not_proven_is_built_the_same_with_the_ca
     assert as_without_cache(path, tmp_path, result)
 
 
+def test_a_model_whose_shapes_are_known_late_is_built_the_same_with_the_cache(tmp_path):
+    text = LINEAR.replace("return self.layer(x)", "return self.layer(x)[x[:, 0] > 0.01]")  # all rows, most times
+    inputs = {"x": {"dtype": "float32", "shape": ["batch", 4], "range": [0, 1]}}
+    path = project(tmp_path / "project", text, inputs=inputs, dims={"batch": {"max": 3}})
+    packager.build(path, tmp_path / "out")
+    change(path, optimize={"level": "basic"})
+    result = packager.build(path, tmp_path / "out")
+    assert done(result) == {"onnx", "onnx parity", "bundle"}
+    assert as_without_cache(path, tmp_path, result)
+
+
 def test_a_pin_is_held_against_the_checkpoint_also_where_all_is_cached(linear, tmp_path):
     packager.build(linear, tmp_path / "out")
     change(linear, checkpoint={"path": "best.pt", "sha256": "0" * 64})

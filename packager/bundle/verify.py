@@ -242,7 +242,7 @@ def _replay(
     if session is None:
         notes.append("onnx: the bundle has none")
     else:
-        _conclude("onnx", judge_session(session, expectations), verdicts, notes)
+        _conclude("onnx", judge_session(session, expectations, folder), verdicts, notes)
     if artifacts["torchscript"] is None:
         notes.append("torchscript: the bundle has none")
         return verdicts, notes

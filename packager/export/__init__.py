@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from packager import outputs
+from packager.footprint import inside
+from packager.impersonal import impersonal
 
 
 class ExporterFailed(Exception):
@@ -66,8 +68,8 @@ def failure(error: BaseException, folder: Path, places: str = "") -> ExporterFai
         traceback = traceback.tb_next
     frames += re.findall(r"(\S+\.py)\((\d+)\)", text)
     frames += re.findall(r'File "([^"]+)", line (\d+)', places) + re.findall(r"(\S+\.py)\((\d+)\)", places)
-    own = [(name, line) for name, line in frames if Path(name).is_relative_to(folder)]
+    own = [(name, line) for name, line in frames if inside(name, folder)]
     where = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = next((line for line in lines if not line.startswith(("#", "=", "-", "Failed to export"))), "no message")
-    return ExporterFailed(f"{type(error).__name__}: {cause[:300]}", where)
+    return ExporterFailed(f"{type(error).__name__}: {impersonal(cause, folder, folder.resolve())}", where)

@@ -47,7 +47,7 @@ def from_torchscript(
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # torch's stubs
         try:
             torch.onnx.export(
-                program.module,
+                _to_export(program),
                 inputs,
                 path,
                 dynamo=False,
@@ -96,6 +96,21 @@ def from_torch_export(
         except Exception as error:
             raise failure(_root(error), project.folder) from error
     return Raw(path)
+
+
+def _to_export(program: Program) -> torch.jit.ScriptModule:
+    """What the exporter may have: it rewrites a program's functions in place, for good.
+
+    Those of a trace are its own. A script shares its functions with every other script of the process, and
+    the fallback may be saved from them at this moment, so of a script it gets a copy.
+    """
+    if program.method == "trace":
+        return program.module
+    content = io.BytesIO()
+    torch.jit.save(program.module, content)
+    content.seek(0)
+    copy: torch.jit.ScriptModule = torch.jit.load(content)  # type: ignore[no-untyped-call]  # torch's stubs
+    return copy
 
 
 def _places(program: Program, error: Exception) -> str:

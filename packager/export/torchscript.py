@@ -15,6 +15,7 @@ and a saved file of it loads no more (the weights it packs are not saved).
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import warnings
@@ -28,6 +29,7 @@ import torch
 
 from packager import stored_zip
 from packager.export import ExporterFailed, FlatOutputs, failure
+from packager.footprint import inside
 
 _CODE_BYTES = 1 << 20  # more than the program's code and its archive take beside the weights
 _MANGLED = re.compile(rb"___torch_mangle_\d+")
@@ -48,6 +50,7 @@ def trace(
     """Record one call. Raises `ExporterFailed`."""
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("always")
+        _take_a_name()
         try:
             flat = FlatOutputs(module, names).eval()
             traced = torch.jit.trace(flat, inputs, check_trace=False)  # type: ignore[no-untyped-call]  # torch's stubs
@@ -56,17 +59,28 @@ def trace(
     branches = {
         f"{Path(one.filename).name}:{one.lineno}"
         for one in caught
-        if one.category.__name__ == "TracerWarning" and Path(one.filename).is_relative_to(folder)
+        if one.category.__name__ == "TracerWarning" and inside(one.filename, folder)
     }
     return Program("trace", traced, tuple(sorted(branches)))
 
 
 def script(module: torch.nn.Module, folder: Path) -> Program:
     """Compile the module's source. Raises `ExporterFailed`."""
+    _take_a_name()
     try:
         return Program("script", torch.jit.script(module))
     except Exception as error:
         raise failure(error, folder) from error
+
+
+@functools.cache
+def _take_a_name() -> None:
+    """Let no program of this process have the first ModuleList, whose name is not mangled.
+
+    The ONNX exporter knows a ModuleList by that name, and calls the nodes inside it `layers.0`; those in
+    the second, and in the first of the second program, it calls `0`. Now it calls them all so.
+    """
+    torch.jit.script(torch.nn.ModuleList())
 
 
 def save(program: Program, path: Path, *, fold: bool, folder: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from packager.impersonal import impersonal
 from packager.parity.gate import Expectation, Judgement, judge
 from packager.runtime.onnx_backend import OnnxBackend
 
@@ -16,16 +16,16 @@ def judge_onnx(path: Path, expectations: Iterable[Expectation], providers: Seque
         # The cores may be shared with torch, whose threads would wait for ones that only spin.
         backend = OnnxBackend(path, providers=providers, threads=None, spin=False)
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: not proven)
-        return Judgement(False, f"onnxruntime: {first_line(error)}", {}, None)
-    return judge_session(backend, expectations)
+        return Judgement(False, f"onnxruntime: {first_line(error, path.parent)}", {}, None)
+    return judge_session(backend, expectations, path.parent)
 
 
-def judge_session(backend: OnnxBackend, expectations: Iterable[Expectation]) -> Judgement:
-    """Run an open session on every case."""
+def judge_session(backend: OnnxBackend, expectations: Iterable[Expectation], folder: Path) -> Judgement:
+    """Run an open session on every case; `folder` is the one that its errors do not name."""
     try:
         return judge(backend.run, expectations)
     except Exception as error:  # noqa: BLE001 (as above)
-        return Judgement(False, f"onnxruntime: {first_line(error)}", {}, None)
+        return Judgement(False, f"onnxruntime: {first_line(error, folder)}", {}, None)
 
 
 def judge_torchscript(
@@ -43,18 +43,13 @@ def judge_torchscript(
         backend = TorchScriptBackend(path, inputs=inputs, output_names=outputs, optimize=optimize)
         return judge(backend.run, expectations)
     except Exception as error:  # noqa: BLE001 (TorchScript raises what the program raises: not proven, and said)
-        return Judgement(False, f"TorchScript: {first_line(error)}", {}, None)
+        return Judgement(False, f"TorchScript: {first_line(error, path.parent)}", {}, None)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: Exception, folder: Path) -> str:
     """The line of a foreign error that says what happened; TorchScript puts it last, under its own traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     chosen = lines[-1] if "Traceback of TorchScript" in str(error) else lines[0]
-    return without_folders(chosen)[:300]
-
-
-def without_folders(text: str) -> str:
-    """A foreign text without the folders of its absolute paths: it is recorded, and records tell of no machine."""
-    return re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "", text)
+    return impersonal(chosen, folder)

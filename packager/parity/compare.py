@@ -153,7 +153,8 @@ def _cosine(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
     if high_left == 0.0 or high_right == 0.0:
         return 1.0 if high_left == high_right else 0.0
     left, right = (left / high_left).ravel(), (right / high_right).ravel()
-    cosine = float(left @ right) / float(np.sqrt((left @ left) * (right @ right)))
+    # Sums, and no dot products: those are BLAS's, which adds in another order with each number of threads.
+    cosine = float(np.sum(left * right)) / float(np.sqrt(np.sum(left * left) * np.sum(right * right)))
     return max(-1.0, min(1.0, cosine))
 
 

@@ -256,6 +256,9 @@ def _with_state(
             value = torch.func.functional_call(module, dict(state), inputs)
         named = outputs.select(outputs.flatten(value), project.manifest.outputs)
         found.append({name: _to_numpy(tensor) for name, tensor in named.items()})
+    for one in module.modules():
+        if isinstance(one, torch.nn.RNNBase):
+            one._init_flat_weights()  # where it keeps them too, functional_call has left those of `state`
     return found
 
 

@@ -1,10 +1,11 @@
 """Both exporters keep what the manifest and forward() say: names, order, dtypes and dynamic dims."""
 
+import architectures
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from projects import project
+from projects import project, python
 
 from packager import graph_file, manifest, samples, signature, source
 from packager.export import onnx as exporters
@@ -114,6 +115,50 @@ def test_outputs_are_picked_and_renamed_by_the_manifest(tmp_path, exporter):
         exporter, project(tmp_path / "a", text, inputs=INPUTS, outputs=["bee", "zebra"]), tmp_path / "a"
     )
     assert [one.name for one in onnxruntime.InferenceSession(picked).get_outputs()] == ["bee", "zebra"]
+
+
+def test_exporting_a_script_leaves_it_and_those_to_come_as_they_were(tmp_path):
+    loaded = manifest.load(architectures.write(architectures.RESNET, tmp_path))
+    with source.opened(loaded) as opening:
+        module = opening().module
+        first = torchscript.script(module, loaded.folder)
+        kept = _saved(first, tmp_path)
+        example = source.bind(loaded, list(samples.grid(loaded).example.inputs.values()))
+        names = exporters.Names(["image"], ["logits", "features"])
+        exporters.from_torchscript(loaded, first, names, example, tmp_path / "raw.onnx")
+        assert _saved(first, tmp_path) == kept
+        assert _saved(torchscript.script(module, loaded.folder), tmp_path) == kept
+
+
+def _saved(program, folder):
+    torchscript.save(program, folder / "saved.ts", fold=True, folder=folder)
+    return (folder / "saved.ts").read_bytes()
+
+
+NODES = """
+import pathlib, sys, onnx, torch
+from packager import manifest, samples, source
+from packager.export import onnx as exporters
+from packager.export import torchscript
+
+loaded, target = manifest.load(sys.argv[1]), pathlib.Path(sys.argv[2])
+example = source.bind(loaded, list(samples.grid(loaded).example.inputs.values()))
+with source.opened(loaded) as opening:
+    module = opening().module
+    for _ in range(2):
+        program = torchscript.trace(module, None, example, loaded.folder)
+        exporters.from_torchscript(loaded, program, exporters.Names(["idx"], ["logits"]), example, target)
+        print(*(node.name for node in onnx.load(target).graph.node))
+"""
+
+
+@pytest.mark.slow
+def test_nodes_have_the_same_names_in_the_first_graph_of_a_process_and_in_those_after_it(tmp_path):
+    done = python(NODES, architectures.write(architectures.GPT, tmp_path), tmp_path / "raw.onnx")
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert "/model/0/attn/c_attn/MatMul" in first.split()
 
 
 def test_weights_that_share_memory_share_their_bytes(tmp_path):

@@ -132,15 +132,32 @@ def test_a_script_that_was_saved_keeps_its_branch(tmp_path):
     assert program(-torch.ones(2)).tolist() == [-2.0, -2.0]
 
 
+BRANCH = """import torch
+
+
+class Branch(torch.nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x * 2
+        return x - 1
+"""
+
+
 def test_a_trace_names_the_branches_that_it_takes_for_good(tmp_path):
-    (tmp_path / "branch.py").write_text(
-        "import torch\n\n\nclass Branch(torch.nn.Module):\n    def forward(self, x):\n"
-        "        if x.sum() > 0:\n            return x * 2\n        return x - 1\n"
-    )
+    (tmp_path / "branch.py").write_text(BRANCH)
     module = runpy.run_path(str(tmp_path / "branch.py"))["Branch"]()
     made = torchscript.trace(module, None, (torch.ones(2),), tmp_path)
     assert made.frozen_branches == ("branch.py:6",)
     assert made.method == "trace"
+
+
+@pytest.mark.parametrize("imported", ["real", "link"])
+def test_a_branch_is_named_too_where_the_folder_is_reached_over_a_link(tmp_path, imported):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    (tmp_path / "real/branch.py").write_text(BRANCH)
+    module = runpy.run_path(str(tmp_path / imported / "branch.py"))["Branch"]()
+    assert torchscript.trace(module, None, (torch.ones(2),), tmp_path / "link").frozen_branches == ("branch.py:6",)
 
 
 def test_outputs_are_picked_and_ordered_by_name(tmp_path, net):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import warnings
 from fractions import Fraction
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from projects import python
 
 from packager.parity.compare import Limit, ShapesDiffer, compare, root_mean_square
 
@@ -365,6 +367,22 @@ def test_neither_array_is_changed():
     before = expected.tobytes(), actual.tobytes()
     compare(expected, actual, LIMIT)
     assert (expected.tobytes(), actual.tobytes()) == before
+
+
+DISTANCE = """
+import numpy as np
+from packager.parity.compare import Limit, compare
+draw = np.random.default_rng(0)
+for _ in range(9):
+    expected = draw.standard_normal(200_000)
+    print(compare(expected, expected + draw.standard_normal(200_000) / 8, Limit(1e-5, 1e-4)))
+"""
+
+
+def test_the_distance_of_large_arrays_is_the_same_with_any_number_of_threads():
+    one, some = (python(DISTANCE, env={**os.environ, "OPENBLAS_NUM_THREADS": count}) for count in "14")
+    assert one.returncode == 0, one.stderr
+    assert one.stdout == some.stdout
 
 
 # -- complex numbers ------------------------------------------------------------------------

@@ -75,6 +75,29 @@ def test_the_module_is_left_as_it_was(measured):
     assert {one.dtype for one in module.parameters()} == {torch.float32}
 
 
+RECURRENT = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(x[:, None])[0]
+"""
+
+
+def test_a_recurrent_module_keeps_its_own_weights_in_its_list(tmp_path):
+    loaded = manifest.load(project(tmp_path, RECURRENT))
+    with source.opened(loaded) as opening:
+        opened = opening()
+        reference.measure_floor(loaded, opened, samples.grid(loaded), {})
+        rnn = opened.module.rnn
+        assert all(one is two for one, two in zip(rnn._flat_weights, rnn.parameters(), strict=True))
+
+
 REFUSES = returning("(x.sum() if x.dtype == torch.float32 else 1 / 0) + y")
 
 
