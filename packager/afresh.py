@@ -24,7 +24,7 @@ from packager.building import BuildResult, CacheUse, LockUse
 from packager.bundle import layout, restore
 from packager.bundle.writer import Writer, check_target, staging, users_problem
 from packager.cache import Action, Cache, Entry, no_room
-from packager.errors import BuildNotRepeatable, CacheDiffers, ExtraMissing, InputChanged
+from packager.errors import BuildNotRepeatable, CacheDiffers, ExtraMissing, InputChanged, UserError
 from packager.explain import Explanation
 from packager.hashing import sha256_file
 from packager.identity import Identity
@@ -226,16 +226,20 @@ def _extra_missing(error: ModuleNotFoundError) -> Exception:
     return ExtraMissing(error.name or str(error), "package build")
 
 
-def _status(project: Project) -> tuple[int, ...]:
-    """What tells whether the checkpoint is still the file that it was."""
-    found = (project.folder / project.manifest.checkpoint.path).stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+def _status(project: Project) -> tuple[object, ...]:
+    """What tells whether the checkpoint's files are still those that they were."""
+    found = [(str(file), file.stat()) for file in preflight.located(project).files]
+    return tuple((name, one.st_size, one.st_mtime_ns, one.st_ino) for name, one in found)
 
 
-def _source(job: _Job, results: Results, used: Footprint, before: tuple[int, ...]) -> dict[str, str]:
+def _source(job: _Job, results: Results, used: Footprint, before: tuple[object, ...]) -> dict[str, str]:
     """The inputs of the source, now that it is known what the code consists of. Raises `InputChanged`."""
     project = job.project
-    if _status(project) != before:
+    try:
+        same = _status(project) == before
+    except (OSError, UserError):  # one of them is gone
+        same = False
+    if not same:
         raise InputChanged(project.manifest.checkpoint.path)
     for path in (*used.modules.values(), *used.data):
         try:

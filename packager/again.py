@@ -16,6 +16,8 @@ from typing import Any
 from packager import actions, installed
 from packager.bundle import restore
 from packager.cache import Action, Cache, Entry
+from packager.checkpoint.locate import digest, locate
+from packager.errors import UserError
 from packager.hashing import sha256_file
 
 
@@ -64,9 +66,9 @@ def unchanged(cache: Cache, manifest: Path, out: Path) -> tuple[str, Entry] | No
 
 def _same(cache: Cache, folder: Path, known: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
     try:
-        if any(cache.sha256(Path(path)) != inputs[name] for name, path in known["files"].items()):
+        if any(_digest(cache, name, Path(path)) != inputs[name] for name, path in known["files"].items()):
             return False
-    except OSError:
+    except (OSError, UserError):
         return False  # a file is gone, or cannot be read: the build will tell
     versions = {
         name: installed.version(name.partition(":")[2]) for name in inputs if name.startswith(("tool:", "package:"))
@@ -78,6 +80,11 @@ def _same(cache: Cache, folder: Path, known: Mapping[str, Any], inputs: Mapping[
         os.path.exists(folder / f"{name}.py") or os.path.exists(folder / name / "__init__.py")
         for name in known["names"]
     )
+
+
+def _digest(cache: Cache, name: str, path: Path) -> str:
+    """A file's digest; a checkpoint may be several."""
+    return digest(locate(path), cache.sha256) if name == "checkpoint" else cache.sha256(path)
 
 
 def lock_of(manifest: Path) -> Path:

@@ -187,7 +187,9 @@ def inspect(path: Path, as_json: bool) -> None:
     else:
         beside = ", ".join(found["beside"]) or "nothing"
         key = f"under {found['key']!r}, beside it: {beside}" if found["key"] else "the file itself"
-        console.table({"checkpoint": f"{found['format']}, {len(found['tensors'])} tensors", "state dict": key})
+        console.table(
+            {"checkpoint": f"{found['format']}, {len(found['tensors'])} tensors", "state dict": key, **_about(found)}
+        )
         console.columns(("tensor", "type"), list(found["tensors"].items()))
 
 
@@ -285,6 +287,13 @@ def _stdout_kept() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def _about(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    from packager.checkpoint.about import About
+
+    metadata = ", ".join(f"{name}: {value}" for name, value in checkpoint["metadata"].items())
+    return {**About(**checkpoint["about"]).rows(), **({"metadata": metadata} if metadata else {})}
 
 
 def _signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from packager import actions, preflight
 from packager.cache import Action, Cache
+from packager.checkpoint.locate import digest
 from packager.footprint import Footprint
 from packager.manifest import Project
 
@@ -38,7 +39,10 @@ def known(project: Project, cache: Cache) -> Identity | None:
     used = Footprint(record["modules"], tuple(record["data"]), record["packages"], tuple(record["names"]))
     if used.shadowed(project.folder):
         return None
-    checkpoint = cache.sha256(project.folder / project.manifest.checkpoint.path)
+    try:
+        checkpoint = digest(preflight.located(project), cache.sha256)
+    except OSError:
+        return None
     preflight.pin(project, checkpoint)
     try:
         return Identity(used, actions.source(project, checkpoint, used, cache.sha256))

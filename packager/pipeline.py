@@ -128,7 +128,8 @@ def _accounted_for(begun: Begun) -> list[Path]:
     """What is no part of the code's footprint, as it is an input of its own, or ours."""
     manifest, folder = begun.project.manifest, begun.project.folder
     data = [folder / manifest.parity.data] if manifest.parity.data is not None else []
-    return [begun.project.path.absolute(), folder / manifest.checkpoint.path, begun.scratch, *data]
+    files = preflight.located(begun.project).files
+    return [begun.project.path.absolute(), folder / manifest.checkpoint.path, *files, begun.scratch, *data]
 
 
 # -- the module -----------------------------------------------------------------------------

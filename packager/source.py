@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from packager import checkpoint, footprint
+from packager.checkpoint.locate import digest
 from packager.errors import (
     EntryImportFailed,
     EntryNotFound,
@@ -42,7 +43,7 @@ from packager.errors import (
 )
 from packager.hashing import sha256_file
 from packager.manifest import Project
-from packager.preflight import check_file, pin
+from packager.preflight import located, pin
 
 _MOST_OBJECTS = 200_000  # that are looked at for what refers to a parameter
 
@@ -161,13 +162,11 @@ def _import_name(project: Project, place: str) -> ModuleType:
 
 def _load(project: Project, entry: Callable[..., Any]) -> Source:
     wanted = project.manifest.checkpoint
-    path = project.folder / wanted.path
+    found = located(project)
+    sha256 = digest(found, sha256_file)  # before anything in it is parsed
+    pin(project, sha256)
     where = project.where("checkpoint", "path")
-    sha256 = sha256_file(path) if path.is_file() else ""  # before anything in it is parsed
-    if sha256:
-        pin(project, sha256)
-    check_file(path, wanted.path, where)
-    read = checkpoint.read(path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
+    read = checkpoint.read(found.path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
     _check_arguments(project, entry)
     module, fit = _construct(project, entry, read)
     module.eval().requires_grad_(False)
