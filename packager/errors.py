@@ -338,6 +338,19 @@ class StateDoesNotFit(UserError):
         super().__init__("the checkpoint does not fit the module", where=where, why=why, hint=hint)
 
 
+class WeightsNotFinite(UserError):
+    code = "weights-not-finite"
+
+    def __init__(self, where: str | None, names: Sequence[str]) -> None:
+        more = f"\nand {len(names) - 20} more" if len(names) > 20 else ""
+        super().__init__(
+            "the checkpoint holds weights that are not finite",
+            where=where,
+            why="NaN or infinity in: " + ", ".join(names[:20]) + more,
+            hint="the training diverged before this checkpoint was written: take an earlier one",
+        )
+
+
 # -- the build ------------------------------------------------------------------------------
 
 

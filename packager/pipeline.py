@@ -72,7 +72,10 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
     ):
         site = Site(begun.scratch, begun.writer, side, background, stages, Lock())
         with stages.stage("source"):
-            eager = _eager(begun, opening())
+            found = opening()
+            eager = _eager(begun, found)
+            for note in found.notes():
+                stages.tell(note)
             memory.settle()
         floor = None
         if known.measured is None:

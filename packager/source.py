@@ -19,7 +19,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ from packager.errors import (
     ModelArgumentsWrong,
     ModelConstructionFailed,
     StateDoesNotFit,
+    WeightsNotFinite,
     did_you_mean,
 )
 from packager.hashing import sha256_file
@@ -57,6 +58,15 @@ class Source:
     weights_key: str
     parameters: int
     checkpoint_sha256: str
+    about: checkpoint.About
+
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how the weights came to be."""
+        missing, shown = self.fit.missing, 10
+        if not missing:
+            return ()
+        more = f" and {len(missing) - shown} more" if len(missing) > shown else ""
+        return (f"not in the checkpoint, so as the constructor left them: {', '.join(missing[:shown])}{more}",)
 
 
 @contextmanager
@@ -177,6 +187,7 @@ def _load(project: Project, entry: Callable[..., Any]) -> Source:
         weights_key=read.key,
         parameters=sum(one.numel() for one in module.parameters()),
         checkpoint_sha256=sha256,
+        about=read.about,
     )
 
 
@@ -321,6 +332,7 @@ def _load_weights(
     if complex_ones:
         why = f"complex in the checkpoint, real in the module: {', '.join(complex_ones)}"
         raise StateDoesNotFit(where, why, "save real tensors, or make the parameters complex")
+    _refuse_not_finite(where, fit.state, own)
     state = {name: one.to(own[name].dtype) for name, one in fit.state.items()}
     module.load_state_dict(state, strict=False, assign=assign)
     for group in tied if assign else ():
@@ -344,6 +356,28 @@ def _refuse_lazy(where: str, names: Sequence[str]) -> None:
     if names:
         why = f"before its first call the module does not know the shape of: {', '.join(names)}"
         raise StateDoesNotFit(where, why, "use the plain module in place of the Lazy one")
+
+
+def _refuse_not_finite(where: str, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    """Refuse NaN and infinity; a buffer that is constructed with infinities, as masks are, may have them."""
+    bad = [name for name, one in state.items() if not _is_finite(one) and not _is_mask(one, own[name])]
+    if bad:
+        raise WeightsNotFinite(where, bad)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every value is, without a copy: the least and the largest show NaN and infinity."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+        return True
+    plain = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
+    if plain.dtype.itemsize == 1:  # float8 has no order of its own
+        plain = plain.float()
+    return all(bool(one.isfinite()) for one in plain.aminmax())
+
+
+def _is_mask(tensor: torch.Tensor, own: torch.Tensor) -> bool:
+    plain_buffer = not isinstance(own, torch.nn.Parameter) and not own.is_meta
+    return plain_buffer and bool(own.isinf().any()) and not bool(tensor.isnan().any())
 
 
 def _tied(module: torch.nn.Module) -> list[frozenset[str]]:

@@ -3,9 +3,9 @@
 Training wraps modules, and each wrapper leaves a prefix on every key: `module.` (DataParallel and
 DistributedDataParallel), `_orig_mod.` (torch.compile), `_fsdp_wrapped_module.` (FSDP),
 `_checkpoint_wrapped_module.` (activation checkpointing), `model.` (a Lightning module's attribute). They come
-in any nesting, and around parts of a module too. And a module may wrap what was trained, which puts a prefix on the module's side. `prefix: auto`
-strips the wrappers' prefixes, or adds the name of one of the module's children, where more keys
-fit the module for it.
+in any nesting, and around parts of a module too. And a module may wrap what was trained, which puts a prefix on
+the module's side. `prefix: auto` strips the wrappers' prefixes, or adds the name of one of the module's
+children, where more keys fit the module for it.
 """
 
 from __future__ import annotations
