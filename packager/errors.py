@@ -211,6 +211,28 @@ class ModelConstructionFailed(UserError):
         super().__init__(f"constructing {entry!r} failed", where=where, why=why)
 
 
+class EntryNeeded(UserError):
+    code = "entry-needed"
+
+    def __init__(self, where: str, checkpoint: str) -> None:
+        super().__init__(
+            f"model.entry is missing, and {checkpoint} does not say what module it belongs to",
+            where=where,
+            hint="write entry: model.py:Net; only a Hugging Face folder, with its config.json, needs none",
+        )
+
+
+class TransformersMissing(UserError):
+    code = "transformers-missing"
+
+    def __init__(self, where: str, checkpoint: str) -> None:
+        super().__init__(
+            f"{checkpoint} without a model.entry needs transformers, which is not installed",
+            where=where,
+            hint="pip install transformers, or name the module in model.entry",
+        )
+
+
 class InputsDoNotFit(UserError):
     code = "inputs-do-not-fit"
 

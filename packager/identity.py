@@ -71,7 +71,7 @@ def _path(project: Project) -> str:
 def _code(project: Project, cache: Cache) -> str:
     """The entry with the content of its file: two projects with the same entry do not forget each other."""
     model = project.manifest.model
-    place = model.entry.rpartition(":")[0]
+    place = (model.entry or "").rpartition(":")[0]
     path: Path = project.folder / place
     content = cache.sha256(path) if place.endswith(".py") and path.is_file() else ""
     text = json.dumps([model.entry, model.kwargs, content])

@@ -122,7 +122,9 @@ class _Way:
 
 
 def _entry_module(project: Project) -> str:
-    """The name under which the entry's module is imported."""
+    """The name under which the entry's module is imported; without an entry it is transformers' own."""
+    if project.manifest.model.entry is None:
+        return "transformers"
     place = project.manifest.model.entry.rpartition(":")[0]
     return Path(place).stem if place.endswith(".py") else place
 

@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from packager.checkpoint.locate import Located, locate
+from packager.checkpoint.locate import CONFIG, Located, locate
 from packager.errors import (
     AssetNotFound,
     CheckpointDigestWrong,
+    EntryNeeded,
     ManifestInvalid,
     Problem,
     did_you_mean,
@@ -21,15 +22,18 @@ _UNFIT = re.compile(r"[\0\n\r\\\\]")  # see packager.bundle.fingerprint
 
 
 def preflight(project: Project) -> None:
-    """Check the checkpoint and the assets. Raises `CheckpointNotFound`, `CheckpointUnreadable` or `AssetNotFound`."""
+    """Check the checkpoint and the assets. Raises what `located` and `assets` raise."""
     located(project)
     assets(project)
 
 
 def located(project: Project) -> Located:
-    """The files of the checkpoint. Raises `CheckpointNotFound` or `CheckpointUnreadable`."""
+    """The files of the checkpoint. Raises `CheckpointNotFound`, `CheckpointUnreadable` or `EntryNeeded`."""
     named = project.manifest.checkpoint.path
-    return locate(project.folder / named, named, project.where("checkpoint", "path"))
+    found = locate(project.folder / named, named, project.where("checkpoint", "path"))
+    if project.manifest.model.entry is None and all(file.name != CONFIG for file in found.files):
+        raise EntryNeeded(project.where("model"), named)
+    return found
 
 
 def pin(project: Project, sha256: str) -> None:

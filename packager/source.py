@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from packager import checkpoint, footprint
+from packager import checkpoint, footprint, pretrained
 from packager.checkpoint.locate import digest
 from packager.errors import (
     EntryImportFailed,
@@ -77,7 +77,7 @@ def opened(project: Project) -> Iterator[Callable[[], Source]]:
     it does not take, and a checkpoint that cannot be read or does not fit.
     """
     with _importing_from(project.folder):
-        yield lambda: _load(project, _entry(project))
+        yield lambda: _load(project, None if project.manifest.model.entry is None else _entry(project))
 
 
 def user_frame(error: BaseException, folder: Path) -> str:
@@ -114,8 +114,12 @@ def _importing_from(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
+def _named(project: Project) -> str:
+    return project.manifest.model.entry or ""
+
+
 def _entry(project: Project) -> Callable[..., Any]:
-    entry, where = project.manifest.model.entry, project.where("model", "entry")
+    entry, where = _named(project), project.where("model", "entry")
     place, _, attribute = entry.rpartition(":")
     module = _import_file(project, place) if place.endswith(".py") else _import_name(project, place)
     found: Any = module
@@ -133,7 +137,7 @@ def _entry(project: Project) -> Callable[..., Any]:
 
 
 def _import_file(project: Project, place: str) -> ModuleType:
-    entry, where = project.manifest.model.entry, project.where("model", "entry")
+    entry, where = _named(project), project.where("model", "entry")
     path = (project.folder / place).resolve()
     if not path.is_file():
         near = sorted(str(one.relative_to(project.folder)) for one in project.folder.glob("*.py"))
@@ -155,7 +159,7 @@ def _import_file(project: Project, place: str) -> ModuleType:
 
 
 def _import_name(project: Project, place: str) -> ModuleType:
-    entry, where = project.manifest.model.entry, project.where("model", "entry")
+    entry, where = _named(project), project.where("model", "entry")
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -170,15 +174,19 @@ def _import_name(project: Project, place: str) -> ModuleType:
 # -- the weights ----------------------------------------------------------------------------
 
 
-def _load(project: Project, entry: Callable[..., Any]) -> Source:
+def _load(project: Project, entry: Callable[..., Any] | None) -> Source:
     wanted = project.manifest.checkpoint
     found = located(project)
     sha256 = digest(found, sha256_file)  # before anything in it is parsed
     pin(project, sha256)
     where = project.where("checkpoint", "path")
     read = checkpoint.read(found.path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
-    _check_arguments(project, entry)
-    module, fit = _construct(project, entry, read)
+    if entry is None:
+        module, fit = pretrained.construct(project, found, read)
+        _refuse_not_finite(where, fit.state, module.state_dict(keep_vars=True))
+    else:
+        _check_arguments(project, entry)
+        module, fit = _construct(project, entry, read)
     module.eval().requires_grad_(False)
     check_inputs(project, module)
     return Source(
@@ -207,7 +215,7 @@ def _check_arguments(project: Project, entry: Callable[..., Any]) -> None:
         ]  # fmt: skip
         wrong = [name for name in kwargs if name not in known]
         hint = did_you_mean(wrong[0], known) if wrong else f"it takes: {', '.join(known)}"
-        raise ModelArgumentsWrong(project.manifest.model.entry, where, str(error), hint) from None
+        raise ModelArgumentsWrong(_named(project), where, str(error), hint) from None
 
 
 def _construct(
@@ -276,7 +284,7 @@ def _filled(cell: CellType) -> bool:
 
 
 def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.Module:
-    name, where = project.manifest.model.entry, project.where("model", "entry")
+    name, where = _named(project), project.where("model", "entry")
     try:
         module = entry(**project.manifest.model.kwargs)
     except (Exception, SystemExit) as error:

@@ -35,6 +35,15 @@ class Fit:
     unexpected: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Forgiven:
+    """What may be missing or left over: nothing where `strict`, but for the patterns."""
+
+    strict: bool
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
 def fit(
     state: Mapping[str, torch.Tensor],
     shapes: Mapping[str, Sequence[int]],
@@ -62,13 +71,31 @@ def fit(
         for name, tensor in renamed.items()
         if name in shapes and tuple(tensor.shape) != tuple(shapes[name])
     ]
-    refused_missing = [name for name in missing if strict and not _allowed(name, allow_missing)]
-    refused_unexpected = [name for name in unexpected if strict and not _allowed(name, allow_unexpected)]
-    if refused_missing or refused_unexpected or wrong:
-        why = _explain(refused_missing, refused_unexpected, wrong, list(renamed), list(shapes))
-        raise StateDoesNotFit(where, why, _hint(refused_missing, refused_unexpected))
+    forgiven = Forgiven(strict, tuple(allow_missing), tuple(allow_unexpected))
+    check(missing, unexpected, wrong, forgiven, in_file=list(renamed), in_module=list(shapes), where=where)
     kept = {name: tensor for name, tensor in renamed.items() if name in shapes}
     return Fit(kept, prefix_used, tuple(missing), tuple(unexpected))
+
+
+def check(
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    wrong: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
+    forgiven: Forgiven,
+    *,
+    in_file: Sequence[str],
+    in_module: Sequence[str],
+    where: str | None,
+) -> None:
+    """Refuse what is missing, left over, or of another shape (name, the module's, the checkpoint's).
+
+    Raises `StateDoesNotFit`.
+    """
+    refused_missing = [name for name in missing if forgiven.strict and not _allowed(name, forgiven.missing)]
+    refused_unexpected = [name for name in unexpected if forgiven.strict and not _allowed(name, forgiven.unexpected)]
+    if refused_missing or refused_unexpected or wrong:
+        why = _explain(refused_missing, refused_unexpected, wrong, in_file, in_module)
+        raise StateDoesNotFit(where, why, _hint(refused_missing, refused_unexpected))
 
 
 def _rename(
