@@ -16,6 +16,7 @@ import contextlib
 import pathlib
 import pickle
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,8 @@ class _Opener:
         """What torch.save wrote into a file, or into a stream."""
         file = source if isinstance(source, Path) else self.located.head
         mapped = zipped and isinstance(source, Path)
-        with torch.serialization.safe_globals(_plain_values()):
+        with torch.serialization.safe_globals(_plain_values()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, and of TypedStorage in old files
             try:
                 return torch.load(source, map_location="cpu", weights_only=not self.trust_pickle, mmap=mapped)
             except pickle.UnpicklingError as error:
