@@ -107,7 +107,8 @@ def test_a_bomb_in_an_object_of_a_distributed_checkpoint_is_not_run(tmp_path):
     "name",
     [
         ("builtins", "eval"), ("os", "system"), ("builtins", "getattr"), ("torch", "load"), ("torch", "_utils.os"),
-        ("torch.serialization", "load"), ("torch.distributed.checkpoint.metadata", "os.system"), ("pathlib", "Path.cwd"),
+        ("torch.serialization", "load"), ("torch.distributed.checkpoint.metadata", "os.system"),
+        ("pathlib", "Path.cwd"),
     ],
 )  # fmt: skip
 def test_no_other_name_is_looked_up_for_the_metadata_of_a_distributed_checkpoint(distributed, name):
