@@ -143,7 +143,8 @@ def _inside_without(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> 
 
 def _check_prefix(state: Mapping[str, torch.Tensor], prefix: str, where: str | None) -> None:
     if state and not any(key.startswith(prefix) for key in state):
-        near = get_close_matches(prefix, [key[: len(prefix)] for key in state], n=1)
+        known = {key[: dot + 1] for key in state for dot, letter in enumerate(key) if letter == "."}
+        near = get_close_matches(prefix, sorted(known), n=1)
         shown = ", ".join(list(state)[:5]) + (", …" if len(state) > 5 else "")
         why = f"no key starts with checkpoint.prefix {prefix!r}\nthe checkpoint has: {shown}"
         raise StateDoesNotFit(where, why, f"did you mean {near[0]!r}?" if near else "prefix: auto finds wrappers' own")
