@@ -218,7 +218,7 @@ class EntryNeeded(UserError):
         super().__init__(
             f"model.entry is missing, and {checkpoint} does not say what module it belongs to",
             where=where,
-            hint="write entry: model.py:Net; only a Hugging Face folder, with its config.json, needs none",
+            hint="write entry: model.py:Net; a Hugging Face folder, TorchScript and .pt2 need none",
         )
 
 

@@ -80,7 +80,7 @@ class Model(_Model):
         default=None,
         description=(
             "module:attr or FILE.py:attr, beside the manifest; a Module class, or a function that returns one; "
-            "absent for a checkpoint that says itself what it belongs to, such as a Hugging Face folder"
+            "absent for a checkpoint that says itself what it belongs to: a Hugging Face folder, TorchScript, .pt2"
         ),
     )
     kwargs: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the entry")

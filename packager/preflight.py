@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from packager.checkpoint.locate import CONFIG, Located, locate
+from packager.checkpoint.locate import CONFIG, Located, locate, program
 from packager.errors import (
     AssetNotFound,
     CheckpointDigestWrong,
+    CheckpointNeedsCode,
     EntryNeeded,
     ManifestInvalid,
     Problem,
@@ -28,11 +29,19 @@ def preflight(project: Project) -> None:
 
 
 def located(project: Project) -> Located:
-    """The files of the checkpoint. Raises `CheckpointNotFound`, `CheckpointUnreadable` or `EntryNeeded`."""
+    """The files of the checkpoint, which says what module it belongs to where the manifest does not.
+
+    Raises `CheckpointNotFound`, `CheckpointUnreadable`, `CheckpointNeedsCode` or `EntryNeeded`.
+    """
     named = project.manifest.checkpoint.path
-    found = locate(project.folder / named, named, project.where("checkpoint", "path"))
+    where = project.where("checkpoint", "path")
+    found = locate(project.folder / named, named, where)
     if project.manifest.model.entry is None and all(file.name != CONFIG for file in found.files):
-        raise EntryNeeded(project.where("model"), named)
+        holds = program(found)
+        if holds is None:
+            raise EntryNeeded(project.where("model"), named)
+        if not project.manifest.checkpoint.trust_pickle:
+            raise CheckpointNeedsCode(named, where, [f"the program that it holds ({holds})"])
     return found
 
 

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from packager import checkpoint, footprint, pretrained
-from packager.checkpoint.locate import digest
+from packager import checkpoint, footprint, pretrained, program
+from packager.checkpoint.locate import CONFIG, digest
 from packager.errors import (
     EntryImportFailed,
     EntryNotFound,
@@ -180,22 +180,28 @@ def _load(project: Project, entry: Callable[..., Any] | None) -> Source:
     sha256 = digest(found, sha256_file)  # before anything in it is parsed
     pin(project, sha256)
     where = project.where("checkpoint", "path")
-    read = checkpoint.read(found.path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
-    if entry is None:
-        module, fit = pretrained.construct(project, found, read)
-        _refuse_not_finite(where, fit.state, module.state_dict(keep_vars=True))
+    about = checkpoint.About()
+    if entry is None and CONFIG not in {file.name for file in found.files}:
+        (module, fit), key = program.construct(found, where), ""
     else:
-        _check_arguments(project, entry)
-        module, fit = _construct(project, entry, read)
+        read = checkpoint.read(found.path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
+        about, key = read.about, read.key
+        if entry is None:
+            module, fit = pretrained.construct(project, found, read)
+        else:
+            _check_arguments(project, entry)
+            module, fit = _construct(project, entry, read)
+    if entry is None:
+        _refuse_not_finite(where, fit.state, module.state_dict(keep_vars=True))
     module.eval().requires_grad_(False)
     check_inputs(project, module)
     return Source(
         module=module,
         fit=fit,
-        weights_key=read.key,
+        weights_key=key,
         parameters=sum(one.numel() for one in module.parameters()),
         checkpoint_sha256=sha256,
-        about=read.about,
+        about=about,
     )
 
 

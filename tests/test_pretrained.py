@@ -158,7 +158,7 @@ def test_a_checkpoint_that_does_not_name_its_module_needs_an_entry(tmp_path):
     assert render(caught.value) == (
         "error[entry-needed]: model.entry is missing, and best.pt does not say what module it belongs to\n"
         f" --> {path}:4: model\n"
-        "hint: write entry: model.py:Net; only a Hugging Face folder, with its config.json, needs none"
+        "hint: write entry: model.py:Net; a Hugging Face folder, TorchScript and .pt2 need none"
     )
 
 

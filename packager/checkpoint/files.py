@@ -29,7 +29,7 @@ import torch
 
 from packager.checkpoint import dcp
 from packager.checkpoint.header import metadata, read_header
-from packager.checkpoint.locate import DCP, INDEX, Located, locate, weight_map
+from packager.checkpoint.locate import DCP, INDEX, Located, locate, program_in, weight_map
 from packager.errors import CheckpointNeedsCode, CheckpointUnreadable
 
 
@@ -130,10 +130,10 @@ class _Opener:
         except Exception as error:  # noqa: BLE001 (zipfile raises several unrelated classes for a damaged directory)
             raise self._unreadable(path, f"its directory is damaged: {_first_line(error)}") from None
         names = [one.filename for one in entries]
-        if any(name.split("/")[1:2] == ["code"] for name in names):
-            raise self._unreadable(path, "it is a TorchScript archive, not a checkpoint")
-        if any("/models/" in f"/{name}" and name.endswith(".json") for name in names):
-            raise self._unreadable(path, "it is an exported program (.pt2), not a checkpoint")
+        holds = program_in(names)
+        if holds is not None:
+            what = "a TorchScript archive" if holds == "TorchScript" else f"{holds} (.pt2)"
+            raise self._unreadable(path, f"it is {what}, not a checkpoint")
         packed = [one.filename for one in entries if one.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise self._unreadable(path, f"its entry {packed[0]} is compressed, and torch.save compresses nothing")

@@ -19,7 +19,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,25 @@ def digest(located: Located, sha256: Callable[[Path], str]) -> str:
     names = {file.relative_to(located.folder).as_posix(): file for file in located.files}
     lines = sorted(f"{sha256(file)}  {name}\n" for name, file in names.items())
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def program(located: Located) -> str | None:
+    """`TorchScript` or `an exported program` where the one file holds its own forward(); None where it does not."""
+    try:
+        with zipfile.ZipFile(located.head) as archive:
+            return program_in(archive.namelist())
+    except Exception:  # noqa: BLE001 (zipfile raises several unrelated classes; whoever reads the file will tell)
+        return None
+
+
+def program_in(names: Sequence[str]) -> str | None:
+    """The same for the names of an archive's entries, which all lie in one folder."""
+    inside = [name.partition("/")[2] for name in names]
+    if any(name.startswith("code/") for name in inside):
+        return "TorchScript"
+    if any(name.startswith("models/") and name.endswith(".json") for name in inside):
+        return "an exported program"
+    return None
 
 
 # -- what a path is -------------------------------------------------------------------------
