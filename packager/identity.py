@@ -72,7 +72,9 @@ def _code(project: Project, cache: Cache) -> str:
     """The entry with the content of its file: two projects with the same entry do not forget each other."""
     model = project.manifest.model
     place = (model.entry or "").rpartition(":")[0]
+    if model.entry is None:
+        place = str(project.folder / project.manifest.checkpoint.path)
     path: Path = project.folder / place
     content = cache.sha256(path) if place.endswith(".py") and path.is_file() else ""
-    text = json.dumps([model.entry, model.kwargs, content])
+    text = json.dumps([model.entry or place, model.kwargs, content])
     return f"code {hashlib.sha256(text.encode()).hexdigest()}"

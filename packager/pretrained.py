@@ -9,6 +9,7 @@ saved in, and keeps no cache of keys and values: it is one forward pass that is 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,16 +33,19 @@ def construct(project: Project, located: Located, read: checkpoint.Checkpoint) -
     except ImportError:
         raise TransformersMissing(where, wanted.path) from None
     try:
-        with _quiet(transformers):
+        with _alone(transformers):
             config = transformers.AutoConfig.from_pretrained(
                 located.folder / CONFIG, local_files_only=True, trust_remote_code=False
             )
+            if getattr(config, "quantization_config", None) is not None:
+                raise ValueError("config.json says that the weights are quantized, which is not supported")
             config.use_cache = False
             module, info = _class(transformers, config).from_pretrained(
                 None,
                 config=config,
                 state_dict=dict(read.state),
                 dtype=torch.float32,
+                attn_implementation="eager",  # config.json may name a kernel to fetch and run
                 ignore_mismatched_sizes=True,  # they are refused below, all of them
                 output_loading_info=True,
             )
@@ -66,15 +70,18 @@ def _class(transformers: Any, config: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without its report on stderr: what it says there is told by `check`, or by a note."""
+def _alone(transformers: Any) -> Iterator[None]:
+    """Without the network, and without its report on stderr: what it says there is told by `check`, or by a note."""
+    hub: Any = importlib.import_module("huggingface_hub.constants")
     logging = transformers.utils.logging
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled(), hub.HF_HUB_OFFLINE
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        logging.set_verbosity(before)
-        if bars:
+        logging.set_verbosity(before[0])
+        if before[1]:
             logging.enable_progress_bar()
+        hub.HF_HUB_OFFLINE = before[2]

@@ -131,6 +131,40 @@ def test_code_that_a_folder_brings_is_not_run(saved, tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.parametrize("name", ["_attn_implementation", "attn_implementation"])
+def test_a_kernel_that_a_folder_names_is_not_fetched(saved, name):
+    _, folder, path = saved
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, name: "somebody/kernel"}))
+    assert opened(path).module.config._attn_implementation == "eager"
+
+
+def test_nothing_is_fetched_while_the_module_is_made(saved, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    made = transformers.BertModel.__init__
+
+    def fetching(self, *arguments, **settings):
+        asked.append(huggingface_hub.is_offline_mode())
+        made(self, *arguments, **settings)
+
+    monkeypatch.setattr(transformers.BertModel, "__init__", fetching)
+    opened(saved[2])
+    assert asked == [True]
+    assert not huggingface_hub.is_offline_mode()
+
+
+def test_a_folder_with_quantized_weights_is_refused(saved):
+    _, folder, path = saved
+    config = json.loads((folder / "config.json").read_text())
+    quantized = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantized}))
+    with pytest.raises(ModelConstructionFailed) as caught:
+        opened(path)
+    assert caught.value.why == ("ValueError: config.json says that the weights are quantized, which is not supported")
+
+
 def test_an_architecture_that_is_no_model_is_not_called(saved):
     _, folder, path = saved
     config = json.loads((folder / "config.json").read_text())

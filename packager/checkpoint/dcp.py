@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from packager.checkpoint.locate import Located
-from packager.errors import CheckpointNeedsCode, CheckpointUnreadable
+from packager.errors import CheckpointUnreadable
 
 _LONGEST = 1 << 30
 _RECORDS = {
@@ -143,7 +143,8 @@ def _metadata(path: Path, named: str, where: str | None) -> Any:
         with path.open("rb") as stream:
             return _Unpickler(stream).load()
     except _WantsCode as error:
-        raise CheckpointNeedsCode(named, where, [str(error)]) from None
+        why = f".metadata asks for {error}, which torch.distributed.checkpoint does not write; nothing of it was run"
+        raise CheckpointUnreadable(named, where, why) from None
     except Exception as error:  # noqa: BLE001 (pickle raises a dozen unrelated classes for damaged bytes)
         text = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointUnreadable(named, where, f".metadata cannot be read: {text}") from None
