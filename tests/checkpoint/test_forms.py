@@ -327,7 +327,7 @@ def test_a_distributed_checkpoint_without_one_of_its_files_is_refused(distribute
 def test_a_distributed_checkpoint_that_is_cut_off_is_refused(distributed):
     file = distributed / "__0_0.distcp"
     file.write_bytes(file.read_bytes()[:-1])
-    refusal(distributed)
+    assert refusal(distributed).why == "as torch.distributed.checkpoint: __0_0.distcp is cut off"
     metadata = (distributed / ".metadata").read_bytes()
     for length in range(1, len(metadata), 97):
         (distributed / ".metadata").write_bytes(metadata[:length])

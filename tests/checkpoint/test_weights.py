@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
-from projects import LINEAR, package, project
+from projects import LINEAR, package, project, python
 
 import packager
 from packager import checkpoint, manifest, source
@@ -140,6 +140,14 @@ def test_a_folder_is_built_pinned_cached_and_built_anew_when_one_file_changes(tm
     other = packager.build(project(tmp_path, checkpoint={"path": "run"}), tmp_path / "dist")
     assert not other.cached
     assert other.fingerprint != first.fingerprint
+
+
+def test_a_folder_that_has_not_changed_is_seen_to_be_the_same_without_reading_the_manifest(tmp_path):
+    dcp.save({"model": STATE}, checkpoint_id=tmp_path / "run", no_dist=True)
+    path = project(tmp_path, checkpoint={"path": "run"})
+    code = "import sys, packager\npackager.build(sys.argv[1], sys.argv[2])\nprint('pydantic' in sys.modules)"
+    said = [python(code, path, tmp_path / "dist").stdout.strip() for _ in range(3)]
+    assert said == ["True", "False", "False"]
 
 
 def test_a_shard_that_goes_away_is_noticed_by_the_next_build(tmp_path):
