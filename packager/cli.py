@@ -166,6 +166,7 @@ def vet(manifest: Path, as_json: bool) -> None:
 def inspect(path: Path, as_json: bool) -> None:
     """Show what a bundle, a checkpoint or an ONNX file holds."""
     from packager import console
+    from packager.console import printable
     from packager.inspect import inspect as run
 
     found = run(path)
@@ -187,12 +188,12 @@ def inspect(path: Path, as_json: bool) -> None:
         console.columns(("", "name", "dtype", "shape"), _signature_rows(found["inputs"], found["outputs"]))
         console.columns(("operator", "count"), list(found["operators"].items()))
     else:
-        beside = ", ".join(found["beside"]) or "nothing"
+        beside = printable(", ".join(found["beside"])) or "nothing"
         key = f"under {found['key']!r}, beside it: {beside}" if found["key"] else "the file itself"
         console.table(
             {"checkpoint": f"{found['format']}, {len(found['tensors'])} tensors", "state dict": key, **_about(found)}
         )
-        console.columns(("tensor", "type"), list(found["tensors"].items()))
+        console.columns(("tensor", "type"), [(printable(name), kind) for name, kind in found["tensors"].items()])
 
 
 @cli.command()
@@ -293,9 +294,11 @@ def _stdout_kept() -> Iterator[None]:
 
 def _about(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     from packager.checkpoint.about import About
+    from packager.console import printable
 
     metadata = ", ".join(f"{name}: {value}" for name, value in checkpoint["metadata"].items())
-    return {**About(**checkpoint["about"]).rows(), **({"metadata": metadata} if metadata else {})}
+    rows = {**About(**checkpoint["about"]).rows(), **({"metadata": metadata} if metadata else {})}
+    return {title: printable(text) for title, text in rows.items()}
 
 
 def _signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

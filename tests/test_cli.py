@@ -291,6 +291,17 @@ def test_inspect_shows_what_lay_beside_the_weights(command, tmp_path):
     }
 
 
+def test_inspect_shows_no_control_characters_of_a_file(command, tmp_path):
+    name = "w\x1b[2Jeight\n"
+    saved = {"model": {name: torch.zeros(1)}, "no\x1bte": 1, "config": {"na\x1bme": "evil\x1b]0;title\x07"}}
+    torch.save(saved, tmp_path / "best.pt")
+    status, out, _ = command("inspect", tmp_path / "best.pt")
+    assert status == 0
+    assert "w\\x1b[2Jeight\\n" in out
+    assert all(one.isprintable() or one == "\n" for one in out)
+    assert name in json.loads(command("inspect", tmp_path / "best.pt", "--json")[1])["tensors"]
+
+
 def test_inspect_shows_a_folder_of_shards_by_their_headers(command, tmp_path):
     import safetensors.torch
 

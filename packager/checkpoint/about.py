@@ -18,12 +18,12 @@ EMA_KEYS = (
     "swa_model", "swa_state_dict",
 )  # fmt: skip
 AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts in it
-_EPOCH = ("epoch", "current_epoch", "epochs", "last_epoch", "epoch_idx")
-_STEP = ("global_step", "step", "iteration", "iter", "steps", "num_updates", "it")
+_EPOCH = ("epoch", "current_epoch", "last_epoch")
+_STEP = ("global_step", "step", "iteration", "iter", "num_updates")
 _METRICS = ("metrics", "best_metrics", "metric", "scores", "results", "logs", "best")
 _SETTINGS = (
-    "hyper_parameters", "hparams", "hyperparameters", "args", "config", "cfg", "opt", "options", "params",
-    "model_args", "training_args", "datamodule_hyper_parameters",
+    "hyper_parameters", "hparams", "hyperparameters", "args", "config", "cfg", "opt", "options", "model_args",
+    "training_args", "datamodule_hyper_parameters",
 )  # fmt: skip
 _DEEPEST = 6
 _MOST = 1000  # values that are shown
@@ -73,7 +73,7 @@ def about(found: Mapping[Any, Any], metadata: Mapping[str, str]) -> About:
         step=step,
         metrics=_metrics(whole),
         hyperparameters=_settings(whole),
-        optimizer=any("optim" in name for name in names),
+        optimizer=any("optim" in name for name in names) or any(_is_optimizer(value) for value in whole.values()),
         scheduler=any("sched" in name for name in names),
         ema=any(name in EMA_KEYS or name == AVERAGED for name in names),
     )
@@ -121,9 +121,14 @@ def _settings(whole: Mapping[str, Any]) -> dict[str, Plain]:
         value = whole.get(name)
         if isinstance(value, argparse.Namespace):
             value = vars(value)
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not _is_optimizer(value):
             found.update({str(key): _plain(one, left, _DEEPEST) for key, one in list(value.items())[:_MOST]})
     return found
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Whether it is what an optimizer of torch keeps."""
+    return isinstance(value, Mapping) and {"state", "param_groups"} <= set(value)
 
 
 def _plain(value: Any, left: list[int], depth: int) -> Plain:

@@ -110,6 +110,11 @@ def test_settings_that_argparse_made_and_paths_and_arrays_of_numpy_are_plain_val
     assert found.metrics == {"best_acc": 0.5}
 
 
+def test_an_optimizer_under_a_name_of_settings_is_told_and_not_shown(tmp_path, trained):
+    torch.save({"net": trained[0].state_dict(), "opt": trained[1].state_dict()}, tmp_path / "best.pt")
+    assert checkpoint.read(tmp_path / "best.pt").about == About(optimizer=True)
+
+
 def test_a_lightning_file_is_read_and_shows_its_hyperparameters(tmp_path, trained):
     # Lightning is no dependency: this is the dict that Trainer.save_checkpoint of lightning 2.5 writes.
     module, optimizer, scheduler = trained
