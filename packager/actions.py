@@ -46,7 +46,7 @@ def source(project: Project, checkpoint_sha256: str, used: Footprint, sha256: Di
         **used.inputs(project.folder, sha256),
         **{f"checkpoint.{name}": _text(value) for name, value in fields.items()},
         "checkpoint": checkpoint_sha256,
-        "model.entry": manifest.model.entry,
+        "model.entry": manifest.model.entry or "",
         "model.kwargs": _text(manifest.model.kwargs),
         **_versions("numpy", "torch", "safetensors"),
         **python(),

@@ -11,6 +11,7 @@ toolchain while this process imports torch and the user's code.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from packager.building import BuildResult, CacheUse, LockUse
 from packager.bundle import layout, restore
 from packager.bundle.writer import Writer, check_target, staging, users_problem
 from packager.cache import Action, Cache, Entry, no_room
-from packager.errors import BuildNotRepeatable, CacheDiffers, ExtraMissing, InputChanged
+from packager.errors import BuildNotRepeatable, CacheDiffers, ExtraMissing, InputChanged, UserError
 from packager.explain import Explanation
 from packager.hashing import sha256_file
 from packager.identity import Identity
@@ -243,20 +244,27 @@ def _extra_missing(error: ModuleNotFoundError) -> Exception:
 
 
 def _status(project: Project) -> dict[str, tuple[int, ...]]:
-    """What tells whether the files that the manifest names are still those that they were."""
-    data = project.manifest.parity.data
+    """What tells whether the files that the manifest names are still those that they were, by what it calls them."""
+    manifest = project.manifest
+    data = [manifest.parity.data] if manifest.parity.data is not None else []
+    files = {str(file): manifest.checkpoint.path for file in preflight.located(project).files}
+    files |= {str(project.folder / name): name for name in (*manifest.assets, *data)}
     found: dict[str, tuple[int, ...]] = {}
-    for name in (project.manifest.checkpoint.path, *project.manifest.assets, *([data] if data is not None else [])):
-        status = (project.folder / name).stat()
-        found[name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    for path, name in files.items():
+        status = os.stat(path)
+        found[name] = (*found.get(name, ()), status.st_size, status.st_mtime_ns, status.st_ino)
     return found
 
 
 def _source(job: _Job, results: Results, used: Footprint, before: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """The inputs of the source, now that it is known what the code consists of. Raises `InputChanged`."""
     project = job.project
-    for name, status in _status(project).items():
-        if status != before[name]:
+    try:
+        now = _status(project)
+    except (OSError, UserError):  # one of them is gone
+        raise InputChanged("a file that the manifest names") from None
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
             raise InputChanged(name)
     if sha256_file(job.manifest) != project.sha256:
         job.stages.tell(f"{project.path} changed while it was being built: the bundle is of what was read at first")

@@ -16,6 +16,8 @@ from typing import Any
 from packager import actions, installed
 from packager.bundle import restore
 from packager.cache import Action, Cache, Entry
+from packager.checkpoint.locate import digest, locate
+from packager.errors import UserError
 from packager.footprint import importable
 from packager.hashing import sha256_file
 
@@ -66,14 +68,14 @@ def unchanged(cache: Cache, manifest: Path, out: Path) -> tuple[str, Entry] | No
 def _same(cache: Cache, folder: Path, known: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
     try:
         now = {
-            **{name: cache.sha256(Path(path)) for name, path in known["files"].items()},
+            **{name: _digest(cache, name, Path(path)) for name, path in known["files"].items()},
             **{f"importable:{path}": importable(folder / path) for path in known["folders"]},
             **{name: installed.version(_name(name)) for name in inputs if name.startswith("tool:")},
             **{name: installed.identity(_name(name), cache.sha256) for name in inputs if name.startswith("package:")},
             **actions.machine(),
             **actions.python(),
         }
-    except OSError:
+    except (OSError, UserError):
         return False  # a file is gone, or cannot be read: the build will tell
     settings = {name for name in inputs if name.startswith("environment:")}
     return settings <= set(now) and all(inputs.get(name) == value for name, value in now.items())
@@ -81,6 +83,11 @@ def _same(cache: Cache, folder: Path, known: Mapping[str, Any], inputs: Mapping[
 
 def _name(key: str) -> str:
     return key.partition(":")[2]
+
+
+def _digest(cache: Cache, name: str, path: Path) -> str:
+    """A file's digest; a checkpoint may be several."""
+    return digest(locate(path), cache.sha256) if name == "checkpoint" else cache.sha256(path)
 
 
 def lock_of(manifest: Path) -> Path:

@@ -153,6 +153,8 @@ def vet(manifest: Path, as_json: bool) -> None:
     }
     console.table(rows)
     console.columns(("", "name", "dtype", "shape"), _signature_rows(report.inputs, report.outputs))
+    for note in report.notes:
+        print(f"note: {note}")
     for sizes in report.not_checked:
         print(f"note: a build will not check the sizes {sizes}")
     print("ok")
@@ -164,6 +166,7 @@ def vet(manifest: Path, as_json: bool) -> None:
 def inspect(path: Path, as_json: bool) -> None:
     """Show what a bundle, a checkpoint or an ONNX file holds."""
     from packager import console
+    from packager.console import printable
     from packager.inspect import inspect as run
 
     found = run(path)
@@ -185,10 +188,12 @@ def inspect(path: Path, as_json: bool) -> None:
         console.columns(("", "name", "dtype", "shape"), _signature_rows(found["inputs"], found["outputs"]))
         console.columns(("operator", "count"), list(found["operators"].items()))
     else:
-        beside = ", ".join(found["beside"]) or "nothing"
+        beside = printable(", ".join(found["beside"])) or "nothing"
         key = f"under {found['key']!r}, beside it: {beside}" if found["key"] else "the file itself"
-        console.table({"checkpoint": f"{found['format']}, {len(found['tensors'])} tensors", "state dict": key})
-        console.columns(("tensor", "type"), list(found["tensors"].items()))
+        console.table(
+            {"checkpoint": f"{found['format']}, {len(found['tensors'])} tensors", "state dict": key, **_about(found)}
+        )
+        console.columns(("tensor", "type"), [(printable(name), kind) for name, kind in found["tensors"].items()])
 
 
 @cli.command()
@@ -285,6 +290,15 @@ def _stdout_kept() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def _about(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    from packager.checkpoint.about import About
+    from packager.console import printable
+
+    metadata = ", ".join(f"{name}: {value}" for name, value in checkpoint["metadata"].items())
+    rows = {**About(**checkpoint["about"]).rows(), **({"metadata": metadata} if metadata else {})}
+    return {title: printable(text) for title, text in rows.items()}
 
 
 def _signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -62,6 +62,11 @@ def _live() -> Iterator[Listener]:
         yield listen
 
 
+def printable(text: str) -> str:
+    """A text of somebody else's, in which nothing speaks to the terminal."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 def table(rows: Mapping[str, str]) -> None:
     """Two columns on stdout: what, and what of it."""
     width = max(len(name) for name in rows)

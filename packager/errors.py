@@ -211,6 +211,28 @@ class ModelConstructionFailed(UserError):
         super().__init__(f"constructing {entry!r} failed", where=where, why=why)
 
 
+class EntryNeeded(UserError):
+    code = "entry-needed"
+
+    def __init__(self, where: str, checkpoint: str) -> None:
+        super().__init__(
+            f"model.entry is missing, and {checkpoint} does not say what module it belongs to",
+            where=where,
+            hint="write entry: model.py:Net; a Hugging Face folder, TorchScript and .pt2 need none",
+        )
+
+
+class TransformersMissing(UserError):
+    code = "transformers-missing"
+
+    def __init__(self, where: str, checkpoint: str) -> None:
+        super().__init__(
+            f"{checkpoint} without a model.entry needs transformers, which is not installed",
+            where=where,
+            hint="pip install transformers, or name the module in model.entry",
+        )
+
+
 class InputsDoNotFit(UserError):
     code = "inputs-do-not-fit"
 
@@ -336,6 +358,19 @@ class StateDoesNotFit(UserError):
 
     def __init__(self, where: str | None, why: str, hint: str) -> None:
         super().__init__("the checkpoint does not fit the module", where=where, why=why, hint=hint)
+
+
+class WeightsNotFinite(UserError):
+    code = "weights-not-finite"
+
+    def __init__(self, where: str | None, names: Sequence[str]) -> None:
+        more = f"\nand {len(names) - 20} more" if len(names) > 20 else ""
+        super().__init__(
+            "the checkpoint holds weights that are not finite",
+            where=where,
+            why="NaN or infinity in: " + ", ".join(names[:20]) + more,
+            hint="the training diverged before this checkpoint was written: take an earlier one",
+        )
 
 
 # -- the build ------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 
 from packager import actions, preflight
 from packager.cache import Action, Cache
+from packager.checkpoint.locate import digest
 from packager.footprint import Footprint
 from packager.manifest import Project
 
@@ -44,7 +45,10 @@ def known(project: Project, cache: Cache) -> Identity | None:
         tuple(record["packages"]),
         bool(record["placed"]),
     )
-    checkpoint = cache.sha256(project.folder / project.manifest.checkpoint.path)
+    try:
+        checkpoint = digest(preflight.located(project), cache.sha256)
+    except OSError:
+        return None
     preflight.pin(project, checkpoint)
     try:
         return Identity(used, actions.source(project, checkpoint, used, cache.sha256))
@@ -73,10 +77,12 @@ def _path(project: Project) -> str:
 def _code(project: Project, cache: Cache) -> str:
     """The entry with the content of its file: two projects with the same entry do not forget each other."""
     model = project.manifest.model
-    place = model.entry.rpartition(":")[0]
+    place = (model.entry or "").rpartition(":")[0]
+    if model.entry is None:
+        place = str(project.folder / project.manifest.checkpoint.path)
     path: Path = project.folder / place
     content = cache.sha256(path) if place.endswith(".py") and path.is_file() else ""
-    text = json.dumps([actions.own(), model.entry, model.kwargs, content])
+    text = json.dumps([actions.own(), model.entry or place, model.kwargs, content])
     return f"code {hashlib.sha256(text.encode()).hexdigest()}"
 
 

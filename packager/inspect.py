@@ -6,30 +6,29 @@ and an ONNX file needs onnx, and the error says so where they are not installed.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from packager.bundle.archive import as_folder, is_archive
 from packager.bundle.fingerprint import fingerprint
 from packager.bundle.layout import SUMS
-from packager.errors import CheckpointNotFound, CheckpointUnreadable, ExtraMissing
+from packager.checkpoint.about import about
+from packager.checkpoint.header import METADATA, metadata, read_header
+from packager.checkpoint.locate import CONFIG, INDEX, holds_checkpoint, locate
+from packager.errors import CheckpointUnreadable, ExtraMissing
 from packager.runtime.loader import read_config
 
 
 def inspect(path: Path) -> dict[str, Any]:
     """A description under `kind`: bundle, onnx or checkpoint. Raises the error of whatever cannot be read."""
-    if path.is_dir() or is_archive(path):
+    if is_archive(path) or (path.is_dir() and ((path / SUMS).exists() or not holds_checkpoint(path))):
         with as_folder(path) as folder:
             return _bundle(folder)
-    if not path.exists():
-        raise CheckpointNotFound(str(path), None)
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" and path.exists():
         return _onnx(path)
-    if path.suffix == ".safetensors":
-        return _safetensors(path)
-    return _pytorch(path)
+    return _checkpoint(path)
 
 
 def _bundle(path: Path) -> dict[str, Any]:
@@ -75,39 +74,51 @@ def _onnx(path: Path) -> dict[str, Any]:
     }
 
 
-def _safetensors(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > path.stat().st_size - 8:
-                raise ValueError("the header claims more than the file holds")
-            header = json.loads(stream.read(length))
-        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-        described = {name: f"{one['dtype']}{one['shape']}" for name, one in tensors.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointUnreadable(str(path), None, f"as safetensors: {error}") from None
+def _checkpoint(path: Path) -> dict[str, Any]:
+    located = locate(path)
+    if located.head.suffix == ".safetensors":
+        return _safetensors(path, [located.head], "safetensors")
+    if located.head.name.endswith(INDEX):
+        shards = [file for file in located.files[1:] if file.name != CONFIG]
+        if all(shard.suffix == ".safetensors" for shard in shards):
+            return _safetensors(path, shards, f"safetensors in {len(shards)} shards")
+    return _with_torch(path)
+
+
+def _safetensors(path: Path, files: Sequence[Path], form: str) -> dict[str, Any]:
+    """Only the headers are read."""
+    tensors, strings = {}, {}
+    for file in files:
+        try:
+            header = read_header(file)
+        except (OSError, ValueError) as error:
+            raise CheckpointUnreadable(str(file), None, f"as safetensors: {error}") from None
+        strings.update(metadata(header))
+        tensors.update({name: f"{one['dtype']}{one['shape']}" for name, one in header.items() if name != METADATA})
     return {
         "kind": "checkpoint",
-        "format": "safetensors",
+        "format": form,
         "key": "",
         "beside": [],
-        "metadata": header.get("__metadata__", {}),
-        "tensors": described,
+        "about": about({}, strings).as_json(),
+        "metadata": strings,
+        "tensors": tensors,
     }
 
 
-def _pytorch(path: Path) -> dict[str, Any]:
+def _with_torch(path: Path) -> dict[str, Any]:
     try:
-        from packager import checkpoint
+        from packager.checkpoint import read as read_checkpoint
     except ImportError as error:
         raise ExtraMissing(error.name or "torch", "inspecting a PyTorch checkpoint") from None
-    read = checkpoint.read(path)
+    read = read_checkpoint(path)
     described = {name: f"{str(one.dtype).removeprefix('torch.')}{list(one.shape)}" for name, one in read.state.items()}
     return {
         "kind": "checkpoint",
-        "format": "pytorch",
+        "format": read.format,
         "key": read.key,
         "beside": list(read.beside),
-        "metadata": {},
+        "about": read.about.as_json(),
+        "metadata": dict(read.metadata),
         "tensors": described,
     }

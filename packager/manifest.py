@@ -76,9 +76,12 @@ class _Model(BaseModel):
 class Model(_Model):
     """Where the module comes from."""
 
-    entry: str = Field(
-        pattern=ENTRY_PATTERN,
-        description="module:attr or FILE.py:attr, beside the manifest; a Module class, or a function that returns one",
+    entry: Annotated[str, Field(pattern=ENTRY_PATTERN)] | None = Field(
+        default=None,
+        description=(
+            "module:attr or FILE.py:attr, beside the manifest; a Module class, or a function that returns one; "
+            "absent for a checkpoint that says itself what it belongs to: a Hugging Face folder, TorchScript, .pt2"
+        ),
     )
     kwargs: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the entry")
 
@@ -86,7 +89,12 @@ class Model(_Model):
 class Checkpoint(_Model):
     """Where the weights come from."""
 
-    path: str = Field(min_length=1, description="relative to the manifest: .safetensors, .pt, .pth or .ckpt")
+    path: str = Field(
+        min_length=1,
+        description=(
+            "relative to the manifest: .safetensors, .pt, .pth or .ckpt; the index of a sharded checkpoint; or a folder"
+        ),
+    )
     weights: str = Field(
         default="auto",
         min_length=1,
@@ -100,7 +108,7 @@ class Checkpoint(_Model):
     allow_missing: list[str] = Field(default=[], description="glob patterns of keys that may be missing")
     allow_unexpected: list[str] = Field(default=[], description="glob patterns of keys that may be left over")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        default=None, description="the digest that the file must have"
+        default=None, description="the digest that the file must have; of several files, that of sha256sum's lines"
     )
     trust_pickle: bool = Field(
         default=False, description="let the file run code while it is read; only for files you wrote"
@@ -253,7 +261,7 @@ class Manifest(_Model):
     license: str | None = Field(default=None, description="an SPDX license expression")
     authors: list[str] = Field(default=[], description="who made the model")
     metadata: dict[str, JsonValue] = Field(default={}, description="anything else, copied into config.json")
-    model: Model
+    model: Model = Model()
     checkpoint: Checkpoint
     inputs: dict[Annotated[str, Field(pattern=DIM_PATTERN)], Input] = Field(
         min_length=1,
@@ -336,6 +344,9 @@ def load(path: str | Path) -> Project:
 def _contradictions(manifest: Manifest, path: Path, document: yaml_lines.Document) -> list[Problem]:
     """What no single field can see: fields that speak of each other."""
     found = []
+    if manifest.model.entry is None and manifest.model.kwargs:
+        where = findings.where(path, document, ("model", "kwargs"))
+        found.append(Problem("kwargs are for an entry, and there is none", where, "name it: model.entry"))
     named = list(manifest.limits())
     for name in manifest.dims:
         if name not in named:

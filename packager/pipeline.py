@@ -76,7 +76,10 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
     ):
         site = Site(begun.scratch, begun.writer, side, background, stages, Lock())
         with stages.stage("source"):
-            eager = _eager(begun, opening())
+            found = opening()
+            eager = _eager(begun, found)
+            for note in found.notes():
+                stages.tell(note)
             memory.settle()
         floor = None
         if known.measured is None:
@@ -125,7 +128,9 @@ class _Way:
 
 
 def _entry_module(project: Project) -> str:
-    """The name under which the entry's module is imported."""
+    """The name under which the entry's module is imported; without an entry it is transformers' own."""
+    if project.manifest.model.entry is None:
+        return "transformers"
     place = project.manifest.model.entry.rpartition(":")[0]
     return Path(place).stem if place.endswith(".py") else place
 
@@ -134,7 +139,8 @@ def _accounted_for(begun: Begun) -> list[Path]:
     """What is no part of the code's footprint, as it is an input of its own, or ours."""
     manifest, folder = begun.project.manifest, begun.project.folder
     data = [folder / manifest.parity.data] if manifest.parity.data is not None else []
-    return [folder / manifest.checkpoint.path, begun.scratch, *data]
+    files = preflight.located(begun.project).files
+    return [folder / manifest.checkpoint.path, *files, begun.scratch, *data]
 
 
 # -- the module -----------------------------------------------------------------------------

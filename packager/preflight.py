@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from packager.checkpoint.locate import CONFIG, Located, locate, program
 from packager.errors import (
     AssetNotFound,
     CheckpointDigestWrong,
-    CheckpointNotFound,
-    CheckpointUnreadable,
+    CheckpointNeedsCode,
+    EntryNeeded,
     ManifestInvalid,
     Problem,
     did_you_mean,
@@ -19,37 +20,29 @@ from packager.errors import (
 from packager.manifest import Project
 
 _UNFIT = re.compile(r"[\0\n\r\\\\]")  # see packager.bundle.fingerprint
-_CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 
 
 def preflight(project: Project) -> None:
-    """Check the checkpoint and the assets. Raises `CheckpointNotFound`, `CheckpointUnreadable` or `AssetNotFound`."""
-    named = project.manifest.checkpoint.path
-    check_file(project.folder / named, named, project.where("checkpoint", "path"))
+    """Check the checkpoint and the assets. Raises what `located` and `assets` raise."""
+    located(project)
     assets(project)
 
 
-def check_file(path: Path, named: str, where: str | None) -> None:
-    """Refuse a checkpoint that is absent, a folder, unreadable or empty; `named` is what the user calls it."""
-    try:
-        there = path.exists()
-    except (OSError, ValueError) as error:  # a name too long, a NUL in it
-        raise CheckpointUnreadable(named, where, getattr(error, "strerror", None) or str(error)) from None
-    if not there:
-        beside = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
-        near = [name for name in beside if Path(name).suffix in _CHECKPOINT_SUFFIXES]
-        raise CheckpointNotFound(named, where, f"beside it: {', '.join(near)}" if near else None)
-    if not path.is_file() and not path.is_dir():
-        raise CheckpointUnreadable(named, where, "it is no regular file")
-    if path.is_dir():
-        raise CheckpointUnreadable(named, where, "it is a folder, and a file is expected")
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(1)
-    except OSError as error:
-        raise CheckpointUnreadable(named, where, str(error.strerror)) from None
-    if not head:
-        raise CheckpointUnreadable(named, where, "the file is empty")
+def located(project: Project) -> Located:
+    """The files of the checkpoint, which says what module it belongs to where the manifest does not.
+
+    Raises `CheckpointNotFound`, `CheckpointUnreadable`, `CheckpointNeedsCode` or `EntryNeeded`.
+    """
+    named = project.manifest.checkpoint.path
+    where = project.where("checkpoint", "path")
+    found = locate(project.folder / named, named, where)
+    if project.manifest.model.entry is None and all(file.name != CONFIG for file in found.files):
+        holds = program(found)
+        if holds is None:
+            raise EntryNeeded(project.where("model"), named)
+        if not project.manifest.checkpoint.trust_pickle:
+            raise CheckpointNeedsCode(named, where, [f"the program that it holds ({holds})"])
+    return found
 
 
 def pin(project: Project, sha256: str) -> None:

@@ -20,7 +20,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from packager import checkpoint, footprint
+from packager import checkpoint, footprint, pretrained, program
+from packager.checkpoint.locate import CONFIG, digest
 from packager.errors import (
     EntryImportFailed,
     EntryNotFound,
@@ -39,11 +40,12 @@ from packager.errors import (
     ModelArgumentsWrong,
     ModelConstructionFailed,
     StateDoesNotFit,
+    WeightsNotFinite,
     did_you_mean,
 )
 from packager.hashing import sha256_file
 from packager.manifest import Project
-from packager.preflight import check_file, pin
+from packager.preflight import located, pin
 
 _MOST_OBJECTS = 200_000  # that are looked at for what refers to a parameter
 
@@ -57,6 +59,15 @@ class Source:
     weights_key: str
     parameters: int
     checkpoint_sha256: str
+    about: checkpoint.About
+
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how the weights came to be."""
+        missing, shown = self.fit.missing, 10
+        if not missing:
+            return ()
+        more = f" and {len(missing) - shown} more" if len(missing) > shown else ""
+        return (f"not in the checkpoint, so as the constructor left them: {', '.join(missing[:shown])}{more}",)
 
 
 @contextmanager
@@ -67,7 +78,7 @@ def opened(project: Project) -> Iterator[Callable[[], Source]]:
     it does not take, and a checkpoint that cannot be read or does not fit.
     """
     with _importing_from(project.folder):
-        yield lambda: _load(project, _entry(project))
+        yield lambda: _load(project, None if project.manifest.model.entry is None else _entry(project))
 
 
 def user_frame(error: BaseException, folder: Path) -> str:
@@ -104,8 +115,12 @@ def _importing_from(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
+def _named(project: Project) -> str:
+    return project.manifest.model.entry or ""
+
+
 def _entry(project: Project) -> Callable[..., Any]:
-    entry, where = project.manifest.model.entry, project.where("model", "entry")
+    entry, where = _named(project), project.where("model", "entry")
     place, _, attribute = entry.rpartition(":")
     module = _import_file(project, place) if place.endswith(".py") else _import_name(project, place)
     found: Any = module
@@ -123,7 +138,7 @@ def _entry(project: Project) -> Callable[..., Any]:
 
 
 def _import_file(project: Project, place: str) -> ModuleType:
-    entry, where = project.manifest.model.entry, project.where("model", "entry")
+    entry, where = _named(project), project.where("model", "entry")
     path = Path(os.path.abspath(project.folder / place))  # links are not followed: code may ask where it lies
     if not path.is_file():
         near = sorted(str(one.relative_to(project.folder)) for one in project.folder.glob("*.py"))
@@ -145,7 +160,7 @@ def _import_file(project: Project, place: str) -> ModuleType:
 
 
 def _import_name(project: Project, place: str) -> ModuleType:
-    entry, where = project.manifest.model.entry, project.where("model", "entry")
+    entry, where = _named(project), project.where("model", "entry")
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -160,25 +175,34 @@ def _import_name(project: Project, place: str) -> ModuleType:
 # -- the weights ----------------------------------------------------------------------------
 
 
-def _load(project: Project, entry: Callable[..., Any]) -> Source:
+def _load(project: Project, entry: Callable[..., Any] | None) -> Source:
     wanted = project.manifest.checkpoint
-    path = project.folder / wanted.path
+    found = located(project)
+    sha256 = digest(found, sha256_file)  # before anything in it is parsed
+    pin(project, sha256)
     where = project.where("checkpoint", "path")
-    sha256 = sha256_file(path) if path.is_file() else ""  # before anything in it is parsed
-    if sha256:
-        pin(project, sha256)
-    check_file(path, wanted.path, where)
-    read = checkpoint.read(path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
-    _check_arguments(project, entry)
-    module, fit = _construct(project, entry, read)
+    about = checkpoint.About()
+    if entry is None and CONFIG not in {file.name for file in found.files}:
+        (module, fit), key = program.construct(found, where), ""
+    else:
+        read = checkpoint.read(found.path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
+        about, key = read.about, read.key
+        if entry is None:
+            module, fit = pretrained.construct(project, found, read)
+        else:
+            _check_arguments(project, entry)
+            module, fit = _construct(project, entry, read)
+    if entry is None:
+        _refuse_not_finite(where, fit.state, module.state_dict(keep_vars=True))
     module.eval().requires_grad_(False)
     check_inputs(project, module)
     return Source(
         module=module,
         fit=fit,
-        weights_key=read.key,
+        weights_key=key,
         parameters=sum(one.numel() for one in module.parameters()),
         checkpoint_sha256=sha256,
+        about=about,
     )
 
 
@@ -198,7 +222,7 @@ def _check_arguments(project: Project, entry: Callable[..., Any]) -> None:
         ]  # fmt: skip
         wrong = [name for name in kwargs if name not in known]
         hint = did_you_mean(wrong[0], known) if wrong else f"it takes: {', '.join(known)}"
-        raise ModelArgumentsWrong(project.manifest.model.entry, where, str(error), hint) from None
+        raise ModelArgumentsWrong(_named(project), where, str(error), hint) from None
 
 
 def _construct(
@@ -267,7 +291,7 @@ def _filled(cell: CellType) -> bool:
 
 
 def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.Module:
-    name, where = project.manifest.model.entry, project.where("model", "entry")
+    name, where = _named(project), project.where("model", "entry")
     try:
         module = entry(**project.manifest.model.kwargs)
     except (Exception, SystemExit) as error:
@@ -323,6 +347,7 @@ def _load_weights(
     if complex_ones:
         why = f"complex in the checkpoint, real in the module: {', '.join(complex_ones)}"
         raise StateDoesNotFit(where, why, "save real tensors, or make the parameters complex")
+    _refuse_not_finite(where, fit.state, own)
     state = {name: one.to(own[name].dtype) for name, one in fit.state.items()}
     module.load_state_dict(state, strict=False, assign=assign)
     for group in tied if assign else ():
@@ -346,6 +371,28 @@ def _refuse_lazy(where: str, names: Sequence[str]) -> None:
     if names:
         why = f"before its first call the module does not know the shape of: {', '.join(names)}"
         raise StateDoesNotFit(where, why, "use the plain module in place of the Lazy one")
+
+
+def _refuse_not_finite(where: str, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    """Refuse NaN and infinity; a buffer that is constructed with infinities, as masks are, may have them."""
+    bad = [name for name, one in state.items() if not _is_finite(one) and not _is_mask(one, own[name])]
+    if bad:
+        raise WeightsNotFinite(where, bad)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every value is, without a copy: the least and the largest show NaN and infinity."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+        return True
+    plain = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
+    if plain.dtype.itemsize == 1:  # float8 has no order of its own
+        plain = plain.float()
+    return all(bool(one.isfinite()) for one in plain.aminmax())
+
+
+def _is_mask(tensor: torch.Tensor, own: torch.Tensor) -> bool:
+    plain_buffer = not isinstance(own, torch.nn.Parameter) and not own.is_meta
+    return plain_buffer and bool(own.isinf().any()) and not bool(tensor.isnan().any())
 
 
 def _tied(module: torch.nn.Module) -> list[frozenset[str]]:

@@ -30,6 +30,8 @@ class VetReport:
     outputs: tuple[dict[str, Any], ...]
     cases: int
     not_checked: tuple[str, ...]
+    notes: tuple[str, ...]
+    about: dict[str, Any]
 
     def as_json(self) -> dict[str, object]:
         """The object that `package vet --json` prints."""
@@ -66,4 +68,6 @@ def vet(path: str | Path) -> VetReport:
         outputs=tuple(asdict(one) for one in outputs),
         cases=len(grid.cases),
         not_checked=grid.left_out,
+        notes=opened.notes(),
+        about=opened.about.as_json(),
     )

@@ -256,6 +256,69 @@ def test_inspect_shows_a_bundle_a_checkpoint_and_an_onnx_file(command, built, di
     assert command("inspect", tmp_path / "w.safetensors")[0] == 0
 
 
+def test_inspect_shows_what_lay_beside_the_weights(command, tmp_path):
+    saved = {
+        "model": {"layer.weight": torch.zeros(3, 4)},
+        "optimizer": {"state": {}},
+        "epoch": 3,
+        "global_step": 120,
+        "val_loss": 0.25,
+        "config": {"lr": 0.001, "layers": [4, 3]},
+    }
+    torch.save(saved, tmp_path / "best.pt")
+    status, out, err = command("inspect", tmp_path / "best.pt")
+    assert (status, err) == (0, "")
+    assert out == (
+        "checkpoint       pytorch, 1 tensors\n"
+        "state dict       under 'model', beside it: optimizer, epoch, global_step, val_loss, config\n"
+        "epoch            3\n"
+        "step             120\n"
+        "metrics          val_loss 0.25\n"
+        "hyperparameters  lr: 0.001, layers: [4, 3]\n"
+        "also there       optimizer\n"
+        "tensor        type\n"
+        "layer.weight  float32[3, 4]\n"
+    )
+    record = json.loads(command("inspect", tmp_path / "best.pt", "--json")[1])
+    assert record["about"] == {
+        "epoch": 3,
+        "step": 120,
+        "metrics": {"val_loss": 0.25},
+        "hyperparameters": {"lr": 0.001, "layers": [4, 3]},
+        "optimizer": True,
+        "scheduler": False,
+        "ema": False,
+    }
+
+
+def test_inspect_shows_no_control_characters_of_a_file(command, tmp_path):
+    name = "w\x1b[2Jeight\n"
+    saved = {"model": {name: torch.zeros(1)}, "no\x1bte": 1, "config": {"na\x1bme": "evil\x1b]0;title\x07"}}
+    torch.save(saved, tmp_path / "best.pt")
+    status, out, _ = command("inspect", tmp_path / "best.pt")
+    assert status == 0
+    assert "w\\x1b[2Jeight\\n" in out
+    assert all(one.isprintable() or one == "\n" for one in out)
+    assert name in json.loads(command("inspect", tmp_path / "best.pt", "--json")[1])["tensors"]
+
+
+def test_inspect_shows_a_folder_of_shards_by_their_headers(command, tmp_path):
+    import safetensors.torch
+
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.safetensors"
+        safetensors.torch.save_file({f"{name}.weight": torch.zeros(2)}, path, {"epoch": "7"})
+    places = {"a.weight": "a.safetensors", "b.weight": "b.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    record = json.loads(command("inspect", tmp_path, "--json")[1])
+    assert (record["format"], record["about"]["epoch"]) == ("safetensors in 2 shards", 7)
+    assert record["tensors"] == {"a.weight": "F32[2]", "b.weight": "F32[2]"}
+    (tmp_path / "b.safetensors").unlink()
+    status, _, err = command("inspect", tmp_path)
+    assert status == 2
+    assert "b.safetensors is missing" in err
+
+
 @pytest.mark.parametrize("name", ["x.onnx", "x.safetensors", "x.pt", "x"])
 @pytest.mark.parametrize("content", [None, b"", b"garbage", b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00[]"])
 def test_inspect_refuses_what_it_cannot_read(command, tmp_path, name, content):

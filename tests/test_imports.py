@@ -76,6 +76,29 @@ def test_comparing_bundles_imports_onnx_for_models_that_differ_and_torch_never(b
     assert not found & ((HEAVY - {"onnx"}) | BUILD_SIDE)
 
 
+def test_a_checkpoint_is_located_and_described_without_a_tensor_library(tmp_path):
+    (tmp_path / "best.pt").write_bytes(b"x")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom packager.hashing import sha256_file\n"
+        "from packager.checkpoint.locate import digest, locate\n"
+        "assert len(digest(locate(Path(sys.argv[1])), sha256_file)) == 64\n"
+    )
+    found = imported(code, tmp_path / "best.pt")
+    heavy = {*HEAVY, "onnxruntime", "numpy", "pydantic", "yaml", "rich", "click", "safetensors"}
+    assert not found & heavy
+    ours = {"packager.checkpoint", "packager.checkpoint.locate", "packager.errors", "packager.hashing"}
+    assert {one for one in found if one.startswith("packager.")} == ours
+    found = imported("from packager.checkpoint import about, header")
+    assert not found & heavy
+    assert not imported("import packager.inspect") & (HEAVY | {"safetensors"})
+
+
+def test_looking_whether_a_build_has_anything_to_do_reads_no_manifest_and_no_checkpoint():
+    found = imported("import packager.again")
+    assert not found & {*HEAVY, "onnxruntime", "numpy", "pydantic", "yaml", "rich", "safetensors"}
+    assert not found & {"packager.checkpoint.files", "packager.checkpoint.select", "packager.preflight"}
+
+
 def test_the_command_imports_nothing_before_it_knows_what_to_do():
     found = imported("import packager.cli")
     assert "click" in found
@@ -175,7 +198,20 @@ def test_only_the_modules_of_the_build_and_the_fallback_import_torch_at_the_top(
         if any(one.partition(".")[0] == "torch" for one in imports_of(path, inside_functions=False))
     }
     light = {"cli.py", "__init__.py", "building.py", "manifest.py", "errors.py", "samples.py", "signature.py"}
-    light |= {"optimize.py", "onnx_side.py", "jobs.py", "graph_file.py", "runtime/loader.py", "bundle/verify.py"}
+    light |= {f"checkpoint/{name}.py" for name in ("__init__", "locate", "header", "about")}
+    light |= {
+        "preflight.py",
+        "identity.py",
+        "again.py",
+        "afresh.py",
+        "inspect.py",
+        "optimize.py",
+        "onnx_side.py",
+        "jobs.py",
+        "graph_file.py",
+        "runtime/loader.py",
+        "bundle/verify.py",
+    }
     assert "source.py" in found
     assert not found & light
 

@@ -297,7 +297,7 @@ export:
 
 
 def test_every_missing_field_is_named(refusal):
-    missing = ("name", "version", "model", "checkpoint", "inputs")
+    missing = ("name", "version", "checkpoint", "inputs")
     found = [f" --> package.yaml:1: {field}\n  the field {field!r} is missing" for field in missing]
     assert refusal("schema: 1\n") == problems(*found)
     assert refusal(GOOD.removeprefix("schema: 1\n")) == problems(

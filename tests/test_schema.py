@@ -66,7 +66,7 @@ def test_a_misspelt_field_is_not_valid(digits):
     assert problems("manifest", digits) == ["$.inputs.image"]
 
 
-@pytest.mark.parametrize("field", ["schema", "name", "version", "model", "checkpoint", "inputs"])
+@pytest.mark.parametrize("field", ["schema", "name", "version", "checkpoint", "inputs"])
 def test_a_missing_field_is_not_valid(digits, field):
     del digits[field]
     assert problems("manifest", digits) == ["$"]

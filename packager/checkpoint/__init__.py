@@ -1,11 +1,37 @@
-"""Files that training left behind → a state dict.
+"""Files that training left behind → a state dict, and what else lay in them.
 
-Reading has three steps, one module each: `files` opens a file without running anything it holds,
-`select` finds the state dict in what was read, `match` fits its keys and shapes to a module.
+Reading has these steps, one module each: `locate` says which files a checkpoint is, without a tensor library,
+`files` opens them without running anything they hold (`dcp` those of torch.distributed), `select` finds the
+state dict in what was read, `about` describes what lay beside it, `match` fits its keys and shapes to a module.
 Weights are mapped, not copied, where the format allows it.
+
+Importing this package imports none of them: `locate` is asked before torch is there.
 """
 
-from packager.checkpoint.match import Fit, fit
-from packager.checkpoint.select import Checkpoint, read
+from __future__ import annotations
 
-__all__ = ["Checkpoint", "Fit", "fit", "read"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from packager.checkpoint.about import About
+    from packager.checkpoint.match import Fit, fit
+    from packager.checkpoint.select import Checkpoint, read
+
+__all__ = ["About", "Checkpoint", "Fit", "fit", "read"]
+
+_HOMES = {
+    "About": "packager.checkpoint.about",
+    "Checkpoint": "packager.checkpoint.select",
+    "Fit": "packager.checkpoint.match",
+    "fit": "packager.checkpoint.match",
+    "read": "packager.checkpoint.select",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found

@@ -1,83 +1,194 @@
-"""Open a checkpoint file without running anything it holds.
+"""Open a checkpoint's files without running anything they hold.
 
 A safetensors file cannot hold code. A PyTorch file is a pickle, which can: it is read with
 `weights_only=True`, an allow-list of tensors and plain containers
 (https://docs.pytorch.org/docs/stable/notes/serialization.html#weights-only), unless the manifest
-says that it is trusted. Tensors land on the CPU whatever device they were saved on.
+says that it is trusted. Added to that list are plain values that training scripts save beside their
+weights: numpy's scalars and arrays, paths, and the namespace of argparse. A zip archive is held to what
+torch.save writes: nothing compressed, no entry twice, no more in it than the file has bytes.
+Tensors land on the CPU whatever device they were saved on.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import json
+import pathlib
 import pickle
 import re
+import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 
+from packager.checkpoint import dcp
+from packager.checkpoint.header import metadata, read_header
+from packager.checkpoint.locate import DCP, INDEX, Located, locate, program_in, weight_map
 from packager.errors import CheckpointNeedsCode, CheckpointUnreadable
-from packager.preflight import check_file
 
 
-def open_file(path: Path, *, trust_pickle: bool, where: str | None) -> Any:
-    """What the file holds: for safetensors a dict of tensors, for PyTorch files whatever was saved.
+@dataclass(frozen=True)
+class Opened:
+    """What the files hold: whatever was saved, and the strings that safetensors keeps beside its tensors."""
+
+    content: Any
+    format: str
+    metadata: dict[str, str]
+
+
+def open_checkpoint(path: Path, *, trust_pickle: bool, where: str | None) -> Opened:
+    """Open a file, the shards of an index, or a folder: see `packager.checkpoint.locate`.
 
     Raises `CheckpointNotFound`, `CheckpointUnreadable` or `CheckpointNeedsCode`.
     """
-    check_file(path, str(path), where)
-    if path.suffix == ".safetensors":
-        return _open_safetensors(path, where)
-    with path.open("rb") as stream:
-        zipped = stream.read(4) == b"PK\x03\x04"
-    return _open_pytorch(path, trust_pickle=trust_pickle, where=where, zipped=zipped)
+    located = locate(path, where=where)
+    opener = _Opener(located, trust_pickle, where)
+    if located.head.name == DCP:
+        return Opened(dcp.read(located, where, opener.unpickled), "torch.distributed.checkpoint", {})
+    if located.head.name.endswith(INDEX):
+        return opener.shards()
+    return opener.file(located.head)
 
 
-def _open_safetensors(path: Path, where: str | None) -> dict[str, torch.Tensor]:
-    try:
-        tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError, json.JSONDecodeError) as error:
-        raise CheckpointUnreadable(str(path), where, f"as safetensors: {error}") from None
-    return tensors
+@dataclass(frozen=True)
+class _Opener:
+    """One checkpoint's files being opened: what it is called in errors, and whether it may run code."""
+
+    located: Located
+    trust_pickle: bool
+    where: str | None
+
+    def file(self, path: Path) -> Opened:
+        """One file of weights."""
+        if path.suffix == ".safetensors":
+            tensors, strings = self._safetensors(path)
+            return Opened(tensors, "safetensors", strings)
+        with path.open("rb") as stream:
+            zipped = stream.read(4) == b"PK\x03\x04"
+        if zipped:
+            self._check_archive(path)
+        return Opened(self.unpickled(path, zipped=zipped), "pytorch", {})
+
+    def shards(self) -> Opened:
+        """All shards of an index as one state dict, each tensor from the shard that the index says."""
+        named = str(self.located.path)
+        wanted = weight_map(self.located.head, named, self.where)
+        found: dict[str, Any] = {}
+        formats, strings = set(), {}
+        for shard in sorted(set(wanted.values())):
+            opened = self.file(self.located.head.parent / shard)
+            if not isinstance(opened.content, dict):
+                raise self._unreadable(self.located.head.parent / shard, "it is no state dict")
+            formats.add(opened.format)
+            strings.update(opened.metadata)
+            here = {name for name, place in wanted.items() if place == shard}
+            absent = sorted(here - set(opened.content))
+            if absent:
+                why = f"{self.located.head.name} says that {shard} holds {', '.join(absent[:5])}, and it does not"
+                raise CheckpointUnreadable(named, self.where, why)
+            found.update({name: one for name, one in opened.content.items() if name in here})
+        return Opened(found, f"{' and '.join(sorted(formats))} in {len(set(wanted.values()))} shards", strings)
+
+    def unpickled(self, source: Any, *, zipped: bool) -> Any:
+        """What torch.save wrote into a file, or into a stream."""
+        file = source if isinstance(source, Path) else self.located.head
+        mapped = zipped and isinstance(source, Path)
+        with torch.serialization.safe_globals(_plain_values()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, and of TypedStorage in old files
+            try:
+                return torch.load(source, map_location="cpu", weights_only=not self.trust_pickle, mmap=mapped)
+            except pickle.UnpicklingError as error:
+                names = _names_wanted(source, str(error), zipped=mapped)
+                if names:
+                    raise CheckpointNeedsCode(self._called(file), self.where, names) from None
+                raise self._unreadable(file, _first_line(error)) from None
+            except Exception as error:  # noqa: BLE001 (torch and pickle raise a dozen unrelated classes for damaged bytes)
+                raise self._unreadable(file, _first_line(error)) from None
+
+    def _safetensors(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        try:
+            strings = metadata(read_header(path))
+            tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+            # the latter two for a dtype that torch has not
+            raise self._unreadable(path, f"as safetensors: {_first_line(error)}") from None
+        return tensors, strings
+
+    def _check_archive(self, path: Path) -> None:
+        """Refuse an archive that torch.save does not write."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = archive.infolist()
+        except zipfile.BadZipFile:
+            raise self._unreadable(path, "the file is cut off: its directory is missing") from None
+        except Exception as error:  # noqa: BLE001 (zipfile raises several unrelated classes for a damaged directory)
+            raise self._unreadable(path, f"its directory is damaged: {_first_line(error)}") from None
+        names = [one.filename for one in entries]
+        holds = program_in(names)
+        if holds is not None:
+            what = "a TorchScript archive" if holds == "TorchScript" else f"{holds} (.pt2)"
+            raise self._unreadable(path, f"it is {what}, not a checkpoint")
+        packed = [one.filename for one in entries if one.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise self._unreadable(path, f"its entry {packed[0]} is compressed, and torch.save compresses nothing")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise self._unreadable(path, f"its entry {twice} stands there twice")
+        if sum(one.file_size for one in entries) > path.stat().st_size:
+            raise self._unreadable(path, "its entries claim more than the file holds")
+
+    def _unreadable(self, file: Path, why: str) -> CheckpointUnreadable:
+        return CheckpointUnreadable(self._called(file), self.where, why)
+
+    def _called(self, file: Path) -> str:
+        """The file itself: it may be one of many."""
+        return str(file)
 
 
-def _open_pytorch(path: Path, *, trust_pickle: bool, where: str | None, zipped: bool) -> Any:
-    if zipped:
-        _refuse_torchscript(path, where)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        names = _names_wanted(path, str(error), zipped=zipped)
-        if names:
-            raise CheckpointNeedsCode(str(path), where, names) from None
-        raise CheckpointUnreadable(str(path), where, _first_line(error)) from None
-    except Exception as error:  # noqa: BLE001 (torch and pickle raise a dozen unrelated classes for damaged bytes)
-        raise CheckpointUnreadable(str(path), where, _first_line(error)) from None
+# -- pickles --------------------------------------------------------------------------------
 
 
-def _refuse_torchscript(path: Path, where: str | None) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            scripted = any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
-    except zipfile.BadZipFile:
-        raise CheckpointUnreadable(str(path), where, "the file is cut off: its directory is missing") from None
-    except Exception as error:  # noqa: BLE001 (zipfile raises several unrelated classes for a damaged directory)
-        raise CheckpointUnreadable(str(path), where, f"its directory is damaged: {_first_line(error)}") from None
-    if scripted:
-        raise CheckpointUnreadable(str(path), where, "it is a TorchScript archive, not a checkpoint")
+def _plain_values() -> list[Any]:
+    """What may be made from a pickle beside torch's own allow-list: values that do nothing when they are made."""
+    numpy_names = ("numpy.core.multiarray", "numpy._core.multiarray")
+    paths = [
+        (pathlib.PurePath, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+    ]
+    scalar, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    return [
+        argparse.Namespace,
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(one)) for one in "?bBhHiIlLqQefdFDgGU"),
+        *((scalar, f"{name}.scalar") for name in numpy_names),
+        *((array, f"{name}._reconstruct") for name in numpy_names),
+        (_latin1, "_codecs.encode"),
+        *paths,
+    ]
 
 
-def _names_wanted(path: Path, message: str, *, zipped: bool) -> list[str]:
+def _latin1(text: str, encoding: str) -> bytes:
+    """How pickle writes bytes in its old protocols; other encodings are not looked up."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes are encoded as {encoding!r}")
+    return text.encode("latin1")
+
+
+def _names_wanted(source: Any, message: str, *, zipped: bool) -> list[str]:
     """The classes and functions that a refused pickle asks for."""
     names = set(re.findall(r"GLOBAL ([\w.]+)", message))
     if zipped:
         # Where this fails, the names in the message are what can be found out.
         with contextlib.suppress(Exception):
-            names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+            names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(source))
     return sorted(names)
 
 

@@ -1,14 +1,16 @@
 """Fit a state dict to a module: names, shapes, and what is left over on either side.
 
 Training wraps modules, and each wrapper leaves a prefix on every key: `module.` (DataParallel and
-DistributedDataParallel), `_orig_mod.` (torch.compile), `model.` (a Lightning module's attribute).
-And a module may wrap what was trained, which puts a prefix on the module's side. `prefix: auto`
-strips the wrappers' prefixes, or adds the name of one of the module's children, where more keys
-fit the module for it.
+DistributedDataParallel), `_orig_mod.` (torch.compile), `_fsdp_wrapped_module.` (FSDP),
+`_checkpoint_wrapped_module.` (activation checkpointing), `model.` (a Lightning module's attribute). They come
+in any nesting, and around parts of a module too. And a module may wrap what was trained, which puts a prefix on
+the module's side. `prefix: auto` strips the wrappers' prefixes, or adds the name of one of the module's
+children, where more keys fit the module for it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,7 +20,8 @@ import torch
 
 from packager.errors import StateDoesNotFit
 
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_RESERVED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
+WRAPPERS = ("module.", *_RESERVED, "model.", "net.", "network.")
 _ROWS = 20  # a table longer than this helps nobody
 
 
@@ -28,6 +31,15 @@ class Fit:
 
     state: Mapping[str, torch.Tensor]
     prefix: str
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Forgiven:
+    """What may be missing or left over: nothing where `strict`, but for the patterns."""
+
+    strict: bool
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
 
@@ -49,7 +61,7 @@ def fit(
     Raises `StateDoesNotFit` that lists missing and unexpected keys with their nearest names, and a
     table of shapes that differ.
     """
-    prefix_used, renamed = _rename(state, shapes, prefix)
+    prefix_used, renamed = _rename(state, shapes, prefix, where)
     present = set(renamed)
     covered = {name for group in tied if group & present for name in group}
     missing = [name for name in shapes if name not in renamed and name not in covered]
@@ -59,22 +71,44 @@ def fit(
         for name, tensor in renamed.items()
         if name in shapes and tuple(tensor.shape) != tuple(shapes[name])
     ]
-    refused_missing = [name for name in missing if strict and not _allowed(name, allow_missing)]
-    refused_unexpected = [name for name in unexpected if strict and not _allowed(name, allow_unexpected)]
-    if refused_missing or refused_unexpected or wrong:
-        why = _explain(refused_missing, refused_unexpected, wrong, list(renamed), list(shapes))
-        raise StateDoesNotFit(where, why, _hint(refused_missing, refused_unexpected))
+    forgiven = Forgiven(strict, tuple(allow_missing), tuple(allow_unexpected))
+    check(missing, unexpected, wrong, forgiven, in_file=list(renamed), in_module=list(shapes), where=where)
     kept = {name: tensor for name, tensor in renamed.items() if name in shapes}
     return Fit(kept, prefix_used, tuple(missing), tuple(unexpected))
 
 
+def check(
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    wrong: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
+    forgiven: Forgiven,
+    *,
+    in_file: Sequence[str],
+    in_module: Sequence[str],
+    where: str | None,
+) -> None:
+    """Refuse what is missing, left over, or of another shape (name, the module's, the checkpoint's).
+
+    Raises `StateDoesNotFit`.
+    """
+    refused_missing = [name for name in missing if forgiven.strict and not _allowed(name, forgiven.missing)]
+    refused_unexpected = [name for name in unexpected if forgiven.strict and not _allowed(name, forgiven.unexpected)]
+    if refused_missing or refused_unexpected or wrong:
+        why = _explain(refused_missing, refused_unexpected, wrong, in_file, in_module)
+        raise StateDoesNotFit(where, why, _hint(refused_missing, refused_unexpected))
+
+
 def _rename(
-    state: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], prefix: str
+    state: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], prefix: str, where: str | None
 ) -> tuple[str, dict[str, torch.Tensor]]:
     """The state under new keys, and what was done to them: `module.` for stripped, `+net.` for added."""
+    if prefix not in ("auto", ""):
+        _check_prefix(state, prefix, where)
     if prefix != "auto":
         return prefix, {key.removeprefix(prefix): value for key, value in state.items()}
     stripped = list(_stripped(state))
+    # `module.` in the middle of a name: a part of the model was wrapped, or the module has a child of that name.
+    stripped += [(f"{removed}*.module.", _inside_without(variant, ("module.",))) for removed, variant in stripped]
     children = dict.fromkeys(name.partition(".")[0] + "." for name in shapes if "." in name)
     added = [
         (f"{removed}+{child}", {child + key: value for key, value in variant.items()})
@@ -87,8 +121,8 @@ def _rename(
 
 def _stripped(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """The state as it is, and with one wrapper after the other taken off."""
-    # torch.compile may sit on a part of the model too; its name is reserved, so it goes anywhere.
-    current = {key.replace("._orig_mod.", "."): value for key, value in state.items()}
+    # A wrapper may sit on a part of the model too; a reserved name goes anywhere.
+    current = _inside_without(state, _RESERVED)
     removed = ""
     yield removed, current
     while wrapper := next((one for one in WRAPPERS if any(key.startswith(one) for key in current)), None):
@@ -98,6 +132,22 @@ def _stripped(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, dict[str
             return  # two keys would become one
         current, removed = shorter, removed + wrapper
         yield removed, current
+
+
+def _inside_without(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The state without these names in the middle of its keys; as it is where two keys would become one."""
+    middle = re.compile(rf"(?<=\.)(?:{'|'.join(re.escape(name) for name in names)})")
+    shorter = {middle.sub("", key): value for key, value in state.items()}
+    return shorter if len(shorter) == len(state) else dict(state)
+
+
+def _check_prefix(state: Mapping[str, torch.Tensor], prefix: str, where: str | None) -> None:
+    if state and not any(key.startswith(prefix) for key in state):
+        known = {key[: dot + 1] for key in state for dot, letter in enumerate(key) if letter == "."}
+        near = get_close_matches(prefix, sorted(known), n=1)
+        shown = ", ".join(list(state)[:5]) + (", …" if len(state) > 5 else "")
+        why = f"no key starts with checkpoint.prefix {prefix!r}\nthe checkpoint has: {shown}"
+        raise StateDoesNotFit(where, why, f"did you mean {near[0]!r}?" if near else "prefix: auto finds wrappers' own")
 
 
 def _allowed(name: str, patterns: Sequence[str]) -> bool:

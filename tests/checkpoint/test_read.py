@@ -118,7 +118,8 @@ def test_an_ema_that_is_not_there_says_what_was_looked_for_and_what_is_there(tmp
     assert render(caught.value) == (
         "error[weights-not-found]: checkpoint.weights: ema finds no state dict\n"
         " --> package.yaml:7: checkpoint.path\n"
-        "  looked for: ema, ema_state_dict, state_dict_ema, model_ema, ema_model, ema_state, shadow\n"
+        "  looked for: ema, ema_state_dict, state_dict_ema, model_ema, ema_model, ema_state, shadow, "
+        "averaged_model, swa_model, swa_state_dict\n"
         "  the file holds: model: dict, epoch: int\n"
         "hint: name the key: checkpoint.weights: dotted.key"
     )
@@ -191,7 +192,7 @@ def test_an_empty_file_and_a_folder_are_refused(tmp_path, name):
     assert refusal(tmp_path / name) == "the file is empty"
     assert refusal(tmp_path / name, trust_pickle=True) == "the file is empty"
     (tmp_path / "folder").mkdir()
-    assert refusal(tmp_path / "folder") == "it is a folder, and a file is expected"
+    assert refusal(tmp_path / "folder") == "it is a folder without a checkpoint in it"
 
 
 def test_an_unreadable_checkpoint_reads_as_a_whole(tmp_path):

@@ -1,0 +1,150 @@
+"""A folder of torch.distributed.checkpoint (DCP) → what was saved, put together from what every rank wrote.
+
+`.metadata` is a pickle that says which tensor has which chunks, and where in which `.distcp` each of them lies;
+a chunk is a file of torch.save's own. torch reads `.metadata` with plain pickle, which runs what it asks for.
+Here it is read with stand-ins: each of the few classes that DCP writes becomes a record that does nothing, and
+any other name is refused.
+
+What an optimizer saved is left where it is: only that it is there is said.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from packager.checkpoint.locate import Located
+from packager.errors import CheckpointUnreadable
+
+_LONGEST = 1 << 30
+_RECORDS = {
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
+        "MetadataIndex", "StorageMeta",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+}  # fmt: skip
+_DTYPES = {str(one).removeprefix("torch.") for one in vars(torch).values() if isinstance(one, torch.dtype)}
+
+
+def read(located: Located, where: str | None, unpickled: Callable[..., Any]) -> dict[str, Any]:
+    """Everything in the folder but the optimizer's state, nested as it was saved; `unpickled` reads one chunk.
+
+    Raises `CheckpointUnreadable` or `CheckpointNeedsCode`.
+    """
+    named = str(located.path)
+    metadata = _metadata(located.head, named, where)
+    try:
+        places: dict[str, list[tuple[Any, Any]]] = {}
+        for index, info in metadata.storage_data.items():
+            places.setdefault(str(index.fqn), []).append((index, info))
+        saved_as = getattr(metadata, "planner_data", None) or {}
+        found: dict[str, Any] = {}
+        for name, described in metadata.state_dict_metadata.items():
+            path = tuple(str(part) for part in saved_as.get(name, (name,)))
+            if path[0].startswith("optim"):
+                found.setdefault(path[0], {})
+                continue
+            chunks = [_chunk(located, info, where, unpickled) for _, info in places.get(name, [])]
+            offsets = [getattr(index, "offset", None) for index, _ in places.get(name, [])]
+            _put(found, path, _whole(name, described, chunks, offsets))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+        # what a damaged .metadata leads to
+        text = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointUnreadable(named, where, f"as torch.distributed.checkpoint: {text}") from None
+    return found
+
+
+def _whole(name: str, described: Any, chunks: list[Any], offsets: list[Any]) -> Any:
+    """A value from its chunks: a tensor put together, or the one object that was saved."""
+    if not chunks:
+        raise ValueError(f"{name} is nowhere to be found")
+    size = getattr(described, "size", None)
+    if size is None or (len(chunks) == 1 and tuple(chunks[0].shape) == tuple(size)):
+        return chunks[0]
+    if sum(one.numel() for one in chunks) != math.prod(size):
+        raise ValueError(f"the chunks of {name} do not make up {list(size)}")
+    whole = torch.zeros(size, dtype=chunks[0].dtype)
+    for chunk, offset in zip(chunks, offsets, strict=True):
+        part = whole
+        for dim, (start, length) in enumerate(zip(offset, chunk.shape, strict=True)):
+            part = part.narrow(dim, start, length)
+        part.copy_(chunk)
+    return whole
+
+
+def _chunk(located: Located, info: Any, where: str | None, unpickled: Callable[..., Any]) -> Any:
+    """One chunk from its place in a file."""
+    name = str(info.relative_path)
+    file = located.folder / name
+    if file not in located.files[1:]:
+        raise ValueError(f"{name} is missing" if "/" not in name else f"it names a path outside its folder: {name!r}")
+    if getattr(info, "transform_descriptors", None):
+        raise ValueError(f"{name} is compressed, which is not supported")
+    offset, length = int(info.offset), int(info.length)
+    if offset < 0 or length < 0 or offset + length > file.stat().st_size:
+        raise ValueError(f"{name} is cut off")
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        return unpickled(io.BytesIO(stream.read(length)), zipped=True)
+
+
+def _put(found: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for part in path[:-1]:
+        found = found.setdefault(part, {})
+    found[path[-1]] = value
+
+
+# -- .metadata ------------------------------------------------------------------------------
+
+
+class _Record:
+    """Stands in for a class of DCP: keeps what the pickle gives it, and does nothing."""
+
+    def __init__(self, *given: object) -> None:
+        self.given = given
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _RECORDS.get(module, ()):
+            return _Record
+        if name in ("_MEM_FORMAT_ENCODING", "TensorProperties._MEM_FORMAT_ENCODING", "_get_layout"):
+            return _Record
+        if (module, name) == ("torch", "Size"):
+            return tuple
+        if module == "torch" and name in _DTYPES:
+            return name
+        if module in ("pathlib", "pathlib._local") and name in ("PosixPath", "WindowsPath", "Path"):
+            return PurePosixPath
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        raise _WantsCode(f"{module}.{name}")
+
+
+class _WantsCode(Exception):
+    pass
+
+
+def _metadata(path: Path, named: str, where: str | None) -> Any:
+    try:
+        if path.stat().st_size > _LONGEST:
+            raise ValueError("it is too long")
+        with path.open("rb") as stream:
+            return _Unpickler(stream).load()
+    except _WantsCode as error:
+        why = f".metadata asks for {error}, which torch.distributed.checkpoint does not write; nothing of it was run"
+        raise CheckpointUnreadable(named, where, why) from None
+    except Exception as error:  # noqa: BLE001 (pickle raises a dozen unrelated classes for damaged bytes)
+        text = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointUnreadable(named, where, f".metadata cannot be read: {text}") from None

@@ -1,0 +1,220 @@
+"""Which files a checkpoint is, told without opening one tensor: `checkpoint.path` may name a file or a folder.
+
+    a file                one file of weights: safetensors or PyTorch's
+    NAME.index.json       the index of a sharded checkpoint, and every shard that it names
+    a folder              what its content says, in this order:
+        .metadata           torch.distributed.checkpoint, with all its *.distcp
+        NAME.index.json     a sharded checkpoint, as above
+        one file of weights under a usual name, or the only one there
+
+A config.json beside weights in a folder belongs to them, as Hugging Face writes it. The first file is the
+head: what leads to the others, or else holds the weights. The digest of several files is that of the lines
+that sha256sum would print of them, so no tensor library is needed to say whether a checkpoint is the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packager.errors import CheckpointNotFound, CheckpointUnreadable
+
+INDEX = ".index.json"
+DCP = ".metadata"
+CONFIG = "config.json"
+_WEIGHTS = (
+    "model.safetensors", "pytorch_model.safetensors", "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin", "model.pt", "model.pth",
+)  # fmt: skip
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+_LONGEST_JSON = 100_000_000  # as safetensors has it for a header
+
+
+@dataclass(frozen=True)
+class Located:
+    """What a path named, and the files that are read for it, the head first."""
+
+    path: Path
+    files: tuple[Path, ...]
+
+    @property
+    def head(self) -> Path:
+        """The file that leads to the others, or holds the weights."""
+        return self.files[0]
+
+    @property
+    def folder(self) -> Path:
+        """Where the files' names start."""
+        return self.path if self.head != self.path else self.path.parent
+
+
+def locate(path: Path, named: str | None = None, where: str | None = None) -> Located:
+    """Find the files of a checkpoint; `named` is what the user calls it, `where` the field that does.
+
+    Raises `CheckpointNotFound` or `CheckpointUnreadable`.
+    """
+    called = named or str(path)
+    if _kind(path, called, where) == "folder":
+        files = _in_folder(path, called, where)
+    elif path.name.endswith(INDEX):
+        files = [path, *_shards(path, called, where)]
+    else:
+        files = [path]
+    for file in files:
+        _check(file, called, where, alone=len(files) == 1)
+    return Located(path, tuple(files))
+
+
+def digest(located: Located, sha256: Callable[[Path], str]) -> str:
+    """One file: its SHA-256. Several: SHA-256 over sorted `sha256  name` lines. Raises OSError."""
+    if len(located.files) == 1:
+        return sha256(located.head)
+    names = {file.relative_to(located.folder).as_posix(): file for file in located.files}
+    lines = sorted(f"{sha256(file)}  {name}\n" for name, file in names.items())
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def program(located: Located) -> str | None:
+    """`TorchScript` or `an exported program` where the one file holds its own forward(); None where it does not."""
+    try:
+        with zipfile.ZipFile(located.head) as archive:
+            return program_in(archive.namelist())
+    except Exception:  # noqa: BLE001 (zipfile raises several unrelated classes; whoever reads the file will tell)
+        return None
+
+
+def program_in(names: Sequence[str]) -> str | None:
+    """The same for the names of an archive's entries, which all lie in one folder."""
+    inside = [name.partition("/")[2] for name in names]
+    if any(name.startswith("code/") for name in inside):
+        return "TorchScript"
+    if any(name.startswith("models/") and name.endswith(".json") for name in inside):
+        return "an exported program"
+    return None
+
+
+# -- what a path is -------------------------------------------------------------------------
+
+
+def _kind(path: Path, named: str, where: str | None) -> str:
+    """`file` or `folder`; refuses what is neither."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointNotFound(named, where, _beside(path)) from None
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it
+        circle = isinstance(error, OSError) and error.errno == errno.ELOOP
+        why = "it is a symbolic link that leads in a circle" if circle else getattr(error, "strerror", None)
+        raise CheckpointUnreadable(named, where, why or str(error)) from None
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if not stat.S_ISREG(mode):
+        raise CheckpointUnreadable(named, where, "it is no regular file")
+    return "file"
+
+
+def _beside(path: Path) -> str | None:
+    if path.is_symlink():
+        return f"it is a symbolic link to {os.readlink(path)}, which is not there"
+    beside = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
+    near = [name for name in beside if name.endswith((*_SUFFIXES, INDEX))]
+    return f"beside it: {', '.join(near)}" if near else None
+
+
+def _check(file: Path, named: str, where: str | None, *, alone: bool) -> None:
+    """Refuse a file that is absent, no file, unreadable or empty."""
+    it = "the file" if alone else file.name
+    try:
+        if _kind(file, named, where) == "folder":
+            raise CheckpointUnreadable(named, where, f"{it} is a folder, and a file is expected")
+    except CheckpointNotFound:
+        raise CheckpointUnreadable(named, where, f"{it} is missing") from None
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(1)
+    except OSError as error:
+        raise CheckpointUnreadable(named, where, str(error.strerror)) from None
+    if not head:
+        raise CheckpointUnreadable(named, where, f"{it} is empty")
+
+
+# -- folders and shards -----------------------------------------------------------------------
+
+
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether a folder has something in it that a checkpoint is made of."""
+    return any(name == DCP or name.endswith((INDEX, *_SUFFIXES)) for name in os.listdir(folder))
+
+
+def _in_folder(folder: Path, named: str, where: str | None) -> list[Path]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointUnreadable(named, where, str(error.strerror)) from None
+    if DCP in names:
+        return [folder / DCP, *(folder / name for name in names if name.endswith(".distcp"))]
+    config = [folder / CONFIG] if CONFIG in names else []
+    indexes = [name for name in names if name.endswith(INDEX)]
+    usual = [name for name in _WEIGHTS if name in names]
+    weights = [name for name in names if name.endswith(_SUFFIXES)]
+    if "adapter_config.json" in names and not usual and not indexes:
+        raise CheckpointUnreadable(named, where, "it holds an adapter (PEFT), not the weights of a model: merge them")
+    if usual and not (indexes and usual[0].endswith(".bin")):
+        return [folder / usual[0], *config]
+    if indexes:
+        # safetensors before the same weights as pickles
+        head = folder / min(indexes, key=lambda name: ("safetensors" not in name, name))
+        return [head, *_shards(head, named, where), *config]
+    if len(weights) == 1:
+        return [folder / weights[0], *config]
+    if weights:
+        why = f"it is a folder with {len(weights)} files of weights: name one of {', '.join(weights[:20])}"
+        raise CheckpointUnreadable(named, where, why)
+    raise CheckpointUnreadable(named, where, "it is a folder without a checkpoint in it")
+
+
+def _shards(index: Path, named: str, where: str | None) -> list[Path]:
+    """The shards that an index names, each in the index's own folder or below."""
+    names = sorted(set(weight_map(index, named, where).values()))
+    for name in names:
+        parts = name.replace("\\", "/").split("/")
+        if not name or ".." in parts or name.startswith("/") or ":" in parts[0] or "\0" in name:
+            raise CheckpointUnreadable(named, where, f"{index.name} names a path outside its folder: {name!r}")
+    return [index.parent / name for name in names]
+
+
+def weight_map(index: Path, named: str, where: str | None) -> dict[str, str]:
+    """Which shard each tensor is in, as an index says."""
+    try:
+        if index.stat().st_size > _LONGEST_JSON:
+            raise ValueError("it is too long to be an index")
+        found = read_json(index.read_bytes())
+        shards = found["weight_map"]
+        if not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise ValueError("weight_map names no shards")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = str(error) if not isinstance(error, KeyError) else "it has no weight_map"
+        raise CheckpointUnreadable(named, where, f"{index.name} is no index of shards: {why}") from None
+    return dict(shards)
+
+
+def read_json(content: bytes) -> Any:
+    """JSON in which no key stands twice. Raises ValueError."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{twice!r} stands there twice")
+        return found
+
+    return json.loads(content.decode("utf-8"), object_pairs_hook=once)

@@ -1,0 +1,472 @@
+"""Every form of checkpoint, written here by the library that writes it; docs/checkpoints.md lists them by test."""
+
+import argparse
+import functools
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from packager import checkpoint
+from packager.checkpoint.about import About
+from packager.errors import CheckpointNeedsCode, CheckpointUnreadable, WeightsNotFound, render
+
+
+class Net(nn.Module):
+    """Parameters, and buffers of all kinds of dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(self.layer(x))
+
+
+@pytest.fixture
+def trained():
+    """A module and its optimizer and scheduler after a step."""
+    torch.manual_seed(0)
+    module = Net()
+    optimizer = torch.optim.AdamW(module.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    step(module, optimizer)
+    scheduler.step()
+    return module, optimizer, scheduler
+
+
+def step(module, optimizer):
+    module(torch.randn(8, 4)).square().sum().backward()
+    optimizer.step()
+
+
+SHAPES = {name: tuple(one.shape) for name, one in Net().state_dict().items()}
+
+
+def fits(read, module, **settings):
+    """Whether what was read is the module's state, name by name, once it is fitted."""
+    found = checkpoint.fit(read.state, SHAPES, **settings).state
+    own = module.state_dict()
+    return set(found) == set(own) and all(torch.equal(found[name], one) for name, one in own.items())
+
+
+# -- PyTorch files --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "model_state", "model", "net", "weights"])
+def test_a_training_script_s_checkpoint_tells_what_lay_beside_its_weights(tmp_path, trained, key, zipped):
+    module, optimizer, scheduler = trained
+    saved = {
+        "epoch": 3,
+        "global_step": 120,
+        key: module.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "scheduler_state_dict": scheduler.state_dict(),
+        "loss": 0.25,
+        "best_acc": torch.tensor(0.5),
+        "metrics": {"f1": np.float32(0.75), "auc": float("nan")},
+        "config": {"lr": 1e-3, "layers": [4, 3], "name": "net", "deep": {"a": None}},
+    }
+    torch.save(saved, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
+    found = checkpoint.read(tmp_path / "best.pt")
+    assert fits(found, module)
+    assert (found.key, found.format) == (key, "pytorch")
+    assert found.about == About(
+        epoch=3,
+        step=120,
+        metrics={"loss": 0.25, "best_acc": 0.5, "f1": 0.75, "auc": "nan"},
+        hyperparameters={"lr": 1e-3, "layers": [4, 3], "name": "net", "deep": {"a": None}},
+        optimizer=True,
+        scheduler=True,
+        ema=False,
+    )
+    json.dumps(found.about.as_json(), allow_nan=False)
+
+
+def test_a_bare_state_dict_has_nothing_beside_it(tmp_path, trained):
+    torch.save(trained[0].state_dict(), tmp_path / "best.pt")
+    found = checkpoint.read(tmp_path / "best.pt")
+    assert fits(found, trained[0])
+    assert (found.key, found.beside, found.about) == ("", (), About())
+
+
+def test_settings_that_argparse_made_and_paths_and_arrays_of_numpy_are_plain_values(tmp_path, trained):
+    settings = argparse.Namespace(lr=0.1, out=pathlib.Path("runs") / "a", seed=np.int64(7))
+    saved = {"model": trained[0].state_dict(), "args": settings, "history": np.arange(3.0), "best_acc": np.float64(0.5)}
+    torch.save(saved, tmp_path / "best.pt")
+    found = checkpoint.read(tmp_path / "best.pt").about
+    assert found.hyperparameters == {"lr": 0.1, "out": "runs/a", "seed": 7}
+    assert found.metrics == {"best_acc": 0.5}
+
+
+def test_an_optimizer_under_a_name_of_settings_is_told_and_not_shown(tmp_path, trained):
+    torch.save({"net": trained[0].state_dict(), "opt": trained[1].state_dict()}, tmp_path / "best.pt")
+    assert checkpoint.read(tmp_path / "best.pt").about == About(optimizer=True)
+
+
+def test_a_lightning_file_is_read_and_shows_its_hyperparameters(tmp_path, trained):
+    # Lightning is no dependency: this is the dict that Trainer.save_checkpoint of lightning 2.5 writes.
+    module, optimizer, scheduler = trained
+    saved = {
+        "epoch": 4,
+        "global_step": 500,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": {f"model.{name}": one for name, one in module.state_dict().items()},
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {
+            "EarlyStopping{'monitor': 'val_loss'}": {"wait_count": 0, "patience": 3},
+            "ModelCheckpoint{'monitor': 'val_loss'}": {"best_model_score": torch.tensor(0.125), "best_model_path": "x"},
+        },
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [scheduler.state_dict()],
+        "hparams_name": "kwargs",
+        "hyper_parameters": {"lr": 0.01, "width": 64},
+    }
+    torch.save(saved, tmp_path / "last.ckpt")
+    found = checkpoint.read(tmp_path / "last.ckpt")
+    assert fits(found, module)
+    assert found.about == About(
+        epoch=4,
+        step=500,
+        metrics={"best_model_score": 0.125},
+        hyperparameters={"lr": 0.01, "width": 64},
+        optimizer=True,
+        scheduler=True,
+    )
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_whole_module_is_refused_with_the_classes_it_wants_unless_it_is_trusted(tmp_path, trained, zipped):
+    path = tmp_path / "best.pt"
+    torch.save({"model": trained[0], "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointNeedsCode) as caught:
+        checkpoint.read(path)
+    asked = caught.value.why.removeprefix("it asks for: ").split(", ")
+    assert f"{Net.__module__}.Net" in asked
+    if zipped:
+        assert {"torch.nn.modules.linear.Linear", "torch.nn.modules.batchnorm.BatchNorm1d"} <= set(asked)
+    found = checkpoint.read(path, trust_pickle=True)
+    assert fits(found, trained[0])
+    assert (found.key, found.about.epoch) == ("model", 3)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_file_that_was_saved_on_cuda_lands_on_the_cpu(tmp_path, monkeypatch, zipped):
+    # There is no such device here: torch is told that these tensors are on one when it asks for the tag it writes.
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:3")
+    state = {"weight": torch.arange(4.0)}
+    torch.save(state, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
+    monkeypatch.undo()
+    found = checkpoint.read(tmp_path / "best.pt").state["weight"]
+    assert found.device.type == "cpu"
+    assert torch.equal(found, state["weight"])
+
+
+# -- safetensors ----------------------------------------------------------------------------
+
+
+def test_one_safetensors_file_tells_what_its_metadata_says(tmp_path, trained):
+    metadata = {"epoch": "3", "global_step": "70", "format": "pt"}
+    safetensors.torch.save_file(trained[0].state_dict(), tmp_path / "best.safetensors", metadata)
+    found = checkpoint.read(tmp_path / "best.safetensors")
+    assert fits(found, trained[0])
+    assert found.metadata == metadata
+    assert (found.about.epoch, found.about.step) == (3, 70)
+
+
+def sharded(folder, module, suffix="safetensors"):
+    """Two shards and their index, as Hugging Face's libraries lay them out."""
+    folder.mkdir()
+    state = module.state_dict()
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    names = [f"{stem}-0000{number}-of-00002.{suffix}" for number in (1, 2)]
+    places = {name: names[position % 2] for position, name in enumerate(state)}
+    for shard in names:
+        part = {name: one for name, one in state.items() if places[name] == shard}
+        (safetensors.torch.save_file if suffix == "safetensors" else torch.save)(part, folder / shard)
+    index = folder / f"{stem}.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards_are_read_by_their_index_or_their_folder(tmp_path, trained, suffix):
+    index = sharded(tmp_path / "out", trained[0], suffix)
+    for path in (index, index.parent):
+        found = checkpoint.read(path)
+        assert fits(found, trained[0])
+    assert found.format == f"{'pytorch' if suffix == 'bin' else 'safetensors'} in 2 shards"
+
+
+def test_the_shards_that_huggingface_hub_writes_are_read(tmp_path, trained):
+    hub = pytest.importorskip("huggingface_hub")
+    hub.save_torch_state_dict(trained[0].state_dict(), tmp_path, max_shard_size=40)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert fits(checkpoint.read(tmp_path), trained[0])
+
+
+def refusal(path, kind=CheckpointUnreadable, **settings):
+    with pytest.raises(kind) as caught:
+        checkpoint.read(path, **settings)
+    return caught.value
+
+
+def test_a_shard_that_is_missing_is_refused(tmp_path, trained):
+    index = sharded(tmp_path / "out", trained[0])
+    (index.parent / "model-00002-of-00002.safetensors").unlink()
+    assert render(refusal(index)) == (
+        f"error[checkpoint-unreadable]: {index} is not a checkpoint that can be read\n"
+        "  model-00002-of-00002.safetensors is missing\n"
+        "hint: save the weights again with torch.save(model.state_dict(), …) or safetensors"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "a/../../x.safetensors", "..\\x", "C:\\x", ""]
+)
+def test_an_index_that_names_a_path_outside_its_folder_is_refused(tmp_path, trained, name):
+    index = sharded(tmp_path / "out", trained[0])
+    shutil.copy(index.parent / "model-00001-of-00002.safetensors", tmp_path / "secret.safetensors")
+    index.write_text(json.dumps({"weight_map": {"layer.weight": name}}))
+    assert refusal(index).why == f"model.safetensors.index.json names a path outside its folder: {name!r}"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("{}", "it has no weight_map"),
+        ('{"weight_map": {}}', "weight_map names no shards"),
+        ('{"weight_map": {"a": 1}}', "weight_map names no shards"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "'a' stands there twice"),
+        ("[" * 100_000, "maximum recursion depth exceeded while decoding a JSON array from a unicode string"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(tmp_path, content, why):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    assert refusal(tmp_path).why == f"model.safetensors.index.json is no index of shards: {why}"
+
+
+def test_an_index_that_promises_a_tensor_its_shard_has_not_is_refused(tmp_path, trained):
+    index = sharded(tmp_path / "out", trained[0])
+    content = json.loads(index.read_text())
+    content["weight_map"]["extra"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    assert refusal(index).why == (
+        "model.safetensors.index.json says that model-00001-of-00002.safetensors holds extra, and it does not"
+    )
+
+
+def test_a_folder_with_several_files_of_weights_asks_for_one(tmp_path, trained):
+    for name in ("epoch1.pt", "epoch2.pt"):
+        torch.save(trained[0].state_dict(), tmp_path / name)
+    assert refusal(tmp_path).why == "it is a folder with 2 files of weights: name one of epoch1.pt, epoch2.pt"
+    (tmp_path / "epoch1.pt").unlink()
+    assert fits(checkpoint.read(tmp_path), trained[0])
+
+
+# -- torch.distributed.checkpoint -----------------------------------------------------------
+
+
+@pytest.fixture
+def distributed(tmp_path, trained):
+    """A folder that torch.distributed.checkpoint wrote."""
+    module, optimizer, _ = trained
+    saved = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3, "loss": torch.tensor(0.5)}
+    dcp.save(saved, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    return tmp_path / "dcp"
+
+
+def test_a_folder_of_torch_distributed_checkpoint_is_read(distributed, trained):
+    found = checkpoint.read(distributed)
+    assert fits(found, trained[0])
+    assert (found.key, found.format) == ("model", "torch.distributed.checkpoint")
+    assert found.about == About(epoch=3, metrics={"loss": 0.5}, optimizer=True)
+
+
+def test_a_flat_state_dict_of_torch_distributed_checkpoint_is_read(tmp_path, trained):
+    dcp.save(trained[0].state_dict(), checkpoint_id=tmp_path / "dcp", no_dist=True)
+    assert fits(checkpoint.read(tmp_path / "dcp"), trained[0])
+
+
+def save_in_chunks(rank, folder):
+    """One of two processes, each with its rows of a tensor."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    whole = {"weight": torch.arange(20.0).reshape(5, 4), "wide": torch.arange(6.0).reshape(2, 3)}
+    state = {
+        "weight": distribute_tensor(whole["weight"], mesh, [Shard(0)]),
+        "wide": distribute_tensor(whole["wide"], mesh, [Shard(1)]),
+    }
+    dcp.save(state, checkpoint_id=f"{folder}/dcp")
+    torch.distributed.destroy_process_group()
+
+
+def test_the_chunks_that_two_processes_wrote_are_put_together(tmp_path):
+    torch.multiprocessing.spawn(save_in_chunks, (str(tmp_path),), nprocs=2)
+    assert len(list((tmp_path / "dcp").glob("*.distcp"))) == 2
+    state = checkpoint.read(tmp_path / "dcp").state
+    assert torch.equal(state["weight"], torch.arange(20.0).reshape(5, 4))
+    assert torch.equal(state["wide"], torch.arange(6.0).reshape(2, 3))
+
+
+def test_a_distributed_checkpoint_without_one_of_its_files_is_refused(distributed):
+    (distributed / "__0_0.distcp").unlink()
+    assert refusal(distributed).why == "as torch.distributed.checkpoint: __0_0.distcp is missing"
+
+
+def test_a_distributed_checkpoint_that_is_cut_off_is_refused(distributed):
+    file = distributed / "__0_0.distcp"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert refusal(distributed).why == "as torch.distributed.checkpoint: __0_0.distcp is cut off"
+    metadata = (distributed / ".metadata").read_bytes()
+    for length in range(1, len(metadata), 97):
+        (distributed / ".metadata").write_bytes(metadata[:length])
+        assert isinstance(refusal(distributed), CheckpointUnreadable)
+
+
+def test_metadata_that_names_a_file_outside_its_folder_is_refused(distributed):
+    content = (distributed / ".metadata").read_bytes()
+    assert content.count(b"__0_0.distcp") == 1
+    (distributed / ".metadata").write_bytes(content.replace(b"__0_0.distcp", b"../../passwd"))
+    assert refusal(distributed).why == (
+        "as torch.distributed.checkpoint: it names a path outside its folder: '../../passwd'"
+    )
+
+
+# -- wrappers -------------------------------------------------------------------------------
+
+
+def data_parallel(module):
+    return nn.DataParallel(module)
+
+
+def compiled(module):
+    return module if isinstance(module, torch._dynamo.OptimizedModule) else torch.compile(module)  # twice is no module
+
+
+class Lightning(nn.Module):
+    """As a LightningModule holds what it trains."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.model = module
+
+
+class FSDP(nn.Module):
+    """As FullyShardedDataParallel registers what it wraps."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._fsdp_wrapped_module = module
+
+
+WRAPPERS = [data_parallel, compiled, Lightning, FSDP]
+
+
+@given(
+    st.lists(st.sampled_from(WRAPPERS), max_size=5),
+    st.lists(st.sampled_from([data_parallel, compiled, FSDP]), max_size=2),
+)
+def test_any_nesting_of_wrappers_around_the_whole_and_a_part_is_taken_off(outside, inside):
+    module = Net()
+    plain = {name: one.clone() for name, one in module.state_dict().items()}
+    module.layer = functools.reduce(lambda inner, wrap: wrap(inner), inside, module.layer)
+    wrapped = functools.reduce(lambda inner, wrap: wrap(inner), outside, module)
+    found = checkpoint.fit(wrapped.state_dict(), SHAPES)
+    assert set(found.state) == set(plain)
+    assert all(torch.equal(found.state[name], one) for name, one in plain.items())
+
+
+def test_distributed_data_parallel_is_taken_off(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        module = Net()
+        state = nn.parallel.DistributedDataParallel(module).state_dict()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert checkpoint.fit(state, SHAPES).prefix == "module."
+
+
+def test_activation_checkpointing_around_a_part_is_taken_off():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    module = Net()
+    module.layer = checkpoint_wrapper(module.layer)
+    state = {f"_checkpoint_wrapped_module.{name}": one for name, one in module.state_dict().items()}
+    assert set(checkpoint.fit(state, SHAPES).state) == set(SHAPES)
+
+
+# -- averaged weights -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def averaged(trained):
+    """torch's own average of the parameters, after two updates."""
+    module, optimizer, _ = trained
+    found = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for _ in range(2):
+        step(module, optimizer)
+        found.update_parameters(module)
+    return found
+
+
+@pytest.mark.parametrize("weights", ["auto", "ema"])
+def test_the_state_of_an_averaged_model_alone_is_read(tmp_path, averaged, weights):
+    torch.save(averaged.state_dict(), tmp_path / "best.pt")
+    found = checkpoint.read(tmp_path / "best.pt", weights)
+    assert fits(found, averaged.module)
+    assert (found.beside, found.about.ema) == (("n_averaged",), True)
+
+
+@pytest.mark.parametrize("key", ["ema", "swa_model", "averaged_model", "state_dict_ema"])
+def test_the_state_of_an_averaged_model_beside_the_model_s_is_read(tmp_path, trained, averaged, key):
+    torch.save({"model": trained[0].state_dict(), key: averaged.state_dict()}, tmp_path / "best.pt")
+    found = checkpoint.read(tmp_path / "best.pt", "ema")
+    assert fits(found, averaged.module)
+    assert (found.key, found.about.ema) == (key, True)
+    assert fits(checkpoint.read(tmp_path / "best.pt"), trained[0])
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_shadow_of_the_parameters_takes_its_buffers_from_the_model(tmp_path, trained, averaged, nested):
+    module = trained[0]
+    shadow = {name: one.detach().clone() for name, one in averaged.module.named_parameters()}
+    saved = {"shadow": shadow} if not nested else {"ema": {"decay": 0.9, "shadow": shadow}}
+    torch.save({"model": module.state_dict(), **saved}, tmp_path / "best.pt")
+    found = checkpoint.read(tmp_path / "best.pt", "ema")
+    assert found.borrowed == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
+    assert found.key == ("ema.shadow" if nested else "shadow")
+    expected = {**module.state_dict(), **shadow}
+    assert all(torch.equal(found.state[name], one) for name, one in expected.items())
+
+
+def test_the_list_that_torch_ema_keeps_gets_the_names_of_the_model_s_parameters(tmp_path, trained, averaged):
+    # torch_ema 0.3 is no dependency: this is what its ExponentialMovingAverage.state_dict() gives.
+    shadow = [one.detach().clone() for one in averaged.module.parameters()]
+    ema = {"decay": 0.9, "num_updates": 2, "shadow_params": shadow, "collected_params": None}
+    torch.save({"model": trained[0].state_dict(), "ema": ema}, tmp_path / "best.pt")
+    found = checkpoint.read(tmp_path / "best.pt", "ema")
+    expected = {**trained[0].state_dict(), **dict(averaged.module.named_parameters())}
+    assert all(torch.equal(found.state[name], one) for name, one in expected.items())
+    ema["shadow_params"] = shadow[:-1]
+    torch.save({"model": trained[0].state_dict(), "ema": ema}, tmp_path / "best.pt")
+    assert render(refusal(tmp_path / "best.pt", WeightsNotFound, weights="ema")) == (
+        "error[weights-not-found]: checkpoint.weights: ema.shadow_params finds no state dict\n"
+        "  it is a list of 3 tensors without names, and beside it are 4 parameters\n"
+        "hint: save the averaged weights with their names: ema.copy_to(), then state_dict()"
+    )

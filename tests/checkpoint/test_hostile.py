@@ -1,0 +1,319 @@
+"""Files that mean harm, or are broken: refused with the cause, and nothing in them is run."""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
+from projects import package
+
+from packager import checkpoint
+from packager.errors import CheckpointNeedsCode, CheckpointNotFound, CheckpointUnreadable, WeightsNotFound, render
+
+STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4), "layer.bias": torch.tensor([1.0, 2.0, 3.0])}
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def nested(bomb):
+    return {**STATE, "extra": [{"deep": ({"x": bomb},)}]}
+
+
+def in_lightning(bomb):
+    state = {f"model.{name}": one for name, one in STATE.items()}
+    return {"state_dict": state, "hyper_parameters": {"lr": 0.1, "model": bomb}, "pytorch-lightning_version": "2.5.0"}
+
+
+def as_tensor(bomb):
+    return {**STATE, "layer.bias": bomb}
+
+
+def refusal(path, kind=CheckpointUnreadable, **settings):
+    with pytest.raises(kind) as caught:
+        checkpoint.read(path, **settings)
+    return caught.value
+
+
+# -- code -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("hidden", [lambda bomb: bomb, nested, in_lightning, as_tensor])
+def test_a_bomb_in_a_pytorch_file_is_not_run_wherever_it_is(tmp_path, hidden, zipped):
+    path, marker = tmp_path / "best.pt", tmp_path / "marker"
+    torch.save(hidden(Bomb(marker)), path, _use_new_zipfile_serialization=zipped)
+    error = refusal(path, CheckpointNeedsCode)
+    assert (error.exit_status, error.why) == (2, f"it asks for: {os.mkdir.__module__}.mkdir")
+    assert not marker.exists()
+
+
+def test_a_bomb_in_one_shard_is_not_run(tmp_path):
+    marker = tmp_path / "marker"
+    torch.save({"layer.weight": STATE["layer.weight"]}, tmp_path / "a.bin")
+    torch.save({"layer.bias": Bomb(marker)}, tmp_path / "b.bin")
+    places = {"layer.weight": "a.bin", "layer.bias": "b.bin"}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    assert refusal(tmp_path, CheckpointNeedsCode).message.startswith(f"{tmp_path / 'b.bin'} wants to run code")
+    assert not marker.exists()
+
+
+@pytest.fixture
+def distributed(tmp_path):
+    dcp.save({"model": STATE, "epoch": 3}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    return tmp_path / "dcp"
+
+
+def test_a_bomb_in_the_metadata_of_a_distributed_checkpoint_is_not_run(tmp_path, distributed):
+    marker = tmp_path / "marker"
+    metadata = pickle.loads((distributed / ".metadata").read_bytes())
+    for bomb in (Bomb(marker), metadata):
+        metadata.planner_data = {"model.layer.weight": Bomb(marker)}
+        (distributed / ".metadata").write_bytes(pickle.dumps(bomb))
+        for trust_pickle in (False, True):
+            error = refusal(distributed, where="package.yaml:7: checkpoint.path", trust_pickle=trust_pickle)
+            assert render(error) == (
+                f"error[checkpoint-unreadable]: {distributed} is not a checkpoint that can be read\n"
+                " --> package.yaml:7: checkpoint.path\n"
+                f"  .metadata asks for {os.mkdir.__module__}.mkdir, which torch.distributed.checkpoint does not write; "
+                "nothing of it was run\n"
+                "hint: save the weights again with torch.save(model.state_dict(), …) or safetensors"
+            )
+            assert not marker.exists()
+
+
+def test_a_bomb_in_an_object_of_a_distributed_checkpoint_is_not_run(tmp_path):
+    marker = tmp_path / "marker"
+    dcp.save({"model": STATE, "config": Bomb(marker)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    refusal(tmp_path / "dcp", CheckpointNeedsCode)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ("builtins", "eval"), ("os", "system"), ("builtins", "getattr"), ("torch", "load"), ("torch", "_utils.os"),
+        ("torch.serialization", "load"), ("torch.distributed.checkpoint.metadata", "os.system"),
+        ("pathlib", "Path.cwd"),
+    ],
+)  # fmt: skip
+def test_no_other_name_is_looked_up_for_the_metadata_of_a_distributed_checkpoint(distributed, name):
+    module, attribute = name
+    parts = [bytes([0x8C, len(one)]) + one.encode() for one in (module, attribute)]
+    (distributed / ".metadata").write_bytes(b"\x80\x04" + b"".join(parts) + b"\x93\x8c\x04true\x85R.")
+    assert refusal(distributed).why.startswith(f".metadata asks for {module}.{attribute}, which ")
+
+
+def test_the_command_ends_with_2_and_runs_nothing(tmp_path):
+    torch.save(Bomb(tmp_path / "marker"), tmp_path / "best.pt")
+    done = package("inspect", tmp_path / "best.pt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error[checkpoint-needs-code]: ")
+    assert not (tmp_path / "marker").exists()
+
+
+# -- archives -------------------------------------------------------------------------------
+
+
+def rewritten(path, *, compression=zipfile.ZIP_STORED, twice=None):
+    """A file of torch.save with the same entries in another archive."""
+    buffer = io.BytesIO()
+    torch.save(STATE, buffer)
+    with zipfile.ZipFile(buffer) as good, zipfile.ZipFile(path, "w", compression) as other:
+        for name in good.namelist():
+            other.writestr(name, good.read(name))
+            if twice is not None and name.endswith(twice):
+                other.writestr(name, good.read(name))
+    return path
+
+
+def test_compressed_entries_are_refused_before_one_is_unpacked(tmp_path):
+    path = rewritten(tmp_path / "best.pt", compression=zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/9", bytes(200_000_000))
+    assert path.stat().st_size < 1_000_000
+    assert render(refusal(path)) == (
+        f"error[checkpoint-unreadable]: {path} is not a checkpoint that can be read\n"
+        "  its entry archive/data.pkl is compressed, and torch.save compresses nothing\n"
+        "hint: save the weights again with torch.save(model.state_dict(), …) or safetensors"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("entry", ["data.pkl", "data/0"])
+def test_an_entry_that_stands_twice_is_refused(tmp_path, entry):
+    path = rewritten(tmp_path / "best.pt", twice=entry)
+    assert refusal(path).why == f"its entry archive/{entry} stands there twice"
+    assert refusal(path, trust_pickle=True).why == f"its entry archive/{entry} stands there twice"
+
+
+def test_an_archive_that_claims_more_than_it_holds_is_refused(tmp_path):
+    path = rewritten(tmp_path / "best.pt")
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")
+    content[entry + 20 : entry + 28] = (10**9).to_bytes(4, "little") * 2
+    path.write_bytes(content)
+    assert refusal(path).why == "its entries claim more than the file holds"
+
+
+# -- safetensors ----------------------------------------------------------------------------
+
+
+def with_header(path, header, data=bytes(24)):
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+    return path
+
+
+PLACE = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        (b'{"a": %s, "a": %s}' % ((json.dumps(PLACE).encode(),) * 2), "'a' stands there twice"),
+        (b"[]", "the header is no mapping"),
+        (b'{"a": 1}', "the header does not say where 'a' is"),
+        (b"[" * 100_000, "the header is nested too deeply"),
+        (b"\xff\xfe", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    ],
+)  # fmt: skip
+def test_a_header_of_safetensors_that_is_none_is_refused(tmp_path, header, why):
+    path = with_header(tmp_path / "best.safetensors", header)
+    assert refusal(path).why == f"as safetensors: {why}"
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"a": {**PLACE, "data_offsets": [0, 12_000_000]}},  # beyond the end
+        {"a": PLACE, "b": PLACE},  # one upon the other
+        {"a": {**PLACE, "data_offsets": [12, 24]}},  # a hole
+        {"a": {**PLACE, "shape": [4]}},  # more than its place
+        {"a": {**PLACE, "shape": [2**62, 4]}},
+        {"a": {**PLACE, "shape": [-3]}},
+        {"a": {**PLACE, "dtype": "F33"}},
+    ],
+)
+def test_tensors_in_places_that_are_not_whole_are_refused(tmp_path, places):
+    refusal(with_header(tmp_path / "best.safetensors", places))
+
+
+@pytest.mark.parametrize("length", [2**63, 10**6, 17])
+def test_a_header_longer_than_the_file_is_refused(tmp_path, length):
+    (tmp_path / "best.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}")
+    assert refusal(tmp_path / "best.safetensors").why == ("as safetensors: the header claims more than the file holds")
+
+
+# -- what is no dense array of values ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tensor", "why"),
+    [
+        (torch.eye(3).to_sparse(), "layer.bias is a sparse coo tensor: save it dense, with to_dense()"),
+        (torch.eye(3).to_sparse_csr(), "layer.bias is a sparse csr tensor: save it dense, with to_dense()"),
+        (torch.zeros(3, device="meta"), "layer.bias has no values: it was saved on the meta device"),
+        (
+            torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+            "layer.bias is quantized: save it with dequantize()",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_dense_values_are_refused_by_name(tmp_path, tensor, why):
+    torch.save({**STATE, "layer.bias": tensor}, tmp_path / "best.pt")
+    assert refusal(tmp_path / "best.pt").why == why
+
+
+# -- paths ----------------------------------------------------------------------------------
+
+
+def test_a_link_that_leads_in_a_circle_is_refused(tmp_path):
+    (tmp_path / "a.pt").symlink_to("b.pt")
+    (tmp_path / "b.pt").symlink_to("a.pt")
+    assert refusal(tmp_path / "a.pt").why == "it is a symbolic link that leads in a circle"
+
+
+def test_a_link_to_nothing_says_where_it_leads(tmp_path):
+    (tmp_path / "best.pt").symlink_to("gone.pt")
+    error = refusal(tmp_path / "best.pt", CheckpointNotFound)
+    assert error.why == "it is a symbolic link to gone.pt, which is not there"
+
+
+# -- dicts that go round in circles -----------------------------------------------------------
+
+
+@pytest.mark.timeout(30)
+def test_dicts_that_hold_each_other_many_times_over_cost_no_time(tmp_path):
+    shared = {"lr": 0.1}
+    for _ in range(60):
+        shared = {"a": shared, "b": shared}
+    torch.save({"model": STATE, "config": shared, "more": shared}, tmp_path / "best.pt")
+    assert set(checkpoint.read(tmp_path / "best.pt").state) == set(STATE)
+
+
+def test_a_dict_that_holds_itself_is_read(tmp_path):
+    own = {"lr": 0.1}
+    own["self"] = own
+    torch.save({"model": STATE, "config": own}, tmp_path / "best.pt")
+    assert checkpoint.read(tmp_path / "best.pt").about.hyperparameters["lr"] == 0.1
+
+
+# -- any bytes ------------------------------------------------------------------------------
+
+
+@functools.cache
+def contents():
+    """One file of each form, as bytes by name."""
+    found = {}
+    for name, zipped in (("zip.pt", True), ("legacy.pt", False)):
+        buffer = io.BytesIO()
+        torch.save({"model": STATE, "epoch": 3}, buffer, _use_new_zipfile_serialization=zipped)
+        found[name] = buffer.getvalue()
+    found["one.safetensors"] = safetensors.torch.save(STATE, {"epoch": "3"})
+    return found
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mutated")
+    dcp.save({"model": STATE, "epoch": 3}, checkpoint_id=folder / "dcp", no_dist=True)
+    return folder
+
+
+@given(data=st.data())
+def test_any_change_of_bytes_is_read_or_refused(scratch, data):
+    kind = data.draw(st.sampled_from([*contents(), ".metadata", "__0_0.distcp"]))
+    path = scratch / "mutated" / kind
+    shutil.rmtree(path.parent, ignore_errors=True)
+    if kind in contents():
+        path.parent.mkdir()
+        content = bytearray(contents()[kind])
+    else:
+        shutil.copytree(scratch / "dcp", path.parent)
+        content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content) - 1))
+        length = data.draw(st.integers(0, 4))
+        content[start : start + length] = data.draw(st.binary(max_size=6))
+    path.write_bytes(content)
+    with contextlib.suppress(CheckpointUnreadable, CheckpointNeedsCode, CheckpointNotFound, WeightsNotFound):
+        checkpoint.read(path if kind in contents() else path.parent)
