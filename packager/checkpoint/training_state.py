@@ -98,7 +98,7 @@ def differences(loop: Loop, trees: Trees) -> list[str]:
 def give_back(loop: Loop, trees: Trees, *, random_states: bool) -> None:
     """Put a state that fits into the loop: each tensor to the device that its place is on."""
     training = trees["training"]
-    _load_weights(loop.model, trees["model"], {})
+    _load_weights(loop.model, trees["model"], _beside(loop.model))
     if isinstance(loop.ema, torch.nn.Module):
         _load_weights(loop.ema, trees["ema"], training["averaging"])
     elif loop.ema is not None:
@@ -205,7 +205,7 @@ def _random_states() -> Trees:
         "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.device_count():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types there
         found["cuda"] = torch.cuda.get_rng_state_all()
     return found
 
@@ -215,7 +215,7 @@ def _set_random_states(states: Trees) -> None:
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
     cuda, devices = states.get("cuda", []), torch.cuda.device_count()
-    if len(cuda) != devices:
+    if cuda and len(cuda) != devices:
         _log.warning("random states of %d CUDA devices were saved, and %d are here", len(cuda), devices)
     for index, state in enumerate(cuda[:devices]):
         torch.cuda.set_rng_state(state, index)

@@ -188,7 +188,7 @@ class _Decoder:
         if tag == "dict":
             return {key: self.walk(one) for key, one in body.items()}
         if tag == "items":
-            return {key: self.walk(one) for key, one in body}
+            return {self.walk(key): self.walk(one) for key, one in body}
         if tag in ("ordered", "counter"):
             return (OrderedDict if tag == "ordered" else Counter)(self.walk(body))
         if tag in ("tuple", "size"):

@@ -38,7 +38,7 @@ def write(path: Path, encoded: Encoded) -> str:
         for part in (len(head).to_bytes(8, "little"), head):
             found.update(part)
             stream.write(part)
-        for _, tensor in tensors:
+        for tensor in (one for _, one in tensors if one.numel() > 0):  # numpy has no bytes of an empty one
             content: Any = tensor.cpu().reshape(-1).view(torch.uint8).numpy()
             for start in range(0, len(content), _CHUNK_BYTES):
                 found.update(content[start : start + _CHUNK_BYTES])
