@@ -147,7 +147,6 @@ def wrapped(model):
         "data parallel": nn.DataParallel(model),
         "compiled": torch.compile(model),
         "both": torch.compile(nn.DataParallel(model)),
-        "averaged": AveragedModel(model),
         "compiled inside": compiled,
     }
 
@@ -164,6 +163,17 @@ def test_wrappers_leave_no_trace_in_the_names(kind, tmp_path):
     assert torch.equal(other[0].weight, model[0].weight)
     manager.restore(model=nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
     assert unwrapped(torch.compile(nn.DataParallel(model))) is model
+
+
+def test_averaged_weights_are_saved_under_the_names_of_the_model(tmp_path):
+    manager, model = CheckpointManager(tmp_path), nn.Sequential(nn.Linear(3, 2))
+    average, other = AveragedModel(model), AveragedModel(nn.Sequential(nn.Linear(3, 2)))
+    average.update_parameters(model)
+    path = manager.save(step=0, model=average, ema=average)
+    for name in ("model", "ema"):
+        assert sorted(safetensors.torch.load_file(path / f"{name}.safetensors")) == ["0.bias", "0.weight"]
+    manager.restore(model=average, ema=other)
+    assert torch.equal(other.module[0].weight, model[0].weight) and other.n_averaged == 1
 
 
 def test_a_tied_weight_is_saved_once_and_any_reader_loads_it(tmp_path):

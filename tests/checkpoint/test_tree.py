@@ -46,6 +46,8 @@ def same(one, other):
 
 
 def bits(tensor):
+    if tensor.numel() == 0:
+        return []
     plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     return plain.contiguous().reshape(-1).view(torch.uint8).tolist()
 
