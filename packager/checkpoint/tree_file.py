@@ -1,8 +1,8 @@
 """One tree in one safetensors file: its tensors as the file's tensors, its JSON in the header under `tree`.
 
 Any reader of safetensors reads the tensors; https://huggingface.co/docs/safetensors gives the format. The file is
-written and read here in one pass each, with its SHA-256 computed on the way: no tensor is copied to be
-written, and nothing of a file is believed before its digest is.
+written and read here in one pass each, with its SHA-256 computed beside it: no tensor is copied to
+be written, and nothing of a file is believed before its digest is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +35,22 @@ def write(path: Path, encoded: Encoded) -> str:
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     head = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    found = hashlib.sha256()
-    with path.open("wb") as stream:
-        for part in (len(head).to_bytes(8, "little"), head):
-            found.update(part)
-            stream.write(part)
-        for tensor in (one for _, one in tensors if one.numel() > 0):  # numpy has no bytes of an empty one
-            content: Any = tensor.cpu().reshape(-1).view(torch.uint8).numpy()
-            for start in range(0, len(content), _CHUNK_BYTES):
-                found.update(content[start : start + _CHUNK_BYTES])
-                stream.write(content[start : start + _CHUNK_BYTES])
+    parts: list[Any] = [len(head).to_bytes(8, "little"), head]
+    for _, tensor in tensors:
+        if tensor.numel() > 0:  # torch has no view of an empty one as bytes
+            parts.append(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    with ThreadPoolExecutor(max_workers=1) as other, path.open("wb") as stream:
+        digest = other.submit(_sha256, parts)
+        stream.writelines(parts)
         stream.flush()
         os.fsync(stream.fileno())
+        return digest.result()
+
+
+def _sha256(parts: Sequence[Any]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
     return found.hexdigest()
 
 
