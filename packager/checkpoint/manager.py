@@ -136,6 +136,8 @@ class CheckpointManager:
         self.wait()
         if type(step) is not int or step < 0:
             raise RunSettingsWrong(f"step is {step!r}, and is a whole number from 0")
+        if epoch is not None and (type(epoch) is not int or epoch < 0):
+            raise RunSettingsWrong(f"epoch is {epoch!r}, and is a whole number from 0, or None")
         path = self.folder / name_of(step)
         loop = Loop(model, optimizer, scheduler, ema, scaler, generators)
         files = {_FILES[kind]: encode(tree, _CALLED[kind]) for kind, tree in capture(loop, extra).items()}

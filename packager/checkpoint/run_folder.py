@@ -16,6 +16,7 @@ the metric. Nothing here needs torch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -119,6 +120,8 @@ def entry(path: Path) -> Entry:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         if record["schema"] != 1:
             raise RunSchemaUnknown(str(path / RECORD), record["schema"])
+        if not {MODEL, TRAINING} <= set(record["files"]):
+            raise ValueError(f"it lists no {MODEL} or no {TRAINING}")
         return Entry(
             path=path,
             number=int(record["number"]),
@@ -264,7 +267,7 @@ def reading(path: Path) -> Iterator[None]:
 def removing(path: Path, *, wait: bool) -> Iterator[bool]:
     """Yields whether nobody reads this checkpoint; while open, nobody begins to."""
     try:
-        stream = (path / RECORD).open("rb")
+        stream = (path / RECORD).open("r+b")
     except OSError:
         yield True  # nobody can read it
         return
@@ -288,6 +291,10 @@ def _lock(stream: IO[bytes], *, shared: bool, wait: bool = True) -> bool:
         fcntl.flock(stream, kind if wait else kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        # A file system without locks: nobody else is seen there either.
     return True
 
 

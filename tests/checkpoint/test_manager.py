@@ -195,6 +195,8 @@ def test_a_name_or_version_that_is_none_is_refused(tmp_path, settings, why):
 def test_a_step_that_is_no_count_is_refused(tmp_path, step):
     with pytest.raises(RunSettingsWrong):
         CheckpointManager(tmp_path).save(step=step, model=filled(0))
+    with pytest.raises(RunSettingsWrong):
+        CheckpointManager(tmp_path).save(step=0, epoch=step, model=filled(0))
 
 
 # -- in the background ------------------------------------------------------------------------

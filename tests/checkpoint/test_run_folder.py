@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from datetime import datetime, timedelta
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, caplog):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "number": "x"}', "\0", "[" * 9999]
+    "content", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "number": 9, "files": {}}', "\0", "[" * 9999]
 )
 def test_a_record_that_cannot_be_read_is_passed_over_with_a_warning(run, caplog, content):
     (run / "step-00000003/checkpoint.json").write_text(content)
@@ -162,6 +163,7 @@ def test_who_comes_too_late_is_told(run):
         thread = threading.Thread(target=read)
         thread.start()
         reached.wait()
+        time.sleep(0.3)  # until it has the file open, and waits for us
         path.rename(run / ".step-00000001.gone")
     thread.join()
     assert [one.message for one in caught] == [f"{path} is not what was saved"]
