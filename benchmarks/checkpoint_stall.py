@@ -108,9 +108,10 @@ def render(found: dict[str, list[tuple[float, float]]], state_bytes: int, runs: 
         "## What a checkpoint costs the training step", "",
         f"Written by benchmarks/checkpoint_stall.py: medians of {runs} saves in turn, on a {platform.machine()} "
         f"machine with {os.cpu_count()} cores, Python {platform.python_version()} and torch {torch.__version__}. The "
-        f"state is {state_bytes / 1e6:.0f} MB of weights and AdamW moments on the CPU. `stall` is the time until the "
-        "call returns, `complete` until the checkpoint is written. Both of `save` compute SHA-256 and fsync each file, "
-        "and rename the folder into place; torch.save does neither of these, and async_save is DCP's with its defaults.",
+        f"state is {state_bytes / 1e6:.0f} MB of weights and AdamW moments on the CPU. `stall` is the time until "
+        "the call returns, `complete` until the checkpoint is written. Both of `save` compute SHA-256, fsync each "
+        "file, and rename the folder into place; torch.save does none of these, and async_save is DCP's with its "
+        "defaults.",
         "",
         "| | stall | to torch.save | complete |",
         "| --- | --- | --- | --- |",

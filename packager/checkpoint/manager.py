@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from packager.checkpoint import run_folder, tree_file
+from packager.checkpoint.ranks import meet, rank
 from packager.checkpoint.retention import Retention, to_delete
 from packager.checkpoint.run_folder import EMA, MODEL, RECORD, RUN, TRAINING, Entry, name_of
 from packager.checkpoint.training_state import Generator, HasState, Loop, capture, differences, give_back
@@ -152,8 +153,15 @@ class CheckpointManager:
             "revision": self._git_revision(),
             "parameters": sum(one.numel() for one in model.parameters()),
         }
-        if blocking:
-            self._write(path, files, record)
+        if rank() > 0:
+            self._history = [*self._history, _line(record)]
+            if blocking:
+                meet()
+        elif blocking:
+            try:
+                self._write(path, files, record)
+            finally:
+                meet()
         else:
             copied = {file: self._copied(file, one) for file, one in files.items()}
             self._pending = self._background.submit(self._write, path, copied, record)
@@ -220,8 +228,7 @@ class CheckpointManager:
                 for file, encoded in files.items()
             }
             number = 1 + max((one.number for one in self.list()), default=0)
-            now = {name: record[name] for name in ("step", "epoch", "metrics")}
-            history = [*self._history, now]
+            history = [*self._history, _line(record)]
             text = json.dumps({**record, "number": number, "files": digests, "history": history}, indent=1)
             _write_text(temporary / RECORD, text)
             os.chmod(temporary, 0o755)
@@ -310,7 +317,10 @@ class CheckpointManager:
 
         Raises `NoCheckpointYet`, `CheckpointDamaged`, `TrainingStateDiffers`.
         """
-        self.wait()
+        try:
+            self.wait()
+        finally:
+            meet()  # for every rank, what rank 0 was writing is there now
         loop = Loop(model, optimizer, scheduler, ema, scaler, generators)
         if checkpoint not in (None, "latest", "best"):
             return self._restore(run_folder.entry(Path(checkpoint).absolute()), loop, random)
@@ -339,6 +349,11 @@ class CheckpointManager:
         give_back(loop, trees, random_states=random)
         self._history = [*one.history]
         return Restored(one.path, one.step, one.epoch, one.metrics, trees["training"]["extra"])
+
+
+def _line(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the history says of a checkpoint."""
+    return {name: record[name] for name in ("step", "epoch", "metrics")}
 
 
 def _number(name: str, metric: Any) -> float | str:

@@ -23,6 +23,8 @@ import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from packager.checkpoint.ranks import cut_like, of_every_rank, rank, refuse_hidden_pieces, whole
+
 Generator = torch.Generator | random.Random | np.random.Generator
 Trees = dict[str, Any]
 _log = logging.getLogger("packager.checkpoint")
@@ -55,20 +57,21 @@ class Loop:
 
 def capture(loop: Loop, extra: Any) -> Trees:
     """The state of a loop as three trees: `model`, `ema` where there is one, and `training`."""
+    refuse_hidden_pieces(loop.model)
     helpers = loop.helpers()
     training: Trees = {
         "classes": {name: type(one).__qualname__ for name, one in helpers.items()},
-        **{name: one.state_dict() for name, one in helpers.items()},
-        "generators": {name: _generator_state(one) for name, one in (loop.generators or {}).items()},
-        "random": _random_states(),
+        **{name: whole(one.state_dict()) for name, one in helpers.items()},
+        "generators": of_every_rank(_generator_states(loop)),
+        "random": of_every_rank(_random_states()),
         "extra": extra,
     }
-    trees: Trees = {"model": _weights(loop.model), "training": training}
+    trees: Trees = {"model": whole(_weights(loop.model)), "training": training}
     if loop.ema is not None:
         if isinstance(loop.ema, torch.nn.Module):
-            trees["ema"], training["averaging"] = _weights(loop.ema), _beside(loop.ema)
+            trees["ema"], training["averaging"] = whole(_weights(loop.ema)), _beside(loop.ema)
         else:
-            trees["ema"] = loop.ema.state_dict()
+            trees["ema"] = whole(loop.ema.state_dict())
     return trees
 
 
@@ -90,7 +93,7 @@ def differences(loop: Loop, trees: Trees) -> list[str]:
         elif isinstance(one, torch.optim.Optimizer):
             found += _groups_differ(one.state_dict()["param_groups"], training[name]["param_groups"])
     for name in loop.generators or {}:
-        if name not in training["generators"]:
+        if name not in _of_this_rank(training["generators"]):
             found.append(f"generators: the checkpoint holds no {name!r}")
     return found
 
@@ -104,11 +107,12 @@ def give_back(loop: Loop, trees: Trees, *, random_states: bool) -> None:
     elif loop.ema is not None:
         loop.ema.load_state_dict(trees["ema"])
     for name, one in loop.helpers().items():
-        one.load_state_dict(training[name])
+        state = training[name]
+        one.load_state_dict(_cut_states(one, state) if isinstance(one, torch.optim.Optimizer) else state)
     for name, generator in (loop.generators or {}).items():
-        _set_generator(generator, training["generators"][name])
+        _set_generator(generator, _of_this_rank(training["generators"])[name])
     if random_states:
-        _set_random_states(training["random"])
+        _set_random_states(_of_this_rank(training["random"]))
 
 
 # -- weights ----------------------------------------------------------------------------------
@@ -161,7 +165,7 @@ def _beside(module: torch.nn.Module) -> dict[str, Any]:
 
 def _load_weights(module: torch.nn.Module, weights: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
     own = module.state_dict()
-    state = OrderedDict((key, weights[plain]) for key, plain in _plain_names(module).items())
+    state = OrderedDict((key, cut_like(weights[plain], own[key])) for key, plain in _plain_names(module).items())
     state.update(beside)
     state._metadata = getattr(own, "_metadata", None)  # type: ignore[attr-defined]  # the versions of the layers' formats
     module.load_state_dict(state)
@@ -196,7 +200,33 @@ def _groups_differ(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> li
     return found
 
 
+def _cut_states(optimizer: torch.optim.Optimizer, saved: Trees) -> Trees:
+    """An optimizer's state in which the moments of a parameter are cut as the parameter is."""
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    like = dict(zip(numbers, parameters, strict=True))
+    states = {
+        number: {name: cut_like(one, like.get(number)) for name, one in state.items()}
+        for number, state in saved["state"].items()
+    }
+    return {**saved, "state": states}
+
+
 # -- generators -------------------------------------------------------------------------------
+
+
+def _generator_states(loop: Loop) -> Trees:
+    return {name: _generator_state(one) for name, one in (loop.generators or {}).items()}
+
+
+def _of_this_rank(states: list[Trees]) -> Trees:
+    """A run restored on more ranks than it was saved on has nothing for the others."""
+    if rank() >= len(states):
+        _log.warning(
+            "random states of %d ranks were saved, and this is rank %d: it has those of rank 0", len(states), rank()
+        )
+        return states[0]
+    return states[rank()]
 
 
 def _random_states() -> Trees:
