@@ -54,6 +54,7 @@ schemas: $(VENV)/.ready  ## write schemas/ anew from the models
 bench: $(VENV)/.examples  ## the figures of docs/benchmarks.md; takes many minutes
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/rebuild.py
+	$(BIN)/python benchmarks/checkpoint_stall.py
 
 clean:
 	rm -rf $(VENV) build dist examples/*/dist examples/*/runs benchmarks/work .mypy_cache .ruff_cache .pytest_cache

@@ -590,3 +590,82 @@ class BuildNotRepeatable(Refused):
             why="\n".join(differences),
             hint="look for what the module takes from the process: time, paths, random numbers, the order of a set",
         )
+
+
+# -- training: checkpoints written and resumed -----------------------------------------------
+
+
+class RunSettingsWrong(UserError):
+    code = "run-settings"
+
+    def __init__(self, why: str) -> None:
+        super().__init__("these are no settings for a run's checkpoints", why=why)
+
+
+class StateNotExpressible(UserError):
+    code = "state-not-expressible"
+
+    def __init__(self, place: str, found: str) -> None:
+        super().__init__(
+            f"{place} cannot be saved without pickle",
+            why=f"it is {found}",
+            hint="a checkpoint holds tensors, arrays, numbers, text, and dicts, lists and tuples of them",
+        )
+
+
+class CheckpointNotSaved(UserError):
+    code = "checkpoint-not-saved"
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(
+            f"the checkpoint {path} was not saved",
+            why=why,
+            hint="the checkpoints saved before it are as they were",
+        )
+
+
+class NoCheckpointYet(UserError):
+    code = "no-checkpoint-yet"
+
+    def __init__(self, folder: str, why: str) -> None:
+        super().__init__(
+            f"there is nothing to restore in {folder}",
+            why=why,
+            hint="start from the beginning where manager.latest() is None",
+        )
+
+
+class CheckpointDamaged(Refused):
+    code = "checkpoint-damaged"
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(
+            f"{path} is not what was saved",
+            why=why,
+            hint="restore another checkpoint of the run, or fetch this one again",
+        )
+
+
+class RunSchemaUnknown(UserError):
+    code = "run-schema-unknown"
+
+    def __init__(self, path: str, found: object) -> None:
+        super().__init__(f"{path} is of schema {found!r}, and this packager reads schema 1", hint="upgrade packager")
+
+
+class TrainingStateDiffers(UserError):
+    code = "training-state-differs"
+
+    def __init__(self, path: str, differences: Sequence[str]) -> None:
+        super().__init__(
+            f"{path} does not fit what it is restored into; nothing was changed",
+            why="\n".join(differences),
+            hint="build model, optimizer and scheduler as they were when it was saved",
+        )
+
+
+class HuggingFaceExportRefused(UserError):
+    code = "huggingface-export"
+
+    def __init__(self, folder: str, why: str, hint: str) -> None:
+        super().__init__(f"nothing was exported to {folder}", why=why, hint=hint)

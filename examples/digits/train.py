@@ -1,40 +1,80 @@
-"""Train the digits network and save a checkpoint, as any training script would. Takes seconds."""
+"""Train the digits network with a CheckpointManager. Takes seconds; interrupt it, and go on with --resume.
 
+    python examples/digits/train.py [--resume] [--epochs 15]
+
+runs/ is the run folder: a checkpoint after each epoch, of which the best by accuracy and the latest stay.
+Resumed, the run ends with the weights, to the bit, that it would have had without the interruption.
+"""
+
+import argparse
+import os
+import shutil
 from pathlib import Path
 
 import torch
 from data import split
 from model import DigitsCNN
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-EPOCHS = 15
+from packager.checkpoint.manager import CheckpointManager
+from packager.checkpoint.retention import Retention
+
+EPOCHS = 15  # of the schedule, however many are trained now
+RUNS = Path(__file__).parent / "runs"
 
 
 def main() -> None:
-    """Train on three quarters of the digits and write runs/best.pt."""
+    """Train on three quarters of the digits, and put the best weights at runs/best.safetensors."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    arguments.add_argument("--epochs", type=int, default=EPOCHS, help="stop after so many")
+    asked = arguments.parse_args()
+    if not asked.resume:
+        shutil.rmtree(RUNS, ignore_errors=True)
     torch.manual_seed(0)
     train_images, test_images, train_labels, test_labels = (torch.from_numpy(one) for one in split())
     model = DigitsCNN(classes=10)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    best = 0.0
-    target = Path(__file__).parent / "runs" / "best.pt"
-    target.parent.mkdir(exist_ok=True)
-    for epoch in range(EPOCHS):
-        model.train()
-        for batch in torch.randperm(len(train_images)).split(64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(train_images[batch]), train_labels[batch]).backward()
-            optimizer.step()
-        schedule.step()
-        model.eval()
-        with torch.inference_mode():
-            accuracy = (model(test_images).argmax(1) == test_labels).float().mean().item()
-        if accuracy > best:
-            best = accuracy
-            state = {"epoch": epoch, "accuracy": accuracy, "model_state_dict": model.state_dict()}
-            torch.save({**state, "optimizer_state_dict": optimizer.state_dict()}, target)
-    print(f"trained {EPOCHS} epochs, best accuracy {best:.1%}, saved {target.relative_to(Path.cwd())}")
+    state = {"model": model, "optimizer": optimizer, "scheduler": schedule, "ema": average}
+    keep = Retention(latest=2, metric="accuracy", mode="max")
+    with CheckpointManager(RUNS, keep=keep, name="digits-cnn", version="1.0.0") as manager:
+        first = 0
+        if manager.latest():
+            first = manager.restore(**state).epoch + 1
+            print(f"resumed after epoch {first - 1}")
+        for epoch in range(first, min(asked.epochs, EPOCHS)):
+            model.train()
+            for batch in torch.randperm(len(train_images)).split(64):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(train_images[batch]), train_labels[batch]).backward()
+                optimizer.step()
+                average.update_parameters(model)
+            schedule.step()
+            found = {"accuracy": accuracy(model, test_images, test_labels)}
+            found["accuracy_ema"] = accuracy(average, test_images, test_labels)
+            manager.save(step=epoch, epoch=epoch, **state, metrics=found, blocking=False)
+        manager.wait()
+        best = manager.best()
+    put(best.path / "model.safetensors", RUNS / "best.safetensors")
+    averaged = best.metrics["accuracy_ema"]
+    print(f"best accuracy {best.metrics['accuracy']:.1%} after epoch {best.epoch}, averaged weights {averaged:.1%}")
+
+
+def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """The share of images that the model gets right."""
+    model.eval()
+    with torch.inference_mode():
+        return (model(images).argmax(1) == labels).float().mean().item()
+
+
+def put(source: Path, target: Path) -> None:
+    """A copy at a path that does not move, for package.yaml."""
+    temporary = target.with_name(f".{target.name}")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,305 @@
+"""What a run folder holds: one folder for each checkpoint, and run.json.
+
+    runs/
+      run.json                 name, version, and the metric that decides which checkpoint is best
+      step-00000012/
+        checkpoint.json        step, epoch, metrics, history, git revision, and the SHA-256 of each file beside it
+        model.safetensors      the weights under the module's own names
+        ema.safetensors        the averaged weights, where the run keeps them
+        training.safetensors   optimizer, scheduler, scaler, random generators
+
+A checkpoint appears under its name in one step, complete, and disappears in one step: whatever begins with a dot is
+on its way in or out. The latest is the one that was saved last; the best is the first that has the best value of
+the metric. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any
+
+from packager.errors import CheckpointDamaged, NoCheckpointYet, RunSchemaUnknown
+from packager.hashing import sha256_file
+
+try:
+    import fcntl
+except ImportError:  # Windows: nobody else is seen there
+    fcntl = None  # type: ignore[assignment]  # the only way to say that a module is absent
+
+RUN, RECORD = "run.json", "checkpoint.json"
+MODEL, EMA, TRAINING = "model.safetensors", "ema.safetensors", "training.safetensors"
+_NAME = re.compile(r"step-\d{8,}")
+_ASIDE = re.compile(r"\.(step-\d{8,})\.old")
+_log = logging.getLogger("packager.checkpoint")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One checkpoint of a run, as its checkpoint.json tells it; `number` counts the saves of the run."""
+
+    path: Path
+    number: int
+    step: int
+    epoch: int | None
+    metrics: Mapping[str, float]
+    name: str
+    version: str
+    created: str
+    revision: str | None
+    parameters: int
+    digests: Mapping[str, str]
+    bytes: int
+    history: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of a run."""
+
+    step: int
+    epoch: int | None
+    metrics: Mapping[str, float]
+    bytes: int
+    age_seconds: float
+    best: bool
+    latest: bool
+    path: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The file that a manifest's `path: runs/` means, and the checkpoint it belongs to."""
+
+    checkpoint: Entry
+    file: Path
+    why: str
+
+
+# -- reading ----------------------------------------------------------------------------------
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run folder, or was one before its run.json was lost."""
+    return (folder / RUN).is_file() or any(_checkpoints(folder))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one checkpoint."""
+    return (folder / RECORD).is_file()
+
+
+def name_of(step: int) -> str:
+    """The folder of a step; such names sort as the steps do."""
+    return f"step-{step:08d}"
+
+
+def entries(folder: Path) -> list[Entry]:
+    """The checkpoints of a run in the order they were saved; one that cannot be read is skipped with a warning."""
+    found = []
+    for path in _checkpoints(folder):
+        try:
+            found.append(entry(path))
+        except CheckpointDamaged as error:
+            _log.warning("skipped: %s: %s", error.message, error.why)
+    return sorted(found, key=lambda one: (one.number, one.step))
+
+
+def entry(path: Path) -> Entry:
+    """One checkpoint's folder. Raises `CheckpointDamaged` or `RunSchemaUnknown`; digests are not looked at."""
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        if record["schema"] != 1:
+            raise RunSchemaUnknown(str(path / RECORD), record["schema"])
+        if not {MODEL, TRAINING} <= set(record["files"]):
+            raise ValueError(f"it lists no {MODEL} or no {TRAINING}")
+        return Entry(
+            path=path,
+            number=int(record["number"]),
+            step=int(record["step"]),
+            epoch=record["epoch"],
+            metrics={name: float(one) for name, one in record["metrics"].items()},
+            name=record["name"],
+            version=record["version"],
+            created=record["created"],
+            revision=record["revision"],
+            parameters=record["parameters"],
+            digests={name: one["sha256"] for name, one in record["files"].items()},
+            bytes=sum(one["bytes"] for one in record["files"].values()),
+            history=tuple(record["history"]),
+        )
+    except OSError as error:
+        raise CheckpointDamaged(str(path), f"{RECORD}: {error.strerror or error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointDamaged(str(path), f"{RECORD}: {type(error).__name__}: {error}") from None
+
+
+def latest(found: Sequence[Entry]) -> Entry | None:
+    """The checkpoint that was saved last."""
+    return max(found, key=lambda one: (one.number, one.step), default=None)
+
+
+def best(found: Sequence[Entry], metric: str | None, mode: str) -> Entry | None:
+    """The first checkpoint with the best value of the metric; None where there is no metric, or no number in it."""
+    return next(iter(ranked(found, metric, mode)), None)
+
+
+def ranked(found: Sequence[Entry], metric: str | None, mode: str) -> list[Entry]:
+    """The checkpoints that have a number for the metric, the best first, and of equals the earlier."""
+    if metric is None:
+        return []
+    sign = 1 if mode == "min" else -1
+    measured = [one for one in found if not math.isnan(one.metrics.get(metric, math.nan))]
+    return sorted(measured, key=lambda one: (sign * one.metrics[metric], one.number, one.step))
+
+
+def settings(folder: Path) -> tuple[str | None, str]:
+    """The metric of a run and whether its best value is the `min` or the `max`; no metric where run.json has none."""
+    try:
+        record = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        schema, metric, mode = record["schema"], record["metric"], record["mode"]
+    except FileNotFoundError:
+        return None, "min"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise CheckpointDamaged(str(folder / RUN), f"{type(error).__name__}: {error}") from None
+    if schema != 1:
+        raise RunSchemaUnknown(str(folder / RUN), schema)
+    return metric, mode
+
+
+def table(folder: Path, now: datetime | None = None) -> list[Row]:
+    """A line for each checkpoint, the last saved at the end. Raises `CheckpointDamaged`, `RunSchemaUnknown`."""
+    found, (metric, mode) = entries(folder), settings(folder)
+    first, last = best(found, metric, mode), latest(found)
+    now = now or datetime.now(timezone.utc)
+    return [
+        Row(
+            step=one.step,
+            epoch=one.epoch,
+            metrics=one.metrics,
+            bytes=one.bytes,
+            age_seconds=(now - datetime.fromisoformat(one.created)).total_seconds(),
+            best=one is first,
+            latest=one is last,
+            path=one.path.name,
+        )
+        for one in found
+    ]
+
+
+def damage(one: Entry, names: Sequence[str] = ()) -> str | None:
+    """Why a checkpoint, or these files of it, are not what was saved; None where they are."""
+    for name in names or one.digests:
+        path = one.path / name
+        try:
+            found = sha256_file(path)
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if found != one.digests[name]:
+            return f"{name}\nSHA-256 saved: {one.digests[name]}\nSHA-256 found: {found}"
+    return None
+
+
+def chosen(folder: Path, weights: str = "auto") -> Chosen:
+    """The weights that a run folder, or one checkpoint's folder, stands for.
+
+    `auto` is the best checkpoint's model where the run has a metric, and else the latest's; `model` and `ema` are
+    that checkpoint's file of the name. A damaged one is passed over with a warning. Raises `NoCheckpointYet`,
+    `CheckpointDamaged`.
+    """
+    file = EMA if weights == "ema" else MODEL
+    if is_checkpoint(folder):
+        ordered, why = [entry(folder)], "the checkpoint that was named"
+    else:
+        found, (metric, mode) = entries(folder), settings(folder)
+        ordered = ranked(found, metric, mode)
+        why = f"the best {metric}" if ordered else "the latest"
+        ordered = ordered or sorted(found, key=lambda one: -one.number)
+    for one in ordered:
+        if file not in one.digests:
+            raise NoCheckpointYet(str(folder), f"{one.path.name} has no {file}")
+        broken = damage(one, [file])
+        if broken is None:
+            return Chosen(one, one.path / file, why)
+        _log.warning("skipped: %s is not what was saved: %s", one.path, broken)
+    raise NoCheckpointYet(str(folder), "no checkpoint in it is whole" if ordered else "it holds no checkpoint")
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        # One that was being replaced when the process was killed still stands aside, under its other name.
+        aside = _ASIDE.fullmatch(name)
+        there = _NAME.fullmatch(name) or (aside and aside[1] not in names)
+        if there and (folder / name).is_dir():
+            yield folder / name
+
+
+# -- one writer, and readers that are not disturbed -------------------------------------------
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """While open, nobody deletes or replaces this checkpoint. Raises `CheckpointDamaged` where it is gone."""
+    try:
+        with (path / RECORD).open("rb") as stream:
+            _lock(stream, shared=True)
+            if not _still_there(stream, path):
+                raise FileNotFoundError(2, "it was deleted")
+            yield
+    except FileNotFoundError as error:
+        raise CheckpointDamaged(str(path), error.strerror or "it is gone") from None
+
+
+@contextlib.contextmanager
+def removing(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Yields whether nobody reads this checkpoint; while open, nobody begins to."""
+    try:
+        stream = (path / RECORD).open("r+b")
+    except OSError:
+        yield True  # nobody can read it
+        return
+    with stream:
+        yield _lock(stream, shared=False, wait=wait)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """While open, this is the only one that changes which checkpoints there are."""
+    with (folder / ".lock").open("ab") as stream:
+        _lock(stream, shared=False)
+        yield
+
+
+def _lock(stream: IO[bytes], *, shared: bool, wait: bool = True) -> bool:
+    if fcntl is None:
+        return True
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(stream, kind if wait else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        # A file system without locks: nobody else is seen there either.
+    return True
+
+
+def _still_there(stream: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path / RECORD))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,230 @@
+"""State dicts ↔ tensors and JSON, exactly, and without pickle.
+
+A state dict is a tree: dicts, lists and tuples with tensors and plain values in them. `encode` takes the
+tensors out, each under its path, and describes the rest as JSON. What JSON has no word for is an object of
+one key that names it, such as `{"tuple": [1, 2]}` or `{"tensor": "state.0.exp_avg"}`; so every dict is tagged
+too, and nothing that was saved can be mistaken for a tag. `decode` gives back what was there: the same types,
+the same bits, in the same order; a tensor that stood in two places stands in both again. What the tree cannot
+express is refused by its place and its class. A pickle would take it, and would run code when it is read.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from packager.errors import StateNotExpressible
+
+DTYPES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.uint16: "U16", torch.int16: "I16",
+    torch.uint32: "U32", torch.int32: "I32", torch.uint64: "U64", torch.int64: "I64", torch.float16: "F16",
+    torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+_EXACT_IN_JSON = 2**53  # what every reader of JSON takes for an integer
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tensors of a tree by name, each contiguous where it was made, and the tree as JSON."""
+
+    tensors: Mapping[str, torch.Tensor]
+    document: Any
+
+
+def encode(tree: Any, called: str = "") -> Encoded:
+    """Take a tree apart; its tensors are not copied where they are contiguous. `called` is its name in errors.
+
+    Raises `StateNotExpressible`.
+    """
+    encoder = _Encoder(called)
+    try:
+        return Encoded(encoder.tensors, encoder.walk(tree, ""))
+    except RecursionError:
+        raise encoder.refusal("", "nested without an end") from None
+
+
+def decode(encoded: Encoded) -> Any:
+    """The tree again. Raises LookupError, TypeError or ValueError for a document that `encode` did not write."""
+    return _Decoder(encoded.tensors).walk(encoded.document)
+
+
+class _Encoder:
+    def __init__(self, called: str) -> None:
+        self._called = called
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._known: dict[Any, dict[str, Any]] = {}
+
+    def walk(self, value: Any, path: str) -> Any:
+        kind = type(value)
+        if value is None or kind is bool:
+            return value
+        if kind is int:
+            return value if abs(value) < _EXACT_IN_JSON else {"int": hex(value)}
+        if kind is float:
+            return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
+        if kind is str:
+            return self._text(value, path)
+        if kind is list:
+            return [self.walk(one, _join(path, index)) for index, one in enumerate(value)]
+        if kind is dict:
+            return self._dict(value, path)
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value, path)
+        if isinstance(value, (np.ndarray, np.generic)):
+            return self._array(value, path)
+        return self._tagged(value, path)
+
+    def refusal(self, path: str, found: str) -> StateNotExpressible:
+        place = ".".join(one for one in (self._called, path) if one)
+        return StateNotExpressible(place or "the state", found)
+
+    def _tagged(self, value: Any, path: str) -> Any:
+        kind = type(value)
+        if kind in (tuple, torch.Size):
+            tag = "tuple" if kind is tuple else "size"
+            return {tag: [self.walk(one, _join(path, index)) for index, one in enumerate(value)]}
+        if kind in (OrderedDict, Counter):
+            return {"ordered" if kind is OrderedDict else "counter": self._dict(dict(value), path)}
+        if kind is bytes:
+            return {"bytes": value.hex()}
+        if kind is complex:
+            return {"complex": struct.pack(">dd", value.real, value.imag).hex()}
+        if kind is torch.dtype:
+            return {"dtype": str(value).removeprefix("torch.")}
+        if kind is torch.device:
+            return {"device": str(value)}
+        raise self.refusal(path, f"a {_class(value)}")
+
+    def _text(self, value: str, path: str) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise self.refusal(path, "a text that has no form in UTF-8") from None
+        return value
+
+    def _dict(self, value: dict[Any, Any], path: str) -> Any:
+        strange = [key for key in value if type(key) not in (str, int)]
+        if strange:
+            raise self.refusal(path, f"a dict with the key {strange[0]!r}, a {_class(strange[0])}")
+        items = [(self.walk(key, path), self.walk(one, _join(path, key))) for key, one in value.items()]
+        return {"dict": dict(items)} if all(type(key) is str for key in value) else {"items": [list(i) for i in items]}
+
+    def _tensor(self, value: torch.Tensor, path: str) -> dict[str, Any]:
+        if type(value) not in _PLAIN_TENSORS or value.layout is not torch.strided or value.is_quantized:
+            raise self.refusal(path, f"a {_class(value)} of layout {value.layout}")
+        if value.is_meta:
+            raise self.refusal(path, "a tensor on the meta device, without values")
+        value = value.detach()
+        # The same memory seen in the same way is one tensor: tied weights stay tied.
+        place = (
+            value.data_ptr(),
+            value.dtype,
+            value.shape,
+            value.stride(),
+            value.device,
+            value.is_conj(),
+            value.is_neg(),
+        )
+        if value.numel() > 0 and place in self._known:
+            return self._known[place]
+        tag: dict[str, Any] = {"tensor": self._name(path)}
+        flat = value.resolve_conj().resolve_neg()
+        if flat.is_complex():
+            flat, tag["complex"] = torch.view_as_real(flat), True
+        if flat.dtype not in DTYPES:
+            raise self.refusal(path, f"a tensor of {str(value.dtype).removeprefix('torch.')}")
+        # Where the dimensions lie in another order, as in channels_last, the order is kept and nothing is copied.
+        strides = flat.stride()
+        order = sorted(range(flat.dim()), key=lambda axis: -strides[axis])
+        if not flat.is_contiguous() and flat.permute(order).is_contiguous():
+            flat, tag["order"] = flat.permute(order), order
+        self.tensors[tag["tensor"]] = flat.contiguous()
+        self._known[place] = tag
+        return tag
+
+    def _array(self, value: Any, path: str) -> dict[str, Any]:
+        exact = type(value) is np.ndarray or isinstance(value, np.generic)
+        try:
+            tensor = torch.from_numpy(np.array(value, order="C")) if exact else None
+        except (TypeError, ValueError):  # objects, texts, dates, the other byte order
+            tensor = None
+        if tensor is None:
+            raise self.refusal(path, f"a {_class(value)} of {value.dtype}")
+        return {"array" if type(value) is np.ndarray else "scalar": self._tensor(tensor, path)}
+
+    def _name(self, path: str) -> str:
+        """The path, or the path with a number where another tensor has it already: {"a.b": …, "a": {"b": …}}."""
+        number, name = 2, path or "value"
+        while name in self.tensors or name == "__metadata__":  # safetensors keeps that one for itself
+            number, name = number + 1, f"{path}#{number}"
+        return name
+
+
+class _Decoder:
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._known: dict[str, torch.Tensor] = {}
+
+    def walk(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self.walk(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        if "tensor" in value:
+            return self._tensor(value)
+        ((tag, body),) = value.items()
+        return self._tagged(tag, body)
+
+    def _tagged(self, tag: str, body: Any) -> Any:
+        if tag == "dict":
+            return {key: self.walk(one) for key, one in body.items()}
+        if tag == "items":
+            return {self.walk(key): self.walk(one) for key, one in body}
+        if tag in ("ordered", "counter"):
+            return (OrderedDict if tag == "ordered" else Counter)(self.walk(body))
+        if tag in ("tuple", "size"):
+            return (tuple if tag == "tuple" else torch.Size)(self.walk(body))
+        if tag in ("array", "scalar"):
+            array = self.walk(body).numpy()
+            return array if tag == "array" else array[()]
+        if tag == "int":
+            return int(body, 16)
+        if tag == "float":
+            return struct.unpack(">d", bytes.fromhex(body))[0]
+        if tag == "complex":
+            return complex(*struct.unpack(">dd", bytes.fromhex(body)))
+        if tag == "bytes":
+            return bytes.fromhex(body)
+        if tag == "device":
+            return torch.device(body)
+        if tag == "dtype" and isinstance(getattr(torch, body), torch.dtype):
+            return getattr(torch, body)
+        raise ValueError(f"{tag!r} is no tag of schema 1")
+
+    def _tensor(self, tag: dict[str, Any]) -> torch.Tensor:
+        name = tag["tensor"]
+        if name not in self._known:
+            value = self._tensors[name]
+            if "order" in tag:
+                back = sorted(range(len(tag["order"])), key=lambda axis: tag["order"][axis])
+                value = value.permute(back)
+            self._known[name] = torch.view_as_complex(value) if "complex" in tag else value
+        return self._known[name]
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _class(value: object) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,30 @@
+"""The digits example: stopped and resumed, it is the run that was not."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from projects import ROOT
+
+from packager.checkpoint import run_folder
+
+
+def train(folder, *arguments):
+    done = subprocess.run([sys.executable, folder / "train.py", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_digits_example_resumes_where_it_was_stopped(tmp_path):
+    ignored = shutil.ignore_patterns("runs", "dist", "__pycache__")
+    whole, halves = (shutil.copytree(ROOT / "examples/digits", tmp_path / name, ignore=ignored) for name in "ab")
+    train(whole, "--epochs", "4")
+    train(halves, "--epochs", "2")
+    assert train(halves, "--epochs", "4", "--resume").startswith("resumed after epoch 1\n")
+    expected, found = (run_folder.latest(run_folder.entries(one / "runs")) for one in (whole, halves))
+    for file in (run_folder.MODEL, run_folder.EMA):
+        assert found.digests[file] == expected.digests[file]
+    assert found.history == expected.history and found.epoch == 3
+    assert (halves / "runs/best.safetensors").is_file()
