@@ -431,8 +431,8 @@ def test_what_is_no_bundle_is_answered_with_2(command, built, tmp_path):
     assert (status, out) == (2, "")
     assert err == (
         f"error[not-a-bundle]: {tmp_path}/no is not a bundle\n"
-        "  there is no such folder\n"
-        "hint: give the folder that `package build` printed\n"
+        "  there is no such folder or .zip\n"
+        "hint: give a bundle's folder, or its archive, a .zip\n"
     )
     status, out, _ = command(tmp_path, built.bundle, "--json")
     assert status == 2
