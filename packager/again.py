@@ -7,6 +7,7 @@ and nothing is imported to find that out: not even what reads a manifest.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ def unchanged(cache: Cache, manifest: Path, out: Path) -> tuple[str, Entry] | No
 def _same(cache: Cache, folder: Path, known: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
     try:
         now = {
-            **{name: _digest(cache, name, Path(path)) for name, path in known["files"].items()},
+            **{name: _digest(cache, name, Path(path), inputs) for name, path in known["files"].items()},
             **{f"importable:{path}": importable(folder / path) for path in known["folders"]},
             **{name: installed.version(_name(name)) for name in inputs if name.startswith("tool:")},
             **{name: installed.identity(_name(name), cache.sha256) for name in inputs if name.startswith("package:")},
@@ -85,9 +86,11 @@ def _name(key: str) -> str:
     return key.partition(":")[2]
 
 
-def _digest(cache: Cache, name: str, path: Path) -> str:
-    """A file's digest; a checkpoint may be several."""
-    return digest(locate(path), cache.sha256) if name == "checkpoint" else cache.sha256(path)
+def _digest(cache: Cache, name: str, path: Path, inputs: Mapping[str, str]) -> str:
+    """A file's digest; a checkpoint may be several, or one of a run's."""
+    if name != "checkpoint":
+        return cache.sha256(path)
+    return digest(locate(path, weights=json.loads(inputs["checkpoint.weights"])), cache.sha256)
 
 
 def lock_of(manifest: Path) -> Path:

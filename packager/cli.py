@@ -187,6 +187,8 @@ def inspect(path: Path, as_json: bool) -> None:
         )
         console.columns(("", "name", "dtype", "shape"), _signature_rows(found["inputs"], found["outputs"]))
         console.columns(("operator", "count"), list(found["operators"].items()))
+    elif found["kind"] == "run":
+        console.columns(("step", "epoch", "metrics", "bytes", "age", "", "path"), _run_rows(found["checkpoints"]))
     else:
         beside = printable(", ".join(found["beside"])) or "nothing"
         key = f"under {found['key']!r}, beside it: {beside}" if found["key"] else "the file itself"
@@ -263,6 +265,16 @@ def schema(name: Any) -> None:
     from packager.schema import text
 
     print(text(name), end="")
+
+
+def _run_rows(checkpoints: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    def row(one: Mapping[str, Any]) -> tuple[Any, ...]:
+        metrics = " ".join(f"{name}={value:.6g}" for name, value in one["metrics"].items())
+        marks = " ".join(name for name in ("best", "latest") if one[name])
+        epoch = "" if one["epoch"] is None else one["epoch"]
+        return one["step"], epoch, metrics, one["bytes"], f"{one['age_seconds']:.0f} s", marks, one["path"]
+
+    return [row(one) for one in checkpoints]
 
 
 def _rebuilt(manifest: Path, bundle: Path) -> dict[str, str]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from packager.bundle.archive import as_folder, is_archive
 from packager.bundle.fingerprint import fingerprint
 from packager.bundle.layout import SUMS
+from packager.checkpoint import run_folder
 from packager.checkpoint.about import about
 from packager.checkpoint.header import METADATA, metadata, read_header
 from packager.checkpoint.locate import CONFIG, INDEX, holds_checkpoint, locate
@@ -22,12 +24,16 @@ from packager.runtime.loader import read_config
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """A description under `kind`: bundle, onnx or checkpoint. Raises the error of whatever cannot be read."""
-    if is_archive(path) or (path.is_dir() and ((path / SUMS).exists() or not holds_checkpoint(path))):
+    """A description under `kind`: bundle, onnx, run or checkpoint. Raises the error of whatever cannot be read."""
+    if is_archive(path) or (
+        path.is_dir() and ((path / SUMS).exists() or not (holds_checkpoint(path) or run_folder.is_run(path)))
+    ):
         with as_folder(path) as folder:
             return _bundle(folder)
     if path.suffix == ".onnx" and path.exists():
         return _onnx(path)
+    if path.is_dir() and run_folder.is_run(path):
+        return {"kind": "run", "checkpoints": [asdict(row) for row in run_folder.table(path)]}
     return _checkpoint(path)
 
 

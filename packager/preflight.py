@@ -35,7 +35,7 @@ def located(project: Project) -> Located:
     """
     named = project.manifest.checkpoint.path
     where = project.where("checkpoint", "path")
-    found = locate(project.folder / named, named, where)
+    found = locate(project.folder / named, named, where, project.manifest.checkpoint.weights)
     if project.manifest.model.entry is None and all(file.name != CONFIG for file in found.files):
         holds = program(found)
         if holds is None:

@@ -7,7 +7,6 @@ Resumed, the run ends with the weights, to the bit, that it would have had witho
 """
 
 import argparse
-import os
 import shutil
 from pathlib import Path
 
@@ -17,15 +16,14 @@ from model import DigitsCNN
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from packager.checkpoint.manager import CheckpointManager
-from packager.checkpoint.retention import Retention
+from packager.checkpoint import CheckpointManager, Retention
 
 EPOCHS = 15  # of the schedule, however many are trained now
 RUNS = Path(__file__).parent / "runs"
 
 
 def main() -> None:
-    """Train on three quarters of the digits, and put the best weights at runs/best.safetensors."""
+    """Train on three quarters of the digits, into the run folder that package.yaml names."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--resume", action="store_true", help="go on where the last run ended")
     arguments.add_argument("--epochs", type=int, default=EPOCHS, help="stop after so many")
@@ -58,7 +56,6 @@ def main() -> None:
             manager.save(step=epoch, epoch=epoch, **state, metrics=found, blocking=False)
         manager.wait()
         best = manager.best()
-    put(best.path / "model.safetensors", RUNS / "best.safetensors")
     averaged = best.metrics["accuracy_ema"]
     print(f"best accuracy {best.metrics['accuracy']:.1%} after epoch {best.epoch}, averaged weights {averaged:.1%}")
 
@@ -68,13 +65,6 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
     model.eval()
     with torch.inference_mode():
         return (model(images).argmax(1) == labels).float().mean().item()
-
-
-def put(source: Path, target: Path) -> None:
-    """A copy at a path that does not move, for package.yaml."""
-    temporary = target.with_name(f".{target.name}")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
 
 
 if __name__ == "__main__":

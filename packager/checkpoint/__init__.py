@@ -15,14 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from packager.checkpoint.about import About
+    from packager.checkpoint.huggingface import export_huggingface
+    from packager.checkpoint.manager import CheckpointManager
     from packager.checkpoint.match import Fit, fit
+    from packager.checkpoint.retention import Retention
     from packager.checkpoint.select import Checkpoint, read
 
-__all__ = ["About", "Checkpoint", "Fit", "fit", "read"]
+__all__ = ["About", "Checkpoint", "CheckpointManager", "Fit", "Retention", "export_huggingface", "fit", "read"]
 
 _HOMES = {
     "About": "packager.checkpoint.about",
     "Checkpoint": "packager.checkpoint.select",
+    "CheckpointManager": "packager.checkpoint.manager",
+    "Retention": "packager.checkpoint.retention",
+    "export_huggingface": "packager.checkpoint.huggingface",
     "Fit": "packager.checkpoint.match",
     "fit": "packager.checkpoint.match",
     "read": "packager.checkpoint.select",

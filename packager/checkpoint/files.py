@@ -29,7 +29,7 @@ import torch
 
 from packager.checkpoint import dcp
 from packager.checkpoint.header import metadata, read_header
-from packager.checkpoint.locate import DCP, INDEX, Located, locate, program_in, weight_map
+from packager.checkpoint.locate import DCP, INDEX, Located, program_in, weight_map
 from packager.errors import CheckpointNeedsCode, CheckpointUnreadable
 
 
@@ -42,12 +42,11 @@ class Opened:
     metadata: dict[str, str]
 
 
-def open_checkpoint(path: Path, *, trust_pickle: bool, where: str | None) -> Opened:
-    """Open a file, the shards of an index, or a folder: see `packager.checkpoint.locate`.
+def open_checkpoint(located: Located, *, trust_pickle: bool, where: str | None) -> Opened:
+    """Open what `packager.checkpoint.locate` found: a file, the shards of an index, or a folder.
 
     Raises `CheckpointNotFound`, `CheckpointUnreadable` or `CheckpointNeedsCode`.
     """
-    located = locate(path, where=where)
     opener = _Opener(located, trust_pickle, where)
     if located.head.name == DCP:
         return Opened(dcp.read(located, where, opener.unpickled), "torch.distributed.checkpoint", {})

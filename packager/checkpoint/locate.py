@@ -3,6 +3,7 @@
     a file                one file of weights: safetensors or PyTorch's
     NAME.index.json       the index of a sharded checkpoint, and every shard that it names
     a folder              what its content says, in this order:
+        run.json            a run of CheckpointManager: its best checkpoint where it has a metric, else its latest
         .metadata           torch.distributed.checkpoint, with all its *.distcp
         NAME.index.json     a sharded checkpoint, as above
         one file of weights under a usual name, or the only one there
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packager.checkpoint import run_folder
 from packager.errors import CheckpointNotFound, CheckpointUnreadable
 
 INDEX = ".index.json"
@@ -40,10 +42,11 @@ _LONGEST_JSON = 100_000_000  # as safetensors has it for a header
 
 @dataclass(frozen=True)
 class Located:
-    """What a path named, and the files that are read for it, the head first."""
+    """What a path named, and the files that are read for it, the head first; `chosen` is whether a run has others."""
 
     path: Path
     files: tuple[Path, ...]
+    chosen: bool = False
 
     @property
     def head(self) -> Path:
@@ -56,13 +59,16 @@ class Located:
         return self.path if self.head != self.path else self.path.parent
 
 
-def locate(path: Path, named: str | None = None, where: str | None = None) -> Located:
+def locate(path: Path, named: str | None = None, where: str | None = None, weights: str = "auto") -> Located:
     """Find the files of a checkpoint; `named` is what the user calls it, `where` the field that does.
 
-    Raises `CheckpointNotFound` or `CheckpointUnreadable`.
+    `weights` matter where a run keeps the averaged ones in a file of their own. Raises `CheckpointNotFound`,
+    `CheckpointUnreadable`, or what `run_folder.chosen` raises.
     """
     called = named or str(path)
     if _kind(path, called, where) == "folder":
+        if run_folder.is_run(path) or run_folder.is_checkpoint(path):
+            return Located(path, (run_folder.chosen(path, weights).file,), chosen=True)
         files = _in_folder(path, called, where)
     elif path.name.endswith(INDEX):
         files = [path, *_shards(path, called, where)]

@@ -20,6 +20,7 @@ import torch
 
 from packager.checkpoint.about import AVERAGED, EMA_KEYS, About, about
 from packager.checkpoint.files import open_checkpoint
+from packager.checkpoint.locate import locate
 from packager.errors import CheckpointUnreadable, WeightsNotFound, did_you_mean
 
 MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
@@ -48,13 +49,14 @@ def read(path: Path, weights: str = "auto", *, trust_pickle: bool = False, where
 
     Raises `CheckpointNotFound`, `CheckpointUnreadable`, `CheckpointNeedsCode` or `WeightsNotFound`.
     """
-    opened = open_checkpoint(path, trust_pickle=trust_pickle, where=where)
+    located = locate(path, where=where, weights=weights)
+    opened = open_checkpoint(located, trust_pickle=trust_pickle, where=where)
     found = opened.content
     if isinstance(found, torch.nn.Module):
         found = found.state_dict()
     if not isinstance(found, Mapping):
         raise CheckpointUnreadable(str(path), where, f"it holds a {type(found).__name__}, not a state dict")
-    read = _pick(found, weights, where)
+    read = _pick(found, "auto" if located.chosen else weights, where)
     _check_values(read.state, str(path), where)
     beside = {name: found[name] for name in read.beside} if not read.key else found
     return replace(
