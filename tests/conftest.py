@@ -10,6 +10,7 @@ from pathlib import Path
 
 import projects
 import pytest
+import traces
 from hypothesis import settings
 
 import packager
@@ -35,6 +36,15 @@ def cache_folder(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("PACKAGER_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_traces(request, tmp_path_factory):
+    """No bundle that a test built in its folder tells of the machine."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    if folder is not None:
+        assert traces.found_below(folder, folder, tmp_path_factory.getbasetemp()) == []
 
 
 @pytest.fixture(scope="session")

@@ -75,11 +75,16 @@ def digits(folder, **sections):
     return project(folder, source, inputs=IMAGE, entry="model.py:DigitsCNN", kwargs=kwargs, **{**settings, **sections})
 
 
+RESEALED = set()
+"""The fingerprints of bundles that a test has tampered with, and sealed itself."""
+
+
 def reseal(bundle):
     """Make SHA256SUMS and FINGERPRINT those of the files as they are now; returns the fingerprint."""
     text = sums_text({path: digest(bundle / path) for path in files_in(bundle)})
     (bundle / layout.SUMS).write_text(text)
     (bundle / layout.FINGERPRINT).write_text(fingerprint(text) + "\n")
+    RESEALED.add(fingerprint(text))
     return fingerprint(text)
 
 
