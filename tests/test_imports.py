@@ -86,7 +86,13 @@ def test_a_checkpoint_is_located_and_described_without_a_tensor_library(tmp_path
     found = imported(code, tmp_path / "best.pt")
     heavy = {*HEAVY, "onnxruntime", "numpy", "pydantic", "yaml", "rich", "click", "safetensors"}
     assert not found & heavy
-    ours = {"packager.checkpoint", "packager.checkpoint.locate", "packager.errors", "packager.hashing"}
+    ours = {
+        "packager.checkpoint",
+        "packager.checkpoint.locate",
+        "packager.errors",
+        "packager.checkpoint.run_folder",
+        "packager.hashing",
+    }
     assert {one for one in found if one.startswith("packager.")} == ours
     found = imported("from packager.checkpoint import about, header")
     assert not found & heavy
