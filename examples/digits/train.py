@@ -2,7 +2,8 @@
 
     python examples/digits/train.py [--resume] [--epochs 15]
 
-runs/ is the run folder: a checkpoint after each epoch, of which the best by accuracy and the latest stay.
+runs/ is the run folder: a checkpoint after each epoch, of which the best, by the accuracy of its averaged
+weights, and the latest two stay.
 Resumed, the run ends with the weights, to the bit, that it would have had without the interruption.
 """
 
@@ -33,11 +34,11 @@ def main() -> None:
     torch.manual_seed(0)
     train_images, test_images, train_labels, test_labels = (torch.from_numpy(one) for one in split())
     model = DigitsCNN(classes=10)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     state = {"model": model, "optimizer": optimizer, "scheduler": schedule, "ema": average}
-    keep = Retention(latest=2, metric="accuracy", mode="max")
+    keep = Retention(latest=2, metric="accuracy_ema", mode="max")
     with CheckpointManager(RUNS, keep=keep, name="digits-cnn", version="1.0.0") as manager:
         first = 0
         if manager.latest():
@@ -56,8 +57,8 @@ def main() -> None:
             manager.save(step=epoch, epoch=epoch, **state, metrics=found, blocking=False)
         manager.wait()
         best = manager.best()
-    averaged = best.metrics["accuracy_ema"]
-    print(f"best accuracy {best.metrics['accuracy']:.1%} after epoch {best.epoch}, averaged weights {averaged:.1%}")
+    averaged, plain = best.metrics["accuracy_ema"], best.metrics["accuracy"]
+    print(f"best after epoch {best.epoch}: averaged weights {averaged:.1%}, those of the last step {plain:.1%}")
 
 
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
