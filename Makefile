@@ -51,10 +51,12 @@ check: lint test  ## lint, types and tests
 schemas: $(VENV)/.ready  ## write schemas/ anew from the models
 	for name in manifest config parity; do $(BIN)/package schema $$name > schemas/$$name.schema.json; done
 
-bench: $(VENV)/.examples  ## the figures of docs/benchmarks.md; takes many minutes
+bench: $(VENV)/.examples  ## the figures of docs/benchmarks.md and docs/parity.md; takes many minutes
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/rebuild.py
 	$(BIN)/python benchmarks/checkpoint_stall.py
+	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/parity_cost.py
 
 clean:
 	rm -rf $(VENV) build dist examples/*/dist examples/*/runs benchmarks/work .mypy_cache .ruff_cache .pytest_cache

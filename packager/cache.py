@@ -9,6 +9,7 @@ by its own SHA-256. The two are not the same thing, and are kept apart, as in Go
     objects/AB/SHA256    those files
     projects/AB/ID       the inputs of a manifest's last build: to say what changed since, and what its code read
     digests/AB/ID        the digest of a file by path, size, mtime, ctime and inode
+    downloads/AB/SHA256/ a checkpoint that a URL named, one file or several: see `packager.checkpoint.remote`
 
 Every file is written beside its place and renamed, so that builds at once do not see each other's
 halves. Nothing is trusted: a record carries its own digest, an object is hashed when it is taken, and
@@ -27,7 +28,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,13 @@ from typing import Any
 from packager.hashing import sha256_file
 
 _LARGEST_BYTES = 10 << 30
+_LARGEST_DOWNLOADS_BYTES = 50 << 30  # these cost more to have again
 _OLDEST_SECONDS = 30 * 24 * 3600
 _TRIM_SECONDS = 24 * 3600  # trimmed once a day at most
 _USED_SECONDS = 3600  # the time of the last use is kept to the hour
 _SETTLED_NS = 2_000_000_000  # a file younger than this may change again without its times showing it
-_KINDS = ("actions", "objects", "projects", "digests")
+_MADE = ("actions", "objects", "projects", "digests")
+_KINDS = (*_MADE, "downloads")
 _OWN_FOLDER = "builds-1"  # named for the format; nothing beside it is touched, whatever PACKAGER_CACHE names
 _NEW = "new"
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -116,10 +119,10 @@ class Cache:
         except (KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
-            _drop(path)
+            drop(path)
             return None
         for one in (path, *(self.object(sha256) for sha256 in entry.files.values())):
-            _used(one)
+            used(one)
         return entry
 
     def put(self, action: Action, entry: Entry, files: Mapping[str, Path]) -> None:
@@ -156,7 +159,7 @@ class Cache:
                 return True
         except OSError:
             return False  # it is not there, or cannot be read
-        _drop(path)
+        drop(path)
         return False
 
     # -- projects -----------------------------------------------------------------------------
@@ -185,13 +188,23 @@ class Cache:
                 _write(place, {"key": key, "sha256": found})
         return found
 
+    # -- downloads ----------------------------------------------------------------------------
+
+    def download(self, sha256: str) -> Path:
+        """The folder of a downloaded checkpoint."""
+        return self._place("downloads", sha256)
+
+    def arriving(self, name: str) -> Path:
+        """The folder of one that is on its way, under whatever it is known by until its digest is."""
+        return self.folder / "downloads" / _NEW / _sha256(os.fsencode(name))
+
     # -- upkeep -------------------------------------------------------------------------------
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """How many files there are of each kind, and their bytes."""
         found = {}
         for kind in _KINDS:
-            sizes = [one.stat().st_size for one in self._files(kind)]
+            sizes = [one.stat().st_size for entry in self._entries(kind) for one in _files(entry)]
             found[kind] = (len(sizes), sum(sizes))
         return found
 
@@ -199,8 +212,8 @@ class Cache:
         """Delete everything; returns how many bytes that were. A build that runs meanwhile builds what it misses."""
         freed = sum(size for _, size in self.sizes().values())
         for kind in _KINDS:
-            for path in self._files(kind):
-                _drop(path)
+            for path in self._entries(kind):
+                drop(path)
         return freed
 
     def trim(self, *, largest: int = _LARGEST_BYTES, oldest: float = _OLDEST_SECONDS) -> None:
@@ -213,26 +226,27 @@ class Cache:
         with contextlib.suppress(OSError):  # a disk that is full is trimmed all the same
             stamp.touch()
         self.trim_now(now, largest=largest, oldest=oldest)
+        self.trim_now(now, largest=_LARGEST_DOWNLOADS_BYTES, oldest=oldest, kinds=("downloads",))
 
-    def trim_now(self, now: float, *, largest: int, oldest: float) -> None:
+    def trim_now(self, now: float, *, largest: int, oldest: float, kinds: Sequence[str] = _MADE) -> None:
         """Delete as `trim` does, whenever that was last done."""
         kept = []
-        for kind in _KINDS:
-            for path in self._files(kind):
+        for kind in kinds:
+            for path in self._entries(kind):
                 with contextlib.suppress(FileNotFoundError):  # another build trims too
-                    status = path.stat()
-                    kept.append((status.st_mtime, status.st_size, path))
+                    kept.append((path.stat().st_mtime, sum(one.stat().st_size for one in _files(path)), path))
         total = sum(size for _, size, _ in kept)
         for modified, size, path in sorted(kept, key=lambda one: (one[0], str(one[2]))):
             if now - modified > oldest or total > largest:
-                _drop(path)
+                drop(path)
                 total -= size
 
-    def _files(self, kind: str) -> Iterator[Path]:
-        """Every file of a kind, and what a build that was killed left half written."""
+    def _entries(self, kind: str) -> Iterator[Path]:
+        """Every entry of a kind, and what a build that was killed left half written."""
         yield from (self.folder / kind / _NEW).glob("*")
         for place in (self.folder / kind).glob("[0-9a-f][0-9a-f]"):
-            yield from (path for path in place.iterdir() if _NAME.fullmatch(path.name) and path.is_file())
+            named = (path for path in place.iterdir() if _NAME.fullmatch(path.name))
+            yield from (path for path in named if path.is_dir() == (kind == "downloads"))
 
     def _place(self, kind: str, name: str) -> Path:
         return self.folder / kind / name[:2] / name
@@ -290,7 +304,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     if head != _sha256(rest).encode():
-        _drop(path)
+        drop(path)
         return None
     found: dict[str, Any] = json.loads(rest)
     return found
@@ -311,13 +325,21 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         raise
 
 
-def _drop(path: Path) -> None:
+def drop(path: Path) -> None:
     """Delete what is of no use. Where it cannot be, it stays of no use."""
-    with contextlib.suppress(OSError):
-        path.unlink()
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
-def _used(path: Path) -> None:
+def _files(entry: Path) -> list[Path]:
+    """The files that an entry is made of."""
+    return [one for one in entry.rglob("*") if one.is_file()] if entry.is_dir() else [entry]
+
+
+def used(path: Path) -> None:
     """Let `trim` see that it is in use."""
     with contextlib.suppress(OSError):  # of no consequence but an earlier end
         if time.time() - path.stat().st_mtime > _USED_SECONDS:

@@ -38,7 +38,7 @@ def cli() -> None:
 )
 @click.option("--force", is_flag=True, help="Replace what is there even if it is not a bundle.")
 @click.option("--archive", is_flag=True, help="Write DIR/NAME-VERSION.zip too.")
-@click.option("--no-cache", is_flag=True, help="Build everything anew, and leave the cache alone.")
+@click.option("--no-cache", is_flag=True, help="Build everything anew, and leave the cache alone, but for downloads.")
 @click.option("--verify-cache", is_flag=True, help="Build everything anew, and fail where the cache held other bytes.")
 @click.option(
     "--explain", is_flag=True, help="Say for every stage what changed since the last build, or that it was cached."
@@ -106,7 +106,9 @@ def verify(bundle: Path, fingerprint: str | None, no_parity: bool, rebuild: Path
 
     report = run(bundle, fingerprint=fingerprint, parity=not no_parity)
     if rebuild is not None:
-        report = report.with_rebuild(_rebuilt(rebuild, bundle))
+        from packager.repeat import rebuilt
+
+        report = report.with_rebuild(rebuilt(rebuild, bundle))
     if as_json:
         print(json.dumps(report.as_json()))
     else:
@@ -139,8 +141,8 @@ def vet(manifest: Path, as_json: bool) -> None:
     from packager import console
     from packager.vet import vet as run
 
-    with _stdout_kept():
-        report = run(manifest)
+    with _stdout_kept(), console.listening(quiet=as_json) as listener:
+        report = run(manifest, listener)
     if as_json:
         print(json.dumps(report.as_json()))
         return
@@ -151,7 +153,7 @@ def vet(manifest: Path, as_json: bool) -> None:
         "unexpected": ", ".join(report.unexpected) or "none",
         "cases": str(report.cases),
     }
-    console.table(rows)
+    console.table({**rows, **_about(report.about, {})})
     console.columns(("", "name", "dtype", "shape"), _signature_rows(report.inputs, report.outputs))
     for note in report.notes:
         print(f"note: {note}")
@@ -161,15 +163,16 @@ def vet(manifest: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", metavar="PATH|URL")
 @_json_option
-def inspect(path: Path, as_json: bool) -> None:
-    """Show what a bundle, a checkpoint or an ONNX file holds."""
+def inspect(path: str, as_json: bool) -> None:
+    """Show what a bundle, a checkpoint or an ONNX file holds, at PATH or URL."""
     from packager import console
     from packager.console import printable
     from packager.inspect import inspect as run
 
-    found = run(path)
+    with console.listening(quiet=as_json) as listener:
+        found = run(path, listener)
     if as_json:
         print(json.dumps(found))
         return
@@ -193,7 +196,11 @@ def inspect(path: Path, as_json: bool) -> None:
         beside = printable(", ".join(found["beside"])) or "nothing"
         key = f"under {found['key']!r}, beside it: {beside}" if found["key"] else "the file itself"
         console.table(
-            {"checkpoint": f"{found['format']}, {len(found['tensors'])} tensors", "state dict": key, **_about(found)}
+            {
+                "checkpoint": f"{found['format']}, {len(found['tensors'])} tensors",
+                "state dict": key,
+                **_about(found["about"], found["metadata"]),
+            }
         )
         console.columns(("tensor", "type"), [(printable(name), kind) for name, kind in found["tensors"].items()])
 
@@ -277,13 +284,6 @@ def _run_rows(checkpoints: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]
     return [row(one) for one in checkpoints]
 
 
-def _rebuilt(manifest: Path, bundle: Path) -> dict[str, str]:
-    """The first difference of every file of a bundle from a new build, empty where there is none."""
-    from packager.repeat import rebuilt
-
-    return {one.path: one.difference for one in rebuilt(manifest, bundle)}
-
-
 def _exclude(flags: Mapping[str, bool]) -> None:
     given = [name for name, value in flags.items() if value]
     if len(given) > 1:
@@ -304,12 +304,12 @@ def _stdout_kept() -> Iterator[None]:
         os.close(kept)
 
 
-def _about(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+def _about(about: Mapping[str, Any], strings: Mapping[str, str]) -> dict[str, str]:
     from packager.checkpoint.about import About
     from packager.console import printable
 
-    metadata = ", ".join(f"{name}: {value}" for name, value in checkpoint["metadata"].items())
-    rows = {**About(**checkpoint["about"]).rows(), **({"metadata": metadata} if metadata else {})}
+    metadata = ", ".join(f"{name}: {value}" for name, value in strings.items())
+    rows = {**About(**about).rows(), **({"metadata": metadata} if metadata else {})}
     return {title: printable(text) for title, text in rows.items()}
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from packager.progress import Event, Finished, Listener, Recalled, Started
+from packager.progress import Event, Finished, Listener, Progressed, Recalled, Started
+
+_QUIET_SECONDS = 10  # between two plain lines on how far something has come
 
 
 def is_terminal() -> bool:
@@ -29,22 +32,43 @@ def listening(quiet: bool) -> Iterator[Listener]:
         with _live() as listener:
             yield listener
     else:
-        yield _plain
+        yield _plain()
 
 
-def _plain(event: Event) -> None:
+def _plain() -> Listener:
+    last = time.monotonic()
+
+    def listen(event: Event) -> None:
+        nonlocal last
+        if not isinstance(event, Progressed):
+            _print_plain(event)
+        elif time.monotonic() - last >= _QUIET_SECONDS:
+            last = time.monotonic()
+            print(f"{event.stage:<12} {_so_far(event)}", file=sys.stderr, flush=True)
+
+    return listen
+
+
+def _print_plain(event: Event) -> None:
     if isinstance(event, Finished):
         print(f"{event.stage:<12} {event.seconds:6.1f} s", file=sys.stderr, flush=True)
     elif isinstance(event, Recalled):
         print(f"{event.stage:<12} cached", file=sys.stderr, flush=True)
-    elif not isinstance(event, Started):
+    elif not isinstance(event, (Started, Progressed)):
         print(f"note: {event.message}", file=sys.stderr, flush=True)
+
+
+def _so_far(event: Progressed) -> str:
+    """`12.0 of 48.0 MB`, or as many as there are."""
+    return f"{event.done / 1e6:.1f} {f'of {event.total / 1e6:.1f} ' if event.total is not None else ''}MB"
 
 
 @contextmanager
 def _live() -> Iterator[Listener]:
     from rich.console import Console
     from rich.markup import escape
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
 
     console = Console(stderr=True, highlight=False)
     with console.status("") as status:
@@ -52,6 +76,11 @@ def _live() -> Iterator[Listener]:
         def listen(event: Event) -> None:
             if isinstance(event, Started):
                 status.update(f"{event.stage} …")
+            elif isinstance(event, Progressed):
+                line = Table.grid(padding=(0, 1))
+                bar = ProgressBar(total=event.total, completed=event.done, width=30)
+                line.add_row(event.stage, bar, _so_far(event))
+                status.update(line)
             elif isinstance(event, Finished):
                 console.print(f"[green]✓[/] {event.stage:<12} [dim]{event.seconds:6.1f} s[/]")
             elif isinstance(event, Recalled):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class PackagerError(Exception):
         self.hint = hint
         self.problems = tuple(problems)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it goes to another process, where it is the same error."""
+        return _come_over, (type(self), self.__dict__)
+
     def rename(self, old: str, new: str) -> None:
         """Say `new` wherever `old` is named: for a temporary file, what the user knows it as."""
         self.message = self.message.replace(old, new)
@@ -67,6 +71,12 @@ class PackagerError(Exception):
                 {"message": one.message, "where": one.where, "hint": one.hint} for one in self.problems
             ]
         return found
+
+
+def _come_over(kind: type[PackagerError], facts: dict[str, Any]) -> PackagerError:
+    error = kind.__new__(kind, facts["message"])
+    error.__dict__.update(facts)
+    return error
 
 
 def render(error: PackagerError) -> str:
@@ -283,6 +293,18 @@ class NoiseTooLarge(UserError):
         )
 
 
+class DecidedByTies(UserError):
+    code = "decided-by-ties"
+
+    def __init__(self, where: str, example: str, steady: int, cases: int) -> None:
+        super().__init__(
+            "what this module gives hangs on ties, so no artifact could be held to it",
+            where=where,
+            why=f"inputs moved by a few roundings give something else on {cases - steady} of {cases} cases: {example}",
+            hint="break ties in forward(), round what is ranked, or return the scores instead of their order",
+        )
+
+
 class DataDoesNotFit(UserError):
     code = "data-does-not-fit"
 
@@ -373,6 +395,56 @@ class WeightsNotFinite(UserError):
         )
 
 
+# -- a checkpoint's URL ---------------------------------------------------------------------
+
+
+class UrlUnsupported(UserError):
+    code = "url-unsupported"
+
+    def __init__(self, url: str, where: str | None, why: str, hint: str) -> None:
+        super().__init__(f"{url} cannot be opened", where=where, why=why, hint=hint)
+
+
+class UrlNotFound(UserError):
+    code = "url-not-found"
+
+    def __init__(self, url: str, where: str | None, why: str) -> None:
+        super().__init__(
+            f"there is nothing at {url}",
+            where=where,
+            why=why,
+            hint="check the host, the bucket and the name; some servers say so of what they do not let you see, too",
+        )
+
+
+class UrlRefused(UserError):
+    code = "url-refused"
+
+    def __init__(self, url: str, where: str | None, why: str, hint: str) -> None:
+        super().__init__(f"{url} may not be read with the credentials that were found", where=where, why=why, hint=hint)
+
+
+class UrlUnreachable(UserError):
+    code = "url-unreachable"
+
+    def __init__(self, url: str, where: str | None, why: str, hint: str) -> None:
+        super().__init__(f"{url} could not be read", where=where, why=why, hint=hint)
+
+
+class UrlNotAFile(UserError):
+    code = "url-not-a-file"
+
+    def __init__(self, url: str, where: str | None, why: str, hint: str) -> None:
+        super().__init__(f"{url} is no file", where=where, why=why, hint=hint)
+
+
+class DownloadRefused(UserError):
+    code = "download-refused"
+
+    def __init__(self, url: str, where: str | None, why: str, hint: str) -> None:
+        super().__init__(f"{url} was not downloaded", where=where, why=why, hint=hint)
+
+
 # -- the build ------------------------------------------------------------------------------
 
 
@@ -428,8 +500,8 @@ class AssetNotFound(UserError):
 class ExtraMissing(UserError):
     code = "extra-missing"
 
-    def __init__(self, module: str, what: str) -> None:
-        super().__init__(f"{what} needs {module}, which is not installed", hint="pip install 'packager[build]'")
+    def __init__(self, module: str, what: str, hint: str = "pip install 'packager[build]'") -> None:
+        super().__init__(f"{what} needs {module}, which is not installed", hint=hint)
 
 
 # -- the bundle -----------------------------------------------------------------------------
@@ -622,6 +694,13 @@ class CheckpointNotSaved(UserError):
             why=why,
             hint="the checkpoints saved before it are as they were",
         )
+
+
+class RankFailed(UserError):
+    code = "rank-failed"
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message, why=why, hint="see what that rank said last")
 
 
 class NoCheckpointYet(UserError):

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from packager.checkpoint.urls import without_secrets
 from packager.errors import Problem, did_you_mean
 from packager.yaml_lines import Document
 
@@ -30,7 +31,7 @@ def explain(
     details = [(_field(detail["loc"], document.data, detail["type"]), detail) for detail in error.errors()]
     for field, detail in details:
         inside = any(other[: len(field)] == field and other != field for other, _ in details)
-        if detail["type"] == "literal_error" and inside:
+        if detail["type"] in ("literal_error", "string_type") and inside:
             continue  # the arm of a union that was not meant: the mapping's own problems follow
         message, hint = _say(detail, field, root, hints)
         place = where(path, document, field)
@@ -61,6 +62,8 @@ def _say(
 ) -> tuple[str, str | None]:
     """What is wrong with a field and what would be right, from one of pydantic's details."""
     kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if isinstance(found, str):
+        found = without_secrets(found)
     if kind == "extra_forbidden":
         known = _fields_at(field[:-1], root)
         return f"{field[-1]!r} is not a field here", did_you_mean(str(field[-1]), known)

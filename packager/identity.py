@@ -46,7 +46,7 @@ def known(project: Project, cache: Cache) -> Identity | None:
         bool(record["placed"]),
     )
     try:
-        checkpoint = digest(preflight.located(project), cache.sha256)
+        checkpoint = digest(preflight.located(project, cache.sha256), cache.sha256)
     except OSError:
         return None
     preflight.pin(project, checkpoint)
@@ -79,7 +79,7 @@ def _code(project: Project, cache: Cache) -> str:
     model = project.manifest.model
     place = (model.entry or "").rpartition(":")[0]
     if model.entry is None:
-        place = str(project.folder / project.manifest.checkpoint.path)
+        place = project.checkpoint_shown if project.fetched else str(project.checkpoint)
     path: Path = project.folder / place
     content = cache.sha256(path) if place.endswith(".py") and path.is_file() else ""
     text = json.dumps([actions.own(), model.entry or place, model.kwargs, content])

@@ -15,16 +15,26 @@ from typing import Any
 from packager.bundle.archive import as_folder, is_archive
 from packager.bundle.fingerprint import fingerprint
 from packager.bundle.layout import SUMS
-from packager.checkpoint import run_folder
-from packager.checkpoint.about import about
+from packager.checkpoint import run_folder, urls
+from packager.checkpoint.about import about, of_checkpoint
 from packager.checkpoint.header import METADATA, metadata, read_header
-from packager.checkpoint.locate import CONFIG, INDEX, holds_checkpoint, locate
+from packager.checkpoint.locate import CONFIG, INDEX, Located, holds_checkpoint, locate, piece_index
 from packager.errors import CheckpointUnreadable, ExtraMissing
+from packager.progress import Listener, Stages, silent
 from packager.runtime.loader import read_config
 
 
-def inspect(path: Path) -> dict[str, Any]:
-    """A description under `kind`: bundle, onnx, run or checkpoint. Raises the error of whatever cannot be read."""
+def inspect(path: str | Path, listener: Listener = silent) -> dict[str, Any]:
+    """A description under `kind`: bundle, onnx, run or checkpoint. Raises the error of whatever cannot be read.
+
+    `path` may be a URL; `listener` hears of the download.
+    """
+    if isinstance(path, str) and urls.is_url(path):
+        from packager.checkpoint import remote
+
+        with remote.at_hand(remote.Remote(path), Stages(listener)) as fetched:
+            return inspect(fetched)
+    path = Path(path)
     if is_archive(path) or (
         path.is_dir() and ((path / SUMS).exists() or not (holds_checkpoint(path) or run_folder.is_run(path)))
     ):
@@ -82,8 +92,21 @@ def _onnx(path: Path) -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> dict[str, Any]:
     located = locate(path)
+    found = _described(path, located)
+    if not located.chosen:
+        return found
+    strings = {name: one for name, one in found["metadata"].items() if name != "tree"}
+    return {**found, "about": of_checkpoint(located.head.parent).as_json(), "metadata": strings}
+
+
+def _described(path: Path, located: Located) -> dict[str, Any]:
     if located.head.suffix == ".safetensors":
         return _safetensors(path, [located.head], "safetensors")
+    if located.head.name.endswith(run_folder.PIECES):
+        index = piece_index(located.head, str(path), None)
+        found = _safetensors(path, [located.head.parent / index.whole], "")
+        tensors = found["tensors"] | {name: f"{one.dtype}{list(one.shape)}" for name, one in index.tensors.items()}
+        return {**found, "format": f"safetensors in pieces of {len(index.files())} ranks", "tensors": tensors}
     if located.head.name.endswith(INDEX):
         shards = [file for file in located.files[1:] if file.name != CONFIG]
         if all(shard.suffix == ".safetensors" for shard in shards):

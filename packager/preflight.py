@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from packager.checkpoint import urls
 from packager.checkpoint.locate import CONFIG, Located, locate, program
 from packager.errors import (
     AssetNotFound,
@@ -17,9 +20,25 @@ from packager.errors import (
     Problem,
     did_you_mean,
 )
+from packager.hashing import sha256_file
 from packager.manifest import Project
+from packager.progress import Stages
 
 _UNFIT = re.compile(r"[\0\n\r\\\\]")  # see packager.bundle.fingerprint
+
+
+@contextmanager
+def at_hand(project: Project, stages: Stages) -> Iterator[Project]:
+    """Yields the project with its checkpoint on this machine. Raises what `packager.checkpoint.remote.at_hand` does."""
+    wanted = project.manifest.checkpoint
+    if not urls.is_url(wanted.path):
+        yield project
+        return
+    from packager.checkpoint import remote
+
+    where, pinned = project.where("checkpoint", "path"), project.where("checkpoint", "sha256")
+    with remote.at_hand(remote.Remote(wanted.path, wanted.sha256, where, pinned), stages) as path:
+        yield replace(project, fetched=path)
 
 
 def preflight(project: Project) -> None:
@@ -28,14 +47,14 @@ def preflight(project: Project) -> None:
     assets(project)
 
 
-def located(project: Project) -> Located:
+def located(project: Project, sha256: Callable[[Path], str] = sha256_file) -> Located:
     """The files of the checkpoint, which says what module it belongs to where the manifest does not.
 
     Raises `CheckpointNotFound`, `CheckpointUnreadable`, `CheckpointNeedsCode` or `EntryNeeded`.
     """
-    named = project.manifest.checkpoint.path
+    named = project.checkpoint_shown
     where = project.where("checkpoint", "path")
-    found = locate(project.folder / named, named, where, project.manifest.checkpoint.weights)
+    found = locate(project.checkpoint, named, where, project.manifest.checkpoint.weights, sha256)
     if project.manifest.model.entry is None and all(file.name != CONFIG for file in found.files):
         holds = program(found)
         if holds is None:
@@ -50,7 +69,7 @@ def pin(project: Project, sha256: str) -> None:
     wanted = project.manifest.checkpoint
     if wanted.sha256 not in (None, sha256):
         where = project.where("checkpoint", "sha256")
-        raise CheckpointDigestWrong(wanted.path, where, wanted.sha256 or "", sha256)
+        raise CheckpointDigestWrong(project.checkpoint_shown, where, wanted.sha256 or "", sha256)
 
 
 def assets(project: Project) -> dict[str, Path]:

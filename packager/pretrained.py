@@ -31,7 +31,7 @@ def construct(project: Project, located: Located, read: checkpoint.Checkpoint) -
     try:
         import transformers
     except ImportError:
-        raise TransformersMissing(where, wanted.path) from None
+        raise TransformersMissing(where, project.checkpoint_shown) from None
     try:
         with _alone(transformers):
             config = transformers.AutoConfig.from_pretrained(
@@ -51,7 +51,7 @@ def construct(project: Project, located: Located, read: checkpoint.Checkpoint) -
             )
     except Exception as error:
         text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise ModelConstructionFailed(wanted.path, where, text) from error
+        raise ModelConstructionFailed(project.checkpoint_shown, where, text) from error
     missing, unexpected = tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"]))
     wrong = [(name, tuple(ours), tuple(theirs)) for name, theirs, ours in sorted(info["mismatched_keys"])]
     forgiven = Forgiven(wanted.strict, tuple(wanted.allow_missing), tuple(wanted.allow_unexpected))

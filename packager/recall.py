@@ -22,12 +22,15 @@ from packager.actions import Digest
 from packager.bundle import layout
 from packager.bundle.writer import Writer
 from packager.cache import Action, Cache, Entry
+from packager.draws import Fill
 from packager.hashing import sha256_file
 from packager.manifest import Project
 from packager.parity.compare import Limit
+from packager.parity.decisions import Decision
 from packager.parity.gate import Expectation, Judgement
 from packager.results import (
     Artifact,
+    Coverage,
     Known,
     Machine,
     Made,
@@ -39,7 +42,7 @@ from packager.results import (
     Reference,
     Results,
 )
-from packager.samples import Grid
+from packager.samples import Grid, redrawn
 from packager.signature import TensorSpec
 
 _FILES = {"onnx": (layout.ONNX, layout.ONNX_DATA), "torchscript": (layout.TORCHSCRIPT,)}
@@ -56,6 +59,12 @@ class _Record:
     noise: Mapping[str, Noise]
     names: tuple[str, ...]
     limits: Mapping[str, Mapping[str, Limit]]
+    kinds: Mapping[str, tuple[Fill, ...]]  # by case, as they were compared: some were drawn anew, some added
+    sizes: Mapping[str, Mapping[str, int]]
+    decisions: Mapping[str, Decision]
+    undecided: tuple[str, ...]
+    early: Mapping[str, Mapping[str, Limit]]
+    coverage: Coverage | None
 
 
 _RECORD = pydantic.TypeAdapter(_Record)
@@ -76,7 +85,7 @@ class Recalled:
 def recall(cache: Cache, project: Project, source: Mapping[str, str], grid: Grid) -> Recalled:
     """Ask the cache for every stage."""
     reference = cache.find(actions.reference(project, source, cache.sha256))
-    measured = None if reference is None else _measured(cache, reference, grid)
+    measured = None if reference is None else _measured(cache, reference, project, grid)
     reference = None if measured is None else reference
     search = _Search(cache, project, reference)
     torchscript = search.made(actions.torchscript(project, source), _TORCHSCRIPT)
@@ -178,37 +187,63 @@ def disputed(action: Action, reference: Entry) -> Action:
 
 def _record(measured: Measured) -> _Record:
     reference = measured.reference
-    limits = {one.case: one.limits for one in reference.expectations}
-    return _Record(measured.origin, measured.machine, measured.outputs, reference.noise, reference.names, limits)
+    return _Record(
+        measured.origin,
+        measured.machine,
+        measured.outputs,
+        reference.noise,
+        reference.names,
+        {one.case: one.limits for one in reference.expectations},
+        {one.name: one.kinds for one in reference.cases},
+        {one.name: one.sizes for one in reference.cases},
+        reference.expectations[0].decisions,
+        reference.undecided,
+        {one.case: one.limits for one in reference.early},
+        reference.coverage,
+    )
 
 
 def _save_outputs(reference: Reference, scratch: Path) -> Path:
     tensors = {
-        f"{one.case}/{name}": np.asarray(array, order="C")
+        f"{one.case}/{kind}/{name}": np.asarray(array, order="C")
         for one in reference.expectations
-        for name, array in one.outputs.items()
+        for kind, arrays in (("own", one.outputs), ("oracle", one.oracle))
+        for name, array in arrays.items()
     }
     path = scratch / _OUTPUTS
     safetensors.numpy.save_file(tensors, path)
     return path
 
 
-def _measured(cache: Cache, entry: Entry, grid: Grid) -> Measured | None:
+def _measured(cache: Cache, entry: Entry, project: Project, grid: Grid) -> Measured | None:
     record = _RECORD.validate_python(entry.record)
     try:
         tensors = safetensors.numpy.load_file(cache.object(entry.files[_OUTPUTS]))
     except OSError:
         return None  # the cache was emptied meanwhile
+    own = {case.name: case for case in grid.cases if not case.kinds}  # the user's data are not drawn
+    cases = tuple(
+        own[name] if name in own else redrawn(project, name, record.sizes[name], kinds)
+        for name, kinds in record.kinds.items()
+    )
     expectations = tuple(
         Expectation(
             case.name,
             case.inputs,
-            {name: tensors[f"{case.name}/{name}"] for name in record.names},
+            {name: tensors[f"{case.name}/own/{name}"] for name in record.names},
             dict(record.limits[case.name]),
+            case.sizes,
+            {name: tensors[key] for name in record.names if (key := f"{case.name}/oracle/{name}") in tensors},
+            dict(record.decisions),
         )
-        for case in grid.cases
+        for case in cases
     )
-    reference = Reference(expectations, record.noise, record.names)
+    early = tuple(
+        replace(one, limits=dict(record.early[one.case]), decisions={})
+        for one in expectations
+        if one.case in record.early
+    )
+    reference = Reference(expectations, record.noise, record.names, cases, record.undecided, early, record.coverage)
     return Measured(record.origin, record.machine, record.outputs, reference)
 
 

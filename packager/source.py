@@ -60,14 +60,20 @@ class Source:
     parameters: int
     checkpoint_sha256: str
     about: checkpoint.About
+    borrowed: tuple[str, ...] = ()
 
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how the weights came to be."""
-        missing, shown = self.fit.missing, 10
-        if not missing:
-            return ()
-        more = f" and {len(missing) - shown} more" if len(missing) > shown else ""
-        return (f"not in the checkpoint, so as the constructor left them: {', '.join(missing[:shown])}{more}",)
+        told = {
+            "not in the checkpoint, so as the constructor left them": self.fit.missing,
+            "not among the averaged weights, so from the model's own in the checkpoint": self.borrowed,
+        }
+        return tuple(f"{what}: {_first_of(names)}" for what, names in told.items() if names)
+
+
+def _first_of(names: Sequence[str], shown: int = 10) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{', '.join(names[:shown])}{more}"
 
 
 @contextmanager
@@ -182,16 +188,19 @@ def _load(project: Project, entry: Callable[..., Any] | None) -> Source:
     pin(project, sha256)
     where = project.where("checkpoint", "path")
     about = checkpoint.About()
+    borrowed: tuple[str, ...] = ()
     if entry is None and CONFIG not in {file.name for file in found.files}:
         (module, fit), key = program.construct(found, where), ""
     else:
         read = checkpoint.read(found.path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
-        about, key = read.about, read.key
+        about, key, borrowed = read.about, read.key, read.borrowed
         if entry is None:
             module, fit = pretrained.construct(project, found, read)
         else:
             _check_arguments(project, entry)
             module, fit = _construct(project, entry, read)
+            if isinstance(module, torch.jit.ScriptModule):
+                module = program.Program(module.eval())
     if entry is None:
         _refuse_not_finite(where, fit.state, module.state_dict(keep_vars=True))
     module.eval().requires_grad_(False)
@@ -203,6 +212,7 @@ def _load(project: Project, entry: Callable[..., Any] | None) -> Source:
         parameters=sum(one.numel() for one in module.parameters()),
         checkpoint_sha256=sha256,
         about=about,
+        borrowed=borrowed,
     )
 
 
@@ -242,7 +252,8 @@ def _construct(
             module = None
     random_used = not torch.equal(state, torch.random.get_rng_state())
     torch.random.set_rng_state(state)
-    if isinstance(module, torch.nn.Module) and not random_used:
+    plain = isinstance(module, torch.nn.Module) and not isinstance(module, torch.jit.ScriptModule)
+    if plain and not random_used:
         try:
             fit = _load_weights(project, module, read, assign=True)
         except StateDoesNotFit:
@@ -298,6 +309,9 @@ def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.
         raise ModelConstructionFailed(name, where, user_frame(error, project.folder)) from error
     if not isinstance(module, torch.nn.Module):
         raise EntryNotModule(name, where, f"{name} returned a {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule) and not module.state_dict():
+        why = f"{name} returned a frozen ScriptModule: its weights are constants, and none can be loaded"
+        raise StateDoesNotFit(where, why, "return it as it is before torch.jit.freeze()")
     return module.to("cpu")
 
 

@@ -6,13 +6,15 @@ many, and the same errors.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from packager import manifest
 from packager.errors import ExtraMissing
-from packager.preflight import preflight
+from packager.manifest import Project
+from packager.preflight import assets, at_hand, preflight
+from packager.progress import Event, Listener, Stages, Told, silent
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,25 @@ class VetReport:
         return {"ok": True, **asdict(self)}
 
 
-def vet(path: str | Path) -> VetReport:
-    """Vet a manifest. Raises what a build would raise before its export."""
+def vet(path: str | Path, listener: Listener = silent) -> VetReport:
+    """Vet a manifest; `listener` hears of a download. Raises what a build would raise before its export."""
+    told: list[str] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Told):
+            told.append(event.message)  # for the report
+        else:
+            listener(event)
+
     project = manifest.load(path)
-    preflight(project)
+    assets(project)
+    with at_hand(project, Stages(hear)) as project:
+        preflight(project)
+        report = _vet(project)
+    return replace(report, notes=(*told, *report.notes))
+
+
+def _vet(project: Project) -> VetReport:
     try:
         from packager import samples, signature, source
         from packager.parity import reference

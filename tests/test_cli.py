@@ -104,7 +104,7 @@ def test_a_bad_manifest_exits_with_2_and_its_json_stands_alone_on_stdout(tmp_pat
 
 
 def test_a_bug_exits_with_3_a_traceback_and_where_to_report_it(command, monkeypatch, linear):
-    def bug(path):
+    def bug(path, listener):
         raise ZeroDivisionError("oh no")
 
     monkeypatch.setattr("packager.vet.vet", bug)
@@ -141,7 +141,7 @@ def test_bad_usage_exits_with_2(command, arguments, message):
 
 
 def test_an_interrupted_command_says_so(command, monkeypatch, linear):
-    def interrupt(path):
+    def interrupt(path, listener):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("packager.vet.vet", interrupt)
@@ -288,6 +288,9 @@ def test_inspect_shows_what_lay_beside_the_weights(command, tmp_path):
         "optimizer": True,
         "scheduler": False,
         "ema": False,
+        "name": None,
+        "version": None,
+        "revision": None,
     }
 
 

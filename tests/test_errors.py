@@ -22,6 +22,7 @@ def arguments(error_class):
     """What an error class may be told: for each argument, a value of its kind, with its name in a text."""
     kinds = {
         "object": lambda name: 7,
+        "int": lambda name: 7,
         "Sequence[str]": lambda name: [f"<{name}>"],
         "Sequence[Problem]": lambda name: [Problem(f"<{name}>", "file:1: field", "a hint")],
     }
@@ -72,6 +73,17 @@ def test_an_error_reads_from_what_is_wrong_to_what_to_do():
         "  model.py:3\n"
         "  ValueError: no\n"
         "hint: check dtype, shape and range of the inputs, and the limits of the dims"
+    )
+
+
+def test_a_module_that_is_decided_by_ties_is_told_on_which_case():
+    error = errors.DecidedByTies("package.yaml:9: parity", "004 (extremes), where a tie decides labels", 3, 8)
+    assert render(error) == (
+        "error[decided-by-ties]: what this module gives hangs on ties, so no artifact could be held to it\n"
+        " --> package.yaml:9: parity\n"
+        "  inputs moved by a few roundings give something else on 5 of 8 cases: "
+        "004 (extremes), where a tie decides labels\n"
+        "hint: break ties in forward(), round what is ranked, or return the scores instead of their order"
     )
 
 

@@ -12,7 +12,8 @@ BUILD_SIDE = {
     f"packager.{name}"
     for name in (
         "building", "pipeline", "source", "samples", "signature", "optimize", "graph_file", "onnx_side", "jobs",
-        "candidates", "fallback", "export", "checkpoint", "manifest", "schema", "vet", "work", "parity.reference",
+        "candidates", "fallback", "export", "checkpoint", "manifest", "schema", "vet", "work", "draws", "results",
+        "recall", "parity.reference", "parity.noise", "parity.coverage",
         "bundle.assemble", "bundle.writer", "bundle.readme",
     )
 }  # fmt: skip
@@ -88,6 +89,8 @@ def test_a_checkpoint_is_located_and_described_without_a_tensor_library(tmp_path
     assert not found & heavy
     ours = {
         "packager.checkpoint",
+        "packager.checkpoint.pieces",
+        "packager.strict_json",
         "packager.checkpoint.locate",
         "packager.errors",
         "packager.checkpoint.run_folder",
@@ -176,12 +179,15 @@ def outside(seen):
     return {one.partition(".")[0] for found in seen.values() for one in found} - {"packager"}
 
 
-@pytest.mark.parametrize("name", ["packager.parity.compare", "packager.parity.gate"])
+COMPARISON = {f"packager.parity.{name}" for name in ("compare", "decisions", "gate", "limits")}
+
+
+@pytest.mark.parametrize("name", sorted(COMPARISON))
 def test_the_comparison_is_numpy_only(name):
     seen = reached(name)
     assert outside(seen) == {"numpy"}
-    assert set(seen) <= {"packager.parity", "packager.parity.compare", "packager.parity.gate"}
-    assert imports_of(ROOT / f"{name.replace('.', '/')}.py") <= {"numpy", "numpy.typing", "packager.parity.compare"}
+    assert set(seen) <= {"packager.parity", *COMPARISON}
+    assert imports_of(ROOT / f"{name.replace('.', '/')}.py") <= {"numpy", "numpy.typing", *COMPARISON}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "packager/runtime").glob("*.py")), ids=lambda path: path.name)

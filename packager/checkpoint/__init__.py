@@ -10,8 +10,9 @@ Importing this package imports none of them: `locate` is asked before torch is t
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from packager import fetched
 
 if TYPE_CHECKING:
     from packager.checkpoint.about import About
@@ -36,8 +37,4 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = found
-    return found
+    return fetched(name, _HOMES, globals())

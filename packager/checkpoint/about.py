@@ -7,11 +7,16 @@ is guessed: what is not there under one of them is not said. No tensor library i
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
+
+from packager.checkpoint.header import metadata, read_header
+from packager.checkpoint.run_folder import EMA, TRAINING, entry
+from packager.errors import CheckpointDamaged
 
 EMA_KEYS = (
     "ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema_state", "shadow", "averaged_model",
@@ -35,7 +40,10 @@ Plain = Any
 
 @dataclass(frozen=True)
 class About:
-    """What lay beside a state dict. `metrics` are single numbers; a setting that is no plain value shows its type."""
+    """What lay beside a state dict. `metrics` are single numbers; a setting that is no plain value shows its type.
+
+    `name`, `version` and the git `revision` are those that a run of CheckpointManager writes down.
+    """
 
     epoch: int | None = None
     step: int | None = None
@@ -44,6 +52,9 @@ class About:
     optimizer: bool = False
     scheduler: bool = False
     ema: bool = False
+    name: str | None = None
+    version: str | None = None
+    revision: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that `package inspect --json` prints under `about`."""
@@ -52,6 +63,7 @@ class About:
     def rows(self) -> dict[str, str]:
         """What there is to show, by title."""
         found = {
+            "run": " ".join(one for one in (self.name, self.version) if one),
             "epoch": None if self.epoch is None else str(self.epoch),
             "step": None if self.step is None else str(self.step),
             "metrics": ", ".join(f"{name} {_short(value)}" for name, value in self.metrics.items()),
@@ -59,13 +71,14 @@ class About:
             "also there": ", ".join(
                 name for name in ("optimizer", "scheduler", "ema") if getattr(self, name)
             ),
+            "revision": self.revision,
         }  # fmt: skip
         return {title: text for title, text in found.items() if text}
 
 
-def about(found: Mapping[Any, Any], metadata: Mapping[str, str]) -> About:
-    """Describe what a file held; `metadata` are the strings of a safetensors file."""
-    whole: dict[str, Any] = {**metadata, **{str(key): value for key, value in found.items()}}
+def about(found: Mapping[Any, Any], strings: Mapping[str, str]) -> About:
+    """Describe what a file held; `strings` are those of a safetensors file."""
+    whole: dict[str, Any] = {**strings, **{str(key): value for key, value in found.items()}}
     names = [name.lower() for name in whole]
     epoch, step = _first_count(whole, _EPOCH), _first_count(whole, _STEP)
     return About(
@@ -76,6 +89,26 @@ def about(found: Mapping[Any, Any], metadata: Mapping[str, str]) -> About:
         optimizer=any("optim" in name for name in names) or any(_is_optimizer(value) for value in whole.values()),
         scheduler=any("sched" in name for name in names),
         ema=any(name in EMA_KEYS or name == AVERAGED for name in names),
+    )
+
+
+def of_checkpoint(folder: Path) -> About:
+    """What the record of one checkpoint of a run says. Raises `CheckpointDamaged` or `RunSchemaUnknown`."""
+    record = entry(folder)
+    try:
+        training = json.loads(metadata(read_header(folder / TRAINING))["tree"])["dict"]
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointDamaged(str(folder), f"{TRAINING}: {type(error).__name__}: {error}") from None
+    return About(
+        epoch=record.epoch,
+        step=record.step,
+        metrics={name: one if math.isfinite(one) else str(one) for name, one in record.metrics.items()},
+        optimizer="optimizer" in training,
+        scheduler="scheduler" in training,
+        ema=EMA in record.digests,
+        name=record.name,
+        version=record.version,
+        revision=record.revision,
     )
 
 

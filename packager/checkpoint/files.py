@@ -29,7 +29,10 @@ import torch
 
 from packager.checkpoint import dcp
 from packager.checkpoint.header import metadata, read_header
-from packager.checkpoint.locate import DCP, INDEX, Located, program_in, weight_map
+from packager.checkpoint.locate import DCP, INDEX, Located, piece_index, program_in, weight_map
+from packager.checkpoint.run_folder import PIECES
+from packager.checkpoint.tree import DTYPES
+from packager.checkpoint.tree_file import DTYPE_NAMED
 from packager.errors import CheckpointNeedsCode, CheckpointUnreadable
 
 
@@ -52,6 +55,8 @@ def open_checkpoint(located: Located, *, trust_pickle: bool, where: str | None) 
         return Opened(dcp.read(located, where, opener.unpickled), "torch.distributed.checkpoint", {})
     if located.head.name.endswith(INDEX):
         return opener.shards()
+    if located.head.name.endswith(PIECES):
+        return opener.pieces()
     return opener.file(located.head)
 
 
@@ -93,6 +98,30 @@ class _Opener:
                 raise CheckpointUnreadable(named, self.where, why)
             found.update({name: one for name, one in opened.content.items() if name in here})
         return Opened(found, f"{' and '.join(sorted(formats))} in {len(set(wanted.values()))} shards", strings)
+
+    def pieces(self) -> Opened:
+        """What several ranks wrote, each tensor put together from its pieces."""
+        folder, named = self.located.head.parent, str(self.located.path)
+        index = piece_index(self.located.head, named, self.where)
+        found, strings = self._safetensors(folder / index.whole)
+        parts = {file: self._safetensors(folder / file)[0] for file in index.files()}
+        for name, one in index.tensors.items():
+            if one.dtype not in DTYPE_NAMED:
+                raise CheckpointUnreadable(named, self.where, f"{name} is of the dtype {one.dtype!r}")
+            boxes = [(piece, parts[piece.file].get(name)) for piece in one.pieces]
+            for piece, part in boxes:
+                if part is None or tuple(part.shape) != piece.shape or DTYPES.get(part.dtype) != one.dtype:
+                    why = f"{piece.file} does not hold the piece of {name} that {self.located.head.name} says"
+                    raise CheckpointUnreadable(named, self.where, why)
+            if len(boxes) == 1 and boxes[0][0].shape == one.shape:
+                found[name] = parts[boxes[0][0].file][name]
+                continue
+            found[name] = torch.empty(one.shape, dtype=DTYPE_NAMED[one.dtype])
+            for piece, _ in boxes:
+                place = zip(piece.offset, piece.shape, strict=True)
+                box = tuple(slice(begin, begin + length) for begin, length in place)
+                found[name][box] = parts[piece.file][name]
+        return Opened(found, f"safetensors in pieces of {len(parts)} ranks", strings)
 
     def unpickled(self, source: Any, *, zipped: bool) -> Any:
         """What torch.save wrote into a file, or into a stream."""

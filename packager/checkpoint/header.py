@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from packager.checkpoint.locate import read_json
+from packager.strict_json import read_json
 
 METADATA = "__metadata__"
 _LONGEST = 100_000_000  # as in safetensors

@@ -2,6 +2,7 @@
 
     a file                one file of weights: safetensors or PyTorch's
     NAME.index.json       the index of a sharded checkpoint, and every shard that it names
+    NAME.pieces.json      the index of tensors in pieces, the file of the others, and every file of pieces
     a folder              what its content says, in this order:
         run.json            a run of CheckpointManager: its best checkpoint where it has a metric, else its latest
         .metadata           torch.distributed.checkpoint, with all its *.distcp
@@ -17,17 +18,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import stat
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from packager.checkpoint import run_folder
+from packager.checkpoint import pieces, run_folder
 from packager.errors import CheckpointNotFound, CheckpointUnreadable
+from packager.hashing import sha256_file
+from packager.strict_json import read_json
 
 INDEX = ".index.json"
 DCP = ".metadata"
@@ -36,7 +37,7 @@ _WEIGHTS = (
     "model.safetensors", "pytorch_model.safetensors", "diffusion_pytorch_model.safetensors",
     "pytorch_model.bin", "model.pt", "model.pth",
 )  # fmt: skip
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 _LONGEST_JSON = 100_000_000  # as safetensors has it for a header
 
 
@@ -56,22 +57,31 @@ class Located:
     @property
     def folder(self) -> Path:
         """Where the files' names start."""
-        return self.path if self.head != self.path else self.path.parent
+        return self.head.parent if self.path in self.files else self.path
 
 
-def locate(path: Path, named: str | None = None, where: str | None = None, weights: str = "auto") -> Located:
+def locate(
+    path: Path,
+    named: str | None = None,
+    where: str | None = None,
+    weights: str = "auto",
+    sha256: Callable[[Path], str] = sha256_file,
+) -> Located:
     """Find the files of a checkpoint; `named` is what the user calls it, `where` the field that does.
 
-    `weights` matter where a run keeps the averaged ones in a file of their own. Raises `CheckpointNotFound`,
+    `weights` matter where a run keeps the averaged ones in a file of their own, and `sha256` where it has
+    to be told whether that file is whole. Raises `CheckpointNotFound`,
     `CheckpointUnreadable`, or what `run_folder.chosen` raises.
     """
     called = named or str(path)
     if _kind(path, called, where) == "folder":
         if run_folder.is_run(path) or run_folder.is_checkpoint(path):
-            return Located(path, (run_folder.chosen(path, weights).file,), chosen=True)
+            return _of_run(path, called, where, weights, sha256)
         files = _in_folder(path, called, where)
     elif path.name.endswith(INDEX):
-        files = [path, *_shards(path, called, where)]
+        files = [path, *shards(path, called, where)]
+    elif (index := _index_of_pieces(path, called, where)) is not None:
+        files = [index, *_pieces(index, called, where)]
     else:
         files = [path]
     for file in files:
@@ -131,7 +141,7 @@ def _beside(path: Path) -> str | None:
     if path.is_symlink():
         return f"it is a symbolic link to {os.readlink(path)}, which is not there"
     beside = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
-    near = [name for name in beside if name.endswith((*_SUFFIXES, INDEX))]
+    near = [name for name in beside if name.endswith((*SUFFIXES, INDEX))]
     return f"beside it: {', '.join(near)}" if near else None
 
 
@@ -157,7 +167,7 @@ def _check(file: Path, named: str, where: str | None, *, alone: bool) -> None:
 
 def holds_checkpoint(folder: Path) -> bool:
     """Whether a folder has something in it that a checkpoint is made of."""
-    return any(name == DCP or name.endswith((INDEX, *_SUFFIXES)) for name in os.listdir(folder))
+    return any(name == DCP or name.endswith((INDEX, *SUFFIXES)) for name in os.listdir(folder))
 
 
 def _in_folder(folder: Path, named: str, where: str | None) -> list[Path]:
@@ -165,29 +175,77 @@ def _in_folder(folder: Path, named: str, where: str | None) -> list[Path]:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise CheckpointUnreadable(named, where, str(error.strerror)) from None
+    head, others = pick(names, named, where)
+    parts = shards(folder / head, named, where) if head.endswith(INDEX) else []
+    return [folder / head, *parts, *(folder / name for name in others)]
+
+
+def pick(names: Sequence[str], named: str, where: str | None) -> tuple[str, list[str]]:
+    """The head among the names in a folder, and what else belongs to it by its name: shards are for the head to say.
+
+    Raises `CheckpointUnreadable`.
+    """
     if DCP in names:
-        return [folder / DCP, *(folder / name for name in names if name.endswith(".distcp"))]
-    config = [folder / CONFIG] if CONFIG in names else []
+        return DCP, [name for name in names if name.endswith(".distcp")]
+    config = [CONFIG] if CONFIG in names else []
     indexes = [name for name in names if name.endswith(INDEX)]
     usual = [name for name in _WEIGHTS if name in names]
-    weights = [name for name in names if name.endswith(_SUFFIXES)]
+    weights = [name for name in names if name.endswith(SUFFIXES)]
     if "adapter_config.json" in names and not usual and not indexes:
         raise CheckpointUnreadable(named, where, "it holds an adapter (PEFT), not the weights of a model: merge them")
     if usual and not (indexes and usual[0].endswith(".bin")):
-        return [folder / usual[0], *config]
+        return usual[0], config
     if indexes:
         # safetensors before the same weights as pickles
-        head = folder / min(indexes, key=lambda name: ("safetensors" not in name, name))
-        return [head, *_shards(head, named, where), *config]
+        return min(indexes, key=lambda name: ("safetensors" not in name, name)), config
     if len(weights) == 1:
-        return [folder / weights[0], *config]
+        return weights[0], config
     if weights:
         why = f"it is a folder with {len(weights)} files of weights: name one of {', '.join(weights[:20])}"
         raise CheckpointUnreadable(named, where, why)
     raise CheckpointUnreadable(named, where, "it is a folder without a checkpoint in it")
 
 
-def _shards(index: Path, named: str, where: str | None) -> list[Path]:
+def _of_run(
+    folder: Path, named: str, where: str | None, weights: str, sha256: Callable[[Path], str]
+) -> Located:  # fmt: skip
+    """The files of the checkpoint that a run stands for; their digests are those that it has saved."""
+    files = run_folder.chosen(folder, weights, sha256).files
+    if len(files) > 1 and set(_pieces(files[0], named, where)) != set(files[1:]):
+        raise CheckpointUnreadable(named, where, f"{files[0].name} names other files than there are")
+    return Located(folder, files, chosen=True)
+
+
+def _index_of_pieces(path: Path, named: str, where: str | None) -> Path | None:
+    """The index that a file is, or that lies beside it where the file is what all ranks had the same."""
+    if path.name.endswith(run_folder.PIECES):
+        return path
+    if path.suffix != ".safetensors":
+        return None
+    stem, rank, _ = path.stem.partition(".rank-")
+    index = path.with_name(run_folder.pieces_of(f"{stem}.safetensors"))
+    if not index.is_file():
+        return None
+    if rank:
+        raise CheckpointUnreadable(named, where, f"it holds the pieces of one rank alone: name {index.name}")
+    return index
+
+
+def _pieces(index: Path, named: str, where: str | None) -> list[Path]:
+    """The file of what is whole, and those of the pieces."""
+    found = piece_index(index, named, where)
+    return [index.parent / name for name in (found.whole, *found.files())]
+
+
+def piece_index(index: Path, named: str, where: str | None) -> pieces.Index:
+    """The index of tensors in pieces. Raises `CheckpointUnreadable`."""
+    try:
+        return pieces.read(index)
+    except (OSError, ValueError) as error:
+        raise CheckpointUnreadable(named, where, f"{index.name}: {error}") from None
+
+
+def shards(index: Path, named: str, where: str | None) -> list[Path]:
     """The shards that an index names, each in the index's own folder or below."""
     names = sorted(set(weight_map(index, named, where).values()))
     for name in names:
@@ -210,17 +268,3 @@ def weight_map(index: Path, named: str, where: str | None) -> dict[str, str]:
         why = str(error) if not isinstance(error, KeyError) else "it has no weight_map"
         raise CheckpointUnreadable(named, where, f"{index.name} is no index of shards: {why}") from None
     return dict(shards)
-
-
-def read_json(content: bytes) -> Any:
-    """JSON in which no key stands twice. Raises ValueError."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{twice!r} stands there twice")
-        return found
-
-    return json.loads(content.decode("utf-8"), object_pairs_hook=once)

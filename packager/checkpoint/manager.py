@@ -20,38 +20,39 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from packager.checkpoint import run_folder, tree_file
-from packager.checkpoint.ranks import meet, rank
+from packager.checkpoint.ranks import Ranks, held, initialized, of_this_run
+from packager.checkpoint.resume import resume
 from packager.checkpoint.retention import Retention, to_delete
-from packager.checkpoint.run_folder import EMA, MODEL, RECORD, RUN, TRAINING, Entry, name_of
-from packager.checkpoint.training_state import Generator, HasState, Loop, capture, differences, give_back
+from packager.checkpoint.run_folder import FILES, RECORD, RUN, Entry, name_of
+from packager.checkpoint.training_state import Generator, HasState, Loop, capture, parameters
 from packager.checkpoint.tree import Encoded, encode
 from packager.errors import (
     CheckpointDamaged,
     CheckpointNotSaved,
     NoCheckpointYet,
     PackagerError,
+    RankFailed,
     RunSettingsWrong,
     StateNotExpressible,
-    TrainingStateDiffers,
 )
 
-_FILES = {"model": MODEL, "ema": EMA, "training": TRAINING}
 _CALLED = {"model": "model", "ema": "ema", "training": ""}
 _EVERYTHING = Retention()
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _SEMANTIC = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)([-+][0-9A-Za-z.+-]+)?")
 _log = logging.getLogger("packager.checkpoint")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class CheckpointManager:
         self.name, self.version = name, version
         self._history: list[Mapping[str, Any]] = []
         self._pending: Future[None] | None = None
+        self._ranks: Ranks | None = None
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._staging: dict[tuple[str, str], torch.Tensor] = {}
         self._revision: str | None = None
@@ -139,32 +141,30 @@ class CheckpointManager:
             raise RunSettingsWrong(f"step is {step!r}, and is a whole number from 0")
         if epoch is not None and (type(epoch) is not int or epoch < 0):
             raise RunSettingsWrong(f"epoch is {epoch!r}, and is a whole number from 0, or None")
-        path = self.folder / name_of(step)
+        path, ranks = self.folder / name_of(step), self._of_this_run()
         loop = Loop(model, optimizer, scheduler, ema, scaler, generators)
-        files = {_FILES[kind]: encode(tree, _CALLED[kind]) for kind, tree in capture(loop, extra).items()}
-        record = {
-            "schema": 1,
-            "name": self.name,
-            "version": self.version,
-            "step": step,
-            "epoch": epoch,
-            "metrics": {name: _number(name, one) for name, one in (metrics or {}).items()},
-            "created": datetime.now(timezone.utc).isoformat(),
-            "revision": self._git_revision(),
-            "parameters": sum(one.numel() for one in model.parameters()),
-        }
-        if rank() > 0:
-            self._history = [*self._history, _line(record)]
-            if blocking:
-                meet()
-        elif blocking:
-            try:
-                self._write(path, files, record)
-            finally:
-                meet()
+        trees = capture(loop, extra, ranks)
+
+        def prepared() -> tuple[dict[str, _Held], dict[str, Any]]:
+            record = {
+                "schema": 1,
+                "name": self.name,
+                "version": self.version,
+                "step": step,
+                "epoch": epoch,
+                "metrics": {name: _number(name, one) for name, one in (metrics or {}).items()},
+                "created": datetime.now(timezone.utc).isoformat(),
+                "revision": self._git_revision(),
+                "parameters": parameters(model, trees["model"]),
+            }
+            files = {FILES[kind]: encode(tree, _CALLED[kind]) for kind, tree in trees.items()}
+            return {file: self._held(file, one, ranks, copied=not blocking) for file, one in files.items()}, record
+
+        saving, record = ranks.together(prepared)
+        if blocking:
+            self._write(path, saving, record, ranks)
         else:
-            copied = {file: self._copied(file, one) for file, one in files.items()}
-            self._pending = self._background.submit(self._write, path, copied, record)
+            self._pending = self._background.submit(self._write, path, saving, record, ranks)
         return path
 
     def wait(self) -> None:
@@ -174,12 +174,13 @@ class CheckpointManager:
             pending.result()
 
     def close(self) -> None:
-        """Wait for what is being written, and give up the thread and the memory for copies."""
+        """Wait for what is being written, and give up the thread, the memory for copies and the group of ranks."""
         try:
             self.wait()
         finally:
             self._background.shutdown()
             self._staging.clear()
+            self._ranks = None
 
     def __enter__(self) -> CheckpointManager:
         return self
@@ -195,10 +196,26 @@ class CheckpointManager:
         except PackagerError as own:  # the error of the loop is the one to be seen
             _log.error("%s: %s", own.message, own.why)
 
-    def _copied(self, file: str, encoded: Encoded) -> Encoded:
+    def _of_this_run(self) -> Ranks:
+        if self._ranks is None or self._ranks.is_alone == initialized():
+            self._ranks = of_this_run()
+        return self._ranks
+
+    def _held(self, file: str, encoded: Encoded, ranks: Ranks, *, copied: bool) -> _Held:
+        """What of a file's tensors this rank is to write; with `copied`, in memory that training does not change."""
+        pieces = encoded.pieces
+        mine = {name: held(one).detach().contiguous() for name, one in pieces.items()}
+        whole = encoded.whole if ranks.is_first else Encoded({}, None)
+        if not copied:
+            return _Held(whole, pieces, mine)
+        everything = self._copied(file, {**whole.tensors, **mine})
+        whole = Encoded({name: everything[name] for name in whole.tensors}, whole.document)
+        return _Held(whole, pieces, {name: everything[name] for name in mine})
+
+    def _copied(self, file: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors copied to memory of the manager's own, which the next save uses again."""
         copies, on_device = {}, False
-        for name, tensor in encoded.tensors.items():
+        for name, tensor in tensors.items():
             copy = self._staging.get((file, name))
             if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
@@ -207,42 +224,60 @@ class CheckpointManager:
             on_device |= tensor.is_cuda
         if on_device:
             torch.cuda.synchronize()
-        return Encoded(copies, encoded.document)
+        return copies
 
-    def _write(self, path: Path, files: Mapping[str, Encoded], record: dict[str, Any]) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with run_folder.writing(self.folder):
-                self._clear_leftovers()
-                self._write_run()
-                self._write_checkpoint(path, files, record)
-                self._thin_out()
-        except OSError as error:
-            raise CheckpointNotSaved(str(path), error.strerror or str(error)) from error
+    def _write(self, path: Path, saving: Mapping[str, _Held], record: dict[str, Any], ranks: Ranks) -> None:
+        """Every rank writes what it holds; rank 0 begins and ends it."""
+        with contextlib.ExitStack() as until_done:
+            try:
+                temporary = ranks.first(lambda: _told(path, lambda: self._begin(path, until_done)))
+                digests: dict[str, str] = {}
+                for file in ranks.first(lambda: [name for name, one in saving.items() if one.pieces]):
+                    from packager.checkpoint import shards  # torch.distributed.checkpoint takes a second
 
-    def _write_checkpoint(self, path: Path, files: Mapping[str, Encoded], record: dict[str, Any]) -> None:
+                    digests |= shards.save(temporary, file, saving[file].pieces, saving[file].held, ranks)
+                ranks.first(lambda: _told(path, lambda: self._end(path, temporary, saving, digests, record)))
+            except RankFailed as error:
+                raise CheckpointNotSaved(str(path), f"{error.message}: {error.why}") from error
+            self._history = [*self._history, _line(record)]
+
+    def _begin(self, path: Path, until_done: contextlib.ExitStack) -> Path:
+        """Be the only one who writes, clear up, and give the folder in which the checkpoint is made."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        until_done.enter_context(run_folder.writing(self.folder))
+        self._clear_leftovers()
+        self._write_run()
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=self.folder))
-        try:
-            digests = {
-                file: {"sha256": tree_file.write(temporary / file, encoded), "bytes": (temporary / file).stat().st_size}
-                for file, encoded in files.items()
-            }
-            number = 1 + max((one.number for one in self.list()), default=0)
-            history = [*self._history, _line(record)]
-            text = json.dumps({**record, "number": number, "files": digests, "history": history}, indent=1)
-            _write_text(temporary / RECORD, text)
-            os.chmod(temporary, 0o755)
-            _sync(temporary)
-            with run_folder.removing(path, wait=True):
-                # Between these two renames a kill leaves the old one aside, and `_clear_leftovers` puts it back.
-                if path.exists():
-                    os.rename(path, self.folder / f".{path.name}.old")
-                os.rename(temporary, path)
-            _sync(self.folder)
-            self._history = history
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        until_done.callback(shutil.rmtree, temporary, ignore_errors=True)
+        return temporary
+
+    def _end(
+        self,
+        path: Path,
+        temporary: Path,
+        saving: Mapping[str, _Held],
+        digests: Mapping[str, str],
+        record: dict[str, Any],
+    ) -> None:
+        """Write what is there once, and put the checkpoint, complete, where it belongs."""
+        digests = {**{file: tree_file.write(temporary / file, one.whole) for file, one in saving.items()}, **digests}
+        files = {
+            file: {"sha256": digest, "bytes": (temporary / file).stat().st_size} for file, digest in digests.items()
+        }
+        number = 1 + max((one.number for one in self.list()), default=0)
+        history = [*self._history, _line(record)]
+        text = json.dumps({**record, "number": number, "files": files, "history": history}, indent=1)
+        tree_file.write_text(temporary / RECORD, text)
+        os.chmod(temporary, 0o755)
+        _sync(temporary)
+        with run_folder.removing(path, wait=True):
+            # Between these two renames a kill leaves the old one aside, and `_clear_leftovers` puts it back.
+            if path.exists():
+                os.rename(path, self.folder / f".{path.name}.old")
+            os.rename(temporary, path)
+        _sync(self.folder)
         shutil.rmtree(self.folder / f".{path.name}.old", ignore_errors=True)
+        self._thin_out()
 
     def _clear_leftovers(self) -> None:
         """What a killed process left: since we hold the lock, nobody is at work on any of it."""
@@ -282,7 +317,7 @@ class CheckpointManager:
         except (OSError, ValueError):
             pass  # not there, or not readable: written anew below
         temporary = self.folder / f".{RUN}.new"
-        _write_text(temporary, text)
+        tree_file.write_text(temporary, text)
         os.replace(temporary, path)
 
     def _git_revision(self) -> str | None:
@@ -317,38 +352,49 @@ class CheckpointManager:
 
         Raises `NoCheckpointYet`, `CheckpointDamaged`, `TrainingStateDiffers`.
         """
-        try:
-            self.wait()
-        finally:
-            meet()  # for every rank, what rank 0 was writing is there now
+        ranks = self._of_this_run()
+        ranks.together(self.wait)  # for every rank, what was being written is there now
         loop = Loop(model, optimizer, scheduler, ema, scaler, generators)
         if checkpoint not in (None, "latest", "best"):
-            return self._restore(run_folder.entry(Path(checkpoint).absolute()), loop, random)
-        found = self.list()
-        ranked = run_folder.ranked(found, self.keep.metric, self.keep.mode)
-        ordered = ranked if checkpoint == "best" else found[::-1]
-        for one in ordered:
+            return self._restored(Path(checkpoint).absolute(), loop, random, ranks)
+        in_order = ranks.first(lambda: self._in_order(best=checkpoint == "best"))
+        for path in in_order:
             try:
-                return self._restore(one, loop, random)
+                return self._restored(path, loop, random, ranks)
             except CheckpointDamaged as error:
                 _log.warning("passed over: %s: %s", error.message, error.why)
         metric = f"has a number for {self.keep.metric!r}" if self.keep.metric else "is best: keep=Retention(metric=…)"
         why = f"none {metric}" if checkpoint == "best" else "it holds no checkpoint"
-        raise NoCheckpointYet(str(self.folder), "no checkpoint in it is whole" if ordered else why)
+        raise NoCheckpointYet(str(self.folder), "no checkpoint in it is whole" if in_order else why)
 
-    def _restore(self, one: Entry, loop: Loop, random: bool) -> Restored:
-        with run_folder.reading(one.path):
-            trees = {
-                kind: tree_file.read(one.path / file, one.digests[file])
-                for kind, file in _FILES.items()
-                if file in one.digests
-            }
-        differ = differences(loop, trees)
-        if differ:
-            raise TrainingStateDiffers(str(one.path), differ)
-        give_back(loop, trees, random_states=random)
+    def _in_order(self, *, best: bool) -> Sequence[Path]:
+        """The checkpoints as `restore` tries them."""
+        found = self.list()
+        ranked = run_folder.ranked(found, self.keep.metric, self.keep.mode)
+        return [one.path for one in (ranked if best else found[::-1])]
+
+    def _restored(self, path: Path, loop: Loop, random: bool, ranks: Ranks) -> Restored:
+        one = ranks.together(lambda: run_folder.entry(path))
+        extra = resume(one, loop, ranks, random_states=random)
         self._history = [*one.history]
-        return Restored(one.path, one.step, one.epoch, one.metrics, trees["training"]["extra"])
+        return Restored(one.path, one.step, one.epoch, one.metrics, extra)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """One file on its way: what rank 0 writes whole, the tensors that are spread, and what of them lies here."""
+
+    whole: Encoded
+    pieces: Mapping[str, torch.Tensor]
+    held: Mapping[str, torch.Tensor]
+
+
+def _told(path: Path, work: Callable[[], T]) -> T:
+    """What the work gives. Raises `CheckpointNotSaved` for an OSError."""
+    try:
+        return work()
+    except OSError as error:
+        raise CheckpointNotSaved(str(path), error.strerror or str(error)) from error
 
 
 def _line(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,13 +409,6 @@ def _number(name: str, metric: Any) -> float | str:
     except (TypeError, ValueError, RuntimeError):
         raise StateNotExpressible(f"metrics.{name}", f"no number, but a {type(metric).__qualname__}") from None
     return value if math.isfinite(value) else str(value)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _sync(folder: Path) -> None:

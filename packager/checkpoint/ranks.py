@@ -1,71 +1,139 @@
-"""One run on several ranks: every rank calls `save` and `restore`, rank 0 writes, and every rank reads.
+"""One run on several ranks: what they say to each other while they save and restore.
 
-Under `fully_shard` (FSDP2) a rank holds a piece of each tensor, a DTensor. It is put together to be saved, so that a
-checkpoint is the same whatever the number of ranks, and cut again where it is restored. The price is one whole
-state in the memory of every rank while it is saved; torch.distributed.checkpoint, which writes the pieces, is the
-better way for a state that does not fit. FSDP1 hides the pieces in tensors of its own and is refused.
+All of it goes through a group of its own, on the CPU: what is said here, also in the background, never comes between
+what training says. Where one rank fails, all of them fail, and none waits for an answer that does not come.
+
+Under FSDP a rank holds a piece of each tensor: a DTensor, or a ShardedTensor where FSDP1 was given no mesh. Such a
+tensor is never put together; see `packager.checkpoint.shards`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
-from packager.errors import StateNotExpressible
+from packager.errors import PackagerError, RankFailed
+
+T = TypeVar("T")
 
 
-def several() -> bool:
-    """Whether this process is one rank of several."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run; alone, it is rank 0 of 1, and `group` is None."""
+
+    rank: int = 0
+    count: int = 1
+    group: Any = None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is a run without torch.distributed."""
+        return self.group is None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes what is there once."""
+        return self.rank == 0
+
+    def of_every(self, value: Any) -> list[Any]:
+        """What each rank has, by rank."""
+        if self.is_alone:
+            return [value]
+        found: list[Any] = [None] * self.count
+        with reaching():
+            distributed.all_gather_object(found, value, group=self.group)
+        return found
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What the work gives on this rank. Raises on every rank where it raises on one."""
+        value, error = _tried(work)
+        for rank, other in enumerate(self.of_every(_crossing(error))):
+            if other is not None:
+                raise error or _come_over(other, rank)
+        return value  # type: ignore[return-value]  # there is one where there is no error
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What the work gives on rank 0, which alone does it, on every rank; it raises on every rank too."""
+        value, error = _tried(work) if self.is_first else (None, None)
+        if not self.is_alone:
+            told = [(value, _crossing(error))]
+            with reaching():
+                distributed.broadcast_object_list(told, group_src=0, group=self.group)
+            value, other = told[0]
+            error = error or (None if other is None else _come_over(other, 0))
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]  # there is one where there is no error
 
 
-def rank() -> int:
-    """Of this process; 0 where it is alone."""
-    return distributed.get_rank() if several() else 0
+def initialized() -> bool:
+    """Whether this process is one of a run of torch.distributed."""
+    return distributed.is_available() and distributed.is_initialized()
 
 
-def meet() -> None:
-    """Go on when every rank is here."""
-    if several():
-        distributed.barrier()
+def of_this_run() -> Ranks:
+    """The ranks of this run, in a group that is made here: every rank must call this, at the same point."""
+    if not initialized():
+        return Ranks()
+    with reaching():
+        group = distributed.new_group(backend="gloo")
+    return Ranks(distributed.get_rank(), distributed.get_world_size(), group)
 
 
-def of_every_rank(value: Any) -> list[Any]:
-    """What each rank has, by rank."""
-    if not several():
-        return [value]
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, value)
-    return found
+@contextlib.contextmanager
+def reaching() -> Iterator[None]:
+    """While open, a failure of torch.distributed is a rank that cannot be reached: `RankFailed`."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises no other class where a connection breaks
+        text = str(error).strip().partition("\n")[0]
+        raise RankFailed("another rank of the run cannot be reached", text) from error
 
 
-def whole(tree: Any) -> Any:
-    """A state dict with each DTensor put together; every rank must call this."""
-    if type(tree) in (dict, OrderedDict):
-        return {key: whole(one) for key, one in tree.items()}
-    if type(tree) in (list, tuple):
-        return type(tree)(whole(one) for one in tree)
-    return tree.full_tensor() if _is_piece(tree) else tree
+def is_piece(value: object) -> bool:
+    """Whether a tensor is spread over ranks, and this one holds a piece of it."""
+    # By name: importing torch.distributed.tensor takes seconds that a run on one rank need not wait.
+    return isinstance(value, torch.Tensor) and type(value).__name__ in ("DTensor", "ShardedTensor")
+
+
+def held(piece: Any) -> torch.Tensor:
+    """What of a spread tensor lies on this rank; empty where nothing does."""
+    if type(piece).__name__ == "DTensor":
+        local: torch.Tensor = piece.to_local()
+        return local
+    shards = piece.local_shards()
+    return shards[0].tensor if shards else torch.empty(0, dtype=piece.dtype)
 
 
 def cut_like(value: Any, like: Any) -> Any:
     """A whole tensor as the DTensor that `like` is; anything else, and what has another shape, as it is."""
-    if not _is_piece(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
+    if type(like).__name__ != "DTensor" or not isinstance(value, torch.Tensor) or is_piece(value):
+        return value
+    if value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
-def refuse_hidden_pieces(module: torch.nn.Module) -> None:
-    """FSDP1's optimizer states are pieces that do not say so. Raises `StateNotExpressible`."""
-    if any(type(one).__name__ == "FullyShardedDataParallel" for one in module.modules()):
-        raise StateNotExpressible("model", "a FullyShardedDataParallel; fully_shard, its successor, can be saved")
+def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:  # noqa: BLE001 (raised again, when the other ranks have heard of it)
+        return None, error
 
 
-def _is_piece(value: object) -> bool:
-    # By name: importing torch.distributed.tensor takes seconds that a run on one rank need not wait.
-    return isinstance(value, torch.Tensor) and type(value).__name__ == "DTensor"
+def _crossing(error: Exception | None) -> PackagerError | str | None:
+    """An error as it can be sent to another process: ours as they are, and the text of any other."""
+    if error is None or isinstance(error, PackagerError):
+        return error
+    return f"{type(error).__name__}: {error}"
+
+
+def _come_over(error: PackagerError | str, rank: int) -> PackagerError:
+    return error if isinstance(error, PackagerError) else RankFailed(f"rank {rank} of the run failed", error)

@@ -7,6 +7,8 @@
         model.safetensors      the weights under the module's own names
         ema.safetensors        the averaged weights, where the run keeps them
         training.safetensors   optimizer, scheduler, scaler, random generators
+        model.pieces.json      where a run on several ranks spreads its tensors, which file has which piece of each
+        model.rank-00000.safetensors, …   the pieces, and likewise of ema and training
 
 A checkpoint appears under its name in one step, complete, and disappears in one step: whatever begins with a dot is
 on its way in or out. The latest is the one that was saved last; the best is the first that has the best value of
@@ -22,7 +24,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,9 +40,13 @@ except ImportError:  # Windows: nobody else is seen there
 
 RUN, RECORD = "run.json", "checkpoint.json"
 MODEL, EMA, TRAINING = "model.safetensors", "ema.safetensors", "training.safetensors"
+FILES = {"model": MODEL, "ema": EMA, "training": TRAINING}
+PIECES = ".pieces.json"
 _NAME = re.compile(r"step-\d{8,}")
 _ASIDE = re.compile(r"\.(step-\d{8,})\.old")
 _log = logging.getLogger("packager.checkpoint")
+
+Digest = Callable[[Path], str]
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The file that a manifest's `path: runs/` means, and the checkpoint it belongs to."""
+    """The files that a manifest's `path: runs/` means, the head first, and the checkpoint they belong to."""
 
     checkpoint: Entry
-    file: Path
+    files: tuple[Path, ...]
     why: str
 
 
@@ -101,6 +107,24 @@ def is_checkpoint(folder: Path) -> bool:
 def name_of(step: int) -> str:
     """The folder of a step; such names sort as the steps do."""
     return f"step-{step:08d}"
+
+
+def pieces_of(file: str) -> str:
+    """The index of the pieces that belong to a file of a checkpoint."""
+    return file.removesuffix(".safetensors") + PIECES
+
+
+def piece_file(file: str, rank: int) -> str:
+    """Where a rank writes its pieces of what belongs to a file."""
+    return f"{file.removesuffix('.safetensors')}.rank-{rank:05d}.safetensors"
+
+
+def parts(one: Entry, file: str) -> list[str]:
+    """The file, or where it has pieces their index, it, and the files of the pieces."""
+    index, stem = pieces_of(file), file.removesuffix(".safetensors")
+    if index not in one.digests:
+        return [file]
+    return [index, file, *sorted(name for name in one.digests if name.startswith(f"{stem}.rank-"))]
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -196,12 +220,12 @@ def table(folder: Path, now: datetime | None = None) -> list[Row]:
     ]
 
 
-def damage(one: Entry, names: Sequence[str] = ()) -> str | None:
+def damage(one: Entry, names: Sequence[str] = (), sha256: Digest = sha256_file) -> str | None:
     """Why a checkpoint, or these files of it, are not what was saved; None where they are."""
     for name in names or one.digests:
         path = one.path / name
         try:
-            found = sha256_file(path)
+            found = sha256(path)
         except OSError as error:
             return f"{name}: {error.strerror}"
         if found != one.digests[name]:
@@ -209,7 +233,7 @@ def damage(one: Entry, names: Sequence[str] = ()) -> str | None:
     return None
 
 
-def chosen(folder: Path, weights: str = "auto") -> Chosen:
+def chosen(folder: Path, weights: str = "auto", sha256: Digest = sha256_file) -> Chosen:
     """The weights that a run folder, or one checkpoint's folder, stands for.
 
     `auto` is the best checkpoint's model where the run has a metric, and else the latest's; `model` and `ema` are
@@ -227,9 +251,10 @@ def chosen(folder: Path, weights: str = "auto") -> Chosen:
     for one in ordered:
         if file not in one.digests:
             raise NoCheckpointYet(str(folder), f"{one.path.name} has no {file}")
-        broken = damage(one, [file])
+        names = parts(one, file)
+        broken = damage(one, names, sha256)
         if broken is None:
-            return Chosen(one, one.path / file, why)
+            return Chosen(one, tuple(one.path / name for name in names), why)
         _log.warning("skipped: %s is not what was saved: %s", one.path, broken)
     raise NoCheckpointYet(str(folder), "no checkpoint in it is whole" if ordered else "it holds no checkpoint")
 
@@ -255,8 +280,8 @@ def reading(path: Path) -> Iterator[None]:
     """While open, nobody deletes or replaces this checkpoint. Raises `CheckpointDamaged` where it is gone."""
     try:
         with (path / RECORD).open("rb") as stream:
-            _lock(stream, shared=True)
-            if not _still_there(stream, path):
+            lock(stream, shared=True)
+            if not still_there(stream, path / RECORD):
                 raise FileNotFoundError(2, "it was deleted")
             yield
     except FileNotFoundError as error:
@@ -272,18 +297,23 @@ def removing(path: Path, *, wait: bool) -> Iterator[bool]:
         yield True  # nobody can read it
         return
     with stream:
-        yield _lock(stream, shared=False, wait=wait)
+        yield lock(stream, shared=False, wait=wait)
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """While open, this is the only one that changes which checkpoints there are."""
     with (folder / ".lock").open("ab") as stream:
-        _lock(stream, shared=False)
+        lock(stream, shared=False)
         yield
 
 
-def _lock(stream: IO[bytes], *, shared: bool, wait: bool = True) -> bool:
+LOCKS = fcntl is not None
+"""Whether `lock` locks anything here."""
+
+
+def lock(stream: IO[bytes], *, shared: bool, wait: bool = True) -> bool:
+    """Lock an open file; whether that was done. `shared` is for those that only read; it ends with the stream."""
     if fcntl is None:
         return True
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -298,8 +328,9 @@ def _lock(stream: IO[bytes], *, shared: bool, wait: bool = True) -> bool:
     return True
 
 
-def _still_there(stream: IO[bytes], path: Path) -> bool:
+def still_there(stream: IO[bytes], path: Path) -> bool:
+    """Whether a path still leads to the file that was opened."""
     try:
-        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path / RECORD))
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
     except FileNotFoundError:
         return False

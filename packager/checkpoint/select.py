@@ -12,16 +12,20 @@ then those of the model's own state dict in the same file.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from packager.checkpoint.about import AVERAGED, EMA_KEYS, About, about
+from packager.checkpoint import run_folder, urls
+from packager.checkpoint.about import AVERAGED, EMA_KEYS, About, about, of_checkpoint
 from packager.checkpoint.files import open_checkpoint
-from packager.checkpoint.locate import locate
-from packager.errors import CheckpointUnreadable, WeightsNotFound, did_you_mean
+from packager.checkpoint.locate import digest, locate
+from packager.errors import CheckpointDigestWrong, CheckpointUnreadable, WeightsNotFound, did_you_mean
+from packager.hashing import sha256_file
+from packager.progress import Stages, silent
 
 MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # those of torch.nn that checkpoints hold
@@ -44,23 +48,43 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def read(path: Path, weights: str = "auto", *, trust_pickle: bool = False, where: str | None = None) -> Checkpoint:
-    """Read a checkpoint and pick its state dict; see `packager.manifest.Checkpoint.weights`.
+def read(
+    path: str | Path,
+    weights: str = "auto",
+    *,
+    trust_pickle: bool = False,
+    where: str | None = None,
+    sha256: str | None = None,
+) -> Checkpoint:
+    """Read a checkpoint, at a path or a URL, and pick its state dict; see `packager.manifest.Checkpoint`.
 
-    Raises `CheckpointNotFound`, `CheckpointUnreadable`, `CheckpointNeedsCode` or `WeightsNotFound`.
+    `sha256` is the digest that it must have; a URL of which that is known is downloaded once and for all.
+    Raises `CheckpointNotFound`, `CheckpointUnreadable`, `CheckpointNeedsCode`, `CheckpointDigestWrong` or
+    `WeightsNotFound`, and for a URL what `packager.checkpoint.remote.at_hand` raises.
     """
+    if isinstance(path, str) and urls.is_url(path):
+        from packager.checkpoint import remote
+
+        with remote.at_hand(remote.Remote(path, sha256, where), Stages(silent)) as fetched:
+            return read(fetched, weights, trust_pickle=trust_pickle, where=where, sha256=sha256)
+    path = Path(path)
     located = locate(path, where=where, weights=weights)
-    opened = open_checkpoint(located, trust_pickle=trust_pickle, where=where)
-    found = opened.content
-    if isinstance(found, torch.nn.Module):
-        found = found.state_dict()
-    if not isinstance(found, Mapping):
-        raise CheckpointUnreadable(str(path), where, f"it holds a {type(found).__name__}, not a state dict")
-    read = _pick(found, "auto" if located.chosen else weights, where)
-    _check_values(read.state, str(path), where)
-    beside = {name: found[name] for name in read.beside} if not read.key else found
+    if sha256 is not None and (found := digest(located, sha256_file)) != sha256:
+        raise CheckpointDigestWrong(str(path), where, sha256, found)
+    # A run that goes on must not delete it meanwhile; what is mapped then stays.
+    with run_folder.reading(located.head.parent) if located.chosen else nullcontext():
+        opened = open_checkpoint(located, trust_pickle=trust_pickle, where=where)
+        told = of_checkpoint(located.head.parent) if located.chosen else None
+    content = opened.content
+    if isinstance(content, torch.nn.Module):
+        content = content.state_dict()
+    if not isinstance(content, Mapping):
+        raise CheckpointUnreadable(str(path), where, f"it holds a {type(content).__name__}, not a state dict")
+    chosen = _pick(content, "auto" if located.chosen else weights, where)
+    _check_values(chosen.state, str(path), where)
+    beside = {name: content[name] for name in chosen.beside} if not chosen.key else content
     return replace(
-        read, about=about(beside, opened.metadata), format=opened.format, metadata=dict(opened.metadata)
+        chosen, about=told or about(beside, opened.metadata), format=opened.format, metadata=dict(opened.metadata)
     )  # fmt: skip
 
 

@@ -12,9 +12,10 @@ put `module.` or `_orig_mod.` before names, and they are saved and found without
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +24,9 @@ import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from packager.checkpoint.ranks import cut_like, of_every_rank, rank, refuse_hidden_pieces, whole
+from packager.checkpoint import fsdp1
+from packager.checkpoint.ranks import Ranks, cut_like, is_piece
+from packager.errors import StateNotExpressible
 
 Generator = torch.Generator | random.Random | np.random.Generator
 Trees = dict[str, Any]
@@ -55,34 +58,62 @@ class Loop:
         return {name: one for name, one in named.items() if one is not None}
 
 
-def capture(loop: Loop, extra: Any) -> Trees:
-    """The state of a loop as three trees: `model`, `ema` where there is one, and `training`."""
-    refuse_hidden_pieces(loop.model)
+@dataclass(frozen=True)
+class Present:
+    """The state that a loop has, as it would be saved, and what its parts are like."""
+
+    model: Trees
+    ema: Any
+    helpers: Mapping[str, Any]
+    parameters: Mapping[int, torch.Tensor]
+    """Of the optimizer, by number."""
+    names: tuple[str, ...]
+    """Of these, in their order, where FSDP1 hides the parameters."""
+
+
+def present(loop: Loop, ranks: Ranks) -> Present:
+    """The state of a loop, nothing of it copied; all ranks together. Raises `StateNotExpressible`."""
+    model, ema = _weights(loop.model), None
+    if loop.ema is not None:
+        ema = _weights(loop.ema) if isinstance(loop.ema, torch.nn.Module) else loop.ema.state_dict()
     helpers = loop.helpers()
+    if isinstance(loop.optimizer, torch.optim.Optimizer) and fsdp1.hides(loop.model):
+        optimizer = helpers.pop("optimizer")
+        state, names = fsdp1.optimizer_state(loop.model, optimizer, ranks)  # type: ignore[arg-type]  # just asked
+        states = {"optimizer": state, **{name: one.state_dict() for name, one in helpers.items()}}
+        return Present(model, ema, states, {number: model[name] for number, name in enumerate(names)}, tuple(names))
+    states = {name: one.state_dict() for name, one in helpers.items()}
+    groups = loop.optimizer.param_groups if isinstance(loop.optimizer, torch.optim.Optimizer) else []
+    parameters = dict(enumerate(one for group in groups for one in group["params"]))
+    return Present(model, ema, states, parameters, ())
+
+
+def capture(loop: Loop, extra: Any, ranks: Ranks) -> Trees:
+    """The state of a loop as three trees: `model`, `ema` where there is one, and `training`; all ranks together."""
+    now = present(loop, ranks)
     training: Trees = {
-        "classes": {name: type(one).__qualname__ for name, one in helpers.items()},
-        **{name: whole(one.state_dict()) for name, one in helpers.items()},
-        "generators": of_every_rank(_generator_states(loop)),
-        "random": of_every_rank(_random_states()),
+        "classes": {name: type(one).__qualname__ for name, one in loop.helpers().items()},
+        **now.helpers,
+        "generators": ranks.of_every(_generator_states(loop)),
+        "random": ranks.of_every(_random_states()),
         "extra": extra,
     }
-    trees: Trees = {"model": whole(_weights(loop.model)), "training": training}
+    trees: Trees = {"model": now.model, "training": training}
     if loop.ema is not None:
-        if isinstance(loop.ema, torch.nn.Module):
-            trees["ema"], training["averaging"] = whole(_weights(loop.ema)), _beside(loop.ema)
-        else:
-            trees["ema"] = whole(loop.ema.state_dict())
+        trees["ema"] = now.ema
+    if isinstance(loop.ema, torch.nn.Module):
+        training["averaging"] = _beside(loop.ema)
     return trees
 
 
-def differences(loop: Loop, trees: Trees) -> list[str]:
+def differences(loop: Loop, now: Present, trees: Trees, rank: int = 0) -> list[str]:
     """Why the trees do not fit the loop, in words; nothing is changed."""
     training = trees["training"]
-    found = _weights_differ("model", _weights(loop.model), trees["model"])
+    found = _weights_differ("model", now.model, trees["model"])
     if loop.ema is not None and "ema" not in trees:
         found.append("ema: the checkpoint holds none")
     elif isinstance(loop.ema, torch.nn.Module):
-        found += _weights_differ("ema", _weights(loop.ema), trees["ema"])
+        found += _weights_differ("ema", now.ema, trees["ema"])
         if sorted(_beside(loop.ema)) != sorted(training.get("averaging", {})):
             found.append(f"ema: it was not saved from a {type(loop.ema).__qualname__}")
     for name, one in loop.helpers().items():
@@ -91,14 +122,14 @@ def differences(loop: Loop, trees: Trees) -> list[str]:
         elif training["classes"][name] != type(one).__qualname__:
             found.append(f"{name}: saved from {training['classes'][name]}, here {type(one).__qualname__}")
         elif isinstance(one, torch.optim.Optimizer):
-            found += _groups_differ(one.state_dict()["param_groups"], training[name]["param_groups"])
+            found += _groups_differ(now.helpers[name]["param_groups"], training[name]["param_groups"])
     for name in loop.generators or {}:
-        if name not in _of_this_rank(training["generators"]):
+        if name not in _of_this_rank(training["generators"], rank):
             found.append(f"generators: the checkpoint holds no {name!r}")
     return found
 
 
-def give_back(loop: Loop, trees: Trees, *, random_states: bool) -> None:
+def give_back(loop: Loop, now: Present, trees: Trees, rank: int = 0, *, random_states: bool) -> None:
     """Put a state that fits into the loop: each tensor to the device that its place is on."""
     training = trees["training"]
     _load_weights(loop.model, trees["model"], _beside(loop.model))
@@ -107,12 +138,72 @@ def give_back(loop: Loop, trees: Trees, *, random_states: bool) -> None:
     elif loop.ema is not None:
         loop.ema.load_state_dict(trees["ema"])
     for name, one in loop.helpers().items():
-        state = training[name]
-        one.load_state_dict(_cut_states(one, state) if isinstance(one, torch.optim.Optimizer) else state)
+        if not isinstance(one, torch.optim.Optimizer):
+            one.load_state_dict(training[name])
+        elif now.names:
+            fsdp1.load_optimizer(loop.model, one, training[name], now.names)
+        else:
+            one.load_state_dict(_cut_states(now, training[name]))
     for name, generator in (loop.generators or {}).items():
-        _set_generator(generator, _of_this_rank(training["generators"])[name])
+        _set_generator(generator, _of_this_rank(training["generators"], rank)[name])
     if random_states:
-        _set_random_states(_of_this_rank(training["random"]))
+        _set_random_states(_of_this_rank(training["random"], rank))
+
+
+# -- tensors that are spread over ranks ---------------------------------------------------------
+
+
+def wanted(loop: Loop, now: Present, trees: Trees) -> dict[int, torch.Tensor]:
+    """For each tensor without values (by `id`) that the loop wants, one with room for it, cut as its place is."""
+    training = trees["training"]
+    pairs = [(trees["model"], now.model), (training["extra"], None)]
+    if loop.ema is not None:
+        pairs.append((trees["ema"], now.ema))
+    for name, one in loop.helpers().items():
+        own = _like_parameters(now, training[name]) if isinstance(one, torch.optim.Optimizer) else now.helpers[name]
+        pairs.append((training[name], own))
+    return {id(empty): _room(empty, like) for saved, own in pairs for empty, like in _without_values(saved, own)}
+
+
+def filled(tree: Any, values: Mapping[int, torch.Tensor]) -> Any:
+    """The tree with these values for tensors without values."""
+    if isinstance(tree, dict):
+        return type(tree)({key: filled(one, values) for key, one in tree.items()})
+    if type(tree) in (list, tuple):
+        return type(tree)(filled(one, values) for one in tree)
+    return values.get(id(tree), tree) if isinstance(tree, torch.Tensor) else tree
+
+
+def _without_values(saved: Any, own: Any) -> Iterator[tuple[torch.Tensor, Any]]:
+    """Each tensor of a tree that has no values, and what the loop has in its place."""
+    if isinstance(saved, torch.Tensor):
+        if saved.is_meta:
+            yield saved, own
+    elif isinstance(saved, Mapping):
+        for key, one in saved.items():
+            yield from _without_values(one, own.get(key) if isinstance(own, Mapping) else None)
+    elif isinstance(saved, (list, tuple)):
+        alike = own if isinstance(own, (list, tuple)) and len(own) == len(saved) else [None] * len(saved)
+        for one, here in zip(saved, alike, strict=True):
+            yield from _without_values(one, here)
+
+
+def _room(empty: torch.Tensor, like: Any) -> torch.Tensor:
+    if is_piece(like) and like.shape == empty.shape:
+        return torch.empty_like(like, dtype=empty.dtype)
+    return torch.empty(empty.shape, dtype=empty.dtype)
+
+
+def _like_parameters(now: Present, saved: Trees) -> Trees:
+    """An optimizer's state with the parameter itself for each of its moments: they are cut as it is."""
+    like = _by_number(now, saved)
+    return {"state": {number: dict.fromkeys(state, like.get(number)) for number, state in saved["state"].items()}}
+
+
+def _by_number(now: Present, saved: Trees) -> dict[int, torch.Tensor]:
+    """The parameters by the numbers that the saved state has for them."""
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    return dict(zip(numbers, now.parameters.values(), strict=True))
 
 
 # -- weights ----------------------------------------------------------------------------------
@@ -152,18 +243,34 @@ def _plain_names(module: torch.nn.Module) -> dict[str, str]:
     return names
 
 
+def parameters(module: torch.nn.Module, weights: Mapping[str, Any]) -> int:
+    """How many values the parameters have, on all ranks together."""
+    if fsdp1.hides(module):
+        return sum(math.prod(one.shape) for one in weights.values() if is_piece(one))
+    return sum(one.numel() for one in module.parameters())
+
+
 def _weights(module: torch.nn.Module) -> dict[str, Any]:
+    if fsdp1.hides(module):
+        if isinstance(module, AveragedModel):
+            raise StateNotExpressible("ema", "an AveragedModel of a FullyShardedDataParallel")
+        return fsdp1.weights(module)
     state = module.state_dict()
     return {plain: state[key] for key, plain in _plain_names(module).items()}
 
 
 def _beside(module: torch.nn.Module) -> dict[str, Any]:
     """What an AveragedModel counts, beside the weights that it averages."""
+    if fsdp1.hides(module):
+        return {}
     names = _plain_names(module)
     return {key: one for key, one in module.state_dict().items() if key not in names}
 
 
 def _load_weights(module: torch.nn.Module, weights: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
+    if fsdp1.hides(module):
+        fsdp1.load_weights(module, weights)
+        return
     own = module.state_dict()
     state = OrderedDict((key, cut_like(weights[plain], own[key])) for key, plain in _plain_names(module).items())
     state.update(beside)
@@ -200,11 +307,9 @@ def _groups_differ(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> li
     return found
 
 
-def _cut_states(optimizer: torch.optim.Optimizer, saved: Trees) -> Trees:
+def _cut_states(now: Present, saved: Trees) -> Trees:
     """An optimizer's state in which the moments of a parameter are cut as the parameter is."""
-    numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    like = dict(zip(numbers, parameters, strict=True))
+    like = _by_number(now, saved)
     states = {
         number: {name: cut_like(one, like.get(number)) for name, one in state.items()}
         for number, state in saved["state"].items()
@@ -219,14 +324,14 @@ def _generator_states(loop: Loop) -> Trees:
     return {name: _generator_state(one) for name, one in (loop.generators or {}).items()}
 
 
-def _of_this_rank(states: list[Trees]) -> Trees:
+def _of_this_rank(states: list[Trees], rank: int) -> Trees:
     """A run restored on more ranks than it was saved on has nothing for the others."""
-    if rank() >= len(states):
+    if rank >= len(states):
         _log.warning(
-            "random states of %d ranks were saved, and this is rank %d: it has those of rank 0", len(states), rank()
+            "random states of %d ranks were saved, and this is rank %d: it has those of rank 0", len(states), rank
         )
         return states[0]
-    return states[rank()]
+    return states[rank]
 
 
 def _random_states() -> Trees:

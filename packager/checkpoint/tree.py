@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from packager.checkpoint.ranks import held, is_piece
 from packager.errors import StateNotExpressible
 
 DTYPES = {
@@ -34,10 +35,21 @@ _EXACT_IN_JSON = 2**53  # what every reader of JSON takes for an integer
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tensors of a tree by name, each contiguous where it was made, and the tree as JSON."""
+    """The tensors of a tree by name, each contiguous where it was made, and the tree as JSON.
+
+    A tensor that is spread over ranks stays as it is; `pieces` are those, and `whole` is the rest.
+    """
 
     tensors: Mapping[str, torch.Tensor]
     document: Any
+
+    @property
+    def pieces(self) -> dict[str, torch.Tensor]:
+        return {name: one for name, one in self.tensors.items() if is_piece(one)}
+
+    @property
+    def whole(self) -> Encoded:
+        return Encoded({name: one for name, one in self.tensors.items() if not is_piece(one)}, self.document)
 
 
 def encode(tree: Any, called: str = "") -> Encoded:
@@ -119,6 +131,8 @@ class _Encoder:
         return {"dict": dict(items)} if all(type(key) is str for key in value) else {"items": [list(i) for i in items]}
 
     def _tensor(self, value: torch.Tensor, path: str) -> dict[str, Any]:
+        if is_piece(value):
+            return self._piece(value, path)
         if type(value) not in _PLAIN_TENSORS or value.layout is not torch.strided or value.is_quantized:
             raise self.refusal(path, f"a {_class(value)} of layout {value.layout}")
         if value.is_meta:
@@ -149,6 +163,19 @@ class _Encoder:
             flat, tag["order"] = flat.permute(order), order
         self.tensors[tag["tensor"]] = flat.contiguous()
         self._known[place] = tag
+        return tag
+
+    def _piece(self, value: Any, path: str) -> dict[str, Any]:
+        local, cut = held(value), [type(one).__name__ for one in getattr(value, "placements", ())]
+        if not set(cut) <= {"Shard", "Replicate"}:
+            raise self.refusal(path, f"a tensor that is spread as {', '.join(cut)} over its ranks")
+        if type(local) not in _PLAIN_TENSORS or local.layout is not torch.strided or value.dtype not in DTYPES:
+            raise self.refusal(path, f"a spread {_class(local)} of {str(value.dtype).removeprefix('torch.')}")
+        place = (local.data_ptr(), value.dtype, value.shape, local.stride(), local.device)
+        if local.numel() > 0 and place in self._known:
+            return self._known[place]
+        tag = self._known[place] = {"tensor": self._name(path)}
+        self.tensors[tag["tensor"]] = value
         return tag
 
     def _array(self, value: Any, path: str) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,15 +21,20 @@ import torch
 from packager.checkpoint.tree import DTYPES, Encoded, decode
 from packager.errors import CheckpointDamaged
 
-_NAMED = {name: dtype for dtype, name in DTYPES.items()}
+DTYPE_NAMED = {name: dtype for dtype, name in DTYPES.items()}
 _CHUNK_BYTES = 1 << 22
 
 
 def write(path: Path, encoded: Encoded) -> str:
-    """Write the file and have the disk keep it; returns its SHA-256. Raises OSError."""
+    """Write a tree and have the disk keep it; returns the file's SHA-256. Raises OSError."""
+    return write_tensors(path, encoded.tensors, {"tree": json.dumps(encoded.document)})
+
+
+def write_tensors(path: Path, tensors_by_name: Mapping[str, torch.Tensor], strings: Mapping[str, str]) -> str:
+    """The same for contiguous tensors, and strings beside them."""
     # The widest first, so that every tensor lies aligned to its own items.
-    tensors = sorted(encoded.tensors.items(), key=lambda one: (-one[1].element_size(), one[0]))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", "tree": json.dumps(encoded.document)}}
+    tensors = sorted(tensors_by_name.items(), key=lambda one: (-one[1].element_size(), one[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **strings}}
     end = 0
     for name, tensor in tensors:
         begin, end = end, end + tensor.numel() * tensor.element_size()
@@ -47,6 +53,16 @@ def write(path: Path, encoded: Encoded) -> str:
         return digest.result()
 
 
+def write_text(path: Path, text: str) -> str:
+    """Write a line of text and have the disk keep it; returns the file's SHA-256. Raises OSError."""
+    content = f"{text}\n".encode()
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
 def _sha256(parts: Sequence[Any]) -> str:
     found = hashlib.sha256()
     for part in parts:
@@ -54,8 +70,11 @@ def _sha256(parts: Sequence[Any]) -> str:
     return found.hexdigest()
 
 
-def read(path: Path, sha256: str) -> Any:
-    """The tree of a file that has this digest. Raises `CheckpointDamaged` for any other."""
+def read(path: Path, sha256: str, elsewhere: Mapping[str, torch.Tensor] = MappingProxyType({})) -> Any:
+    """The tree of a file that has this digest; `elsewhere` are tensors of the tree that it does not hold.
+
+    Raises `CheckpointDamaged` for any other digest.
+    """
     found = hashlib.sha256()
     try:
         with path.open("rb") as stream:
@@ -69,7 +88,8 @@ def read(path: Path, sha256: str) -> Any:
     if found.hexdigest() != sha256:
         raise CheckpointDamaged(str(path), f"SHA-256 saved: {sha256}\nSHA-256 found: {found.hexdigest()}")
     try:
-        return decode(_encoded(content))
+        encoded = _encoded(content)
+        return decode(Encoded({**encoded.tensors, **elsewhere}, encoded.document))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointDamaged(str(path), f"{type(error).__name__}: {error}") from None
 
@@ -85,5 +105,5 @@ def _encoded(content: bytearray) -> Encoded:
         tensor = torch.empty(end - begin, dtype=torch.uint8)
         if end > begin:
             tensor.copy_(torch.frombuffer(content, dtype=torch.uint8, count=end - begin, offset=start + begin))
-        tensors[name] = tensor.view(_NAMED[one["dtype"]]).reshape(one["shape"])
+        tensors[name] = tensor.view(DTYPE_NAMED[one["dtype"]]).reshape(one["shape"])
     return Encoded(tensors, document)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch_ema import ExponentialMovingAverage
 
 from packager import checkpoint
 from packager.checkpoint.about import About
@@ -115,31 +116,40 @@ def test_an_optimizer_under_a_name_of_settings_is_told_and_not_shown(tmp_path, t
     assert checkpoint.read(tmp_path / "best.pt").about == About(optimizer=True)
 
 
-def test_a_lightning_file_is_read_and_shows_its_hyperparameters(tmp_path, trained):
-    # Lightning is no dependency: this is the dict that Trainer.save_checkpoint of lightning 2.5 writes.
-    module, optimizer, scheduler = trained
-    saved = {
-        "epoch": 4,
-        "global_step": 500,
-        "pytorch-lightning_version": "2.5.0",
-        "state_dict": {f"model.{name}": one for name, one in module.state_dict().items()},
-        "loops": {"fit_loop": {"state_dict": {}}},
-        "callbacks": {
-            "EarlyStopping{'monitor': 'val_loss'}": {"wait_count": 0, "patience": 3},
-            "ModelCheckpoint{'monitor': 'val_loss'}": {"best_model_score": torch.tensor(0.125), "best_model_path": "x"},
-        },
-        "optimizer_states": [optimizer.state_dict()],
-        "lr_schedulers": [scheduler.state_dict()],
-        "hparams_name": "kwargs",
-        "hyper_parameters": {"lr": 0.01, "width": 64},
-    }
-    torch.save(saved, tmp_path / "last.ckpt")
+@pytest.mark.slow  # importing it takes seconds
+def test_a_lightning_file_is_read_and_shows_its_hyperparameters(tmp_path):
+    import pytorch_lightning as lightning
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
+    class Task(lightning.LightningModule):
+        def __init__(self, lr, width):
+            super().__init__()
+            self.save_hyperparameters()
+            self.model = Net()
+
+        def training_step(self, batch):
+            return self.model(batch).square().sum()
+
+        def validation_step(self, batch):
+            self.log("val_loss", self.model(batch).square().mean())
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    keep = ModelCheckpoint(tmp_path, filename="best", monitor="val_loss")
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    task = Task(lr=0.01, width=64)
+    data = torch.utils.data.DataLoader(torch.randn(12, 4), batch_size=4)
+    trainer = lightning.Trainer(max_epochs=2, callbacks=[keep], **quiet)
+    trainer.fit(task, data, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
     found = checkpoint.read(tmp_path / "last.ckpt")
-    assert fits(found, module)
+    assert fits(found, task.model)
     assert found.about == About(
-        epoch=4,
-        step=500,
-        metrics={"best_model_score": 0.125},
+        epoch=trainer.current_epoch,
+        step=6,
+        metrics={"best_model_score": keep.best_model_score.item()},
         hyperparameters={"lr": 0.01, "width": 64},
         optimizer=True,
         scheduler=True,
@@ -198,6 +208,14 @@ def sharded(folder, module, suffix="safetensors"):
     index = folder / f"{stem}.{suffix}.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
     return index
+
+
+@pytest.mark.parametrize("name", ["best.meta", "best.safetensors.meta"])
+def test_a_meta_file_beside_safetensors_is_left_alone(tmp_path, trained, name):
+    safetensors.torch.save_file(trained[0].state_dict(), tmp_path / "best.safetensors")
+    (tmp_path / name).write_text('{"epoch": 3}')
+    for path in (tmp_path, tmp_path / "best.safetensors"):
+        assert fits(checkpoint.read(path), trained[0])
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
@@ -316,6 +334,7 @@ def save_in_chunks(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_the_chunks_that_two_processes_wrote_are_put_together(tmp_path):
     torch.multiprocessing.spawn(save_in_chunks, (str(tmp_path),), nprocs=2)
     assert len(list((tmp_path / "dcp").glob("*.distcp"))) == 2
@@ -455,16 +474,20 @@ def test_a_shadow_of_the_parameters_takes_its_buffers_from_the_model(tmp_path, t
     assert all(torch.equal(found.state[name], one) for name, one in expected.items())
 
 
-def test_the_list_that_torch_ema_keeps_gets_the_names_of_the_model_s_parameters(tmp_path, trained, averaged):
-    # torch_ema 0.3 is no dependency: this is what its ExponentialMovingAverage.state_dict() gives.
-    shadow = [one.detach().clone() for one in averaged.module.parameters()]
-    ema = {"decay": 0.9, "num_updates": 2, "shadow_params": shadow, "collected_params": None}
-    torch.save({"model": trained[0].state_dict(), "ema": ema}, tmp_path / "best.pt")
+def test_the_list_that_torch_ema_keeps_gets_the_names_of_the_model_s_parameters(tmp_path, trained):
+    module, optimizer, _ = trained
+    average = ExponentialMovingAverage(module.parameters(), decay=0.9)
+    for _ in range(2):
+        step(module, optimizer)
+        average.update()
+    saved = {"model": module.state_dict(), "ema": average.state_dict()}
+    torch.save(saved, tmp_path / "best.pt")
     found = checkpoint.read(tmp_path / "best.pt", "ema")
-    expected = {**trained[0].state_dict(), **dict(averaged.module.named_parameters())}
-    assert all(torch.equal(found.state[name], one) for name, one in expected.items())
-    ema["shadow_params"] = shadow[:-1]
-    torch.save({"model": trained[0].state_dict(), "ema": ema}, tmp_path / "best.pt")
+    with average.average_parameters():
+        assert fits(found, module)
+    assert not fits(found, module)
+    saved["ema"]["shadow_params"].pop()
+    torch.save(saved, tmp_path / "best.pt")
     assert render(refusal(tmp_path / "best.pt", WeightsNotFound, weights="ema")) == (
         "error[weights-not-found]: checkpoint.weights: ema.shadow_params finds no state dict\n"
         "  it is a list of 3 tensors without names, and beside it are 4 parameters\n"

@@ -15,9 +15,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
-from projects import package
+from projects import package, project
 
-from packager import checkpoint
+from packager import checkpoint, cli
 from packager.errors import CheckpointNeedsCode, CheckpointNotFound, CheckpointUnreadable, WeightsNotFound, render
 
 STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4), "layer.bias": torch.tensor([1.0, 2.0, 3.0])}
@@ -127,6 +127,106 @@ def test_the_command_ends_with_2_and_runs_nothing(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error[checkpoint-needs-code]: ")
     assert not (tmp_path / "marker").exists()
+
+
+def bomb_in_metadata(folder, bomb):
+    dcp.save({"model": STATE}, checkpoint_id=folder, no_dist=True)
+    (folder / ".metadata").write_bytes(pickle.dumps(bomb))
+
+
+def cut(path, length):
+    torch.save(STATE, path)
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def index(folder, content):
+    folder.mkdir()
+    safetensors.torch.save_file({"layer.weight": STATE["layer.weight"]}, folder / "one.safetensors")
+    (folder / "model.safetensors.index.json").write_text(content)
+
+
+def circle(path):
+    path.symlink_to("other")
+    path.with_name("other").symlink_to(path.name)
+
+
+TWICE = '{"weight_map": {"layer.weight": "one.safetensors", "layer.weight": "one.safetensors"}}'
+HARM = {
+    "a bomb": (lambda path, bomb: torch.save({**STATE, "x": bomb}, path), "checkpoint-needs-code"),
+    "a nested bomb": (lambda path, bomb: torch.save(nested(bomb), path), "checkpoint-needs-code"),
+    "a bomb in a Lightning file": (lambda path, bomb: torch.save(in_lightning(bomb), path), "checkpoint-needs-code"),
+    "a bomb in a legacy file": (
+        lambda path, bomb: torch.save({**STATE, "x": bomb}, path, _use_new_zipfile_serialization=False),
+        "checkpoint-needs-code",
+    ),
+    "a bomb in DCP's metadata": (bomb_in_metadata, "checkpoint-unreadable"),
+    "a file that is cut off": (lambda path, _: cut(path, -100), "checkpoint-unreadable"),
+    "a file that is cut to its first bytes": (lambda path, _: cut(path, 10), "checkpoint-unreadable"),
+    "an empty file": (lambda path, _: path.touch(), "checkpoint-unreadable"),
+    "a shard that is missing": (
+        lambda path, _: index(path, '{"weight_map": {"layer.weight": "gone.safetensors"}}'),
+        "checkpoint-unreadable",
+    ),
+    "an index that leads outside": (
+        lambda path, _: index(path, '{"weight_map": {"layer.weight": "../one.safetensors"}}'),
+        "checkpoint-unreadable",
+    ),
+    "a key twice in an index": (lambda path, _: index(path, TWICE), "checkpoint-unreadable"),
+    "a decompression bomb": (
+        lambda path, _: rewritten(path, compression=zipfile.ZIP_DEFLATED),
+        "checkpoint-unreadable",
+    ),
+    "an entry twice in an archive": (lambda path, _: rewritten(path, twice="data.pkl"), "checkpoint-unreadable"),
+    "a link in a circle": (lambda path, _: circle(path), "checkpoint-unreadable"),
+}
+
+
+@pytest.mark.parametrize("name", HARM)
+@pytest.mark.filterwarnings("ignore")
+def test_what_means_harm_ends_with_2_a_cause_and_a_hint_and_nothing_of_it_was_run(name, tmp_path, capsys, monkeypatch):
+    manifest = project(tmp_path / "project", checkpoint={"path": "harm"}, state=STATE)
+    make, code = HARM[name]
+    make(manifest.parent / "harm", Bomb(tmp_path / "marker"))
+    for arguments in (
+        ["vet", manifest],
+        ["build", manifest, "-o", tmp_path / "out"],
+        ["inspect", tmp_path / "project/harm"],
+    ):
+        monkeypatch.setattr("sys.argv", ["package", *map(str, arguments)])
+        assert cli._status(cli.cli) == 2
+        said = capsys.readouterr()
+        lines = said.err.splitlines()
+        first = next(number for number, line in enumerate(lines) if line.startswith("error["))
+        assert lines[first].startswith(f"error[{code}]: ")
+        assert lines[-1].startswith("hint: ")
+        assert len(lines) - first > 2  # and why
+    assert not (tmp_path / "marker").exists()
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+HEADER = b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}'
+SAFETENSORS = {
+    "a header that claims more than the file holds": (10**6).to_bytes(8, "little") + b"{}",
+    "a name twice in a header": b"\x0e\0\0\0\0\0\0\0" + b'{"a":1,"a":2} ',
+    "tensors that claim more than the file holds": len(HEADER).to_bytes(8, "little") + HEADER,
+    "a wrong digest": None,
+}
+
+
+@pytest.mark.parametrize("name", SAFETENSORS)
+def test_safetensors_that_claim_what_is_not_so_end_with_2(name, tmp_path, capsys, monkeypatch):
+    content, pinned = SAFETENSORS[name], {} if SAFETENSORS[name] else {"sha256": "0" * 64}
+    manifest = project(tmp_path, checkpoint={"path": "best.safetensors", **pinned}, state=STATE)
+    if content is not None:
+        (tmp_path / "best.safetensors").write_bytes(content)
+    else:
+        safetensors.torch.save_file(STATE, tmp_path / "best.safetensors")
+    monkeypatch.setattr("sys.argv", ["package", "vet", str(manifest)])
+    assert cli._status(cli.cli) == 2
+    said = capsys.readouterr().err
+    expected = "checkpoint-unreadable" if content else "checkpoint-digest"
+    assert said.startswith(f"error[{expected}")
+    assert "hint: " in said
 
 
 # -- archives -------------------------------------------------------------------------------

@@ -88,3 +88,40 @@ def test_inspect_lists_a_run(run):
     found = json.loads(package("inspect", run.parent / "runs", "--json").stdout)
     assert found["kind"] == "run"
     assert [one["metrics"]["loss"] for one in found["checkpoints"]] == [3.0, 1.0, 2.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["auto", "ema"])
+def test_vet_and_inspect_tell_what_the_record_of_the_checkpoint_says(run, weights):
+    run.write_text(run.read_text().replace("path: runs", f"path: runs\n  weights: {weights}"))
+    expected = {
+        "epoch": 1, "step": 1, "metrics": {"loss": 1.0}, "hyperparameters": {}, "optimizer": False, "scheduler": False,
+        "ema": True, "name": "model", "version": "0.1.0",
+    }  # fmt: skip
+    report = json.loads(package("vet", run, "--json").stdout)
+    assert report["about"] == {**expected, "revision": report["about"]["revision"]}
+    shown = json.loads(package("inspect", run.parent / "runs/step-00000001", "--json").stdout)
+    assert shown["about"] == report["about"]
+    assert "tree" not in shown["metadata"]
+    lines = package("vet", run).stdout.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines}
+    assert (rows["run"], rows["step"], rows["metrics"]) == (["model", "0.1.0"], ["1"], ["loss", "1"])
+
+
+@pytest.mark.slow
+def test_what_averaged_weights_took_from_the_model_is_told_by_vet_and_build(tmp_path):
+    source = LINEAR.replace("self.layer = ", "self.norm = nn.BatchNorm1d(3)\n        self.layer = ")
+    namespace = {}
+    exec(source, namespace)
+    module = namespace["Net"]()
+    shadow = {name: one.detach().clone() for name, one in module.named_parameters()}
+    path = project(tmp_path, source, checkpoint={"path": "best.pt", "weights": "ema"})
+    torch.save({"model": module.state_dict(), "ema": {"shadow": shadow}}, tmp_path / "best.pt")
+    note = (
+        "note: not among the averaged weights, so from the model's own in the checkpoint: "
+        "norm.running_mean, norm.running_var, norm.num_batches_tracked"
+    )
+    answer = package("vet", path)
+    assert note in answer.stdout.splitlines(), answer.stderr
+    answer = package("build", path, "-o", tmp_path / "out")
+    assert note in answer.stdout.splitlines() + answer.stderr.splitlines()

@@ -79,13 +79,13 @@ def test_a_folder_knows_whether_it_is_a_run_or_a_checkpoint(run, tmp_path):
 @pytest.mark.parametrize(("weights", "file"), [("auto", "model"), ("model", "model"), ("ema", "ema")])
 def test_a_manifest_means_the_best_checkpoint(run, weights, file):
     found = run_folder.chosen(run, weights)
-    assert (found.file, found.why) == (run / f"step-00000002/{file}.safetensors", "the best loss")
+    assert (found.files, found.why) == ((run / f"step-00000002/{file}.safetensors",), "the best loss")
 
 
 def test_without_a_metric_a_manifest_means_the_latest(run):
     (run / "run.json").unlink()
-    assert run_folder.chosen(run).file == run / "step-00000003/model.safetensors"
-    assert run_folder.chosen(run / "step-00000001").file == run / "step-00000001/model.safetensors"
+    assert run_folder.chosen(run).files == (run / "step-00000003/model.safetensors",)
+    assert run_folder.chosen(run / "step-00000001").files == (run / "step-00000001/model.safetensors",)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, caplog):

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 from packager.checkpoint.manager import CheckpointManager
+from packager.checkpoint.ranks import Ranks
 from packager.checkpoint.training_state import Loop, capture, unwrapped
 from packager.checkpoint.tree import encode
 from packager.errors import TrainingStateDiffers, render
@@ -102,7 +103,7 @@ def same(one, other):
 
 
 def flat(run):
-    tree = capture(Loop(**run.parts()), None)
+    tree = capture(Loop(**run.parts()), None, Ranks())
     return [one.reshape(-1) for one in encode(tree).tensors.values()]
 
 
