@@ -7,6 +7,7 @@ of the same name. Importing this module imports none of their worlds: each is fe
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,9 +34,13 @@ _HOMES = {
 }
 
 
+def fetched(name: str, homes: Mapping[str, str], namespace: dict[str, Any]) -> Any:
+    """A name that a package exports, imported from its home when it is first asked for (PEP 562)."""
+    if name not in homes:
+        raise AttributeError(f"module {namespace['__name__']!r} has no attribute {name!r}")
+    namespace[name] = getattr(importlib.import_module(homes[name]), name)
+    return namespace[name]
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = found
-    return found
+    return fetched(name, _HOMES, globals())

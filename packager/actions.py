@@ -66,7 +66,6 @@ def reference(project: Project, source: Mapping[str, str], sha256: Digest) -> Ac
             **_signature(project),
             **{f"parity.{name}": _text(value) for name, value in parity.items()},
             "parity.data": sha256(project.folder / data) if data is not None else "null",
-            **machine(),
         },
     )
 
@@ -98,14 +97,17 @@ def onnx(project: Project, source: Mapping[str, str]) -> Action:
 
 def judged(made: Action, output: Entry, reference: Entry, project: Project) -> Action:
     """An artifact on the cases of the reference."""
-    versions = _versions("onnxruntime") if made.stage == "onnx" else _versions("torch")
+    runs_on = (
+        {"target.providers": _text(project.manifest.target.providers), **_versions("onnxruntime")}
+        if made.stage == "onnx"
+        else _versions("torch")
+    )
     return Action(
         f"{made.stage} parity",
         {
             "artifact": output.digest,
             "reference": reference.digest,
-            "target.providers": _text(project.manifest.target.providers),
-            **versions,
+            **runs_on,
             **machine(),
             **own(),
         },
@@ -115,6 +117,7 @@ def judged(made: Action, output: Entry, reference: Entry, project: Project) -> A
 def bundle(project: Project, source: Mapping[str, str], assets: Mapping[str, Path], sha256: Digest) -> Action:
     """The whole bundle."""
     fields = project.manifest.model_dump(mode="json", by_alias=True)
+    fields["checkpoint"]["path"] = project.checkpoint_shown
     return Action(
         "bundle",
         {
@@ -168,7 +171,7 @@ def own() -> dict[str, str]:
 
 
 def own_times() -> str:
-    """A digest of when our code was last changed: the same means that `_own` is."""
+    """A digest of when our code was last changed: the same means that `own` is."""
     folder = os.path.dirname(__file__)
     found = [
         (os.path.relpath(one.path, folder), one.stat().st_size, one.stat().st_mtime_ns)

@@ -12,7 +12,7 @@ toolchain while this process imports torch and the user's code.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from packager.building import BuildResult, CacheUse, LockUse
 from packager.bundle import layout, restore
 from packager.bundle.writer import Writer, check_target, staging, users_problem
 from packager.cache import Action, Cache, Entry, no_room
+from packager.checkpoint import urls
 from packager.errors import BuildNotRepeatable, CacheDiffers, ExtraMissing, InputChanged, UserError
 from packager.explain import Explanation
 from packager.hashing import sha256_file
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from packager.bundle.assemble import Assembled
     from packager.footprint import Footprint
     from packager.onnx_side import OnnxSide
-    from packager.recall import Recalled
+    from packager.recall import Kept, Recalled
     from packager.results import Results
     from packager.samples import Grid
 
@@ -71,24 +72,34 @@ class _Job:
         """The manifest's absolute path."""
         return self.project.folder / self.project.path.name
 
+    def sha256(self, path: Path) -> str:
+        """The digest of a file, from the cache's memory where there is one."""
+        return sha256_file(path) if self.store is None else self.store.sha256(path)
+
 
 def build(path: Path, out: Path, how: How, store: Cache | None, stages: Stages) -> BuildResult:
     """Build, and keep what is new in `store`. Raises the errors of `packager.errors`."""
     project = manifest.load(path)
     name = layout.folder_name(project.manifest.name, project.manifest.version)
     check_target(out / name, force=how.force)
-    preflight.preflight(project)
+    preflight.assets(project)
     if how.lock != "write":
         locks.check_there(project.folder / project.path.name, required=how.lock == "require")
-    job = _Job(project, out.absolute(), out, name, how, store, stages)
-    asked = how.cache == "use" and not how.check
-    found = identity.known(project, store) if store is not None and asked else None
-    result = _from_cache(job, store, found) if store is not None and found is not None else None
-    if result is None:
-        result = _anew(job, found)
+    with preflight.at_hand(project, stages) as project:
+        preflight.preflight(project)
+        result = _build(_Job(project, out.absolute(), out, name, how, store, stages))
     if store is not None:
         store.trim()
     return result
+
+
+def _build(job: _Job) -> BuildResult:
+    """From the cache as a whole, or as far as it has it not."""
+    store = job.store
+    asked = job.how.cache == "use" and not job.how.check
+    found = identity.known(job.project, store) if store is not None and asked else None
+    result = _from_cache(job, store, found) if store is not None and found is not None else None
+    return _anew(job, found) if result is None else result
 
 
 def _result(
@@ -182,14 +193,15 @@ def _anew(job: _Job, found: Identity | None) -> BuildResult:
             source = _source(job, results, used, before)
             lock = locks.of(source, assembled.config, staged.writer.digests, assembled.fingerprint)
             agrees = _hold_against_lock(job, lock)
+            action = actions.bundle(job.project, source, preflight.assets(job.project), job.sha256)
         if job.how.check:
             with job.stages.stage("check"):
                 _check(job, staged.writer.folder)
-        explanation = _keep(job, staged, results, used, source, assembled, lock)
+        kept = _kept(job, staged, results, source, assembled, lock, action)
+        explanation = _keep(job, job.store, kept, recalled, used) if job.store is not None else ()
     _beside(job, job.out / job.name, lock)
     if agrees and job.store is not None:
-        assets = preflight.assets(job.project)
-        _remember(job, job.store, actions.bundle(job.project, source, assets, job.store.sha256), used)
+        _remember(job, job.store, action, used)
     return _result(job, assembled.fingerprint, assembled.parity, assembled.facts, explanation, cached=False)
 
 
@@ -219,9 +231,11 @@ def _find_out(job: _Job, found: Identity | None, staged: _Staged, side: OnnxSide
     with job.stages.stage("import"):
         try:
             from packager import pipeline
+            from packager.wrong import Place
         except ModuleNotFoundError as error:
             raise _extra_missing(error) from None
-    begun = pipeline.Begun(job.project, staged.grid, recalled.known, staged.scratch, staged.writer)
+    repro = Place(job.out.parent / "repro" / job.name, str(job.shown.parent / "repro" / job.name))
+    begun = pipeline.Begun(job.project, staged.grid, recalled.known, staged.scratch, staged.writer, repro)
     results, used = pipeline.run(begun, side=side, stages=job.stages)
     # What did not run now, as it was known, is still of the code.
     return results, used if found is None or recalled.known.measured is None else used.joined(found.used)
@@ -232,9 +246,10 @@ def _check(job: _Job, bundle: Path) -> None:
     from packager import repeat
 
     with repeat.elsewhere(job.manifest) as other:
-        differing = [one for one in repeat.compared(bundle, other) if not one.same]
+        found = repeat.compared(bundle, other)
+    differing = [f"{path}: {difference}" for path, difference in found.items() if difference]
     if differing:
-        raise BuildNotRepeatable([f"{one.path}: {one.difference}" for one in differing])
+        raise BuildNotRepeatable(differing)
 
 
 def _extra_missing(error: ModuleNotFoundError) -> Exception:
@@ -247,7 +262,7 @@ def _status(project: Project) -> dict[str, tuple[int, ...]]:
     """What tells whether the files that the manifest names are still those that they were, by what it calls them."""
     manifest = project.manifest
     data = [manifest.parity.data] if manifest.parity.data is not None else []
-    files = {str(file): manifest.checkpoint.path for file in preflight.located(project).files}
+    files = {str(file): project.checkpoint_shown for file in preflight.located(project).files}
     files |= {str(project.folder / name): name for name in (*manifest.assets, *data)}
     found: dict[str, tuple[int, ...]] = {}
     for path, name in files.items():
@@ -268,29 +283,25 @@ def _source(job: _Job, results: Results, used: Footprint, before: Mapping[str, t
             raise InputChanged(name)
     if sha256_file(job.manifest) != project.sha256:
         job.stages.tell(f"{project.path} changed while it was being built: the bundle is of what was read at first")
-    sha256 = job.store.sha256 if job.store is not None else sha256_file
-    return actions.source(project, results.measured.origin.checkpoint_sha256, used, sha256)
+    return actions.source(project, results.measured.origin.checkpoint_sha256, used, job.sha256)
 
 
 # -- kept for the next build ----------------------------------------------------------------
 
 
-def _keep(
+def _kept(
     job: _Job,
     staged: _Staged,
     results: Results,
-    used: Footprint,
     source: Mapping[str, str],
     assembled: Assembled,
     lock: Lock,
-) -> tuple[Explanation, ...]:
-    """Put into the cache what can be put there; says why each stage was done."""
+    bundle: Action,
+) -> list[Kept]:
+    """What there is to keep: the stages' outputs, and the bundle as a whole."""
     from packager import recall
 
-    store, project, writer = job.store, job.project, staged.writer
-    if store is None:
-        return ()
-    kept = recall.plan(project, source, results, writer, staged.scratch, store.sha256)
+    writer = staged.writer
     record = {
         "fingerprint": assembled.fingerprint,
         "parity": dict(assembled.parity),
@@ -298,16 +309,23 @@ def _keep(
         "lock": lock.model_dump(by_alias=True),
     }
     paths = {path: writer.folder / path for path in writer.digests}
-    bundle = actions.bundle(project, source, preflight.assets(project), store.sha256)
-    kept.append(recall.Kept(bundle, Entry(record, dict(sorted(writer.digests.items()))), paths))
+    whole = recall.Kept(bundle, Entry(record, dict(sorted(writer.digests.items()))), paths)
+    return [*recall.plan(job.project, source, results, writer, staged.scratch, job.sha256), whole]
+
+
+def _keep(
+    job: _Job, store: Cache, kept: Sequence[Kept], recalled: Recalled, used: Footprint
+) -> tuple[Explanation, ...]:
+    """Put into the cache what can be put there; says why each stage was done. Raises `CacheDiffers`."""
+    from packager import recall
+
     done = [one.action for one in kept]
-    explanation = explain.explain(
-        done, staged.recalled.found, identity.last(project, store), asked=job.how.cache == "use"
-    )
+    last = identity.last(job.project, store)
+    explanation = explain.explain(done, recalled.found, last, asked=job.how.cache == "use")
     differing: list[str] = []
     try:
         differing = recall.keep(store, kept)
-        identity.remember(project, store, used, done)
+        identity.remember(job.project, store, used, done)
     except OSError as error:
         job.stages.tell(f"the build could not be cached: {no_room(error)}")
     if differing and job.how.cache == "verify":
@@ -316,8 +334,13 @@ def _keep(
 
 
 def _remember(job: _Job, store: Cache, bundle: Action, used: Footprint) -> None:
-    """Let the next build see at once that nothing has changed."""
+    """Let the next build see at once that nothing has changed; not where only a server can tell."""
     project = job.project
+    wanted = project.manifest.checkpoint
+    remote = urls.is_remote(wanted.path)
+    if remote and wanted.sha256 is None:
+        return
+    checkpoint = {"checkpoint": project.checkpoint} if not remote else {}  # pinned: the manifest says which one
     data = project.manifest.parity.data
     files = {
         **used.files(project.folder),
@@ -325,7 +348,7 @@ def _remember(job: _Job, store: Cache, bundle: Action, used: Footprint) -> None:
         **{f"template:{path.name}": path for path in actions.templates()},
         **({"parity.data": project.folder / data} if data is not None else {}),
         "manifest": job.manifest,
-        "checkpoint": project.folder / project.manifest.checkpoint.path,
+        **checkpoint,
     }
     try:
         again.remember(store, job.manifest, job.name, bundle, files, used.folders)

@@ -90,7 +90,8 @@ def _digest(cache: Cache, name: str, path: Path, inputs: Mapping[str, str]) -> s
     """A file's digest; a checkpoint may be several, or one of a run's."""
     if name != "checkpoint":
         return cache.sha256(path)
-    return digest(locate(path, weights=json.loads(inputs["checkpoint.weights"])), cache.sha256)
+    weights = json.loads(inputs["checkpoint.weights"])
+    return digest(locate(path, weights=weights, sha256=cache.sha256), cache.sha256)
 
 
 def lock_of(manifest: Path) -> Path:

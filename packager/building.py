@@ -68,9 +68,9 @@ def build(
 
     `force` lets it replace something that is not a bundle; `archive` writes `out/NAME-VERSION.zip` too;
     `cache="verify"` builds everything anew and refuses where the cache held something else, `"off"` leaves
-    the cache alone; `lock` is whether package.lock is compared, written, or must agree; `check` builds a
-    second time, elsewhere, and refuses other bytes; `listener` hears of the progress. Raises the errors of
-    `packager.errors`: nothing is left behind then.
+    the cache alone, but for downloads; `lock` is whether package.lock is compared, written, or must agree;
+    `check` builds a second time, elsewhere, and refuses other bytes; `listener` hears of the progress.
+    Raises the errors of `packager.errors`: nothing is left behind then.
     """
     path, out, stages = Path(path), Path(out), Stages(listener)
     store = None if cache == "off" else _opened(stages)

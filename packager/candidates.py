@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packager import memory
+from packager import memory, wrong
 from packager.bundle import layout, records
 from packager.bundle.writer import Writer
 from packager.errors import ExportFailed, ParityFailed, Problem
@@ -26,6 +26,7 @@ from packager.parity.artifacts import judge_onnx
 from packager.parity.gate import Expectation, Judgement
 from packager.results import Made, MadeOnnx, Reference
 from packager.work import Eager, Site
+from packager.wrong import Finding, Place
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def candidates(project: Project, eager: Eager, program: Program | None, site: Si
 
 def ship(
     project: Project,
+    eager: Eager,
     tried: Trying | None,
     rest: Iterator[Candidate],
     expected: Future[Reference],
@@ -81,24 +83,24 @@ def ship(
     """The first proven candidate, in the staged bundle; `tried` is being tried already.
 
     Raises `ExportFailed` where no exporter can express the model, `ParityFailed` where one could
-    and its graph computes something else.
+    and its graph computes something else: then with the first node that does.
     """
     stages: list[Stage] = []
-    problems: list[Problem] = []
-    disproven = False
+    not_taken: list[tuple[Candidate, NotTaken]] = []
     for candidate, outcome in _outcomes(project, tried, rest, expected, site):
         if isinstance(outcome, Made):
             return replace(outcome, stages=(*stages, *outcome.stages))
         stages.append(Stage(f"export: {candidate.exporter}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0))
-        problems.append(Problem(f"{candidate.exporter}: {outcome.cause}", outcome.where))
-        disproven = disproven or outcome.verdict == "fail"
+        not_taken.append((candidate, outcome))
         site.stages.tell(f"{candidate.exporter} was not taken: {outcome.cause}")
     if not project.manifest.export.required:
         site.stages.tell("no ONNX model: the bundle ships TorchScript alone, as export.required is false")
         return Made(None, None, tuple(stages))
-    if disproven:
+    if any(outcome.verdict == "fail" for _, outcome in not_taken):
+        with site.stages.stage("where"):
+            problems = _located(project, eager, not_taken, expected.result(), site)
         raise ParityFailed(problems)
-    raise ExportFailed(project.where("export"), problems)
+    raise ExportFailed(project.where("export"), [_problem(candidate, outcome) for candidate, outcome in not_taken])
 
 
 def attempt(candidate: Candidate, expected: Future[Reference], project: Project, site: Site) -> MadeOnnx | NotTaken:
@@ -108,12 +110,12 @@ def attempt(candidate: Candidate, expected: Future[Reference], project: Project,
     assert candidate.job is not None and candidate.optimized is not None
     optimized, job = candidate.optimized.result(), candidate.job
     if optimized.refused:
-        return NotTaken("not-checked", optimized.refused)
+        return NotTaken("fail" if optimized.disproven else "not-checked", optimized.refused)
     judgement = _place_and_judge(optimized, job, expected, site)
     if not judgement.passed:
         site.stages.tell(f"not proven with all passes ({judgement.reason}); proving them one by one")
         discard(site.writer)
-        optimized = site.side.optimize(replace(job, expectations=expected.result().expectations)).result()
+        optimized = site.side.optimize(replace(job, expectations=expected.result().expectations, early=False)).result()
         if optimized.refused:
             return NotTaken("fail", optimized.refused)
         judgement = _place_and_judge(optimized, job, expected, site)
@@ -125,8 +127,9 @@ def attempt(candidate: Candidate, expected: Future[Reference], project: Project,
             site.stages.tell(f"{stage.name} was dropped: {stage.reason}")
     before = optimized.before
     taken = Stage(
-        f"export: {candidate.exporter}", True, "pass", "", before.nodes, before.nodes, before.bytes, before.bytes
-    )
+        f"export: {candidate.exporter}", True, "pass", "", before.nodes, before.nodes, before.bytes, before.bytes,
+        optimized.max_abs,
+    )  # fmt: skip
     return Made(_record(optimized, site.writer), judgement, (taken, *optimized.stages), candidate.frozen_branches)
 
 
@@ -155,8 +158,32 @@ def _export(label: str, eager: Eager, project: Project, site: Site, write: Calla
         outputs={one.name: list(one.shape) for one in eager.outputs},
         providers=project.manifest.target.providers,
         skip={},
+        expectations=eager.early,
     )
     return Candidate(label, job=job, optimized=site.side.optimize(job))
+
+
+def _problem(candidate: Candidate, outcome: NotTaken, found: Finding | None = None) -> Problem:
+    message = f"{candidate.exporter}: {outcome.cause}"
+    if found is None:
+        return Problem(message, outcome.where)
+    return Problem(f"{message}\n{found.text}", outcome.where or found.where)
+
+
+def _located(
+    project: Project, eager: Eager, not_taken: Sequence[tuple[Candidate, NotTaken]], expected: Reference, site: Site
+) -> list[Problem]:
+    """Why each candidate was not taken, and the first node at fault of each that is wrong; the first is shown."""
+    problems = []
+    place: Place | None = site.repro
+    for candidate, outcome in not_taken:
+        if outcome.verdict != "fail" or candidate.job is None:
+            problems.append(_problem(candidate, outcome))
+            continue
+        found = wrong.find(project, eager.source.module, candidate.job.raw, expected.expectations, place)
+        problems.append(_problem(candidate, outcome, found))
+        place = place if not found.shown else None
+    return problems
 
 
 def _outcomes(

@@ -7,23 +7,32 @@ proven, the module is scripted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packager import memory, signature
+import torch
+
+from packager import memory, outputs, signature
 from packager.bundle import layout, records
 from packager.errors import ParityFailed, Problem, TorchScriptFailed
 from packager.export import ExporterFailed, torchscript
 from packager.export.torchscript import Program
 from packager.jobs import Stage
 from packager.manifest import Project
-from packager.parity.artifacts import judge_torchscript
-from packager.parity.gate import Judgement
+from packager.parity.artifacts import first_line, judge_torchscript
+from packager.parity.compare import Array
+from packager.parity.gate import Judgement, judge
+from packager.parity.noise import to_numpy
 from packager.results import Made, MadeTorchScript, Reference
 from packager.signature import TensorSpec
+from packager.source import bind
 from packager.work import Eager, Site
+
+_NOT_LOCATED = (
+    "where a TorchScript program goes wrong is not looked for; with torchscript.method: none, the ONNX graph is"
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,44 @@ def program(project: Project, eager: Eager) -> Program | None:
     raise TorchScriptFailed(project.where("torchscript"), causes)
 
 
+def compared(made: Program, project: Project, eager: Eager, site: Site) -> Program:
+    """The program, compared with the module on the case that is known by now; the script, where a trace is wrong there.
+
+    That is said once for what is made of it, as exporters rewrite a program.
+    """
+    if not eager.early:
+        return made
+    stage = _compared(made, project, eager)
+    made = replace(made, stages=(*made.stages, stage))
+    if stage.verdict == "pass" or made.method == "script" or project.manifest.torchscript.method != "auto":
+        return made
+    site.stages.tell(f"{_disproven(made, made.stages).message}; scripting the module instead")
+    try:
+        scripted = torchscript.script(eager.source.module, project.folder)
+    except ExporterFailed as failed:
+        site.stages.tell(f"script: {failed.cause}")
+        return made
+    return compared(replace(scripted, stages=made.stages), project, eager, site)
+
+
+def _compared(made: Program, project: Project, eager: Eager) -> Stage:
+    names = tuple(eager.early[0].outputs)
+
+    def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        # Without the optimizer, which would cost more than the run.
+        with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # torch's stubs
+            flat = outputs.flatten(made.module(*bind(project, list(inputs.values()))))
+        return {name: to_numpy(one) for name, one in outputs.select(flat, names).items()}
+
+    try:
+        judgement = judge(run, eager.early)
+    except Exception as error:  # noqa: BLE001 (TorchScript raises what the program raises: not proven, and said)
+        judgement = Judgement(False, first_line(error, project.folder), {}, None)
+    largest = max((one.max_abs for one in judgement.outputs.values()), default=None)
+    verdict = "pass" if judgement.passed else "fail"
+    return Stage(f"torchscript: {made.method}", judgement.passed, verdict, judgement.reason, 0, 0, 0, 0, largest)
+
+
 def begin(project: Project, made: Program | None, site: Site) -> Future[Path] | None:
     """Start saving the program's freest form in the background; None where none is to ship."""
     if made is None or project.manifest.torchscript.method == "none":
@@ -84,14 +131,14 @@ def ship(
             if isinstance(second, Fallback):
                 return replace(second, made=replace(second.made, stages=(*tried, *second.made.stages)))
             problems.append(_disproven(scripted, second))
-    raise ParityFailed(problems)
+    raise ParityFailed([*problems, Problem(_NOT_LOCATED)])
 
 
 def _try(
     project: Project, eager: Eager, made: Program, saving: Future[Path], expected: Reference, site: Site
 ) -> Fallback | tuple[Stage, ...]:
     """The first proven form, or the stages of all that were not."""
-    stages: list[Stage] = []
+    stages: list[Stage] = list(made.stages)
     for fold in (True, False):
         try:
             saved = saving.result() if fold else _save(project, made, site, False)
@@ -107,7 +154,8 @@ def _try(
                 artifact = records.TorchScriptArtifact(
                     path=layout.TORCHSCRIPT, sha256=sha256, method=made.method, optimize_for_inference=optimize
                 )
-                return Fallback(made, Made(artifact, judgement, tuple(stages), made.frozen_branches))
+                found = Made(artifact, judgement, tuple(stages), made.frozen_branches, decides=made.decides)
+                return Fallback(made, found)
         site.writer.discard(layout.TORCHSCRIPT)
     return tuple(stages)
 

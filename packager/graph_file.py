@@ -9,7 +9,7 @@ holds its weights itself, or, beyond 1 GiB, in one file beside it that a loader 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -61,6 +61,45 @@ def move_out(model: onnx.ModelProto, path: Path) -> None:
                 stream.write(tensor.raw_data)
                 _refer(tensor, path.name, offset, len(tensor.raw_data))
                 tensor.ClearField("raw_data")
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Take out what says where and how the graph was made."""
+    model.doc_string = ""
+    model.producer_name, model.producer_version = "packager", ""
+    model.domain, model.model_version = "", 0
+    del model.metadata_props[:]
+    for function in model.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        _strip_nodes(function.node)
+    _strip_graph(model.graph)
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]  # inferred again by whoever loads it; exporters' guesses have been wrong
+    del graph.quantization_annotation[:]
+    for value in (*graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for constant in graph.initializer:
+        constant.doc_string = ""
+        del constant.metadata_props[:]
+    _strip_nodes(graph.node)
+
+
+def _strip_nodes(nodes: Sequence[onnx.NodeProto]) -> None:
+    for node in nodes:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            attribute.doc_string = ""
+            if attribute.HasField("g"):
+                _strip_graph(attribute.g)
+            for graph in attribute.graphs:
+                _strip_graph(graph)
 
 
 def model_bytes(model: onnx.ModelProto) -> int:

@@ -14,7 +14,10 @@ NOTHING_BETTER = "makes nothing better"
 
 @dataclass(frozen=True)
 class Stage:
-    """What one pass did: kept or not and why, and the graph's size before and after."""
+    """What one pass did: kept or not and why, and the graph's size before and after.
+
+    `max_abs` is its largest error on the one case that it was compared on by itself.
+    """
 
     name: str
     kept: bool
@@ -24,6 +27,7 @@ class Stage:
     nodes_after: int
     bytes_before: int
     bytes_after: int
+    max_abs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class OptimizeJob:
-    """What is to be optimized. With `expectations`, every pass is proven before the next one."""
+    """What is to be optimized; a pass that fails on `expectations` is dropped before the next one begins."""
 
     raw: Raw
     target: Path
@@ -57,7 +61,8 @@ class OptimizeJob:
     outputs: Mapping[str, Sequence[str | int | None]]
     providers: Sequence[str]
     skip: Mapping[str, str]  # pass → why
-    expectations: tuple[Expectation, ...] | None = None
+    expectations: tuple[Expectation, ...] = ()
+    early: bool = True  # they are few, and the graph that ships is still to be judged on all
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,14 @@ class GraphSize:
 
 @dataclass(frozen=True)
 class Optimized:
-    """The outcome: the graph at the job's target, or `refused` saying why the exported graph is unusable."""
+    """The outcome: the graph at the job's target, or `refused` saying why the exported graph is unusable.
+
+    `disproven` is whether it was compared and is wrong; `max_abs` is the exported graph's, as `Stage` has it.
+    """
 
     before: GraphSize
     stages: tuple[Stage, ...]
     facts: GraphFacts | None
     refused: str = ""
+    disproven: bool = False
+    max_abs: float | None = None

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from packager import findings, yaml_lines
+from packager.checkpoint import urls
 from packager.errors import (
     ManifestEmpty,
     ManifestInvalid,
@@ -37,6 +38,7 @@ from packager.errors import (
     Problem,
     did_you_mean,
 )
+from packager.parity.decisions import PATTERN as DECISION_PATTERN
 
 DType = Literal[
     "float16", "float32", "float64", "bfloat16",
@@ -57,6 +59,7 @@ VERSION_PATTERN = (
 
 
 _PATTERN_HINTS = {
+    DECISION_PATTERN: "write argmax, top-5, rank, or threshold 0.5",
     NAME_PATTERN: "lower case letters, digits, '.', '_' and '-', starting with a letter or digit",
     VERSION_PATTERN: "a semantic version has three numbers, such as 1.0.0 or 1.2.0-rc.1",
     DIM_PATTERN: "letters, digits and '_', not starting with a digit",
@@ -92,7 +95,8 @@ class Checkpoint(_Model):
     path: str = Field(
         min_length=1,
         description=(
-            "relative to the manifest: .safetensors, .pt, .pth or .ckpt; the index of a sharded checkpoint; or a folder"
+            "relative to the manifest, or a URL (https://, s3://, gs://, file://, whatever fsspec opens): "
+            ".safetensors, .pt, .pth or .ckpt; the index of a sharded checkpoint; or a folder"
         ),
     )
     weights: str = Field(
@@ -220,6 +224,13 @@ class Tolerance(_Model):
     rtol: float = Field(ge=0, allow_inf_nan=False, description="relative part")
 
 
+class Decision(_Model):
+    """What is decided by an output's scores."""
+
+    rule: str = Field(pattern=DECISION_PATTERN, description="argmax, top-K, rank or threshold T")
+    axis: int = Field(default=-1, description="the axis of the scores that are compared with each other")
+
+
 class Parity(_Model):
     """How the artifacts are compared with the module."""
 
@@ -234,6 +245,14 @@ class Parity(_Model):
         default="auto", description="auto measures what float32 costs this model; or explicit {atol, rtol}"
     )
     data: str | None = Field(default=None, description="an .npz or .safetensors file with real inputs")
+    decisions: dict[str, Annotated[str, Field(pattern=DECISION_PATTERN)] | Decision] = Field(
+        default={}, description="what is decided by an output, which must agree too: argmax, top-K, rank, threshold T"
+    )
+
+    def decision(self, output: str) -> Decision | None:
+        """What is decided by an output; None where nothing is declared."""
+        found = self.decisions.get(output)
+        return Decision(rule=found) if isinstance(found, str) else found
 
 
 class Target(_Model):
@@ -295,10 +314,21 @@ class Project:
     manifest: Manifest
     sha256: str
     document: yaml_lines.Document
+    fetched: Path | None = None  # where the checkpoint is, if its path is a URL: see `packager.preflight.at_hand`
     folder: Path = dataclasses.field(init=False)  # where relative paths start, also after somebody's chdir
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", self.path.absolute().parent)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the checkpoint is on this machine."""
+        return self.fetched or self.folder / self.manifest.checkpoint.path
+
+    @property
+    def checkpoint_shown(self) -> str:
+        """The checkpoint as the manifest calls it, without the secrets of a URL."""
+        return urls.shown(self.manifest.checkpoint.path)
 
     def where(self, *field: str | int) -> str:
         """`package.yaml:12: inputs.image`, for an error about a field."""

@@ -23,8 +23,10 @@ import onnxruntime
 from packager import graph_file
 from packager.impersonal import impersonal
 from packager.jobs import NOTHING_BETTER, GraphFacts, GraphSize, Optimized, OptimizeJob, Stage
+from packager.parity import locate
 from packager.parity.artifacts import judge_onnx
 from packager.parity.gate import Judgement
+from packager.parity.graph_flow import Graph
 
 # onnxsim makes a three-dimensional MatMul + Add into Reshape + Gemm + Reshape: more nodes, and no
 # pattern that onnxruntime's fusions know (288 against 354 nodes on MiniLM).
@@ -49,10 +51,9 @@ def optimize(job: OptimizeJob, began: Callable[[str], None]) -> Optimized:
         return Optimized(GraphSize(0, 0), (), None, refused)
     _clean(model, job)
     before = GraphSize(count_nodes(model.graph), graph_file.model_bytes(model))
-    if job.expectations is not None:
-        judgement = _prove(model, job)
-        if not judgement.passed:
-            return Optimized(before, (), None, f"the exported graph is not proven: {judgement.reason}")
+    judgement = _prove(model, job)
+    if judgement is not None and not judgement.passed:
+        return Optimized(before, (), None, f"the exported graph is not proven: {judgement.reason}", disproven=True)
     stages = []
     for name, apply in _passes(job):
         began(name)
@@ -60,7 +61,7 @@ def optimize(job: OptimizeJob, began: Callable[[str], None]) -> Optimized:
         stages.append(stage)
     began("save")
     external = graph_file.write(model, job.raw.path.parent, job.target)
-    return Optimized(before, tuple(stages), _facts(model, external))
+    return Optimized(before, tuple(stages), _facts(model, external), max_abs=_max_abs(judgement))
 
 
 def _passes(job: OptimizeJob) -> Iterator[tuple[str, Pass]]:
@@ -75,8 +76,15 @@ def _passes(job: OptimizeJob) -> Iterator[tuple[str, Pass]]:
 def _attempt(name: str, apply: Pass, model: onnx.ModelProto, job: OptimizeJob) -> tuple[onnx.ModelProto, Stage]:
     before, before_bytes = count_nodes(model.graph), graph_file.model_bytes(model)
 
-    def stage(kept: bool, verdict: str, reason: str, nodes: int = before, size: int = before_bytes) -> Stage:
-        return Stage(name, kept, verdict, reason, before, nodes, before_bytes, size)
+    def stage(
+        kept: bool,
+        verdict: str,
+        reason: str,
+        nodes: int = before,
+        size: int = before_bytes,
+        judgement: Judgement | None = None,
+    ) -> Stage:
+        return Stage(name, kept, verdict, reason, before, nodes, before_bytes, size, _max_abs(judgement))
 
     if name in job.skip:
         return model, stage(False, "not-checked", job.skip[name])
@@ -92,17 +100,25 @@ def _attempt(name: str, apply: Pass, model: onnx.ModelProto, job: OptimizeJob) -
         return model, stage(False, "fail", broken, nodes, size)
     if (nodes, size) >= (before, before_bytes):
         return model, stage(False, "not-checked", NOTHING_BETTER, nodes, size)
-    if job.expectations is not None:
-        judgement = _prove(found, job)
-        if not judgement.passed:
-            return model, stage(False, "fail", judgement.reason, nodes, size)
-    return found, stage(True, "pass", "", nodes, size)
+    judgement = _prove(found, job)
+    if judgement is not None and not judgement.passed:
+        graph = Graph(model, job.raw.path.parent, job.providers)
+        reason = f"{judgement.reason}; {locate.between(graph, found, job.expectations)}"
+        return model, stage(False, "fail", reason, nodes, size, judgement)
+    return found, stage(True, "pass", "", nodes, size, judgement)
 
 
-def _prove(model: onnx.ModelProto, job: OptimizeJob) -> Judgement:
+def _prove(model: onnx.ModelProto, job: OptimizeJob) -> Judgement | None:
+    """The graph as it is now on the cases of the job; None where there are none."""
+    if not job.expectations:
+        return None
     candidate = job.target.with_name("candidate.onnx")
     graph_file.write(model, job.raw.path.parent, candidate)
-    return judge_onnx(candidate, job.expectations or (), job.providers)
+    return judge_onnx(candidate, job.expectations, job.providers, optimize=not job.early)
+
+
+def _max_abs(judgement: Judgement | None) -> float | None:
+    return None if judgement is None else max((one.max_abs for one in judgement.outputs.values()), default=None)
 
 
 # -- the passes -----------------------------------------------------------------------------
@@ -137,6 +153,7 @@ def _fuse(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    _name_tanh_gelus(copy)
     folder = job.raw.path.parent
     onnx.load_external_data_for_model(copy, os.fspath(folder))
     # The BERT patterns are the general ones (attention, normalization, Gelu); zero heads: found in the graph.
@@ -146,6 +163,23 @@ def _fuse(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
         return model
     graph_file.move_out(found, folder / "fused.weights")
     return found
+
+
+def _name_tanh_gelus(model: onnx.ModelProto) -> None:
+    """Gelu(approximate="tanh") → FastGelu: the fusion of a bias into Gelu does not look at the attribute.
+
+    It makes BiasGelu of both, which is the exact one (onnxruntime 1.31, fusion_biasgelu.py).
+    """
+    found = [node for node in model.graph.node if node.op_type == "Gelu" and node.domain == "" and _is_tanh(node)]
+    for node in found:
+        node.op_type, node.domain = "FastGelu", "com.microsoft"
+        del node.attribute[:]
+    if found and all(one.domain != "com.microsoft" for one in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+
+
+def _is_tanh(node: onnx.NodeProto) -> bool:
+    return any(one.name == "approximate" and one.s == b"tanh" for one in node.attribute)
 
 
 def _optimize(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
@@ -187,45 +221,11 @@ def _baked(model: onnx.ModelProto, job: OptimizeJob) -> str:
 
 def _clean(model: onnx.ModelProto, job: OptimizeJob) -> None:
     """Take out what says where and how the graph was made, and name the outputs' dims."""
-    model.doc_string = ""
-    model.producer_name, model.producer_version = "packager", ""
-    model.domain, model.model_version = "", 0
-    del model.metadata_props[:]
-    for function in model.functions:
-        function.doc_string = ""
-        del function.metadata_props[:]
-        _clean_nodes(function.node)
-    _clean_graph(model.graph)
+    graph_file.strip(model)
     model.graph.name = "model"
     for values, shapes in ((model.graph.input, job.inputs), (model.graph.output, job.outputs)):
         for value in values:
             _name_dims(value, shapes.get(value.name, ()))
-
-
-def _clean_graph(graph: onnx.GraphProto) -> None:
-    graph.doc_string = ""
-    del graph.metadata_props[:]
-    del graph.value_info[:]  # inferred again by whoever loads it; exporters' guesses have been wrong
-    del graph.quantization_annotation[:]
-    for value in (*graph.input, *graph.output):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    for constant in graph.initializer:
-        constant.doc_string = ""
-        del constant.metadata_props[:]
-    _clean_nodes(graph.node)
-
-
-def _clean_nodes(nodes: Sequence[onnx.NodeProto]) -> None:
-    for node in nodes:
-        node.doc_string = ""
-        del node.metadata_props[:]
-        for attribute in node.attribute:
-            attribute.doc_string = ""
-            if attribute.HasField("g"):
-                _clean_graph(attribute.g)
-            for graph in attribute.graphs:
-                _clean_graph(graph)
 
 
 def _name_dims(value: onnx.ValueInfoProto, shape: Sequence[str | int | None]) -> None:

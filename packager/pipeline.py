@@ -16,7 +16,7 @@ again: an artifact that lies in the staged bundle is judged where the cases are 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -29,6 +29,7 @@ import onnxruntime
 import torch
 
 from packager import actions, candidates, fallback, footprint, memory, preflight, signature, source
+from packager.bundle import evidence
 from packager.bundle.writer import Writer
 from packager.candidates import Candidate, Trying
 from packager.errors import InputChanged
@@ -38,26 +39,33 @@ from packager.footprint import Footprint
 from packager.hashing import sha256_file
 from packager.manifest import Project
 from packager.onnx_side import OnnxSide
-from packager.parity import reference
+from packager.parity import coverage, reference
+from packager.parity.gate import Expectation
+from packager.parity.reference import Floor
 from packager.progress import Stages
 from packager.results import Known, Machine, Made, MadeOnnx, MadeTorchScript, Measured, Origin, Reference, Results
 from packager.samples import Grid
 from packager.signature import TensorSpec
 from packager.source import Source
 from packager.work import Eager, Site
+from packager.wrong import Place
 
 _BRANCH_ADVICE = "no sample may show the other side; torchscript.method: script keeps it, where it can"
 
 
 @dataclass(frozen=True)
 class Begun:
-    """Where a build stands when the heavy half begins: its cases, its staged bundle, and what is known already."""
+    """Where a build stands when the heavy half begins: its cases, its staged bundle, and what is known already.
+
+    `repro` is the folder for what shows why an artifact is not proven.
+    """
 
     project: Project
     grid: Grid
     known: Known
     scratch: Path
     writer: Writer
+    repro: Place
 
 
 def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footprint]:
@@ -74,7 +82,7 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
         ThreadPoolExecutor(max_workers=2) as background,
         ExitStack() as stack,
     ):
-        site = Site(begun.scratch, begun.writer, side, background, stages, Lock())
+        site = Site(begun.scratch, begun.writer, side, background, stages, Lock(), begun.repro)
         with stages.stage("source"):
             found = opening()
             eager = _eager(begun, found)
@@ -84,14 +92,19 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
         floor = None
         if known.measured is None:
             with stages.stage("noise"):
+                eager = replace(eager, grid=coverage.explore(project, eager.source, eager.grid))
                 floor = reference.measure_floor(project, eager.source, eager.grid, eager.known)
                 memory.give_back()
         stack.enter_context(quietly())
         program, saving = None, None
         if known.onnx is None or known.torchscript is None:
             with stages.stage("trace"):
-                program = _program(project, eager, stages)
+                program = _traced(project, eager, stages)
+                eager = replace(eager, early=_early(begun, eager, program, floor))
+                program = None if program is None else fallback.compared(program, project, eager, site)
                 saving = fallback.begin(project, program, site) if known.torchscript is None else None
+        else:
+            eager = replace(eager, early=_early(begun, eager, None, floor))
         awaited: Future[Reference] = Future()
         way = _Way(program, iter(()), None)
         if known.onnx is None:
@@ -103,7 +116,8 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
         else:
             assert floor is not None
             with stages.stage("reference"):
-                expected = _settle(awaited, lambda: reference.measure(project, eager.source, eager.grid, floor))
+                expected = _reference(begun, eager, program, floor, awaited)
+                expected = _covered(project, eager, expected, stages)
                 memory.give_back()
                 outputs = _outputs(eager, expected)
                 if outputs != eager.outputs:  # two passes were not enough to tell; the graph was given too much
@@ -140,7 +154,7 @@ def _accounted_for(begun: Begun) -> list[Path]:
     manifest, folder = begun.project.manifest, begun.project.folder
     data = [folder / manifest.parity.data] if manifest.parity.data is not None else []
     files = preflight.located(begun.project).files
-    return [folder / manifest.checkpoint.path, *files, begun.scratch, *data]
+    return [begun.project.checkpoint, *files, begun.scratch, *data]
 
 
 # -- the module -----------------------------------------------------------------------------
@@ -159,14 +173,39 @@ def _eager(begun: Begun, opened: Source) -> Eager:
     return Eager(opened, grid, example, inputs, outputs, {grid.example.name: first, other.name: second})
 
 
-def _settle(awaited: Future[Reference], measure: Callable[[], Reference]) -> Reference:
+def _early(begun: Begun, eager: Eager, program: Program | None, floor: Floor | None) -> tuple[Expectation, ...]:
+    """What every stage of the graph is compared with."""
+    if begun.known.measured is not None:
+        return begun.known.measured.reference.early
+    assert floor is not None
+    return reference.early(begun.project, eager.source, eager.grid, floor, decides=_decides(program, begun.known))
+
+
+def _reference(
+    begun: Begun, eager: Eager, program: Program | None, floor: Floor, awaited: Future[Reference]
+) -> Reference:
     """Measure here, for whoever waits elsewhere; a failure ends their waiting too."""
     try:
-        awaited.set_result(measure())
+        found = reference.measure(
+            begun.project, eager.source, eager.grid, floor, known=eager.early, decides=_decides(program, begun.known)
+        )  # fmt: skip
     except BaseException as error:
         awaited.set_exception(error)
         raise
-    return awaited.result()
+    awaited.set_result(found)
+    return found
+
+
+def _covered(project: Project, eager: Eager, expected: Reference, stages: Stages) -> Reference:
+    """The reference, with what the cases that travel exercise."""
+    state = eager.source.module.state_dict().values()
+    golden = evidence.choose(expected.expectations, sum(one.numel() * one.element_size() for one in state))
+    found = coverage.measure(project, eager.source, [case for case in expected.cases if case.name in golden])
+    still = coverage.still([one for one in expected.expectations if one.case in golden])
+    for told in (*(f"not compared: {what}" for what in expected.undecided), coverage.note(found)):
+        if told:
+            stages.tell(told)
+    return replace(expected, coverage=replace(found, still=still))
 
 
 def _measured(project: Project, eager: Eager, expected: Reference, used: Footprint) -> Measured:
@@ -180,7 +219,7 @@ def _measured(project: Project, eager: Eager, expected: Reference, used: Footpri
 
 def _outputs(eager: Eager, expected: Reference) -> tuple[TensorSpec, ...]:
     """The outputs' shapes as all cases show them."""
-    runs = [(case, one.outputs) for case, one in zip(eager.grid.cases, expected.expectations, strict=True)]
+    runs = [(case, one.outputs) for case, one in zip(expected.cases, expected.expectations, strict=True)]
     return signature.outputs(runs)
 
 
@@ -206,10 +245,23 @@ def _code_digest(folder: Path, files: dict[str, str]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def _decides(program: Program | None, known: Known) -> bool:
+    """Whether the module takes decisions: as its program says, be it of this build or of the one that is known."""
+    if program is not None:
+        return program.decides
+    return known.torchscript is None or known.torchscript.decides
+
+
 # -- the artifacts --------------------------------------------------------------------------
 
 
-def _program(project: Project, eager: Eager, stages: Stages) -> Program | None:
+def _program(project: Project, eager: Eager, site: Site) -> Program | None:
+    """A program, compared with what is known early; None where nothing needs one."""
+    program = _traced(project, eager, site.stages)
+    return None if program is None else fallback.compared(program, project, eager, site)
+
+
+def _traced(project: Project, eager: Eager, stages: Stages) -> Program | None:
     program = fallback.program(project, eager)
     for branch in program.frozen_branches if program else ():
         stages.tell(f"the trace takes the branch on data at {branch} for good: {_BRANCH_ADVICE}")
@@ -230,7 +282,7 @@ def _begin_again(project: Project, eager: Eager, way: _Way, site: Site) -> _Way:
     if way.trying is not None:
         wait([way.trying[1]])  # it writes where the next candidate will
         candidates.discard(site.writer)
-    program = fallback.program(project, eager)
+    program = _program(project, eager, site)
     return _Way(program, candidates.candidates(project, eager, program, site), None)
 
 
@@ -246,7 +298,7 @@ def _torchscript(
             judged = fallback.judge_again(made, project, expected, site)
             if judged is not None:
                 return judged, way
-            way = replace(way, program=way.program or _program(project, eager, site.stages))
+            way = replace(way, program=way.program or _program(project, eager, site))
             saving = fallback.begin(project, way.program, site)
         if way.trying is not None and way.trying[0].optimized is not None:
             wait([way.trying[0].optimized])  # not both at once: the ONNX side's memory, and a judged program's
@@ -271,6 +323,6 @@ def _onnx_model(begun: Begun, eager: Eager, way: _Way, awaited: Future[Reference
                     return judged
             else:
                 candidates.discard(site.writer)  # its graph names other dims
-            program = way.program or _program(project, eager, site.stages)
+            program = way.program or _program(project, eager, site)
             way = _Way(program, candidates.candidates(project, eager, program, site), None)
-        return replace(candidates.ship(project, way.trying, way.rest, awaited, site), outputs=eager.outputs)
+        return replace(candidates.ship(project, eager, way.trying, way.rest, awaited, site), outputs=eager.outputs)

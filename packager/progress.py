@@ -31,13 +31,22 @@ class Told:
 
 
 @dataclass(frozen=True)
+class Progressed:
+    """A stage that moves bytes has come so far; `total` is None where nobody knows."""
+
+    stage: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True)
 class Recalled:
     """A stage was not done: the cache had what it gives."""
 
     stage: str
 
 
-Event = Started | Finished | Recalled | Told
+Event = Started | Finished | Progressed | Recalled | Told
 Listener = Callable[[Event], None]
 
 
@@ -61,6 +70,10 @@ class Stages:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
         self._listener(Finished(name, self.seconds[name]))
+
+    def progress(self, name: str, done: int, total: int | None) -> None:
+        """Say how many bytes a stage has moved."""
+        self._listener(Progressed(name, done, total))
 
     def recall(self, name: str) -> None:
         """Announce a stage whose outcome the cache had."""

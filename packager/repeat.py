@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle.archive import as_folder
@@ -22,20 +21,7 @@ from packager.bundle.layout import SUMS
 from packager.errors import RebuildFailed
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One file of a bundle beside that of another build; `difference` is empty where the bytes are the same."""
-
-    path: str
-    difference: str
-
-    @property
-    def same(self) -> bool:
-        """Whether the bytes are the same."""
-        return not self.difference
-
-
-def rebuilt(manifest: Path, bundle: Path) -> tuple[Compared, ...]:
+def rebuilt(manifest: Path, bundle: Path) -> dict[str, str]:
     """Build a manifest elsewhere and compare every file with those of `bundle`. Raises `RebuildFailed`."""
     with elsewhere(manifest) as other, as_folder(bundle) as folder:
         return compared(folder, other)
@@ -50,20 +36,13 @@ def elsewhere(manifest: Path) -> Iterator[Path]:
         yield _build(project / manifest.name, Path(scratch))
 
 
-def compared(one: Path, other: Path) -> tuple[Compared, ...]:
-    """Every file of two bundles, side by side."""
+def compared(one: Path, other: Path) -> dict[str, str]:
+    """The first difference of every file of two bundles, by path; empty where the bytes are the same."""
     from packager.differences import first_difference
 
     left, right = (parse_sums((folder / SUMS).read_bytes().decode()) for folder in (one, other))
-    found = []
-    for path in sorted({*left, *right}):
-        if left.get(path) == right.get(path):
-            found.append(Compared(path, ""))
-        elif path not in left or path not in right:
-            found.append(Compared(path, "only in one of the two"))
-        else:
-            found.append(Compared(path, first_difference(one, other, path)))
-    return tuple(found)
+    paths = sorted({*left, *right})
+    return {path: "" if left.get(path) == right.get(path) else first_difference(one, other, path) for path in paths}
 
 
 def _build(manifest: Path, scratch: Path) -> Path:

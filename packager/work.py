@@ -13,15 +13,20 @@ import torch
 from packager.bundle.writer import Writer
 from packager.onnx_side import OnnxSide
 from packager.parity.compare import Array
+from packager.parity.gate import Expectation
 from packager.progress import Stages
 from packager.samples import Grid
 from packager.signature import TensorSpec
 from packager.source import Source
+from packager.wrong import Place
 
 
 @dataclass(frozen=True)
 class Eager:
-    """The module, its cases, the signature that two forward passes gave, and what those gave by case."""
+    """The module, its cases, the signature that two forward passes gave, and what those gave by case.
+
+    `early` is what every stage is compared with, before the other cases have run.
+    """
 
     source: Source
     grid: Grid
@@ -29,13 +34,15 @@ class Eager:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     known: Mapping[str, Mapping[str, Array]]
+    early: tuple[Expectation, ...] = ()
 
 
 @dataclass(frozen=True)
 class Site:
     """Where a bundle is built: scratch folder, the staged bundle's writer, who works, and who listens.
 
-    `judging` is held while an artifact is judged: each wants every core, and memory for its weights.
+    `judging` is held while an artifact is judged: each wants every core, and memory for its weights. `repro` is where
+    what was found wrong is shown, outside of the folder for bundles.
     """
 
     scratch: Path
@@ -44,3 +51,4 @@ class Site:
     background: ThreadPoolExecutor
     stages: Stages
     judging: Lock
+    repro: Place

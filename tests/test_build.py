@@ -118,7 +118,7 @@ def test_parity_says_what_was_compared(built):
     names = list(stages_of(built.bundle))
     assert names == [
         "export: torchscript, from the trace", "simplify", "fuse", "optimize",
-        "torchscript: trace, freeze, fold, optimize for inference",
+        "torchscript: trace", "torchscript: trace, freeze, fold, optimize for inference",
     ]  # fmt: skip
     golden = safetensors.numpy.load_file(built.bundle / "evidence/golden.safetensors")
     for case in parity["cases"]:
@@ -202,8 +202,8 @@ def test_a_branch_on_data_is_scripted_and_kept(tmp_path):
     config, stages = config_of(built.bundle), stages_of(built.bundle)
     assert config["artifacts"]["torchscript"]["method"] == "script"
     assert stages["export: torchscript, from the script"]["kept"]
-    assert not stages["export: torchscript, from the trace"]["kept"]
-    assert stages["export: torchscript, from the trace"]["verdict"] == "fail"
+    assert not stages["torchscript: trace"]["kept"]
+    assert stages["torchscript: trace"]["verdict"] == "fail"
     notes = [one.message for one in told if isinstance(one, Told)]
     assert any(
         "it took the branch on data at model.py:13 for good; scripting the module instead" in one for one in notes
@@ -385,8 +385,8 @@ def test_inputs_of_other_dtypes_and_two_dims_are_proven(tmp_path):
 def test_real_data_is_a_case_of_its_own(tmp_path):
     np.savez(tmp_path / "real.npz", x=np.full((6, 4), 1000.0, np.float32))
     built = packager.build(project(tmp_path, LINEAR, parity={"data": "real.npz"}), tmp_path / "out")
-    case = parity_of(built.bundle)["cases"][-1]
-    assert (case["name"], case["sizes"]) == ("data", {"batch": 6})
+    case = next(one for one in parity_of(built.bundle)["cases"] if one["name"] == "data")
+    assert (case["sizes"], case["fill"], case["golden"]) == ({"batch": 6}, "data", True)
 
 
 # -- where it goes --------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def test_what_is_not_said_has_the_defaults_of_the_contract(read):
         "export": {"opset": 20, "exporter": "auto", "required": True},
         "optimize": {"simplify": True, "level": "extended"},
         "torchscript": {"method": "auto"},
-        "parity": {"samples": 8, "seed": 0, "tolerance": "auto", "data": None},
+        "parity": {"samples": 8, "seed": 0, "tolerance": "auto", "data": None, "decisions": {}},
         "target": {"providers": ["CPUExecutionProvider"]},
         "assets": [],
     }

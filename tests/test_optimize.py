@@ -1,5 +1,6 @@
 """The passes over an exported graph: each recorded, and kept only where it is better and right."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import onnxruntime
 import pytest
 from projects import project
 
+import packager
 from packager import graph_file, manifest, optimize, samples, signature, source
 from packager.export import onnx as exporters
 from packager.export import torchscript
 from packager.jobs import OptimizeJob, Raw
 from packager.parity import reference
+from packager.parity.limits import MULTIPLE
 
 # Attention and normalization to fuse, shapes to fold, a convolution with batch normalization, and a branch.
 SOURCE = """
@@ -58,7 +61,8 @@ def export(path, exporter="torchscript"):
             raw = exporters.from_torchscript(loaded, program, names, example, target / "raw.onnx")
         else:
             raw = exporters.from_torch_export(loaded, opened.module, names, example, target / "raw.onnx")
-        expected = reference.measure(loaded, opened, grid, reference.measure_floor(loaded, opened, grid, {}))
+        floor = reference.measure_floor(loaded, opened, grid, {})
+        expected = reference.measure(loaded, opened, grid, floor, known=(), decides=False)
         outputs = signature.outputs([(grid.example, first), (grid.contrast, second)])
     return OptimizeJob(
         raw=raw,
@@ -164,6 +168,38 @@ def test_the_same_job_gives_the_same_bytes(exported):
     first = exported.target.read_bytes()
     run(exported)
     assert exported.target.read_bytes() == first
+
+
+GELU = """
+from torch import nn
+import torch.nn.functional as F
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 16)
+        self.outer = nn.Linear(16, 8)
+
+    def forward(self, x):
+        return self.outer(F.gelu(self.inner(x), approximate={approximate!r}))
+"""
+
+
+@pytest.mark.parametrize(("approximate", "fused"), [("none", "BiasGelu"), ("tanh", "FastGelu")])
+def test_a_gelu_and_its_bias_become_the_gelu_that_the_module_has(tmp_path, approximate, fused):
+    """The two differ by 4e-4 at most, which is hundreds of floors: what ships is within a few."""
+    inputs = {"x": {"dtype": "float32", "shape": ["batch", "length", 8]}}
+    path = project(tmp_path / "project", GELU.format(approximate=approximate), inputs=inputs)
+    built = packager.build(path, tmp_path / "out")
+    operators = [node.op_type for node in onnx.load(built.bundle / "model.onnx").graph.node]
+    assert {"Gelu", "BiasGelu", "FastGelu"} & {*operators} == {fused}
+    record = json.loads((built.bundle / "evidence/parity.json").read_text())
+    stages = {one["name"]: one for one in record["stages"]}
+    assert (stages["fuse"]["kept"], stages["fuse"]["verdict"]) == (True, "pass")
+    errors = record["backends"]["onnx"]["outputs"]["output_0"]
+    floors = MULTIPLE * max(errors["of_limit"], errors["of_limit_float64"])
+    assert 0 < floors < 4
 
 
 # -- what is dropped ------------------------------------------------------------------------

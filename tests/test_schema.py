@@ -143,10 +143,15 @@ def config():
 def parity(value):
     """A record in which everything measured is `value`."""
     errors = records.Errors(
-        max_abs=value, max_rel=value, rms=value, cosine=value, mismatched_nonfinite=0, of_limit=value
-    )
+        max_abs=value, max_rel=value, rms=value, cosine=value, mismatched_nonfinite=0, of_limit=value,
+        of_limit_float64=value,
+    )  # fmt: skip
     worst = records.Worst(case="000", output="y", index=[0, 1], expected=value, actual=value, of_limit=value)
-    backend = records.Backend(verdict="pass", reason="", outputs={"y": errors}, worst=worst)
+    agreement = records.Agreement(rule="top-5", compared=9, agreed=8, ties=1)
+    backend = records.Backend(
+        verdict="pass", reason="", outputs={"y": errors}, decisions={"y": agreement}, worst=worst
+    )  # fmt: skip
+    silent = {"layer.weight": records.Silent(count=1, of=3, first=[2])}
     return records.Parity(
         schema_=1,
         verdict="pass",
@@ -154,6 +159,8 @@ def parity(value):
         cases=[],
         not_checked=[],
         tolerance={},
+        decisions={"y": records.Decision(rule="top-5", axis=-1, tie=0.25)},
+        coverage=records.Coverage(measured="gradients", channels=3, exercised=2, silent=silent, still={"y": 1}),
         backends={"onnx": backend},
         stages=[],
     )
@@ -175,6 +182,14 @@ def test_a_measurement_is_a_number_and_not_any_text():
     written = json.loads(parity(0.5).to_bytes())
     written["backends"]["onnx"]["outputs"]["y"]["max_abs"] = "small"
     assert problems("parity", written) == ["$.backends.onnx.outputs.y.max_abs"]
+
+
+def test_a_decision_of_a_record_is_by_one_of_the_rules():
+    written = json.loads(parity(0.5).to_bytes())
+    written["decisions"]["y"]["rule"] = "the best"
+    assert problems("parity", written) == ["$.decisions.y.rule"]
+    with pytest.raises(ValueError, match="String should match pattern"):
+        records.Parity.model_validate(written)
 
 
 def test_a_record_reads_the_same_on_every_machine():

@@ -3,10 +3,12 @@
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
 from projects import FLOATS, LINEAR, project
 
+import packager
 from packager import manifest, source
 from packager.errors import (
     EntryImportFailed,
@@ -52,6 +54,42 @@ def test_an_entry_is_a_class_or_a_function_in_a_file_or_a_module(tmp_path, entry
     found = loaded(bare(tmp_path, text, entry=entry))
     assert isinstance(found.module, torch.nn.Module)
     assert found.parameters == 15
+
+
+SCRIPTED = (
+    LINEAR
+    + """
+
+def scripted():
+    return torch.jit.script(Net())
+
+
+def traced():
+    return torch.jit.trace(Net().eval(), torch.zeros(2, 4))
+
+
+def frozen():
+    return torch.jit.freeze(scripted().eval())
+"""
+)
+
+
+@pytest.mark.parametrize("entry", ["model.py:scripted", "model.py:traced"])
+def test_an_entry_that_returns_a_script_module_gets_the_weights_of_the_checkpoint(tmp_path, entry):
+    path = bare(tmp_path, SCRIPTED, entry=entry)
+    found = loaded(path)
+    assert found.parameters == 15
+    assert torch.equal(found.module(torch.ones(2, 4)), torch.zeros(2, 3))
+    bundle = packager.load(packager.build(path, tmp_path / "out").bundle)
+    assert not bundle.run({"x": np.ones((2, 4), np.float32)})["output_0"].any()
+
+
+def test_a_script_module_without_weights_of_its_own_is_refused(tmp_path):
+    error = refused(bare(tmp_path, SCRIPTED, entry="model.py:frozen"), StateDoesNotFit)
+    assert error.why == (
+        "model.py:frozen returned a frozen ScriptModule: its weights are constants, and none can be loaded"
+    )
+    assert error.hint == "return it as it is before torch.jit.freeze()"
 
 
 def test_a_file_in_a_folder_and_a_module_in_a_package_work(tmp_path):

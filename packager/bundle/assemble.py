@@ -18,8 +18,9 @@ from packager.bundle.verify import verify
 from packager.bundle.writer import Writer
 from packager.manifest import Project
 from packager.manifest import Tolerance as ExplicitTolerance
-from packager.parity.gate import MULTIPLE, Judgement
-from packager.results import Noise, Results
+from packager.parity.gate import Judgement
+from packager.parity.limits import MULTIPLE
+from packager.results import Results
 from packager.samples import Grid
 from packager.signature import TensorSpec
 
@@ -122,8 +123,10 @@ def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
                 for name, array in one.outputs.items()
             },
         )
-        for case, one in zip(content.grid.cases, measured.reference.expectations, strict=True)
+        for case, one in zip(measured.reference.cases, measured.reference.expectations, strict=True)
     ]
+    coverage = measured.reference.coverage
+    assert coverage is not None
     return records.Parity(
         schema_=1,
         verdict="pass",
@@ -131,6 +134,11 @@ def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
         cases=cases,
         not_checked=_not_checked(content),
         tolerance={one.name: _tolerance(one, content) for one in measured.outputs},
+        decisions={
+            name: records.Decision.model_validate(one, from_attributes=True)
+            for name, one in measured.reference.expectations[0].decisions.items()
+        },
+        coverage=records.Coverage.model_validate(coverage, from_attributes=True),
         backends={
             "onnx": _backend(results.onnx.judgement),
             "torchscript": _backend(results.torchscript.judgement),
@@ -148,6 +156,7 @@ def _not_checked(content: Content) -> list[str]:
     branches = sorted({*content.results.onnx.frozen_branches, *content.results.torchscript.frozen_branches})
     return [
         *(f"the sizes {sizes}" for sizes in content.grid.left_out),
+        *content.results.measured.reference.undecided,
         *(f"the other side of the branch on data at {place}" for place in branches),
         *(f"{provider}, which this machine has not" for provider in missing),
     ]
@@ -155,31 +164,38 @@ def _not_checked(content: Content) -> list[str]:
 
 def _tolerance(spec: TensorSpec, content: Content) -> records.Tolerance:
     explicit = content.project.manifest.parity.tolerance
-    noise: Noise | None = content.results.measured.reference.noise.get(spec.name)
+    noise = content.results.measured.reference.noise.get(spec.name)
     if spec.dtype == "bool" or spec.dtype.startswith(("int", "uint")):
         return records.Tolerance(
-            kind="exact", noise=None, multiple=None, atol=0.0, rtol=0.0, why=f"{spec.dtype} must agree exactly"
+            kind="exact",
+            noise=None,
+            parts={},
+            multiple=None,
+            atol=0.0,
+            rtol=0.0,
+            why=f"{spec.dtype} must agree exactly",
         )
     if isinstance(explicit, ExplicitTolerance):
         return records.Tolerance(
-            kind="explicit", noise=None, multiple=None, atol=explicit.atol, rtol=explicit.rtol,
+            kind="explicit", noise=None, parts={}, multiple=None, atol=explicit.atol, rtol=explicit.rtol,
             why=f"the manifest allows {explicit.atol:g} + {explicit.rtol:g} × |expected|",
         )  # fmt: skip
     assert noise is not None
     rtol = MULTIPLE * noise.relative
     return records.Tolerance(
-        kind="measured", noise=noise.relative, multiple=MULTIPLE, atol=None, rtol=rtol,
+        kind="measured", noise=noise.relative, parts=dict(noise.parts), multiple=MULTIPLE, atol=None, rtol=rtol,
         why=(
-            f"{rtol:.3g} × (|expected| + the lower quartile of it in the case): {MULTIPLE} times the noise floor "
-            f"{noise.relative:.3g} "
-            f"that {spec.dtype} arithmetic costs this module, measured {noise.measured}"
+            f"up to {rtol:.3g} × (|expected| + what counts as small in it): {MULTIPLE} times the noise floor, "
+            f"{noise.typical:.3g} to {noise.relative:.3g} by case, that {spec.dtype} arithmetic costs this module, "
+            f"measured {noise.measured}"
         ),
     )  # fmt: skip
 
 
 def _backend(judgement: Judgement | None) -> records.Backend:
     if judgement is None:
-        return records.Backend(verdict="not-checked", reason="the bundle has none", outputs={}, worst=None)
+        why = "the bundle has none"
+        return records.Backend(verdict="not-checked", reason=why, outputs={}, decisions={}, worst=None)
     worst = judgement.worst
     return records.Backend(
         verdict="pass",
@@ -192,8 +208,13 @@ def _backend(judgement: Judgement | None) -> records.Backend:
                 cosine=one.cosine,
                 mismatched_nonfinite=one.mismatched_nonfinite,
                 of_limit=one.excess,
+                of_limit_float64=one.from_oracle,
             )
             for name, one in judgement.outputs.items()
+        },
+        decisions={
+            name: records.Agreement.model_validate(one, from_attributes=True)
+            for name, one in judgement.decisions.items()
         },
         worst=None
         if worst is None

@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from packager.bundle import layout
 from packager.parity.compare import Limit
+from packager.parity.decisions import Decision
 from packager.parity.gate import Expectation
 
 _LEAST_BUDGET_BYTES = 10_000_000
@@ -56,6 +57,9 @@ def read_expectations(folder: Path, *, first_only: bool = False) -> list[Expecta
     try:
         record = json.loads((folder / layout.PARITY).read_text(encoding="utf-8"))
         cases = [case for case in record["cases"] if case["golden"]]
+        decisions = {
+            name: Decision(one["rule"], one["axis"], one["tie"]) for name, one in record["decisions"].items()
+        }  # fmt: skip
         tensors = safetensors.numpy.load_file(folder / layout.GOLDEN)
         found = []
         for case in cases[:1] if first_only else cases:
@@ -66,6 +70,8 @@ def read_expectations(folder: Path, *, first_only: bool = False) -> list[Expecta
                     {name.removeprefix(head): one for name, one in tensors.items() if name.startswith(head)},
                     {name: tensors[f"{case['name']}/output/{name}"] for name in case["outputs"]},
                     {name: Limit(one["atol"], one["rtol"]) for name, one in case["outputs"].items()},
+                    case["sizes"],
+                    decisions=decisions,
                 )
             )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:

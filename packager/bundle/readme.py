@@ -7,6 +7,8 @@ import jinja2
 from packager import resources
 from packager.bundle.records import Config, Parity
 
+_SHOWN = 3  # of the parameters of which the samples do not show all
+
 
 def render(config: Config, parity: Parity) -> bytes:
     """The README of a bundle as UTF-8."""
@@ -19,7 +21,11 @@ def render(config: Config, parity: Parity) -> bytes:
         autoescape=False,
     )
     environment.filters["shape"] = _shape
-    text = environment.get_template("README.md.j2").render(config=config, parity=parity)
+    largest = sorted(parity.coverage.silent.items(), key=lambda item: (-item[1].count, item[0]))[:_SHOWN]
+    left_out = sum(not case.golden for case in parity.cases)
+    text = environment.get_template("README.md.j2").render(
+        config=config, parity=parity, largest=largest, left_out=left_out
+    )
     return text.encode()
 
 

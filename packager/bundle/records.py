@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
+from packager.parity.decisions import PATTERN as RULE
+
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Verdict = Literal["pass", "fail", "not-checked"]
 Measured = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]})]
@@ -139,10 +141,11 @@ class Case(_Record):
 
 
 class Tolerance(_Record):
-    """How far one output may be from PyTorch's, and why that far."""
+    """How far one output may be from PyTorch's, and why that far; `parts` are what the noise was measured as."""
 
     kind: Literal["measured", "explicit", "exact"]
     noise: float | None
+    parts: dict[str, float]
     multiple: int | None
     atol: float | None
     rtol: float
@@ -150,7 +153,10 @@ class Tolerance(_Record):
 
 
 class Errors(_Record):
-    """The largest errors of one output over all cases, the smallest cosine; `of_limit` is the largest error / limit."""
+    """The largest errors of one output over all cases, the smallest cosine; `of_limit` is the largest error / limit.
+
+    `of_limit_float64` is the same against the module in float64, on the cases where that was run; else null.
+    """
 
     max_abs: Measured
     max_rel: Measured
@@ -158,6 +164,46 @@ class Errors(_Record):
     cosine: Measured
     mismatched_nonfinite: int
     of_limit: Measured
+    of_limit_float64: Measured | None
+
+
+class Decision(_Record):
+    """What is decided by an output, and the share of its limit within which two scores are tied."""
+
+    rule: str = Field(pattern=RULE)
+    axis: int
+    tie: float
+
+
+class Agreement(_Record):
+    """How many decisions were compared, how many agree, and how many others hang on a tie within the noise."""
+
+    rule: str
+    compared: int
+    agreed: int
+    ties: int
+
+
+class Silent(_Record):
+    """Channels of one parameter that no sample shows: how many, of how many, and the first of them."""
+
+    count: int
+    of: int
+    first: list[int]
+
+
+class Coverage(_Record):
+    """What the samples exercise: channels of the weights (indices of a parameter's first axis), and of the outputs.
+
+    `silent` are those on which no output of the cases depends; `still` counts an output's channels that have one
+    value in all cases.
+    """
+
+    measured: str
+    channels: int
+    exercised: int
+    silent: dict[str, Silent]
+    still: dict[str, int]
 
 
 class Worst(_Record):
@@ -177,11 +223,15 @@ class Backend(_Record):
     verdict: Verdict
     reason: str
     outputs: dict[str, Errors]
+    decisions: dict[str, Agreement]
     worst: Worst | None
 
 
 class Stage(_Record):
-    """One step on the way. A kept stage passes because what ships contains it and was proven."""
+    """One step on the way. A kept stage passes because what ships contains it and was proven.
+
+    `max_abs` is its own largest error on the one case that is known by then; null where it was not compared by itself.
+    """
 
     name: str
     kept: bool
@@ -191,6 +241,7 @@ class Stage(_Record):
     nodes_after: int
     bytes_before: int
     bytes_after: int
+    max_abs: Measured | None
 
 
 class Parity(_Record):
@@ -202,6 +253,8 @@ class Parity(_Record):
     cases: list[Case]
     not_checked: list[str]
     tolerance: dict[str, Tolerance]
+    decisions: dict[str, Decision]
+    coverage: Coverage
     backends: dict[Literal["onnx", "torchscript"], Backend]
     stages: list[Stage]
 

@@ -35,12 +35,17 @@ def quietly() -> Iterator[None]:
     """
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
-    torch._C._jit_set_onnx_log_output_stream("stderr")  # where an export fails, C++ prints the graph: not on stdout
+    # Where an export fails, the whole graph is logged from C++: setup_onnx_logging of torch 2.13 asks whether that
+    # is wanted, but without calling the function that says so. What is left of it goes to stderr.
+    torch._C._jit_set_onnx_log_output_stream("stderr")
+    log = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *_: None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch._C._jit_onnx_log = log
         logging.disable(level)
 
 

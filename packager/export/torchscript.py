@@ -23,25 +23,47 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from packager import stored_zip
 from packager.export import ExporterFailed, FlatOutputs, failure
 from packager.footprint import inside
+from packager.jobs import Stage
 
 _CODE_BYTES = 1 << 20  # more than the program's code and its archive take beside the weights
+# By name without the underscore of what works in place. A pool's or a maximum's indices are the second output.
+_DECIDING = frozenset({
+    "topk", "sort", "msort", "argsort", "argmax", "argmin", "kthvalue", "median", "nanmedian", "mode", "nonzero",
+    "nonzero_numpy", "unique", "unique_consecutive", "_unique2", "unique_dim", "count_nonzero", "any", "all",
+    "round", "floor", "ceil", "trunc", "fix", "frac", "sign", "sgn", "signbit", "floor_divide", "remainder", "fmod",
+    "bucketize", "searchsorted", "histc", "heaviside", "threshold", "hardshrink", "grid_sampler",
+    "gt", "lt", "ge", "le", "eq", "ne", "greater", "less", "greater_equal", "less_equal", "not_equal", "isclose",
+    "equal", "allclose", "logical_not", "logical_and", "logical_or", "logical_xor",
+})  # fmt: skip
+_INDEXING = frozenset({
+    "max", "min", "cummax", "cummin", "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d",
+    "fractional_max_pool3d",
+})  # fmt: skip
+_INTEGRAL = ("Bool", "Byte", "Char", "Short", "Int", "Long")
 _MANGLED = re.compile(rb"___torch_mangle_\d+")
 
 
 @dataclass(frozen=True)
 class Program:
-    """A TorchScript module, how it was made, and the branches on data that a trace took for good."""
+    """A TorchScript module, how it was made, and the branches on data that a trace took for good.
+
+    `decides` is whether it may take a decision on floats: an order, an index, a comparison, a step. `stages` is
+    how it was compared with the module before anything was made of it.
+    """
 
     method: Literal["trace", "script"]
     module: torch.jit.ScriptModule
-    frozen_branches: tuple[str, ...] = ()
+    frozen_branches: tuple[str, ...]
+    decides: bool
+    stages: tuple[Stage, ...] = ()
 
 
 def trace(
@@ -61,16 +83,47 @@ def trace(
         for one in caught
         if one.category.__name__ == "TracerWarning" and inside(one.filename, folder)
     }
-    return Program("trace", traced, tuple(sorted(branches)))
+    return Program("trace", traced, tuple(sorted(branches)), bool(branches) or _decides(traced.inlined_graph))
 
 
 def script(module: torch.nn.Module, folder: Path) -> Program:
     """Compile the module's source. Raises `ExporterFailed`."""
     _take_a_name()
     try:
-        return Program("script", torch.jit.script(module))
+        scripted = torch.jit.script(module)
     except Exception as error:
         raise failure(error, folder) from error
+    return Program("script", scripted, (), _decides(scripted.inlined_graph))
+
+
+def _decides(graph: Any) -> bool:
+    return any(_is_decision(node) for node in _nodes(graph))
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
+
+
+def _is_decision(node: Any) -> bool:
+    """A tensor whose dtype is not known may be one of floats; an operator that is not torch's may decide."""
+    space, _, name = node.kind().partition("::")
+    if space != "aten":
+        return space not in ("prim", "onnx")
+    types = [one.type() for one in node.inputs() if one.type().kind() == "TensorType"]
+    of_floats = any(one.scalarType() in (None, "Half", "BFloat16", "Float", "Double") for one in types)
+    if not of_floats:
+        return False
+    if name in ("to", "type_as", "type", "int", "long", "Int", "Bool", "item"):
+        made = [one.type() for one in node.outputs()]
+        return any(one.kind() != "TensorType" or one.scalarType() in _INTEGRAL for one in made)
+    if name in ("div", "div_", "divide", "divide_"):
+        return len(list(node.inputs())) > 2 and list(node.inputs())[2].type().kind() != "NoneType"  # rounded
+    if name in _INDEXING:
+        return any(one.uses() for one in list(node.outputs())[1:])
+    return name in _DECIDING or name.removesuffix("_") in _DECIDING or "quantize" in name
 
 
 @functools.cache

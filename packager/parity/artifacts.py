@@ -10,11 +10,16 @@ from packager.parity.gate import Expectation, Judgement, judge
 from packager.runtime.onnx_backend import OnnxBackend
 
 
-def judge_onnx(path: Path, expectations: Iterable[Expectation], providers: Sequence[str]) -> Judgement:
-    """Run an ONNX file on every case, under the options that the loader uses; the session is made first."""
+def judge_onnx(
+    path: Path, expectations: Iterable[Expectation], providers: Sequence[str], *, optimize: bool = True
+) -> Judgement:
+    """Run an ONNX file on every case, under the options that the loader uses; the session is made first.
+
+    Without `optimize` the graph is run as it is, and the session is there sooner.
+    """
     try:
         # The cores may be shared with torch, whose threads would wait for ones that only spin.
-        backend = OnnxBackend(path, providers=providers, threads=None, spin=False)
+        backend = OnnxBackend(path, providers=providers, threads=None, spin=False, optimize=optimize)
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: not proven)
         return Judgement(False, f"onnxruntime: {first_line(error, path.parent)}", {}, None)
     return judge_session(backend, expectations, path.parent)

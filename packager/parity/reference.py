@@ -1,42 +1,45 @@
-"""The user's module on every case, and what its own arithmetic costs it.
+"""The user's module on every case, and how far an artifact may be from it.
 
 The expected outputs are those of the eager module as the user wrote it, in its own dtypes. How far
-an artifact may be from them is measured, not typed in: the module is run a second time in float64,
-and the difference, relative to the size of the output, is the noise floor of this model on these
-inputs. Any rearrangement of the same float32 arithmetic (another kernel, a fused operator, another
-order of summation) makes an error of that kind, so an artifact passes within a small multiple of it.
-
-Where the module cannot run in float64, its float32 parameters are moved by one unit in the last
-place instead, which bounds what any backward stable evaluation may do (Higham, Accuracy and
-Stability of Numerical Algorithms, 2nd edition, section 1.5). Which of the two was done is recorded.
+an artifact may be from them is measured, not typed in: the module is evaluated again in ways that are
+equal in mathematics (`packager.parity.noise`), and the largest difference is its noise floor on these
+inputs. Any rearrangement of the same arithmetic (another kernel, a fused operator, another order of
+summation) makes an error of that kind, so an artifact passes within a small multiple of it. Where the
+module runs in float64, artifacts are held to that too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from packager import outputs
-from packager.errors import ForwardFailed, NoiseTooLarge, NotRepeatable, OutputsUnsupported
+from packager import outputs, samples
+from packager.errors import DecidedByTies, ForwardFailed, NoiseTooLarge, NotRepeatable, OutputsUnsupported, did_you_mean
 from packager.manifest import Project, Tolerance
+from packager.parity import noise
 from packager.parity.compare import Array, Limit, ShapesDiffer, compare
-from packager.parity.gate import MULTIPLE, Expectation
+from packager.parity.decisions import Decision
+from packager.parity.gate import Expectation
+from packager.parity.limits import LARGEST_SHARE, MULTIPLE, floors, least_noise, limit, ratio, scales
+from packager.parity.noise import ORACLE, ROWS, Evaluation
 from packager.results import Noise, Reference
 from packager.samples import Case, Grid
 from packager.source import Source, bind, user_frame
 
-_LARGEST_SHARE = 0.25  # a limit of a quarter of the output's own size proves nothing
-_LEAST_NOISE_IN_EPSILONS = 4  # where the measured noise is by luck smaller than rounding itself
 # Noise is measured on so many cases at most, which together have at most so many input elements,
 # absolutely and in multiples of the (small) example's: float64 costs several times what float32 does.
-_NOISE_CASES = 4
-_NOISE_INPUT_ELEMENTS = 1 << 18
+_NOISE_CASES = 64
+_NOISE_CASES_OF_LARGE = 8
+_LARGE_PARAMETERS = 1 << 20
+_NOISE_INPUT_ELEMENTS = 1 << 19
 _NOISE_EXAMPLES = 64
+_FEW_INPUT_ELEMENTS = 1 << 16  # are few enough in any case
+_SAME_COMPUTATION = 100  # times the other noise: rows that differ by more depend on each other
+
+Run = tuple[Case, Mapping[str, Array]]
 
 
 def call(
@@ -73,7 +76,7 @@ def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Arr
         if tensor.dtype == torch.bfloat16 or tensor.layout != torch.strided:
             why = f"{name} is a {tensor.dtype} tensor of layout {tensor.layout}; numpy has no such array"
             raise OutputsUnsupported(where, why, "convert it in forward(), for instance with .float()")
-    return {name: _to_numpy(tensor) for name, tensor in found.items()}
+    return {name: noise.to_numpy(tensor) for name, tensor in found.items()}
 
 
 def check_repeatable(project: Project, source: Source, case: Case, known: Mapping[str, Array]) -> None:
@@ -83,10 +86,10 @@ def check_repeatable(project: Project, source: Source, case: Case, known: Mappin
     """
     again = first_outputs(project, source, case)
     for name, array in known.items():
-        least = _least_noise(array) if array.dtype.kind == "f" else 0.0
-        limit = Limit(0.0, least)
+        least = least_noise(array.dtype) if _is_float(array) else 0.0
+        allowed = Limit(0.0, least)
         try:
-            same = name in again and compare(array, again[name], limit).allowed
+            same = name in again and compare(array, again[name], allowed).allowed
         except ShapesDiffer:
             same = False
         if not same:
@@ -95,63 +98,86 @@ def check_repeatable(project: Project, source: Source, case: Case, known: Mappin
 
 @dataclass(frozen=True)
 class Floor:
-    """The noise floor of each float output, and the outputs by case that were computed on the way."""
+    """What was evaluated before the artifacts are made: again, and the outputs by case that are known by now."""
 
-    noise: Mapping[str, Noise]
+    evaluations: tuple[Evaluation, ...]
     known: Mapping[str, Mapping[str, Array]]
 
 
 def measure_floor(project: Project, source: Source, grid: Grid, known: Mapping[str, Mapping[str, Array]]) -> Floor:
-    """Measure what its own arithmetic costs the module, on a few cases; nothing with an explicit tolerance.
+    """Evaluate the module again on a few cases, for its noise; not with an explicit tolerance.
 
-    `known` are outputs by case that are there already. Raises as `first_outputs` does, `NotRepeatable`,
-    or `NoiseTooLarge` where the floor is so high that nothing could be told apart.
+    `known` are outputs by case that are there already. Raises as `first_outputs` does, or `NotRepeatable`.
     """
     contrast = grid.contrast
     if contrast.name not in known:
         known = {**known, contrast.name: first_outputs(project, source, contrast)}
     check_repeatable(project, source, contrast, known[contrast.name])
     if isinstance(project.manifest.parity.tolerance, Tolerance):
-        return Floor({}, known)
-    chosen = _cases_for_noise(grid)
+        return Floor((), known)
+    chosen = _cases_for_noise(grid, source.parameters)
     found = {case.name: known.get(case.name) or first_outputs(project, source, case) for case in chosen}
-    second, measured = _second_evaluation(project, source, chosen)
-    noise = {}
-    for name, array in found[chosen[0].name].items():
-        if array.dtype.kind != "f":
-            continue
-        differences = [
-            _relative_difference(found[case.name][name], other[name])
-            for case, other in zip(chosen, second, strict=True)
-            if name in other and other[name].shape == found[case.name][name].shape
-        ]
-        noise[name] = Noise(max([_least_noise(array), *differences]), measured)
-        if MULTIPLE * noise[name].relative >= _LARGEST_SHARE:
-            raise NoiseTooLarge(project.where("parity"), name, f"{noise[name].relative:.2g}", measured)
-    return Floor(noise, {**known, **found})
+    again = noise.evaluations(project, source, chosen, found)
+    return Floor(again, {**known, **found})
 
 
-def measure(project: Project, source: Source, grid: Grid, floor: Floor) -> Reference:
-    """Run the module on every case, and say how far an artifact may be. Raises as `first_outputs` does."""
-    expected = [floor.known.get(case.name) or first_outputs(project, source, case) for case in grid.cases]
-    names = tuple(expected[0])
-    for case, found in zip(grid.cases, expected, strict=True):
+def measure(
+    project: Project, source: Source, grid: Grid, floor: Floor, *, known: tuple[Expectation, ...], decides: bool
+) -> Reference:
+    """Run the module on every case, and say how far an artifact may be; `known` is what `early` gave.
+
+    `decides` is whether the module takes decisions (an order, an index, a step) that may hang on a tie.
+    Raises as `first_outputs` does, `NoiseTooLarge` where the floor is so high that nothing could be told
+    apart, or `DecidedByTies`.
+    """
+    runs: list[Run] = [
+        (case, floor.known.get(case.name) or first_outputs(project, source, case)) for case in grid.cases
+    ]
+    names = tuple(runs[0][1])
+    for case, found in runs:
         if tuple(found) != names:
             why = f"{', '.join(found)} at {dict(case.sizes)}, {', '.join(names)} at {dict(grid.cases[0].sizes)}"
             raise OutputsUnsupported(project.where("inputs"), why, "return the same outputs at every size")
     _check_names(project, names)
-    tolerance = project.manifest.parity.tolerance
-    overall = {name: max(_scale(found[name]) for found in expected) for name in names}
+    decisions = _decisions(project, runs[0][1])
+    undecided: tuple[str, ...] = ()
+    if decides:
+        runs, undecided = _steady(project, source, runs)
+    expectations, measured = _expectations(project, floor, runs, decisions)
+    return Reference(expectations, measured, names, tuple(case for case, _ in runs), undecided, known)
+
+
+def early(project: Project, source: Source, grid: Grid, floor: Floor, *, decides: bool) -> tuple[Expectation, ...]:
+    """What is known before the other cases ran: one case, so that every stage on the way can be compared with it.
+
+    None where a tie decides what comes out there. Raises `NoiseTooLarge`.
+    """
+    runs: list[Run] = [(case, floor.known[case.name]) for case in grid.cases if case.name in floor.known]
+    found = floor.known[grid.contrast.name]
+    if decides and _undecided(found, noise.nudged(project, source, grid.contrast)):
+        return ()
+    expectations, _ = _expectations(project, floor, runs, {})
+    return tuple(one for one in expectations if one.case == grid.contrast.name)
+
+
+def _expectations(
+    project: Project, floor: Floor, runs: Sequence[Run], decisions: Mapping[str, Decision]
+) -> tuple[tuple[Expectation, ...], dict[str, Noise]]:
+    judged = {name: _limits(project, floor, runs, name) for name in runs[0][1]}
+    oracle = next((one.outputs for one in floor.evaluations if one.name == ORACLE), {})
     expectations = tuple(
         Expectation(
             case.name,
             case.inputs,
             found,
-            {name: _limit(tolerance, floor.noise, found, overall, name) for name in names},
+            {name: limits[case.name] for name, (_, limits) in judged.items()},
+            case.sizes,
+            _wide(found, oracle.get(case.name, {})) if found is floor.known.get(case.name) else {},
+            decisions,
         )
-        for case, found in zip(grid.cases, expected, strict=True)
+        for case, found in runs
     )
-    return Reference(expectations, floor.noise, names)
+    return expectations, {name: one for name, (one, _) in judged.items() if one is not None}
 
 
 def _check_names(project: Project, names: Sequence[str]) -> None:
@@ -161,113 +187,147 @@ def _check_names(project: Project, names: Sequence[str]) -> None:
         raise OutputsUnsupported(project.where("inputs", shared[0]), why, "name the outputs in the manifest")
 
 
-def _limit(
-    tolerance: Tolerance | str,
-    noise: Mapping[str, Noise],
-    found: Mapping[str, Array],
-    overall: Mapping[str, float],
-    name: str,
-) -> Limit:
-    if found[name].dtype.kind not in "fc":
-        return Limit(0.0, 0.0)
+def _decisions(project: Project, found: Mapping[str, Array]) -> dict[str, Decision]:
+    """What the manifest declares some outputs to be for. Raises `OutputsUnsupported` where there is no such output."""
+    parity = project.manifest.parity
+    # Each side may be a floor off, and a floor from the truth. Of an explicit limit it is the same share: with the
+    # whole of it, whatever decision follows from numbers that it allows would hang on a tie.
+    tie = 2 / MULTIPLE
+    declared = {}
+    for name in parity.decisions:
+        one, where = parity.decision(name), project.where("parity", "decisions", name)
+        assert one is not None
+        if name not in found:
+            raise OutputsUnsupported(where, f"there is no output {name!r}", did_you_mean(name, list(found)))
+        if not _is_float(found[name]):
+            raise OutputsUnsupported(where, f"{name} is {found[name].dtype}", "decisions are taken on float scores")
+        if not one.rule.startswith("threshold") and not -found[name].ndim <= one.axis < found[name].ndim:
+            why = f"{name} has {found[name].ndim} axes, and no axis {one.axis}"
+            raise OutputsUnsupported(where, why, "axis counts from 0, or from the last as -1")
+        declared[name] = Decision(one.rule, one.axis, tie)
+    return declared
+
+
+def _limits(project: Project, floor: Floor, runs: Sequence[Run], name: str) -> tuple[Noise | None, dict[str, Limit]]:
+    """How far one output may be, by case, and the noise behind it where that was measured."""
+    tolerance, arrays = project.manifest.parity.tolerance, [found[name] for _, found in runs]
+    cases = [case.name for case, _ in runs]
+    if not _is_float(arrays[0]):
+        return None, dict.fromkeys(cases, Limit(0.0, 0.0))
     if isinstance(tolerance, Tolerance):
-        return Limit(tolerance.atol, tolerance.rtol)
-    rtol = MULTIPLE * noise[name].relative
-    # A case whose outputs are all (nearly) zero is still judged on the scale of the output as a whole.
-    return Limit(rtol * max(_scale(found[name]), overall[name] / 1000), rtol)
+        return None, dict.fromkeys(cases, Limit(tolerance.atol, tolerance.rtol))
+    small = dict(zip(cases, scales(arrays), strict=True))
+    measured, by_case = _noise(project, floor, {case.name: found for case, found in runs}, name, small)
+    return measured, {case: limit(by_case[case], small[case]) for case in cases}
 
 
-def _scale(array: Array) -> float:
-    if array.dtype.kind != "f" or array.size == 0:
-        return 0.0
-    return _typical(array.astype(np.float64))
+def _wide(found: Mapping[str, Array], oracle: Mapping[str, Array]) -> dict[str, Array]:
+    """The float outputs in float64, where they are of the same shape; as they are where only one side is finite."""
+    return {
+        name: np.where(np.isfinite(array) & np.isfinite(oracle[name]), oracle[name], array.astype(np.float64))
+        for name, array in found.items()
+        if _is_float(array) and name in oracle and oracle[name].shape == array.shape
+    }
 
 
-def _typical(values: NDArray[np.float64]) -> float:
-    """What counts as small in an output: the lower quartile of its finite magnitudes, zeros aside.
-
-    Not their mean or RMS: masked logits stand at -1e9 beside real ones, and on that scale nothing shows.
-    """
-    magnitudes = np.abs(values[np.isfinite(values) & (values != 0.0)])
-    return float(np.quantile(magnitudes, 0.25, method="lower")) if magnitudes.size else 0.0
+def _is_float(array: Array) -> bool:
+    return array.dtype.kind == "f"
 
 
 # -- noise ----------------------------------------------------------------------------------
 
 
-def _cases_for_noise(grid: Grid) -> list[Case]:
-    """A few cases, the largest that can be afforded twice, as noise grows with size; the smallest at least."""
+def _noise(
+    project: Project, floor: Floor, found: Mapping[str, Mapping[str, Array]], name: str, scale: Mapping[str, float]
+) -> tuple[Noise, dict[str, float]]:
+    """The floor of one output, and that of each case. Raises `NoiseTooLarge`."""
+    parts: dict[str, dict[str, float]] = {}
+    for again in floor.evaluations:
+        shares = {
+            case: ratio(found[case][name], other[name], scale[case])
+            for case, other in again.outputs.items()
+            if case in found and found[case] is floor.known.get(case)  # and not drawn anew
+            if name in other and other[name].shape == found[case][name].shape
+        }
+        if shares:
+            parts[again.name] = shares
+    least = least_noise(next(iter(found.values()))[name].dtype)
+    others = [share for key, shares in parts.items() if key != ROWS for share in shares.values()]
+    if max(parts.get(ROWS, {}).values(), default=0.0) > _SAME_COMPUTATION * max([least, *others]):
+        del parts[ROWS]  # the rows depend on each other: not the same computation
+    measured: dict[str, float] = {}
+    for shares in parts.values():
+        measured.update({case: max(share, measured.get(case, 0.0)) for case, share in shares.items()})
+    by_case = floors(measured, list(found), least)
+    relative = max(by_case.values())
+    largest = {key: max(shares.values()) for key, shares in parts.items()}
+    noise = Noise(relative, min(by_case.values()), largest, floor.evaluations[0].note)
+    if MULTIPLE * relative >= LARGEST_SHARE:
+        raise NoiseTooLarge(project.where("parity"), name, f"{relative:.2g}", noise.measured)
+    return noise, by_case
+
+
+def _steady(project: Project, source: Source, runs: Sequence[Run]) -> tuple[list[Run], tuple[str, ...]]:
+    """The cases on which the module's decisions hang on no tie; others are drawn anew, or left out, and said to be.
+
+    Raises `DecidedByTies` where that is most of them.
+    """
+    kept: list[Run] = []
+    said, example = [], ""
+    for original, first in runs:
+        case: Case | None = original
+        found, undecided = first, ""
+        while case is not None:
+            undecided = _undecided(found, noise.nudged(project, source, case))
+            if not undecided:
+                kept.append((case, found))
+                break
+            case = samples.calmer(project, case)
+            found = found if case is None else first_outputs(project, source, case)
+        if case is None:
+            example = f"{original.name} ({original.fill}), where a tie decides {undecided}"
+            said.append(f"the case {example}")
+        elif case is not original:
+            said.append(f"{original.fill} together (case {original.name}), where a tie decides what comes out")
+    if 2 * len(kept) < len(runs):
+        raise DecidedByTies(project.where("parity"), example, len(kept), len(runs))
+    return kept, tuple(said)
+
+
+def _undecided(found: Mapping[str, Array], nudged: Mapping[str, Array]) -> str:
+    """The first output that a nudge changes by more than rounding does; empty where none is."""
+    for name, array in found.items():
+        other = nudged[name]
+        if other.shape != array.shape:
+            return name
+        if not _is_float(array):
+            if not np.array_equal(array, other):
+                return name
+        elif not _same_nonfinite(array, other) or MULTIPLE * ratio(array, other, scales([array])[0]) >= LARGEST_SHARE:
+            return name
+    return ""
+
+
+def _same_nonfinite(array: Array, other: Array) -> bool:
+    """Whether NaN and infinities stand in the same places: what is not chosen is often masked with one."""
+    left, right = array.astype(np.float64), other.astype(np.float64)
+    return bool(((np.isfinite(left) & np.isfinite(right)) | (left == right) | (np.isnan(left) & np.isnan(right))).all())
+
+
+def _cases_for_noise(grid: Grid, parameters: int) -> list[Case]:
+    """A few cases, the largest that can be afforded twice, as noise grows with size; and the example."""
     cases = sorted(grid.cases, key=lambda case: (_elements(case), case.name))
-    limit = min(_NOISE_INPUT_ELEMENTS, _NOISE_EXAMPLES * _elements(grid.example))
+    limit = min(_NOISE_INPUT_ELEMENTS, max(_FEW_INPUT_ELEMENTS, _NOISE_EXAMPLES * _elements(grid.example)))
+    most = _NOISE_CASES if parameters <= _LARGE_PARAMETERS else _NOISE_CASES_OF_LARGE
     chosen: list[Case] = []
     elements = 0
     for case in reversed(cases):
-        if elements + _elements(case) <= limit and len(chosen) < _NOISE_CASES:
+        if elements + _elements(case) <= limit and len(chosen) < most:
             chosen.append(case)
             elements += _elements(case)
-    return chosen or cases[:1]
+    # The example too: it is small, and of a few rows, which can be evaluated one by one.
+    return chosen if any(one is grid.example for one in chosen) else [*chosen, grid.example]
 
 
 def _elements(case: Case) -> int:
     return sum(one.size for one in case.inputs.values())
-
-
-def _least_noise(array: Array) -> float:
-    return float(_LEAST_NOISE_IN_EPSILONS * torch.finfo(getattr(torch, str(array.dtype))).eps)
-
-
-def _relative_difference(found: Array, other: Array) -> float:
-    left, right = found.astype(np.float64), other.astype(np.float64)
-    finite = np.isfinite(left) & np.isfinite(right)
-    if not finite.any():
-        return 0.0
-    left, right = left[finite], right[finite]
-    scale = np.abs(left) + _typical(left)
-    difference = np.abs(left - right)
-    return float(np.max(np.divide(difference, scale, out=np.zeros_like(scale), where=scale > 0)))
-
-
-def _second_evaluation(project: Project, source: Source, cases: Sequence[Case]) -> tuple[list[dict[str, Array]], str]:
-    """The same cases in float64, or else with parameters one unit in the last place away."""
-    module = source.module
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    try:
-        wide = {name: one.double() if one.is_floating_point() else one for name, one in state.items()}
-        return _with_state(project, module, wide, cases, widen=True), "against float64"
-    except Exception as error:  # noqa: BLE001 (the user's code may refuse float64 in any way)
-        refused = type(error).__name__
-    try:
-        moved = {name: _one_ulp_away(one) if one.is_floating_point() else one for name, one in state.items()}
-        found = _with_state(project, module, moved, cases, widen=False)
-    except Exception as error:  # noqa: BLE001 (the caller records that nothing was measured)
-        return [{} for _ in cases], f"not measured: {refused}, {type(error).__name__}"
-    return found, f"against parameters one unit in the last place away, as float64 gives {refused}"
-
-
-def _with_state(
-    project: Project, module: torch.nn.Module, state: Mapping[str, torch.Tensor], cases: Sequence[Case], *, widen: bool
-) -> list[dict[str, Array]]:
-    found = []
-    for case in cases:
-        inputs: tuple[Any, ...] = bind(project, list(case.inputs.values()))
-        if widen:
-            inputs = tuple(one.double() if one.is_floating_point() else one for one in inputs)
-        with torch.inference_mode():
-            value = torch.func.functional_call(module, dict(state), inputs)
-        named = outputs.select(outputs.flatten(value), project.manifest.outputs)
-        found.append({name: _to_numpy(tensor) for name, tensor in named.items()})
-    for one in module.modules():
-        if isinstance(one, torch.nn.RNNBase):
-            one._init_flat_weights()  # where it keeps them too, functional_call has left those of `state`
-    return found
-
-
-def _one_ulp_away(tensor: torch.Tensor) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    sign = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.dtype) * 2 - 1
-    return tensor * (1 + sign * torch.finfo(tensor.dtype).eps)
-
-
-def _to_numpy(tensor: torch.Tensor) -> Array:
-    found: Array = tensor.detach().resolve_conj().resolve_neg().contiguous().numpy()
-    return found

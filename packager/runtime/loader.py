@@ -235,10 +235,13 @@ def _shape(shape: Sequence[int | str]) -> str:
 
 
 def _selftest(folder: Path, backend: Any) -> None:
-    from packager.bundle.evidence import read_expectations
+    from packager.bundle.evidence import EvidenceMalformed, read_expectations
+    from packager.parity.decisions import AxisMissing
     from packager.parity.gate import judge
 
-    expectations = read_expectations(folder, first_only=True)
-    judgement = judge(backend.run, expectations)
+    try:
+        judgement = judge(backend.run, read_expectations(folder, first_only=True))
+    except (EvidenceMalformed, AxisMissing) as error:
+        raise SelftestFailed(str(folder), f"evidence: {error}") from None
     if not judgement.passed:
         raise SelftestFailed(str(folder), judgement.reason)

@@ -18,18 +18,23 @@ class OnnxBackend:
     """One onnxruntime session over a model file.
 
     The graph was optimized when it was built; the session optimizes once more, which adds the
-    memory layouts of the CPU at hand. `threads` is the size of the intra-op pool, None for
-    onnxruntime's own choice; `spin` lets its threads spin while they wait, as they do by default.
-    Providers that this machine has not are left out.
+    memory layouts of the CPU at hand; without `optimize` it runs the graph as it is. `threads` is the
+    size of the intra-op pool, None for onnxruntime's own choice; `spin` lets its threads spin while
+    they wait, as they do by default. Providers that this machine has not are left out.
     """
 
     name = "onnx"
 
-    def __init__(self, path: Path, *, providers: Sequence[str], threads: int | None, spin: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, providers: Sequence[str], threads: int | None, spin: bool = True, optimize: bool = True
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, and need not be printed too
         if threads is not None:
             options.intra_op_num_threads = threads
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         available = onnxruntime.get_available_providers()

@@ -1,6 +1,7 @@
 """The golden evidence: what travels, and that it comes back as it was."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from packager.bundle import records
 from packager.bundle.evidence import EvidenceMalformed, choose, golden_bytes, read_expectations
 from packager.parity.compare import Limit
+from packager.parity.decisions import Decision
 from packager.parity.gate import Expectation, judge
 
 DTYPES = [
@@ -23,14 +25,14 @@ def case(name, *, inputs=None, outputs=None, size=1):
     return Expectation(name, inputs, outputs, limits)
 
 
-def write(folder, expectations, golden):
+def write(folder, expectations, golden, decisions=None):
     """The two files of a bundle that hold its evidence."""
     (folder / "evidence").mkdir(exist_ok=True)
     (folder / "evidence/golden.safetensors").write_bytes(golden_bytes(expectations, golden))
     cases = [
         records.Case(
             name=one.case,
-            sizes={},
+            sizes=dict(one.sizes),
             fill="random",
             golden=one.case in golden,
             outputs={
@@ -52,6 +54,10 @@ def write(folder, expectations, golden):
         cases=cases,
         not_checked=[],
         tolerance={},
+        decisions={
+            name: records.Decision.model_validate(one, from_attributes=True) for name, one in (decisions or {}).items()
+        },
+        coverage=records.Coverage(measured="", channels=0, exercised=0, silent={}, still={}),
         backends={},
         stages=[],
     )
@@ -89,6 +95,16 @@ def test_what_is_written_is_read_again(tmp_path):
     found = read_expectations(tmp_path)
     assert [one.case for one in found] == ["000", "data", "001"]
     assert all(same(*pair) for pair in zip(found, expectations, strict=True))
+
+
+def test_sizes_and_decisions_come_back_with_every_case(tmp_path):
+    declared = {"y": Decision("top-5", 1, 0.25)}
+    written = [replace(case("000"), sizes={"batch": 3}), replace(case("001"), sizes={"batch": 1})]
+    write(tmp_path, written, frozenset({"000", "001"}), declared)
+    found = read_expectations(tmp_path)
+    assert [(dict(one.sizes), dict(one.decisions)) for one in found] == [
+        ({"batch": 3}, declared), ({"batch": 1}, declared)
+    ]  # fmt: skip
 
 
 def test_how_an_array_lies_in_memory_makes_no_difference(tmp_path):
@@ -192,6 +208,13 @@ def test_a_file_of_the_evidence_that_is_missing_or_broken(evidence, name, conten
     with pytest.raises(EvidenceMalformed) as caught:
         read_expectations(evidence.parent)
     assert ": " in str(caught.value)
+
+
+def test_a_decision_that_is_malformed(evidence):
+    record = json.loads((evidence / "parity.json").read_text())
+    (evidence / "parity.json").write_text(json.dumps({**record, "decisions": {"y": {"rule": "argmax"}}}))
+    with pytest.raises(EvidenceMalformed, match="'axis'"):
+        read_expectations(evidence.parent)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import shutil
 
 import onnx
 import pytest
-from projects import python, reseal
+from projects import LINEAR, project, python, reseal
 
 import packager
 from packager.bundle import archive, layout
@@ -288,6 +288,22 @@ def test_a_resealed_bundle_whose_evidence_is_of_other_tensors_is_refused(bundle)
     )
 
 
+def test_a_model_that_declares_a_size_that_its_outputs_have_not_is_refused(tmp_path):
+    """Where config.json leaves a dim open, the model may name none either; what it declares must be so."""
+    text = LINEAR.replace("self.layer(x)", "self.layer(x).flatten(0, 1)")
+    inputs = {"x": {"dtype": "float32", "shape": ["batch", "length", 4]}}
+    bundle = packager.build(project(tmp_path / "project", text, inputs=inputs), tmp_path / "out").bundle
+    assert json.loads((bundle / "config.json").read_text())["outputs"][0]["shape"] == [None, 3]
+    model = onnx.load(bundle / "model.onnx")
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 6
+    onnx.save(model, bundle / "model.onnx")
+    update_digests(bundle)
+    report = packager.verify(bundle)
+    assert report.integrity.whole and not report.ok
+    assert report.structure == ("the model declares output_0 as [6, 3], and case 001 has [3, 3]",)
+    assert report.parity == UNCHECKED
+
+
 def test_a_resealed_bundle_with_a_stranger_in_it_is_refused(bundle):
     (bundle / "stranger.txt").write_text("hello")
     reseal(bundle)
@@ -313,6 +329,24 @@ def test_a_resealed_bundle_with_a_malformed_record_is_refused(bundle, path, cont
     assert not report.ok
     assert len(report.structure) == 1
     assert report.parity == UNCHECKED
+
+
+@pytest.mark.parametrize("rule", ["the best", "top-0", "threshold much", ""])
+def test_a_resealed_bundle_whose_decision_is_by_no_rule_is_refused(bundle, rule):
+    edit(bundle / layout.PARITY, lambda record: record["decisions"].update(logits={"rule": rule, "axis": 1, "tie": 0}))
+    reseal(bundle)
+    report = packager.verify(bundle)
+    assert "decisions.logits.rule" in report.structure[0]
+    assert not report.ok
+
+
+def test_a_resealed_bundle_whose_decision_is_on_no_axis_fails(bundle):
+    decision = {"rule": "argmax", "axis": 7, "tie": 0.25}
+    edit(bundle / layout.PARITY, lambda record: record["decisions"].update(logits=decision))
+    reseal(bundle)
+    report = packager.verify(bundle)
+    assert report.parity == {"onnx": "fail", "torchscript": "fail"}
+    assert "it has 2 axes, and no axis 7" in report.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from projects import project, python
 
 from packager import graph_file, manifest, samples, signature, source
 from packager.export import onnx as exporters
-from packager.export import torchscript, weights
+from packager.export import quietly, torchscript, weights
 from packager.parity import reference
 
 BODIES = {
@@ -171,3 +171,28 @@ def test_weights_that_share_memory_share_their_bytes(tmp_path):
     for name, expected in (("c", weight), ("d", weight[::2])):
         one = by_name[name]
         assert content[one.offset : one.offset + one.length] == expected.numpy().tobytes()
+
+
+def test_an_exporter_that_fails_prints_nothing(tmp_path, capfd):
+    attention = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
+"""
+    loaded = manifest.load(project(tmp_path, attention, inputs={"x": {"dtype": "float32", "shape": ["batch", 3, 4]}}))
+    with source.opened(loaded) as opening, quietly():
+        module = opening().module
+        example = source.bind(loaded, list(samples.grid(loaded).example.inputs.values()))
+        program = torchscript.trace(module, None, example, tmp_path)
+        with pytest.raises(torchscript.ExporterFailed, match="_native_multi_head_attention"):
+            exporters.from_torchscript(
+                loaded, program, exporters.Names(["x"], ["output_0"]), example, tmp_path / "raw.onnx"
+            )
+    assert capfd.readouterr() == ("", "")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from projects import ROOT, python
 
 from packager.export import ExporterFailed, torchscript
@@ -188,3 +189,77 @@ def test_a_module_that_raises_says_what_and_where(tmp_path):
     assert caught.value.cause == "ValueError: not today"
     line = Raising.forward.__code__.co_firstlineno + 1
     assert caught.value.where == f"test_torchscript.py:{line}"
+
+
+# -- decisions ------------------------------------------------------------------------------
+
+
+class Doing(torch.nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, x):
+        return self.what(x)
+
+
+DECIDING = {
+    "topk": lambda x: x.topk(2).indices,
+    "argmax": lambda x: x.argmax(-1),
+    "max along a dim": lambda x: x.max(-1).indices,
+    "sort": lambda x: x.sort().indices,
+    "cummax": lambda x: x.cummax(-1).indices,
+    "a pool's indices": lambda x: F.max_pool2d(x[None], 2, return_indices=True)[1],
+    "an adaptive pool's indices": lambda x: F.adaptive_max_pool2d(x[None], 2, return_indices=True)[1],
+    "a comparison": lambda x: (x > 0).float(),
+    "a comparison by its long name": lambda x: torch.greater_equal(x, 0.0).float(),
+    "a comparison in place": lambda x: x.clone().gt_(0),
+    "not": lambda x: torch.logical_not(x),
+    "round": lambda x: x.round(),
+    "round in place": lambda x: x.clone().round_(),
+    "to an integer": lambda x: x.long(),
+    "to a bool": lambda x: x.bool(),
+    "a rounded quotient": lambda x: torch.div(x, 0.3, rounding_mode="floor"),
+    "a remainder": lambda x: x % 0.3,
+    "quantization": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255),
+    "a threshold": lambda x: F.threshold(x, 0.5, 7.0),
+    "the nearest pixel": lambda x: F.grid_sample(x[None, None], x[:4, :2].reshape(1, 2, 2, 2), mode="nearest"),
+}
+SMOOTH = {
+    "relu": lambda x: F.relu(x),
+    "gelu": lambda x: F.gelu(x),
+    "softmax": lambda x: x.softmax(-1),
+    "a pool": lambda x: F.max_pool2d(x[None], 2),
+    "an adaptive pool": lambda x: F.adaptive_max_pool2d(x[None], 2),
+    "the largest": lambda x: x.max(),
+    "a quotient": lambda x: x / 0.3,
+    "clamp": lambda x: x.clamp(0, 1),
+    "attention": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], is_causal=True),
+    "a comparison of integers": lambda x: x * (torch.arange(8) > 3),
+    "integers to a bool": lambda x: x * torch.arange(8).bool(),
+}
+
+
+@pytest.mark.parametrize("name", [*DECIDING, *SMOOTH])
+def test_a_program_knows_whether_it_decides_on_floats(name):
+    module = Doing({**DECIDING, **SMOOTH}[name]).eval()
+    assert torchscript.trace(module, None, (torch.randn(8, 8),), Path(HERE)).decides == (name in DECIDING)
+
+
+class Loop(torch.nn.Module):
+    def forward(self, x):
+        for _ in range(3):
+            if x.dim() > 1:
+                x = x.argmax(-1).float()
+        return x
+
+
+@pytest.mark.parametrize(("module", "decides"), [(Branch(), True), (Block(), False), (Loop(), True)])
+def test_a_script_that_decides_anywhere_inside_decides(module, decides):
+    assert torchscript.script(module.eval(), Path(HERE)).decides == decides
+
+
+def test_a_branch_that_a_trace_took_for_good_is_a_decision(tmp_path):
+    (tmp_path / "branch.py").write_text(BRANCH)
+    module = runpy.run_path(str(tmp_path / "branch.py"))["Branch"]()
+    assert torchscript.trace(module, None, (torch.ones(2),), tmp_path).decides

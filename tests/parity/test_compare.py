@@ -289,6 +289,24 @@ def test_integers_and_booleans_agree_exactly_or_not_at_all(pair):
     assert abs(int(distance.worst.expected) - int(distance.worst.actual)) == max(differences)
 
 
+@given(pairs([*INTEGERS, "bool"]))
+def test_the_relative_error_and_the_cosine_of_integers_are_those_of_their_values(pair):
+    left, right = ([Fraction(int(value)) for value in one.ravel().tolist()] for one in pair)
+    distance = compare(*pair, LIMIT)
+    scale = rms(left)
+    shares = [
+        mpmath.mpf(abs(one - other).numerator) / max(mpmath.mpf(abs(one).numerator), scale) if scale else mpmath.inf
+        for one, other in zip(left, right, strict=True)
+        if one != other
+    ]
+    largest = max(shares, default=mpmath.mpf(0))
+    assert distance.max_rel == math.inf if largest == mpmath.inf else close(distance.max_rel, largest)
+    lengths = mpmath.sqrt(sum(one * one for one in left)) * mpmath.sqrt(sum(one * one for one in right))
+    product = sum(one * other for one, other in zip(left, right, strict=True))
+    cosine = mpmath.mpf(product.numerator) / lengths if lengths else mpmath.mpf(not any(left) and not any(right))
+    assert abs(mpmath.mpf(distance.cosine) - cosine) < 1e-13
+
+
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_the_extremes_of_an_integer_are_as_far_apart_as_they_are(dtype):
     information = np.iinfo(dtype)

@@ -1,6 +1,7 @@
 """An artifact, judged over all cases."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,3 +166,48 @@ def test_an_artifact_that_raises_is_not_caught_here():
 
     with pytest.raises(RuntimeError, match="no kernel"):
         judge(run, [expectation(y=[1])])
+
+
+# -- the oracle -----------------------------------------------------------------------------
+
+
+def with_oracle(eager, float64, limit):
+    """A case whose expected output has an oracle."""
+    one = expectation(limit=limit, y=eager)
+    return replace(one, oracle={"y": np.asarray(float64, np.float64)})
+
+
+def test_an_artifact_that_is_right_against_eager_and_off_against_float64_fails():
+    """Eager's own error and the artifact's, each within the limit, may add up: both are held to the truth."""
+    case = with_oracle([1.0, 2.0], [1.0, 1.5], Limit(0.75, 0.0))
+    judgement = judge(gives(y=[1.0, 2.5]), [case])
+    assert not judgement.passed
+    assert judgement.outputs["y"].excess == pytest.approx(0.5 / 0.75)
+    assert judgement.outputs["y"].from_oracle == pytest.approx(1 / 0.75)
+    assert judgement.reason == "y[1] in case 000: PyTorch gives 1.5, the artifact 2.5, 1.33 times the limit"
+
+
+def test_an_artifact_that_is_right_against_float64_and_off_against_eager_fails():
+    judgement = judge(gives(y=[1.0, 2.0]), [with_oracle([1.0, 3.0], [1.0, 2.0], Limit(0.75, 0.0))])
+    assert (judgement.passed, judgement.outputs["y"].from_oracle) == (False, 0.0)
+
+
+def test_an_artifact_that_is_right_against_both_passes_and_both_figures_are_kept():
+    cases = [with_oracle([1.0], [1.25], Limit(1.0, 0.0)), expectation("001", y=[1.0])]
+    judgement = judge(gives(y=[1.0]), cases)
+    assert judgement.passed
+    assert (judgement.outputs["y"].excess, judgement.outputs["y"].from_oracle) == (0.0, 0.25)
+    assert judge(gives(y=[1.0]), cases[1:]).outputs["y"].from_oracle is None
+    assert judge(gives(y=[1.0]), cases[::-1]).outputs == judgement.outputs
+
+
+def test_nan_and_infinity_are_held_against_the_oracle_too():
+    limit = Limit(1.0, 1.0)
+    assert judge(gives(y=[math.nan, math.inf]), [with_oracle([math.nan, math.inf], [math.nan, math.inf], limit)]).passed
+    assert not judge(gives(y=[math.nan]), [with_oracle([math.nan], [1.0], limit)]).passed
+
+
+def test_a_shape_that_does_not_follow_is_told_with_the_sizes_of_the_dims():
+    case = replace(expectation(y=[1, 2, 3]), sizes={"batch": 3, "length": 5})
+    judgement = judge(gives(y=[1.0]), [case])
+    assert judgement.reason == "case 000 (batch=3 length=5), output y: shape [1], expected [3]"

@@ -8,7 +8,7 @@ from projects import FLOATS, LINEAR, project
 from packager import manifest, samples, source
 from packager.errors import ForwardFailed, NoiseTooLarge, NotRepeatable, OutputsUnsupported, render
 from packager.parity import reference
-from packager.parity.reference import MULTIPLE
+from packager.parity.limits import MULTIPLE, scales
 
 DEEP = """
 import torch
@@ -30,13 +30,13 @@ WIDE = {"x": {"dtype": "float32", "shape": ["batch", 64]}}
 def measured(tmp_path):
     """What measures a project: text of its module and settings → (reference, grid, module)."""
 
-    def measure(text, inputs=FLOATS, **sections):
+    def measure(text, inputs=FLOATS, decides=False, **sections):
         loaded = manifest.load(project(tmp_path, text, inputs=inputs, **sections))
         with source.opened(loaded) as opening:
             opened = opening()
             grid = samples.grid(loaded)
             floor = reference.measure_floor(loaded, opened, grid, {})
-            return reference.measure(loaded, opened, grid, floor), grid, opened.module
+            return reference.measure(loaded, opened, grid, floor, known=(), decides=decides), grid, opened.module
 
     return measure
 
@@ -51,7 +51,8 @@ def returning(expression):
 def test_noise_is_the_distance_to_float64(measured):
     expected, grid, module = measured(DEEP, WIDE)
     noise = expected.noise["output_0"]
-    assert noise.measured == "against float64"
+    assert list(noise.parts) == ["float64", "one thread", "row by row"]
+    assert noise.measured == "against " + ", ".join(f"{name} ({part:.2g})" for name, part in noise.parts.items())
     largest = max(grid.cases, key=lambda case: case.inputs["x"].size)
     wide = module.double()(torch.from_numpy(largest.inputs["x"]).double()).numpy()
     found = next(one for one in expected.expectations if one.case == largest.name).outputs["output_0"]
@@ -104,7 +105,9 @@ REFUSES = returning("(x.sum() if x.dtype == torch.float32 else 1 / 0) + y")
 def test_a_module_that_refuses_float64_is_measured_with_moved_parameters_and_says_so(measured):
     expected, *_ = measured(REFUSES)
     noise = expected.noise["output_0"]
-    assert noise.measured == ("against parameters one unit in the last place away, as float64 gives ZeroDivisionError")
+    assert list(noise.parts) == ["parameters one unit in the last place away", "one thread"]  # x.sum() is of all rows
+    assert noise.measured.startswith("against parameters one unit in the last place away (")
+    assert noise.measured.endswith("), as float64 gives ZeroDivisionError")
     assert 4 * np.finfo(np.float32).eps <= noise.relative < 1e-5
 
 
@@ -125,11 +128,12 @@ def test_a_half_precision_output_has_the_noise_of_half_precision(measured):
 
 def test_the_limit_is_a_multiple_of_the_noise_on_the_scale_of_the_case(measured):
     expected, *_ = measured(DEEP, WIDE)
-    rtol = MULTIPLE * expected.noise["output_0"].relative
-    for one in expected.expectations:
-        limit, array = one.limits["output_0"], one.outputs["output_0"].astype(np.float64)
-        assert limit.rtol == rtol
-        assert limit.atol == pytest.approx(rtol * np.quantile(np.abs(array[array != 0]), 0.25, method="lower"))
+    noise = expected.noise["output_0"]
+    small = scales([one.outputs["output_0"] for one in expected.expectations])
+    limits = [one.limits["output_0"] for one in expected.expectations]
+    assert [one.atol for one in limits] == [one.rtol * scale for one, scale in zip(limits, small, strict=True)]
+    assert min(one.rtol for one in limits) == MULTIPLE * noise.typical
+    assert max(one.rtol for one in limits) == MULTIPLE * noise.relative
 
 
 def test_a_case_of_zeros_is_judged_on_the_scale_of_the_others(measured):
@@ -138,7 +142,8 @@ def test_a_case_of_zeros_is_judged_on_the_scale_of_the_others(measured):
     low = next(case.name for case in grid.cases if case.fill == "low")
     one = next(one for one in expected.expectations if one.case == low)
     assert not one.outputs["output_0"].any()
-    assert 0 < one.limits["output_0"].atol < 1e-6
+    limit = one.limits["output_0"]
+    assert 0 < limit.atol < limit.rtol / 2
 
 
 def test_integers_and_booleans_are_exact(measured):
@@ -163,6 +168,34 @@ def test_nan_and_infinity_do_not_spoil_the_limits(measured):
     for one in expected.expectations:
         assert np.isfinite(one.limits["output_0"].atol)
         assert one.limits["output_0"].atol > 0
+
+
+# -- the oracle -----------------------------------------------------------------------------
+
+
+def test_the_expectations_have_the_float64_outputs_of_the_cases_that_were_run_so(measured):
+    expected, grid, module = measured(returning("{'y': y, 'best': y.argmax(1)}"))
+    wide = module.double()
+    held = [one for one in expected.expectations if one.oracle]
+    assert grid.example.name in [one.case for one in held]
+    for one in held:
+        assert list(one.oracle) == ["y"]
+        found = wide(torch.from_numpy(one.inputs["x"]).double())["y"].detach().numpy()
+        assert np.array_equal(one.oracle["y"], found)
+
+
+def test_where_one_side_alone_is_finite_the_oracle_is_the_module_itself(measured):
+    expected, *_ = measured(returning("torch.cat([torch.exp(y * 0 + 100.0), y], 1)"))  # overflows in float32 alone
+    for one in expected.expectations:
+        if one.oracle:
+            assert np.isinf(one.outputs["output_0"][:, :3]).all()
+            assert np.isinf(one.oracle["output_0"][:, :3]).all()
+
+
+@pytest.mark.parametrize("sections", [{"parity": {"tolerance": {"atol": 1, "rtol": 1}}}, {}], ids=["explicit", "auto"])
+def test_without_a_run_in_float64_there_is_no_oracle(measured, sections):
+    expected, *_ = measured(REFUSES if not sections else LINEAR, **sections)
+    assert all(one.oracle == {} for one in expected.expectations)
 
 
 # -- the expected outputs -------------------------------------------------------------------

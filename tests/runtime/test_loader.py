@@ -375,3 +375,11 @@ def test_a_selftest_refuses_a_model_that_computes_something_else(bundle):
         packager.load(bundle, selftest=True)
     assert caught.value.message == f"{bundle} does not compute here what it computed when it was built"
     assert caught.value.why.startswith("logits[")
+
+
+def test_a_selftest_on_evidence_that_is_malformed_is_refused(bundle):
+    (bundle / "evidence/golden.safetensors").write_bytes(b"")
+    reseal(bundle)
+    with pytest.raises(SelftestFailed) as caught:
+        packager.load(bundle, selftest=True)
+    assert caught.value.why.startswith("evidence: ")

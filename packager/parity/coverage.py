@@ -1,0 +1,190 @@
+"""What the samples exercise: which channels of the weights would show in some output, if they were wrong.
+
+A weight that no sample's output depends on can hold anything, and the gate would not see it: the rows of an
+embedding that no sample looks up, a channel behind a ReLU that is never open. One backward pass tells: each
+float output is multiplied by random numbers and summed, and a channel (an index of a parameter's first axis)
+whose gradient is zero to the last bit on every case is silent. An output's own channel that has one and the same
+value in every case is still.
+
+A buffer counts where gradients reach it: a causal mask that is only compared has none, and neither have the running
+statistics of a normalization, whose channels are those of its weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from packager import outputs, samples
+from packager.manifest import Project
+from packager.parity.compare import Array
+from packager.parity.gate import Expectation
+from packager.parity.noise import restore_rnns
+from packager.results import Coverage, Silent
+from packager.samples import Case, Grid
+from packager.source import Source, bind
+
+# Of a module that is dear, the largest of the cases that are small: a backward pass costs twice the forward pass.
+_CASES = 1
+_INPUT_ELEMENTS = 1 << 18
+_STATISTICS = ("running_mean", "running_var")
+# Where a row costs next to nothing, more are drawn: some always, and others while they show what none did before.
+_CHEAP_PARAMETERS = 1 << 20
+_CHEAP_EXAMPLE_ELEMENTS = 1 << 12
+_ROWS = 32
+_ALWAYS = 8
+_MOST = 24
+_SHOWN = 20
+_TOLD = 2
+
+Seen = dict[str, torch.Tensor]
+
+
+def explore(project: Project, source: Source, grid: Grid) -> Grid:
+    """The grid, and for a small module further cases that show channels which the grid does not."""
+    if source.parameters > _CHEAP_PARAMETERS or _elements(grid.example.inputs) > _CHEAP_EXAMPLE_ELEMENTS:
+        return grid
+    seen: Seen = {}
+    further: list[Case] = []
+    try:
+        for case in grid.cases:
+            _backward(project, source.module, case, seen)
+        for number in range(_MOST):
+            case = samples.more(project, number, _ROWS)
+            before = _count(seen)
+            if number >= _ALWAYS and _complete(seen):
+                break
+            _backward(project, source.module, case, seen)
+            if number < _ALWAYS or _count(seen) > before:
+                further.append(case)
+    except Exception:  # noqa: BLE001 (no gradients: `measure` says so; a case that forward() refuses is told elsewhere)
+        further = [samples.more(project, number, _ROWS) for number in range(_ALWAYS)]
+    return replace(grid, cases=(*grid.cases, *further))
+
+
+def _count(seen: Seen) -> int:
+    return sum(int(mask.sum()) for mask in seen.values())
+
+
+def _complete(seen: Seen) -> bool:
+    return all(bool(mask.all()) for mask in seen.values())
+
+
+def measure(project: Project, source: Source, cases: Sequence[Case]) -> Coverage:
+    """Run the module backwards on `cases`, until every channel has shown; on a few of them where that is dear.
+
+    What forbids it is recorded, and nothing is claimed then.
+    """
+    seen: Seen = {}
+    used = 0
+    most = len(cases) if source.parameters <= _CHEAP_PARAMETERS else _CASES
+    try:
+        for case in _affordable(cases, most):
+            _backward(project, source.module, case, seen)
+            used += 1
+            if seen and _complete(seen):
+                break
+    except Exception as error:  # noqa: BLE001 (the user's code may forbid gradients in any way; recorded)
+        return Coverage(0, 0, {}, f"not measured: {type(error).__name__} in the backward pass")
+    if not seen:
+        return Coverage(0, 0, {}, "not measured: no output has a gradient")
+    silent = {}
+    for name, mask in sorted(seen.items()):
+        if not bool(mask.all()):
+            indices = torch.nonzero(~mask).reshape(-1).tolist()
+            silent[name] = Silent(len(indices), len(mask), tuple(indices[:_SHOWN]))
+    channels = sum(len(mask) for mask in seen.values())
+    exercised = channels - sum(one.count for one in silent.values())
+    return Coverage(channels, exercised, silent, f"gradients of {used} of {len(cases)} cases")
+
+
+def still(expectations: Sequence[Expectation]) -> dict[str, int]:
+    """How many channels of each output have one value in all cases: along the last axis where its size is fixed."""
+    found = {}
+    for name in expectations[0].outputs:
+        arrays = [one.outputs[name] for one in expectations if one.outputs[name].size]
+        if not arrays or arrays[0].ndim == 0 or len({array.shape[-1] for array in arrays}) > 1:
+            continue
+        rows = np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
+        count = int((rows == rows[:1]).all(axis=0).sum()) if len(rows) > 1 else 0
+        if count:
+            found[name] = count
+    return found
+
+
+def note(found: Coverage) -> str:
+    """What the user should know of it, in a line; empty where every channel shows."""
+    if not found.silent:
+        return "" if found.channels else f"what the samples exercise was {found.measured}"
+    largest = sorted(found.silent.items(), key=lambda item: -item[1].count)
+    named = ", ".join(f"{name} ({one.count:,} of {one.of:,})" for name, one in largest[:_TOLD])
+    more = f" and {len(largest) - _TOLD} more" if len(largest) > _TOLD else ""
+    silent = found.channels - found.exercised
+    return f"no sample shows {silent:,} of {found.channels:,} channels of the weights: {named}{more}"
+
+
+def _affordable(cases: Sequence[Case], most: int) -> list[Case]:
+    chosen: list[Case] = []
+    elements = 0
+    for case in sorted(cases, key=lambda case: (-_elements(case.inputs), case.name)):
+        if elements + _elements(case.inputs) <= _INPUT_ELEMENTS and len(chosen) < most:
+            chosen.append(case)
+            elements += _elements(case.inputs)
+    return chosen or [min(cases, key=lambda case: _elements(case.inputs))]
+
+
+def _elements(inputs: Mapping[str, Array]) -> int:
+    return sum(one.size for one in inputs.values())
+
+
+def _backward(project: Project, module: torch.nn.Module, case: Case, seen: Seen) -> None:
+    """Mark the channels that this case's outputs depend on; gradients are dropped as they come."""
+    parameters, leaves = dict(module.named_parameters()), {}
+    for name, tensor in {**parameters, **dict(module.named_buffers())}.items():
+        if tensor.is_floating_point() and tensor.dim() > 0 and not name.endswith(_STATISTICS):
+            leaves[name] = tensor.detach().requires_grad_()
+            mark = _marker(name, seen)
+            leaves[name].register_post_accumulate_grad_hook(mark)  # type: ignore[no-untyped-call]  # torch's stubs
+    with _gradients_of_padding(module):
+        try:
+            with torch.enable_grad():
+                value = torch.func.functional_call(module, leaves, bind(project, list(case.inputs.values())))
+        finally:
+            restore_rnns(module)
+    generator = torch.Generator().manual_seed(0)
+    named = outputs.select(outputs.flatten(value), project.manifest.outputs)
+    told = [one for one in named.values() if one.requires_grad and bool(torch.isfinite(one).all())]
+    if told:
+        noise = [torch.randn(one.shape, generator=generator).to(one.dtype) for one in told]
+        for name in (one for one in parameters if one in leaves):
+            seen.setdefault(name, torch.zeros(len(leaves[name]), dtype=torch.bool))
+        torch.autograd.backward(told, noise)
+
+
+@contextmanager
+def _gradients_of_padding(module: torch.nn.Module) -> Iterator[None]:
+    """Let the row of an embedding that stands for padding have its gradient, which training forbids it."""
+    kept = {one: one.padding_idx for one in module.modules() if isinstance(one, torch.nn.Embedding)}
+    try:
+        for one in kept:
+            one.padding_idx = None
+        yield
+    finally:
+        for one, padding in kept.items():
+            one.padding_idx = padding
+
+
+def _marker(name: str, seen: Seen):  # type: ignore[no-untyped-def]  # torch's type of a hook is not public
+    def mark(leaf: torch.Tensor) -> None:
+        gradient, leaf.grad = leaf.grad, None
+        assert gradient is not None
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        seen.setdefault(name, torch.zeros(len(dense), dtype=torch.bool))
+        seen[name] |= (dense != 0).reshape(len(dense), math.prod(dense.shape[1:])).any(dim=1)
+
+    return mark

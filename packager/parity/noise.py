@@ -1,0 +1,195 @@
+"""The module evaluated again, in ways that are equal in mathematics: their distance is what its arithmetic costs.
+
+    float64       the same module in double precision, which is the oracle: nothing but the user's own code
+    moved         where float64 is refused: every parameter one unit in the last place away, which bounds what
+                  any backward stable evaluation may do (Higham, Accuracy and Stability of Numerical Algorithms,
+                  2nd edition, section 1.5)
+    one thread    another order of summation
+    row by row    a batch in pieces, which makes other kernels do the same work
+
+Beside them stands one that is almost equal: inputs and parameters nudged by less than anybody could mean.
+Where that changes an index, or an output by far more than rounding does, a decision hangs on a tie there, and
+no artifact can be held to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from packager import outputs
+from packager.manifest import Project
+from packager.parity.compare import Array
+from packager.parity.limits import epsilon
+from packager.samples import Case
+from packager.source import Source, bind
+
+ORACLE = "float64"
+MOVED = "parameters one unit in the last place away"
+ONE_THREAD = "one thread"
+ROWS = "row by row"
+_MOST_ROWS = 8
+_NUDGE_IN_EPSILONS = 64  # fewer are lost in the first sum, and what was tied stays so
+_NUDGE_OF_HALF_IN_EPSILONS = 4  # 64 of float16's would be six percent
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One more evaluation: its outputs by case and name. `note` says why it was taken, where that is not plain."""
+
+    name: str
+    outputs: Mapping[str, Mapping[str, Array]]
+    note: str = ""
+
+
+def evaluations(
+    project: Project, source: Source, cases: Sequence[Case], known: Mapping[str, Mapping[str, Array]]
+) -> tuple[Evaluation, ...]:
+    """Evaluate `cases` again, and one of them in further ways; `known` are the outputs as the module gives them."""
+    found = [_oracle(project, source, cases)]
+    with _threads(1) as before:
+        if before > 1:
+            found.append(Evaluation(ONE_THREAD, {cases[0].name: _plain(project, source, cases[0])}))
+    batched = [case for case in cases if 2 <= _rows(project, case, known[case.name]) <= _MOST_ROWS]
+    if batched:
+        found.append(Evaluation(ROWS, {batched[0].name: _row_by_row(project, source, batched[0], known)}))
+    return tuple(found)
+
+
+def nudged(project: Project, source: Source, case: Case) -> Mapping[str, Array]:
+    """The outputs with the float inputs, or else the parameters, moved by a few roundings."""
+    inputs = {name: _nudge(project, name, array) for name, array in case.inputs.items()}
+    state = {}
+    if all(array.dtype.kind != "f" for array in inputs.values()):
+        whole = _state(source.module)
+        state = {name: _one_ulp_away(one) if one.is_floating_point() else one for name, one in whole.items()}
+    return _with_state(project, source.module, state, replace(case, inputs=inputs), widen=False)
+
+
+# -- the evaluations ------------------------------------------------------------------------
+
+
+def _oracle(project: Project, source: Source, cases: Sequence[Case]) -> Evaluation:
+    """The same cases in float64, or else with parameters one unit in the last place away."""
+    state = _state(source.module)
+    try:
+        wide = {name: one.double() if one.is_floating_point() else one for name, one in state.items()}
+        return Evaluation(
+            ORACLE, {one.name: _with_state(project, source.module, wide, one, widen=True) for one in cases}
+        )
+    except Exception as error:  # noqa: BLE001 (the user's code may refuse float64 in any way)
+        refused = type(error).__name__
+    try:
+        moved = {name: _one_ulp_away(one) if one.is_floating_point() else one for name, one in state.items()}
+        found = {one.name: _with_state(project, source.module, moved, one, widen=False) for one in cases}
+    except Exception as error:  # noqa: BLE001 (recorded: nothing was measured in this way)
+        return Evaluation(MOVED, {}, f"float64 gives {refused}, and they {type(error).__name__}")
+    return Evaluation(MOVED, found, f"float64 gives {refused}")
+
+
+def _plain(project: Project, source: Source, case: Case) -> Mapping[str, Array]:
+    return _with_state(project, source.module, {}, case, widen=False)
+
+
+def _rows(project: Project, case: Case, known: Mapping[str, Array]) -> int:
+    """How many rows a case has, where every input and output seems to be a batch of them that may be one; else 0."""
+    shapes = [spec.shape for spec in project.manifest.inputs.values()]
+    batch = shapes[0][0] if shapes[0] else None
+    if not isinstance(batch, str) or any(shape[:1] != [batch] for shape in shapes):
+        return 0
+    size = case.sizes[batch]
+    whole = all(array.shape[:1] == (size,) for array in known.values())
+    return size if whole and project.manifest.limits()[batch].min <= 1 else 0
+
+
+def _row_by_row(
+    project: Project, source: Source, case: Case, known: Mapping[str, Mapping[str, Array]]
+) -> dict[str, Array]:
+    """The outputs of each row alone, put together; without those whose shape depends on the other rows."""
+    size = len(next(iter(case.inputs.values())))
+    rows = [
+        _plain(project, source, replace(case, inputs={name: one[row : row + 1] for name, one in case.inputs.items()}))
+        for row in range(size)
+    ]
+    return {
+        name: np.concatenate([row[name] for row in rows])
+        for name, array in known[case.name].items()
+        if all(row[name].shape == (1, *array.shape[1:]) for row in rows)
+    }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[int]:
+    """Run with so many of torch's threads; yields how many there were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
+
+
+def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _with_state(
+    project: Project, module: torch.nn.Module, state: Mapping[str, torch.Tensor], case: Case, *, widen: bool
+) -> Mapping[str, Array]:
+    inputs: tuple[Any, ...] = bind(project, list(case.inputs.values()))
+    if widen:
+        inputs = tuple(one.double() if one.is_floating_point() else one for one in inputs)
+    try:
+        with torch.inference_mode():
+            value = torch.func.functional_call(module, dict(state), inputs)
+    finally:
+        restore_rnns(module)
+    named = outputs.select(outputs.flatten(value), project.manifest.outputs)
+    return {name: to_numpy(tensor) for name, tensor in named.items()}
+
+
+def restore_rnns(module: torch.nn.Module) -> None:
+    """Let recurrent layers hold their own weights again: they keep a list, in which functional_call leaves others.
+
+    A trace would take those for constants.
+    """
+    for one in module.modules():
+        if isinstance(one, torch.nn.RNNBase):
+            one._init_flat_weights()
+
+
+def _one_ulp_away(tensor: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    sign = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.dtype) * 2 - 1
+    return tensor * (1 + sign * torch.finfo(tensor.dtype).eps)
+
+
+def _nudge(project: Project, name: str, array: Array) -> Array:
+    """Floats moved by some roundings of theirs, or of their range's size, up or down; the others as they are."""
+    if array.dtype.kind != "f":
+        return array
+    spec = project.manifest.inputs[name]
+    generator = np.random.default_rng([project.manifest.parity.seed, *name.encode()])
+    wide = array.astype(np.float64)
+    span = 1.0 if spec.range is None else min(1.0, float(spec.range[1]) - float(spec.range[0]))
+    roundings = _NUDGE_IN_EPSILONS if array.dtype.itemsize > 2 else _NUDGE_OF_HALF_IN_EPSILONS
+    step = roundings * epsilon(array.dtype) * (np.abs(wide) + span)
+    signs = 2 * generator.integers(0, 2, array.shape) - 1
+    information = np.finfo(str(array.dtype))
+    least, most = spec.ends() if spec.range is not None else (information.min, information.max)
+    # No farther out than the range, or than a user's own data are; infinities, of masks, stay what they are.
+    low, high = np.minimum(wide, float(least)), np.maximum(wide, float(most))
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = np.where(np.isfinite(wide), np.clip(wide + step * signs, low, high), wide)
+    return np.asarray(moved.astype(array.dtype))
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """A CPU tensor as an array of its dtype, its memory in order."""
+    found: Array = tensor.detach().resolve_conj().resolve_neg().contiguous().numpy()
+    return found

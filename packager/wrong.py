@@ -1,0 +1,115 @@
+"""An exported graph that is not proven → what it does wrong, in a line, with the user's module and line, and `repro/`.
+
+The reference is the eager module itself, operator by operator, on the case that fails. So the first operation that
+the graph gets wrong is known as PyTorch's operator in the user's code, and as the nodes that the exporter made of it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+
+from packager import graph_file
+from packager.jobs import Raw
+from packager.manifest import Project, Tolerance
+from packager.parity import eager_flow, graph_flow, locate, repro
+from packager.parity.flow import Flow, NotSeen
+from packager.parity.gate import Expectation
+from packager.parity.graph_flow import Graph
+from packager.parity.limits import MULTIPLE
+from packager.source import bind
+
+_LARGEST = 0.25  # of a value's own size: where more is allowed, nothing can be told apart
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where `repro/NAME-VERSION` is written, and what it is called when it is spoken of."""
+
+    folder: Path
+    shown: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in a sentence, the user's line where it is known, `model.py:41`, and whether a folder shows it."""
+
+    text: str
+    where: str | None = None
+    shown: bool = False
+
+
+def find(
+    project: Project, module: torch.nn.Module, raw: Raw, expectations: Sequence[Expectation], place: Place | None
+) -> Finding:
+    """What the exported graph does wrong; the folder that shows it is written to `place`, where one is given."""
+    graph = Graph(graph_file.load(raw), raw.path.parent, project.manifest.target.providers)
+    try:
+        wrong = locate.smallest_wrong(graph, expectations)
+        inputs = wrong.expectation.inputs
+        tensors = dict(zip(inputs, bind(project, list(inputs.values())), strict=True))
+        eager = eager_flow.Eager(module, tensors, project.manifest.outputs, project.folder)
+        flow, called = eager_flow.run(eager, graph_flow.MOST_BYTES)
+        reference = flow.within(_tolerances(project, eager, flow, wrong))
+        suspect = graph_flow.run(graph, inputs)
+        found = locate.locate(reference, suspect, wrong)
+    except NotSeen as why:
+        return Finding(f"where it goes wrong was not found: {why}")
+    clauses = locate.say(found, reference, suspect, "PyTorch's")
+    branch = _branch(found.nodes, module, called)
+    if branch:
+        clauses.append(f"the graph runs {branch}, and the module did not on this case")
+    shown = False
+    if place is not None and found.shows:
+        shown, said = _show(place, found, graph)
+        clauses.append(said)
+    return Finding("\n".join(clauses), reference.values[found.stands_for].place, shown)
+
+
+def _tolerances(project: Project, eager: eager_flow.Eager, flow: Flow, wrong: locate.Wrong) -> list[float]:
+    """What is allowed of each value on the way: measured for each as it is for outputs, unless it is written down."""
+    if isinstance(project.manifest.parity.tolerance, Tolerance):
+        return [wrong.relative] * len(flow.values)
+    noise = eager_flow.noise(eager, flow, 3 * graph_flow.MOST_BYTES)
+    found = [wrong.relative if one is None else min(MULTIPLE * one, _LARGEST) for one in noise]
+    for place in flow.outputs.values():
+        found[place] = max(found[place], wrong.relative)
+    return found
+
+
+def _show(place: Place, found: locate.Located, graph: Graph) -> tuple[bool, str]:
+    """Write the folder; whether it is there now, and what to say of it."""
+    try:
+        repro.write(place.folder, found, graph)
+    except repro.NotOurs:
+        return False, f"{place.shown} is something else, and was left as it is"
+    except OSError as error:
+        return False, f"{place.shown} could not be written: {error.strerror}"
+    return True, f"{place.shown}/{repro.SHOW} shows it"
+
+
+def _branch(nodes: Sequence[onnx.NodeProto], module: torch.nn.Module, called: frozenset[str]) -> str:
+    """The innermost module that these nodes belong to by their exporter's word, if it was not called."""
+    known = {name for name, _ in module.named_modules() if name}
+    for node in nodes:
+        scope = _scope(node)
+        paths = {".".join(scope[start:end]) for start in (0, 1) for end in range(start + 1, len(scope) + 1)}
+        within = sorted(paths & known, key=len)
+        if within and within[-1] not in called:
+            return within[-1]
+    return ""
+
+
+def _scope(node: onnx.NodeProto) -> list[str]:
+    """The modules around a node, outermost first: `/model/left/Gemm`, or as torch.export notes it beside the node."""
+    metadata: Mapping[str, str] = {one.key: one.value for one in node.metadata_props}
+    noted = metadata.get("pkg.torch.onnx.name_scopes")
+    if noted is None:
+        return node.name.split("/")[1:-1]
+    scopes = [str(one) for one in ast.literal_eval(noted)]
+    return scopes[-2].split(".") if len(scopes) > 1 else []

@@ -1,0 +1,224 @@
+"""What the samples exercise: channels that no output of any case depends on are named."""
+
+import numpy as np
+import pytest
+import torch
+from projects import LINEAR
+
+from packager.parity import coverage, reference
+from packager.parity.compare import Limit
+from packager.parity.gate import Expectation
+from packager.results import Coverage, Silent
+
+
+def returning(layers, expression, lines=()):
+    """A module with these layers, whose forward returns an expression of x."""
+    made = "\n        ".join([*layers])
+    body = "\n        ".join([*lines, f"return {expression}"])
+    return LINEAR.replace("self.layer = nn.Linear(4, 3)", made).replace("return self.layer(x)", body)
+
+
+def measured(loaded, source, grid):
+    return coverage.measure(loaded, source, grid.cases)
+
+
+# -- what is silent -------------------------------------------------------------------------
+
+
+def test_where_every_channel_shows_none_is_named(opened):
+    found = measured(*opened(LINEAR))
+    assert (found.channels, found.exercised, dict(found.silent)) == (6, 6, {})
+    assert coverage.note(found) == ""
+
+
+DEAD = returning(
+    ["self.first = nn.Linear(4, 3)", "self.second = nn.Linear(3, 2)",
+     "self.first.bias.data = torch.tensor([0.0, -1e6, 0.0])"],
+    "self.second(torch.relu(self.first(x)))",
+)  # fmt: skip
+
+
+def test_a_channel_behind_a_relu_that_never_opens_is_named(opened):
+    found = measured(*opened(DEAD))
+    assert found.silent == {"first.bias": Silent(1, 3, (1,)), "first.weight": Silent(1, 3, (1,))}
+    assert (found.channels, found.exercised) == (3 + 3 + 2 + 2, 8)
+    assert coverage.note(found) == (
+        "no sample shows 2 of 10 channels of the weights: first.bias (1 of 3), first.weight (1 of 3)"
+    )
+
+
+IDS = {"x": {"dtype": "int64", "shape": ["batch", 4], "range": [0, 9]}}
+
+
+def test_rows_of_an_embedding_that_no_sample_looks_up_are_named(opened):
+    found = measured(*opened(returning(["self.table = nn.Embedding(12, 3)"], "self.table(x)"), IDS))
+    assert found.silent == {"table.weight": Silent(3, 12, (9, 10, 11))}
+
+
+def test_the_row_that_stands_for_padding_is_not_named_where_it_is_looked_up(opened):
+    loaded, source, grid = opened(returning(["self.table = nn.Embedding(9, 3, padding_idx=0)"], "self.table(x)"), IDS)
+    assert measured(loaded, source, grid).silent == {}
+    assert source.module.table.padding_idx == 0
+
+
+def test_a_parameter_that_nothing_uses_is_named(opened):
+    layers = ["self.layer = nn.Linear(4, 3)", "self.unused = nn.Parameter(torch.ones(5))"]
+    assert measured(*opened(returning(layers, "self.layer(x)"))).silent == {"unused": Silent(5, 5, (0, 1, 2, 3, 4))}
+
+
+def test_of_many_channels_the_first_are_named(opened):
+    layers = ["self.layer = nn.Linear(4, 3)", "self.unused = nn.Parameter(torch.ones(500))"]
+    found = measured(*opened(returning(layers, "self.layer(x)"))).silent["unused"]
+    assert (found.count, found.of, found.first) == (500, 500, tuple(range(20)))
+
+
+def test_buffers_count_where_gradients_reach_them(opened):
+    layers = ["self.layer = nn.Linear(4, 3)", "self.register_buffer('scale', torch.ones(5))",
+              "self.register_buffer('mask', torch.tril(torch.ones(3, 3)))"]  # fmt: skip
+    text = returning(layers, "self.layer(x).masked_fill(self.mask[0] == 2, 0.0) * self.scale[:3]")
+    found = measured(*opened(text))
+    assert found.silent == {"scale": Silent(2, 5, (3, 4))}
+    assert found.channels == 3 + 3 + 5
+
+
+def test_a_module_with_batch_normalization_is_measured(opened):
+    text = returning(["self.layer = nn.Linear(4, 3)", "self.norm = nn.BatchNorm1d(3)"], "self.norm(self.layer(x))")
+    found = measured(*opened(text))
+    assert (found.channels, found.exercised) == (3 + 3 + 3 + 3, 12)
+
+
+def test_an_empty_parameter_and_a_scalar_are_no_channels(opened):
+    layers = ["self.layer = nn.Linear(4, 3)", "self.none = nn.Parameter(torch.zeros(0, 2))",
+              "self.scale = nn.Parameter(torch.tensor(2.0))"]  # fmt: skip
+    found = measured(*opened(returning(layers, "self.layer(x) * self.scale + self.none.sum()")))
+    assert (found.channels, found.silent) == (6, {})
+
+
+# -- what cannot be measured ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("self.layer(x).argmax(1)", "not measured: no output has a gradient"),
+        ("self.layer(x).detach()", "not measured: no output has a gradient"),
+        ("self.layer(x) / 0", "not measured: no output has a gradient"),
+        ("torch.from_numpy(self.layer(x).numpy())", "not measured: RuntimeError in the backward pass"),
+    ],
+    ids=["indices", "detached", "infinite", "numpy"],
+)
+def test_a_module_without_gradients_is_not_measured_and_that_is_said(opened, expression, said):
+    found = measured(*opened(returning(["self.layer = nn.Linear(4, 3)"], expression)))
+    assert found == Coverage(0, 0, {}, said)
+    assert coverage.note(found) == f"what the samples exercise was {said}"
+
+
+GRU = ["self.rnn = nn.GRU(4, 3, batch_first=True)"]
+
+
+@pytest.mark.parametrize("expression", ["y", "torch.from_numpy(y.numpy())"], ids=["measured", "refused"])
+def test_recurrent_layers_have_their_own_weights_again(opened, expression):
+    loaded, source, grid = opened(returning(GRU, expression, ["y = self.rnn(x[:, None])[0]"]))
+    measured(loaded, source, coverage.explore(loaded, source, grid))
+    rnn = source.module.rnn
+    assert all(one is two for one, two in zip(rnn._flat_weights, rnn.parameters(), strict=True))
+
+
+def test_nothing_of_the_module_is_changed(opened):
+    loaded, source, grid = opened(DEAD)
+    before = {name: one.clone() for name, one in source.module.state_dict().items()}
+    coverage.explore(loaded, source, grid)
+    measured(loaded, source, grid)
+    assert all(torch.equal(before[name], one) for name, one in source.module.state_dict().items())
+    assert all(one.grad is None for one in source.module.parameters())
+
+
+# -- further cases --------------------------------------------------------------------------
+
+
+def test_a_cheap_module_gets_some_further_cases_in_any_event(opened):
+    loaded, source, grid = opened(LINEAR)
+    found = coverage.explore(loaded, source, grid)
+    assert found.cases[: len(grid.cases)] == grid.cases
+    further = found.cases[len(grid.cases) :]
+    assert [case.name for case in further] == [str(1000 + number) for number in range(8)]
+    assert {case.sizes["batch"] for case in further} == {32}
+    assert [case.fill for case in further] == ["random", "long-tailed", "random", "large"] * 2
+
+
+def test_more_are_drawn_while_they_show_what_none_did_before(opened):
+    inputs = {"x": {"dtype": "int64", "shape": ["batch"], "range": [0, 300]}}
+    loaded, source, grid = opened(returning(["self.table = nn.Embedding(300, 2)"], "self.table(x)"), inputs)
+    found = coverage.explore(loaded, source, grid)
+    assert len(grid.cases) + 8 < len(found.cases)
+    assert coverage.measure(loaded, source, grid.cases).silent["table.weight"].count > 50
+    assert coverage.measure(loaded, source, found.cases).silent == {}
+
+
+def test_no_more_are_drawn_where_they_show_nothing(opened):
+    loaded, source, grid = opened(DEAD)
+    assert len(coverage.explore(loaded, source, grid).cases) == len(grid.cases) + 8
+
+
+def test_a_module_without_gradients_gets_some_further_cases_too(opened):
+    loaded, source, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], "self.layer(x).detach()"))
+    assert len(coverage.explore(loaded, source, grid).cases) == len(grid.cases) + 8
+    loaded, source, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], "torch.tensor(self.layer(x).numpy())"))
+    assert len(coverage.explore(loaded, source, grid).cases) == len(grid.cases) + 8
+
+
+def test_dear_modules_get_none(opened):
+    wide = {"x": {"dtype": "float32", "shape": ["batch", 4000]}}
+    loaded, source, grid = opened(returning(["self.layer = nn.Linear(4000, 3)"], "self.layer(x)"), wide)
+    assert coverage.explore(loaded, source, grid) is grid
+    large = ["self.layer = nn.Linear(4, 300_000)"]
+    loaded, source, grid = opened(returning(large, "self.layer(x).sum(1)"))
+    assert coverage.explore(loaded, source, grid) is grid
+
+
+def test_of_a_dear_module_one_case_is_run_backwards(opened):
+    layers = ["self.layer = nn.Linear(4, 300_000)", "self.unused = nn.Parameter(torch.ones(5))"]
+    loaded, source, grid = opened(returning(layers, "self.layer(x).sum(1)"), dims={"batch": {"max": 4}})
+    assert measured(loaded, source, grid).measured == f"gradients of 1 of {len(grid.cases)} cases"
+
+
+def test_further_cases_are_of_the_sizes_and_kinds_that_fit(opened):
+    inputs = {**IDS, "mask": {"dtype": "bool", "shape": ["batch", 4]}}
+    text = returning(["self.table = nn.Embedding(9, 3)"], "self.table(x) * mask[..., None]").replace("x):", "x, mask):")
+    loaded, source, grid = opened(text, inputs, dims={"batch": {"max": 5}})
+    further = coverage.explore(loaded, source, grid).cases[len(grid.cases) :]
+    assert {case.sizes["batch"] for case in further} == {5}
+    assert {case.fill for case in further} == {"random", "extremes", "padded"}
+
+
+# -- the outputs' own channels --------------------------------------------------------------
+
+
+def giving(*arrays):
+    arrays = [np.asarray(one, np.float32) for one in arrays]
+    return [Expectation(str(number), {}, {"y": one}, {"y": Limit(0, 0)}) for number, one in enumerate(arrays)]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "found"),
+    [
+        ([[[1, 5], [2, 5]], [[3, 5]]], {"y": 1}),
+        ([[[1, 5], [2, 5]], [[3, 6]]], {}),
+        ([[[7, 7]], [[7, 7]]], {"y": 2}),
+        ([[[7, 7]]], {}),
+        ([[1, 2], [1, 2, 3]], {}),
+        ([7, 7], {}),
+        ([np.zeros((0, 2)), np.zeros((0, 2))], {}),
+    ],
+    ids=["one", "none", "all", "a single row", "a size that varies", "scalars", "empty"],
+)
+def test_channels_of_an_output_that_have_one_value_in_all_cases_are_counted(arrays, found):
+    assert coverage.still(giving(*arrays)) == found
+
+
+def test_what_is_measured_stands_in_the_reference_of_a_module(opened):
+    loaded, source, grid = opened(LINEAR.replace("(x)\n", "(x) * torch.tensor([1.0, 0.0, 1.0])\n"))
+    floor = reference.measure_floor(loaded, source, grid, {})
+    found = reference.measure(loaded, source, grid, floor, known=(), decides=False)
+    assert coverage.still(found.expectations) == {"output_0": 1}
+    assert coverage.measure(loaded, source, found.cases).silent["layer.bias"] == Silent(1, 3, (1,))

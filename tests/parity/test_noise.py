@@ -1,0 +1,342 @@
+"""The module evaluated again: in float64, in pieces, on one thread, and nudged."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from projects import FLOATS, LINEAR
+
+from packager import samples
+from packager.errors import DecidedByTies, render
+from packager.manifest import Input, Manifest, Project
+from packager.parity import noise, reference
+from packager.parity.noise import MOVED, ONE_THREAD, ORACLE, ROWS
+from packager.yaml_lines import Document
+
+
+def returning(expression, layer="nn.Linear(4, 3)"):
+    return LINEAR.replace("nn.Linear(4, 3)", layer).replace(
+        "return self.layer(x)", f"y = self.layer(x)\n        return {expression}"
+    )
+
+
+def evaluated(loaded, source, grid):
+    """The evaluations of all cases, by name, and the module's own outputs."""
+    known = {case.name: reference.first_outputs(loaded, source, case) for case in grid.cases}
+    found = noise.evaluations(loaded, source, list(grid.cases), known)
+    return {one.name: one for one in found}, known
+
+
+# -- the oracle -----------------------------------------------------------------------------
+
+
+def test_the_oracle_is_the_module_in_float64(opened):
+    loaded, source, grid = opened(returning("torch.tanh(y) * 3.0"))
+    found, _ = evaluated(loaded, source, grid)
+    wide = source.module.double()
+    assert list(found[ORACLE].outputs) == [case.name for case in grid.cases]
+    for case in grid.cases:
+        own = found[ORACLE].outputs[case.name]["output_0"]
+        assert own.dtype == np.float64
+        assert np.array_equal(own, wide(torch.from_numpy(case.inputs["x"]).double()).detach().numpy())
+
+
+def test_integer_inputs_and_buffers_stay_what_they_are_in_the_oracle(opened):
+    text = LINEAR.replace(
+        "self.layer = nn.Linear(4, 3)",
+        "self.layer = nn.Embedding(9, 3)\n        self.register_buffer('shift', torch.tensor(2))",
+    ).replace("self.layer(x)", "(self.layer(x), x + self.shift)")
+    loaded, source, grid = opened(text, {"x": {"dtype": "int64", "shape": ["batch", 4], "range": [0, 9]}})
+    found, known = evaluated(loaded, source, grid)
+    for name, own in found[ORACLE].outputs.items():
+        assert own["output_0"].dtype == np.float64
+        assert np.array_equal(own["output_1"], known[name]["output_1"])
+
+
+REFUSES = returning("y * (1.0 if x.dtype == torch.float32 else 1 / 0)")
+
+
+def test_where_float64_is_refused_the_parameters_are_moved(opened):
+    loaded, source, grid = opened(REFUSES)
+    before = {name: one.clone() for name, one in source.module.state_dict().items()}
+    found, known = evaluated(loaded, source, grid)
+    assert next(iter(found)) == MOVED and ORACLE not in found
+    assert found[MOVED].note == "float64 gives ZeroDivisionError"
+    shares = [
+        np.abs(found[MOVED].outputs[name]["output_0"] - own["output_0"]).max() / np.abs(own["output_0"]).max()
+        for name, own in known.items()
+    ]
+    assert 0 < max(shares) < 1e-5
+    assert all(torch.equal(before[name], one) for name, one in source.module.state_dict().items())
+
+
+def test_every_parameter_is_moved_by_one_unit_in_the_last_place_and_the_same_way_each_time():
+    tensor = torch.linspace(-3, 3, 1000)
+    moved = noise._one_ulp_away(tensor)
+    assert torch.equal(moved, noise._one_ulp_away(tensor))
+    steps = (moved - tensor).abs() / (tensor.abs() * torch.finfo(torch.float32).eps)
+    assert ((steps > 0.4) & (steps < 2.1)).all()
+    assert 300 < int((moved > tensor).sum()) < 700
+
+
+def test_a_module_that_refuses_both_is_not_measured_and_that_is_said(opened):
+    text = LINEAR.replace(
+        "return self.layer(x)",
+        "if x.dtype == torch.float64 or not torch.equal(self.layer.weight, self.first):\n"
+        "            raise TypeError('no')\n        return self.layer(x)",
+    ).replace("self.layer = nn.Linear(4, 3)", "self.layer = nn.Linear(4, 3)\n        self.first = None")
+    loaded, source, grid = opened(text)
+    source.module.first = source.module.layer.weight.detach().clone()
+    found, _ = evaluated(loaded, source, grid)
+    assert (found[MOVED].outputs, found[MOVED].note) == ({}, "float64 gives TypeError, and they TypeError")
+
+
+# -- other orders of the same arithmetic ----------------------------------------------------
+
+
+def test_one_thread_evaluates_the_first_case_and_leaves_the_threads_as_they_were(opened):
+    loaded, source, grid = opened(LINEAR)
+    torch.set_num_threads(2)
+    found, known = evaluated(loaded, source, grid)
+    assert torch.get_num_threads() == 2
+    assert list(found[ONE_THREAD].outputs) == [grid.cases[0].name]
+    np.testing.assert_allclose(
+        found[ONE_THREAD].outputs[grid.cases[0].name]["output_0"], known[grid.cases[0].name]["output_0"], rtol=1e-5
+    )
+    torch.set_num_threads(1)
+    try:
+        assert ONE_THREAD not in evaluated(loaded, source, grid)[0]
+    finally:
+        torch.set_num_threads(2)
+
+
+def test_a_module_that_raises_on_one_thread_leaves_the_threads_as_they_were(opened):
+    loaded, source, grid = opened(LINEAR.replace("return", "assert torch.get_num_threads() > 1\n        return"))
+    torch.set_num_threads(2)
+    with pytest.raises(AssertionError):
+        evaluated(loaded, source, grid)
+    assert torch.get_num_threads() == 2
+
+
+def test_the_rows_of_a_batch_are_evaluated_alone_and_put_together(opened):
+    loaded, source, grid = opened(returning("{'y': y, 'sum': y.sum(1)}"))
+    found, known = evaluated(loaded, source, grid)
+    ((name, own),) = found[ROWS].outputs.items()
+    assert 2 <= len(own["y"]) <= 8
+    for output in ("y", "sum"):
+        np.testing.assert_allclose(own[output], known[name][output], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs", "sections"),
+    [
+        (LINEAR, {"x": {"dtype": "float32", "shape": [2, 4]}}, {}),
+        (LINEAR, FLOATS, {"dims": {"batch": {"min": 2}}}),
+        (returning("y.sum(0)[:2]"), FLOATS, {"dims": {"batch": {"min": 1, "max": 3}}}),
+    ],
+    ids=["no batch", "no batch of one", "no rows"],
+)
+def test_without_rows_that_stand_alone_nothing_is_evaluated_in_rows(opened, text, inputs, sections):
+    loaded, source, grid = opened(text, inputs, **sections)
+    rows = evaluated(loaded, source, grid)[0].get(ROWS)
+    assert rows is None or [*rows.outputs.values()] == [{}]  # a sum may have as many elements as there are rows
+
+
+def test_an_output_whose_shape_depends_on_the_other_rows_is_not_evaluated_in_rows(opened):
+    loaded, source, grid = opened(returning("{'y': y, 'square': y @ y.T}"))
+    found, _ = evaluated(loaded, source, grid)
+    (own,) = found[ROWS].outputs.values()
+    assert list(own) == ["y"]
+
+
+def test_rows_that_depend_on_each_other_are_no_noise(opened):
+    loaded, source, grid = opened(returning("y - y.mean(0)"))
+    floor = reference.measure_floor(loaded, source, grid, {})
+    assert ROWS in [one.name for one in floor.evaluations]
+    found = reference.measure(loaded, source, grid, floor, known=(), decides=False).noise["output_0"]
+    assert ROWS not in found.parts
+    assert found.relative < 1e-5
+
+
+RECURRENT = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(x[:, None])[0]
+"""
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_recurrent_layers_have_their_own_weights_again_also_after_a_refusal(opened, refuses):
+    refusal = "out = self.rnn(x[:, None])[0]\n        assert x.dtype == torch.float32\n        return out"
+    text = RECURRENT.replace("return self.rnn(x[:, None])[0]", refusal) if refuses else RECURRENT
+    loaded, source, grid = opened(text)
+    evaluated(loaded, source, grid)
+    rnn = source.module.rnn
+    assert all(one is two for one, two in zip(rnn._flat_weights, rnn.parameters(), strict=True))
+    assert {one.dtype for one in rnn._flat_weights} == {torch.float32}
+
+
+# -- nudges ---------------------------------------------------------------------------------
+
+
+def declared(**spec):
+    """A project with this one input, x."""
+    manifest = Manifest.model_validate(
+        {
+            "schema": 1, "name": "n", "version": "1.0.0", "model": {"entry": "model.py:Net"},
+            "checkpoint": {"path": "best.pt"}, "inputs": {"x": {"shape": [], **spec}},
+        }
+    )  # fmt: skip
+    return Project(Path("package.yaml"), manifest, "0" * 64, Document({}, {}))
+
+
+@st.composite
+def nudges(draw):
+    """A float input, and values within its range."""
+    dtype = draw(st.sampled_from(["float16", "float32", "float64"]))
+    bounds = st.floats(-1e4, 1e4, width=16)
+    low, high = sorted([draw(bounds), draw(bounds)])
+    try:
+        spec = Input(dtype=dtype, shape=[], range=draw(st.sampled_from([None, [low, high]])))
+    except ValueError:
+        spec = Input(dtype=dtype, shape=[], range=[-1, 1])
+    fill = draw(st.sampled_from(["random", "extremes", "vanishing", "low", "high"]))
+    return spec, samples.draws.draw(spec, (16,), fill, np.random.default_rng(draw(st.integers(0, 99))))
+
+
+@given(nudges())
+def test_a_nudge_is_small_and_stays_within_the_range(nudge):
+    spec, array = nudge
+    found = noise._nudge(declared(dtype=spec.dtype, range=spec.range), "x", array)
+    assert found.dtype == array.dtype
+    if spec.range is not None:
+        assert ((spec.range[0] <= found) & (found < spec.range[1])).all()
+    epsilon = float(np.finfo(array.dtype).eps)
+    far = np.abs(found.astype(float) - array.astype(float))
+    assert (far <= 66 * epsilon * (np.abs(array.astype(float)) + 1)).all()
+
+
+@pytest.mark.parametrize("limits", [None, [0, 1]])
+def test_a_nudge_moves_every_element_it_may_and_not_all_one_way(limits):
+    array = np.linspace(0.1, 0.9, 200, dtype=np.float32)
+    found = noise._nudge(declared(dtype="float32", range=limits), "x", array)
+    assert (found != array).all()
+    assert 50 < (found > array).sum() < 150
+
+
+def test_masks_of_infinities_and_of_the_largest_number_stay_and_data_beyond_the_range_stay_where_they_are():
+    most = np.finfo(np.float32).max
+    array = np.array([-np.inf, np.inf, np.nan, -most, most, 0.0], np.float32)
+    found = noise._nudge(declared(dtype="float32"), "x", array)
+    assert np.array_equal(found[:3], array[:3], equal_nan=True) and np.isfinite(found[3:]).all()
+    data = np.array([255.0, -7.0, 0.5], np.float32)
+    beyond = noise._nudge(declared(dtype="float32", range=[0, 1]), "x", data)
+    np.testing.assert_allclose(beyond, data, rtol=1e-4)
+
+
+def test_integers_are_not_nudged():
+    array = np.arange(5)
+    assert noise._nudge(declared(dtype="int64", range=[0, 5]), "x", array) is array
+
+
+def test_a_module_of_integers_is_nudged_by_its_parameters(opened):
+    text = LINEAR.replace("nn.Linear(4, 3)", "nn.Embedding(9, 3)")
+    loaded, source, grid = opened(text, {"x": {"dtype": "int64", "shape": ["batch", 4], "range": [0, 9]}})
+    case = grid.example
+    own, other = reference.first_outputs(loaded, source, case), noise.nudged(loaded, source, case)
+    assert 0 < np.abs(own["output_0"] - other["output_0"]).max() < 1e-6
+
+
+# -- decided by ties ------------------------------------------------------------------------
+
+RANKED = {"x": {"dtype": "float32", "shape": ["batch", 8], "range": [0, 1]}}
+TOPK = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        y = x * self.scale
+        return {}
+"""
+CHOSEN = {
+    "an index": "y.topk(3).indices",
+    "a value elsewhere": "torch.zeros_like(y).scatter(1, y.topk(3).indices, 1.0)",
+    "what is masked": "y.masked_fill(torch.zeros_like(y).scatter(1, y.topk(3).indices, 1.0) == 0, float('-inf'))",
+}
+
+
+def measured(loaded, source, grid, *, decides=True):
+    return reference.measure(
+        loaded, source, grid, reference.measure_floor(loaded, source, grid, {}), known=(), decides=decides
+    )
+
+
+@pytest.mark.parametrize("expression", CHOSEN.values(), ids=CHOSEN)
+def test_what_hangs_on_a_tie_is_drawn_anew_and_said(opened, expression):
+    loaded, source, grid = opened(TOPK.format(expression), RANKED)
+    found = measured(loaded, source, grid)
+    tied = {case.name: case.fill for case in grid.cases if case.fill in ("extremes", "low", "high", "vanishing")}
+    assert len(tied) == 4
+    assert found.undecided == tuple(
+        f"{fill} together (case {name}), where a tie decides what comes out" for name, fill in tied.items()
+    )
+    assert [case.name for case in found.cases] == [case.name for case in grid.cases]
+    assert {case.fill for case in found.cases if case.name in tied} == {"random"}
+    assert [one.case for one in found.expectations] == [case.name for case in found.cases]
+
+
+def test_what_is_drawn_anew_is_another_draw_of_the_same_sizes(opened):
+    loaded, source, grid = opened(TOPK.format(CHOSEN["an index"]), RANKED)
+    found = measured(loaded, source, grid)
+    for case, original in zip(found.cases, grid.cases, strict=True):
+        assert case.sizes == original.sizes
+        again = samples.redrawn(loaded, case.name, case.sizes, case.kinds)
+        assert np.array_equal(again.inputs["x"], case.inputs["x"])
+
+
+def test_a_module_that_takes_no_decision_is_not_nudged(opened):
+    loaded, source, grid = opened(TOPK.format(CHOSEN["an index"]), RANKED)
+    found = measured(loaded, source, grid, decides=False)
+    assert found.undecided == ()
+    assert found.cases == grid.cases
+
+
+def test_real_data_with_a_tie_are_left_out_and_said_to_be(opened, tmp_path):
+    np.savez(tmp_path / "real.npz", x=np.full((3, 8), 0.5, np.float32))
+    loaded, source, grid = opened(TOPK.format(CHOSEN["an index"]), RANKED, parity={"data": "real.npz"})
+    found = measured(loaded, source, grid)
+    assert found.undecided[-1] == "the case data (data), where a tie decides output_0"
+    assert "data" not in [case.name for case in found.cases]
+
+
+def test_a_module_whose_every_answer_hangs_on_a_tie_is_refused(opened, tmp_path):
+    loaded, source, grid = opened(TOPK.format("(y * 1e7).round().long()"), RANKED)
+    with pytest.raises(DecidedByTies) as caught:
+        measured(loaded, source, grid)
+    names = {case.name: case.fill for case in grid.cases}
+    lines = render(caught.value).splitlines()
+    last = lines[2].rpartition(": ")[2].split()[0]
+    assert lines == [
+        "error[decided-by-ties]: what this module gives hangs on ties, so no artifact could be held to it",
+        f" --> {tmp_path / 'package.yaml'}:1: parity",
+        f"  inputs moved by a few roundings give something else on {len(grid.cases)} of {len(grid.cases)} cases: "
+        f"{last} ({names[last]}), where a tie decides output_0",
+        "hint: break ties in forward(), round what is ranked, or return the scores instead of their order",
+    ]
