@@ -1,15 +1,16 @@
-"""docs/benchmarks.md: one page, of which every benchmark writes its own part."""
+"""docs/benchmarks.md, and whatever else the benchmarks tell of: pages of which each writes its own part."""
 
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
-def put(name: str, text: str) -> None:
+def put(name: str, text: str, file: str = "benchmarks.md") -> None:
     """Put a benchmark's part in its place on the page, or at the end where it has none yet."""
-    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Benchmarks\n"
+    path = DOCS / file
+    page = path.read_text(encoding="utf-8") if path.exists() else f"# {path.stem.capitalize()}\n"
     part = f"<!-- {name} -->\n{text.strip()}\n<!-- end of {name} -->\n"
     pattern = re.compile(rf"<!-- {name} -->\n.*?<!-- end of {name} -->\n", re.DOTALL)
     page = pattern.sub(lambda found: part, page) if pattern.search(page) else f"{page.rstrip()}\n\n{part}"
-    PAGE.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8")

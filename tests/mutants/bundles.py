@@ -1,0 +1,83 @@
+"""Bundles to break: built of tests/architectures.py, changed in one artifact, and sealed again as if nothing were."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from architectures import Architecture, write
+from projects import reseal as seal
+
+import packager
+from packager.bundle import layout, records
+from packager.bundle.fingerprint import digest
+
+LEVELS: Mapping[str, Mapping[str, Any]] = {
+    "optimized": {},
+    "as exported": {"optimize": {"level": "none", "simplify": False}},
+}
+"""How a graph is built: with the fused operators that ship by default, or with the plain ones."""
+
+
+def build(architecture: Architecture, level: str, folder: Path) -> Path:
+    """Build the bundle of an architecture at one of `LEVELS`."""
+    path = write(architecture, folder / "project", **LEVELS[level])
+    return packager.build(path, folder / "out").bundle
+
+
+def shared(level: str, architecture: Architecture, folder: Path) -> Path:
+    """The same, built once for all who ask with this folder."""
+    target = folder / level.replace(" ", "-") / architecture.name
+    made = list(target.glob("out/*/" + layout.CONFIG))
+    return made[0].parent if made else build(architecture, level, target)
+
+
+def copy(bundle: Path, target: Path, *, torchscript: bool = True) -> Path:
+    """A copy to break; without TorchScript it is verified in a fraction of the time."""
+    found = Path(shutil.copytree(bundle, target))
+    if not torchscript:
+        (found / layout.TORCHSCRIPT).unlink()
+        config = _config(found)
+        parity = records.Parity.model_validate_json((found / layout.PARITY).read_bytes())
+        artifacts = config.artifacts.model_copy(update={"torchscript": None})
+        unchecked = parity.backends["torchscript"].model_copy(update={"verdict": "not-checked"})
+        backends = {**parity.backends, "torchscript": unchecked}
+        verdicts = config.parity.model_copy(update={"torchscript": "not-checked"})
+        changed = config.model_copy(update={"artifacts": artifacts, "parity": verdicts})
+        (found / layout.CONFIG).write_bytes(changed.to_bytes())
+        (found / layout.PARITY).write_bytes(parity.model_copy(update={"backends": backends}).to_bytes())
+        seal(found)
+    return found
+
+
+def put(bundle: Path, model: onnx.ModelProto) -> None:
+    """Give the bundle another ONNX model, and the digests that go with it."""
+    (bundle / layout.ONNX).write_bytes(model.SerializeToString())
+    reseal(bundle)
+
+
+def reseal(bundle: Path) -> str:
+    """Make every digest that of the files as they are now, in config.json too; returns the fingerprint.
+
+    Integrity and structure are right again: somebody did everything right but the numbers.
+    """
+    config = _config(bundle)
+    onnx_artifact, script = config.artifacts.onnx, config.artifacts.torchscript
+    if onnx_artifact is not None:
+        onnx_artifact = onnx_artifact.model_copy(update={"sha256": digest(bundle / onnx_artifact.path)})
+    if script is not None:
+        script = script.model_copy(update={"sha256": digest(bundle / script.path)})
+    artifacts = config.artifacts.model_copy(update={"onnx": onnx_artifact, "torchscript": script})
+    (bundle / layout.CONFIG).write_bytes(config.model_copy(update={"artifacts": artifacts}).to_bytes())
+    return seal(bundle)
+
+
+def found(report: packager.VerifyReport, backend: str = "onnx") -> bool:
+    """Whether a mutant is refused for what it is; a seal that is not right would be this library's defect."""
+    assert report.integrity.whole and not any("digest" in one or "FINGERPRINT" in one for one in report.structure)
+    return bool(report.structure) or report.parity[backend] == "fail"
+
+
+def _config(bundle: Path) -> records.Config:
+    return records.Config.model_validate_json((bundle / layout.CONFIG).read_bytes())

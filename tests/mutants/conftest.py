@@ -1,0 +1,29 @@
+"""What the tests of mutants share: bundles that are built once, and changed as copies."""
+
+import bundles
+import onnx
+import pytest
+from oracle import OnnxOracle
+
+from packager.bundle import layout
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A function that gives the bundle of an architecture at a level, built once; not to be changed."""
+    folder = tmp_path_factory.mktemp("mutants")
+    return lambda architecture, level: bundles.shared(level, architecture, folder)
+
+
+@pytest.fixture(scope="session")
+def onnx_of(shared):
+    """A function that gives the graph of a bundle and the oracle of its mutants."""
+    oracles = {}
+
+    def found(architecture, level):
+        bundle = shared(architecture, level)
+        if bundle not in oracles:
+            oracles[bundle] = OnnxOracle(architecture, bundle)
+        return onnx.load(bundle / layout.ONNX), oracles[bundle]
+
+    return found

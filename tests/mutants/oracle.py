@@ -1,0 +1,232 @@
+"""What a mutant truly does, measured without the gate: its outputs beside the original's on many valid inputs.
+
+The unit is the noise floor of a typical case, as the bundle's evidence records it. Inputs are drawn anew, in sizes,
+kinds and numbers that no build uses. Rows on which good evaluations of the original disagree (without optimization,
+with weights one unit in the last place away), as at a tie that rounding breaks, or where a model is ill conditioned,
+say nothing about a mutant and are left aside.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from architectures import Architecture
+from onnx import ModelProto, numpy_helper
+from onnxruntime import GraphOptimizationLevel as Level
+
+from packager.bundle import layout
+from packager.manifest import Input
+
+MUST = 10.0
+"""A mutant whose effect is more than so many noise floors on some valid input must be found."""
+
+_ROWS = 320
+_STEADY = 5.0
+Arrays = Mapping[str, np.ndarray]
+Run = Callable[[Arrays], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The largest difference from the original in noise floors, and of which output on which input it is."""
+
+    floors: float
+    where: str
+
+    @property
+    def must_be_found(self) -> bool:
+        """Whether no check may miss it."""
+        return self.floors > MUST
+
+
+def floors(expected: np.ndarray, actual: np.ndarray, noise: float, small: float) -> np.ndarray:
+    """How many noise floors each element is from what was expected; infinite where a NaN or an integer differs.
+
+    The floor is relative to the element and to `small`, what counts as small in that output, as limits are.
+    """
+    if expected.dtype.kind != "f":
+        return np.where(expected != actual, np.inf, 0.0)
+    left, right = expected.astype(np.float64), actual.astype(np.float64)
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    finite = np.isfinite(left) & np.isfinite(right)
+    with np.errstate(all="ignore"):
+        unit = noise * (np.abs(left) + small)
+        return np.where(same, 0.0, np.where(finite, np.abs(right - left) / unit, np.inf))
+
+
+def smalls(arrays: Sequence[np.ndarray]) -> list[float]:
+    """What counts as small in each of the arrays: the lower quartile of its magnitudes, or of those of all together.
+
+    The larger of the two, without zeros, and without values that a sixteenth of the elements share, as masks do.
+    """
+    if not arrays or arrays[0].dtype.kind != "f":
+        return [0.0] * len(arrays)  # they must agree exactly
+    kept = []
+    for array in arrays:
+        values, counts = np.unique(np.abs(array[np.isfinite(array) & (array != 0)]), return_counts=True)
+        single = counts <= max(2, counts.sum() / 16)
+        kept.append(np.repeat(values[single], counts[single]) if single.any() else values)
+    overall, *own = [float(np.quantile(one, 0.25)) if one.size else 0.0 for one in (np.concatenate(kept), *kept)]
+    return [max(overall, one) for one in own]
+
+
+class Oracle:
+    """The original, run once on every input, to set mutants beside; `again` are other good evaluations of it."""
+
+    def __init__(self, inputs: Sequence[Arrays], noise: Mapping[str, float], run: Run, again: Sequence[Run]) -> None:
+        self._inputs = inputs
+        self._noise = noise
+        self._expected = [run(feed) for feed in inputs]
+        self._small = {name: smalls([one[name] for one in self._expected]) for name in self._expected[0]}
+        apart = [[self._floors(number, other(feed)) for other in again] for number, feed in enumerate(inputs)]
+        self._steady = [{name: _steady([one[name] for one in found]) for name in found[0]} for found in apart]
+        self.left_aside = sum(int((~rows).sum()) for one in self._steady for rows in one.values())
+
+    def effect(self, run: Run) -> Effect:
+        """The effect of a mutant; infinite where it does not run, or gives other names, dtypes or shapes."""
+        worst = Effect(0.0, "nowhere")
+        for number, (feed, expected) in enumerate(zip(self._inputs, self._expected, strict=True)):
+            try:
+                actual = run(feed)
+            except Exception as error:  # noqa: BLE001 (any of a dozen unrelated classes; each means: does not run)
+                return Effect(np.inf, f"it does not run: {' '.join(str(error).split())[:80]}")
+            if _form(actual) != _form(expected):
+                return Effect(np.inf, f"names, dtypes or shapes on input {number}")
+            for name, found in self._floors(number, actual).items():
+                largest = float(found[self._steady[number][name]].max(initial=0.0))
+                if largest > worst.floors:
+                    worst = Effect(largest, f"{name} on input {number}")
+        return worst
+
+    def _floors(self, number: int, actual: Arrays) -> dict[str, np.ndarray]:
+        return {
+            name: floors(array, actual[name], self._noise[name], self._small[name][number])
+            for name, array in self._expected[number].items()
+        }
+
+
+def _steady(apart: Sequence[np.ndarray]) -> np.ndarray:
+    """The rows on which all of these are within a few noise floors; of an array without rows, whether it is."""
+    elements = np.all([one <= _STEADY for one in apart], axis=0)
+    return np.asarray(elements.reshape(*elements.shape[:1], -1).all(axis=-1) if elements.ndim else elements)
+
+
+def _form(outputs: Arrays) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
+    return [(name, array.dtype, array.shape) for name, array in outputs.items()]
+
+
+def noise(bundle: Path) -> dict[str, float]:
+    """The noise floor of each output in the median of its cases; 0 of outputs that must agree exactly."""
+    record = json.loads((bundle / layout.PARITY).read_text())
+    found = {}
+    for name, one in record["tolerance"].items():
+        limits = [case["outputs"][name]["rtol"] for case in record["cases"]]
+        found[name] = float(np.median(limits)) / (one["multiple"] or 1)
+    return found
+
+
+class Session:
+    """An ONNX model under the options of the loader, or at another optimization level, or with so many threads."""
+
+    def __init__(self, model: bytes, level: Level | None = None, threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if level is not None:
+            options.graph_optimization_level = level
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.signature = [
+            (one.name, one.type, one.shape) for one in (*self._session.get_inputs(), *self._session.get_outputs())
+        ]
+
+    def run(self, feed: Arrays) -> dict[str, np.ndarray]:
+        """Arrays by input name in, arrays by output name out."""
+        names = [one.name for one in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(None, dict(feed)), strict=True))
+
+
+def moved_weights(content: bytes, seed: int) -> bytes:
+    """The model with every weight one unit in the last place away, to either side; a zero may be a mask and stays."""
+    generator = np.random.default_rng(seed)
+    model = ModelProto.FromString(content)
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if value.dtype.kind == "f":
+            ends = np.where(generator.random(value.shape) < 0.5, -np.inf, np.inf).astype(value.dtype)
+            moved = np.where(np.isfinite(value) & (value != 0), np.nextafter(value, ends), value)
+            tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
+    return model.SerializeToString()
+
+
+class OnnxOracle:
+    """An oracle of the ONNX model of a bundle."""
+
+    def __init__(self, architecture: Architecture, bundle: Path) -> None:
+        content = (bundle / layout.ONNX).read_bytes()
+        self._original = Session(content)
+        plain = Session(content, Level.ORT_DISABLE_ALL)
+        moved = [Session(moved_weights(content, seed)) for seed in (0, 1)]
+        again = [one.run for one in (plain, *moved)]
+        self.oracle = Oracle(list(draw(architecture)), noise(bundle), self._original.run, again)
+
+    def effect(self, model: ModelProto) -> Effect:
+        """The effect of a mutant; infinite where it does not load, or declares other inputs or outputs."""
+        try:
+            mutant = Session(model.SerializeToString())
+        except Exception as error:  # noqa: BLE001 (as above)
+            return Effect(np.inf, f"it does not load: {' '.join(str(error).split())[:80]}")
+        if mutant.signature != self._original.signature:
+            return Effect(np.inf, "the declared inputs or outputs")
+        return self.oracle.effect(mutant.run)
+
+
+# -- inputs ---------------------------------------------------------------------------------
+
+_FILLS = ("random", "random", "random", "ends", "sparse", "low", "high", "large")
+
+
+def draw(architecture: Architecture, seed: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    """Inputs of many sizes, until there are some hundred rows: random, at the ends of the range, sparse, constant."""
+    generator = np.random.default_rng(seed)
+    rows = number = 0
+    while rows < _ROWS:
+        sizes = {
+            name: int(generator.integers(limits["min"], limits["max"], endpoint=True))
+            for name, limits in architecture.dims.items()
+        }
+        if number % 4 == 0:
+            sizes = {name: limits["max"] for name, limits in architecture.dims.items()}
+        fill = _FILLS[number % len(_FILLS)]
+        feed = {
+            name: _array(spec, [sizes.get(dim, dim) for dim in spec["shape"]], fill, generator)
+            for name, spec in architecture.inputs.items()
+        }
+        yield feed
+        rows += sizes.get("batch", 1)
+        number += 1
+
+
+def _array(spec: Mapping[str, Any], shape: list[int], fill: str, generator: np.random.Generator) -> np.ndarray:
+    given = Input.model_validate(spec)
+    dtype = np.dtype(given.dtype)
+    if given.range is None and dtype.kind != "b":
+        scale = {"sparse": 0.1, "low": 0.1, "large": 4.0}.get(fill, 1.0)
+        values = scale * generator.standard_normal(shape)
+        return np.asarray(np.where(generator.random(shape) < 0.9, 0.0, values) if fill == "sparse" else values, dtype)
+    low, high = (0, 1) if dtype.kind == "b" else given.ends()
+    if dtype.kind in "iub":
+        values = generator.integers(low, high, shape, endpoint=True)
+    else:
+        values = generator.uniform(low, high, shape)
+    if fill == "ends":
+        values = np.where(generator.random(shape) < 0.5, low, high)
+    elif fill == "sparse":
+        values = np.where(generator.random(shape) < 0.9, low, values)
+    elif fill in ("low", "high"):
+        values = np.full(shape, low if fill == "low" else high)
+    return np.asarray(values, dtype)

@@ -1,0 +1,186 @@
+"""The parity check can fail: whatever changes an output by more than ten noise floors is refused by `verify`."""
+
+import shutil
+
+import architectures
+import bundles
+import numpy as np
+import onnx
+import pytest
+import scripts
+from architectures import ARCHITECTURES
+from mutations import MUTATIONS
+from oracle import Oracle, Session, draw, floors, noise, smalls
+
+import packager
+from packager.bundle import layout
+from packager.runtime.torchscript_backend import TorchScriptBackend
+
+FEW = [(architectures.CONVNET, "optimized"), (architectures.LSTM, "as exported")]
+ALL = [(architecture, level) for architecture in ARCHITECTURES for level in bundles.LEVELS]
+SCRIPTED = [architectures.RESNET, architectures.BERT, architectures.LSTM, architectures.UNET, architectures.DETECTOR]
+
+
+def identifiers(values):
+    return [f"{architecture.name}, {level}" for architecture, level in values]
+
+
+def survivors(bundle, model, oracle, most):
+    """The mutants that `verify` passes, with what each does; the bundle is theirs to change."""
+    assert packager.verify(bundle).parity["onnx"] == "pass"
+    found = []
+    for mutation in MUTATIONS:
+        for mutant in mutation.apply(model, most):
+            bundles.put(bundle, mutant.model)
+            if not bundles.found(packager.verify(bundle)):
+                found.append((mutant, oracle.effect(mutant.model)))
+    return found
+
+
+def missed(found):
+    """One line for each survivor that no check may miss."""
+    return "".join(
+        f"\n  {mutant}: {effect.floors:.3g} noise floors, {effect.where}"
+        for mutant, effect in found
+        if effect.must_be_found
+    )
+
+
+@pytest.mark.parametrize(("architecture", "level"), FEW, ids=identifiers(FEW))
+def test_a_mutant_at_a_place_of_each_kind_is_found(architecture, level, shared, onnx_of, tmp_path):
+    bundle = bundles.copy(shared(architecture, level), tmp_path / "copy", torchscript=False)
+    assert missed(survivors(bundle, *onnx_of(architecture, level), most=1)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "level"), ALL, ids=identifiers(ALL))
+def test_every_mutant_that_is_ten_noise_floors_off_on_some_valid_input_is_found(
+    architecture, level, shared, onnx_of, tmp_path
+):
+    bundle = bundles.copy(shared(architecture, level), tmp_path / "copy", torchscript=False)
+    assert missed(survivors(bundle, *onnx_of(architecture, level), most=3)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
+def test_what_ships_computes_what_was_exported(architecture, shared, onnx_of):
+    optimized, oracle = onnx_of(architecture, "optimized")[0], onnx_of(architecture, "as exported")[1]
+    # Not by its declared signature: a dim that nobody named may have another name.
+    effect = oracle.oracle.effect(Session(optimized.SerializeToString()).run)
+    assert effect.floors < 10, f"{effect.floors:.3g} noise floors, {effect.where}"
+
+
+@pytest.mark.slow
+def test_every_mutation_fits_some_architecture_and_changes_a_copy_alone(onnx_of):
+    fitting = set()
+    for architecture, level in ALL:
+        model = onnx_of(architecture, level)[0]
+        before = model.SerializeToString()
+        for mutation in MUTATIONS:
+            for mutant in mutation.apply(model, 2):
+                assert mutant.model.SerializeToString() != before, mutant
+                fitting.add(mutation.name)
+        assert model.SerializeToString() == before
+    assert [mutation.name for mutation in MUTATIONS if mutation.name not in fitting] == []
+
+
+def test_the_names_of_mutations_are_unique():
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
+
+
+def test_a_bundle_that_is_sealed_again_without_a_change_passes(shared, tmp_path):
+    bundle = bundles.copy(shared(*FEW[0]), tmp_path / "copy")
+    bundles.put(bundle, onnx.load(bundle / layout.ONNX))
+    assert packager.verify(bundle).ok
+    assert packager.verify(bundle).parity == {"onnx": "pass", "torchscript": "pass"}
+
+
+# -- TorchScript ----------------------------------------------------------------------------
+
+
+def script_survivors(architecture, bundle, tmp_path):
+    """The same for mutants of model.ts."""
+    config = packager.load(bundle).config
+    inputs = [(one["name"], one["dtype"]) for one in config["inputs"]]
+    outputs = [one["name"] for one in config["outputs"]]
+
+    def run(path, optimize=config["artifacts"]["torchscript"]["optimize_for_inference"]):
+        return TorchScriptBackend(path, inputs=inputs, output_names=outputs, optimize=optimize).run
+
+    original = shutil.copy(bundle / layout.TORCHSCRIPT, tmp_path / "original.ts")
+    oracle = Oracle(list(draw(architecture)), noise(bundle), run(original), [run(original, False)])
+    assert packager.verify(bundle).parity["torchscript"] == "pass"
+    count, found = 0, []
+    for mutant in scripts.mutants(original, bundle / layout.TORCHSCRIPT):
+        count += 1
+        bundles.reseal(bundle)
+        report = packager.verify(bundle)
+        assert report.parity["onnx"] == "pass"
+        if not bundles.found(report, "torchscript"):
+            found.append((mutant, oracle.effect(run(bundle / layout.TORCHSCRIPT))))
+    assert count > len(scripts.CHANGES)
+    return found
+
+
+def test_a_torchscript_mutant_is_found(shared, tmp_path):
+    bundle = bundles.copy(shared(architectures.CONVNET, "optimized"), tmp_path / "copy")
+    assert missed(script_survivors(architectures.CONVNET, bundle, tmp_path)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", SCRIPTED, ids=lambda one: one.name)
+def test_every_torchscript_mutant_that_is_ten_noise_floors_off_is_found(architecture, shared, tmp_path):
+    bundle = bundles.copy(shared(architecture, "optimized"), tmp_path / "copy")
+    assert missed(script_survivors(architecture, bundle, tmp_path)) == ""
+
+
+# -- the oracle -----------------------------------------------------------------------------
+
+
+def test_the_oracle_measures_in_noise_floors_of_the_element_and_its_neighbourhood():
+    expected = np.array([1.0, 2.0, 4.0, 8.0], np.float32)
+    actual = expected + np.array([0.0, 0.0, 0.0, 1.0], np.float32)
+    assert floors(expected, actual, noise=0.01, small=2.0).tolist() == pytest.approx([0, 0, 0, 1 / (0.01 * (8 + 2))])
+
+
+def test_what_counts_as_small_is_a_lower_quartile_and_no_mask_or_zero_counts():
+    plain = np.arange(1.0, 102.0, dtype=np.float32)
+    masked = np.concatenate([plain, np.zeros(50, np.float32), np.full(50, -1e9, np.float32)])
+    assert smalls([plain]) == [26.0]
+    assert smalls([masked]) == [26.0]
+    assert smalls([plain > 5]) == [0.0]  # flags must agree exactly
+    assert smalls([plain, plain / 1000]) == [26.0, pytest.approx(0.05125)]  # alone, the second has 0.026
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual"),
+    [
+        (np.array([1.0, np.nan]), np.array([1.0, 2.0])),
+        (np.array([1.0, 2.0]), np.array([1.0, np.inf])),
+        (np.array([1, 2]), np.array([1, 3])),
+        (np.array([True, False]), np.array([True, True])),
+    ],
+)
+def test_a_nan_an_infinity_and_a_wrong_integer_are_infinitely_far(expected, actual):
+    assert floors(expected, actual, noise=1.0, small=1.0).tolist() == [0.0, np.inf]
+
+
+def test_rows_on_which_good_evaluations_disagree_are_left_aside():
+    def run(feed):
+        return {"y": feed["x"]}
+
+    def again(feed):
+        return {"y": feed["x"] + np.array([[0, 0], [0, 1e-3]], np.float32)}  # the second row is ill conditioned
+
+    inputs = [{"x": np.array([[1, 2], [3, 4]], np.float32)}]
+    oracle = Oracle(inputs, {"y": 1e-6}, run, [again])
+    assert oracle.left_aside == 1
+    assert oracle.effect(lambda feed: {"y": feed["x"] * np.array([[1], [2]], np.float32)}).floors == 0.0
+    assert oracle.effect(lambda feed: {"y": feed["x"] * np.array([[2], [1]], np.float32)}).must_be_found
+
+
+def test_the_original_itself_has_no_effect_and_one_that_does_not_run_an_infinite_one(onnx_of):
+    model, oracle = onnx_of(*FEW[0])
+    assert oracle.effect(model).floors == 0.0
+    del model.graph.node[-1]
+    assert oracle.effect(model).floors == np.inf
