@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 import torch
 
 from packager.checkpoint import run_folder, tree_file
-from packager.checkpoint.ranks import Ranks, held, initialized, of_this_run
+from packager.checkpoint.ranks import Ranks, held, of_this_run
 from packager.checkpoint.resume import resume
 from packager.checkpoint.retention import Retention, to_delete
 from packager.checkpoint.run_folder import FILES, RECORD, RUN, Entry, name_of
@@ -197,7 +197,7 @@ class CheckpointManager:
             _log.error("%s: %s", own.message, own.why)
 
     def _of_this_run(self) -> Ranks:
-        if self._ranks is None or self._ranks.is_alone == initialized():
+        if self._ranks is None or self._ranks.is_over:
             self._ranks = of_this_run()
         return self._ranks
 

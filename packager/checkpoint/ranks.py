@@ -10,6 +10,7 @@ tensor is never put together; see `packager.checkpoint.shards`.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,16 +25,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run; alone, it is rank 0 of 1, and `group` is None."""
+    """This process among those of the run; alone, it is rank 0 of 1, without a group.
+
+    The group is torch.distributed's, which ends it with all others in `destroy_process_group`. It is not held
+    beyond that: where one lives until the interpreter ends, gloo's threads end the process with SIGABRT.
+    """
 
     rank: int = 0
     count: int = 1
-    group: Any = None
+    reference: weakref.ref[Any] | None = None
 
     @property
     def is_alone(self) -> bool:
         """Whether this is a run without torch.distributed."""
-        return self.group is None
+        return self.reference is None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run that these ranks were of has ended, or has only now begun."""
+        return self.is_alone == initialized() or (self.reference is not None and self.reference() is None)
+
+    @property
+    def group(self) -> Any:
+        """The process group; None without torch.distributed. Raises `RankFailed` where it was ended."""
+        found = None if self.reference is None else self.reference()
+        if self.reference is not None and found is None:
+            raise RankFailed("another rank of the run cannot be reached", "destroy_process_group() was called")
+        return found
 
     @property
     def is_first(self) -> bool:
@@ -82,7 +100,7 @@ def of_this_run() -> Ranks:
         return Ranks()
     with reaching():
         group = distributed.new_group(backend="gloo")
-    return Ranks(distributed.get_rank(), distributed.get_world_size(), group)
+    return Ranks(distributed.get_rank(), distributed.get_world_size(), weakref.ref(group))
 
 
 @contextlib.contextmanager

@@ -295,6 +295,25 @@ def test_what_cannot_be_written_in_pieces_is_refused_by_its_place(tmp_path):
     assert said[0] == said[1]
 
 
+def test_a_manager_that_nobody_closed_lets_the_group_go_and_takes_the_next_one(tmp_path):
+    said = run(
+        2,
+        """
+        manager, state = CheckpointManager(folder / "runs"), loop("ddp", 0)
+        manager.save(step=1, **state)
+        print(manager.list()[-1].step, manager._ranks.is_over)
+        model = state.pop("model").module  # DistributedDataParallel belongs to the group that ends here
+        distributed.destroy_process_group()
+        print(manager._ranks.is_over)
+        distributed.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder}/second")
+        manager.save(step=2, model=model, **state)
+        print(manager.restore(model=model, **state).step, manager._ranks.is_over)
+        """,
+        tmp_path,
+    )
+    assert said == ["1 False\nTrue\n2 False\n"] * 2
+
+
 def test_ranks_that_do_not_fit_are_refused_on_all_and_nothing_is_changed(saved):
     said = run(
         2,
