@@ -130,7 +130,15 @@ def attempt(candidate: Candidate, expected: Future[Reference], project: Project,
         f"export: {candidate.exporter}", True, "pass", "", before.nodes, before.nodes, before.bytes, before.bytes,
         optimized.max_abs,
     )  # fmt: skip
-    return Made(_record(optimized, site.writer), judgement, (taken, *optimized.stages), candidate.frozen_branches)
+    stages = (taken, *(_judged_as_shipped(one, judgement) for one in optimized.stages))
+    return Made(_record(optimized, site.writer), judgement, stages, candidate.frozen_branches)
+
+
+def _judged_as_shipped(stage: Stage, judgement: Judgement) -> Stage:
+    """The last pass was compared as what ships: on all cases, and not by itself."""
+    if not stage.kept or stage.max_abs is not None:
+        return stage
+    return replace(stage, max_abs=max((one.max_abs for one in judgement.outputs.values()), default=None))
 
 
 def judge_again(made: MadeOnnx, project: Project, expected: Reference, site: Site) -> MadeOnnx | None:

@@ -163,6 +163,7 @@ def _try(
 def _save(project: Project, made: Program, site: Site, fold: bool) -> Path:
     path = site.scratch / layout.TORCHSCRIPT
     torchscript.save(made, path, fold=fold, folder=project.folder)
+    memory.give_back()
     return path
 
 

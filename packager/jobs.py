@@ -16,7 +16,8 @@ NOTHING_BETTER = "makes nothing better"
 class Stage:
     """What one pass did: kept or not and why, and the graph's size before and after.
 
-    `max_abs` is its largest error on the one case that it was compared on by itself.
+    `max_abs` is its largest error on the one case that it was compared on by itself; the last pass, whose graph
+    ships, is compared on all of them.
     """
 
     name: str
@@ -51,7 +52,10 @@ class Raw:
 
 @dataclass(frozen=True)
 class OptimizeJob:
-    """What is to be optimized; a pass that fails on `expectations` is dropped before the next one begins."""
+    """What is to be optimized; a pass that fails on `expectations` is dropped before the next one begins.
+
+    Where they are `early`, the last pass is left to whoever judges the graph that ships, on all cases.
+    """
 
     raw: Raw
     target: Path

@@ -110,14 +110,17 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
         if known.onnx is None:
             with stages.stage("export"):
                 way = _export(project, eager, program, awaited, site)
+                memory.give_back()
         if known.measured is not None:
             expected = known.measured.reference
             awaited.set_result(expected)
         else:
             assert floor is not None
             with stages.stage("reference"):
+                shown = coverage.beforehand(project, eager.source, eager.grid)
+                memory.give_back()
                 expected = _reference(begun, eager, program, floor, awaited)
-                expected = _covered(project, eager, expected, stages)
+                expected = _covered(project, eager, expected, shown, stages)
                 memory.give_back()
                 outputs = _outputs(eager, expected)
                 if outputs != eager.outputs:  # two passes were not enough to tell; the graph was given too much
@@ -196,11 +199,13 @@ def _reference(
     return found
 
 
-def _covered(project: Project, eager: Eager, expected: Reference, stages: Stages) -> Reference:
+def _covered(
+    project: Project, eager: Eager, expected: Reference, shown: coverage.Shown | None, stages: Stages
+) -> Reference:
     """The reference, with what the cases that travel exercise."""
     state = eager.source.module.state_dict().values()
     golden = evidence.choose(expected.expectations, sum(one.numel() * one.element_size() for one in state))
-    found = coverage.measure(project, eager.source, [case for case in expected.cases if case.name in golden])
+    found = coverage.measure(project, eager.source, [case for case in expected.cases if case.name in golden], shown)
     still = coverage.still([one for one in expected.expectations if one.case in golden])
     for told in (*(f"not compared: {what}" for what in expected.undecided), coverage.note(found)):
         if told:
@@ -300,8 +305,6 @@ def _torchscript(
                 return judged, way
             way = replace(way, program=way.program or _program(project, eager, site))
             saving = fallback.begin(project, way.program, site)
-        if way.trying is not None and way.trying[0].optimized is not None:
-            wait([way.trying[0].optimized])  # not both at once: the ONNX side's memory, and a judged program's
         script = fallback.ship(project, eager, way.program, saving, expected, site)
     if script is None:
         return Made(None, None, (), way.program.frozen_branches if way.program else ()), way

@@ -244,6 +244,13 @@ def test_a_pass_that_breaks_parity_is_dropped_where_every_pass_is_proven(traced,
     computes_the_same(traced)
 
 
+@pytest.mark.parametrize(("early", "kept"), [(True, True), (False, False)])
+def test_the_last_pass_is_left_to_whoever_judges_the_graph_that_ships(traced, monkeypatch, early, kept):
+    monkeypatch.setattr(optimize, "_optimize", broken(optimize._optimize))
+    *_, last = run(traced, early=early).stages
+    assert (last.name, last.kept, last.max_abs is None) == ("optimize", kept, early)
+
+
 def test_a_pass_that_fixes_a_dim_is_dropped(traced, monkeypatch):
     simplify = optimize._simplify
 

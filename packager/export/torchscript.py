@@ -148,9 +148,22 @@ def save(program: Program, path: Path, *, fold: bool, folder: Path) -> None:
         torch.jit.save(frozen, raw)
     except RuntimeError as error:
         raise failure(error, folder) from error
+    _take_apart(frozen.graph)
     del frozen
     canonical(raw, path)
     raw.unlink()
+
+
+def _take_apart(graph: Any) -> None:
+    """Free the weights, which freezing made constants of this graph.
+
+    torch keeps the graph of every method that was ever compiled until the process ends: ResNet-50's 94 MB, to the end
+    of its build.
+    """
+    while list(graph.outputs()):
+        graph.eraseOutput(0)
+    for node in reversed(list(graph.nodes())):
+        node.destroy()
 
 
 def _reserve(path: Path, weight_bytes: int) -> None:

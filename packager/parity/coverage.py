@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,22 +75,34 @@ def _complete(seen: Seen) -> bool:
     return all(bool(mask.all()) for mask in seen.values())
 
 
-def measure(project: Project, source: Source, cases: Sequence[Case]) -> Coverage:
+@dataclass(frozen=True)
+class Shown:
+    """What some cases exercise: the channels of each parameter that show, or why that is not known."""
+
+    cases: tuple[str, ...]
+    seen: Seen
+    failed: str = ""
+
+
+def beforehand(project: Project, source: Source, grid: Grid) -> Shown | None:
+    """What is seen of a module that is dear, before its other cases have run; None for any other, which sees more then.
+
+    A backward pass keeps every layer's values. The ONNX side needs its memory a little later.
+    """
+    return _show(project, source, grid.cases) if source.parameters > _CHEAP_PARAMETERS else None
+
+
+def measure(project: Project, source: Source, cases: Sequence[Case], known: Shown | None = None) -> Coverage:
     """Run the module backwards on `cases`, until every channel has shown; on a few of them where that is dear.
 
-    What forbids it is recorded, and nothing is claimed then.
+    What forbids it is recorded, and nothing is claimed then. `known` is taken where it is of these cases.
     """
-    seen: Seen = {}
-    used = 0
-    most = len(cases) if source.parameters <= _CHEAP_PARAMETERS else _CASES
-    try:
-        for case in _affordable(cases, most):
-            _backward(project, source.module, case, seen)
-            used += 1
-            if seen and _complete(seen):
-                break
-    except Exception as error:  # noqa: BLE001 (the user's code may forbid gradients in any way; recorded)
-        return Coverage(0, 0, {}, f"not measured: {type(error).__name__} in the backward pass")
+    found = known
+    if found is None or not set(found.cases) <= {case.name for case in cases}:
+        found = _show(project, source, cases)
+    if found.failed:
+        return Coverage(0, 0, {}, f"not measured: {found.failed}")
+    seen = found.seen
     if not seen:
         return Coverage(0, 0, {}, "not measured: no output has a gradient")
     silent = {}
@@ -100,7 +112,22 @@ def measure(project: Project, source: Source, cases: Sequence[Case]) -> Coverage
             silent[name] = Silent(len(indices), len(mask), tuple(indices[:_SHOWN]))
     channels = sum(len(mask) for mask in seen.values())
     exercised = channels - sum(one.count for one in silent.values())
-    return Coverage(channels, exercised, silent, f"gradients of {used} of {len(cases)} cases")
+    return Coverage(channels, exercised, silent, f"gradients of {len(found.cases)} of {len(cases)} cases")
+
+
+def _show(project: Project, source: Source, cases: Sequence[Case]) -> Shown:
+    seen: Seen = {}
+    used: list[str] = []
+    most = len(cases) if source.parameters <= _CHEAP_PARAMETERS else _CASES
+    try:
+        for case in _affordable(cases, most):
+            _backward(project, source.module, case, seen)
+            used.append(case.name)
+            if seen and _complete(seen):
+                break
+    except Exception as error:  # noqa: BLE001 (the user's code may forbid gradients in any way; recorded)
+        return Shown((), {}, f"{type(error).__name__} in the backward pass")
+    return Shown(tuple(used), seen)
 
 
 def still(expectations: Sequence[Expectation]) -> dict[str, int]:

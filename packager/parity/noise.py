@@ -33,7 +33,7 @@ ORACLE = "float64"
 MOVED = "parameters one unit in the last place away"
 ONE_THREAD = "one thread"
 ROWS = "row by row"
-_MOST_ROWS = 8
+MOST_ROWS = 8
 _NUDGE_IN_EPSILONS = 64  # fewer are lost in the first sum, and what was tied stays so
 _NUDGE_OF_HALF_IN_EPSILONS = 4  # 64 of float16's would be six percent
 
@@ -55,7 +55,7 @@ def evaluations(
     with _threads(1) as before:
         if before > 1:
             found.append(Evaluation(ONE_THREAD, {cases[0].name: _plain(project, source, cases[0])}))
-    batched = [case for case in cases if 2 <= _rows(project, case, known[case.name]) <= _MOST_ROWS]
+    batched = [case for case in cases if 2 <= _rows(project, case, known[case.name]) <= MOST_ROWS]
     if batched:
         found.append(Evaluation(ROWS, {batched[0].name: _row_by_row(project, source, batched[0], known)}))
     return tuple(found)

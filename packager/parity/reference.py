@@ -325,8 +325,13 @@ def _cases_for_noise(grid: Grid, parameters: int) -> list[Case]:
         if elements + _elements(case) <= limit and len(chosen) < most:
             chosen.append(case)
             elements += _elements(case)
-    # The example too: it is small, and of a few rows, which can be evaluated one by one.
-    return chosen if any(one is grid.example for one in chosen) else [*chosen, grid.example]
+    # Some case has to be of a few rows, which can be evaluated one by one: else the example, which is small.
+    return chosen if any(_is_of_few_rows(case) for case in chosen) else [*chosen, grid.example]
+
+
+def _is_of_few_rows(case: Case) -> bool:
+    first = next(iter(case.inputs.values()))
+    return first.ndim > 0 and 2 <= len(first) <= noise.MOST_ROWS
 
 
 def _elements(case: Case) -> int:

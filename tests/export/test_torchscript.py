@@ -161,6 +161,34 @@ def test_a_branch_is_named_too_where_the_folder_is_reached_over_a_link(tmp_path,
     assert torchscript.trace(module, None, (torch.ones(2),), tmp_path / "link").frozen_branches == ("branch.py:6",)
 
 
+SAVING = """
+import gc, sys
+from pathlib import Path
+import torch
+from packager.export import torchscript
+folder = Path(sys.argv[1])
+net = torch.nn.Sequential(torch.nn.Conv2d(1024, 1024, 4), torch.nn.BatchNorm2d(1024)).eval()  # 67 MB, folded anew
+program = torchscript.trace(net, None, (torch.ones(1, 1024, 4, 4),), folder)
+
+def resident():
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+torchscript.save(program, folder / "model.ts", fold=True, folder=folder)
+before = resident()
+for _ in range(3):
+    torchscript.save(program, folder / "model.ts", fold=True, folder=folder)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc to read the memory from")
+def test_what_was_frozen_and_saved_takes_no_memory_any_more(tmp_path):
+    done = python(SAVING, tmp_path, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 67_000_000  # three copies without
+
+
 def test_outputs_are_picked_and_ordered_by_name(tmp_path, net):
     made = torchscript.trace(net, ["max", "sum"], (torch.rand(2, 1, 8, 8),), tmp_path)
     assert [one.ndim for one in made.module(torch.rand(2, 1, 8, 8))] == [1, 4]

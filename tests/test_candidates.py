@@ -1,0 +1,56 @@
+"""Candidates for the ONNX model: what becomes of one whose last pass is wrong."""
+
+import json
+from concurrent.futures import Future
+
+import numpy as np
+import onnx
+from projects import FLOATS, LINEAR, project
+
+import packager
+from packager import onnx_side, optimize
+
+
+class InThisProcess:
+    """The ONNX side without a process of its own, so that a test can replace a pass."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def start(self):
+        pass
+
+    def optimize(self, job):
+        done = Future()
+        done.set_result(optimize.optimize(job, lambda name: None))
+        return done
+
+
+def scaled(real):
+    """A pass that also makes every weight one percent larger."""
+
+    def apply(model, job):
+        found = real(model, job)
+        onnx.load_external_data_for_model(found, str(job.raw.path.parent))
+        for tensor in found.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.dtype == np.float32:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1.01), tensor.name))
+        return found
+
+    return apply
+
+
+def test_a_last_pass_that_breaks_parity_is_dropped_when_what_ships_is_judged(tmp_path, monkeypatch):
+    text = LINEAR.replace("return self.layer(x)", "return torch.relu(self.layer(x))")
+    manifest = project(tmp_path, text, inputs=FLOATS)
+    monkeypatch.setattr(onnx_side, "OnnxSide", InThisProcess)
+    monkeypatch.setattr(optimize, "_optimize", scaled(optimize._optimize))
+    built = packager.build(manifest, tmp_path / "out", cache="off")
+    assert packager.verify(built.bundle).ok
+    stages = {one["name"]: one for one in json.loads((built.bundle / "evidence/parity.json").read_text())["stages"]}
+    assert (stages["optimize"]["kept"], stages["optimize"]["verdict"]) == (False, "fail")
+    assert "PyTorch gives" in stages["optimize"]["reason"]
