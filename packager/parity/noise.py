@@ -6,6 +6,7 @@
                   2nd edition, section 1.5)
     one thread    another order of summation
     row by row    a batch in pieces, which makes other kernels do the same work
+    plain         torch's own kernels in the place of oneDNN's
 
 Beside them stands one that is almost equal: inputs and parameters nudged by less than anybody could mean.
 Where that changes an index, or an output by far more than rounding does, a decision hangs on a tie there, and
@@ -14,6 +15,7 @@ no artifact can be held to it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +35,7 @@ ORACLE = "float64"
 MOVED = "parameters one unit in the last place away"
 ONE_THREAD = "one thread"
 ROWS = "row by row"
+PLAIN_KERNELS = "torch's own kernels"
 MOST_ROWS = 8
 _NUDGE_IN_EPSILONS = 64  # fewer are lost in the first sum, and what was tied stays so
 _NUDGE_OF_HALF_IN_EPSILONS = 4  # 64 of float16's would be six percent
@@ -58,6 +61,10 @@ def evaluations(
     batched = [case for case in cases if 2 <= _rows(project, case, known[case.name]) <= MOST_ROWS]
     if batched:
         found.append(Evaluation(ROWS, {batched[0].name: _row_by_row(project, source, batched[0], known)}))
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's stubs
+        few = (*batched, *cases)[0]
+        with _plain_kernels():
+            found.append(Evaluation(PLAIN_KERNELS, {few.name: _plain(project, source, few)}))
     return tuple(found)
 
 
@@ -132,6 +139,15 @@ def _threads(count: int) -> Iterator[int]:
         yield before
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Run without oneDNN, which has kernels of its own for convolutions, recurrent layers and much else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the switch sets TF32's too, and says what that is for
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

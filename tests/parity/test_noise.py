@@ -13,7 +13,7 @@ from packager import samples
 from packager.errors import DecidedByTies, render
 from packager.manifest import Input, Manifest, Project
 from packager.parity import noise, reference
-from packager.parity.noise import MOVED, ONE_THREAD, ORACLE, ROWS
+from packager.parity.noise import MOVED, ONE_THREAD, ORACLE, PLAIN_KERNELS, ROWS
 from packager.yaml_lines import Document
 
 
@@ -128,6 +128,19 @@ def test_the_rows_of_a_batch_are_evaluated_alone_and_put_together(opened):
     assert 2 <= len(own["y"]) <= 8
     for output in ("y", "sum"):
         np.testing.assert_allclose(own[output], known[name][output], rtol=1e-5, atol=1e-6)
+
+
+def test_torch_s_own_kernels_take_the_place_of_onednn_s_and_give_it_back(opened):
+    text = returning("self.layer(x[:, None, :, None])", "nn.Conv2d(1, 3, (3, 1))").replace("y = self.layer(x)", "y = x")
+    loaded, source, grid = opened(
+        text.replace("return", "self.on.append(torch.backends.mkldnn.enabled)\n        return")
+    )
+    source.module.on = []
+    found, known = evaluated(loaded, source, grid)
+    ((name, own),) = found[PLAIN_KERNELS].outputs.items()
+    np.testing.assert_allclose(own["output_0"], known[name]["output_0"], rtol=1e-5, atol=1e-6)
+    assert source.module.on[-1] is False and all(source.module.on[:-1])
+    assert torch.backends.mkldnn.enabled
 
 
 @pytest.mark.parametrize(

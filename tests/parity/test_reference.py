@@ -51,7 +51,7 @@ def returning(expression):
 def test_noise_is_the_distance_to_float64(measured):
     expected, grid, module = measured(DEEP, WIDE)
     noise = expected.noise["output_0"]
-    assert list(noise.parts) == ["float64", "one thread", "row by row"]
+    assert list(noise.parts) == ["float64", "one thread", "row by row", "torch's own kernels"]
     assert noise.measured == "against " + ", ".join(f"{name} ({part:.2g})" for name, part in noise.parts.items())
     largest = max(grid.cases, key=lambda case: case.inputs["x"].size)
     wide = module.double()(torch.from_numpy(largest.inputs["x"]).double()).numpy()
@@ -105,7 +105,8 @@ REFUSES = returning("(x.sum() if x.dtype == torch.float32 else 1 / 0) + y")
 def test_a_module_that_refuses_float64_is_measured_with_moved_parameters_and_says_so(measured):
     expected, *_ = measured(REFUSES)
     noise = expected.noise["output_0"]
-    assert list(noise.parts) == ["parameters one unit in the last place away", "one thread"]  # x.sum() is of all rows
+    moved = "parameters one unit in the last place away"
+    assert list(noise.parts) == [moved, "one thread", "torch's own kernels"]  # not by rows: x.sum() is of all of them
     assert noise.measured.startswith("against parameters one unit in the last place away (")
     assert noise.measured.endswith("), as float64 gives ZeroDivisionError")
     assert 4 * np.finfo(np.float32).eps <= noise.relative < 1e-5
