@@ -277,7 +277,7 @@ class NotRepeatable(UserError):
             "forward() gives something else when it is run again",
             where=where,
             why=f"the output {output} of the case {case} differs between two calls with the same inputs",
-            hint="forward() must not draw random numbers or keep a state from call to call",
+            hint="forward() must not draw random numbers, nor keep what it computes from an input, as a first call may",
         )
 
 

@@ -12,6 +12,7 @@ known which pass it was.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -76,7 +77,7 @@ class OnnxSide:
             child.stdin.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
         if child is not None:
-            child.wait()
+            _finish(child)
         self._errors.close()
 
     def optimize(self, job: OptimizeJob) -> Future[Optimized]:
@@ -99,7 +100,7 @@ class OnnxSide:
         if self._child is not None:
             assert self._child.stdin is not None
             self._child.stdin.close()
-            self._child.wait()
+            _finish(self._child)
             self._child = None
 
     def _start(self) -> None:
@@ -129,7 +130,12 @@ class OnnxSide:
                     break
                 during = message.name
         except (EOFError, BrokenPipeError, ConnectionResetError, pickle.UnpicklingError):
-            raise Crashed(during, self._how_it_ended(child)) from None
+            how = self._how_it_ended(child)
+            self._child = None
+            with contextlib.suppress(BrokenPipeError):  # what it did not read
+                child.stdin.close()
+            child.stdout.close()
+            raise Crashed(during, how) from None
         if isinstance(message, _Failed):
             raise message.error
         return message
@@ -141,6 +147,13 @@ class OnnxSide:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return f"exit status {status}" + (f": {impersonal(lines[-1])}" if lines else "")
+
+
+def _finish(child: subprocess.Popen[bytes]) -> None:
+    """Wait for a child that was told to end, and close the pipe that its answers came through."""
+    child.wait()
+    assert child.stdout is not None
+    child.stdout.close()
 
 
 def serve() -> None:

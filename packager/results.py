@@ -89,8 +89,9 @@ class Coverage:
 class Reference:
     """What PyTorch computes on every case, and how far an artifact may be from it.
 
-    `cases` belong to the expectations, one each. `undecided` says in words where a tie decides what comes out,
-    so that nothing can be held to it. `early` is what was known before the other cases ran.
+    `cases` belong to the expectations, one each. `undecided` says in words what was not compared: where a tie decides
+    what comes out, so that nothing can be held to it, and what could not be looked for. `early` is what was known
+    before the other cases ran.
     """
 
     expectations: tuple[Expectation, ...]

@@ -56,7 +56,7 @@ class Case:
 class Grid:
     """All cases of a build.
 
-    `example` is the one that is traced; `contrast` differs from it in every dim that may differ;
+    `example` is the one that is traced; `contrast` differs from it in every dim that may differ, or else in its values;
     `left_out` says which sizes were too large.
     """
 
@@ -86,7 +86,7 @@ def grid(project: Project) -> Grid:
     example = next(case for case in cases if case.sizes == example_sizes)
     contrast = max(
         (case for case in cases if case.kinds == random),
-        key=lambda case: sum(case.sizes[dim] != size for dim, size in example_sizes.items()),
+        key=lambda case: (sum(case.sizes[dim] != size for dim, size in example_sizes.items()), case is not example),
     )
     if manifest.parity.data is not None:
         cases.append(_data_case(project, manifest.parity.data))

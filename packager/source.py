@@ -13,6 +13,7 @@ see `_construct`.
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib
 import importlib.util
@@ -52,7 +53,11 @@ _MOST_OBJECTS = 200_000  # that are looked at for what refers to a parameter
 
 @dataclass(frozen=True)
 class Source:
-    """The user's module with its weights, and the digests of what it was made from."""
+    """The user's module with its weights, and the digests of what it was made from.
+
+    `untouched` is a copy that shares the weights and has not been called: what the first call keeps is not in it.
+    It is None where the module cannot be copied.
+    """
 
     module: torch.nn.Module
     fit: checkpoint.Fit
@@ -61,6 +66,7 @@ class Source:
     checkpoint_sha256: str
     about: checkpoint.About
     borrowed: tuple[str, ...] = ()
+    untouched: torch.nn.Module | None = None
 
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how the weights came to be."""
@@ -213,7 +219,17 @@ def _load(project: Project, entry: Callable[..., Any] | None) -> Source:
         checkpoint_sha256=sha256,
         about=about,
         borrowed=borrowed,
+        untouched=_copied(module),
     )
+
+
+def _copied(module: torch.nn.Module) -> torch.nn.Module | None:
+    if any(isinstance(one, torch.jit.ScriptModule) for one in module.modules()):
+        return None  # its weights would be copied too
+    try:
+        return copy.deepcopy(module, {id(one): one for one in (*module.parameters(), *module.buffers())})
+    except Exception:  # noqa: BLE001 (the user's objects may refuse to be copied in any way; what is not checked is said)
+        return None
 
 
 def _check_arguments(project: Project, entry: Callable[..., Any]) -> None:

@@ -71,7 +71,7 @@ def _vet(project: Project) -> VetReport:
         grid = samples.grid(project)
         first = reference.first_outputs(project, opened, grid.example)
         second = reference.first_outputs(project, opened, grid.contrast)
-        reference.check_repeatable(project, opened, grid.contrast, second)
+        reference.check_repeatable(project, opened, grid, second)
         outputs = signature.outputs([(grid.example, first), (grid.contrast, second)])
     return VetReport(
         name=project.manifest.name,

@@ -148,3 +148,36 @@ def test_a_file_outside_the_bundle_is_never_loaded(bundle):
     with pytest.raises(errors.IntegrityFailed) as caught:
         packager.load(bundle, verify=False)
     assert caught.value.why == "config.json names ../out.onnx, which SHA256SUMS does not list"
+
+
+def test_what_the_first_call_computes_from_its_input_and_keeps_is_refused(tmp_path):
+    lines = ["if self.seen is None: self.seen = x.mean()", "return self.l(x) * self.seen"]
+    text = source("self.l = nn.Linear(4, 4); self.seen = None", "\n        ".join(lines))
+    with pytest.raises(errors.NotRepeatable) as caught:
+        packager.build(project(tmp_path / "p", text), tmp_path / "dist")
+    assert "as a first call may" in caught.value.hint
+    assert not (tmp_path / "dist").exists()
+
+
+def test_a_table_that_the_first_call_makes_is_no_state(tmp_path):
+    lines = [
+        "if self.table is None or len(self.table) < x.shape[1]: self.table = torch.arange(x.shape[1]) * 0.1",
+        "return self.l(x + self.table[: x.shape[1]])",
+    ]
+    text = source("self.l = nn.Linear(4, 4); self.table = None", "\n        ".join(lines))
+    assert packager.build(project(tmp_path / "p", text), tmp_path / "dist").parity["onnx"] == "pass"
+
+
+def test_a_module_that_cannot_be_copied_is_built_and_what_was_not_looked_for_is_said(tmp_path):
+    text = source("import threading; self.l = nn.Linear(4, 4); self.lock = threading.Lock()", "return self.l(x)")
+    built = packager.build(project(tmp_path / "p", text), tmp_path / "dist")
+    parity = json.loads((built.bundle / "evidence/parity.json").read_text())
+    assert parity["not_checked"][-1] == "what forward() keeps from its first call, as the module cannot be copied"
+
+
+def test_a_count_of_calls_is_refused_where_one_case_is_all_that_is_drawn_at_random(tmp_path):
+    text = source("self.l = nn.Linear(4, 4); self.calls = 0", "self.calls += 1; return self.l(x) + self.calls")
+    inputs = {"x": {"dtype": "float32", "shape": [2, 4]}}
+    path = project(tmp_path / "p", text, inputs=inputs, parity={"samples": 1})
+    with pytest.raises(errors.NotRepeatable):
+        packager.build(path, tmp_path / "dist")

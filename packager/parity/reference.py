@@ -11,7 +11,7 @@ module runs in float64, artifacts are held to that too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ _NOISE_INPUT_ELEMENTS = 1 << 19
 _NOISE_EXAMPLES = 64
 _FEW_INPUT_ELEMENTS = 1 << 16  # are few enough in any case
 _SAME_COMPUTATION = 100  # times the other noise: rows that differ by more depend on each other
+_NOT_COPIED = "what forward() keeps from its first call, as the module cannot be copied"
 
 Run = tuple[Case, Mapping[str, Array]]
 
@@ -79,12 +80,19 @@ def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Arr
     return {name: noise.to_numpy(tensor) for name, tensor in found.items()}
 
 
-def check_repeatable(project: Project, source: Source, case: Case, known: Mapping[str, Array]) -> None:
-    """Run a case again, and refuse a module that gives something else: no artifact could be compared with it.
+def check_repeatable(project: Project, source: Source, grid: Grid, known: Mapping[str, Array]) -> None:
+    """Run the contrast again, and refuse a module that gives something else: no artifact could be compared with it.
 
-    Rounding may differ from call to call by the least noise. Raises `NotRepeatable`.
+    `known` is what it gave after the example had run. Now it is run on a copy that was never called, where there is
+    one, so that what a first call computes and keeps shows too: an artifact would hold it as it was after the first
+    sample. Rounding may differ from call to call by the least noise. Raises `NotRepeatable`.
     """
-    again = first_outputs(project, source, case)
+    copied = replace(source, module=source.untouched or source.module)
+    for called in (copied, source) if grid.contrast is grid.example else (copied,):  # by then nothing else had run
+        _refuse_other(project, first_outputs(project, called, grid.contrast), grid.contrast, known)
+
+
+def _refuse_other(project: Project, again: Mapping[str, Array], case: Case, known: Mapping[str, Array]) -> None:
     for name, array in known.items():
         least = least_noise(array.dtype) if _is_float(array) else 0.0
         allowed = Limit(0.0, least)
@@ -110,9 +118,10 @@ def measure_floor(project: Project, source: Source, grid: Grid, known: Mapping[s
     `known` are outputs by case that are there already. Raises as `first_outputs` does, or `NotRepeatable`.
     """
     contrast = grid.contrast
-    if contrast.name not in known:
-        known = {**known, contrast.name: first_outputs(project, source, contrast)}
-    check_repeatable(project, source, contrast, known[contrast.name])
+    for case in (grid.example, contrast):  # in this order: the first call is one, and the copy's first call the other
+        if case.name not in known:
+            known = {**known, case.name: first_outputs(project, source, case)}
+    check_repeatable(project, source, grid, known[contrast.name])
     if isinstance(project.manifest.parity.tolerance, Tolerance):
         return Floor((), known)
     chosen = _cases_for_noise(grid, source.parameters)
@@ -143,6 +152,8 @@ def measure(
     undecided: tuple[str, ...] = ()
     if decides:
         runs, undecided = _steady(project, source, runs)
+    if source.untouched is None:
+        undecided = (*undecided, _NOT_COPIED)
     expectations, measured = _expectations(project, floor, runs, decisions)
     return Reference(expectations, measured, names, tuple(case for case, _ in runs), undecided, known)
 
