@@ -110,18 +110,18 @@ def attempt(candidate: Candidate, expected: Future[Reference], project: Project,
     assert candidate.job is not None and candidate.optimized is not None
     optimized, job = candidate.optimized.result(), candidate.job
     if optimized.refused:
-        return NotTaken("fail" if optimized.disproven else "not-checked", optimized.refused)
+        return _refused(optimized)
     judgement = _place_and_judge(optimized, job, expected, site)
     if not judgement.passed:
         site.stages.tell(f"not proven with all passes ({judgement.reason}); proving them one by one")
         discard(site.writer)
         optimized = site.side.optimize(replace(job, expectations=expected.result().expectations, early=False)).result()
         if optimized.refused:
-            return NotTaken("fail", optimized.refused)
+            return _refused(optimized)
         judgement = _place_and_judge(optimized, job, expected, site)
         if not judgement.passed:
             discard(site.writer)
-            return NotTaken("fail", judgement.reason)
+            return NotTaken("fail" if judgement.loaded else "not-checked", judgement.reason)
     for stage in optimized.stages:
         if not stage.kept and stage.reason != NOTHING_BETTER:
             site.stages.tell(f"{stage.name} was dropped: {stage.reason}")
@@ -132,6 +132,10 @@ def attempt(candidate: Candidate, expected: Future[Reference], project: Project,
     )  # fmt: skip
     stages = (taken, *(_judged_as_shipped(one, judgement) for one in optimized.stages))
     return Made(_record(optimized, site.writer), judgement, stages, candidate.frozen_branches)
+
+
+def _refused(optimized: Optimized) -> NotTaken:
+    return NotTaken("fail" if optimized.disproven else "not-checked", optimized.refused)
 
 
 def _judged_as_shipped(stage: Stage, judgement: Judgement) -> Stage:

@@ -53,7 +53,9 @@ def optimize(job: OptimizeJob, began: Callable[[str], None]) -> Optimized:
     before = GraphSize(count_nodes(model.graph), graph_file.model_bytes(model))
     judgement = _prove(model, job)
     if judgement is not None and not judgement.passed:
-        return Optimized(before, (), None, f"the exported graph is not proven: {judgement.reason}", disproven=True)
+        what = "is not proven" if judgement.loaded else "does not load"
+        refused = f"the exported graph {what}: {judgement.reason}"
+        return Optimized(before, (), None, refused, disproven=judgement.loaded)
     stages = []
     passes = list(_passes(job))
     for name, apply in passes:

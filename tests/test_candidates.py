@@ -5,10 +5,12 @@ from concurrent.futures import Future
 
 import numpy as np
 import onnx
+import pytest
 from projects import FLOATS, LINEAR, project
 
 import packager
 from packager import onnx_side, optimize
+from packager.errors import ExportFailed
 
 
 class InThisProcess:
@@ -54,3 +56,38 @@ def test_a_last_pass_that_breaks_parity_is_dropped_when_what_ships_is_judged(tmp
     stages = {one["name"]: one for one in json.loads((built.bundle / "evidence/parity.json").read_text())["stages"]}
     assert (stages["optimize"]["kept"], stages["optimize"]["verdict"]) == (False, "fail")
     assert "PyTorch gives" in stages["optimize"]["reason"]
+
+
+# onnxruntime has no convolution of bfloat16: what it does not load is neither right nor wrong.
+BFLOAT16 = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv1d(1, 3, 2).bfloat16()
+
+    def forward(self, x):
+        return self.layer(x[:, None].bfloat16()).float()
+"""
+LOOSE = {"tolerance": {"atol": 0.1, "rtol": 0.1}}
+
+
+def test_a_graph_that_onnxruntime_does_not_load_is_no_wrong_model(tmp_path):
+    with pytest.raises(ExportFailed) as caught:
+        packager.build(project(tmp_path, BFLOAT16, parity=LOOSE), tmp_path / "out")
+    causes = [one.message.partition(": onnxruntime: ")[0] for one in caught.value.problems]
+    assert causes == [
+        "torchscript, from the trace: the exported graph does not load",
+        "torch-export: the exported graph does not load",
+    ]
+
+
+def test_a_bundle_of_torchscript_alone_says_that_the_graph_was_not_checked(tmp_path):
+    manifest = project(tmp_path, BFLOAT16, parity=LOOSE, export={"exporter": "torchscript", "required": False})
+    built = packager.build(manifest, tmp_path / "out")
+    assert built.parity == {"onnx": "not-checked", "torchscript": "pass"}
+    stages = json.loads((built.bundle / "evidence/parity.json").read_text())["stages"]
+    assert [one["verdict"] for one in stages if one["name"].startswith("export")] == ["not-checked"]

@@ -21,7 +21,7 @@ def judge_onnx(
         # The cores may be shared with torch, whose threads would wait for ones that only spin.
         backend = OnnxBackend(path, providers=providers, threads=None, spin=False, optimize=optimize)
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: not proven)
-        return Judgement(False, f"onnxruntime: {first_line(error, path.parent)}", {}, None)
+        return Judgement(False, f"onnxruntime: {first_line(error, path.parent)}", {}, None, loaded=False)
     return judge_session(backend, expectations, path.parent)
 
 

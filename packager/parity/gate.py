@@ -80,13 +80,17 @@ class WorstElement:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was found; `reason` says in words why the verdict is fail, and is empty where it is pass."""
+    """What was found; `reason` says in words why the verdict is fail, and is empty where it is pass.
+
+    `loaded` is whether the artifact could be loaded: of one that cannot, nothing is known.
+    """
 
     passed: bool
     reason: str
     outputs: Mapping[str, OutputErrors]
     worst: WorstElement | None
     decisions: Mapping[str, Agreement] = field(default_factory=dict)
+    loaded: bool = True
 
 
 def judge(run: Run, expectations: Iterable[Expectation]) -> Judgement:
