@@ -21,7 +21,7 @@ from packager import actions, again, explain, identity, locks, manifest, memory,
 from packager.again import lock_of
 from packager.building import BuildResult, CacheUse, LockUse
 from packager.bundle import layout, restore
-from packager.bundle.writer import Writer, check_target, staging, users_problem
+from packager.bundle.writer import Writer, check_archive, check_target, staging, users_problem
 from packager.cache import Action, Cache, Entry, no_room
 from packager.checkpoint import urls
 from packager.errors import BuildNotRepeatable, CacheDiffers, ExtraMissing, InputChanged, UserError
@@ -82,6 +82,8 @@ def build(path: Path, out: Path, how: How, store: Cache | None, stages: Stages) 
     project = manifest.load(path)
     name = layout.folder_name(project.manifest.name, project.manifest.version)
     check_target(out / name, force=how.force)
+    if how.archive:
+        check_archive(out / f"{name}.zip", force=how.force)
     preflight.assets(project)
     if how.lock != "write":
         locks.check_there(project.folder / project.path.name, required=how.lock == "require")

@@ -46,6 +46,10 @@ class PackagerError(Exception):
         self.hint = hint
         self.problems = tuple(problems)
 
+    def __str__(self) -> str:
+        """All that is known of it: what a service's log says where it is not caught."""
+        return render(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """How it goes to another process, where it is the same error."""
         return _come_over, (type(self), self.__dict__)

@@ -42,6 +42,7 @@ from packager.errors import (
     ModelConstructionFailed,
     StateDoesNotFit,
     WeightsNotFinite,
+    WeightsNotFound,
     did_you_mean,
 )
 from packager.hashing import sha256_file
@@ -95,6 +96,9 @@ def opened(project: Project) -> Iterator[Callable[[], Source]]:
 
 def user_frame(error: BaseException, folder: Path) -> str:
     """The last line of the user's own code in a traceback, with the message: `model.py:12 in forward: …`."""
+    if isinstance(error, SyntaxError) and error.filename is not None:  # no frame is in the file that does not compile
+        line = f"\n  {error.text.strip()}" if error.text else ""
+        return f"{Path(error.filename).name}:{error.lineno}{line}\n{type(error).__name__}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if footprint.inside(frame.filename, folder)]
     message = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
@@ -198,7 +202,11 @@ def _load(project: Project, entry: Callable[..., Any] | None) -> Source:
     if entry is None and CONFIG not in {file.name for file in found.files}:
         (module, fit), key = program.construct(found, where), ""
     else:
-        read = checkpoint.read(found.path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
+        try:
+            read = checkpoint.read(found.path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
+        except WeightsNotFound as error:
+            error.where = project.where("checkpoint", "weights")
+            raise
         about, key, borrowed = read.about, read.key, read.borrowed
         if entry is None:
             module, fit = pretrained.construct(project, found, read)

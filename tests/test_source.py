@@ -18,6 +18,7 @@ from packager.errors import (
     ModelArgumentsWrong,
     ModelConstructionFailed,
     StateDoesNotFit,
+    WeightsNotFound,
     render,
 )
 
@@ -215,8 +216,12 @@ def test_a_constructor_that_ends_the_process_failed(tmp_path):
 
 def test_a_syntax_error_names_the_line(tmp_path):
     why = refused(bare(tmp_path, "x = 1\nclass Net(:\n"), EntryImportFailed).why
-    assert "SyntaxError" in why
-    assert "line 2" in why
+    assert why == "model.py:2\n  class Net(:\nSyntaxError: invalid syntax"
+
+
+def test_weights_that_are_not_there_are_looked_for_in_the_field_that_asks_for_them(tmp_path):
+    path = project(tmp_path, checkpoint={"path": "best.pt", "weights": "ema"})
+    assert refused(path, WeightsNotFound).where.endswith(": checkpoint.weights")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle import layout
+from packager.errors import NotABundle
 from packager.hashing import sha256_file
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -91,11 +92,18 @@ def files_in(folder: Path) -> list[str]:
 
 
 def integrity(folder: Path, sums: Mapping[str, str]) -> Integrity:
-    """Compare the files of a folder with their listed digests. A link is never what was listed."""
+    """Compare the files of a folder with their listed digests. A link is never what was listed.
+
+    Raises `NotABundle` where a file may not be read.
+    """
     present = files_in(folder)
     listed = [path for path in sums if path in set(present)]
     with ThreadPoolExecutor(max_workers=2) as threads:  # hashlib lets go of the interpreter
-        digests = dict(zip(listed, threads.map(lambda path: digest(folder / path), listed), strict=True))
+        try:
+            digests = dict(zip(listed, threads.map(lambda path: digest(folder / path), listed), strict=True))
+        except OSError as error:
+            named = Path(str(error.filename)).name
+            raise NotABundle(str(folder), f"{named} cannot be read: {error.strerror}") from None
     return Integrity(
         missing=tuple(sorted(set(sums) - set(present))),
         extra=tuple(sorted(set(present) - set(sums))),

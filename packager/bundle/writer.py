@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -140,6 +141,20 @@ def check_target(target: Path, *, force: bool) -> None:
         raise OutputRefused(
             str(target), "something that is not a bundle is there already", "move it away, or use --force"
         )
+
+
+def check_archive(target: Path, *, force: bool) -> None:
+    """Refuse to replace a file that is no bundle's archive. Raises `OutputRefused`."""
+    if not os.path.lexists(target) or force:
+        return
+    try:
+        with zipfile.ZipFile(target) as archive:
+            known = any(name.endswith(layout.SUMS) for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        known = False
+    if not known:
+        why = "something that is no bundle's archive is there already"
+        raise OutputRefused(str(target), why, "move it away, or use --force")
 
 
 def _swap(bundle: Path, target: Path, old: Path) -> None:

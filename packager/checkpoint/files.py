@@ -60,6 +60,9 @@ def open_checkpoint(located: Located, *, trust_pickle: bool, where: str | None) 
     return opener.file(located.head)
 
 
+_ZIP = b"PK\x03\x04"
+
+
 @dataclass(frozen=True)
 class _Opener:
     """One checkpoint's files being opened: what it is called in errors, and whether it may run code."""
@@ -74,7 +77,7 @@ class _Opener:
             tensors, strings = self._safetensors(path)
             return Opened(tensors, "safetensors", strings)
         with path.open("rb") as stream:
-            zipped = stream.read(4) == b"PK\x03\x04"
+            zipped = stream.read(4) == _ZIP
         if zipped:
             self._check_archive(path)
         return Opened(self.unpickled(path, zipped=zipped), "pytorch", {})
@@ -135,9 +138,9 @@ class _Opener:
                 names = _names_wanted(source, str(error), zipped=mapped)
                 if names:
                     raise CheckpointNeedsCode(self._called(file), self.where, names) from None
-                raise self._unreadable(file, _first_line(error)) from None
+                raise self._unreadable(file, _another_kind(source) or _first_line(error)) from None
             except Exception as error:  # noqa: BLE001 (torch and pickle raise a dozen unrelated classes for damaged bytes)
-                raise self._unreadable(file, _first_line(error)) from None
+                raise self._unreadable(file, _another_kind(source) or _first_line(error)) from None
 
     def _safetensors(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         try:
@@ -145,6 +148,9 @@ class _Opener:
             tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
             # the latter two for a dtype that torch has not
+            with path.open("rb") as stream:
+                if stream.read(4) == _ZIP:
+                    raise self._unreadable(path, "it is a ZIP as torch.save writes it: call it .pt") from None
             raise self._unreadable(path, f"as safetensors: {_first_line(error)}") from None
         return tensors, strings
 
@@ -162,6 +168,8 @@ class _Opener:
         if holds is not None:
             what = "a TorchScript archive" if holds == "TorchScript" else f"{holds} (.pt2)"
             raise self._unreadable(path, f"it is {what}, not a checkpoint")
+        if not any(name.endswith("data.pkl") for name in names):
+            raise self._unreadable(path, "it is a ZIP, and none of torch.save's: it has no data.pkl")
         packed = [one.filename for one in entries if one.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise self._unreadable(path, f"its entry {packed[0]} is compressed, and torch.save compresses nothing")
@@ -218,6 +226,17 @@ def _names_wanted(source: Any, message: str, *, zipped: bool) -> list[str]:
         with contextlib.suppress(Exception):
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(source))
     return sorted(names)
+
+
+def _another_kind(source: Any) -> str:
+    """What a file that could not be unpickled is instead; empty where it begins as a pickle does, or is none."""
+    if not isinstance(source, Path):
+        return ""
+    with source.open("rb") as stream:
+        begins = stream.read(9)
+    if begins[8:] == b"{":
+        return "it is safetensors: call it .safetensors"
+    return "" if begins[:1] == b"\x80" or begins[:4] == _ZIP else "it does not begin as a file of torch.save does"
 
 
 def _first_line(error: BaseException) -> str:

@@ -191,8 +191,9 @@ def _ema(found: Mapping[Any, Any], where: str | None) -> Checkpoint:
             return _with_buffers(shadow, f"{key}.shadow_params", key, found)
         if isinstance(inner, Mapping) and _state_of(inner.get("shadow")) is not None:
             return _with_buffers(_tensors(inner["shadow"]), f"{key}.shadow", key, found)
-        if key == "shadow" and _state_of(inner) is not None:
-            return _with_buffers(_tensors(found[key]), key, key, found)
+        state = _state_of(inner)
+        if state is not None:
+            return _with_buffers(state, key, key, found)
     return _first_of(found, EMA_KEYS, "ema", where)
 
 

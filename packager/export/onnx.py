@@ -90,12 +90,25 @@ def from_torch_export(
             made, wanted = program.model.opset_imports.get(""), project.manifest.export.opset
             if made != wanted:  # where it cannot convert the graph, it warns and keeps its own opset
                 raise RuntimeError(f"it makes opset {made} of this model, and export.opset is {wanted}")
+            _keep_names(program.model.graph)
             program.save(str(path), external_data=weight_bytes > _INLINE_BYTES)
         except OSError:
             raise  # the disk's trouble, and not the exporter's
         except Exception as error:
             raise failure(_root(error), project.folder) from error
     return Raw(path)
+
+
+def _keep_names(graph: Any) -> None:
+    """Rename the inner values that are called like an output: the exporter does not look before it names those."""
+    from onnx_ir.traversal import RecursiveGraphIterator
+
+    taken = {one.name for one in graph.outputs}
+    outputs = {id(one) for one in graph.outputs}
+    for node in RecursiveGraphIterator(graph):
+        for value in node.outputs:
+            if value.name in taken and id(value) not in outputs:
+                value.name = f"{value.name}/inner"
 
 
 def _to_export(program: Program) -> torch.jit.ScriptModule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from packager.errors import PackagerError
 from packager.impersonal import impersonal
 from packager.parity.gate import Expectation, Judgement, judge
 from packager.runtime.onnx_backend import OnnxBackend
@@ -29,6 +30,8 @@ def judge_session(backend: OnnxBackend, expectations: Iterable[Expectation], fol
     """Run an open session on every case; `folder` is the one that its errors do not name."""
     try:
         return judge(backend.run, expectations)
+    except PackagerError:
+        raise  # of the cases, which may still be on their way
     except Exception as error:  # noqa: BLE001 (as above)
         return Judgement(False, f"onnxruntime: {first_line(error, folder)}", {}, None)
 

@@ -48,7 +48,11 @@ def call(
 ) -> dict[str, torch.Tensor]:
     """The module's outputs by name. Raises `outputs.NotTensors`, `outputs.NamesDoNotFit`, or what forward() raises."""
     with torch.inference_mode():
-        return outputs.select(outputs.flatten(module(*inputs)), names)
+        flat = outputs.flatten(module(*inputs))
+        for name, one in flat.items():
+            if not isinstance(one, torch.Tensor):  # numpy's arrays have a dtype and a shape too
+                raise outputs.NotTensors(name, type(one).__name__)
+        return outputs.select(flat, names)
 
 
 def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Array]:

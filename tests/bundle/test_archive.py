@@ -217,7 +217,7 @@ def test_an_error_names_the_archive_and_not_the_folder(path, temporary):
     assert render(caught.value) == (
         f"error[output-refused]: the bundle cannot be written to {path}\n  see {path}/x\nhint: remove {path}"
     )
-    assert str(caught.value) == caught.value.message
+    assert str(caught.value) == render(caught.value)
 
 
 def test_a_folder_is_itself_also_where_it_is_called_zip(folder, tmp_path):

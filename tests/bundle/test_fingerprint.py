@@ -15,7 +15,7 @@ from packager.bundle import fingerprint as module
 from packager.bundle.fingerprint import Integrity, SumsMalformed, fingerprint, integrity, parse_sums, sums_text
 from packager.bundle.verify import verify
 from packager.bundle.writer import Writer
-from packager.errors import IntegrityFailed
+from packager.errors import IntegrityFailed, NotABundle
 from packager.runtime.loader import load
 
 # Any file name of a bundle: no separators, no line breaks that end a line of SHA256SUMS.
@@ -318,3 +318,15 @@ def test_a_fingerprint_file_holds_the_fingerprint_and_nothing_else(sealed):
         assert not report.ok and "FINGERPRINT says" in report.structure[0]
     (sealed / "FINGERPRINT").write_bytes(seal)
     assert not any("FINGERPRINT says" in problem for problem in verify(sealed, parity=False).structure)
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be_one(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").touch()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("packager.bundle.fingerprint.sha256_file", refuse)  # root may read everything
+    with pytest.raises(NotABundle) as caught:
+        integrity(tmp_path, {"model.onnx": "0" * 64})
+    assert caught.value.why == "model.onnx cannot be read: Permission denied"

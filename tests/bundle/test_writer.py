@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from packager.bundle import archive
 from packager.bundle.fingerprint import fingerprint, integrity, parse_sums
-from packager.bundle.writer import Writer, staging
+from packager.bundle.writer import Writer, check_archive, staging
 from packager.errors import OutputRefused, render
 
 HOLDER = """
@@ -163,6 +164,19 @@ def test_nothing_of_the_old_bundle_is_left_in_the_new(tmp_path):
         (folder / "bundle" / "model.ts").touch()
     stage(tmp_path)
     assert names(tmp_path / "net-1.0.0") == ["FINGERPRINT", "SHA256SUMS", "config.json"]
+
+
+def test_a_zip_that_is_no_bundle_s_archive_is_not_replaced_without_force(tmp_path):
+    target = tmp_path / "net-1.0.0.zip"
+    check_archive(target, force=False)
+    target.write_text("notes")
+    with pytest.raises(OutputRefused) as caught:
+        check_archive(target, force=False)
+    assert caught.value.why == "something that is no bundle's archive is there already"
+    check_archive(target, force=True)
+    stage(tmp_path)
+    archive.write(tmp_path / "net-1.0.0", target)
+    check_archive(target, force=False)
 
 
 def test_other_bundles_are_left_alone(tmp_path):

@@ -474,6 +474,18 @@ def test_a_shadow_of_the_parameters_takes_its_buffers_from_the_model(tmp_path, t
     assert all(torch.equal(found.state[name], one) for name, one in expected.items())
 
 
+@pytest.mark.parametrize("key", ["ema", "ema_state_dict"])
+def test_averaged_parameters_without_buffers_take_them_from_the_model_whatever_their_key(
+    tmp_path, trained, averaged, key
+):
+    module = trained[0]
+    shadow = {name: one.detach().clone() for name, one in averaged.module.named_parameters()}
+    torch.save({"model": module.state_dict(), key: shadow}, tmp_path / "best.pt")
+    found = checkpoint.read(tmp_path / "best.pt", "ema")
+    assert (found.key, found.borrowed) == (key, ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"))
+    assert all(torch.equal(found.state[name], one) for name, one in {**module.state_dict(), **shadow}.items())
+
+
 def test_the_list_that_torch_ema_keeps_gets_the_names_of_the_model_s_parameters(tmp_path, trained):
     module, optimizer, _ = trained
     average = ExponentialMovingAverage(module.parameters(), decay=0.9)

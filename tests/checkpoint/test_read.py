@@ -207,6 +207,18 @@ def test_an_unreadable_checkpoint_reads_as_a_whole(tmp_path):
     )
 
 
+def test_a_file_of_another_kind_is_said_to_be_one(tmp_path):
+    (tmp_path / "text.pt").write_text("epoch 3, loss 0.2\n")
+    assert refusal(tmp_path / "text.pt") == "it does not begin as a file of torch.save does"
+    np.savez(tmp_path / "arrays.npz", x=np.zeros(3))
+    (tmp_path / "arrays.npz").rename(tmp_path / "arrays.pt")
+    assert refusal(tmp_path / "arrays.pt") == "it is a ZIP, and none of torch.save's: it has no data.pkl"
+    safetensors.torch.save_file(STATE, tmp_path / "best.pt")
+    assert refusal(tmp_path / "best.pt") == "it is safetensors: call it .safetensors"
+    torch.save(STATE, tmp_path / "best.safetensors")
+    assert refusal(tmp_path / "best.safetensors") == "it is a ZIP as torch.save writes it: call it .pt"
+
+
 def whole(tmp_path, form):
     path = tmp_path / ("whole.safetensors" if form == "safetensors" else "whole.pt")
     if form == "safetensors":

@@ -20,6 +20,7 @@ BODIES = {
     "dataclass": ("return Result(y, x.sum(1))", ["logits", "total"]),
     "named tuple": ("return Pair(y, x.sum(1))", ["first", "second"]),
     "nested": ("return {'a': (y, x.sum(1)), 'b': [x.amax(1)]}", ["a.0", "a.1", "b.0"]),
+    "named like operators": ("return {'linear': y.sum(1), 'add': y * 2}", ["linear", "add"]),
     "none": ("return {'y': y, 'nothing': None}", ["y"]),
     "int64": ("return y.argmax(1)", ["output_0"]),
     "bool": ("return y > 0", ["output_0"]),

@@ -254,6 +254,7 @@ def test_a_module_too_inexact_for_any_proof_is_refused(measured):
     [
         ("7", "the return value is a int, not a tensor"),
         ("{'y': y, 'n': 7}", "n is a int, not a tensor"),
+        ("{'y': y, 'n': y.numpy()}", "n is a ndarray, not a tensor"),
         ("()", "the return value is a value without any tensor, not a tensor"),
         ("y.bfloat16()", "output_0 is a torch.bfloat16 tensor of layout torch.strided; numpy has no such array"),
         ("y.to_sparse()", "output_0 is a torch.float32 tensor of layout torch.sparse_coo; numpy has no such array"),
