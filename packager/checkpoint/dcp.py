@@ -13,6 +13,8 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
+import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -136,12 +138,27 @@ class _WantsCode(Exception):
     pass
 
 
+def _refuse_far_memo(content: bytes) -> None:
+    """Refuse a pickle that remembers a value at a place beyond its own length: a list that long would be made for it.
+
+    Raises ValueError.
+    """
+    beyond = len(content)
+    binary = (int.from_bytes(found[1], "little") for found in re.finditer(b"r(?=(.{4}))", content, re.DOTALL))
+    text = (int(found[1]) for found in re.finditer(rb"p(\d{1,20})\n", content))
+    if any(place > beyond for one in (binary, text) for place in one):  # it seems so; its operations tell
+        for opcode, place, _ in pickletools.genops(content):
+            if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(place, int) and place > beyond:
+                raise ValueError("it claims more values than it has bytes")
+
+
 def _metadata(path: Path, named: str, where: str | None) -> Any:
     try:
         if path.stat().st_size > _LONGEST:
             raise ValueError("it is too long")
-        with path.open("rb") as stream:
-            return _Unpickler(stream).load()
+        content = path.read_bytes()
+        _refuse_far_memo(content)
+        return _Unpickler(io.BytesIO(content)).load()
     except _WantsCode as error:
         why = f".metadata asks for {error}, which torch.distributed.checkpoint does not write; nothing of it was run"
         raise CheckpointUnreadable(named, where, why) from None

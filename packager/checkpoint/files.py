@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
+import mmap
 import pathlib
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import safetensors
@@ -61,6 +64,7 @@ def open_checkpoint(located: Located, *, trust_pickle: bool, where: str | None) 
 
 
 _ZIP = b"PK\x03\x04"
+_PICKLES_OF_LEGACY = 5  # magic number, version, machine, content, keys of the storages that follow
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class _Opener:
             zipped = stream.read(4) == _ZIP
         if zipped:
             self._check_archive(path)
+        if not self.trust_pickle and _asks_for_bytearray(path, zipped=zipped):
+            raise self._unreadable(path, "it asks for a bytearray, which may be of any size: save it as a tensor")
         return Opened(self.unpickled(path, zipped=zipped), "pytorch", {})
 
     def shards(self) -> Opened:
@@ -226,6 +232,30 @@ def _names_wanted(source: Any, message: str, *, zipped: bool) -> list[str]:
         with contextlib.suppress(Exception):
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(source))
     return sorted(names)
+
+
+def _asks_for_bytearray(path: Path, *, zipped: bool) -> bool:
+    """Whether a pickle makes one, which torch's weights-only reading allows, also of so many zeros.
+
+    What is damaged is told by whoever reads it.
+    """
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"bytearray") < 0:
+            return False
+        with contextlib.suppress(ValueError, EOFError, UnicodeDecodeError):
+            if not zipped:
+                return any(_names_bytearray(stream) for _ in range(_PICKLES_OF_LEGACY))
+            with zipfile.ZipFile(path) as archive:
+                inner = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                return _names_bytearray(io.BytesIO(archive.read(inner)))
+    return False
+
+
+def _names_bytearray(stream: IO[bytes]) -> bool:
+    asked = False
+    for _, value, _ in pickletools.genops(stream):
+        asked |= isinstance(value, str) and value.rpartition(" ")[2] == "bytearray"
+    return asked
 
 
 def _another_kind(source: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,13 @@ import torch
 
 from packager.checkpoint.training_state import unwrapped
 from packager.errors import HuggingFaceExportRefused
+
+# What transformers writes into such a folder.
+_EXPORTED = (
+    "config.json", "generation_config.json", "model*.safetensors", "model*.safetensors.index.json", "pytorch_model*",
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "preprocessor_config.json", "processor_config.json", "spiece.model", "sentencepiece*",
+)  # fmt: skip
 
 
 class Tokenizer(Protocol):
@@ -26,7 +34,7 @@ def export_huggingface(
     """Write config, weights as safetensors, and tokenizer, in one step; returns the folder.
 
     The module is one of transformers, or any with `save_pretrained`; DataParallel, compile and averaging around it
-    are taken off. An earlier export in the folder is replaced, anything else there is refused.
+    are taken off. An earlier export in the folder is replaced; where anything else is there, it is refused.
     Raises `HuggingFaceExportRefused`.
     """
     target, inner = Path(folder).absolute(), unwrapped(module)
@@ -47,6 +55,7 @@ def export_huggingface(
         if tokenizer is not None:
             tokenizer.save_pretrained(str(fresh))
         if target.exists():
+            _refuse_strangers(target, fresh)
             os.rename(target, scratch / "before")
         os.rename(fresh, target)
     except OSError as error:
@@ -57,3 +66,16 @@ def export_huggingface(
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _refuse_strangers(target: Path, fresh: Path) -> None:
+    """An export is replaced as a whole: what is no export's would be lost with it."""
+    new = set(os.listdir(fresh))
+    strangers = [
+        name
+        for name in sorted(os.listdir(target))
+        if name not in new and not any(fnmatch(name, one) for one in _EXPORTED)
+    ]
+    if strangers:
+        why = f"it holds what no such export has: {', '.join(strangers[:5])}"
+        raise HuggingFaceExportRefused(str(target), why, "move it away, or give another folder")

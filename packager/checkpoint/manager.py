@@ -99,7 +99,9 @@ class CheckpointManager:
     # -- what there is ----------------------------------------------------------------------
 
     def list(self) -> list[Entry]:
-        """The checkpoints in the order they were saved."""
+        """The checkpoints in the order they were saved. Raises what went wrong in a background save."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
         return run_folder.entries(self.folder)
 
     def latest(self) -> Entry | None:
@@ -309,7 +311,8 @@ class CheckpointManager:
 
     def _write_run(self) -> None:
         path = self.folder / RUN
-        settings = {"name": self.name, "version": self.version, "metric": self.keep.metric, "mode": self.keep.mode}
+        metric, mode = self._metric()
+        settings = {"name": self.name, "version": self.version, "metric": metric, "mode": mode}
         text = json.dumps({"schema": 1, **settings}, indent=1)
         try:
             if path.read_text(encoding="utf-8") == text + "\n":
@@ -319,6 +322,15 @@ class CheckpointManager:
         temporary = self.folder / f".{RUN}.new"
         tree_file.write_text(temporary, text)
         os.replace(temporary, path)
+
+    def _metric(self) -> tuple[str | None, str]:
+        """What is best; who does not say leaves it as it was, since a build of the run goes by it."""
+        if self.keep.metric is None:
+            with contextlib.suppress(CheckpointDamaged):  # written anew
+                metric, mode = run_folder.settings(self.folder)
+                if metric is not None:
+                    return metric, mode
+        return self.keep.metric, self.keep.mode
 
     def _git_revision(self) -> str | None:
         """The revision of the folder that the process runs in, asked for once."""

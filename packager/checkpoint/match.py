@@ -62,6 +62,7 @@ def fit(
     table of shapes that differ.
     """
     prefix_used, renamed = _rename(state, shapes, prefix, where)
+    _refuse_untied(renamed, tied, where)
     present = set(renamed)
     covered = {name for group in tied if group & present for name in group}
     missing = [name for name in shapes if name not in renamed and name not in covered]
@@ -75,6 +76,18 @@ def fit(
     check(missing, unexpected, wrong, forgiven, in_file=list(renamed), in_module=list(shapes), where=where)
     kept = {name: tensor for name, tensor in renamed.items() if name in shapes}
     return Fit(kept, prefix_used, tuple(missing), tuple(unexpected))
+
+
+def _refuse_untied(
+    state: Mapping[str, torch.Tensor], tied: Sequence[frozenset[str]], where: str | None
+) -> None:  # fmt: skip
+    """Names that share one tensor in the module must have one value in the checkpoint: else one of them is lost."""
+    for group in tied:
+        first, *others = [name for name in sorted(group) if name in state] or [""]
+        differing = [name for name in others if not torch.equal(state[first], state[name])]
+        if differing:
+            why = f"{first} and {differing[0]} are one tensor in the module, and two in the checkpoint"
+            raise StateDoesNotFit(where, why, "untie them in the module, or save what it really has")
 
 
 def check(
@@ -105,7 +118,12 @@ def _rename(
     if prefix not in ("auto", ""):
         _check_prefix(state, prefix, where)
     if prefix != "auto":
-        return prefix, {key.removeprefix(prefix): value for key, value in state.items()}
+        shorter = {key.removeprefix(prefix): value for key, value in state.items()}
+        if len(shorter) < len(state):
+            twice = next(key for key in state if key.startswith(prefix) and key.removeprefix(prefix) in state)
+            why = f"without checkpoint.prefix {prefix!r}, {twice} and {twice.removeprefix(prefix)} are one key"
+            raise StateDoesNotFit(where, why, "take one of them out of the checkpoint")
+        return prefix, shorter
     stripped = list(_stripped(state))
     # `module.` in the middle of a name: a part of the model was wrapped, or the module has a child of that name.
     stripped += [(f"{removed}*.module.", _inside_without(variant, ("module.",))) for removed, variant in stripped]

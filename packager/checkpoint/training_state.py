@@ -32,6 +32,11 @@ Generator = torch.Generator | random.Random | np.random.Generator
 Trees = dict[str, Any]
 _log = logging.getLogger("packager.checkpoint")
 
+# What torch.optim keeps for each element of a parameter.
+_MOMENTS = frozenset(
+    {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf"}
+)
+
 
 class HasState(Protocol):
     """An optimizer, a scheduler, a scaler, or anything else that gives and takes a state dict."""
@@ -122,7 +127,8 @@ def differences(loop: Loop, now: Present, trees: Trees, rank: int = 0) -> list[s
         elif training["classes"][name] != type(one).__qualname__:
             found.append(f"{name}: saved from {training['classes'][name]}, here {type(one).__qualname__}")
         elif isinstance(one, torch.optim.Optimizer):
-            found += _groups_differ(now.helpers[name]["param_groups"], training[name]["param_groups"])
+            groups = _groups_differ(now.helpers[name]["param_groups"], training[name]["param_groups"])
+            found += groups or ([] if now.names else _moments_differ(one, training[name]))
     for name in loop.generators or {}:
         if name not in _of_this_rank(training["generators"], rank):
             found.append(f"generators: the checkpoint holds no {name!r}")
@@ -305,6 +311,21 @@ def _groups_differ(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> li
                 f"optimizer: group {index}: saved for {there.get('param_names')}, here {here.get('param_names')}"
             )
     return found
+
+
+def _moments_differ(optimizer: torch.optim.Optimizer, saved: Trees) -> list[str]:
+    """An optimizer knows its parameters by their place alone: in another order, they would get each other's moments."""
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    found = []
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for name in _MOMENTS & set(saved["state"].get(number, {})):
+            there = saved["state"][number][name]
+            whole = type(there) is torch.Tensor and type(parameter) in (torch.Tensor, torch.nn.Parameter)
+            if whole and there.shape != parameter.shape:
+                shapes = f"saved in the shape {list(there.shape)}, and the parameter is {list(parameter.shape)}"
+                found.append(f"optimizer: {name} of parameter {number}: {shapes}")
+    return sorted(found)
 
 
 def _cut_states(now: Present, saved: Trees) -> Trees:

@@ -1,0 +1,158 @@
+"""What is refused because it would take memory, or because one of two values would be lost."""
+
+import json
+import pickle
+import struct
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from packager import checkpoint
+from packager.checkpoint import CheckpointManager, Retention, export_huggingface, run_folder
+from packager.checkpoint.dcp import _refuse_far_memo
+from packager.checkpoint.header import read_header
+from packager.checkpoint.match import fit
+from packager.errors import (
+    CheckpointNotSaved,
+    CheckpointUnreadable,
+    HuggingFaceExportRefused,
+    StateDoesNotFit,
+    TrainingStateDiffers,
+)
+
+
+class Zeros:
+    """A pickle of this makes a bytearray of so many zeros."""
+
+    def __reduce__(self):
+        return bytearray, (1 << 20,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_bytearray_of_any_size_is_refused(tmp_path, zipped):
+    saved = {"state_dict": {"w": torch.ones(2)}, "beside": Zeros()}
+    torch.save(saved, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointUnreadable) as caught:
+        checkpoint.read(tmp_path / "best.pt")
+    assert caught.value.why == "it asks for a bytearray, which may be of any size: save it as a tensor"
+
+
+def test_the_word_in_the_values_of_a_tensor_is_none(tmp_path):
+    word = torch.frombuffer(bytearray(b"bytearray " * 8), dtype=torch.uint8)
+    for zipped in (True, False):
+        torch.save({"w": word}, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
+        assert torch.equal(checkpoint.read(tmp_path / "best.pt").state["w"], word)
+
+
+@pytest.mark.parametrize("memo", [b"r" + struct.pack("<I", 1 << 24), b"p16777216\n"])
+def test_a_pickle_that_remembers_beyond_its_end_is_refused_and_any_other_is_not(memo):
+    with pytest.raises(ValueError, match="it claims more values than it has bytes"):
+        _refuse_far_memo(b"\x80\x04N" + memo + b".")
+    _refuse_far_memo(pickle.dumps({f"r{index}": b"r\xff\xff\xff\xff" for index in range(300)}))
+
+
+def header(path, tensors, size):
+    text = json.dumps(tensors).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("offsets", "shape", "size", "why"),
+    [
+        ([0, 4], [1], 3, "the header tells of 4 bytes of tensors, and the file holds 3"),
+        ([0, 4], [1], 5, "the header tells of 4 bytes of tensors, and the file holds 5"),
+        ([0, 16], [1 << 40], 16, "the header gives 'w' another size than its shape"),
+        ([4, 8], [1], 8, "the header leaves a gap before 'w', or has it overlap"),
+        (["a", "b"], [1], 8, "the header leaves a gap before 'w', or has it overlap"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_file_is_refused(tmp_path, offsets, shape, size, why):
+    path = header(tmp_path / "x.safetensors", {"w": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}, size)
+    with pytest.raises(ValueError, match="the header") as caught:
+        read_header(path)
+    assert str(caught.value) == why
+
+
+def test_a_file_of_safetensors_own_has_a_header_that_fits(tmp_path):
+    tensors = {
+        "a": torch.ones(3),
+        "b": torch.zeros(0),
+        "c": torch.ones(2, 2, dtype=torch.bfloat16),
+        "d": torch.tensor(1),
+    }
+    safetensors.torch.save_file(tensors, tmp_path / "x.safetensors", {"note": "x"})
+    assert set(read_header(tmp_path / "x.safetensors")) == {*tensors, "__metadata__"}
+
+
+TIED = (frozenset({"emb.weight", "dec.weight"}),)
+SHAPES = {"emb.weight": [3], "dec.weight": [3]}
+
+
+def test_tied_weights_that_disagree_are_refused_and_those_that_agree_are_not():
+    with pytest.raises(StateDoesNotFit) as caught:
+        fit({"emb.weight": torch.ones(3), "dec.weight": torch.zeros(3)}, SHAPES, tied=TIED)
+    assert caught.value.why == "dec.weight and emb.weight are one tensor in the module, and two in the checkpoint"
+    assert fit({"emb.weight": torch.ones(3), "dec.weight": torch.ones(3)}, SHAPES, tied=TIED).missing == ()
+
+
+def test_a_prefix_that_makes_one_key_of_two_is_refused():
+    with pytest.raises(StateDoesNotFit) as caught:
+        fit({"m.bias": torch.ones(2), "bias": torch.zeros(2)}, {"bias": [2]}, prefix="m.")
+    assert caught.value.why == "without checkpoint.prefix 'm.', m.bias and bias are one key"
+
+
+class Exported(nn.Linear):
+    def save_pretrained(self, folder):
+        from pathlib import Path
+
+        Path(folder).mkdir()
+        safetensors.torch.save_file(self.state_dict(), f"{folder}/model.safetensors")
+        Path(folder, "config.json").write_text("{}")
+
+
+def test_a_file_of_the_users_is_not_lost_with_an_earlier_export(tmp_path):
+    folder = export_huggingface(Exported(2, 2), tmp_path / "out")
+    (folder / "tokenizer.json").touch()
+    export_huggingface(Exported(2, 2), folder)  # an earlier export, with a tokenizer
+    assert sorted(one.name for one in folder.iterdir()) == ["config.json", "model.safetensors"]
+    (folder / "thesis.tex").write_text("all of it")
+    with pytest.raises(HuggingFaceExportRefused) as caught:
+        export_huggingface(Exported(2, 2), folder)
+    assert caught.value.why == "it holds what no such export has: thesis.tex"
+    assert (folder / "thesis.tex").read_text() == "all of it"
+
+
+def test_a_manager_that_does_not_say_what_is_best_leaves_it_as_it_was(tmp_path):
+    model = nn.Linear(1, 1)
+    CheckpointManager(tmp_path, keep=Retention(metric="loss", mode="max")).save(
+        step=1, model=model, metrics={"loss": 1}
+    )
+    CheckpointManager(tmp_path).save(step=2, model=model, metrics={"loss": 0})
+    assert run_folder.settings(tmp_path) == ("loss", "max")
+
+
+def test_moments_of_another_shape_than_their_parameter_are_told(tmp_path):
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW([model.weight, model.bias])
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    manager = CheckpointManager(tmp_path)
+    manager.save(step=1, model=model, optimizer=optimizer)
+    with pytest.raises(TrainingStateDiffers) as caught:
+        manager.restore(model=model, optimizer=torch.optim.AdamW([model.bias, model.weight]))
+    shapes = "saved in the shape [3, 4], and the parameter is [3]"
+    assert f"optimizer: exp_avg of parameter 0: {shapes}" in str(caught.value)
+    manager.restore(model=model, optimizer=torch.optim.AdamW([model.weight, model.bias]))
+
+
+def test_what_went_wrong_in_the_background_is_raised_by_the_next_look_at_the_run(tmp_path):
+    (tmp_path / "runs").write_text("no folder")
+    manager = CheckpointManager(tmp_path / "runs")
+    manager.save(step=1, model=nn.Linear(1, 1), blocking=False)
+    while not manager._pending.done():
+        pass
+    with pytest.raises(CheckpointNotSaved):
+        manager.latest()
