@@ -6,6 +6,8 @@ and an ONNX file needs onnx, and the error says so where they are not installed.
 
 from __future__ import annotations
 
+import re
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,10 +20,21 @@ from packager.bundle.layout import SUMS
 from packager.checkpoint import run_folder, urls
 from packager.checkpoint.about import about, of_checkpoint
 from packager.checkpoint.header import METADATA, metadata, read_header
-from packager.checkpoint.locate import CONFIG, INDEX, Located, holds_checkpoint, locate, piece_index
+from packager.checkpoint.locate import (
+    CONFIG,
+    INDEX,
+    Located,
+    holds_checkpoint,
+    locate,
+    piece_index,
+    program,
+    weight_map,
+)
 from packager.errors import CheckpointUnreadable, ExtraMissing
 from packager.progress import Listener, Stages, silent
 from packager.runtime.loader import read_config
+
+_WEIGHTS = re.compile(r"^(data/\d+|constants/\d+|data/(weights|constants)/\w+_\d+)$")  # of a program's archive
 
 
 def inspect(path: str | Path, listener: Listener = silent) -> dict[str, Any]:
@@ -110,8 +123,30 @@ def _described(path: Path, located: Located) -> dict[str, Any]:
     if located.head.name.endswith(INDEX):
         shards = [file for file in located.files[1:] if file.name != CONFIG]
         if all(shard.suffix == ".safetensors" for shard in shards):
-            return _safetensors(path, shards, f"safetensors in {len(shards)} shards")
-    return _with_torch(path)
+            found = _safetensors(path, shards, f"safetensors in {len(shards)} shards")
+            absent = sorted(set(weight_map(located.head, str(path), None)) - set(found["tensors"]))
+            if absent:
+                why = f"{located.head.name} names {', '.join(absent[:5])}, and no shard has it"
+                raise CheckpointUnreadable(str(path), None, why)
+            return found
+    kind = program(located)
+    return _with_torch(path) if kind is None else _program(located.head, kind)
+
+
+def _program(path: Path, kind: str) -> dict[str, Any]:
+    """What is in the archive of a program: to know more, some of it would have to be run."""
+    with zipfile.ZipFile(path) as archive:
+        sizes = {one.filename.partition("/")[2]: one.file_size for one in archive.infolist()}
+    weights = {name: f"{size} bytes" for name, size in sizes.items() if _WEIGHTS.search(name)}
+    return {
+        "kind": "checkpoint",
+        "format": f"{kind}, which holds its own forward()",
+        "key": "",
+        "beside": [],
+        "about": about({}, {}).as_json(),
+        "metadata": {"files": str(len(sizes)), "bytes": str(sum(sizes.values()))},
+        "tensors": weights,
+    }
 
 
 def _safetensors(path: Path, files: Sequence[Path], form: str) -> dict[str, Any]:

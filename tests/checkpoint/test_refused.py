@@ -21,6 +21,7 @@ from packager.errors import (
     StateDoesNotFit,
     TrainingStateDiffers,
 )
+from packager.inspect import inspect
 
 
 class Zeros:
@@ -156,3 +157,24 @@ def test_what_went_wrong_in_the_background_is_raised_by_the_next_look_at_the_run
         pass
     with pytest.raises(CheckpointNotSaved):
         manager.latest()
+
+
+@pytest.mark.parametrize("kind", ["TorchScript", "an exported program"])
+def test_a_program_is_shown_by_what_its_archive_holds(tmp_path, kind):
+    path = tmp_path / ("net.ts" if kind == "TorchScript" else "net.pt2")
+    if kind == "TorchScript":
+        torch.jit.save(torch.jit.script(nn.Linear(2, 3)), path)
+    else:
+        torch.export.save(torch.export.export(nn.Linear(2, 3), (torch.ones(1, 2),)), path)
+    found = inspect(path)
+    assert found["format"] == f"{kind}, which holds its own forward()"
+    assert sorted(found["tensors"].values()) == ["12 bytes", "24 bytes"]
+
+
+def test_an_index_of_a_tensor_that_no_shard_has_is_refused(tmp_path):
+    safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "model-1.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointUnreadable) as caught:
+        inspect(tmp_path / "model.safetensors.index.json")
+    assert caught.value.why == "model.safetensors.index.json names b, and no shard has it"
