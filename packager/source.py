@@ -67,6 +67,8 @@ class Source:
     checkpoint_sha256: str
     about: checkpoint.About
     borrowed: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
+    taken: str = ""
     untouched: torch.nn.Module | None = None
 
     def notes(self) -> tuple[str, ...]:
@@ -75,7 +77,8 @@ class Source:
             "not in the checkpoint, so as the constructor left them": self.fit.missing,
             "not among the averaged weights, so from the model's own in the checkpoint": self.borrowed,
         }
-        return tuple(f"{what}: {_first_of(names)}" for what, names in told.items() if names)
+        damaged = [f"{one.partition(chr(10))[0]}; {self.taken} is taken" for one in self.passed_over]
+        return (*damaged, *(f"{what}: {_first_of(names)}" for what, names in told.items() if names))
 
 
 def _first_of(names: Sequence[str], shown: int = 10) -> str:
@@ -227,6 +230,8 @@ def _load(project: Project, entry: Callable[..., Any] | None) -> Source:
         checkpoint_sha256=sha256,
         about=about,
         borrowed=borrowed,
+        passed_over=found.passed_over,
+        taken=found.head.parent.name,
         untouched=_copied(module),
     )
 

@@ -43,11 +43,15 @@ _LONGEST_JSON = 100_000_000  # as safetensors has it for a header
 
 @dataclass(frozen=True)
 class Located:
-    """What a path named, and the files that are read for it, the head first; `chosen` is whether a run has others."""
+    """What a path named, and the files that are read for it, the head first; `chosen` is whether a run has others.
+
+    `passed_over` says which checkpoints of the run would have come before, and are damaged.
+    """
 
     path: Path
     files: tuple[Path, ...]
     chosen: bool = False
+    passed_over: tuple[str, ...] = ()
 
     @property
     def head(self) -> Path:
@@ -210,10 +214,11 @@ def _of_run(
     folder: Path, named: str, where: str | None, weights: str, sha256: Callable[[Path], str]
 ) -> Located:  # fmt: skip
     """The files of the checkpoint that a run stands for; their digests are those that it has saved."""
-    files = run_folder.chosen(folder, weights, sha256).files
+    chosen = run_folder.chosen(folder, weights, sha256)
+    files = chosen.files
     if len(files) > 1 and set(_pieces(files[0], named, where)) != set(files[1:]):
         raise CheckpointUnreadable(named, where, f"{files[0].name} names other files than there are")
-    return Located(folder, files, chosen=True)
+    return Located(folder, files, chosen=True, passed_over=chosen.passed_over)
 
 
 def _index_of_pieces(path: Path, named: str, where: str | None) -> Path | None:

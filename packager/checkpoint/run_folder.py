@@ -84,11 +84,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The files that a manifest's `path: runs/` means, the head first, and the checkpoint they belong to."""
+    """The files that a manifest's `path: runs/` means, the head first, and the checkpoint they belong to.
+
+    `passed_over` says which would have come before, and are damaged.
+    """
 
     checkpoint: Entry
     files: tuple[Path, ...]
     why: str
+    passed_over: tuple[str, ...] = ()
 
 
 # -- reading ----------------------------------------------------------------------------------
@@ -237,7 +241,7 @@ def chosen(folder: Path, weights: str = "auto", sha256: Digest = sha256_file) ->
     """The weights that a run folder, or one checkpoint's folder, stands for.
 
     `auto` is the best checkpoint's model where the run has a metric, and else the latest's; `model` and `ema` are
-    that checkpoint's file of the name. A damaged one is passed over with a warning. Raises `NoCheckpointYet`,
+    that checkpoint's file of the name. A damaged one is passed over, and that is said. Raises `NoCheckpointYet`,
     `CheckpointDamaged`.
     """
     file = EMA if weights == "ema" else MODEL
@@ -248,14 +252,15 @@ def chosen(folder: Path, weights: str = "auto", sha256: Digest = sha256_file) ->
         ordered = ranked(found, metric, mode)
         why = f"the best {metric}" if ordered else "the latest"
         ordered = ordered or sorted(found, key=lambda one: -one.number)
+    passed_over: list[str] = []
     for one in ordered:
         if file not in one.digests:
             raise NoCheckpointYet(str(folder), f"{one.path.name} has no {file}")
         names = parts(one, file)
         broken = damage(one, names, sha256)
         if broken is None:
-            return Chosen(one, tuple(one.path / name for name in names), why)
-        _log.warning("skipped: %s is not what was saved: %s", one.path, broken)
+            return Chosen(one, tuple(one.path / name for name in names), why, tuple(passed_over))
+        passed_over.append(f"{one.path.name} is not what was saved: {broken}")
     raise NoCheckpointYet(str(folder), "no checkpoint in it is whole" if ordered else "it holds no checkpoint")
 
 

@@ -11,6 +11,7 @@ then those of the model's own state dict in the same file.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from packager.hashing import sha256_file
 from packager.progress import Stages, silent
 
 MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
+_log = logging.getLogger("packager.checkpoint")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # those of torch.nn that checkpoints hold
 
 
@@ -69,6 +71,8 @@ def read(
             return read(fetched, weights, trust_pickle=trust_pickle, where=where, sha256=sha256)
     path = Path(path)
     located = locate(path, where=where, weights=weights)
+    for damaged in located.passed_over:
+        _log.warning("passed over: %s", damaged)
     if sha256 is not None and (found := digest(located, sha256_file)) != sha256:
         raise CheckpointDigestWrong(str(path), where, sha256, found)
     # A run that goes on must not delete it meanwhile; what is mapped then stays.

@@ -10,6 +10,7 @@ from torch import nn
 import packager
 from packager import manifest, source
 from packager.checkpoint import CheckpointManager, Retention, locate
+from packager.vet import vet
 
 
 class Net(nn.Module):
@@ -46,6 +47,16 @@ def test_a_manifest_that_names_a_run_gets_its_best_checkpoint(run, weights, valu
 def test_a_manifest_may_name_one_checkpoint_of_a_run(run):
     run.write_text(run.read_text().replace("path: runs", "path: runs/step-00000002"))
     assert weight(run) == 2.0
+
+
+def test_the_best_that_is_damaged_is_passed_over_and_the_build_says_what_it_takes(run, tmp_path):
+    weights = run.parent / "runs/step-00000001/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    told = []
+    packager.build(run, tmp_path / "out", listener=told.append)
+    said = "step-00000001 is not what was saved: model.safetensors; step-00000002 is taken"
+    assert said in [getattr(one, "message", "") for one in told]
+    assert said in vet(run).notes
 
 
 def test_a_better_checkpoint_is_another_build_and_the_same_one_is_none(run, tmp_path):

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import logging
 import sys
 import threading
 import time
@@ -88,11 +87,12 @@ def test_without_a_metric_a_manifest_means_the_latest(run):
     assert run_folder.chosen(run / "step-00000001").files == (run / "step-00000001/model.safetensors",)
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, caplog):
+def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(run):
     spoil(run / "step-00000002/model.safetensors")
-    with caplog.at_level(logging.WARNING):
-        assert run_folder.chosen(run).checkpoint.step == 1
-    assert "step-00000002 is not what was saved: model.safetensors\nSHA-256 saved: " in caplog.text
+    chosen = run_folder.chosen(run)
+    assert chosen.checkpoint.step == 1
+    (said,) = chosen.passed_over
+    assert said.startswith("step-00000002 is not what was saved: model.safetensors\nSHA-256 saved: ")
     assert run_folder.damage(run_folder.entry(run / "step-00000002")).startswith("model.safetensors\nSHA-256 saved:")
 
 
