@@ -65,6 +65,8 @@ def test_a_bundle_computes_what_a_plain_load_computes(tmp_path, case):
     path = project(tmp_path / "p", source(*HOLDS_A_PARAMETER_TWICE[case]))
     module = runpy.run_path(str(tmp_path / "p" / "model.py"))["Net"]()
     state = {name: torch.rand_like(one) for name, one in module.state_dict().items()}
+    if "b" in state:
+        state["b"] = state["a"]  # one tensor under two names
     torch.save(state, tmp_path / "p" / "best.pt")
     module.load_state_dict(state)
     built = packager.build(path, tmp_path / "dist")
