@@ -64,6 +64,16 @@ def open_checkpoint(located: Located, *, trust_pickle: bool, where: str | None) 
 
 
 _ZIP = b"PK\x03\x04"
+_OF_TENSORS = (
+    "torch.",
+    "collections.",
+    "numpy.",
+    "_codecs.",
+    "pathlib.",
+    "argparse.",
+    "builtins.set",
+    "__builtin__.set",
+)
 _PICKLES_OF_LEGACY = 5  # magic number, version, machine, content, keys of the storages that follow
 
 
@@ -231,7 +241,18 @@ def _names_wanted(source: Any, message: str, *, zipped: bool) -> list[str]:
         # Where this fails, the names in the message are what can be found out.
         with contextlib.suppress(Exception):
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(source))
+    elif isinstance(source, Path):
+        with contextlib.suppress(Exception), source.open("rb") as stream:
+            for _ in range(_PICKLES_OF_LEGACY):
+                names |= _classes_in(stream)
     return sorted(names)
+
+
+def _classes_in(stream: IO[bytes]) -> set[str]:
+    """The classes that a pickle names: of torch.nn, or of no library whose names torch allows."""
+    named = (value for opcode, value, _ in pickletools.genops(stream) if opcode.name == "GLOBAL")
+    names = {value.replace(" ", ".") for value in named if isinstance(value, str)}
+    return {one for one in names if one.startswith("torch.nn.") or not one.startswith(_OF_TENSORS)}
 
 
 def _asks_for_bytearray(path: Path, *, zipped: bool) -> bool:
@@ -242,7 +263,7 @@ def _asks_for_bytearray(path: Path, *, zipped: bool) -> bool:
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(b"bytearray") < 0:
             return False
-        with contextlib.suppress(ValueError, EOFError, UnicodeDecodeError):
+        with contextlib.suppress(Exception):  # pickletools raises several unrelated classes for damaged bytes
             if not zipped:
                 return any(_names_bytearray(stream) for _ in range(_PICKLES_OF_LEGACY))
             with zipfile.ZipFile(path) as archive:

@@ -15,6 +15,7 @@ from packager.checkpoint.dcp import _refuse_far_memo
 from packager.checkpoint.header import read_header
 from packager.checkpoint.match import fit
 from packager.errors import (
+    CheckpointNeedsCode,
     CheckpointNotSaved,
     CheckpointUnreadable,
     HuggingFaceExportRefused,
@@ -178,3 +179,12 @@ def test_an_index_of_a_tensor_that_no_shard_has_is_refused(tmp_path):
     with pytest.raises(CheckpointUnreadable) as caught:
         inspect(tmp_path / "model.safetensors.index.json")
     assert caught.value.why == "model.safetensors.index.json names b, and no shard has it"
+
+
+def test_a_whole_module_in_the_legacy_format_is_refused_with_every_class_that_it_wants(tmp_path):
+    module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    torch.save({"model": module}, tmp_path / "best.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointNeedsCode) as caught:
+        checkpoint.read(tmp_path / "best.pt")
+    wanted = ("container.Sequential", "linear.Linear", "activation.ReLU")
+    assert all(f"torch.nn.modules.{one}" in str(caught.value) for one in wanted)
