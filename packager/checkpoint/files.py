@@ -260,15 +260,14 @@ def _asks_for_bytearray(path: Path, *, zipped: bool) -> bool:
 
     What is damaged is told by whoever reads it.
     """
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(b"bytearray") < 0:
-            return False
-        with contextlib.suppress(Exception):  # pickletools raises several unrelated classes for damaged bytes
-            if not zipped:
-                return any(_names_bytearray(stream) for _ in range(_PICKLES_OF_LEGACY))
+    with contextlib.suppress(Exception):  # pickletools and zipfile raise several unrelated classes for damaged bytes
+        if zipped:  # the weights beside it may be many times as large, and are not looked at
             with zipfile.ZipFile(path) as archive:
-                inner = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-                return _names_bytearray(io.BytesIO(archive.read(inner)))
+                pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+            return b"bytearray" in pickled and _names_bytearray(io.BytesIO(pickled))
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(b"bytearray") >= 0:
+                return any(_names_bytearray(stream) for _ in range(_PICKLES_OF_LEGACY))
     return False
 
 
