@@ -29,6 +29,20 @@ class Net(nn.Module):
         return self.layer(x)
 """
 
+RECURRENT = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(x[:, None])[0]
+"""
+
 
 def project(folder, source=LINEAR, *, inputs=FLOATS, entry="model.py:Net", kwargs=None, state=None, **sections):
     """Write a project into `folder` and return its manifest's path.

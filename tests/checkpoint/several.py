@@ -8,6 +8,19 @@ from pathlib import Path
 
 from projects import ROOT
 
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(5, 7)
+        self.norm = nn.BatchNorm1d(7)
+        self.inner = nn.Sequential(nn.Dropout(0.5), nn.Linear(7, 3))
+
+    def forward(self, x):
+        return self.inner(self.norm(self.first(x)))
+"""
 _BEFORE = """
 import os, sys, warnings
 from pathlib import Path
@@ -21,17 +34,8 @@ arguments = sys.argv[5:]
 torch.set_num_threads(1)
 if count > 1:
     distributed.init_process_group("gloo", rank=rank, world_size=count, init_method=f"tcp://127.0.0.1:{port}")
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(5, 7)
-        self.norm = nn.BatchNorm1d(7)
-        self.inner = nn.Sequential(nn.Dropout(0.5), nn.Linear(7, 3))
-
-    def forward(self, x):
-        return self.inner(self.norm(self.first(x)))
-
+"""
+_LOOP = """
 def spread(kind, module):
     if count == 1 or kind == "alone":
         return module
@@ -77,7 +81,7 @@ def start(count: int, text: str, folder: Path, *arguments: str) -> list[subproce
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    program = _BEFORE + textwrap.dedent(text) + _AFTER
+    program = _BEFORE + NET + _LOOP + textwrap.dedent(text) + _AFTER
     return [
         subprocess.Popen(
             [sys.executable, "-c", program, str(rank), str(count), str(port), str(folder), *arguments],

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from projects import package, project
-from several import run, start
+from several import NET, run, start
 from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
@@ -168,21 +168,6 @@ def test_a_run_in_pieces_is_read_and_inspected_as_any_other(weights, saved):
     assert set(shown["tensors"]) == set(expected)
     table = json.loads(package("inspect", folder, "--json").stdout)
     assert [one["step"] for one in table["checkpoints"]] == [3, 6]
-
-
-NET = """
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(5, 7)
-        self.norm = nn.BatchNorm1d(7)
-        self.inner = nn.Sequential(nn.Dropout(0.5), nn.Linear(7, 3))
-
-    def forward(self, x):
-        return self.inner(self.norm(self.first(x)))
-"""
 
 
 def test_a_run_in_pieces_is_vetted_and_built(saved, tmp_path):

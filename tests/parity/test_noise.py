@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from projects import FLOATS, LINEAR
+from projects import FLOATS, LINEAR, RECURRENT
 
 from packager import samples
 from packager.errors import DecidedByTies, render
@@ -172,21 +172,6 @@ def test_rows_that_depend_on_each_other_are_no_noise(opened):
     found = reference.measure(loaded, source, grid, floor, known=(), decides=False).noise["output_0"]
     assert ROWS not in found.parts
     assert found.relative < 1e-5
-
-
-RECURRENT = """
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn = nn.LSTM(4, 3, batch_first=True)
-
-    def forward(self, x):
-        return self.rnn(x[:, None])[0]
-"""
 
 
 @pytest.mark.parametrize("refuses", [False, True])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from projects import FLOATS, LINEAR, project
+from projects import FLOATS, LINEAR, RECURRENT, project
 
 from packager import manifest, samples, source
 from packager.errors import ForwardFailed, NoiseTooLarge, NotRepeatable, OutputsUnsupported, render
@@ -74,20 +74,6 @@ def test_a_model_that_cancels_has_more_noise(measured):
 def test_the_module_is_left_as_it_was(measured):
     *_, module = measured(DEEP, WIDE)
     assert {one.dtype for one in module.parameters()} == {torch.float32}
-
-
-RECURRENT = """
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn = nn.LSTM(4, 3, batch_first=True)
-
-    def forward(self, x):
-        return self.rnn(x[:, None])[0]
-"""
 
 
 def test_a_recurrent_module_keeps_its_own_weights_in_its_list(tmp_path):
