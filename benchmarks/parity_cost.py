@@ -26,7 +26,7 @@ from report import put
 ROOT = Path(__file__).resolve().parent.parent
 _TIMED = {
     "packager.parity.reference": ("measure_floor", "early", "measure"),
-    "packager.parity.coverage": ("explore", "beforehand", "measure", "still"),
+    "packager.parity.coverage": ("explore", "measure", "still"),
     "packager.parity.artifacts": ("judge_onnx", "judge_torchscript"),
 }
 """The gate's functions, as a build calls them. They do not call each other."""
@@ -111,7 +111,6 @@ def without_gate(name, module):
         from packager.results import Coverage
 
         module.explore = lambda project, source, grid: grid
-        module.beforehand = lambda *given: None
         module.measure = lambda *given: Coverage(1, 1, {}, "nothing")
     else:
         from packager.parity.gate import Judgement

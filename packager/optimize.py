@@ -120,8 +120,9 @@ def _prove(model: onnx.ModelProto, job: OptimizeJob) -> Judgement | None:
     """The graph as it is now on the cases of the job; None where there are none."""
     if not job.expectations:
         return None
-    candidate = job.target.with_name("candidate.onnx")
-    graph_file.write(model, job.raw.path.parent, candidate)
+    # Beside the weights that it refers to, which onnxruntime maps: nothing is copied for it.
+    candidate = job.raw.path.with_name("candidate.onnx")
+    candidate.write_bytes(model.SerializeToString())
     return judge_onnx(candidate, job.expectations, job.providers, optimize=not job.early)
 
 

@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
+from threading import Semaphore
 
 # Before the manifest's folder is on the path, where a file of this name could be taken for it.
 import onnx as _onnx  # noqa: F401
@@ -50,6 +50,7 @@ from packager.source import Source
 from packager.work import Eager, Site
 from packager.wrong import Place
 
+_JUDGED_AT_ONCE_BYTES = 1 << 28  # of weights: larger artifacts are judged one after the other
 _BRANCH_ADVICE = "no sample may show the other side; torchscript.method: script keeps it, where it can"
 
 
@@ -82,9 +83,10 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
         ThreadPoolExecutor(max_workers=2) as background,
         ExitStack() as stack,
     ):
-        site = Site(begun.scratch, begun.writer, side, background, stages, Lock(), begun.repro)
         with stages.stage("source"):
             found = opening()
+            judging = Semaphore(2 if _weight_bytes(found) <= _JUDGED_AT_ONCE_BYTES else 1)
+            site = Site(begun.scratch, begun.writer, side, background, stages, judging, begun.repro)
             eager = _eager(begun, found)
             for note in found.notes():
                 stages.tell(note)
@@ -117,10 +119,8 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
         else:
             assert floor is not None
             with stages.stage("reference"):
-                shown = coverage.beforehand(project, eager.source, eager.grid)
-                memory.give_back()
                 expected = _reference(begun, eager, program, floor, awaited)
-                expected = _covered(project, eager, expected, shown, stages)
+                expected = _covered(project, eager, expected, stages)
                 memory.give_back()
                 outputs = _outputs(eager, expected)
                 if outputs != eager.outputs:  # two passes were not enough to tell; the graph was given too much
@@ -199,13 +199,10 @@ def _reference(
     return found
 
 
-def _covered(
-    project: Project, eager: Eager, expected: Reference, shown: coverage.Shown | None, stages: Stages
-) -> Reference:
+def _covered(project: Project, eager: Eager, expected: Reference, stages: Stages) -> Reference:
     """The reference, with what the cases that travel exercise."""
-    state = eager.source.module.state_dict().values()
-    golden = evidence.choose(expected.expectations, sum(one.numel() * one.element_size() for one in state))
-    found = coverage.measure(project, eager.source, [case for case in expected.cases if case.name in golden], shown)
+    golden = evidence.choose(expected.expectations, _weight_bytes(eager.source))
+    found = coverage.measure(project, eager.source, [case for case in expected.cases if case.name in golden])
     still = coverage.still([one for one in expected.expectations if one.case in golden])
     for told in (*(f"not compared: {what}" for what in expected.undecided), coverage.note(found)):
         if told:
@@ -230,7 +227,6 @@ def _outputs(eager: Eager, expected: Reference) -> tuple[TensorSpec, ...]:
 
 def _origin(project: Project, found: Source, used: Footprint) -> Origin:
     own = used.own_files()
-    state = found.module.state_dict().values()
     return Origin(
         checkpoint_sha256=found.checkpoint_sha256,
         code_sha256=_code_digest(project.folder, own),
@@ -240,8 +236,12 @@ def _origin(project: Project, found: Source, used: Footprint) -> Origin:
         missing=found.fit.missing,
         unexpected=found.fit.unexpected,
         parameters=found.parameters,
-        weight_bytes=sum(one.numel() * one.element_size() for one in state),
+        weight_bytes=_weight_bytes(found),
     )
+
+
+def _weight_bytes(found: Source) -> int:
+    return sum(one.numel() * one.element_size() for one in found.module.state_dict().values())
 
 
 def _code_digest(folder: Path, files: dict[str, str]) -> str:

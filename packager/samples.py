@@ -51,6 +51,11 @@ class Case:
         """How the values were chosen, in words."""
         return ", ".join(self.kinds) or "data"
 
+    @property
+    def elements(self) -> int:
+        """How many elements all inputs have together."""
+        return sum(one.size for one in self.inputs.values())
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Semaphore
 
 import torch
 
@@ -41,8 +41,8 @@ class Eager:
 class Site:
     """Where a bundle is built: scratch folder, the staged bundle's writer, who works, and who listens.
 
-    `judging` is held while an artifact is judged: each wants every core, and memory for its weights. `repro` is where
-    what was found wrong is shown, outside of the folder for bundles.
+    `judging` is held while an artifact is judged: each wants memory for its weights, which two of large ones would take
+    at once. `repro` is where what was found wrong is shown, outside of the folder for bundles.
     """
 
     scratch: Path
@@ -50,5 +50,5 @@ class Site:
     side: OnnxSide
     background: ThreadPoolExecutor
     stages: Stages
-    judging: Lock
+    judging: Semaphore
     repro: Place

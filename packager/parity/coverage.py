@@ -13,16 +13,15 @@ statistics of a normalization, whose channels are those of its weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from packager import outputs, samples
 from packager.manifest import Project
-from packager.parity.compare import Array
 from packager.parity.gate import Expectation
 from packager.parity.noise import restore_rnns
 from packager.results import Coverage, Silent
@@ -47,7 +46,7 @@ Seen = dict[str, torch.Tensor]
 
 def explore(project: Project, source: Source, grid: Grid) -> Grid:
     """The grid, and for a small module further cases that show channels which the grid does not."""
-    if source.parameters > _CHEAP_PARAMETERS or _elements(grid.example.inputs) > _CHEAP_EXAMPLE_ELEMENTS:
+    if source.parameters > _CHEAP_PARAMETERS or grid.example.elements > _CHEAP_EXAMPLE_ELEMENTS:
         return grid
     seen: Seen = {}
     further: list[Case] = []
@@ -75,34 +74,22 @@ def _complete(seen: Seen) -> bool:
     return all(bool(mask.all()) for mask in seen.values())
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What some cases exercise: the channels of each parameter that show, or why that is not known."""
-
-    cases: tuple[str, ...]
-    seen: Seen
-    failed: str = ""
-
-
-def beforehand(project: Project, source: Source, grid: Grid) -> Shown | None:
-    """What is seen of a module that is dear, before its other cases have run; None for any other, which sees more then.
-
-    A backward pass keeps every layer's values. The ONNX side needs its memory a little later.
-    """
-    return _show(project, source, grid.cases) if source.parameters > _CHEAP_PARAMETERS else None
-
-
-def measure(project: Project, source: Source, cases: Sequence[Case], known: Shown | None = None) -> Coverage:
+def measure(project: Project, source: Source, cases: Sequence[Case]) -> Coverage:
     """Run the module backwards on `cases`, until every channel has shown; on a few of them where that is dear.
 
-    What forbids it is recorded, and nothing is claimed then. `known` is taken where it is of these cases.
+    What forbids it is recorded, and nothing is claimed then.
     """
-    found = known
-    if found is None or not set(found.cases) <= {case.name for case in cases}:
-        found = _show(project, source, cases)
-    if found.failed:
-        return Coverage(0, 0, {}, f"not measured: {found.failed}")
-    seen = found.seen
+    seen: Seen = {}
+    used = 0
+    most = len(cases) if source.parameters <= _CHEAP_PARAMETERS else _CASES
+    try:
+        for case in _affordable(cases, most):
+            _backward(project, source.module, case, seen)
+            used += 1
+            if seen and _complete(seen):
+                break
+    except Exception as error:  # noqa: BLE001 (the user's code may forbid gradients in any way; recorded)
+        return Coverage(0, 0, {}, f"not measured: {type(error).__name__} in the backward pass")
     if not seen:
         return Coverage(0, 0, {}, "not measured: no output has a gradient")
     silent = {}
@@ -112,22 +99,7 @@ def measure(project: Project, source: Source, cases: Sequence[Case], known: Show
             silent[name] = Silent(len(indices), len(mask), tuple(indices[:_SHOWN]))
     channels = sum(len(mask) for mask in seen.values())
     exercised = channels - sum(one.count for one in silent.values())
-    return Coverage(channels, exercised, silent, f"gradients of {len(found.cases)} of {len(cases)} cases")
-
-
-def _show(project: Project, source: Source, cases: Sequence[Case]) -> Shown:
-    seen: Seen = {}
-    used: list[str] = []
-    most = len(cases) if source.parameters <= _CHEAP_PARAMETERS else _CASES
-    try:
-        for case in _affordable(cases, most):
-            _backward(project, source.module, case, seen)
-            used.append(case.name)
-            if seen and _complete(seen):
-                break
-    except Exception as error:  # noqa: BLE001 (the user's code may forbid gradients in any way; recorded)
-        return Shown((), {}, f"{type(error).__name__} in the backward pass")
-    return Shown(tuple(used), seen)
+    return Coverage(channels, exercised, silent, f"gradients of {used} of {len(cases)} cases")
 
 
 def still(expectations: Sequence[Expectation]) -> dict[str, int]:
@@ -158,15 +130,11 @@ def note(found: Coverage) -> str:
 def _affordable(cases: Sequence[Case], most: int) -> list[Case]:
     chosen: list[Case] = []
     elements = 0
-    for case in sorted(cases, key=lambda case: (-_elements(case.inputs), case.name)):
-        if elements + _elements(case.inputs) <= _INPUT_ELEMENTS and len(chosen) < most:
+    for case in sorted(cases, key=lambda case: (-case.elements, case.name)):
+        if elements + case.elements <= _INPUT_ELEMENTS and len(chosen) < most:
             chosen.append(case)
-            elements += _elements(case.inputs)
-    return chosen or [min(cases, key=lambda case: _elements(case.inputs))]
-
-
-def _elements(inputs: Mapping[str, Array]) -> int:
-    return sum(one.size for one in inputs.values())
+            elements += case.elements
+    return chosen or [min(cases, key=lambda case: case.elements)]
 
 
 def _backward(project: Project, module: torch.nn.Module, case: Case, seen: Seen) -> None:

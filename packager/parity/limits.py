@@ -34,17 +34,22 @@ def limit(noise: float, scale: float) -> Limit:
     return Limit(MULTIPLE * noise * scale, MULTIPLE * noise)
 
 
-def floors(measured: Mapping[str, float], cases: Sequence[str], least: float) -> dict[str, float]:
-    """The floor of each case, from those of the cases where it was measured.
+def floors(
+    measured: Mapping[str, float], in_part: Mapping[str, float], cases: Sequence[str], least: float
+) -> dict[str, float]:
+    """The floor of each case, from those of the cases where it was measured, and of others where it was in part.
 
     A case has its own, as noise depends on the inputs, but none below the median of all: few elements agree by
-    luck. Where it was not measured it is the largest.
+    luck. Where it was measured in part it is also none below the largest of the whole ones, and where it was not it
+    is the largest of all.
     """
-    if not measured:
-        return dict.fromkeys(cases, least)
-    typical = max(least, float(np.median(list(measured.values()))))
-    highest = max(least, *measured.values())
-    return {case: max(typical, measured[case]) if case in measured else highest for case in cases}
+    every = [*measured.values(), *in_part.values()]
+    typical = max(least, float(np.median(every))) if every else least
+    highest = max([typical, *measured.values()])
+    found = {case: max(typical, share) for case, share in measured.items()}
+    found |= {case: max(highest, share) for case, share in in_part.items()}
+    other = max([typical, *every])
+    return {case: found.get(case, other) for case in cases}
 
 
 def least_noise(dtype: np.dtype[Any]) -> float:

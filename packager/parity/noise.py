@@ -50,21 +50,42 @@ class Evaluation:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The cases to evaluate again: `wide` in float64, the first of them on one thread too; one of `batches` by rows.
+
+    `others` have values of kinds that none of `wide` has: those are evaluated once, as cheaply as can be.
+    """
+
+    wide: tuple[Case, ...]
+    batches: tuple[Case, ...]
+    others: tuple[Case, ...]
+
+    def each(self) -> list[Case]:
+        """Every case once."""
+        return list({case.name: case for case in (*self.wide, *self.batches, *self.others)}.values())
+
+
 def evaluations(
-    project: Project, source: Source, cases: Sequence[Case], known: Mapping[str, Mapping[str, Array]]
+    project: Project, source: Source, chosen: Chosen, known: Mapping[str, Mapping[str, Array]]
 ) -> tuple[Evaluation, ...]:
-    """Evaluate `cases` again, and one of them in further ways; `known` are the outputs as the module gives them."""
-    found = [_oracle(project, source, cases)]
+    """Evaluate the chosen cases again; `known` are the outputs as the module gives them. The first is of all `wide`."""
+
+    def plain(cases: Sequence[Case]) -> dict[str, Mapping[str, Array]]:
+        return {case.name: _plain(project, source, case) for case in cases}
+
+    found = [_oracle(project, source, chosen.wide)]
+    own_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stubs
     with _threads(1) as before:
         if before > 1:
-            found.append(Evaluation(ONE_THREAD, {cases[0].name: _plain(project, source, cases[0])}))
-    batched = [case for case in cases if 2 <= _rows(project, case, known[case.name]) <= MOST_ROWS]
+            found.append(Evaluation(ONE_THREAD, plain((*chosen.wide[:1], *(() if own_kernels else chosen.others)))))
+    batched = [case for case in chosen.batches if 2 <= _rows(project, case, known[case.name]) <= MOST_ROWS][:1]
     if batched:
         found.append(Evaluation(ROWS, {batched[0].name: _row_by_row(project, source, batched[0], known)}))
-    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's stubs
-        few = (*batched, *cases)[0]
+    if own_kernels:
+        few = min((*batched, chosen.wide[0]), key=lambda case: case.elements)
         with _plain_kernels():
-            found.append(Evaluation(PLAIN_KERNELS, {few.name: _plain(project, source, few)}))
+            found.append(Evaluation(PLAIN_KERNELS, plain((few, *chosen.others))))
     return tuple(found)
 
 

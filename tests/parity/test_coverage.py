@@ -224,26 +224,7 @@ def test_what_is_measured_stands_in_the_reference_of_a_module(opened):
     assert coverage.measure(loaded, source, found.cases).silent["layer.bias"] == Silent(1, 3, (1,))
 
 
-# -- beforehand -----------------------------------------------------------------------------
-
-
-LARGE = returning(["self.table = nn.Embedding(1 << 19, 3)", "self.layer = nn.Linear(4, 3)"], "self.layer(x)")
-
-
-def test_a_large_module_is_seen_before_its_cases_run_and_the_same_is_said_of_it(opened):
-    loaded, source, grid = opened(LARGE)
-    shown = coverage.beforehand(loaded, source, grid)
-    assert len(shown.cases) == 1 and list(shown.seen) == ["table.weight", "layer.weight", "layer.bias"]
-    found = coverage.measure(loaded, source, grid.cases, shown)
-    assert found == measured(loaded, source, grid)
-    assert found.measured == f"gradients of 1 of {len(grid.cases)} cases"
-
-
-def test_what_was_seen_of_a_case_that_does_not_travel_is_not_said(opened):
-    loaded, source, grid = opened(LARGE)
-    elsewhere = coverage.Shown(("another",), {"layer.weight": torch.tensor([False])})
-    assert coverage.measure(loaded, source, grid.cases, elsewhere) == measured(loaded, source, grid)
-
-
-def test_a_small_module_is_seen_when_all_cases_are_there(opened):
-    assert coverage.beforehand(*opened(LINEAR)) is None
+def test_a_large_module_runs_backwards_on_one_case(opened):
+    layers = ["self.table = nn.Embedding(1 << 19, 3)", "self.layer = nn.Linear(4, 3)"]
+    loaded, source, grid = opened(returning(layers, "self.layer(x)"))
+    assert measured(loaded, source, grid).measured == f"gradients of 1 of {len(grid.cases)} cases"

@@ -98,29 +98,38 @@ def test_of_a_large_array_elements_from_all_over_it_are_looked_at():
 # -- floors ---------------------------------------------------------------------------------
 
 NOISE = st.floats(0, 1)
+CASES = "abcdefghijklm"
 MEASURED = st.dictionaries(st.sampled_from("abcdefgh"), NOISE)
+IN_PART = st.dictionaries(st.sampled_from("ijk"), NOISE)
 
 
-@given(MEASURED, st.floats(1e-12, 1e-3))
-def test_floors_lie_between_the_median_and_the_largest(measured, least):
-    found = floors(measured, "abcdefghij", least)
-    assert list(found) == list("abcdefghij")
-    if not measured:
+@given(MEASURED, IN_PART, st.floats(1e-12, 1e-3))
+def test_floors_lie_between_the_median_and_the_largest(measured, in_part, least):
+    found = floors(measured, in_part, CASES, least)
+    every = [*measured.values(), *in_part.values()]
+    assert list(found) == list(CASES)
+    if not every:
         assert set(found.values()) == {least}
         return
-    middle = sorted(map(Fraction, measured.values()))
+    middle = sorted(map(Fraction, every))
     median = (middle[(len(middle) - 1) // 2] + middle[len(middle) // 2]) / 2
-    largest = max(least, *measured.values())
+    largest = max(least, *every)
     assert all(one <= largest for one in found.values())
     assert all(one >= least and Fraction(one) >= median * (1 - Fraction(1, 2**50)) for one in found.values())
 
 
-@given(MEASURED, st.floats(1e-12, 1e-3))
-def test_no_case_has_less_than_was_measured_and_an_unmeasured_one_has_the_largest(measured, least):
-    found = floors(measured, "abcdefghij", least)
-    assert all(found[case] >= noise for case, noise in measured.items())
-    largest = max([least, *measured.values()])
-    assert all(found[case] == largest for case in "abcdefghij" if case not in measured)
+@given(MEASURED, IN_PART, st.floats(1e-12, 1e-3))
+def test_no_case_has_less_than_was_measured_and_an_unmeasured_one_has_the_largest(measured, in_part, least):
+    found = floors(measured, in_part, CASES, least)
+    assert all(found[case] >= noise for case, noise in {**measured, **in_part}.items())
+    largest = max([least, *measured.values(), *in_part.values()])
+    assert all(found[case] == largest for case in CASES if case not in measured and case not in in_part)
+
+
+@given(MEASURED, IN_PART, st.floats(1e-12, 1e-3))
+def test_what_was_measured_in_part_has_no_less_than_any_that_was_measured_in_full(measured, in_part, least):
+    found = floors(measured, in_part, CASES, least)
+    assert all(found[case] >= noise for case in in_part for noise in measured.values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,7 +13,7 @@ from packager import samples
 from packager.errors import DecidedByTies, render
 from packager.manifest import Input, Manifest, Project
 from packager.parity import noise, reference
-from packager.parity.noise import MOVED, ONE_THREAD, ORACLE, PLAIN_KERNELS, ROWS
+from packager.parity.noise import MOVED, ONE_THREAD, ORACLE, PLAIN_KERNELS, ROWS, Chosen
 from packager.yaml_lines import Document
 
 
@@ -26,7 +26,7 @@ def returning(expression, layer="nn.Linear(4, 3)"):
 def evaluated(loaded, source, grid):
     """The evaluations of all cases, by name, and the module's own outputs."""
     known = {case.name: reference.first_outputs(loaded, source, case) for case in grid.cases}
-    found = noise.evaluations(loaded, source, list(grid.cases), known)
+    found = noise.evaluations(loaded, source, Chosen(grid.cases, grid.cases, ()), known)
     return {one.name: one for one in found}, known
 
 
@@ -141,6 +141,31 @@ def test_torch_s_own_kernels_take_the_place_of_onednn_s_and_give_it_back(opened)
     np.testing.assert_allclose(own["output_0"], known[name]["output_0"], rtol=1e-5, atol=1e-6)
     assert source.module.on[-1] is False and all(source.module.on[:-1])
     assert torch.backends.mkldnn.enabled
+
+
+def test_cases_of_other_kinds_are_evaluated_by_torch_s_own_kernels_alone(opened):
+    loaded, source, grid = opened(LINEAR)
+    first, *others = grid.cases
+    known = {case.name: reference.first_outputs(loaded, source, case) for case in grid.cases}
+    torch.set_num_threads(2)
+    found = noise.evaluations(loaded, source, Chosen((first,), (), tuple(others)), known)
+    names = [case.name for case in grid.cases]
+    assert {one.name: list(one.outputs) for one in found} == {
+        ORACLE: names[:1],
+        ONE_THREAD: names[:1],
+        PLAIN_KERNELS: names,
+    }
+
+
+def test_without_onednn_cases_of_other_kinds_are_evaluated_on_one_thread(opened, monkeypatch):
+    loaded, source, grid = opened(LINEAR)
+    first, *others = grid.cases
+    known = {case.name: reference.first_outputs(loaded, source, case) for case in grid.cases}
+    torch.set_num_threads(2)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    found = noise.evaluations(loaded, source, Chosen((first,), (), tuple(others)), known)
+    names = [case.name for case in grid.cases]
+    assert {one.name: list(one.outputs) for one in found} == {ORACLE: names[:1], ONE_THREAD: names}
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,53 @@ def test_noise_is_the_distance_to_float64(measured):
     assert noise.relative < 1e-5
 
 
+IMAGES = {"x": {"dtype": "float32", "shape": ["batch", 3, 160, 160], "range": [0, 1]}}
+# A thousand is added where all is dark, and what is in mathematics the same thousand taken away.
+DARK = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 16, 16)
+        self.head = nn.Linear(64, 2)
+
+    def forward(self, x):
+        features = self.stem(x).mean((2, 3))
+        dark = 1e3 * torch.exp(-20 * x.mean((1, 2, 3)))
+        ones = torch.ones_like(x[:, :, :16, :16]) / 16
+        level = self.stem(ones) - self.stem.bias[:, None, None]
+        exact = (self.stem.weight / 16).sum((1, 2, 3))
+        return self.head(features + dark[:, None] * (level[:, :, 0, 0] - exact))
+"""
+
+
+@pytest.mark.parametrize(("text", "inputs"), [(DARK, IMAGES), (DEEP, WIDE)], ids=["large inputs", "small inputs"])
+def test_noise_is_measured_on_values_of_every_kind(tmp_path, text, inputs):
+    loaded = manifest.load(project(tmp_path, text, inputs=inputs))
+    with source.opened(loaded) as opening:
+        grid = samples.grid(loaded)
+        evaluations = reference.measure_floor(loaded, opening(), grid, {}).evaluations
+    measured = {name for one in evaluations for name in one.outputs}
+    kinds = {kind for case in grid.cases for kind in case.kinds}
+    assert {kind for case in grid.cases if case.name in measured for kind in case.kinds} == kinds
+
+
+def test_a_case_whose_values_make_more_noise_is_allowed_more(measured):
+    expected, grid, _ = measured(DARK, IMAGES)
+    allowed = {one.case: one.limits["output_0"].rtol for one in expected.expectations}
+    by_fill = {case.fill: allowed[case.name] for case in grid.cases}
+    assert by_fill["low"] > 20 * by_fill["random"]
+
+
+def test_of_large_inputs_one_small_case_runs_in_float64(measured):
+    expected, grid, _ = measured(DARK, IMAGES)
+    wide = [one.case for one in expected.expectations if one.oracle]
+    assert wide == [min((grid.contrast, grid.example), key=lambda case: case.elements).name]
+
+
 def test_noise_is_at_least_a_few_roundings(measured):
     expected, *_ = measured(returning("x * 2"))
     assert expected.noise["output_0"].relative == 4 * np.finfo(np.float32).eps
