@@ -20,7 +20,7 @@ class Answered:
 
 @dataclass
 class Server:
-    """What is served, by path without the query, and how; `log` has every answer, in order."""
+    """What is served, by path without the query, and how."""
 
     files: dict[str, bytes]
     address: str = ""
@@ -36,7 +36,16 @@ class Server:
     part_of: bytes | None = None  # parts are of this content, under the other's ETag
     then: list = field(default_factory=list)  # called after each answer, one after the other
     seconds: float = 0.0  # before each piece of content
-    log: list[Answered] = field(default_factory=list)
+    answering: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    answered: list[Answered] = field(default_factory=list)
+
+    @property
+    def log(self):
+        """Every answer, in order. Who has read an answer to its end may be here before the server has noted it."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.answering == 0, timeout=30)
+        return self.answered
 
     def url(self, path, user=""):
         return f"http://{user}{self.address}/{path}"
@@ -63,9 +72,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server.knobs
         path = self.path.partition("?")[0].lstrip("/")
+        with server.changed:
+            server.answering += 1
         status, sent = self.answer(server, path)
         self.close_connection = True
-        server.log.append(Answered(path, self.headers.get("Range"), status, sent))
+        with server.changed:
+            server.answering -= 1
+            server.answered.append(Answered(path, self.headers.get("Range"), status, sent))
+            server.changed.notify_all()
         if server.then:
             server.then.pop(0)()
 
