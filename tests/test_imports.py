@@ -89,6 +89,7 @@ def test_a_checkpoint_is_located_and_described_without_a_tensor_library(tmp_path
     assert not found & heavy
     ours = {
         "packager.checkpoint",
+        "packager.checkpoint.header",
         "packager.checkpoint.pieces",
         "packager.strict_json",
         "packager.checkpoint.locate",

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.checkpoint import pieces, run_folder
+from packager.checkpoint.header import metadata, read_header
 from packager.errors import CheckpointNotFound, CheckpointUnreadable
 from packager.hashing import sha256_file
 from packager.strict_json import read_json
@@ -230,10 +231,21 @@ def _index_of_pieces(path: Path, named: str, where: str | None) -> Path | None:
     stem, rank, _ = path.stem.partition(".rank-")
     index = path.with_name(run_folder.pieces_of(f"{stem}.safetensors"))
     if not index.is_file():
+        if named_index := _part_of(path):
+            why = f"it is a part of a checkpoint in pieces: name its {named_index}, or their folder"
+            raise CheckpointUnreadable(named, where, why)
         return None
     if rank:
         raise CheckpointUnreadable(named, where, f"it holds the pieces of one rank alone: name {index.name}")
     return index
+
+
+def _part_of(path: Path) -> str | None:
+    """The index that a safetensors file says it is a part of."""
+    try:
+        return pieces.index_of(metadata(read_header(path)))
+    except (OSError, ValueError):
+        return None  # whoever reads the file will tell
 
 
 def _pieces(index: Path, named: str, where: str | None) -> list[Path]:

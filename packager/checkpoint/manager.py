@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import torch
 
 from packager.checkpoint import run_folder, tree_file
+from packager.checkpoint.pieces import part_of
 from packager.checkpoint.ranks import Ranks, held, of_this_run
 from packager.checkpoint.resume import resume
 from packager.checkpoint.retention import Retention, to_delete
@@ -262,7 +263,9 @@ class CheckpointManager:
         record: dict[str, Any],
     ) -> None:
         """Write what is there once, and put the checkpoint, complete, where it belongs."""
-        digests = {**{file: tree_file.write(temporary / file, one.whole) for file, one in saving.items()}, **digests}
+        for file, one in saving.items():
+            strings = part_of(run_folder.pieces_of(file)) if one.pieces else {}
+            digests = {file: tree_file.write(temporary / file, one.whole, strings), **digests}
         files = {
             file: {"sha256": digest, "bytes": (temporary / file).stat().st_size} for file, digest in digests.items()
         }

@@ -24,6 +24,7 @@ from packager.checkpoint.run_folder import PIECES
 from packager.strict_json import read_json
 
 _LONGEST = 100_000_000  # as safetensors has it for a header
+_PART_OF = "part_of"
 _DIMENSIONS, _WIDEST = 64, 1 << 62
 
 
@@ -60,6 +61,16 @@ class Index:
         """What `read` reads."""
         tensors = {name: asdict(one) for name, one in self.tensors.items()}
         return json.dumps({"schema": 1, "whole": self.whole, "tensors": tensors}, separators=(",", ":"))
+
+
+def part_of(index: str) -> dict[str, str]:
+    """What a safetensors file says beside its tensors, that it is not taken for the whole checkpoint."""
+    return {_PART_OF: index}
+
+
+def index_of(strings: Mapping[str, str]) -> str | None:
+    """The index that a file is a part of, as `part_of` has it say."""
+    return strings.get(_PART_OF)
 
 
 def read(path: Path) -> Index:

@@ -37,7 +37,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from packager.checkpoint.pieces import Index, Piece, Spread
+from packager.checkpoint.pieces import Index, Piece, Spread, part_of
 from packager.checkpoint.ranks import Ranks, reaching
 from packager.checkpoint.run_folder import piece_file, pieces_of
 from packager.checkpoint.tree import DTYPES
@@ -135,7 +135,11 @@ class _Writer(StorageWriter):
             future.set_result([])
             return future
         file = piece_file(self._file, self._rank)
-        strings = {"DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(places)}
+        strings = {
+            "DCP_VERSION": "1.0",
+            "DCP_SHARDING_INFO": json.dumps(places),
+            **part_of(pieces_of(self._file)),
+        }
         digest = write_tensors(self._folder / file, tensors, strings)
         size = (self._folder / file).stat().st_size
         future.set_result(

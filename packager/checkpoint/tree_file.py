@@ -25,9 +25,9 @@ DTYPE_NAMED = {name: dtype for dtype, name in DTYPES.items()}
 _CHUNK_BYTES = 1 << 22
 
 
-def write(path: Path, encoded: Encoded) -> str:
+def write(path: Path, encoded: Encoded, strings: Mapping[str, str] = MappingProxyType({})) -> str:
     """Write a tree and have the disk keep it; returns the file's SHA-256. Raises OSError."""
-    return write_tensors(path, encoded.tensors, {"tree": json.dumps(encoded.document)})
+    return write_tensors(path, encoded.tensors, {"tree": json.dumps(encoded.document), **strings})
 
 
 def write_tensors(path: Path, tensors_by_name: Mapping[str, torch.Tensor], strings: Mapping[str, str]) -> str:

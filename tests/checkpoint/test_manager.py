@@ -207,10 +207,10 @@ def held(monkeypatch):
     """Writing waits until it is let go; how many are at it is counted."""
     gate, began, write = threading.Event(), [], tree_file.write
 
-    def waiting(path, encoded):
+    def waiting(path, *given):
         began.append(path.parent.name)
         gate.wait(20)
-        return write(path, encoded)
+        return write(path, *given)
 
     monkeypatch.setattr(tree_file, "write", waiting)
     yield gate, began

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import safetensors.torch
+import served
 import torch
 from projects import package, project
 from several import NET, run, start
@@ -168,6 +169,19 @@ def test_a_run_in_pieces_is_read_and_inspected_as_any_other(weights, saved):
     assert set(shown["tensors"]) == set(expected)
     table = json.loads(package("inspect", folder, "--json").stdout)
     assert [one["step"] for one in table["checkpoints"]] == [3, 6]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.rank-00001.safetensors"])
+def test_a_file_of_a_run_in_pieces_is_not_taken_for_the_whole(file, saved, tmp_path):
+    content = (saved("fully_shard") / "step-00000003" / file).read_bytes()
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    with served.serving({file: content}) as server:
+        for path in (tmp_path / "weights.safetensors", server.url(file)):
+            answer = package("inspect", path)
+            assert answer.returncode == 2
+            said = "it is a part of a checkpoint in pieces: name its model.pieces.json, or their folder"
+            assert said in answer.stderr, answer.stderr
+            assert answer.stdout == ""
 
 
 def test_a_run_in_pieces_is_vetted_and_built(saved, tmp_path):
