@@ -7,7 +7,6 @@ place where an error becomes an exit status: 1 and 2 as the error's class says, 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -19,7 +18,8 @@ from typing import Any, NoReturn
 
 import click
 
-from packager.errors import PackagerError, render
+from packager import streams
+from packager.errors import PackagerError, Usage, render
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -323,49 +323,27 @@ def _signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mappi
 
 def main() -> NoReturn:
     """Run the command and exit with its status."""
-    _open_standard_streams()
+    streams.prepare()
     # As at Ctrl-C: the staging folder goes, and whoever waits hears of it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may be no UTF-8
-    status = _status(cli)
-    sys.stdout.flush()
+    status = _flushed(_status(cli))
     sys.stderr.flush()
     # The process has nothing left to do: tearing down an interpreter that holds torch takes 0.7 s.
     os._exit(status)
 
 
-def _open_standard_streams() -> None:
-    """What the caller closed is /dev/null: the next file opened would be taken for it."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (for as long as the process lives)
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (likewise)
-
-
 def _status(command: Callable[..., Any]) -> int:
     try:
-        command(standalone_mode=False)
+        command(standalone_mode=False, prog_name="package")
     except PackagerError as error:
         return _report(error)
-    except click.ClickException as error:
-        if "--json" in sys.argv:
-            print(
-                json.dumps({"error": {"code": "usage", "message": error.format_message(), "where": None, "hint": None}})
-            )
-        error.show()
-        return 2
+    except click.UsageError as error:
+        return _report(Usage(error.format_message(), error.ctx.command_path if error.ctx else "package"))
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (whoever read stdout is gone; nothing may write to it again)
+        streams.give_up_stdout()
         return 2
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 2
@@ -374,17 +352,34 @@ def _status(command: Callable[..., Any]) -> int:
     return 0
 
 
+def _flushed(status: int) -> int:
+    """The status, or another where the answer does not reach whoever asked."""
+    try:
+        sys.stdout.flush()
+    except PackagerError as error:
+        return _report(error)
+    except BrokenPipeError:
+        streams.give_up_stdout()
+        return 2
+    return status
+
+
 def _report(error: PackagerError) -> int:
-    if "--json" in sys.argv:
-        print(json.dumps({"error": error.as_json()}))
+    _answer(error.as_json())
     print(render(error), file=sys.stderr)
     return error.exit_status
 
 
-def _report_bug(error: Exception) -> int:
+def _answer(error: Mapping[str, object]) -> None:
+    """The error on stdout for who asked for JSON; where that cannot be written, stderr has it."""
     if "--json" in sys.argv:
-        message = f"{type(error).__name__}: {error}"
-        print(json.dumps({"error": {"code": "bug", "message": message, "where": None, "hint": "please report it"}}))
+        with contextlib.suppress(PackagerError, BrokenPipeError):
+            print(json.dumps({"error": error}))
+
+
+def _report_bug(error: Exception) -> int:
+    message = f"{type(error).__name__}: {error}"
+    _answer({"code": "bug", "message": message, "where": None, "hint": "please report it"})
     traceback.print_exception(error)
     print("error[bug]: this is a bug in packager, not in your model", file=sys.stderr)
     print(

@@ -324,6 +324,13 @@ class DataDoesNotFit(UserError):
 # -- the checkpoint -------------------------------------------------------------------------
 
 
+class Usage(UserError):
+    code = "usage"
+
+    def __init__(self, message: str, command: str) -> None:
+        super().__init__(message, hint=f"{command} --help says what there is")
+
+
 class CheckpointNotFound(UserError):
     code = "checkpoint-not-found"
 
@@ -332,7 +339,7 @@ class CheckpointNotFound(UserError):
             f"there is no checkpoint at {path}",
             where=where,
             why=why,
-            hint="paths are relative to the manifest's folder",
+            hint="paths are relative to the manifest's folder" if where else None,
         )
 
 
@@ -490,8 +497,8 @@ class ParityFailed(Refused):
 class OutputRefused(UserError):
     code = "output-refused"
 
-    def __init__(self, path: str, why: str, hint: str) -> None:
-        super().__init__(f"the bundle cannot be written to {path}", why=why, hint=hint)
+    def __init__(self, path: str, why: str, hint: str, *, what: str = "the bundle") -> None:
+        super().__init__(f"{what} cannot be written to {path}", why=why, hint=hint)
 
 
 class AssetNotFound(UserError):
@@ -516,6 +523,17 @@ class NotABundle(UserError):
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"{path} is not a bundle", why=why, hint="give a bundle's folder, or its archive, a .zip")
+
+
+class FingerprintMalformed(UserError):
+    code = "fingerprint-malformed"
+
+    def __init__(self, given: str) -> None:
+        super().__init__(
+            f"{given!r} is no fingerprint",
+            why="a bundle's is h1: and 44 characters of base64",
+            hint="it stands in the bundle's FINGERPRINT where it was built, and `package build` prints it",
+        )
 
 
 class ArchiveRefused(UserError):

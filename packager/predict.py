@@ -23,7 +23,8 @@ def predict(bundle: Path, source: Path, target: Path | None) -> list[str]:
             with target.open("wb") as stream:
                 np.savez(stream, **outputs)  # type: ignore[arg-type]  # numpy's stub takes the arrays for allow_pickle
         except OSError as error:
-            raise OutputRefused(str(target), str(error.strerror), "choose another file with --output") from None
+            hint = "choose another file with --output"
+            raise OutputRefused(str(target), str(error.strerror), hint, what="the outputs") from None
     lines = []
     for name, array in outputs.items():
         line = f"{name}: {array.dtype}{list(array.shape)}"

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 IMAGE = {"image": {"dtype": "float32", "shape": ["batch", 1, 8, 8], "range": [0, 1]}}
 FLOATS = {"x": {"dtype": "float32", "shape": ["batch", 4]}}
 
+ANOTHER = "h1:" + 43 * "A" + "="  # a fingerprint that no bundle here has
+
 LINEAR = """
 import torch
 from torch import nn

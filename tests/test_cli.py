@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from projects import LINEAR, ROOT, package, project
+from projects import ANOTHER, LINEAR, ROOT, package, project
 
 import packager
 from packager import cli, errors
@@ -133,11 +133,40 @@ def test_a_bug_exits_with_3_a_traceback_and_where_to_report_it(command, monkeypa
 def test_bad_usage_exits_with_2(command, arguments, message):
     status, out, err = command(*arguments)
     assert (status, out) == (2, "")
-    assert message in err
-    assert "Traceback" not in err
+    assert err.startswith(f"error[usage]: {message}")
+    assert "Traceback" not in err and "Usage:" not in err
+    assert err.endswith(" --help says what there is\n")
     status, out, _ = command(*arguments, "--json")
     assert status == 2
     assert json.loads(out)["error"]["code"] == "usage"
+
+
+def test_bad_usage_reads_like_any_other_error(command):
+    assert command("verify", "x", "--no-pairty")[2] == (
+        "error[usage]: No such option '--no-pairty'. Did you mean '--no-parity'?\n"
+        "hint: package verify --help says what there is\n"
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device that is always full is Linux's")
+@pytest.mark.parametrize(
+    "arguments",
+    [["--version"], ["--help"], ["schema", "manifest"], ["verify", "BUNDLE", "--no-parity"],
+     ["verify", "BUNDLE", "--no-parity", "--json"], ["inspect", "nowhere", "--json"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_answer_that_cannot_be_written_is_no_bug_and_no_verdict(arguments, built):
+    arguments = [str(built.bundle) if one == "BUNDLE" else one for one in arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "packager", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert "nowhere" in arguments or done.stderr == (
+        "error[output-refused]: the answer cannot be written to standard output\n"
+        "  No space left on device\n"
+        "hint: make room, or write elsewhere\n"
+    )
 
 
 def test_an_interrupted_command_says_so(command, monkeypatch, linear):
@@ -226,9 +255,9 @@ def test_an_archive_that_is_none_is_answered_with_2_and_a_damaged_one_with_1(com
 
 def test_verify_asks_for_a_fingerprint(command, bundle, built):
     assert command("verify", bundle, "--fingerprint", built.fingerprint, "--no-parity")[0] == 0
-    status, out, _ = command("verify", bundle, "--fingerprint", "h1:other", "--no-parity")
+    status, out, _ = command("verify", bundle, "--fingerprint", ANOTHER, "--no-parity")
     assert status == 1
-    assert f"FAIL: the fingerprint is {built.fingerprint}, and h1:other was asked for" in out
+    assert f"FAIL: the fingerprint is {built.fingerprint}, and {ANOTHER} was asked for" in out
 
 
 def test_inspect_shows_a_bundle_a_checkpoint_and_an_onnx_file(command, built, digits, tmp_path):
@@ -591,3 +620,31 @@ def test_the_codes_of_errors_are_all_different_and_kebab_case():
     codes = [one.code for one in below(errors.PackagerError) if "code" in vars(one)]
     assert len(codes) == len(set(codes)) > 25
     assert all(code == code.lower().replace("_", "-") for code in codes)
+
+
+def test_what_stands_in_the_way_of_an_output_is_named(command, linear, built, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file/dist"):
+        status, out, err = command("build", linear, "-o", path)
+        assert (status, out) == (2, "")
+        assert err == (
+            f"error[output-refused]: the bundle cannot be written to {path}\n"
+            f"  {tmp_path / 'file'} is no folder\n"
+            "hint: choose another folder with -o\n"
+        )
+    inputs = tmp_path / "x.npz"
+    np.savez(inputs, image=np.zeros((1, 1, 8, 8), np.float32))
+    status, out, err = command("run", built.bundle, "--input", inputs, "--output", tmp_path / "nowhere/y.npz")
+    assert (status, out) == (2, "")
+    assert err == (
+        f"error[output-refused]: the outputs cannot be written to {tmp_path / 'nowhere/y.npz'}\n"
+        "  No such file or directory\n"
+        "hint: choose another file with --output\n"
+    )
+
+
+def test_inspect_speaks_of_no_manifest(command, tmp_path):
+    (tmp_path / "best.pt").touch()
+    assert command("inspect", tmp_path / "last.pt")[2] == (
+        f"error[checkpoint-not-found]: there is no checkpoint at {tmp_path / 'last.pt'}\n  beside it: best.pt\n"
+    )

@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle import layout
-from packager.errors import NotABundle
+from packager.errors import FingerprintMalformed, NotABundle
 from packager.hashing import sha256_file
 
+_FINGERPRINT = re.compile(r"h1:[0-9A-Za-z+/]{43}=")
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
@@ -55,6 +56,12 @@ def sums_text(digests: Mapping[str, str]) -> str:
             raise ValueError(f"a path in a bundle has no line break and no backslash: {path!r}")
     ordered = sorted(digests, key=lambda path: path.encode())
     return "".join(f"{digests[path]}  {path}\n" for path in ordered)
+
+
+def check_asked(asked: str | None) -> None:
+    """Refuse to look for what is no fingerprint. Raises `FingerprintMalformed`."""
+    if asked is not None and not _FINGERPRINT.fullmatch(asked):
+        raise FingerprintMalformed(asked)
 
 
 def fingerprint(sums: str) -> str:

@@ -18,7 +18,8 @@ import pydantic
 from packager.bundle import layout, records
 from packager.bundle.archive import as_folder
 from packager.bundle.evidence import EvidenceMalformed, read_expectations
-from packager.bundle.fingerprint import Integrity, SumsMalformed, fingerprint, integrity, parse_sums
+from packager.bundle.fingerprint import Integrity, SumsMalformed, check_asked, integrity, parse_sums
+from packager.bundle.fingerprint import fingerprint as fingerprint_of
 from packager.parity.artifacts import judge_session, judge_torchscript
 from packager.parity.gate import Expectation, Judgement
 from packager.runtime.loader import read_config
@@ -77,9 +78,10 @@ _FAILED = {"onnx": "fail", "torchscript": "fail"}
 def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool = True) -> VerifyReport:
     """Verify a bundle, folder or archive; `fingerprint` is the one it must have, `parity=False` omits the replay.
 
-    Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` where there is nothing to verify, and
-    `IntegrityFailed` where an archive was damaged.
+    Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` where there is nothing to verify,
+    `IntegrityFailed` where an archive was damaged, and `FingerprintMalformed`.
     """
+    check_asked(fingerprint)
     with as_folder(Path(bundle)) as folder:
         return _verify(folder, fingerprint, parity)
 
@@ -114,7 +116,7 @@ def _sealed(folder: Path, expected: str | None) -> tuple[str, Integrity, list[st
         sums = parse_sums(text)
     except (OSError, UnicodeDecodeError, SumsMalformed) as error:
         return "", Integrity(), [f"{layout.SUMS}: {error}"]
-    seal = fingerprint(text)
+    seal = fingerprint_of(text)
     problems = []
     try:
         written = _read_regular(folder / layout.FINGERPRINT).decode()

@@ -33,6 +33,7 @@ except ImportError:  # not on Windows: there nothing is cleared away
 _UNLOCKED, _SUFFIX = ".unlocked", ".staging"
 _LOCK = "lock"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
+_ANOTHER = "choose another folder with -o"
 _USERS_PROBLEM = {
     errno.ENOSPC: "free some space, or choose another folder with -o",
     errno.EDQUOT: "free some space, or choose another folder with -o",
@@ -41,8 +42,8 @@ _USERS_PROBLEM = {
     errno.EPERM: "choose a folder you may write to with -o",
     errno.EROFS: "choose a folder you may write to with -o",
     errno.ENAMETOOLONG: "shorten the manifest's name or version",
-    errno.ENOTDIR: "choose another folder with -o",
-    errno.EEXIST: "choose another folder with -o",
+    errno.ENOTDIR: _ANOTHER,
+    errno.EEXIST: _ANOTHER,
     errno.ENOTEMPTY: "another build has just put its bundle there: build again",
 }
 
@@ -122,7 +123,10 @@ def _made(out: Path) -> Iterator[None]:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError:  # as in /proc
-            raise OutputRefused(str(out), "no folder can be made there", "choose another folder with -o") from None
+            raise OutputRefused(str(out), "no folder can be made there", _ANOTHER) from None
+        except (FileExistsError, NotADirectoryError):
+            file = next(one for one in (out, *out.parents) if os.path.lexists(one))
+            raise OutputRefused(str(out), f"{file} is no folder", _ANOTHER) from None
         _clear_leftovers(out)
         yield
     finally:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from packager.bundle import layout
 from packager.bundle.archive import as_folder
-from packager.bundle.fingerprint import SumsMalformed, fingerprint, integrity, parse_sums
+from packager.bundle.fingerprint import SumsMalformed, check_asked, integrity, parse_sums
+from packager.bundle.fingerprint import fingerprint as fingerprint_of
 from packager.errors import (
     BackendUnavailable,
     BundleSchemaUnknown,
@@ -84,8 +85,9 @@ def load(
     `fallback` allows TorchScript where ONNX does not load; `providers` are onnxruntime's, those of
     the manifest if None; `threads` is the size of the intra-op pool; `selftest` replays one case of
     the bundle's evidence. Raises `NotABundle`, `ArchiveRefused`, `BundleSchemaUnknown`,
-    `IntegrityFailed`, `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`.
+    `IntegrityFailed`, `FingerprintMalformed`, `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`.
     """
+    check_asked(fingerprint)
     with as_folder(Path(path)) as folder:
         config = read_config(folder)
         seal = _check_files(folder, config, check_digests=verify or fingerprint is not None)
@@ -130,7 +132,7 @@ def _check_files(folder: Path, config: Mapping[str, Any], *, check_digests: bool
             parts = (("missing", found.missing), ("not listed", found.extra), ("changed", found.changed))
             why = "\n".join(f"{title}: {', '.join(paths)}" for title, paths in parts if paths)
             raise IntegrityFailed(str(folder), why)
-    return fingerprint(text)
+    return fingerprint_of(text)
 
 
 def _check_artifacts(folder: Path, config: Mapping[str, Any], sums: Mapping[str, str]) -> None:

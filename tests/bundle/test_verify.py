@@ -6,12 +6,12 @@ import shutil
 
 import onnx
 import pytest
-from projects import LINEAR, project, python, reseal
+from projects import ANOTHER, LINEAR, project, python, reseal
 
 import packager
 from packager.bundle import archive, layout
 from packager.bundle.fingerprint import files_in
-from packager.errors import BundleSchemaUnknown, NotABundle, render
+from packager.errors import BundleSchemaUnknown, FingerprintMalformed, NotABundle, render
 
 PASS = {"onnx": "pass", "torchscript": "pass"}
 UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
@@ -39,6 +39,20 @@ def test_a_bundle_as_it_was_built_is_good(built):
         "notes": [],
     }
     assert files_in(built.bundle) == FILES
+
+
+@pytest.mark.parametrize(
+    "given", ["nonsense", "", "h1:", ANOTHER[:-1], ANOTHER + "=", ANOTHER + "\n", "H" + ANOTHER[1:]]
+)
+def test_what_is_no_fingerprint_is_refused_before_anything_is_read(given, tmp_path):
+    for ask in (packager.verify, packager.load):
+        with pytest.raises(FingerprintMalformed) as caught:
+            ask(tmp_path, fingerprint=given)
+        assert render(caught.value) == (
+            f"error[fingerprint-malformed]: {given!r} is no fingerprint\n"
+            "  a bundle's is h1: and 44 characters of base64\n"
+            "hint: it stands in the bundle's FINGERPRINT where it was built, and `package build` prints it"
+        )
 
 
 def test_a_copy_with_other_times_and_modes_is_good(bundle, built):
@@ -134,16 +148,16 @@ def test_everything_that_is_wrong_is_named_at_once(bundle):
 
 
 def test_another_fingerprint_than_the_one_asked_for_is_refused(bundle, built):
-    report = packager.verify(bundle, fingerprint="h1:other")
+    report = packager.verify(bundle, fingerprint=ANOTHER)
     assert not report.ok
-    assert report.structure == (f"the fingerprint is {built.fingerprint}, and h1:other was asked for",)
+    assert report.structure == (f"the fingerprint is {built.fingerprint}, and {ANOTHER} was asked for",)
 
 
 def test_a_changed_fingerprint_file_is_refused(bundle, built):
-    (bundle / layout.FINGERPRINT).write_text("h1:other\n")
+    (bundle / layout.FINGERPRINT).write_text(ANOTHER + "\n")
     report = packager.verify(bundle)
     assert not report.ok
-    assert report.structure == (f"FINGERPRINT says h1:other, and the files make {built.fingerprint}",)
+    assert report.structure == (f"FINGERPRINT says {ANOTHER}, and the files make {built.fingerprint}",)
 
 
 def test_a_missing_fingerprint_file_is_refused(bundle):
@@ -426,8 +440,8 @@ def zipped(bundle):
 
 def test_an_archive_is_verified_like_its_folder(archived, built, temporary):
     assert packager.verify(archived, fingerprint=built.fingerprint) == packager.verify(built.bundle)
-    assert packager.verify(archived, fingerprint="h1:other", parity=False).structure == (
-        f"the fingerprint is {built.fingerprint}, and h1:other was asked for",
+    assert packager.verify(archived, fingerprint=ANOTHER, parity=False).structure == (
+        f"the fingerprint is {built.fingerprint}, and {ANOTHER} was asked for",
     )
 
 

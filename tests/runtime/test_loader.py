@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from projects import project, python, reseal
+from projects import ANOTHER, project, python, reseal
 
 import packager
 from packager import manifest, source
@@ -200,10 +200,10 @@ def test_a_changed_bundle_is_loaded_only_where_nobody_wants_to_know(bundle):
 def test_the_fingerprint_asked_for_must_be_the_bundles(bundle, built):
     assert packager.load(bundle, fingerprint=built.fingerprint).fingerprint == built.fingerprint
     with pytest.raises(FingerprintWrong) as caught:
-        packager.load(bundle, fingerprint="h1:other")
+        packager.load(bundle, fingerprint=ANOTHER)
     assert render(caught.value) == (
         f"error[fingerprint-wrong]: {bundle} is another bundle than the one asked for\n"
-        "  asked for: h1:other\n"
+        f"  asked for: {ANOTHER}\n"
         f"  found:     {built.fingerprint}"
     )
 
@@ -337,7 +337,7 @@ def test_an_archive_of_a_changed_bundle_is_refused_under_its_own_name(bundle, te
 
 def test_an_archive_of_another_bundle_is_refused_under_its_own_name(archived, temporary):
     with pytest.raises(FingerprintWrong) as caught:
-        packager.load(archived, fingerprint="h1:other")
+        packager.load(archived, fingerprint=ANOTHER)
     assert caught.value.message == f"{archived} is another bundle than the one asked for"
 
 
