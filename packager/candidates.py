@@ -99,8 +99,15 @@ def ship(
     if any(outcome.verdict == "fail" for _, outcome in not_taken):
         with site.stages.stage("where"):
             problems = _located(project, eager, not_taken, expected.result(), site)
-        raise ParityFailed(problems)
-    raise ExportFailed(project.where("export"), [_problem(candidate, outcome) for candidate, outcome in not_taken])
+        raise ParityFailed(problems, _otherwise(project))
+    problems = [_problem(candidate, outcome) for candidate, outcome in not_taken]
+    raise ExportFailed(project.where("export"), problems, _otherwise(project))
+
+
+def _otherwise(project: Project) -> str:
+    if project.manifest.torchscript.method == "none":
+        return "torchscript.method: auto and export.required: false ship TorchScript alone"
+    return "export.required: false ships TorchScript alone"
 
 
 def attempt(candidate: Candidate, expected: Future[Reference], project: Project, site: Site) -> MadeOnnx | NotTaken:

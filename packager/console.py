@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from packager.progress import Event, Finished, Listener, Progressed, Recalled, Started
 
@@ -25,7 +25,10 @@ def is_terminal() -> bool:
 
 @contextmanager
 def listening(quiet: bool) -> Iterator[Listener]:
-    """A listener for progress: a live display on a terminal, plain lines elsewhere, nothing when quiet."""
+    """A listener for progress: a live display on a terminal, plain lines elsewhere, nothing when quiet.
+
+    It writes to stderr as it is now: what torch's exporters write there meanwhile is sent elsewhere.
+    """
     if quiet:
         yield lambda event: None
     elif is_terminal():
@@ -36,26 +39,26 @@ def listening(quiet: bool) -> Iterator[Listener]:
 
 
 def _plain() -> Listener:
-    last = time.monotonic()
+    last, stream = time.monotonic(), sys.stderr
 
     def listen(event: Event) -> None:
         nonlocal last
         if not isinstance(event, Progressed):
-            _print_plain(event)
+            _print_plain(event, stream)
         elif time.monotonic() - last >= _QUIET_SECONDS:
             last = time.monotonic()
-            print(f"{event.stage:<12} {_so_far(event)}", file=sys.stderr, flush=True)
+            print(f"{event.stage:<12} {_so_far(event)}", file=stream, flush=True)
 
     return listen
 
 
-def _print_plain(event: Event) -> None:
+def _print_plain(event: Event, stream: TextIO) -> None:
     if isinstance(event, Finished):
-        print(f"{event.stage:<12} {event.seconds:6.1f} s", file=sys.stderr, flush=True)
+        print(f"{event.stage:<12} {event.seconds:6.1f} s", file=stream, flush=True)
     elif isinstance(event, Recalled):
-        print(f"{event.stage:<12} cached", file=sys.stderr, flush=True)
+        print(f"{event.stage:<12} cached", file=stream, flush=True)
     elif not isinstance(event, (Started, Progressed)):
-        print(f"note: {event.message}", file=sys.stderr, flush=True)
+        print(f"note: {event.message}", file=stream, flush=True)
 
 
 def _so_far(event: Progressed) -> str:
@@ -70,7 +73,7 @@ def _live() -> Iterator[Listener]:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(file=sys.stderr, highlight=False)
     with console.status("") as status:
 
         def listen(event: Event) -> None:

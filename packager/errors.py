@@ -462,13 +462,8 @@ class DownloadRefused(UserError):
 class ExportFailed(UserError):
     code = "export-failed"
 
-    def __init__(self, where: str, causes: Sequence[Problem]) -> None:
-        super().__init__(
-            "no exporter can express this model in ONNX",
-            where=where,
-            problems=causes,
-            hint="export.required: false ships TorchScript alone",
-        )
+    def __init__(self, where: str, causes: Sequence[Problem], hint: str) -> None:
+        super().__init__("no exporter can express this model in ONNX", where=where, problems=causes, hint=hint)
 
 
 class TorchScriptFailed(UserError):
@@ -486,11 +481,11 @@ class TorchScriptFailed(UserError):
 class ParityFailed(Refused):
     code = "parity-failed"
 
-    def __init__(self, artifacts: Sequence[Problem]) -> None:
+    def __init__(self, artifacts: Sequence[Problem], otherwise: str) -> None:
         super().__init__(
             "the artifacts do not compute what the PyTorch module computes; no bundle was written",
             problems=artifacts,
-            hint="parity.tolerance sets explicit limits; torchscript.method: none ships ONNX alone",
+            hint=f"parity.tolerance sets explicit limits; {otherwise}",
         )
 
 

@@ -75,13 +75,17 @@ def compared(made: Program, project: Project, eager: Eager, site: Site) -> Progr
     made = replace(made, stages=(*made.stages, stage))
     if stage.verdict == "pass" or made.method == "script" or project.manifest.torchscript.method != "auto":
         return made
-    site.stages.tell(f"{_disproven(made, made.stages).message}; scripting the module instead")
+    scripted = _scripted(made, made.stages, project, eager, site)
+    return scripted if scripted.unscriptable else compared(scripted, project, eager, site)
+
+
+def _scripted(made: Program, stages: tuple[Stage, ...], project: Project, eager: Eager, site: Site) -> Program:
+    """The script of the module whose trace is wrong, as `stages` say; or that trace, with why there is none."""
+    site.stages.tell(f"{_disproven(made, stages).message}; scripting the module instead")
     try:
-        scripted = torchscript.script(eager.source.module, project.folder)
+        return replace(torchscript.script(eager.source.module, project.folder), stages=stages)
     except ExporterFailed as failed:
-        site.stages.tell(f"script: {failed.cause}")
-        return made
-    return compared(replace(scripted, stages=made.stages), project, eager, site)
+        return replace(made, unscriptable=Problem(f"script: {failed.cause}", failed.where))
 
 
 def _compared(made: Program, project: Project, eager: Eager) -> Stage:
@@ -120,18 +124,17 @@ def ship(
         return tried
     problems = [_disproven(made, tried)]
     if project.manifest.torchscript.method == "auto" and made.method == "trace":
-        site.stages.tell(f"{problems[0].message}; scripting the module instead")
-        try:
-            scripted = torchscript.script(eager.source.module, project.folder)
-        except ExporterFailed as failed:
-            problems.append(Problem(f"script: {failed.cause}", failed.where))
+        # One that was tried is not tried again: torch.jit fails in another way then, and that is not the cause.
+        scripted = made if made.unscriptable else _scripted(made, tried, project, eager, site)
+        if scripted.unscriptable is not None:
+            problems.append(scripted.unscriptable)
         else:
             again = site.background.submit(_save, project, scripted, site, True)
             second = _try(project, eager, scripted, again, expected, site)
             if isinstance(second, Fallback):
-                return replace(second, made=replace(second.made, stages=(*tried, *second.made.stages)))
+                return second
             problems.append(_disproven(scripted, second))
-    raise ParityFailed([*problems, Problem(_NOT_LOCATED)])
+    raise ParityFailed([*problems, Problem(_NOT_LOCATED)], "torchscript.method: none ships ONNX alone")
 
 
 def _try(

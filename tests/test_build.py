@@ -213,6 +213,40 @@ def test_a_branch_on_data_is_scripted_and_kept(tmp_path):
     assert high.max() > -10 > low.max()
 
 
+def test_a_module_that_can_be_neither_traced_rightly_nor_scripted_names_both_causes_once(tmp_path):
+    text = returning("if x.sum() > 0:", "    y = y - 100", "return y + sum([float(i) for i in map(float, range(2))])")
+    told = []
+    with pytest.raises(ParityFailed) as caught:
+        packager.build(project(tmp_path, text), tmp_path / "out", listener=told.append)
+    trace, script, advice = caught.value.problems
+    assert (trace.where, script.where, advice.where) == ("model.py:13", "model.py:15", None)
+    assert trace.message.startswith("the trace is not proven: output_0[")
+    assert script.message == "script: RuntimeError: __float__ cannot be used as a value:"
+    assert caught.value.hint == "parity.tolerance sets explicit limits; torchscript.method: none ships ONNX alone"
+    notes = [one.message for one in told if isinstance(one, Told)]
+    assert sum("scripting the module instead" in one for one in notes) == 1
+
+
+def test_a_hint_does_not_advise_what_is_set(tmp_path):
+    settings = {"torchscript": {"method": "none"}, "export": {"exporter": "torchscript"}}
+    hint = "torchscript.method: auto and export.required: false ship TorchScript alone"
+    for text, error, prefix in (
+        (BRANCH, ParityFailed, "parity.tolerance sets explicit limits; "),
+        (NEITHER, ExportFailed, ""),
+    ):
+        with pytest.raises(error) as caught:
+            packager.build(project(tmp_path / error.code, text, **settings), tmp_path / "out")
+        assert caught.value.hint == prefix + hint
+
+
+def test_what_torch_export_prints_where_it_fails_does_not_reach_the_user(tmp_path):
+    done = package("build", project(tmp_path, BRANCH, export={"exporter": "torch-export"}), "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "def forward" not in done.stderr
+    assert len(done.stderr.splitlines()) < 20
+
+
 def test_a_model_that_torch_export_cannot_do_names_the_cause_and_the_line_once(tmp_path):
     path = project(tmp_path, BRANCH, export={"exporter": "torch-export"})
     with pytest.raises(ExportFailed) as caught:

@@ -449,7 +449,7 @@ def test_the_cache_can_be_looked_at_and_emptied(linear, tmp_path, cache_folder):
 
 def test_flags_that_contradict_each_other_are_refused(linear):
     answer = package("build", linear, "--no-cache", "--verify-cache")
-    assert (answer.returncode, answer.stderr.splitlines()[-1]) == (
+    assert (answer.returncode, answer.stderr.splitlines()[0]) == (
         2, "error[usage]: --no-cache and --verify-cache exclude each other"
     )  # fmt: skip
 

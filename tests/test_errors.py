@@ -89,7 +89,8 @@ def test_a_module_that_is_decided_by_ties_is_told_on_which_case():
 
 def test_problems_stand_between_the_message_and_the_hint():
     found = [Problem("one\nof two lines", "package.yaml:2: name", "a hint"), Problem("another")]
-    assert render(errors.ExportFailed("package.yaml:9: export", found)) == (
+    hint = "export.required: false ships TorchScript alone"
+    assert render(errors.ExportFailed("package.yaml:9: export", found, hint)) == (
         "error[export-failed]: no exporter can express this model in ONNX\n"
         " --> package.yaml:9: export\n"
         " --> package.yaml:2: name\n"

@@ -73,7 +73,8 @@ def from_torch_export(
         name: torch.export.Dim(name, min=limit.min, max=limit.max) for name, limit in project.manifest.limits().items()
     }
     weight_bytes = sum(one.numel() * one.element_size() for one in module.state_dict().values())
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
+    # It reports its progress on the one, and on the other half of the graph where it fails.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             program = torch.onnx.export(
                 FlatOutputs(module, project.manifest.outputs).eval(),

@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 
 from packager import stored_zip
+from packager.errors import Problem
 from packager.export import ExporterFailed, FlatOutputs, failure
 from packager.footprint import inside
 from packager.jobs import Stage
@@ -56,7 +57,8 @@ class Program:
     """A TorchScript module, how it was made, and the branches on data that a trace took for good.
 
     `decides` is whether it may take a decision on floats: an order, an index, a comparison, a step. `stages` is
-    how it was compared with the module before anything was made of it.
+    how it was compared with the module before anything was made of it, and `unscriptable` why there is no script in
+    the place of a trace that was wrong then.
     """
 
     method: Literal["trace", "script"]
@@ -64,6 +66,7 @@ class Program:
     frozen_branches: tuple[str, ...]
     decides: bool
     stages: tuple[Stage, ...] = ()
+    unscriptable: Problem | None = None
 
 
 def trace(
