@@ -202,5 +202,5 @@ def _stage(made: Program, verdict: str, reason: str, *, fold: bool, optimize: bo
 def _disproven(made: Program, stages: tuple[Stage, ...]) -> Problem:
     message = f"the {made.method} is not proven: {stages[-1].reason}"
     if made.frozen_branches:
-        message += f"; it took the branch on data at {', '.join(made.frozen_branches)} for good"
+        message += f"; it keeps the branch or number that {', '.join(made.frozen_branches)} took from data"
     return Problem(message, made.frozen_branches[0] if made.frozen_branches else None)

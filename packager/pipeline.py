@@ -51,7 +51,7 @@ from packager.work import Eager, Site
 from packager.wrong import Place
 
 _JUDGED_AT_ONCE_BYTES = 1 << 28  # of weights: larger artifacts are judged one after the other
-_BRANCH_ADVICE = "no sample may show the other side; torchscript.method: script keeps it, where it can"
+_BRANCH_ADVICE = "no sample may show another; torchscript.method: script follows the data, where it can"
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def _program(project: Project, eager: Eager, site: Site) -> Program | None:
 def _traced(project: Project, eager: Eager, stages: Stages) -> Program | None:
     program = fallback.program(project, eager)
     for branch in program.frozen_branches if program else ():
-        stages.tell(f"the trace takes the branch on data at {branch} for good: {_BRANCH_ADVICE}")
+        stages.tell(f"the trace keeps the branch or number that {branch} took from data: {_BRANCH_ADVICE}")
     return program
 
 

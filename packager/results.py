@@ -115,7 +115,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Made(Generic[Artifact]):
-    """One kind of artifact and the stages on the way; `frozen_branches` are those a trace took for good.
+    """One kind of artifact and the stages on the way; `frozen_branches` are lines whose branch or number a trace keeps.
 
     `artifact` is None where the bundle has none. `judgement` is None there too, and where an artifact
     that an earlier build made is still to be judged on the cases of this one.

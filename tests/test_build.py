@@ -206,7 +206,7 @@ def test_a_branch_on_data_is_scripted_and_kept(tmp_path):
     assert stages["torchscript: trace"]["verdict"] == "fail"
     notes = [one.message for one in told if isinstance(one, Told)]
     assert any(
-        "it took the branch on data at model.py:13 for good; scripting the module instead" in one for one in notes
+        "it keeps the branch or number that model.py:13 took from data; scripting the module instead" in one for one in notes
     )
     x = np.ones((2, 4), np.float32)
     high, low = predict(built.bundle, x=x)["output_0"], predict(built.bundle, x=-x)["output_0"]

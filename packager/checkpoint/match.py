@@ -107,7 +107,10 @@ def check(
     refused_missing = [name for name in missing if forgiven.strict and not _allowed(name, forgiven.missing)]
     refused_unexpected = [name for name in unexpected if forgiven.strict and not _allowed(name, forgiven.unexpected)]
     if refused_missing or refused_unexpected or wrong:
-        why = _explain(refused_missing, refused_unexpected, wrong, in_file, in_module)
+        # A name that fits is taken: only what has no counterpart may be another's.
+        left_over = sorted(set(in_file) - set(in_module))
+        without = sorted(set(in_module) - set(in_file))
+        why = _explain(refused_missing, refused_unexpected, wrong, left_over, without)
         raise StateDoesNotFit(where, why, _hint(refused_missing, refused_unexpected))
 
 
@@ -176,11 +179,11 @@ def _explain(
     missing: Sequence[str],
     unexpected: Sequence[str],
     wrong: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
-    in_file: Sequence[str],
-    in_module: Sequence[str],
+    left_over: Sequence[str],
+    without: Sequence[str],
 ) -> str:
-    lines = _listed("missing from the checkpoint", missing, in_file, "the checkpoint has")
-    lines += _listed("not in the module", unexpected, in_module, "the module has")
+    lines = _listed("missing from the checkpoint", missing, left_over, "the checkpoint has")
+    lines += _listed("not in the module", unexpected, without, "the module has")
     if wrong:
         width = max(len(name) for name, _, _ in wrong[:_ROWS])
         lines.append("shapes that differ:")
@@ -200,7 +203,7 @@ def _listed(title: str, names: Sequence[str], others: Sequence[str], owner: str)
     lines = [f"{title} ({len(names)}):"]
     for name in names[:_ROWS]:
         near = get_close_matches(name, others, n=1, cutoff=0.7)
-        lines.append(f"  {name}" + (f"  ({owner} {near[0]})" if near and near[0] != name else ""))
+        lines.append(f"  {name}" + (f"  ({owner} {near[0]})" if near else ""))
     return lines + ([f"  and {len(names) - _ROWS} more"] if len(names) > _ROWS else [])
 
 

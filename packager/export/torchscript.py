@@ -54,7 +54,7 @@ _MANGLED = re.compile(rb"___torch_mangle_\d+")
 
 @dataclass(frozen=True)
 class Program:
-    """A TorchScript module, how it was made, and the branches on data that a trace took for good.
+    """A TorchScript module, how it was made, and the lines whose branch or number, taken from data, a trace keeps.
 
     `decides` is whether it may take a decision on floats: an order, an index, a comparison, a step. `stages` is
     how it was compared with the module before anything was made of it, and `unscriptable` why there is no script in

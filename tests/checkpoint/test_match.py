@@ -105,7 +105,7 @@ def test_missing_and_unexpected_keys_are_listed_with_the_nearest_names():
         " --> package.yaml:6: checkpoint\n"
         "  missing from the checkpoint (2):\n"
         "    encoder.bias  (the checkpoint has encoder.bais)\n"
-        "    head.weight  (the checkpoint has encoder.weight)\n"
+        "    head.weight\n"
         "  not in the module (2):\n"
         "    encoder.bais  (the module has encoder.bias)\n"
         "    classifier\n"
