@@ -23,7 +23,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CellType, FunctionType, ModuleType
 from typing import Any
@@ -76,6 +76,7 @@ class Source:
         told = {
             "not in the checkpoint, so as the constructor left them": self.fit.missing,
             "not among the averaged weights, so from the model's own in the checkpoint": self.borrowed,
+            "rounded to the module's dtype": self.fit.narrowed,
         }
         damaged = [f"{one.partition(chr(10))[0]}; {self.taken} is taken" for one in self.passed_over]
         return (*damaged, *(f"{what}: {_first_of(names)}" for what, names in told.items() if names))
@@ -386,12 +387,16 @@ def _load_weights(
     )
     if own and not fit.state:
         raise StateDoesNotFit(where, "no tensor of the checkpoint has a place in the module", "see checkpoint.prefix")
-    complex_ones = [name for name, one in fit.state.items() if one.is_complex() and not own[name].is_complex()]
-    if complex_ones:
-        why = f"complex in the checkpoint, real in the module: {', '.join(complex_ones)}"
-        raise StateDoesNotFit(where, why, "save real tensors, or make the parameters complex")
+    _refuse_other_numbers(where, fit.state, own)
     _refuse_not_finite(where, fit.state, own)
     state = {name: one.to(own[name].dtype) for name, one in fit.state.items()}
+    narrowed = {
+        name: f"{name} ({_dtype(one)} → {_dtype(own[name])})"
+        for name, one in fit.state.items()
+        if _loses(one, own[name])
+    }
+    _refuse_not_finite(where, {name: state[name] for name in narrowed}, own)  # now: beyond what the dtype holds
+    fit = replace(fit, narrowed=tuple(narrowed.values()))
     module.load_state_dict(state, strict=False, assign=assign)
     for group in tied if assign else ():
         # As in a plain load, where the names share memory and the last one written stands.
@@ -414,6 +419,40 @@ def _refuse_lazy(where: str, names: Sequence[str]) -> None:
     if names:
         why = f"before its first call the module does not know the shape of: {', '.join(names)}"
         raise StateDoesNotFit(where, why, "use the plain module in place of the Lazy one")
+
+
+def _refuse_other_numbers(where: str, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    """Refuse what would be taken for something that it is not. Raises `StateDoesNotFit`."""
+    complex_ones = [name for name, one in state.items() if one.is_complex() and not own[name].is_complex()]
+    if complex_ones:
+        why = f"complex in the checkpoint, real in the module: {_first_of(complex_ones)}"
+        raise StateDoesNotFit(where, why, "save real tensors, or make the parameters complex")
+    integers = [
+        f"{name} ({_dtype(one)})"
+        for name, one in state.items()
+        if isinstance(own[name], torch.nn.Parameter) and own[name].is_floating_point() and not _has_fractions(one)
+    ]
+    if integers:
+        why = f"integers in the checkpoint, parameters of floats in the module: {_first_of(integers)}"
+        raise StateDoesNotFit(where, why, "quantized weights mean nothing without their scales: save the floats")
+
+
+def _has_fractions(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _loses(found: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether values may change in the module's dtype."""
+    if found.dtype == own.dtype or not found.is_floating_point():
+        return False
+    if not own.is_floating_point():
+        return not own.is_complex()
+    theirs, ours = torch.finfo(found.dtype), torch.finfo(own.dtype)
+    return theirs.eps < ours.eps or theirs.max > ours.max
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _refuse_not_finite(where: str, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:

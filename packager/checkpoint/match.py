@@ -27,12 +27,16 @@ _ROWS = 20  # a table longer than this helps nobody
 
 @dataclass(frozen=True)
 class Fit:
-    """The state under the module's own names, what was done to prefixes (`module.`, `+net.`), and what was forgiven."""
+    """The state under the module's own names, what was done to prefixes (`module.`, `+net.`), and what was forgiven.
+
+    `narrowed` says which tensors have lost something on the way into the module's dtypes.
+    """
 
     state: Mapping[str, torch.Tensor]
     prefix: str
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    narrowed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

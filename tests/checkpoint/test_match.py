@@ -5,7 +5,7 @@ import torch
 from projects import project
 
 from packager import checkpoint, manifest, source
-from packager.errors import StateDoesNotFit, render
+from packager.errors import StateDoesNotFit, WeightsNotFinite, render
 
 SHAPES = {"encoder.weight": (3, 4), "encoder.bias": (3,), "head.weight": (2, 3)}
 STATE = {name: torch.full(shape, float(index)) for index, (name, shape) in enumerate(SHAPES.items())}
@@ -195,6 +195,31 @@ def test_a_half_precision_checkpoint_takes_the_dtype_of_the_module(tmp_path):
     module = loaded(project(tmp_path, state=state)).module
     assert module.layer.weight.dtype == module.layer.bias.dtype == torch.float32
     assert torch.equal(module.layer.weight, state["layer.weight"].float())
+
+
+def test_what_loses_digits_in_the_dtype_of_the_module_is_said(tmp_path):
+    weight = torch.full((3, 4), 0.1, dtype=torch.float64)
+    state = {"layer.weight": weight, "layer.bias": torch.zeros(3, dtype=torch.float16)}
+    found = loaded(project(tmp_path, state=state))
+    assert torch.equal(found.module.layer.weight, weight.float())
+    assert found.notes() == ("rounded to the module's dtype: layer.weight (float64 → float32)",)
+
+
+def test_what_is_beyond_the_dtype_of_the_module_is_refused(tmp_path):
+    state = {"layer.weight": torch.full((3, 4), 1e300, dtype=torch.float64), "layer.bias": torch.zeros(3)}
+    with pytest.raises(WeightsNotFinite) as caught:
+        loaded(project(tmp_path, state=state))
+    assert caught.value.why == "NaN or infinity in: layer.weight"
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_integers_are_not_taken_for_weights(tmp_path, dtype):
+    state = {"layer.weight": torch.ones(3, 4, dtype=dtype), "layer.bias": torch.zeros(3)}
+    with pytest.raises(StateDoesNotFit) as caught:
+        loaded(project(tmp_path, state=state))
+    name = str(dtype).removeprefix("torch.")
+    assert caught.value.why == f"integers in the checkpoint, parameters of floats in the module: layer.weight ({name})"
+    assert caught.value.hint == "quantized weights mean nothing without their scales: save the floats"
 
 
 def test_a_scalar_counter_of_another_integer_dtype_is_converted(tmp_path):
