@@ -307,15 +307,20 @@ def _data_case(project: Project, data: str) -> Case:
     for name, spec in inputs.items():
         found = arrays[name]
         dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
-        if str(found.dtype) != dtype or len(found.shape) != len(spec.shape):
+        if str(found.dtype) != dtype or not _has_shape(found, spec.shape):
             wanted = f"{dtype}[{', '.join(str(dim) for dim in spec.shape)}]"
             raise DataDoesNotFit(where, f"{name} is {found.dtype}{list(found.shape)}, expected {wanted}")
         for dim, size in zip(spec.shape, found.shape, strict=True):
-            expected = sizes.setdefault(dim, size) if isinstance(dim, str) else dim
-            if size != expected:
-                raise DataDoesNotFit(where, f"{name}: the dim {dim} is {size}, and {expected} elsewhere")
+            if isinstance(dim, str) and size != sizes.setdefault(dim, size):
+                raise DataDoesNotFit(where, f"{name}: the dim {dim} is {size}, and {sizes[dim]} elsewhere")
     for dim, limit in project.manifest.limits().items():
         if sizes[dim] != _clamp(sizes[dim], limit):
             allowed = f"{limit.min} to {'any' if limit.max is None else limit.max}"
             raise DataDoesNotFit(where, f"the dim {dim} is {sizes[dim]}, and dims.{dim} allows {allowed}")
     return Case("data", sizes, (), {name: arrays[name] for name in inputs})
+
+
+def _has_shape(found: Array, shape: Sequence[int | str]) -> bool:
+    """Whether an array has the rank and the fixed sizes of an input; named dims may have any size."""
+    dims = zip(shape, found.shape, strict=False)
+    return len(found.shape) == len(shape) and all(isinstance(dim, str) or dim == size for dim, size in dims)

@@ -288,7 +288,7 @@ def test_a_bfloat16_input_is_given_as_float32(tmp_path):
         (arrays(x=np.ones((5, 3))), "x is float64[5, 3], expected float32[batch, 3]"),
         (arrays(ids=np.arange(5, dtype=np.int32)), "ids is int32[5], expected int64[batch]"),
         (arrays(x=np.ones(15, np.float32)), "x is float32[15], expected float32[batch, 3]"),
-        (arrays(x=np.ones((5, 4), np.float32)), "x: the dim 3 is 4, and 3 elsewhere"),
+        (arrays(x=np.ones((5, 4), np.float32)), "x is float32[5, 4], expected float32[batch, 3]"),
         (arrays(ids=np.arange(6)), "ids: the dim batch is 6, and 5 elsewhere"),
         (arrays(batch=17), "the dim batch is 17, and dims.batch allows 2 to 16"),
         (arrays(batch=1), "the dim batch is 1, and dims.batch allows 2 to 16"),

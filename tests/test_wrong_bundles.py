@@ -122,9 +122,9 @@ def test_a_branch_on_data_that_no_sample_takes_is_told_and_recorded(tmp_path):
     path = project(tmp_path / "p", source("self.l = nn.Linear(4, 4)", forward))
     built = packager.build(path, tmp_path / "dist", listener=told.append)
     place = "model.py:14"
-    assert any(f"the branch on data at {place}" in getattr(event, "message", "") for event in told)
+    assert any(f"the branch or number that {place} took from data" in getattr(event, "message", "") for event in told)
     parity = json.loads((built.bundle / "evidence/parity.json").read_text())
-    assert f"the other side of the branch on data at {place}" in parity["not_checked"]
+    assert f"the branch or number that {place} takes from other data" in parity["not_checked"]
 
 
 def test_a_checkpoint_of_which_nothing_fits_is_refused_however_lenient(tmp_path):

@@ -157,7 +157,7 @@ def _not_checked(content: Content) -> list[str]:
     return [
         *(f"the sizes {sizes}" for sizes in content.grid.left_out),
         *content.results.measured.reference.undecided,
-        *(f"the other side of the branch on data at {place}" for place in branches),
+        *(f"the branch or number that {place} takes from other data" for place in branches),
         *(f"{provider}, which this machine has not" for provider in missing),
     ]
 

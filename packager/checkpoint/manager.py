@@ -40,6 +40,7 @@ from packager.checkpoint.training_state import Generator, HasState, Loop, captur
 from packager.checkpoint.tree import Encoded, encode
 from packager.errors import (
     CheckpointDamaged,
+    CheckpointNotFound,
     CheckpointNotSaved,
     NoCheckpointYet,
     PackagerError,
@@ -365,13 +366,17 @@ class CheckpointManager:
         a warning in favour of the one before, unless it was named by its path. `random=False` leaves the
         global generators as they are. Nothing is changed where the checkpoint does not fit.
 
-        Raises `NoCheckpointYet`, `CheckpointDamaged`, `TrainingStateDiffers`.
+        Raises `NoCheckpointYet`, `CheckpointNotFound`, `CheckpointDamaged`, `TrainingStateDiffers`.
         """
         ranks = self._of_this_run()
         ranks.together(self.wait)  # for every rank, what was being written is there now
         loop = Loop(model, optimizer, scheduler, ema, scaler, generators)
         if checkpoint not in (None, "latest", "best"):
-            return self._restored(Path(checkpoint).absolute(), loop, random, ranks)
+            named = Path(checkpoint).absolute()
+            if not ranks.first(named.is_dir):
+                why = "expected: 'latest', 'best', or the folder of a checkpoint"
+                raise CheckpointNotFound(str(named), None, why)
+            return self._restored(named, loop, random, ranks)
         in_order = ranks.first(lambda: self._in_order(best=checkpoint == "best"))
         for path in in_order:
             try:

@@ -17,6 +17,7 @@ from packager.checkpoint.manager import CheckpointManager
 from packager.checkpoint.retention import Retention
 from packager.errors import (
     CheckpointDamaged,
+    CheckpointNotFound,
     CheckpointNotSaved,
     NoCheckpointYet,
     RunSettingsWrong,
@@ -151,6 +152,19 @@ def test_where_nothing_can_be_restored_it_says_why(tmp_path, asked, saved, metri
         f"error[no-checkpoint-yet]: there is nothing to restore in {tmp_path}\n"
         f"  {why}\n"
         "hint: start from the beginning where manager.latest() is None"
+    )
+
+
+@pytest.mark.parametrize("asked", ["lastest", "step-00000007"])
+def test_a_checkpoint_named_by_a_path_that_is_not_there_is_not_found(tmp_path, asked, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    manager = CheckpointManager(tmp_path)
+    manager.save(step=0, model=filled(0))
+    with pytest.raises(CheckpointNotFound) as caught:
+        manager.restore(asked, model=filled(0))
+    assert render(caught.value) == (
+        f"error[checkpoint-not-found]: there is no checkpoint at {tmp_path / asked}\n"
+        "  expected: 'latest', 'best', or the folder of a checkpoint"
     )
 
 
