@@ -94,7 +94,7 @@ def _chunk(located: Located, info: Any, where: str | None, unpickled: Callable[.
         raise ValueError(f"{name} is cut off")
     with file.open("rb") as stream:
         stream.seek(offset)
-        return unpickled(io.BytesIO(stream.read(length)), zipped=True)
+        return unpickled(io.BytesIO(stream.read(length)), file, zipped=True)
 
 
 def _put(found: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

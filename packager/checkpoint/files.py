@@ -12,13 +12,8 @@ Tensors land on the CPU whatever device they were saved on.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import mmap
 import pathlib
 import pickle
-import pickletools
-import re
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -30,7 +25,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from packager.checkpoint import dcp
+from packager.checkpoint import dcp, pickled
 from packager.checkpoint.header import metadata, read_header
 from packager.checkpoint.locate import DCP, INDEX, Located, piece_index, program_in, weight_map
 from packager.checkpoint.run_folder import PIECES
@@ -63,20 +58,6 @@ def open_checkpoint(located: Located, *, trust_pickle: bool, where: str | None) 
     return opener.file(located.head)
 
 
-_ZIP = b"PK\x03\x04"
-_OF_TENSORS = (
-    "torch.",
-    "collections.",
-    "numpy.",
-    "_codecs.",
-    "pathlib.",
-    "argparse.",
-    "builtins.set",
-    "__builtin__.set",
-)
-_PICKLES_OF_LEGACY = 5  # magic number, version, machine, content, keys of the storages that follow
-
-
 @dataclass(frozen=True)
 class _Opener:
     """One checkpoint's files being opened: what it is called in errors, and whether it may run code."""
@@ -91,12 +72,12 @@ class _Opener:
             tensors, strings = self._safetensors(path)
             return Opened(tensors, "safetensors", strings)
         with path.open("rb") as stream:
-            zipped = stream.read(4) == _ZIP
+            zipped = stream.read(4) == pickled.ZIP
         if zipped:
             self._check_archive(path)
-        if not self.trust_pickle and _asks_for_bytearray(path, zipped=zipped):
+        if not self.trust_pickle and pickled.asks_for_bytearray(path, zipped=zipped):
             raise self._unreadable(path, "it asks for a bytearray, which may be of any size: save it as a tensor")
-        return Opened(self.unpickled(path, zipped=zipped), "pytorch", {})
+        return Opened(self.unpickled(path, path, zipped=zipped), "pytorch", {})
 
     def shards(self) -> Opened:
         """All shards of an index as one state dict, each tensor from the shard that the index says."""
@@ -142,21 +123,20 @@ class _Opener:
                 found[name][box] = parts[piece.file][name]
         return Opened(found, f"safetensors in pieces of {len(parts)} ranks", strings)
 
-    def unpickled(self, source: Any, *, zipped: bool) -> Any:
-        """What torch.save wrote into a file, or into a stream."""
-        file = source if isinstance(source, Path) else self.located.head
+    def unpickled(self, source: Path | IO[bytes], file: Path, *, zipped: bool) -> Any:
+        """What torch.save wrote into a file, or into the part of it that a stream holds."""
         mapped = zipped and isinstance(source, Path)
         with torch.serialization.safe_globals(_plain_values()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols, and of TypedStorage in old files
             try:
                 return torch.load(source, map_location="cpu", weights_only=not self.trust_pickle, mmap=mapped)
             except pickle.UnpicklingError as error:
-                names = _names_wanted(source, str(error), zipped=mapped)
+                names = pickled.names_wanted(source, str(error), zipped=zipped)
                 if names:
-                    raise CheckpointNeedsCode(self._called(file), self.where, names) from None
-                raise self._unreadable(file, _another_kind(source) or _first_line(error)) from None
+                    raise CheckpointNeedsCode(str(file), self.where, names) from None
+                raise self._unreadable(file, pickled.cause(source, error, zipped=zipped)) from None
             except Exception as error:  # noqa: BLE001 (torch and pickle raise a dozen unrelated classes for damaged bytes)
-                raise self._unreadable(file, _another_kind(source) or _first_line(error)) from None
+                raise self._unreadable(file, pickled.cause(source, error, zipped=zipped)) from None
 
     def _safetensors(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         try:
@@ -165,9 +145,9 @@ class _Opener:
         except (safetensors.SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
             # the latter two for a dtype that torch has not
             with path.open("rb") as stream:
-                if stream.read(4) == _ZIP:
+                if stream.read(4) == pickled.ZIP:
                     raise self._unreadable(path, "it is a ZIP as torch.save writes it: call it .pt") from None
-            raise self._unreadable(path, f"as safetensors: {_first_line(error)}") from None
+            raise self._unreadable(path, f"as safetensors: {pickled.first_line(error)}") from None
         return tensors, strings
 
     def _check_archive(self, path: Path) -> None:
@@ -178,7 +158,7 @@ class _Opener:
         except zipfile.BadZipFile:
             raise self._unreadable(path, "the file is cut off: its directory is missing") from None
         except Exception as error:  # noqa: BLE001 (zipfile raises several unrelated classes for a damaged directory)
-            raise self._unreadable(path, f"its directory is damaged: {_first_line(error)}") from None
+            raise self._unreadable(path, f"its directory is damaged: {pickled.first_line(error)}") from None
         names = [one.filename for one in entries]
         holds = program_in(names)
         if holds is not None:
@@ -196,14 +176,8 @@ class _Opener:
             raise self._unreadable(path, "its entries claim more than the file holds")
 
     def _unreadable(self, file: Path, why: str) -> CheckpointUnreadable:
-        return CheckpointUnreadable(self._called(file), self.where, why)
-
-    def _called(self, file: Path) -> str:
-        """The file itself: it may be one of many."""
-        return str(file)
-
-
-# -- pickles --------------------------------------------------------------------------------
+        """Of the file itself: it may be one of many."""
+        return CheckpointUnreadable(str(file), self.where, why)
 
 
 def _plain_values() -> list[Any]:
@@ -232,63 +206,3 @@ def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes are encoded as {encoding!r}")
     return text.encode("latin1")
-
-
-def _names_wanted(source: Any, message: str, *, zipped: bool) -> list[str]:
-    """The classes and functions that a refused pickle asks for."""
-    names = set(re.findall(r"GLOBAL ([\w.]+)", message))
-    if zipped:
-        # Where this fails, the names in the message are what can be found out.
-        with contextlib.suppress(Exception):
-            names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(source))
-    elif isinstance(source, Path):
-        with contextlib.suppress(Exception), source.open("rb") as stream:
-            for _ in range(_PICKLES_OF_LEGACY):
-                names |= _classes_in(stream)
-    return sorted(names)
-
-
-def _classes_in(stream: IO[bytes]) -> set[str]:
-    """The classes that a pickle names: of torch.nn, or of no library whose names torch allows."""
-    named = (value for opcode, value, _ in pickletools.genops(stream) if opcode.name == "GLOBAL")
-    names = {value.replace(" ", ".") for value in named if isinstance(value, str)}
-    return {one for one in names if one.startswith("torch.nn.") or not one.startswith(_OF_TENSORS)}
-
-
-def _asks_for_bytearray(path: Path, *, zipped: bool) -> bool:
-    """Whether a pickle makes one, which torch's weights-only reading allows, also of so many zeros.
-
-    What is damaged is told by whoever reads it.
-    """
-    with contextlib.suppress(Exception):  # pickletools and zipfile raise several unrelated classes for damaged bytes
-        if zipped:  # the weights beside it may be many times as large, and are not looked at
-            with zipfile.ZipFile(path) as archive:
-                pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
-            return b"bytearray" in pickled and _names_bytearray(io.BytesIO(pickled))
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content.find(b"bytearray") >= 0:
-                return any(_names_bytearray(stream) for _ in range(_PICKLES_OF_LEGACY))
-    return False
-
-
-def _names_bytearray(stream: IO[bytes]) -> bool:
-    asked = False
-    for _, value, _ in pickletools.genops(stream):
-        asked |= isinstance(value, str) and value.rpartition(" ")[2] == "bytearray"
-    return asked
-
-
-def _another_kind(source: Any) -> str:
-    """What a file that could not be unpickled is instead; empty where it begins as a pickle does, or is none."""
-    if not isinstance(source, Path):
-        return ""
-    with source.open("rb") as stream:
-        begins = stream.read(9)
-    if begins[8:] == b"{":
-        return "it is safetensors: call it .safetensors"
-    return "" if begins[:1] == b"\x80" or begins[:4] == _ZIP else "it does not begin as a file of torch.save does"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

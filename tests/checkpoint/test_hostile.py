@@ -56,10 +56,11 @@ def refusal(path, kind=CheckpointUnreadable, **settings):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("hidden", [lambda bomb: bomb, nested, in_lightning, as_tensor])
-def test_a_bomb_in_a_pytorch_file_is_not_run_wherever_it_is(tmp_path, hidden, zipped):
+def test_a_bomb_in_a_pytorch_file_is_not_run_wherever_it_is(tmp_path, hidden, zipped, protocol):
     path, marker = tmp_path / "best.pt", tmp_path / "marker"
-    torch.save(hidden(Bomb(marker)), path, _use_new_zipfile_serialization=zipped)
+    torch.save(hidden(Bomb(marker)), path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     error = refusal(path, CheckpointNeedsCode)
     assert (error.exit_status, error.why) == (2, f"it asks for: {os.mkdir.__module__}.mkdir")
     assert not marker.exists()
@@ -102,7 +103,18 @@ def test_a_bomb_in_the_metadata_of_a_distributed_checkpoint_is_not_run(tmp_path,
 def test_a_bomb_in_an_object_of_a_distributed_checkpoint_is_not_run(tmp_path):
     marker = tmp_path / "marker"
     dcp.save({"model": STATE, "config": Bomb(marker)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
-    refusal(tmp_path / "dcp", CheckpointNeedsCode)
+    error = refusal(tmp_path / "dcp", CheckpointNeedsCode)
+    named = f"{tmp_path / 'dcp/__0_0.distcp'} wants to run code while it is read; nothing of it was run"
+    assert (error.message, error.why) == (named, f"it asks for: {os.mkdir.__module__}.mkdir")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_bomb_in_a_plain_pickle_is_not_run(tmp_path, protocol):
+    path, marker = tmp_path / "best.pkl", tmp_path / "marker"
+    path.write_bytes(pickle.dumps(nested(Bomb(marker)), protocol))
+    error = refusal(path, CheckpointNeedsCode)
+    assert f"{os.mkdir.__module__}.mkdir" in error.why
     assert not marker.exists()
 
 

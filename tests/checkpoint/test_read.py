@@ -288,9 +288,26 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path, value):
     assert refusal(tmp_path / "best.pt") == f"it holds a {type(value).__name__}, not a state dict"
 
 
-def test_a_plain_pickle_of_numbers_is_refused(tmp_path):
-    (tmp_path / "best.pt").write_bytes(pickle.dumps({"layer.weight": [1.0, 2.0]}))
-    assert refusal(tmp_path / "best.pt")
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("content", [{"layer.weight": [1.0, 2.0]}, {"layer.weight": torch.ones(3)}])
+@pytest.mark.parametrize("trust_pickle", [False, True])
+def test_a_plain_pickle_is_refused_as_one(tmp_path, content, protocol, trust_pickle):
+    (tmp_path / "best.pt").write_bytes(pickle.dumps(content, protocol))
+    why = refusal(tmp_path / "best.pt", trust_pickle=trust_pickle)
+    assert why == "it is a plain pickle, not a file of torch.save"
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_protocol_that_torch_reads_only_by_running_code_is_named(tmp_path, protocol, zipped):
+    path = tmp_path / "best.pt"
+    torch.save(STATE, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    assert refusal(path) == (
+        f"it is pickled in protocol {protocol}, and without running code only protocol 2 is read, "
+        "which torch.save writes"
+    )
+    read = checkpoint.read(path, trust_pickle=True).state
+    assert all(torch.equal(read[name], one) for name, one in STATE.items())
 
 
 def test_a_torchscript_archive_is_refused_by_name(tmp_path):
