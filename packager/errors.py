@@ -273,6 +273,13 @@ class OutputsUnsupported(UserError):
         super().__init__("forward() returns what a bundle cannot hold", where=where, why=why, hint=hint)
 
 
+class DecisionDoesNotFit(UserError):
+    code = "decision-does-not-fit"
+
+    def __init__(self, where: str, why: str, hint: str | None) -> None:
+        super().__init__("parity.decisions does not fit what forward() returns", where=where, why=why, hint=hint)
+
+
 class NotRepeatable(UserError):
     code = "not-repeatable"
 

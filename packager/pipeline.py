@@ -170,6 +170,7 @@ def _eager(begun: Begun, opened: Source) -> Eager:
     if known.measured is not None:
         return Eager(opened, grid, example, inputs, known.measured.outputs, {})
     first = reference.first_outputs(project, opened, grid.example)
+    reference.declared(project, first)  # before what takes long
     other = grid.contrast
     second = reference.first_outputs(project, opened, other)
     outputs = signature.outputs([(grid.example, first), (other, second)])

@@ -70,6 +70,7 @@ def _vet(project: Project) -> VetReport:
         opened = opening()
         grid = samples.grid(project)
         first = reference.first_outputs(project, opened, grid.example)
+        reference.declared(project, first)
         second = reference.first_outputs(project, opened, grid.contrast)
         reference.check_repeatable(project, opened, grid, second)
         outputs = signature.outputs([(grid.example, first), (grid.contrast, second)])

@@ -17,7 +17,15 @@ import numpy as np
 import torch
 
 from packager import outputs, samples
-from packager.errors import DecidedByTies, ForwardFailed, NoiseTooLarge, NotRepeatable, OutputsUnsupported, did_you_mean
+from packager.errors import (
+    DecidedByTies,
+    DecisionDoesNotFit,
+    ForwardFailed,
+    NoiseTooLarge,
+    NotRepeatable,
+    OutputsUnsupported,
+    did_you_mean,
+)
 from packager.manifest import Project, Tolerance
 from packager.parity import noise
 from packager.parity.compare import Array, Limit, ShapesDiffer, compare
@@ -134,6 +142,34 @@ def measure_floor(project: Project, source: Source, grid: Grid, known: Mapping[s
     return Floor(again, {**known, **found})
 
 
+def declared(project: Project, found: Mapping[str, Array]) -> dict[str, Decision]:
+    """What the manifest declares some of these outputs to be for; one forward pass is enough to tell whether it fits.
+
+    Raises `OutputsUnsupported` where an output has the name of an input, or `DecisionDoesNotFit`.
+    """
+    shared = [name for name in found if name in project.manifest.inputs]
+    if shared:
+        why = f"{shared[0]!r} is the name of an input and of an output of forward()"
+        raise OutputsUnsupported(project.where("inputs", shared[0]), why, "name the outputs in the manifest")
+    parity = project.manifest.parity
+    # Each side may be a floor off, and a floor from the truth. Of an explicit limit it is the same share: with the
+    # whole of it, whatever decision follows from numbers that it allows would hang on a tie.
+    tie = 2 / MULTIPLE
+    fitting = {}
+    for name in parity.decisions:
+        one, where = parity.decision(name), project.where("parity", "decisions", name)
+        assert one is not None
+        if name not in found:
+            raise DecisionDoesNotFit(where, f"there is no output {name!r}", did_you_mean(name, list(found)))
+        if not _is_float(found[name]):
+            raise DecisionDoesNotFit(where, f"{name} is {found[name].dtype}", "decisions are taken on float scores")
+        if not one.rule.startswith("threshold") and not -found[name].ndim <= one.axis < found[name].ndim:
+            why = f"{name} has {found[name].ndim} axes, and no axis {one.axis}"
+            raise DecisionDoesNotFit(where, why, "axis counts from 0, or from the last as -1")
+        fitting[name] = Decision(one.rule, one.axis, tie)
+    return fitting
+
+
 def measure(
     project: Project, source: Source, grid: Grid, floor: Floor, *, known: tuple[Expectation, ...], decides: bool
 ) -> Reference:
@@ -151,8 +187,7 @@ def measure(
         if tuple(found) != names:
             why = f"{', '.join(found)} at {dict(case.sizes)}, {', '.join(names)} at {dict(grid.cases[0].sizes)}"
             raise OutputsUnsupported(project.where("inputs"), why, "return the same outputs at every size")
-    _check_names(project, names)
-    decisions = _decisions(project, runs[0][1])
+    decisions = declared(project, runs[0][1])
     undecided: tuple[str, ...] = ()
     if decides:
         runs, undecided = _steady(project, source, runs)
@@ -193,34 +228,6 @@ def _expectations(
         for case, found in runs
     )
     return expectations, {name: one for name, (one, _) in judged.items() if one is not None}
-
-
-def _check_names(project: Project, names: Sequence[str]) -> None:
-    shared = [name for name in names if name in project.manifest.inputs]
-    if shared:
-        why = f"{shared[0]!r} is the name of an input and of an output of forward()"
-        raise OutputsUnsupported(project.where("inputs", shared[0]), why, "name the outputs in the manifest")
-
-
-def _decisions(project: Project, found: Mapping[str, Array]) -> dict[str, Decision]:
-    """What the manifest declares some outputs to be for. Raises `OutputsUnsupported` where there is no such output."""
-    parity = project.manifest.parity
-    # Each side may be a floor off, and a floor from the truth. Of an explicit limit it is the same share: with the
-    # whole of it, whatever decision follows from numbers that it allows would hang on a tie.
-    tie = 2 / MULTIPLE
-    declared = {}
-    for name in parity.decisions:
-        one, where = parity.decision(name), project.where("parity", "decisions", name)
-        assert one is not None
-        if name not in found:
-            raise OutputsUnsupported(where, f"there is no output {name!r}", did_you_mean(name, list(found)))
-        if not _is_float(found[name]):
-            raise OutputsUnsupported(where, f"{name} is {found[name].dtype}", "decisions are taken on float scores")
-        if not one.rule.startswith("threshold") and not -found[name].ndim <= one.axis < found[name].ndim:
-            why = f"{name} has {found[name].ndim} axes, and no axis {one.axis}"
-            raise OutputsUnsupported(where, why, "axis counts from 0, or from the last as -1")
-        declared[name] = Decision(one.rule, one.axis, tie)
-    return declared
 
 
 def _limits(project: Project, floor: Floor, runs: Sequence[Run], name: str) -> tuple[Noise | None, dict[str, Limit]]:

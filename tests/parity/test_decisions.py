@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from projects import LINEAR, project, reseal
 
 import packager
-from packager.errors import ManifestInvalid, OutputsUnsupported, render
+from packager.errors import DecisionDoesNotFit, ManifestInvalid, render
 from packager.hashing import sha256_file
 from packager.manifest import load
 from packager.parity import reference
 from packager.parity.compare import Limit
 from packager.parity.decisions import PATTERN, Agreement, AxisMissing, Decision, agreement
 from packager.parity.gate import Expectation, judge
+from packager.vet import vet
 
 EXACT = Limit(0.0, 0.0)
 # Eighths: sums and products of them with powers of two are exact, so that a definition needs no roundings.
@@ -234,11 +235,28 @@ def test_decisions_that_do_not_fit_the_outputs_are_refused(opened, tmp_path, tex
         LINEAR.replace("return self.layer(x)", f"y = self.layer(x)\n        return {text}"),
         parity={"decisions": decisions},
     )
-    floor = reference.measure_floor(loaded, source, grid, {})
-    with pytest.raises(OutputsUnsupported) as caught:
-        reference.measure(loaded, source, grid, floor, known=(), decides=False)
+    found = reference.first_outputs(loaded, source, grid.example)
+    with pytest.raises(DecisionDoesNotFit) as caught:
+        reference.declared(loaded, found)
     assert (caught.value.why, caught.value.hint) == (why, hint)
     assert re.fullmatch(rf"{tmp_path}/package\.yaml:\d+: parity\.decisions\.{field}", caught.value.where)
+
+
+def test_vet_and_build_refuse_decisions_that_do_not_fit_before_anything_is_exported(tmp_path, monkeypatch):
+    path = project(tmp_path, LINEAR, parity={"decisions": {"logits": "argmax"}})
+    monkeypatch.chdir(tmp_path)
+    told = []
+    for refuse in (vet, packager.build):
+        with pytest.raises(DecisionDoesNotFit) as caught:
+            refuse("package.yaml", listener=told.append)
+        line = path.read_text().splitlines().index("    logits: argmax") + 1
+        assert render(caught.value) == (
+            "error[decision-does-not-fit]: parity.decisions does not fit what forward() returns\n"
+            f" --> package.yaml:{line}: parity.decisions.logits\n"
+            "  there is no output 'logits'\n"
+            "hint: known here: output_0"
+        )
+    assert not any("noise" in str(event) for event in told)
 
 
 # -- from end to end ------------------------------------------------------------------------
