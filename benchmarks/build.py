@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from report import put
+from variables import variables
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -123,9 +124,7 @@ def measure(command: list[str], folder: Path) -> Run:
     """Run a command and watch its process tree."""
     began = time.perf_counter()
     with (WORK / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-        )
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=variables(HF_HUB_OFFLINE="1"))
         peak = [0]
         watcher = threading.Thread(target=watch, args=(process, peak))
         watcher.start()

@@ -22,6 +22,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from report import put
+from variables import variables
 
 ROOT = Path(__file__).resolve().parent.parent
 _TIMED = {
@@ -175,12 +176,11 @@ def cold_build(manifest: Path, customize: str) -> tuple[float, str]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "sitecustomize.py").write_text(customize)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([scratch, str(ROOT)]),
-            "GATE_TIMES": f"{scratch}/times",
-            "GATE_TIMED": json.dumps(_TIMED),
-        }
+        environment = variables(
+            PYTHONPATH=os.pathsep.join([scratch, str(ROOT)]),
+            GATE_TIMES=f"{scratch}/times",
+            GATE_TIMED=json.dumps(_TIMED),
+        )
         command = [sys.executable, "-m", "packager", "build", str(manifest), "-o", f"{scratch}/out", "--no-cache"]
         began = time.perf_counter()
         subprocess.run(command, env=environment, check=True, capture_output=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 from report import put
+from variables import variables
 
 ROOT = Path(__file__).resolve().parent.parent
 EDITS = {
@@ -77,7 +78,7 @@ def measure(name: str, runs: int) -> dict[str, float]:
 def seconds(command: list[str], environment: dict[str, str], *, cached: bool | None = None) -> float:
     """The wall time of one process; with `cached`, whether its bundle must have come out of the cache."""
     began = time.perf_counter()
-    done = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, env=variables(**environment), check=True, capture_output=True, text=True)
     took = time.perf_counter() - began
     if cached is not None and json.loads(done.stdout)["cached"] != cached:
         raise SystemExit(f"{command} came out of the cache, or did not: {done.stdout}")
