@@ -17,7 +17,7 @@ from packager import memory, wrong
 from packager.bundle import layout, records
 from packager.bundle.writer import Writer
 from packager.errors import ExportFailed, ParityFailed, Problem
-from packager.export import ExporterFailed
+from packager.export import ExporterFailed, torchscript
 from packager.export import onnx as exporters
 from packager.export.torchscript import Program
 from packager.jobs import NOTHING_BETTER, Optimized, OptimizeJob, Raw, Stage
@@ -54,22 +54,39 @@ Trying = tuple[Candidate, Future[MadeOnnx | NotTaken]]
 
 
 def candidates(project: Project, eager: Eager, program: Program | None, site: Site) -> Iterator[Candidate]:
-    """The exporters in order; each is run only when the next candidate is asked for."""
+    """The exporters in order; each is run only when the next candidate is asked for.
+
+    A script comes last, where a graph came of the trace and was wrong. Whether the fallback ships that trace has no
+    say: a build that has the fallback from the cache takes the same way.
+    """
     wanted = project.manifest.export.exporter
     names = exporters.Names([one.name for one in eager.inputs], [one.name for one in eager.outputs])
+
+    def from_program(made: Program) -> Candidate:
+        def write(path: Path) -> Raw:
+            return exporters.from_torchscript(project, made, names, eager.example, path)
+
+        label = f"torchscript, from the {made.method}"
+        return replace(_export(label, eager, project, site, write), frozen_branches=made.frozen_branches)
+
+    exported = False
     if wanted != "torch-export" and program is not None:
-
-        def from_program(path: Path) -> Raw:
-            return exporters.from_torchscript(project, program, names, eager.example, path)
-
-        label = f"torchscript, from the {program.method}"
-        yield replace(_export(label, eager, project, site, from_program), frozen_branches=program.frozen_branches)
+        first = from_program(program)
+        exported = first.failed is None
+        yield first
     if wanted != "torchscript":
 
         def from_module(path: Path) -> Raw:
             return exporters.from_torch_export(project, eager.source.module, names, eager.example, path)
 
         yield _export("torch-export", eager, project, site, from_module)
+    if exported and program is not None and program.method == "trace" and project.manifest.torchscript.method == "auto":
+        try:
+            scripted = torchscript.script(eager.source.module, project.folder)
+        except ExporterFailed as failed:
+            yield Candidate("torchscript, from the script", failed=failed)
+        else:
+            yield from_program(scripted)
 
 
 def ship(

@@ -3,6 +3,7 @@
     random        over the range; integers each value once before any comes again; without a range, standard normal;
                   a mask has a one in every row
     low, high     one end of the range everywhere
+    low, unmasked the same as low, and masks whole: for a module that takes no row of zeros in a mask
     extremes      one end or the other, element by element: full of ties
     vanishing     zero, minus zero and subnormal numbers
     long-tailed   small values, and a few far out
@@ -24,9 +25,11 @@ import numpy as np
 from packager.arrays import Array
 from packager.manifest import Input, is_integer
 
-Fill = Literal["random", "low", "high", "extremes", "vanishing", "long-tailed", "large", "padded", "whole"]
+Fill = Literal[
+    "random", "low", "low, unmasked", "high", "extremes", "vanishing", "long-tailed", "large", "padded", "whole"
+]
 
-CONSTANT: tuple[Fill, ...] = ("low", "high", "vanishing")
+CONSTANT: tuple[Fill, ...] = ("low", "low, unmasked", "high", "vanishing")
 """Kinds that give all elements the same value, or nearly: where a model ranks them, all are tied."""
 
 _KINDS: tuple[Fill, ...] = ("extremes", "long-tailed", "large", "padded", "low", "high", "vanishing")
@@ -47,6 +50,8 @@ def has_mask(specs: Sequence[Input]) -> bool:
 
 def draw(spec: Input, shape: tuple[int, ...], fill: Fill, generator: np.random.Generator) -> Array:
     """One array of a spec's dtype (float32 for bfloat16) with the given shape, every value within the range."""
+    if fill == "low, unmasked":
+        fill = "whole" if _is_mask(spec) else "low"
     chosen: Fill = fill if _fits(spec, fill) else "random"
     dtype = np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
     if chosen in ("padded", "whole"):

@@ -288,7 +288,8 @@ class NotRepeatable(UserError):
             "forward() gives something else when it is run again",
             where=where,
             why=f"the output {output} of the case {case} differs between two calls with the same inputs",
-            hint="forward() must not draw random numbers, nor keep what it computes from an input, as a first call may",
+            hint="forward() must not draw random numbers, as F.dropout without training=self.training does, "
+            "nor keep what it computes from an input, as a first call may",
         )
 
 
@@ -336,6 +337,17 @@ class Usage(UserError):
 
     def __init__(self, message: str, command: str) -> None:
         super().__init__(message, hint=f"{command} --help says what there is")
+
+
+class InferenceFailed(UserError):
+    code = "inference-failed"
+
+    def __init__(self, backend: str, error: Exception) -> None:
+        super().__init__(
+            f"the {backend} model cannot run on these values",
+            why=" ".join(str(error).split()),
+            hint="are they in the ranges that the manifest gave? config.json has shapes and dtypes, and no ranges",
+        )
 
 
 class CheckpointNotFound(UserError):

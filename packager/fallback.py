@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,14 +33,6 @@ from packager.work import Eager, Site
 _NOT_LOCATED = (
     "where a TorchScript program goes wrong is not looked for; with torchscript.method: none, the ONNX graph is"
 )
-
-
-@dataclass(frozen=True)
-class Fallback:
-    """The program that ships, and what was made of it."""
-
-    program: Program
-    made: MadeTorchScript
 
 
 def program(project: Project, eager: Eager) -> Program | None:
@@ -115,12 +107,12 @@ def begin(project: Project, made: Program | None, site: Site) -> Future[Path] | 
 
 def ship(
     project: Project, eager: Eager, made: Program | None, saving: Future[Path] | None, expected: Reference, site: Site
-) -> Fallback | None:
+) -> MadeTorchScript | None:
     """Put the fallback into the staged bundle, proven; None where none is to ship. Raises `ParityFailed`."""
     if made is None or saving is None:
         return None
     tried = _try(project, eager, made, saving, expected, site)
-    if isinstance(tried, Fallback):
+    if isinstance(tried, Made):
         return tried
     problems = [_disproven(made, tried)]
     if project.manifest.torchscript.method == "auto" and made.method == "trace":
@@ -131,7 +123,7 @@ def ship(
         else:
             again = site.background.submit(_save, project, scripted, site, True)
             second = _try(project, eager, scripted, again, expected, site)
-            if isinstance(second, Fallback):
+            if isinstance(second, Made):
                 return second
             problems.append(_disproven(scripted, second))
     raise ParityFailed([*problems, Problem(_NOT_LOCATED)], "torchscript.method: none ships ONNX alone")
@@ -139,7 +131,7 @@ def ship(
 
 def _try(
     project: Project, eager: Eager, made: Program, saving: Future[Path], expected: Reference, site: Site
-) -> Fallback | tuple[Stage, ...]:
+) -> MadeTorchScript | tuple[Stage, ...]:
     """The first proven form, or the stages of all that were not."""
     stages: list[Stage] = list(made.stages)
     for fold in (True, False):
@@ -157,8 +149,7 @@ def _try(
                 artifact = records.TorchScriptArtifact(
                     path=layout.TORCHSCRIPT, sha256=sha256, method=made.method, optimize_for_inference=optimize
                 )
-                found = Made(artifact, judgement, tuple(stages), made.frozen_branches, decides=made.decides)
-                return Fallback(made, found)
+                return Made(artifact, judgement, tuple(stages), made.frozen_branches, decides=made.decides)
         site.writer.discard(layout.TORCHSCRIPT)
     return tuple(stages)
 

@@ -318,7 +318,7 @@ class Project:
     folder: Path = dataclasses.field(init=False)  # where relative paths start, also after somebody's chdir
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", self.path.absolute().parent)
+        object.__setattr__(self, "folder", self.path.parent.resolve())  # one folder has one name, also with .. in it
 
     @property
     def checkpoint(self) -> Path:

@@ -126,7 +126,7 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
                 if outputs != eager.outputs:  # two passes were not enough to tell; the graph was given too much
                     eager = replace(eager, outputs=outputs)
                     way = _begin_again(project, eager, way, site)
-        torchscript, way = _torchscript(begun, eager, way, saving, expected, site)
+        torchscript = _torchscript(begun, eager, way.program, saving, expected, site)
         onnx = _onnx_model(begun, eager, way, awaited, site)
         seen, changed = watch.footprint(), watch.changed()
         if changed:
@@ -174,7 +174,8 @@ def _eager(begun: Begun, opened: Source) -> Eager:
     other = grid.contrast
     second = reference.first_outputs(project, opened, other)
     outputs = signature.outputs([(grid.example, first), (other, second)])
-    return Eager(opened, grid, example, inputs, outputs, {grid.example.name: first, other.name: second})
+    grid, lowest = reference.answered(project, opened, grid)
+    return Eager(opened, grid, example, inputs, outputs, {grid.example.name: first, other.name: second, **lowest})
 
 
 def _early(begun: Begun, eager: Eager, program: Program | None, floor: Floor | None) -> tuple[Expectation, ...]:
@@ -293,26 +294,20 @@ def _begin_again(project: Project, eager: Eager, way: _Way, site: Site) -> _Way:
 
 
 def _torchscript(
-    begun: Begun, eager: Eager, way: _Way, saving: Future[Path] | None, expected: Reference, site: Site
-) -> tuple[MadeTorchScript, _Way]:
-    """The fallback; and the way to ONNX, which leads over another program where the trace is not proven."""
+    begun: Begun, eager: Eager, program: Program | None, saving: Future[Path] | None, expected: Reference, site: Site
+) -> MadeTorchScript:
     project, made = begun.project, begun.known.torchscript
     if made is not None and made.proven:
-        return made, way
+        return made
     with site.stages.stage("torchscript"):
         if made is not None:
             judged = fallback.judge_again(made, project, expected, site)
             if judged is not None:
-                return judged, way
-            way = replace(way, program=way.program or _program(project, eager, site))
-            saving = fallback.begin(project, way.program, site)
-        script = fallback.ship(project, eager, way.program, saving, expected, site)
-    if script is None:
-        return Made(None, None, (), way.program.frozen_branches if way.program else ()), way
-    if script.program is not way.program and project.manifest.export.exporter != "torch-export":
-        rest = candidates.candidates(project, eager, script.program, site)
-        way = _Way(script.program, rest, way.trying)
-    return script.made, way
+                return judged
+            program = program or _program(project, eager, site)
+            saving = fallback.begin(project, program, site)
+        shipped = fallback.ship(project, eager, program, saving, expected, site)
+    return shipped or Made(None, None, (), program.frozen_branches if program else ())
 
 
 def _onnx_model(begun: Begun, eager: Eager, way: _Way, awaited: Future[Reference], site: Site) -> MadeOnnx:

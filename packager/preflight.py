@@ -15,6 +15,7 @@ from packager.errors import (
     AssetNotFound,
     CheckpointDigestWrong,
     CheckpointNeedsCode,
+    DataDoesNotFit,
     EntryNeeded,
     ManifestInvalid,
     Problem,
@@ -42,9 +43,10 @@ def at_hand(project: Project, stages: Stages) -> Iterator[Project]:
 
 
 def preflight(project: Project) -> None:
-    """Check the checkpoint and the assets. Raises what `located` and `assets` raise."""
+    """Check the checkpoint, the assets and `parity.data`. Raises what `located`, `assets` and `data` raise."""
     located(project)
     assets(project)
+    data(project)
 
 
 def located(project: Project, sha256: Callable[[Path], str] = sha256_file) -> Located:
@@ -93,6 +95,18 @@ def assets(project: Project) -> dict[str, Path]:
                 raise AssetNotFound(asset, where, f"{name} and {other}: one would be the folder of the other")
         found[name] = path
     return found
+
+
+def data(project: Project) -> Path | None:
+    """The file of real inputs, where the manifest names one. Raises `DataDoesNotFit`."""
+    if project.manifest.parity.data is None:
+        return None
+    path, where = project.folder / project.manifest.parity.data, project.where("parity", "data")
+    if not path.is_file():
+        raise DataDoesNotFit(where, f"there is no file {path}")
+    if not os.access(path, os.R_OK):
+        raise DataDoesNotFit(where, f"{path} cannot be read")
+    return path
 
 
 def providers(project: Project, known: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -91,11 +91,24 @@ def grid(project: Project) -> Grid:
     example = next(case for case in cases if case.sizes == example_sizes)
     contrast = max(
         (case for case in cases if case.kinds == random),
-        key=lambda case: (sum(case.sizes[dim] != size for dim, size in example_sizes.items()), case is not example),
+        key=lambda case: (
+            sum(case.sizes[dim] != size for dim, size in example_sizes.items()),
+            0 not in case.sizes.values(),  # where nothing is compared, little is shown
+            case is not example,
+        ),
     )
     if manifest.parity.data is not None:
         cases.append(_data_case(project, manifest.parity.data))
     return Grid(tuple(cases), example, contrast, left_out)
+
+
+def unmasked(project: Project, grid: Grid) -> Grid:
+    """The same cases, but for rows of zeros in a mask: where all else is low, masks are whole."""
+    cases = tuple(
+        redrawn(project, case.name, case.sizes, ("low, unmasked",)) if case.kinds == ("low",) else case
+        for case in grid.cases
+    )
+    return replace(grid, cases=cases)
 
 
 def more(project: Project, number: int, rows: int) -> Case:

@@ -20,7 +20,9 @@ import packager
 from packager.bundle.fingerprint import files_in
 from packager.errors import (
     AssetNotFound,
+    DataDoesNotFit,
     ExportFailed,
+    ForwardFailed,
     OutputRefused,
     ParityFailed,
     TorchScriptFailed,
@@ -548,3 +550,73 @@ def test_a_build_that_is_asked_to_end_clears_up_and_says_so(digits, tmp_path):
         said = child.stderr.read()
     assert (child.returncode, said.splitlines()[-1]) == (130, "interrupted")
     assert os.listdir(tmp_path) == []
+
+
+# -- what a first user met ----------------------------------------------------------------------
+
+
+def test_the_way_to_the_manifest_changes_no_byte(tmp_path, monkeypatch):
+    path = project(tmp_path / "p")
+    (path.parent / "sub").mkdir()
+    monkeypatch.chdir(path.parent / "sub")
+    ways = ["../package.yaml", "../../p/package.yaml", str(path), str(path.parent / "sub/../package.yaml")]
+    found = {way: packager.build(way, tmp_path / str(at), cache="off") for at, way in enumerate(ways)}
+    assert len({one.fingerprint for one in found.values()}) == 1, found
+
+
+@pytest.mark.parametrize("name", ["nope.npz", "a folder"])
+def test_real_inputs_that_are_not_there_are_refused_before_anything_is_built(tmp_path, name):
+    path = project(tmp_path / "p", parity={"data": name})
+    (path.parent / "a folder").mkdir()
+    with pytest.raises(DataDoesNotFit) as caught:
+        packager.build(path, tmp_path / "dist")
+    assert caught.value.why == f"there is no file {path.parent / name}"
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "torch-export"])
+@pytest.mark.parametrize("limits", [{"min": 8, "max": 8}, {"min": 0, "max": 8}])
+def test_a_dim_of_one_size_or_of_none_is_proven_like_another(tmp_path, exporter, limits):
+    path = project(tmp_path / "p", dims={"batch": limits}, export={"exporter": exporter})
+    bundle = packager.build(path, tmp_path / "dist").bundle
+    rows = np.ones((limits["min"], 4), np.float32)
+    assert predict(bundle, x=rows)["output_0"].shape == (limits["min"], 3)
+
+
+MASKED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(20, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, ids, mask):
+        return self.encoder(self.table(ids), src_key_padding_mask=~mask)[:, 0]
+"""
+MASKED_INPUTS = {
+    "ids": {"dtype": "int64", "shape": ["batch", "seq"], "range": [0, 20]},
+    "mask": {"dtype": "bool", "shape": ["batch", "seq"]},
+}
+
+
+def test_a_mask_whose_rows_of_zeros_forward_refuses_is_tried_without_them_and_that_is_said(tmp_path):
+    path = project(tmp_path / "p", MASKED, inputs=MASKED_INPUTS, dims={"seq": {"max": 16}})
+    told = []
+    bundle = packager.build(path, tmp_path / "dist", listener=told.append).bundle
+    left_out = "rows of zeros in a mask, on which forward() raises"
+    assert left_out in parity_of(bundle)["not_checked"]
+    assert f"not compared: {left_out}" in [event.message for event in told if isinstance(event, Told)]
+    fills = [case["fill"] for case in parity_of(bundle)["cases"]]
+    assert "low, unmasked" in fills and "low" not in fills
+
+
+def test_a_range_that_forward_refuses_is_an_error_beside_a_mask_too(tmp_path):
+    beyond = {**MASKED_INPUTS, "ids": {**MASKED_INPUTS["ids"], "range": [-1, 20]}}
+    path = project(tmp_path / "p", MASKED, inputs=beyond, dims={"seq": {"max": 16}})
+    with pytest.raises(ForwardFailed):
+        packager.build(path, tmp_path / "dist")

@@ -256,6 +256,21 @@ def test_a_model_whose_first_choice_was_not_proven_is_built_the_same_with_the_ca
 
 
 @pytest.mark.slow
+def test_a_branch_that_shows_late_is_built_the_same_where_only_the_fallback_comes_from_the_cache(tmp_path):
+    text = LINEAR.replace("return self.layer(x)", "y = self.layer(x)\n        return -y if x.max() > 9 else y")
+    path = project(tmp_path / "project", text)
+    packager.build(path, tmp_path / "out")
+    change(path, optimize={"level": "basic"})
+    result = packager.build(path, tmp_path / "out")
+    assert done(result) == {"onnx", "bundle"}
+    stages = json.loads((result.bundle / "evidence/parity.json").read_text())["stages"]
+    tried = [one["name"] for one in stages if one["name"].startswith("export: ")]
+    ways = ("torchscript, from the trace", "torch-export", "torchscript, from the script")
+    assert tried == [f"export: {way}" for way in ways]
+    assert as_without_cache(path, tmp_path, result)
+
+
+@pytest.mark.slow
 def test_a_model_whose_shapes_are_known_late_is_built_the_same_with_the_cache(tmp_path):
     text = LINEAR.replace("return self.layer(x)", "return self.layer(x)[x[:, 0] > 0.01]")  # all rows, most times
     inputs = {"x": {"dtype": "float32", "shape": ["batch", 4], "range": [0, 1]}}

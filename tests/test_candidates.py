@@ -78,11 +78,13 @@ LOOSE = {"tolerance": {"atol": 0.1, "rtol": 0.1}}
 def test_a_graph_that_onnxruntime_does_not_load_is_no_wrong_model(tmp_path):
     with pytest.raises(ExportFailed) as caught:
         packager.build(project(tmp_path, BFLOAT16, parity=LOOSE), tmp_path / "out")
-    causes = [one.message.partition(": onnxruntime: ")[0] for one in caught.value.problems]
-    assert causes == [
+    *loaded, script = caught.value.problems
+    assert [one.message.partition(": onnxruntime: ")[0] for one in loaded] == [
         "torchscript, from the trace: the exported graph does not load",
         "torch-export: the exported graph does not load",
     ]
+    assert script.message.startswith("torchscript, from the script: RuntimeError: 'Tensor' object has no attribute")
+    assert script.where == "model.py:12"
 
 
 def test_a_bundle_of_torchscript_alone_says_that_the_graph_was_not_checked(tmp_path):
@@ -90,4 +92,4 @@ def test_a_bundle_of_torchscript_alone_says_that_the_graph_was_not_checked(tmp_p
     built = packager.build(manifest, tmp_path / "out")
     assert built.parity == {"onnx": "not-checked", "torchscript": "pass"}
     stages = json.loads((built.bundle / "evidence/parity.json").read_text())["stages"]
-    assert [one["verdict"] for one in stages if one["name"].startswith("export")] == ["not-checked"]
+    assert [one["verdict"] for one in stages if one["name"].startswith("export")] == ["not-checked"] * 2

@@ -69,8 +69,14 @@ def test_every_kind_keeps_the_dtype_the_shape_and_the_range_and_is_the_same_each
 
 @given(SPECS, SHAPES, st.sampled_from(FIXED))
 def test_a_kind_without_a_meaning_for_an_input_is_drawn_at_random(spec, shape, fill):
-    assume(fill not in draws.kinds([spec]) and fill != "whole")
+    assume(fill not in draws.kinds([spec]) and fill not in ("whole", "low, unmasked"))
     assert drawn(spec, shape, fill).tobytes() == drawn(spec, shape, "random").tobytes()
+
+
+@given(SPECS, SHAPES)
+def test_low_without_masks_is_low_but_for_masks_which_are_whole(spec, shape):
+    same = "whole" if draws.has_mask([spec]) else "low"
+    assert drawn(spec, shape, "low, unmasked").tobytes() == drawn(spec, shape, same).tobytes()
 
 
 @given(SPECS, st.sampled_from(FIXED))

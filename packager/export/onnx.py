@@ -22,7 +22,7 @@ import torch
 from packager.export import FlatOutputs, failure, weights
 from packager.export.torchscript import Program
 from packager.jobs import Raw
-from packager.manifest import Project
+from packager.manifest import DimLimits, Project
 
 _INLINE_BYTES = 1 << 30  # beyond this the exporter's file keeps the weights beside it; protobuf ends at 2 GiB
 
@@ -69,9 +69,7 @@ def from_torch_export(
     project: Project, module: torch.nn.Module, names: Names, inputs: tuple[torch.Tensor, ...], path: Path
 ) -> Raw:
     """Trace the module with torch.export and write the graph to `path`. Raises `ExporterFailed`."""
-    dims = {
-        name: torch.export.Dim(name, min=limit.min, max=limit.max) for name, limit in project.manifest.limits().items()
-    }
+    dims = {name: _dim(name, limit) for name, limit in project.manifest.limits().items()}
     weight_bytes = sum(one.numel() * one.element_size() for one in module.state_dict().values())
     # It reports its progress on the one, and on the other half of the graph where it fails.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -133,6 +131,12 @@ def _places(program: Program, error: Exception) -> str:
     named = dict.fromkeys(re.findall(r"\w+::\w+", str(error)))
     ranges = [node.sourceRange() for kind in named for node in graph.findAllNodes(kind)]
     return "\n".join("\n".join(reversed(one.splitlines())) for one in ranges)
+
+
+def _dim(name: str, limit: DimLimits) -> Any:
+    """A dynamic dim. torch knows none of one size only: that one may be one larger, which nobody is told."""
+    most = limit.max if limit.max is None else max(limit.max, limit.min + 1)
+    return torch.export.Dim(name, min=limit.min, max=most)
 
 
 def _dynamic_shapes(project: Project, dims: Mapping[str, Any]) -> tuple[dict[int, Any], ...]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from packager import outputs, samples
+from packager import draws, outputs, samples
 from packager.errors import (
     DecidedByTies,
     DecisionDoesNotFit,
@@ -47,6 +47,7 @@ _NOISE_EXAMPLES = 64
 _FEW_INPUT_ELEMENTS = 1 << 16  # are few enough in any case
 _SAME_COMPUTATION = 100  # times the other noise: rows that differ by more depend on each other
 _NOT_COPIED = "what forward() keeps from its first call, as the module cannot be copied"
+_ROWS_OF_ZEROS = "rows of zeros in a mask, on which forward() raises"
 
 Run = tuple[Case, Mapping[str, Array]]
 
@@ -90,6 +91,21 @@ def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Arr
             why = f"{name} is a {tensor.dtype} tensor of layout {tensor.layout}; numpy has no such array"
             raise OutputsUnsupported(where, why, "convert it in forward(), for instance with .float()")
     return {name: noise.to_numpy(tensor) for name, tensor in found.items()}
+
+
+def answered(project: Project, source: Source, grid: Grid) -> tuple[Grid, dict[str, dict[str, Array]]]:
+    """The grid without rows of zeros in a mask where forward() raises on them; and what it gives for them elsewhere.
+
+    Attention over nothing is undefined, and no manifest can say that a mask has a one in each row. That those rows
+    were left out stands in `Reference.undecided`. Raises as `first_outputs` does, but `ForwardFailed`.
+    """
+    low = next((case for case in grid.cases if case.kinds == ("low",)), None)
+    if low is None or not draws.has_mask(tuple(project.manifest.inputs.values())):
+        return grid, {}
+    try:
+        return grid, {low.name: first_outputs(project, source, low)}
+    except ForwardFailed:
+        return samples.unmasked(project, grid), {}
 
 
 def check_repeatable(project: Project, source: Source, grid: Grid, known: Mapping[str, Array]) -> None:
@@ -193,6 +209,8 @@ def measure(
         runs, undecided = _steady(project, source, runs)
     if source.untouched is None:
         undecided = (*undecided, _NOT_COPIED)
+    if any(case.kinds == ("low, unmasked",) for case in grid.cases):
+        undecided = (*undecided, _ROWS_OF_ZEROS)
     expectations, measured = _expectations(project, floor, runs, decisions)
     return Reference(expectations, measured, names, tuple(case for case, _ in runs), undecided, known)
 
@@ -200,10 +218,12 @@ def measure(
 def early(project: Project, source: Source, grid: Grid, floor: Floor, *, decides: bool) -> tuple[Expectation, ...]:
     """What is known before the other cases ran: one case, so that every stage on the way can be compared with it.
 
-    None where a tie decides what comes out there. Raises `NoiseTooLarge`.
+    None where a tie decides what comes out there, or nothing comes out. Raises `NoiseTooLarge`.
     """
     runs: list[Run] = [(case, floor.known[case.name]) for case in grid.cases if case.name in floor.known]
     found = floor.known[grid.contrast.name]
+    if not any(array.size for array in found.values()):
+        return ()
     if decides and _undecided(found, noise.nudged(project, source, grid.contrast)):
         return ()
     expectations, _ = _expectations(project, floor, runs, {})

@@ -26,6 +26,7 @@ from packager.errors import (
     BundleSchemaUnknown,
     DataDoesNotFit,
     FingerprintWrong,
+    InferenceFailed,
     IntegrityFailed,
     NotABundle,
     SelftestFailed,
@@ -56,9 +57,13 @@ class Bundle:
 
         Raises `DataDoesNotFit` where a name, dtype, rank or fixed size is not the signature's, or
         a named dim differs between inputs or leaves its limits. A bfloat16 input is given as float32.
+        Raises `InferenceFailed` where the model cannot run on the values, such as an index beyond its table.
         """
         _check(self.config, inputs)
-        outputs: dict[str, Array] = self._backend.run(inputs)
+        try:
+            outputs: dict[str, Array] = self._backend.run(inputs)
+        except Exception as error:
+            raise InferenceFailed(self.backend, error) from error
         return outputs
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from projects import ANOTHER, project, python, reseal
+from projects import ANOTHER, LINEAR, project, python, reseal
 
 import packager
 from packager import manifest, source
@@ -18,6 +18,7 @@ from packager.errors import (
     BackendUnavailable,
     DataDoesNotFit,
     FingerprintWrong,
+    InferenceFailed,
     IntegrityFailed,
     SelftestFailed,
     render,
@@ -383,3 +384,14 @@ def test_a_selftest_on_evidence_that_is_malformed_is_refused(bundle):
     with pytest.raises(SelftestFailed) as caught:
         packager.load(bundle, selftest=True)
     assert caught.value.why.startswith("evidence: ")
+
+
+def test_values_that_the_model_cannot_run_on_are_refused_with_the_cause(tmp_path):
+    table = LINEAR.replace("nn.Linear(4, 3)", "nn.Embedding(5, 3)")
+    path = project(tmp_path / "p", table, inputs={"x": {"dtype": "int64", "shape": ["batch"], "range": [0, 5]}})
+    bundle = packager.load(packager.build(path, tmp_path / "dist").bundle)
+    with pytest.raises(InferenceFailed) as caught:
+        bundle.run({"x": np.array([7])})
+    assert caught.value.exit_status == 2
+    assert caught.value.message == "the onnx model cannot run on these values"
+    assert "idx=7 must be within the inclusive range [-5,4]" in caught.value.why
