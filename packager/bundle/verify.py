@@ -79,7 +79,7 @@ def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool =
     """Verify a bundle, folder or archive; `fingerprint` is the one it must have, `parity=False` omits the replay.
 
     Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` where there is nothing to verify,
-    `IntegrityFailed` where an archive was damaged, and `FingerprintMalformed`.
+    `IntegrityFailed` where an archive or a config.json was damaged, and `FingerprintMalformed`.
     """
     check_asked(fingerprint)
     with as_folder(Path(bundle)) as folder:
@@ -115,18 +115,23 @@ def _sealed(folder: Path, expected: str | None) -> tuple[str, Integrity, list[st
         text = (folder / layout.SUMS).read_bytes().decode()
         sums = parse_sums(text)
     except (OSError, UnicodeDecodeError, SumsMalformed) as error:
-        return "", Integrity(), [f"{layout.SUMS}: {error}"]
-    seal = fingerprint_of(text)
+        return "", Integrity(changed=(layout.SUMS,)), [f"{layout.SUMS}: {error}"]
+    seal, found = fingerprint_of(text), integrity(folder, sums)
     problems = []
     try:
         written = _read_regular(folder / layout.FINGERPRINT).decode()
+    except FileNotFoundError:
+        found = replace(found, missing=(layout.FINGERPRINT, *found.missing))
     except (OSError, UnicodeDecodeError) as error:
-        written = f"unreadable ({type(error).__name__})"
-    if written != seal + "\n":
-        problems.append(f"{layout.FINGERPRINT} says {written.strip()}, and the files make {seal}")
+        found = replace(found, changed=(layout.FINGERPRINT, *found.changed))
+        problems.append(f"{layout.FINGERPRINT} is unreadable ({type(error).__name__}), and the files make {seal}")
+    else:
+        if written != seal + "\n":
+            found = replace(found, changed=(layout.FINGERPRINT, *found.changed))
+            problems.append(f"{layout.FINGERPRINT} says {written.strip()}, and the files make {seal}")
     if expected is not None and expected != seal:
         problems.append(f"the fingerprint is {seal}, and {expected} was asked for")
-    return seal, integrity(folder, sums), problems
+    return seal, found, problems
 
 
 def _read_regular(path: Path) -> bytes:

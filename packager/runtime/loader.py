@@ -105,23 +105,33 @@ def load(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a bundle, its schema checked first. Raises `NotABundle` or `BundleSchemaUnknown`."""
+    """config.json of a bundle, its schema checked first.
+
+    Raises `NotABundle`, `BundleSchemaUnknown`, or `IntegrityFailed` for what was a bundle, as its FINGERPRINT shows.
+    """
     if folder.is_file():
         raise NotABundle(str(folder), "it is a file, and a bundle is a folder or a .zip")
     if not folder.is_dir():
         raise NotABundle(str(folder), "there is no such folder or .zip")
     for name in (layout.SUMS, layout.CONFIG):
         if not (folder / name).is_file():
-            raise NotABundle(str(folder), f"it has no {name}")
+            raise _not_whole(folder, f"it has no {name}")
     try:
         config = json.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise NotABundle(str(folder), f"{layout.CONFIG} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise _not_whole(folder, f"{layout.CONFIG} cannot be read: {error}") from None
     schema = config.get("schema") if isinstance(config, dict) else None
     if schema != layout.SCHEMA or isinstance(schema, bool):
         raise BundleSchemaUnknown(str(folder), schema)
     found: dict[str, Any] = config
     return found
+
+
+def _not_whole(folder: Path, why: str) -> NotABundle | IntegrityFailed:
+    was_one = (folder / layout.FINGERPRINT).is_file()
+    return IntegrityFailed(str(folder), why) if was_one else NotABundle(str(folder), why)
 
 
 def _check_files(folder: Path, config: Mapping[str, Any], *, check_digests: bool) -> str:

@@ -11,7 +11,7 @@ from projects import ANOTHER, LINEAR, project, python, reseal
 import packager
 from packager.bundle import archive, layout
 from packager.bundle.fingerprint import files_in
-from packager.errors import BundleSchemaUnknown, FingerprintMalformed, NotABundle, render
+from packager.errors import BundleSchemaUnknown, FingerprintMalformed, IntegrityFailed, NotABundle, render
 
 PASS = {"onnx": "pass", "torchscript": "pass"}
 UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
@@ -156,13 +156,14 @@ def test_another_fingerprint_than_the_one_asked_for_is_refused(bundle, built):
 def test_a_changed_fingerprint_file_is_refused(bundle, built):
     (bundle / layout.FINGERPRINT).write_text(ANOTHER + "\n")
     report = packager.verify(bundle)
-    assert not report.ok
+    assert (report.ok, report.integrity.changed) == (False, ("FINGERPRINT",))
     assert report.structure == (f"FINGERPRINT says {ANOTHER}, and the files make {built.fingerprint}",)
 
 
 def test_a_missing_fingerprint_file_is_refused(bundle):
     (bundle / layout.FINGERPRINT).unlink()
-    assert "unreadable (FileNotFoundError)" in packager.verify(bundle).structure[0]
+    report = packager.verify(bundle)
+    assert (report.ok, report.integrity.missing, report.structure) == (False, ("FINGERPRINT",), ())
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_malformed_sums_are_refused(bundle, change, why):
     text = (bundle / layout.SUMS).read_text()
     (bundle / layout.SUMS).write_bytes(change(text).encode())
     report = packager.verify(bundle)
-    assert not report.ok
+    assert (report.ok, report.integrity.changed) == (False, ("SHA256SUMS",))
     assert report.structure == (why,)
 
 
@@ -424,10 +425,24 @@ def test_what_is_no_bundle_is_said_to_be_none(tmp_path, bundle):
     assert why(tmp_path) == "it has no SHA256SUMS"
     assert why(tmp_path / "nowhere.zip") == "there is no such folder or .zip"
     assert why(bundle / "README.md") == "it is a file, and a bundle is a folder or a .zip"
+    (bundle / "FINGERPRINT").unlink()
     (bundle / "config.json").write_text("{")
     assert why(bundle).startswith("config.json cannot be read: ")
     (bundle / "config.json").unlink()
     assert why(bundle) == "it has no config.json"
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "config.json"])
+def test_what_was_a_bundle_and_has_lost_a_file_is_not_what_was_built(bundle, name):
+    (bundle / name).unlink()
+    for ask in (packager.verify, packager.load):
+        with pytest.raises(IntegrityFailed) as caught:
+            ask(bundle)
+        assert (caught.value.exit_status, caught.value.why) == (1, f"it has no {name}")
+    (bundle / name).write_text("{")
+    if name == "config.json":
+        with pytest.raises(IntegrityFailed, match="is not what was built"):
+            packager.verify(bundle)
 
 
 # -- archives -------------------------------------------------------------------------------
@@ -470,6 +485,7 @@ def test_what_is_said_of_an_archive_names_no_temporary_folder(bundle, temporary,
 
 def test_what_is_no_bundle_in_an_archive_is_said_under_its_name(bundle, temporary):
     (bundle / "config.json").unlink()
+    (bundle / "FINGERPRINT").unlink()
     path = zipped(bundle)
     with pytest.raises(NotABundle) as caught:
         packager.verify(path)
@@ -503,4 +519,4 @@ def test_a_pipe_in_place_of_the_fingerprint_is_refused_and_not_waited_for(bundle
     os.mkfifo(bundle / "FINGERPRINT")
     report = packager.verify(bundle)
     assert not report.ok
-    assert report.structure[0].startswith("FINGERPRINT says unreadable (OSError), and the files make h1:")
+    assert report.structure[0].startswith("FINGERPRINT is unreadable (OSError), and the files make h1:")
