@@ -44,6 +44,7 @@ from packager.parity.gate import Expectation
 from packager.parity.reference import Floor
 from packager.progress import Stages
 from packager.results import Known, Machine, Made, MadeOnnx, MadeTorchScript, Measured, Origin, Reference, Results
+from packager.runtime.onnx_backend import absent
 from packager.samples import Grid
 from packager.signature import TensorSpec
 from packager.source import Source
@@ -76,6 +77,8 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
     """
     project, known = begun.project, begun.known
     preflight.providers(project, onnxruntime.get_all_providers())
+    for provider in absent(project.manifest.target.providers):
+        stages.tell(f"not compared: {provider}")
     torch.set_num_threads(actions.cores())  # and not as the environment says: measured errors depend on it
     with (
         footprint.watched(project.folder, _entry_module(project), _accounted_for(begun)) as watch,

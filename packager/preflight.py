@@ -111,8 +111,13 @@ def data(project: Project) -> Path | None:
 
 def providers(project: Project, known: Sequence[str]) -> None:
     """Refuse execution providers that onnxruntime has never heard of. Raises `ManifestInvalid`."""
+    kind = "ExecutionProvider"
     problems = [
-        Problem(f"onnxruntime has no {name!r}", project.where("target", "providers", index), did_you_mean(name, known))
+        Problem(
+            f"onnxruntime has no {name!r}",
+            project.where("target", "providers", index),
+            did_you_mean(name.removesuffix(kind) + kind, known),
+        )
         for index, name in enumerate(project.manifest.target.providers)
         if name not in known
     ]

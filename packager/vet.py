@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from packager import manifest
+from packager import manifest, preflight
 from packager.errors import ExtraMissing
 from packager.manifest import Project
-from packager.preflight import assets, at_hand, preflight
+from packager.preflight import assets, at_hand
 from packager.progress import Event, Listener, Stages, Told, silent
 
 
@@ -53,19 +53,23 @@ def vet(path: str | Path, listener: Listener = silent) -> VetReport:
     project = manifest.load(path)
     assets(project)
     with at_hand(project, Stages(hear)) as project:
-        preflight(project)
+        preflight.preflight(project)
         report = _vet(project)
     return replace(report, notes=(*told, *report.notes))
 
 
 def _vet(project: Project) -> VetReport:
     try:
+        import onnxruntime
+
         from packager import samples, signature, source
         from packager.parity import reference
+        from packager.runtime.onnx_backend import absent
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "packager":
             raise
         raise ExtraMissing(error.name or str(error), "package vet") from None
+    preflight.providers(project, onnxruntime.get_all_providers())
     with source.opened(project) as opening:
         opened = opening()
         grid = samples.grid(project)
@@ -85,7 +89,7 @@ def _vet(project: Project) -> VetReport:
         inputs=tuple(asdict(one) for one in signature.inputs(project.manifest)),
         outputs=tuple(asdict(one) for one in outputs),
         cases=len(grid.cases),
-        not_checked=grid.left_out,
+        not_checked=(*(f"the sizes {sizes}" for sizes in grid.left_out), *absent(project.manifest.target.providers)),
         notes=opened.notes(),
         about=opened.about.as_json(),
     )

@@ -10,6 +10,7 @@ from projects import project
 
 import packager
 from packager import errors
+from packager.vet import vet
 
 HEAD = """
 import torch
@@ -135,11 +136,27 @@ def test_a_checkpoint_of_which_nothing_fits_is_refused_however_lenient(tmp_path)
     assert caught.value.why == "no tensor of the checkpoint has a place in the module"
 
 
-def test_an_unknown_provider_is_refused_with_the_nearest(tmp_path):
-    path = project(tmp_path / "p", target={"providers": ["CPUExecutionProvidr"]})
-    with pytest.raises(errors.ManifestInvalid) as caught:
-        packager.build(path, tmp_path / "dist")
-    assert caught.value.problems[0].hint == "did you mean 'CPUExecutionProvider'?"
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("CPUExecutionProvidr", "CPUExecutionProvider"), ("CUDA", "CUDAExecutionProvider")]
+)
+def test_an_unknown_provider_is_refused_with_the_nearest_by_vet_too(tmp_path, wrong, near):
+    path = project(tmp_path / "p", target={"providers": [wrong]})
+    for command in (vet, packager.build):
+        with pytest.raises(errors.ManifestInvalid) as caught:
+            command(path)
+        (problem,) = caught.value.problems
+        assert (problem.message, problem.hint) == (f"onnxruntime has no {wrong!r}", f"did you mean {near!r}?")
+
+
+def test_a_provider_that_this_machine_has_not_is_told_wherever_nothing_was_compared_there(tmp_path):
+    path = project(tmp_path / "p", target={"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]})
+    left_out = "CUDAExecutionProvider, which this machine has not"
+    assert left_out in vet(path).not_checked
+    told = []
+    bundle = packager.build(path, tmp_path / "dist", listener=told.append).bundle
+    assert f"not compared: {left_out}" in [getattr(event, "message", "") for event in told]
+    assert left_out in json.loads((bundle / "evidence/parity.json").read_text())["not_checked"]
+    assert f"onnx: not replayed on {left_out}" in packager.verify(bundle).notes
 
 
 def test_a_file_outside_the_bundle_is_never_loaded(bundle):

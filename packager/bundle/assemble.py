@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from packager import actions, installed, signature
 from packager.bundle import evidence, layout, readme, records
 from packager.bundle.verify import verify
@@ -21,6 +19,7 @@ from packager.manifest import Tolerance as ExplicitTolerance
 from packager.parity.gate import Judgement
 from packager.parity.limits import MULTIPLE
 from packager.results import Results
+from packager.runtime.onnx_backend import absent
 from packager.samples import Grid
 from packager.signature import TensorSpec
 
@@ -151,14 +150,12 @@ def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
 
 
 def _not_checked(content: Content) -> list[str]:
-    wanted = content.project.manifest.target.providers
-    missing = sorted(set(wanted) - set(onnxruntime.get_available_providers()))
     branches = sorted({*content.results.onnx.frozen_branches, *content.results.torchscript.frozen_branches})
     return [
         *(f"the sizes {sizes}" for sizes in content.grid.left_out),
         *content.results.measured.reference.undecided,
         *(f"the branch or number that {place} takes from other data" for place in branches),
-        *(f"{provider}, which this machine has not" for provider in missing),
+        *absent(content.project.manifest.target.providers),
     ]
 
 

@@ -23,7 +23,7 @@ from packager.bundle.fingerprint import fingerprint as fingerprint_of
 from packager.parity.artifacts import judge_session, judge_torchscript
 from packager.parity.gate import Expectation, Judgement
 from packager.runtime.loader import read_config
-from packager.runtime.onnx_backend import OnnxBackend
+from packager.runtime.onnx_backend import OnnxBackend, absent
 
 
 @dataclass(frozen=True)
@@ -262,6 +262,7 @@ def _replay(
         notes.append("onnx: the bundle has none")
     else:
         _conclude("onnx", judge_session(session, expectations, folder), verdicts, notes)
+        notes += [f"onnx: not replayed on {one}" for one in absent(config["providers"])]
     if artifacts["torchscript"] is None:
         notes.append("torchscript: the bundle has none")
         return verdicts, notes

@@ -54,6 +54,12 @@ class OnnxBackend:
         return dict(zip(self.output_names, self._session.run(None, feed), strict=True))
 
 
+def absent(providers: Sequence[str]) -> list[str]:
+    """What is said of execution providers that this machine has not: nothing is compared there."""
+    missing = sorted(set(providers) - set(onnxruntime.get_available_providers()))
+    return [f"{one}, which this machine has not" for one in missing]
+
+
 def to_bfloat16(array: Array) -> NDArray[np.uint16]:
     """float32 rounded to the nearest bfloat16, ties to even, as its bits: numpy has no such dtype."""
     bits = array.view(np.uint32)
