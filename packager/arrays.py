@@ -10,18 +10,27 @@ from numpy.typing import NDArray
 from packager.errors import DataDoesNotFit
 
 Array = NDArray[np.generic]
+_MAGIC = (b"PK", b"\x93NUMPY")
+_HOW = "np.savez(file, name=array) writes one; a .safetensors file will do too"
 
 
 def read_arrays(path: Path, where: str) -> dict[str, Array]:
     """The arrays of a file by name. Raises `DataDoesNotFit`."""
     import safetensors.numpy
 
+    if not path.is_file():
+        raise DataDoesNotFit(where, f"there is no file {path}", _HOW)
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.numpy.load_file(path))
         with path.open("rb") as stream:
+            if not stream.read(6).startswith(_MAGIC):
+                raise DataDoesNotFit(where, f"{path.name} does not begin as an .npz does", _HOW)
+            stream.seek(0)
             found = np.load(stream, allow_pickle=False)
             arrays = dict(found) if isinstance(found, np.lib.npyio.NpzFile) else None
+    except DataDoesNotFit:
+        raise
     except Exception as error:  # noqa: BLE001 (numpy, zipfile and safetensors raise a dozen unrelated classes)
         raise DataDoesNotFit(where, f"{path.name} cannot be read: {error}") from None
     if arrays is None:

@@ -116,7 +116,8 @@ def ship(
     if any(outcome.verdict == "fail" for _, outcome in not_taken):
         with site.stages.stage("where"):
             problems = _located(project, eager, not_taken, expected.result(), site)
-        raise ParityFailed(problems, _otherwise(project))
+        branches = [branch for candidate, _ in not_taken for branch in candidate.frozen_branches]
+        raise ParityFailed(problems, _otherwise(project), frozen_branches=branches)
     problems = [_problem(candidate, outcome) for candidate, outcome in not_taken]
     raise ExportFailed(project.where("export"), problems, _otherwise(project))
 

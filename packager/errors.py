@@ -127,9 +127,10 @@ class Refused(PackagerError):
 class ManifestNotFound(UserError):
     code = "manifest-not-found"
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, why: str | None = None) -> None:
         super().__init__(
             f"there is no manifest at {path}",
+            why=why,
             hint="give the path of a package.yaml; README.md shows a first one",
         )
 
@@ -320,13 +321,10 @@ class DecidedByTies(UserError):
 class DataDoesNotFit(UserError):
     code = "data-does-not-fit"
 
-    def __init__(self, where: str, why: str) -> None:
-        super().__init__(
-            "the inputs do not fit the signature",
-            where=where,
-            why=why,
-            hint="one array for each input, by its name, in its dtype and shape",
-        )
+    def __init__(
+        self, where: str, why: str, hint: str = "one array for each input, by its name, in its dtype and shape"
+    ) -> None:
+        super().__init__("the inputs do not fit the signature", where=where, why=why, hint=hint)
 
 
 # -- the checkpoint -------------------------------------------------------------------------
@@ -365,13 +363,14 @@ class CheckpointNotFound(UserError):
 class CheckpointUnreadable(UserError):
     code = "checkpoint-unreadable"
 
-    def __init__(self, path: str, where: str | None, why: str) -> None:
-        super().__init__(
-            f"{path} is not a checkpoint that can be read",
-            where=where,
-            why=why,
-            hint="save the weights again with torch.save(model.state_dict(), …) or safetensors",
-        )
+    def __init__(
+        self,
+        path: str,
+        where: str | None,
+        why: str,
+        hint: str | None = "save the weights again with torch.save(model.state_dict(), …) or safetensors",
+    ) -> None:
+        super().__init__(f"{path} is not a checkpoint that can be read", where=where, why=why, hint=hint)
 
 
 class CheckpointNeedsCode(UserError):
@@ -500,11 +499,14 @@ class TorchScriptFailed(UserError):
 class ParityFailed(Refused):
     code = "parity-failed"
 
-    def __init__(self, artifacts: Sequence[Problem], otherwise: str) -> None:
+    def __init__(self, artifacts: Sequence[Problem], otherwise: str, *, frozen_branches: Sequence[str]) -> None:
+        advice = "parity.tolerance sets explicit limits"
+        if frozen_branches:
+            advice = f"torch.where keeps both sides of the branch at {', '.join(dict.fromkeys(frozen_branches))}"
         super().__init__(
             "the artifacts do not compute what the PyTorch module computes; no bundle was written",
             problems=artifacts,
-            hint=f"parity.tolerance sets explicit limits; {otherwise}",
+            hint=f"{advice}; {otherwise}",
         )
 
 

@@ -126,7 +126,8 @@ def ship(
             if isinstance(second, Made):
                 return second
             problems.append(_disproven(scripted, second))
-    raise ParityFailed([*problems, Problem(_NOT_LOCATED)], "torchscript.method: none ships ONNX alone")
+    otherwise = "torchscript.method: none ships ONNX alone"
+    raise ParityFailed([*problems, Problem(_NOT_LOCATED)], otherwise, frozen_branches=made.frozen_branches)
 
 
 def _try(

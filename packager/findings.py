@@ -16,6 +16,12 @@ from packager.checkpoint.urls import without_secrets
 from packager.errors import Problem, did_you_mean
 from packager.yaml_lines import Document
 
+_TORCH_NAMES = {
+    "half": "float16", "float": "float32", "double": "float64",
+    "byte": "uint8", "char": "int8", "short": "int16", "int": "int32", "long": "int64", "boolean": "bool",
+}  # fmt: skip
+"""What torch calls its dtypes beside their names with a size: torch.float is 32 bits wide, and numpy's float 64."""
+
 
 def where(path: Path, document: Document, field: Sequence[str | int]) -> str:
     """`package.yaml:12: inputs.image`."""
@@ -71,7 +77,12 @@ def _say(
         return f"the field {field[-1]!r} is missing", None
     if kind == "literal_error":
         names = [value.strip("'") for value in str(context["expected"]).replace(" or ", ", ").split(", ")]
-        return f"found {found!r}, expected {context['expected']}", did_you_mean(str(found), names)
+        meant = _TORCH_NAMES.get(str(found).removeprefix("torch."), str(found))
+        inside = _fields_at(field, root)
+        if inside and not isinstance(found, str):
+            such = f"such as {{{', '.join(f'{name}: {found}' for name in inside)}}}"
+            return f"found {found!r}, expected {context['expected']} or a mapping of {', '.join(inside)}", such
+        return f"found {found!r}, expected {context['expected']}", did_you_mean(meant, names)
     if kind == "value_error":
         return str(context["error"]), None
     if kind == "string_pattern_mismatch":

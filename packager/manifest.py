@@ -347,6 +347,9 @@ def load(path: str | Path) -> Project:
         text = raw.decode("utf-8")
     except FileNotFoundError:
         raise ManifestNotFound(str(path)) from None
+    except IsADirectoryError:
+        beside = ", ".join(str(one) for one in sorted(path.glob("*.y*ml"))[:5])
+        raise ManifestNotFound(str(path), f"it is a folder, with {beside or 'no .yaml'} in it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestUnreadable(str(path), str(error)) from None
     try:

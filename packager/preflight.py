@@ -103,7 +103,7 @@ def data(project: Project) -> Path | None:
         return None
     path, where = project.folder / project.manifest.parity.data, project.where("parity", "data")
     if not path.is_file():
-        raise DataDoesNotFit(where, f"there is no file {path}")
+        raise DataDoesNotFit(where, f"there is no file {path}", "an .npz or .safetensors file with an array per input")
     if not os.access(path, os.R_OK):
         raise DataDoesNotFit(where, f"{path} cannot be read")
     return path

@@ -19,10 +19,15 @@ from packager.bundle.archive import as_folder
 from packager.bundle.fingerprint import parse_sums
 from packager.bundle.layout import SUMS
 from packager.errors import RebuildFailed
+from packager.manifest import load
 
 
 def rebuilt(manifest: Path, bundle: Path) -> dict[str, str]:
-    """Build a manifest elsewhere and compare every file with those of `bundle`. Raises `RebuildFailed`."""
+    """Build a manifest elsewhere and compare every file with those of `bundle`.
+
+    Raises `RebuildFailed`, and what `load` raises.
+    """
+    load(manifest)  # what is wrong with it is said under the name that was given
     with elsewhere(manifest) as other, as_folder(bundle) as folder:
         return compared(folder, other)
 

@@ -223,7 +223,8 @@ def test_a_module_that_can_be_neither_traced_rightly_nor_scripted_names_both_cau
     assert (trace.where, script.where, advice.where) == ("model.py:13", "model.py:15", None)
     assert trace.message.startswith("the trace is not proven: output_0[")
     assert script.message == "script: RuntimeError: __float__ cannot be used as a value:"
-    assert caught.value.hint == "parity.tolerance sets explicit limits; torchscript.method: none ships ONNX alone"
+    advice = "torch.where keeps both sides of the branch at model.py:13; torchscript.method: none ships ONNX alone"
+    assert caught.value.hint == advice
     notes = [one.message for one in told if isinstance(one, Told)]
     assert sum("scripting the module instead" in one for one in notes) == 1
 
@@ -232,7 +233,7 @@ def test_a_hint_does_not_advise_what_is_set(tmp_path):
     settings = {"torchscript": {"method": "none"}, "export": {"exporter": "torchscript"}}
     hint = "torchscript.method: auto and export.required: false ship TorchScript alone"
     for text, error, prefix in (
-        (BRANCH, ParityFailed, "parity.tolerance sets explicit limits; "),
+        (BRANCH, ParityFailed, "torch.where keeps both sides of the branch at model.py:13; "),
         (NEITHER, ExportFailed, ""),
     ):
         with pytest.raises(error) as caught:

@@ -136,6 +136,9 @@ def test_a_rebuild_says_which_bytes_are_the_same(tmp_path):
     assert answer.stderr.startswith("error[rebuild-failed]: the build in another process failed\n")
     assert "ZeroDivisionError" in answer.stderr
     assert "Traceback" not in answer.stderr
+    answer = package("verify", built.bundle, "--rebuild", "nope.yaml")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error[manifest-not-found]: there is no manifest at nope.yaml\n")
 
 
 def test_a_module_that_takes_something_from_the_process_is_not_repeatable(tmp_path):

@@ -197,9 +197,15 @@ def test_a_folder_is_no_manifest(tmp_path, monkeypatch):
     with pytest.raises(PackagerError) as caught:
         load("package.yaml")
     assert render(caught.value) == (
-        "error[manifest-unreadable]: package.yaml cannot be read: [Errno 21] Is a directory: 'package.yaml'\n"
-        "hint: a manifest is a UTF-8 text file"
+        "error[manifest-not-found]: there is no manifest at package.yaml\n"
+        "  it is a folder, with no .yaml in it\n"
+        "hint: give the path of a package.yaml; README.md shows a first one"
     )
+    for name in ("package.yaml", "other.yml", "code.py"):
+        (tmp_path / "package.yaml" / name).touch()
+    with pytest.raises(PackagerError) as caught:
+        load("package.yaml")
+    assert caught.value.why == "it is a folder, with package.yaml/other.yml, package.yaml/package.yaml in it"
 
 
 def test_a_file_of_another_encoding_is_no_manifest(tmp_path, monkeypatch):
@@ -407,10 +413,22 @@ def test_a_value_of_the_wrong_kind(refusal, text, where, message):
          "found 'all', expected 'none', 'basic' or 'extended'\n  hint: known here: none, basic, extended"),
         ("parity: {tolerance: atuo}", "parity.tolerance",
          "found 'atuo', expected 'auto'\n  hint: did you mean 'auto'?"),
+        ("parity: {tolerance: 1.0e-5}", "parity.tolerance",
+         "found 1e-05, expected 'auto' or a mapping of atol, rtol\n  hint: such as {atol: 1e-05, rtol: 1e-05}"),
     ],
 )  # fmt: skip
 def test_a_choice_that_there_is_not(refusal, text, where, message):
     assert refusal(GOOD + text) == problems(f" --> package.yaml:10: {where}\n  {message}")
+
+
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [("float", "float32"), ("torch.double", "float64"), ("half", "float16"), ("int", "int32"), ("long", "int64"),
+     ("torch.float32", "float32")],
+)  # fmt: skip
+def test_a_dtype_by_a_name_that_torch_has_for_it_too_is_the_one_that_is_meant(refusal, named, meant):
+    text = GOOD.replace("dtype: float32", f"dtype: {named}")
+    assert text != GOOD and refusal(text).splitlines()[3] == f"  hint: did you mean {meant!r}?"
 
 
 def test_a_tolerance_is_judged_as_the_mapping_that_it_is(refusal):

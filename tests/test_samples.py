@@ -323,11 +323,11 @@ def bytes_inside(path):
 @pytest.mark.parametrize(
     ("name", "write", "why"),
     [
-        ("no.npz", lambda path: None, "no.npz cannot be read: "),
-        ("no.safetensors", lambda path: None, "no.safetensors cannot be read: "),
-        ("folder.npz", Path.mkdir, "folder.npz cannot be read: "),
-        ("empty.npz", Path.touch, "empty.npz cannot be read: "),
-        ("text.npz", lambda path: path.write_text("x: 1"), "text.npz cannot be read: "),
+        ("no.npz", lambda path: None, "there is no file "),
+        ("no.safetensors", lambda path: None, "there is no file "),
+        ("folder.npz", Path.mkdir, "there is no file "),
+        ("empty.npz", Path.touch, "empty.npz does not begin as an .npz does"),
+        ("text.npz", lambda path: path.write_text("x: 1"), "text.npz does not begin as an .npz does"),
         ("cut.npz", lambda path: path.write_bytes(b"PK\x03\x04"), "cut.npz cannot be read: "),
         ("damaged.npz", damaged, "damaged.npz cannot be read: "),
         ("cut.safetensors", lambda path: path.write_bytes(b"{}"), "cut.safetensors cannot be read: "),

@@ -162,7 +162,7 @@ def _check(file: Path, named: str, where: str | None, *, alone: bool) -> None:
         with file.open("rb") as stream:
             head = stream.read(1)
     except OSError as error:
-        raise CheckpointUnreadable(named, where, str(error.strerror)) from None
+        raise CheckpointUnreadable(named, where, str(error.strerror), None) from None
     if not head:
         raise CheckpointUnreadable(named, where, f"{it} is empty")
 
@@ -179,7 +179,7 @@ def _in_folder(folder: Path, named: str, where: str | None) -> list[Path]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise CheckpointUnreadable(named, where, str(error.strerror)) from None
+        raise CheckpointUnreadable(named, where, str(error.strerror), None) from None
     head, others = pick(names, named, where)
     parts = shards(folder / head, named, where) if head.endswith(INDEX) else []
     return [folder / head, *parts, *(folder / name for name in others)]

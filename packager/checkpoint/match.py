@@ -213,6 +213,11 @@ def _listed(title: str, names: Sequence[str], others: Sequence[str], owner: str)
 
 def _hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
     if missing and unexpected:
+        prefixes = {
+            theirs.removesuffix(ours) for theirs in unexpected for ours in missing if theirs.endswith(f".{ours}")
+        }
+        if len(prefixes) == 1:
+            return f"checkpoint.prefix: {prefixes.pop()} takes that off each key; auto finds wrappers' own"
         return "set checkpoint.prefix if a prefix is in the way, or model.kwargs if the module is another one"
     if missing:
         return "checkpoint.allow_missing takes patterns of keys that may stay at their initial value"

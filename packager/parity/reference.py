@@ -82,7 +82,8 @@ def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Arr
         raise OutputsUnsupported(project.where("outputs"), str(error), "one name for each, or keys") from None
     except (Exception, SystemExit) as error:
         described = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in case.inputs.items())
-        raise ForwardFailed(where, f"{case.name} ({described})", user_frame(error, project.folder)) from error
+        sample = f"{case.name} ({described}), whose values are {case.fill}"
+        raise ForwardFailed(where, sample, user_frame(error, project.folder)) from error
     for name, tensor in found.items():
         if tensor.is_complex():
             why = f"{name} is a {tensor.dtype} tensor; onnxruntime has none"

@@ -213,6 +213,8 @@ def open_torchscript(folder: Path, config: Mapping[str, Any], cause: str) -> Any
 
 def _check(config: Mapping[str, Any], inputs: Mapping[str, Array]) -> None:
     wanted = config["inputs"]
+    if not isinstance(inputs, Mapping):
+        raise DataDoesNotFit("inputs", f"they are a {type(inputs).__name__}, not a mapping of arrays by name")
     if len(inputs) != len(wanted) or any(one["name"] not in inputs for one in wanted):
         names = [one["name"] for one in wanted]
         unknown = [name for name in inputs if name not in names]

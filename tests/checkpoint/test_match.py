@@ -152,6 +152,11 @@ def test_only_missing_or_only_unexpected_keys_hint_at_their_own_pattern():
     assert unexpected.hint == "checkpoint.allow_unexpected takes patterns of keys that may be left over"
 
 
+def test_a_prefix_that_all_keys_have_is_named():
+    found = refused(prefixed("net.core."), prefix="")
+    assert found.hint == "checkpoint.prefix: net.core. takes that off each key; auto finds wrappers' own"
+
+
 def test_patterns_allow_what_they_match_and_nothing_else():
     state = {"encoder.weight": STATE["encoder.weight"], "head.weight": STATE["head.weight"], "extra.a": torch.zeros(1)}
     found = fitted(state, allow_missing=["*.bias"], allow_unexpected=["extra.?"])

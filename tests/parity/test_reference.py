@@ -254,7 +254,8 @@ def test_a_forward_that_fails_shows_the_users_last_line(tmp_path, measured):
     with pytest.raises(ForwardFailed) as caught:
         measured(text)
     lines = render(caught.value).splitlines()
-    assert lines[0].startswith("error[forward-failed]: ")
+    sample = "000 (x: float32[2, 4]), whose values are random"
+    assert lines[0] == f"error[forward-failed]: forward() fails on the sample {sample}"
     assert lines[1] == f" --> {tmp_path / 'package.yaml'}:8: inputs"
     assert lines[2].strip() == "model.py:13 in forward"
     assert lines[3].strip() == "return self.layer(y)"

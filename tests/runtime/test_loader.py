@@ -395,3 +395,10 @@ def test_values_that_the_model_cannot_run_on_are_refused_with_the_cause(tmp_path
     assert caught.value.exit_status == 2
     assert caught.value.message == "the onnx model cannot run on these values"
     assert "idx=7 must be within the inclusive range [-5,4]" in caught.value.why
+
+
+def test_inputs_that_are_no_mapping_are_refused(bundle):
+    for given, kind in ((np.zeros((1, 4), np.float32), "ndarray"), ([1.0], "list")):
+        with pytest.raises(DataDoesNotFit) as caught:
+            packager.load(bundle).run(given)
+        assert caught.value.why == f"they are a {kind}, not a mapping of arrays by name"
