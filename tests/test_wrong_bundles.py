@@ -169,9 +169,10 @@ def test_a_file_outside_the_bundle_is_never_loaded(bundle):
     assert caught.value.why == "config.json names ../out.onnx, which SHA256SUMS does not list"
 
 
-def test_what_the_first_call_computes_from_its_input_and_keeps_is_refused(tmp_path):
+@pytest.mark.parametrize("more", ["", "\n    def __len__(self):\n        return 0\n"], ids=["", "a length of none"])
+def test_what_the_first_call_computes_from_its_input_and_keeps_is_refused(tmp_path, more):
     lines = ["if self.seen is None: self.seen = x.mean()", "return self.l(x) * self.seen"]
-    text = source("self.l = nn.Linear(4, 4); self.seen = None", "\n        ".join(lines))
+    text = source("self.l = nn.Linear(4, 4); self.seen = None", "\n        ".join(lines)) + more
     with pytest.raises(errors.NotRepeatable) as caught:
         packager.build(project(tmp_path / "p", text), tmp_path / "dist")
     assert "as a first call may" in caught.value.hint

@@ -116,7 +116,7 @@ def check_repeatable(project: Project, source: Source, grid: Grid, known: Mappin
     one, so that what a first call computes and keeps shows too: an artifact would hold it as it was after the first
     sample. Rounding may differ from call to call by the least noise. Raises `NotRepeatable`.
     """
-    copied = replace(source, module=source.untouched or source.module)
+    copied = replace(source, module=source.module if source.untouched is None else source.untouched)
     for called in (copied, source) if grid.contrast is grid.example else (copied,):  # by then nothing else had run
         _refuse_other(project, first_outputs(project, called, grid.contrast), grid.contrast, known)
 
