@@ -14,7 +14,8 @@ from pathlib import Path
 import onnx
 import torch
 
-from packager import graph_file
+from packager import draws, graph_file
+from packager.arrays import Array
 from packager.jobs import Raw
 from packager.manifest import Project, Tolerance
 from packager.parity import eager_flow, graph_flow, locate, repro
@@ -64,6 +65,7 @@ def find(
     branch = _branch(found.nodes, module, called)
     if branch:
         clauses.append(f"the graph runs {branch}, and the module did not on this case")
+    clauses += _pitfalls(project, module, inputs)
     shown = False
     if place is not None and found.shows:
         shown, said = _show(place, found, graph)
@@ -103,6 +105,20 @@ def _branch(nodes: Sequence[onnx.NodeProto], module: torch.nn.Module, called: fr
         if within and within[-1] not in called:
             return within[-1]
     return ""
+
+
+def _pitfalls(project: Project, module: torch.nn.Module, inputs: Mapping[str, Array]) -> list[str]:
+    """What is known to be defined by PyTorch alone, where this module and this case have to do with it."""
+    found = []
+    specs = project.manifest.inputs
+    zeros = [name for name, array in inputs.items() if draws.has_mask([specs[name]]) and array.size and not array.any()]
+    if zeros:
+        instead = "mask | ~mask.any(-1, keepdim=True) in forward() attends to all instead"
+        found.append(f"{zeros[0]} is all zeros there, attention over nothing: {instead}")
+    nested = torch.backends.mha.get_fastpath_enabled()
+    if nested and any(getattr(one, "use_nested_tensor", False) for one in module.modules()):
+        found.append("nn.TransformerEncoder zeroes what is padded; with enable_nested_tensor=False it does not")
+    return found
 
 
 def _scope(node: onnx.NodeProto) -> list[str]:

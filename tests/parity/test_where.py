@@ -415,3 +415,66 @@ def test_the_script_has_ten_lines_and_needs_neither_torch_nor_this_package(tmp_p
     assert len(code) <= 10
     blocked = "import sys, runpy; sys.modules.update(torch=None, onnx=None, packager=None); runpy.run_path(sys.argv[1])"
     assert python(blocked, script).returncode == 0
+
+
+ATTENDING = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 24)
+
+    def forward(self, x, mask):
+        q, k, v = self.layer(x)[:, None].chunk(3, -1)
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+"""
+ENCODER = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+
+    def forward(self, x, mask):
+        return self.encoder(x, src_key_padding_mask=~mask)
+"""
+MASKED = {
+    "x": {"dtype": "float32", "shape": ["batch", "seq", 8]},
+    "mask": {"dtype": "bool", "shape": ["batch", "seq"]},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "told", "mended"),
+    [
+        (
+            ATTENDING,
+            "mask is all zeros there, attention over nothing: mask | ~mask.any(-1, keepdim=True) in forward() attends "
+            "to all instead",
+            ("=mask[", "=(mask | ~mask.any(-1, keepdim=True))["),
+        ),
+        (
+            ENCODER,
+            "nn.TransformerEncoder zeroes what is padded; with enable_nested_tensor=False it does not",
+            ("True), 2)", "True), 2, enable_nested_tensor=False)"),
+        ),
+    ],
+)
+def test_what_pytorch_alone_defines_of_a_mask_is_told_with_what_mends_it(tmp_path, text, told, mended):
+    settings = {
+        "inputs": MASKED,
+        "dims": {"seq": {"max": 16}},
+        "torchscript": {"method": "none"},
+        "export": {"exporter": "torch-export"},
+    }
+    with pytest.raises(ParityFailed) as caught:
+        packager.build(project(tmp_path / "p", text, **settings), tmp_path / "dist")
+    assert told in [line for problem in caught.value.problems for line in problem.message.splitlines()]
+    packager.build(project(tmp_path / "q", text.replace(*mended), **settings), tmp_path / "dist")
