@@ -277,7 +277,7 @@ def _construct(
     state = torch.random.get_rng_state()
     with _parameters_on_meta():
         try:
-            module = entry(**project.manifest.model.kwargs)
+            module = _uncompiled(entry(**project.manifest.model.kwargs))
         except (Exception, SystemExit):  # noqa: BLE001 (whatever it is, the plain way below meets it again and reports it)
             module = None
     random_used = not torch.equal(state, torch.random.get_rng_state())
@@ -334,7 +334,7 @@ def _filled(cell: CellType) -> bool:
 def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.Module:
     name, where = _named(project), project.where("model", "entry")
     try:
-        module = entry(**project.manifest.model.kwargs)
+        module = _uncompiled(entry(**project.manifest.model.kwargs))
     except (Exception, SystemExit) as error:
         raise ModelConstructionFailed(name, where, user_frame(error, project.folder)) from error
     if not isinstance(module, torch.nn.Module):
@@ -343,6 +343,23 @@ def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.
         why = f"{name} returned a frozen ScriptModule: its weights are constants, and none can be loaded"
         raise StateDoesNotFit(where, why, "return it as it is before torch.jit.freeze()")
     return module.to("cpu")
+
+
+def _uncompiled(made: Any) -> Any:
+    """A module without torch.compile around it or its parts: it computes the same, and torch.jit cannot follow that."""
+    if not isinstance(made, torch.nn.Module):
+        return made
+    for one in list(made.modules()):
+        if getattr(one, "_compiled_call_impl", None) is not None:  # by Module.compile()
+            one._compiled_call_impl = None
+        for name, child in list(one.named_children()):
+            one._modules[name] = _inside(child)
+    return _inside(made)
+
+
+def _inside(module: torch.nn.Module) -> torch.nn.Module:
+    compiled = type(module).__name__ == "OptimizedModule"  # torch._dynamo's, which is not imported for this
+    return module.get_submodule("_orig_mod") if compiled and "_orig_mod" in module._modules else module
 
 
 @contextmanager

@@ -57,6 +57,28 @@ def test_an_entry_is_a_class_or_a_function_in_a_file_or_a_module(tmp_path, entry
     assert found.parameters == 15
 
 
+@pytest.mark.parametrize("prefix", ["", "layer._orig_mod."])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("self.layer = nn.Linear(4, 3)", "self.layer = torch.compile(nn.Linear(4, 3))"),
+        ("self.layer = nn.Linear(4, 3)", "self.layer = nn.Linear(4, 3); self.layer.compile()"),
+        ("class Net(", "def Net():\n    return torch.compile(Inner())\n\n\nclass Inner("),
+    ],
+    ids=["a part", "in place", "the whole"],
+)
+def test_a_module_that_compiles_itself_is_taken_as_it_was_before(tmp_path, change, prefix):
+    text = LINEAR.replace(*change)
+    assert text != LINEAR
+    head = prefix or "layer."
+    state = {f"{head}weight": torch.ones(3, 4), f"{head}bias": torch.zeros(3)}
+    found = loaded(project(tmp_path, text, state=state))
+    assert list(found.module.state_dict()) == ["layer.weight", "layer.bias"]
+    x = torch.ones(2, 4)
+    traced = torch.jit.trace(found.module, (x,), check_trace=False)
+    assert torch.equal(traced(x), torch.full((2, 3), 4.0))
+
+
 SCRIPTED = (
     LINEAR
     + """

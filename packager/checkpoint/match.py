@@ -11,15 +11,17 @@ children, where more keys fit the module for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 
 from packager.errors import StateDoesNotFit
 
+Value = TypeVar("Value")
 _RESERVED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 WRAPPERS = ("module.", *_RESERVED, "model.", "net.", "network.")
 _ROWS = 20  # a table longer than this helps nobody
@@ -131,17 +133,23 @@ def _rename(
             why = f"without checkpoint.prefix {prefix!r}, {twice} and {twice.removeprefix(prefix)} are one key"
             raise StateDoesNotFit(where, why, "take one of them out of the checkpoint")
         return prefix, shorter
+    own = dict(zip(_inside_without(dict.fromkeys(shapes), _RESERVED), shapes, strict=True))
+    used, renamed = _without_wrappers(state, own)  # a part of the module may be compiled, and so in its names
+    return used, {own.get(key, key): value for key, value in renamed.items()}
+
+
+def _without_wrappers(state: Mapping[str, torch.Tensor], names: Collection[str]) -> tuple[str, dict[str, torch.Tensor]]:
     stripped = list(_stripped(state))
     # `module.` in the middle of a name: a part of the model was wrapped, or the module has a child of that name.
     stripped += [(f"{removed}*.module.", _inside_without(variant, ("module.",))) for removed, variant in stripped]
-    children = dict.fromkeys(name.partition(".")[0] + "." for name in shapes if "." in name)
+    children = dict.fromkeys(name.partition(".")[0] + "." for name in names if "." in name)
     added = [
         (f"{removed}+{child}", {child + key: value for key, value in variant.items()})
         for removed, variant in stripped
         for child in children
     ]
     # The first of the best: stripping less is preferred, and adding comes last.
-    return max([*stripped, *added], key=lambda variant: sum(key in shapes for key in variant[1]))
+    return max([*stripped, *added], key=lambda variant: sum(key in names for key in variant[1]))
 
 
 def _stripped(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
@@ -159,7 +167,7 @@ def _stripped(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, dict[str
         yield removed, current
 
 
-def _inside_without(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
+def _inside_without(state: Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
     """The state without these names in the middle of its keys; as it is where two keys would become one."""
     middle = re.compile(rf"(?<=\.)(?:{'|'.join(re.escape(name) for name in names)})")
     shorter = {middle.sub("", key): value for key, value in state.items()}

@@ -152,6 +152,14 @@ def test_only_missing_or_only_unexpected_keys_hint_at_their_own_pattern():
     assert unexpected.hint == "checkpoint.allow_unexpected takes patterns of keys that may be left over"
 
 
+@pytest.mark.parametrize("in_file", ["", "_orig_mod."])
+def test_a_part_that_the_module_compiles_itself_is_found_with_and_without_its_wrapper(in_file):
+    shapes = {"encoder._orig_mod.0.weight": (3, 4), "head.weight": (2, 3)}
+    state = {f"encoder.{in_file}0.weight": torch.ones(3, 4), "head.weight": torch.zeros(2, 3)}
+    found = checkpoint.fit(state, shapes)
+    assert {name: tuple(one.shape) for name, one in found.state.items()} == shapes
+
+
 def test_a_prefix_that_all_keys_have_is_named():
     found = refused(prefixed("net.core."), prefix="")
     assert found.hint == "checkpoint.prefix: net.core. takes that off each key; auto finds wrappers' own"
