@@ -7,6 +7,7 @@ place where an error becomes an exit status: 1 and 2 as the error's class says, 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -324,6 +325,7 @@ def _signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mappi
 def main() -> NoReturn:
     """Run the command and exit with its status."""
     streams.prepare()
+    faulthandler.enable(2)  # torch, onnxruntime or the user's own library may end the process: then it says where
     # As at Ctrl-C: the staging folder goes, and whoever waits hears of it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     status = _flushed(_status(cli))

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -117,6 +118,14 @@ def test_a_bug_exits_with_3_a_traceback_and_where_to_report_it(command, monkeypa
     status, out, _ = command("vet", linear, "--json")
     assert status == 3
     assert json.loads(out)["error"]["code"] == "bug"
+
+
+def test_native_code_that_ends_the_process_leaves_the_line_that_called_it(tmp_path):
+    text = LINEAR.replace("return self.layer(x)", "import ctypes\n        return ctypes.string_at(0)")
+    done = package("build", project(tmp_path, text), "-o", tmp_path / "out")
+    assert done.returncode == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in done.stderr
+    assert f'File "{tmp_path}/model.py", line 13 in forward' in done.stderr
 
 
 @pytest.mark.parametrize(
