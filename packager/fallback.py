@@ -108,13 +108,16 @@ def begin(project: Project, made: Program | None, site: Site) -> Future[Path] | 
 def ship(
     project: Project, eager: Eager, made: Program | None, saving: Future[Path] | None, expected: Reference, site: Site
 ) -> MadeTorchScript | None:
-    """Put the fallback into the staged bundle, proven; None where none is to ship. Raises `ParityFailed`."""
+    """Put the fallback into the staged bundle, proven; None where none is to ship.
+
+    Raises `ParityFailed`, or `TorchScriptFailed` where no program could be saved at all.
+    """
     if made is None or saving is None:
         return None
     tried = _try(project, eager, made, saving, expected, site)
     if isinstance(tried, Made):
         return tried
-    problems = [_disproven(made, tried)]
+    problems, compared = [_disproven(made, tried)], tried
     if project.manifest.torchscript.method == "auto" and made.method == "trace":
         # One that was tried is not tried again: torch.jit fails in another way then, and that is not the cause.
         scripted = made if made.unscriptable else _scripted(made, tried, project, eager, site)
@@ -126,6 +129,9 @@ def ship(
             if isinstance(second, Made):
                 return second
             problems.append(_disproven(scripted, second))
+            compared = (*tried, *second)
+    if all(stage.verdict != "fail" for stage in compared):
+        raise TorchScriptFailed(project.where("torchscript"), problems)
     otherwise = "torchscript.method: none ships ONNX alone"
     raise ParityFailed([*problems, Problem(_NOT_LOCATED)], otherwise, frozen_branches=made.frozen_branches)
 
@@ -139,7 +145,7 @@ def _try(
         try:
             saved = saving.result() if fold else _save(project, made, site, False)
         except ExporterFailed as failed:
-            stages.append(_stage(made, "fail", failed.cause, fold=fold, optimize=False))
+            stages.append(_stage(made, "not-checked", failed.cause, fold=fold, optimize=False))
             continue
         sha256 = site.writer.adopt(layout.TORCHSCRIPT, saved)
         for optimize in (True, False) if fold else (False,):
@@ -192,6 +198,8 @@ def _stage(made: Program, verdict: str, reason: str, *, fold: bool, optimize: bo
 
 
 def _disproven(made: Program, stages: tuple[Stage, ...]) -> Problem:
+    if stages[-1].verdict == "not-checked":
+        return Problem(f"{made.method}: {stages[-1].reason}")
     message = f"the {made.method} is not proven: {stages[-1].reason}"
     if made.frozen_branches:
         message += f"; it keeps the branch or number that {', '.join(made.frozen_branches)} took from data"

@@ -31,7 +31,10 @@ def inputs(manifest: Manifest) -> tuple[TensorSpec, ...]:
 
 
 def outputs(runs: Sequence[tuple[Case, Mapping[str, Array]]]) -> tuple[TensorSpec, ...]:
-    """The outputs, from what forward() gave on cases of different sizes. Raises `OutputsUnsupported`."""
+    """The outputs, from what forward() gave on cases of different sizes.
+
+    Raises `OutputsUnsupported`, also where an output has another rank or dtype at another size.
+    """
     first = runs[0][1]
     for case, found in runs:
         if list(found) != list(first):
@@ -42,13 +45,22 @@ def outputs(runs: Sequence[tuple[Case, Mapping[str, Array]]]) -> tuple[TensorSpe
 
 def _output(name: str, array: Array, runs: Sequence[tuple[Case, Mapping[str, Array]]]) -> TensorSpec:
     arrays = [found[name] for _, found in runs]
-    if any(one.ndim != array.ndim or one.dtype != array.dtype for one in arrays):
-        return TensorSpec(name, str(array.dtype), (None,) * array.ndim)
+    for (case, _), one in zip(runs, arrays, strict=True):
+        if one.ndim != array.ndim or one.dtype != array.dtype:
+            why = f"{name} is {_seen(array, runs[0][0])} and {_seen(one, case)}"
+            raise OutputsUnsupported(
+                "forward()", why, "give it one rank and dtype at every size; squeeze() names its dims"
+            )
     shape = tuple(
         _dim([(case.sizes, one.shape[axis]) for (case, _), one in zip(runs, arrays, strict=True)])
         for axis in range(array.ndim)
     )
     return TensorSpec(name, str(array.dtype), shape)
+
+
+def _seen(array: Array, case: Case) -> str:
+    sizes = " ".join(f"{name}={size}" for name, size in case.sizes.items())
+    return f"{array.dtype}{list(array.shape)}" + (f" at {sizes}" if sizes else f" in case {case.name}")
 
 
 def _dim(seen: Sequence[tuple[Mapping[str, int], int]]) -> int | str | None:

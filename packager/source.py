@@ -277,7 +277,7 @@ def _construct(
     state = torch.random.get_rng_state()
     with _parameters_on_meta():
         try:
-            module = _uncompiled(entry(**project.manifest.model.kwargs))
+            module = _unwrapped(entry(**project.manifest.model.kwargs))
         except (Exception, SystemExit):  # noqa: BLE001 (whatever it is, the plain way below meets it again and reports it)
             module = None
     random_used = not torch.equal(state, torch.random.get_rng_state())
@@ -334,7 +334,7 @@ def _filled(cell: CellType) -> bool:
 def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.Module:
     name, where = _named(project), project.where("model", "entry")
     try:
-        module = _uncompiled(entry(**project.manifest.model.kwargs))
+        module = _unwrapped(entry(**project.manifest.model.kwargs))
     except (Exception, SystemExit) as error:
         raise ModelConstructionFailed(name, where, user_frame(error, project.folder)) from error
     if not isinstance(module, torch.nn.Module):
@@ -345,8 +345,11 @@ def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.
     return module.to("cpu")
 
 
-def _uncompiled(made: Any) -> Any:
-    """A module without torch.compile around it or its parts: it computes the same, and torch.jit cannot follow that."""
+def _unwrapped(made: Any) -> Any:
+    """A module without torch.compile and DataParallel around it or its parts, which no exporter follows.
+
+    It computes the same.
+    """
     if not isinstance(made, torch.nn.Module):
         return made
     for one in list(made.modules()):
@@ -358,6 +361,8 @@ def _uncompiled(made: Any) -> Any:
 
 
 def _inside(module: torch.nn.Module) -> torch.nn.Module:
+    if isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        return module.get_submodule("module")
     compiled = type(module).__name__ == "OptimizedModule"  # torch._dynamo's, which is not imported for this
     return module.get_submodule("_orig_mod") if compiled and "_orig_mod" in module._modules else module
 

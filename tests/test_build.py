@@ -621,3 +621,46 @@ def test_a_range_that_forward_refuses_is_an_error_beside_a_mask_too(tmp_path):
     path = project(tmp_path / "p", MASKED, inputs=beyond, dims={"seq": {"max": 16}})
     with pytest.raises(ForwardFailed):
         packager.build(path, tmp_path / "dist")
+
+
+ROUNDED = """
+import torch
+from torch import nn
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return torch.round(x)
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return Rounded.apply(self.layer(x))
+"""
+
+
+def test_a_program_that_cannot_be_saved_is_none_and_was_not_compared(tmp_path):
+    with pytest.raises(TorchScriptFailed) as caught:
+        packager.build(project(tmp_path / "p", ROUNDED), tmp_path / "dist")
+    trace, script = (one.message for one in caught.value.problems)
+    assert trace.startswith("trace: RuntimeError: Could not export Python function call 'Rounded'")
+    assert script.startswith("script: RuntimeError: Could not export Python function call 'Rounded'")
+
+
+@pytest.mark.slow
+def test_inputs_that_are_called_like_operators_are_exported_by_both(tmp_path):
+    text = LINEAR.replace("forward(self, x)", "forward(self, linear, mean)")
+    text = text.replace("return self.layer(x)", "return self.layer(linear) - mean.mean(0)")
+    inputs = {name: {"dtype": "float32", "shape": ["batch", size]} for name, size in (("linear", 4), ("mean", 3))}
+    for exporter in ("torchscript", "torch-export"):
+        path = project(tmp_path / exporter, text, inputs=inputs, export={"exporter": exporter})
+        packager.build(path, tmp_path / "dist")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packager import signature
+from packager.errors import OutputsUnsupported
 from packager.manifest import Manifest
 from packager.samples import Case
 from packager.signature import TensorSpec
@@ -73,8 +74,12 @@ def test_a_size_that_equals_a_dim_by_chance_is_fixed():
     assert outputs(case(batch=2), case(batch=1), ((2, 2), (1, 2))) == [("batch", 2)]
 
 
-def test_an_output_of_another_rank_has_no_known_dim():
-    assert outputs(case(batch=2), case(batch=1), ((2, 3), (3,)), ((), (1,))) == [(None, None), ()]
+@pytest.mark.parametrize("shapes", [((2, 3), (3,)), ((2,), ())])
+def test_an_output_of_another_rank_is_refused_with_the_sizes(shapes):
+    with pytest.raises(OutputsUnsupported) as caught:
+        outputs(case(batch=2), case(batch=1), shapes)
+    first, second = (f"float32{list(one)}" for one in shapes)
+    assert caught.value.why == f"y0 is {first} at batch=2 and {second} at batch=1"
 
 
 def test_an_empty_dim_is_a_size_like_any_other():

@@ -64,10 +64,12 @@ def test_an_entry_is_a_class_or_a_function_in_a_file_or_a_module(tmp_path, entry
         ("self.layer = nn.Linear(4, 3)", "self.layer = torch.compile(nn.Linear(4, 3))"),
         ("self.layer = nn.Linear(4, 3)", "self.layer = nn.Linear(4, 3); self.layer.compile()"),
         ("class Net(", "def Net():\n    return torch.compile(Inner())\n\n\nclass Inner("),
+        ("class Net(", "def Net():\n    return nn.DataParallel(Inner())\n\n\nclass Inner("),
+        ("self.layer = nn.Linear(4, 3)", "self.layer = nn.DataParallel(nn.Linear(4, 3))"),
     ],
-    ids=["a part", "in place", "the whole"],
+    ids=["a part", "in place", "the whole", "parallel", "a parallel part"],
 )
-def test_a_module_that_compiles_itself_is_taken_as_it_was_before(tmp_path, change, prefix):
+def test_a_module_that_wraps_itself_or_a_part_is_taken_as_it_was_before(tmp_path, change, prefix):
     text = LINEAR.replace(*change)
     assert text != LINEAR
     head = prefix or "layer."

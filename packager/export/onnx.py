@@ -99,10 +99,10 @@ def from_torch_export(
 
 
 def _keep_names(graph: Any) -> None:
-    """Rename the inner values that are called like an output: the exporter does not look before it names those."""
+    """Rename the inner values that are called like an input or an output: the exporter does not look for that."""
     from onnx_ir.traversal import RecursiveGraphIterator
 
-    taken = {one.name for one in graph.outputs}
+    taken = {one.name for one in (*graph.inputs, *graph.outputs)}
     outputs = {id(one) for one in graph.outputs}
     for node in RecursiveGraphIterator(graph):
         for value in node.outputs:
