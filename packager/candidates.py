@@ -77,12 +77,12 @@ def candidates(project: Project, eager: Eager, program: Program | None, site: Si
     if wanted != "torchscript":
 
         def from_module(path: Path) -> Raw:
-            return exporters.from_torch_export(project, eager.source.module, names, eager.example, path)
+            return exporters.from_torch_export(project, eager.source.fresh(), names, eager.example, path)
 
         yield _export("torch-export", eager, project, site, from_module)
     if exported and program is not None and program.method == "trace" and project.manifest.torchscript.method == "auto":
         try:
-            scripted = torchscript.script(eager.source.module, project.folder)
+            scripted = torchscript.script(eager.source.fresh(), project.folder)
         except ExporterFailed as failed:
             yield Candidate("torchscript, from the script", failed=failed)
         else:

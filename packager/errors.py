@@ -477,6 +477,19 @@ class DownloadRefused(UserError):
 # -- the build ------------------------------------------------------------------------------
 
 
+class ForwardChangesWeights(UserError):
+    code = "forward-changes-weights"
+
+    def __init__(self, where: str, names: Sequence[str]) -> None:
+        super().__init__(
+            "forward() writes to the module's weights",
+            where=where,
+            why=f"changed in place: {', '.join(names[:10])}"
+            + (f" and {len(names) - 10} more" if len(names) > 10 else ""),
+            hint="an artifact's weights are constants; nn.Embedding(max_norm=…) writes so: renormalize before you save",
+        )
+
+
 class ExportFailed(UserError):
     code = "export-failed"
 

@@ -43,12 +43,12 @@ def program(project: Project, eager: Eager) -> Program | None:
     causes = []
     if method != "script":
         try:
-            return torchscript.trace(eager.source.module, project.manifest.outputs, eager.example, project.folder)
+            return torchscript.trace(eager.source.fresh(), project.manifest.outputs, eager.example, project.folder)
         except ExporterFailed as failed:
             causes.append(Problem(f"trace: {failed.cause}", failed.where))
     if method in ("script", "auto"):
         try:
-            return torchscript.script(eager.source.module, project.folder)
+            return torchscript.script(eager.source.fresh(), project.folder)
         except ExporterFailed as failed:
             causes.append(Problem(f"script: {failed.cause}", failed.where))
     if method == "none":
@@ -75,7 +75,7 @@ def _scripted(made: Program, stages: tuple[Stage, ...], project: Project, eager:
     """The script of the module whose trace is wrong, as `stages` say; or that trace, with why there is none."""
     site.stages.tell(f"{_disproven(made, stages).message}; scripting the module instead")
     try:
-        return replace(torchscript.script(eager.source.module, project.folder), stages=stages)
+        return replace(torchscript.script(eager.source.fresh(), project.folder), stages=stages)
     except ExporterFailed as failed:
         return replace(made, unscriptable=Problem(f"script: {failed.cause}", failed.where))
 

@@ -50,14 +50,16 @@ from packager.manifest import Project
 from packager.preflight import located, pin
 
 _MOST_OBJECTS = 200_000  # that are looked at for what refers to a parameter
+_SMALL_BYTES = 1 << 16  # of a parameter that a copy has for itself: a scale that a first call may set
+_STATE_BYTES = 1 << 24  # of a buffer, likewise: it may be what forward() keeps
 
 
 @dataclass(frozen=True)
 class Source:
     """The user's module with its weights, and the digests of what it was made from.
 
-    `untouched` is a copy that shares the weights and has not been called: what the first call keeps is not in it.
-    It is None where the module cannot be copied.
+    `untouched` is a copy that shares the large weights and has not been called: what the first call keeps is not in it.
+    It is None where the module cannot be copied. `versions` count, by parameter, how often it was written to.
     """
 
     module: torch.nn.Module
@@ -70,6 +72,20 @@ class Source:
     passed_over: tuple[str, ...] = ()
     taken: str = ""
     untouched: torch.nn.Module | None = None
+    versions: tuple[int, ...] = ()
+
+    def fresh(self) -> torch.nn.Module:
+        """A module that was never called, for an artifact to be made of; the one that was, where it cannot be copied.
+
+        What earlier calls left in a module would be in the artifact, and a build that knows more calls it less.
+        """
+        copied = None if self.untouched is None else _copied(self.untouched)
+        return self.module if copied is None else copied
+
+    def changed(self) -> tuple[str, ...]:
+        """The parameters that were written to since they were loaded."""
+        named = self.module.named_parameters()
+        return tuple(name for (name, one), version in zip(named, self.versions, strict=True) if one._version != version)
 
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how the weights came to be."""
@@ -234,14 +250,19 @@ def _load(project: Project, entry: Callable[..., Any] | None) -> Source:
         passed_over=found.passed_over,
         taken=found.head.parent.name,
         untouched=_copied(module),
+        versions=tuple(one._version for one in module.parameters()),
     )
 
 
 def _copied(module: torch.nn.Module) -> torch.nn.Module | None:
     if any(isinstance(one, torch.jit.ScriptModule) for one in module.modules()):
         return None  # its weights would be copied too
+    shared: list[torch.Tensor] = [
+        one for one in module.parameters() if one.nbytes > _SMALL_BYTES or type(one) is not torch.nn.Parameter
+    ]
+    shared += [one for one in module.buffers() if one.nbytes > _STATE_BYTES]
     try:
-        return copy.deepcopy(module, {id(one): one for one in (*module.parameters(), *module.buffers())})
+        return copy.deepcopy(module, {id(one): one for one in shared})
     except Exception:  # noqa: BLE001 (the user's objects may refuse to be copied in any way; what is not checked is said)
         return None
 

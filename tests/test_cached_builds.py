@@ -255,6 +255,23 @@ def test_a_model_whose_first_choice_was_not_proven_is_built_the_same_with_the_ca
     assert as_without_cache(path, tmp_path, result)
 
 
+@pytest.mark.parametrize("section", [{"export": {"opset": 18}}, {"parity": {"samples": 20}}])
+def test_a_model_that_keeps_a_table_from_call_to_call_is_built_the_same_with_the_cache(tmp_path, section):
+    lines = (
+        "if self.table is None or self.table.shape[0] < x.shape[0]:",
+        "    self.table = torch.arange(x.shape[0], dtype=torch.float32)[:, None]",
+        "return self.layer(x) + self.table[: x.shape[0]]",
+    )
+    text = LINEAR.replace("return self.layer(x)", "\n        ".join(lines))
+    text = text.replace("nn.Linear(4, 3)", "nn.Linear(4, 3)\n        self.table = None")
+    path = project(tmp_path / "project", text, dims={"batch": {"max": 64}})
+    packager.build(path, tmp_path / "out")
+    change(path, **section)
+    result = packager.build(path, tmp_path / "out")
+    assert "reference" not in done(result) or "torchscript" not in done(result)
+    assert as_without_cache(path, tmp_path, result)
+
+
 @pytest.mark.slow
 def test_a_branch_that_shows_late_is_built_the_same_where_only_the_fallback_comes_from_the_cache(tmp_path):
     text = LINEAR.replace("return self.layer(x)", "y = self.layer(x)\n        return -y if x.max() > 9 else y")

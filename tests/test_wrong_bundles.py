@@ -179,6 +179,24 @@ def test_what_the_first_call_computes_from_its_input_and_keeps_is_refused(tmp_pa
     assert not (tmp_path / "dist").exists()
 
 
+@pytest.mark.parametrize("kept", ["register_buffer('mean', torch.zeros(4))", "mean = nn.Parameter(torch.zeros(4))"])
+def test_what_the_first_call_keeps_in_a_tensor_of_the_module_is_refused(tmp_path, kept):
+    lines = ["if not self.mean.any(): self.mean.data.copy_(x.mean(0))", "return self.l(x - self.mean)"]
+    path = project(tmp_path / "p", source(f"self.l = nn.Linear(4, 4); self.{kept}", "\n        ".join(lines)))
+    with pytest.raises(errors.NotRepeatable):
+        packager.build(path, tmp_path / "dist")
+
+
+def test_a_parameter_that_forward_writes_to_is_refused(tmp_path):
+    text = source("self.l = nn.Embedding(9, 4, max_norm=1.0)", "return self.l(x)")
+    ids = {"x": {"dtype": "int64", "shape": ["batch"], "range": [0, 9]}}
+    path = project(tmp_path / "p", text, inputs=ids)
+    for command in (vet, packager.build):
+        with pytest.raises(errors.ForwardChangesWeights) as caught:
+            command(path)
+        assert caught.value.why == "changed in place: l.weight"
+
+
 def test_a_table_that_the_first_call_makes_is_no_state(tmp_path):
     lines = [
         "if self.table is None or len(self.table) < x.shape[1]: self.table = torch.arange(x.shape[1]) * 0.1",

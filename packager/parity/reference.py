@@ -20,6 +20,7 @@ from packager import draws, outputs, samples
 from packager.errors import (
     DecidedByTies,
     DecisionDoesNotFit,
+    ForwardChangesWeights,
     ForwardFailed,
     NoiseTooLarge,
     NotRepeatable,
@@ -114,9 +115,12 @@ def check_repeatable(project: Project, source: Source, grid: Grid, known: Mappin
 
     `known` is what it gave after the example had run. Now it is run on a copy that was never called, where there is
     one, so that what a first call computes and keeps shows too: an artifact would hold it as it was after the first
-    sample. Rounding may differ from call to call by the least noise. Raises `NotRepeatable`.
+    sample. Rounding may differ from call to call by the least noise. Raises `NotRepeatable` or `ForwardChangesWeights`.
     """
-    copied = replace(source, module=source.module if source.untouched is None else source.untouched)
+    changed = source.changed()
+    if changed:
+        raise ForwardChangesWeights(project.where("model"), changed)
+    copied = replace(source, module=source.fresh())
     for called in (copied, source) if grid.contrast is grid.example else (copied,):  # by then nothing else had run
         _refuse_other(project, first_outputs(project, called, grid.contrast), grid.contrast, known)
 
