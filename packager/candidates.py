@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from packager import memory, wrong
+from packager.branches import Branches
 from packager.bundle import layout, records
 from packager.bundle.writer import Writer
 from packager.errors import ExportFailed, ParityFailed, Problem
@@ -37,7 +38,7 @@ class Candidate:
     job: OptimizeJob | None = None
     optimized: Future[Optimized] | None = None
     failed: ExporterFailed | None = None
-    frozen_branches: tuple[str, ...] = ()
+    frozen: Branches = field(default_factory=Branches)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def candidates(project: Project, eager: Eager, program: Program | None, site: Si
             return exporters.from_torchscript(project, made, names, eager.example, path)
 
         label = f"torchscript, from the {made.method}"
-        return replace(_export(label, eager, project, site, write), frozen_branches=made.frozen_branches)
+        return replace(_export(label, eager, project, site, write), frozen=made.frozen)
 
     exported = False
     if wanted != "torch-export" and program is not None:
@@ -79,7 +80,10 @@ def candidates(project: Project, eager: Eager, program: Program | None, site: Si
         def from_module(path: Path) -> Raw:
             return exporters.from_torch_export(project, eager.source.fresh(), names, eager.example, path)
 
-        yield _export("torch-export", eager, project, site, from_module)
+        candidate = _export("torch-export", eager, project, site, from_module)
+        yield replace(
+            candidate, frozen=_taken(project, eager, program, site) if candidate.failed is None else Branches()
+        )
     if exported and program is not None and program.method == "trace" and project.manifest.torchscript.method == "auto":
         try:
             scripted = torchscript.script(eager.source.fresh(), project.folder)
@@ -116,7 +120,7 @@ def ship(
     if any(outcome.verdict == "fail" for _, outcome in not_taken):
         with site.stages.stage("where"):
             problems = _located(project, eager, not_taken, expected.result(), site)
-        branches = [branch for candidate, _ in not_taken for branch in candidate.frozen_branches]
+        branches = [branch for candidate, _ in not_taken for branch in candidate.frozen.own]
         raise ParityFailed(problems, _otherwise(project), frozen_branches=branches)
     problems = [_problem(candidate, outcome) for candidate, outcome in not_taken]
     raise ExportFailed(project.where("export"), problems, _otherwise(project))
@@ -156,7 +160,7 @@ def attempt(candidate: Candidate, expected: Future[Reference], project: Project,
         optimized.max_abs,
     )  # fmt: skip
     stages = (taken, *(_judged_as_shipped(one, judgement) for one in optimized.stages))
-    return Made(_record(optimized, site.writer), judgement, stages, candidate.frozen_branches)
+    return Made(_record(optimized, site.writer), judgement, stages, candidate.frozen)
 
 
 def _refused(optimized: Optimized) -> NotTaken:
@@ -198,6 +202,19 @@ def _export(label: str, eager: Eager, project: Project, site: Site, write: Calla
         expectations=eager.early,
     )
     return Candidate(label, job=job, optimized=site.side.optimize(job))
+
+
+def _taken(project: Project, eager: Eager, program: Program | None, site: Site) -> Branches:
+    """The branches that torch.export may have taken for good, of which it says nothing: those that a trace takes."""
+    if program is not None and program.method == "trace":
+        return program.frozen
+    try:
+        traced = torchscript.trace(eager.source.fresh(), project.manifest.outputs, eager.example, project.folder)
+    except ExporterFailed:
+        return Branches(own=("forward()",))  # it cannot be traced, so nobody knows
+    for branch in traced.frozen.own:
+        site.stages.tell(f"torch.export may keep the branch or number that {branch} took from a shape")
+    return traced.frozen
 
 
 def _problem(candidate: Candidate, outcome: NotTaken, found: Finding | None = None) -> Problem:

@@ -133,7 +133,7 @@ def ship(
     if all(stage.verdict != "fail" for stage in compared):
         raise TorchScriptFailed(project.where("torchscript"), problems)
     otherwise = "torchscript.method: none ships ONNX alone"
-    raise ParityFailed([*problems, Problem(_NOT_LOCATED)], otherwise, frozen_branches=made.frozen_branches)
+    raise ParityFailed([*problems, Problem(_NOT_LOCATED)], otherwise, frozen_branches=made.frozen.own)
 
 
 def _try(
@@ -156,7 +156,7 @@ def _try(
                 artifact = records.TorchScriptArtifact(
                     path=layout.TORCHSCRIPT, sha256=sha256, method=made.method, optimize_for_inference=optimize
                 )
-                return Made(artifact, judgement, tuple(stages), made.frozen_branches, decides=made.decides)
+                return Made(artifact, judgement, tuple(stages), made.frozen, decides=made.decides)
         site.writer.discard(layout.TORCHSCRIPT)
     return tuple(stages)
 
@@ -201,6 +201,7 @@ def _disproven(made: Program, stages: tuple[Stage, ...]) -> Problem:
     if stages[-1].verdict == "not-checked":
         return Problem(f"{made.method}: {stages[-1].reason}")
     message = f"the {made.method} is not proven: {stages[-1].reason}"
-    if made.frozen_branches:
-        message += f"; it keeps the branch or number that {', '.join(made.frozen_branches)} took from data"
-    return Problem(message, made.frozen_branches[0] if made.frozen_branches else None)
+    lines = made.frozen.own
+    if lines:
+        message += f"; it keeps the branch or number that {', '.join(lines)} took from data"
+    return Problem(message, lines[0] if lines else None)

@@ -29,6 +29,7 @@ import onnxruntime
 import torch
 
 from packager import actions, candidates, fallback, footprint, memory, preflight, signature, source
+from packager.branches import Branches
 from packager.bundle import evidence
 from packager.bundle.writer import Writer
 from packager.candidates import Candidate, Trying
@@ -273,7 +274,7 @@ def _program(project: Project, eager: Eager, site: Site) -> Program | None:
 
 def _traced(project: Project, eager: Eager, stages: Stages) -> Program | None:
     program = fallback.program(project, eager)
-    for branch in program.frozen_branches if program else ():
+    for branch in program.frozen.own if program else ():
         stages.tell(f"the trace keeps the branch or number that {branch} took from data: {_BRANCH_ADVICE}")
     return program
 
@@ -310,7 +311,7 @@ def _torchscript(
             program = program or _program(project, eager, site)
             saving = fallback.begin(project, program, site)
         shipped = fallback.ship(project, eager, program, saving, expected, site)
-    return shipped or Made(None, None, (), program.frozen_branches if program else ())
+    return shipped or Made(None, None, (), program.frozen if program else Branches())
 
 
 def _onnx_model(begun: Begun, eager: Eager, way: _Way, awaited: Future[Reference], site: Site) -> MadeOnnx:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from packager.branches import Branches
 from packager.bundle.records import OnnxArtifact, TorchScriptArtifact
 from packager.jobs import Stage
 from packager.parity.gate import Expectation, Judgement
@@ -115,7 +116,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Made(Generic[Artifact]):
-    """One kind of artifact and the stages on the way; `frozen_branches` are lines whose branch or number a trace keeps.
+    """One kind of artifact and the stages on the way; `frozen` are the branches and numbers that a trace keeps.
 
     `artifact` is None where the bundle has none. `judgement` is None there too, and where an artifact
     that an earlier build made is still to be judged on the cases of this one.
@@ -124,7 +125,7 @@ class Made(Generic[Artifact]):
     artifact: Artifact | None
     judgement: Judgement | None
     stages: tuple[Stage, ...]
-    frozen_branches: tuple[str, ...] = ()
+    frozen: Branches = field(default_factory=Branches)
     outputs: tuple[TensorSpec, ...] = ()  # the signature whose dims a graph names; of no use to TorchScript
     decides: bool = True  # TorchScript's: whether the program may take a decision on floats
 

@@ -150,11 +150,11 @@ def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
 
 
 def _not_checked(content: Content) -> list[str]:
-    branches = sorted({*content.results.onnx.frozen_branches, *content.results.torchscript.frozen_branches})
+    frozen = content.results.onnx.frozen.joined(content.results.torchscript.frozen)
     return [
         *(f"the sizes {sizes}" for sizes in content.grid.left_out),
         *content.results.measured.reference.undecided,
-        *(f"the branch or number that {place} takes from other data" for place in branches),
+        *frozen.said(),
         *absent(content.project.manifest.target.providers),
     ]
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,10 +26,10 @@ from typing import Any, Literal
 
 import torch
 
-from packager import stored_zip
+from packager import branches, stored_zip
+from packager.branches import Branches
 from packager.errors import Problem
 from packager.export import ExporterFailed, FlatOutputs, failure
-from packager.footprint import inside
 from packager.jobs import Stage
 
 _CODE_BYTES = 1 << 20  # more than the program's code and its archive take beside the weights
@@ -63,7 +62,7 @@ class Program:
 
     method: Literal["trace", "script"]
     module: torch.jit.ScriptModule
-    frozen_branches: tuple[str, ...]
+    frozen: Branches
     decides: bool
     stages: tuple[Stage, ...] = ()
     unscriptable: Problem | None = None
@@ -73,20 +72,15 @@ def trace(
     module: torch.nn.Module, names: Sequence[str] | None, inputs: tuple[torch.Tensor, ...], folder: Path
 ) -> Program:
     """Record one call. Raises `ExporterFailed`."""
-    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
-        warnings.simplefilter("always")
+    with branches.recorded() as taken, torch.no_grad():
         _take_a_name()
         try:
             flat = FlatOutputs(module, names).eval()
             traced = torch.jit.trace(flat, inputs, check_trace=False)  # type: ignore[no-untyped-call]  # torch's stubs
         except Exception as error:
             raise failure(error, folder) from error
-    branches = {
-        f"{Path(one.filename).name}:{one.lineno}"
-        for one in caught
-        if one.category.__name__ == "TracerWarning" and inside(one.filename, folder)
-    }
-    return Program("trace", traced, tuple(sorted(branches)), bool(branches) or _decides(traced.inlined_graph))
+    frozen = taken()
+    return Program("trace", traced, frozen, bool(frozen.own) or _decides(traced.inlined_graph))
 
 
 def script(module: torch.nn.Module, folder: Path) -> Program:
@@ -96,7 +90,7 @@ def script(module: torch.nn.Module, folder: Path) -> Program:
         scripted = torch.jit.script(module)
     except Exception as error:
         raise failure(error, folder) from error
-    return Program("script", scripted, (), _decides(scripted.inlined_graph))
+    return Program("script", scripted, Branches(), _decides(scripted.inlined_graph))
 
 
 def _decides(graph: Any) -> bool:

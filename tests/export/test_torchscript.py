@@ -148,7 +148,7 @@ def test_a_trace_names_the_branches_that_it_takes_for_good(tmp_path):
     (tmp_path / "branch.py").write_text(BRANCH)
     module = runpy.run_path(str(tmp_path / "branch.py"))["Branch"]()
     made = torchscript.trace(module, None, (torch.ones(2),), tmp_path)
-    assert made.frozen_branches == ("branch.py:6",)
+    assert made.frozen.own == ("branch.py:6",)
     assert made.method == "trace"
 
 
@@ -158,7 +158,7 @@ def test_a_branch_is_named_too_where_the_folder_is_reached_over_a_link(tmp_path,
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     (tmp_path / "real/branch.py").write_text(BRANCH)
     module = runpy.run_path(str(tmp_path / imported / "branch.py"))["Branch"]()
-    assert torchscript.trace(module, None, (torch.ones(2),), tmp_path / "link").frozen_branches == ("branch.py:6",)
+    assert torchscript.trace(module, None, (torch.ones(2),), tmp_path / "link").frozen.own == ("branch.py:6",)
 
 
 SAVING = """

@@ -1,0 +1,102 @@
+"""What a trace takes for good: the branches and numbers that come from data, by the line that took them.
+
+torch warns of most of them, in the name of the innermost line of Python, which may be torch's own (`x in tensor`). Of
+some it does not warn: those functions are watched. A line is the user's unless it lies among installed packages:
+theirs (transformers has a few in each model) are kept apart, as nobody here can change them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_UNTOLD = ("equal", "allclose")  # of torch and of Tensor: they give a Python bool, and no warning
+_OURS = str(Path(__file__).parent)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Lines such as `model.py:13`, and `transformers/masking_utils.py:244` in `libraries`; sorted."""
+
+    own: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+
+    def said(self) -> list[str]:
+        """What is not checked because of them."""
+        found = [f"the branch or number that {place} takes from other data" for place in self.own]
+        if self.libraries:
+            found.append(f"the branches and numbers that libraries take from other data: {', '.join(self.libraries)}")
+        return found
+
+    def joined(self, other: Branches) -> Branches:
+        """These and those."""
+        return Branches(tuple(sorted({*self.own, *other.own})), tuple(sorted({*self.libraries, *other.libraries})))
+
+
+@contextmanager
+def recorded() -> Iterator[Callable[[], Branches]]:
+    """While open, a trace is watched; the call gives what it took. Warnings belong to the process, so one at a time."""
+    import torch
+
+    own: set[str] = set()
+    libraries: set[str] = set()
+
+    def note() -> None:
+        library, place = _place(str(Path(torch.__file__).parent))
+        (libraries if library else own).add(place)
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if category.__name__ == "TracerWarning":
+            note()
+
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            note()
+            return real(*arguments, **named)
+
+        return call
+
+    with warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        for owner in (torch, torch.Tensor):
+            for name in _UNTOLD:
+                stack.enter_context(_replaced(owner, name, watched(getattr(owner, name))))
+        size: Any = torch.Tensor.nbytes
+        stack.enter_context(_replaced(torch.Tensor, "nbytes", property(watched(size.__get__))))
+        yield lambda: Branches(tuple(sorted(own)), tuple(sorted(libraries)))
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    own, before = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:  # it was inherited
+            delattr(owner, name)
+
+
+def _place(torch_folder: str) -> tuple[bool, str]:
+    """The innermost line that is neither torch's nor ours, nor of Python itself; and whether it is an installed one."""
+    skipped = (torch_folder, _OURS, str(Path(warnings.__file__)), str(Path(contextlib.__file__)), "<")
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(skipped):
+        frame = frame.f_back
+    if frame is None:
+        return False, "forward()"
+    *before, name = Path(frame.f_code.co_filename).parts
+    for installed in ("site-packages", "dist-packages"):
+        if installed in before:
+            return True, f"{'/'.join((*before[before.index(installed) + 1 :], name))}:{frame.f_lineno}"
+    return False, f"{name}:{frame.f_lineno}" if name != "__init__.py" else f"{before[-1]}/{name}:{frame.f_lineno}"
