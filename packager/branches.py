@@ -23,21 +23,30 @@ _OURS = str(Path(__file__).parent)
 
 @dataclass(frozen=True)
 class Branches:
-    """Lines such as `model.py:13`, and `transformers/masking_utils.py:244` in `libraries`; sorted."""
+    """Lines such as `model.py:13`, and `transformers/masking_utils.py:244` in `libraries`; sorted.
+
+    `rounded` are those where a size comes of a number that float32 has not, 0.7 or 0.1: PyTorch rounds the size in
+    float64, onnxruntime's Resize and Range in float32, which is another size now and then.
+    """
 
     own: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
 
     def said(self) -> list[str]:
         """What is not checked because of them."""
         found = [f"the branch or number that {place} takes from other data" for place in self.own]
         if self.libraries:
             found.append(f"the branches and numbers that libraries take from other data: {', '.join(self.libraries)}")
-        return found
+        return [*found, *(f"the sizes at which float32 rounds otherwise what {place} scales" for place in self.rounded)]
 
     def joined(self, other: Branches) -> Branches:
         """These and those."""
-        return Branches(tuple(sorted({*self.own, *other.own})), tuple(sorted({*self.libraries, *other.libraries})))
+        return Branches(
+            tuple(sorted({*self.own, *other.own})),
+            tuple(sorted({*self.libraries, *other.libraries})),
+            tuple(sorted({*self.rounded, *other.rounded})),
+        )
 
 
 @contextmanager
@@ -95,8 +104,14 @@ def _place(torch_folder: str) -> tuple[bool, str]:
         frame = frame.f_back
     if frame is None:
         return False, "forward()"
-    *before, name = Path(frame.f_code.co_filename).parts
+    library, name = called(frame.f_code.co_filename)
+    return library, f"{name}:{frame.f_lineno}"
+
+
+def called(path: str) -> tuple[bool, str]:
+    """Whether a file is an installed one, and what it is called: `transformers/masking_utils.py`, `model.py`."""
+    *before, name = Path(path).parts
     for installed in ("site-packages", "dist-packages"):
         if installed in before:
-            return True, f"{'/'.join((*before[before.index(installed) + 1 :], name))}:{frame.f_lineno}"
-    return False, f"{name}:{frame.f_lineno}" if name != "__init__.py" else f"{before[-1]}/{name}:{frame.f_lineno}"
+            return True, "/".join((*before[before.index(installed) + 1 :], name))
+    return False, name if name != "__init__.py" else f"{before[-1]}/{name}"

@@ -22,7 +22,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CellType, FunctionType, ModuleType
@@ -110,8 +110,15 @@ def opened(project: Project) -> Iterator[Callable[[], Source]]:
     The call raises an error of `packager.errors` for an entry that does not import or is no Module, kwargs
     it does not take, and a checkpoint that cannot be read or does not fit.
     """
-    with _importing_from(project.folder):
-        yield lambda: _load(project, None if project.manifest.model.entry is None else _entry(project))
+    with _importing_from(project.folder), ExitStack() as stack:
+
+        def opening() -> Source:
+            found = _load(project, None if project.manifest.model.entry is None else _entry(project))
+            if "torch._dynamo" in sys.modules:  # what is compiled computes the same without, and writes no files
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            return found
+
+        yield opening
 
 
 def user_frame(error: BaseException, folder: Path) -> str:
@@ -543,6 +550,11 @@ def check_inputs(project: Project, module: torch.nn.Module) -> None:
     takes = f"forward() takes: {', '.join(known)}"
     if len(names) > len(known) and not takes_more:
         raise InputsDoNotFit(where, f"{takes}\nthe manifest gives {len(names)}: {', '.join(names)}", "remove inputs")
+    named = [one for one in inspect.signature(module.forward).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    unnamed = [one.name for one in named if one.default is one.empty]
+    if unnamed:
+        why = f"forward() takes {', '.join(unnamed)} by name only"
+        raise InputsDoNotFit(where, why, "inputs are given by position; a small wrapper Module can name them")
     needed = [one.name for one in parameters if one.default is one.empty and one.name in known]
     if len(names) < len(needed):
         raise InputsDoNotFit(where, f"{takes}\nwithout an input: {', '.join(needed[len(names) :])}", "add inputs")

@@ -664,3 +664,13 @@ def test_inputs_that_are_called_like_operators_are_exported_by_both(tmp_path):
     for exporter in ("torchscript", "torch-export"):
         path = project(tmp_path / exporter, text, inputs=inputs, export={"exporter": exporter})
         packager.build(path, tmp_path / "dist")
+
+
+@pytest.mark.parametrize(("inner", "said"), [("width", True), (8, False)])
+def test_sizes_that_float32_rounds_otherwise_are_not_checked_where_a_size_may_be_another(tmp_path, inner, said):
+    text = LINEAR.replace("return self.layer(x)", "return nn.functional.interpolate(self.layer(x), scale_factor=0.7)")
+    inputs = {"x": {"dtype": "float32", "shape": ["batch", inner, 4]}}
+    dims = {"width": {"min": 4, "max": 32}} if said else {}
+    path = project(tmp_path / "p", text, inputs=inputs, dims={"batch": {"max": 4}, **dims})
+    told = "the sizes at which float32 rounds otherwise what model.py:12 scales"
+    assert (told in parity_of(packager.build(path, tmp_path / "dist").bundle)["not_checked"]) == said

@@ -465,6 +465,24 @@ def test_too_few_inputs_are_refused(tmp_path):
     assert (error.why, error.hint) == ("forward() takes: x, scale, shift\nwithout an input: scale", "add inputs")
 
 
+def test_a_parameter_that_is_given_by_name_only_is_no_input(tmp_path):
+    text = LINEAR.replace("forward(self, x)", "forward(self, x, *, scale)")
+    error = refused(bare(tmp_path, text), InputsDoNotFit)
+    assert error.why == "forward() takes scale by name only"
+    loaded(bare(tmp_path / "optional", text.replace("*, scale", "*, scale=1.0")))
+
+
+def test_what_is_compiled_is_run_as_it_was_written_while_the_module_is_open(tmp_path):
+    text = LINEAR.replace("    def forward", "    @torch.compile(backend=refuse)\n    def forward")
+    text = text.replace("class Net", "def refuse(graph, inputs):\n    raise AssertionError('compiled')\n\n\nclass Net")
+    path = project(tmp_path, text, state={"layer.weight": torch.ones(3, 4), "layer.bias": torch.zeros(3)})
+    with source.opened(manifest.load(path)) as opening:
+        module = opening().module
+        assert torch.equal(module(torch.ones(1, 4)), torch.full((1, 3), 4.0))
+    with pytest.raises(Exception, match="compiled"):  # the caller's process is as it was
+        module(torch.ones(5, 4))
+
+
 def test_inputs_in_another_order_are_refused(tmp_path):
     error = refused(bare(tmp_path, TWO, inputs=inputs("scale", "x")), InputsDoNotFit)
     assert error.why == "forward() takes: x, scale, shift\nscale is input 1 of the manifest and parameter 2"

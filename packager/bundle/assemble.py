@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,14 @@ def _not_checked(content: Content) -> list[str]:
     return [
         *(f"the sizes {sizes}" for sizes in content.grid.left_out),
         *content.results.measured.reference.undecided,
-        *frozen.said(),
+        *(frozen if _resized(content.project) else replace(frozen, rounded=())).said(),
         *absent(content.project.manifest.target.providers),
     ]
+
+
+def _resized(project: Project) -> bool:
+    """Whether anything but the number of samples may be of another size."""
+    return any(isinstance(dim, str) for one in project.manifest.inputs.values() for dim in one.shape[1:])
 
 
 def _tolerance(spec: TensorSpec, content: Content) -> records.Tolerance:

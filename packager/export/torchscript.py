@@ -15,12 +15,13 @@ and a saved file of it loads no more (the weights it packs are not saved).
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,7 +80,7 @@ def trace(
             traced = torch.jit.trace(flat, inputs, check_trace=False)  # type: ignore[no-untyped-call]  # torch's stubs
         except Exception as error:
             raise failure(error, folder) from error
-    frozen = taken()
+    frozen = replace(taken(), rounded=_rounded(traced.inlined_graph))
     return Program("trace", traced, frozen, bool(frozen.own) or _decides(traced.inlined_graph))
 
 
@@ -90,11 +91,38 @@ def script(module: torch.nn.Module, folder: Path) -> Program:
         scripted = torch.jit.script(module)
     except Exception as error:
         raise failure(error, folder) from error
-    return Program("script", scripted, Branches(), _decides(scripted.inlined_graph))
+    return Program(
+        "script", scripted, Branches(rounded=_rounded(scripted.inlined_graph)), _decides(scripted.inlined_graph)
+    )
 
 
 def _decides(graph: Any) -> bool:
     return any(_is_decision(node) for node in _nodes(graph))
+
+
+def _rounded(graph: Any) -> tuple[str, ...]:
+    """Lines that make a size by a number that float32 has not: a scale of F.interpolate, a step of torch.arange."""
+    found = set()
+    for node in _nodes(graph):
+        given = list(node.inputs())
+        if node.kind().startswith(("aten::upsample_", "aten::_upsample_")):
+            given = list(given[-1].node().inputs())  # the scales, where it has them
+        elif node.kind() != "aten::arange" or all(one.node().kind() == "prim::Constant" for one in given[:3]):
+            continue
+        numbers = [one.toIValue() for one in given if one.type().kind() == "FloatType"]
+        if any(number is not None and ctypes.c_float(number).value != number for number in numbers):
+            found.add(_user_line(node.sourceRange()))
+    return tuple(sorted(found))
+
+
+def _user_line(source: str) -> str:
+    """The innermost line of a node's stack that is not torch's: `FILE(LINE): function` in a trace, else as Python's."""
+    traced = re.findall(r"^(\S+)\((\d+)\): ", source, re.MULTILINE)
+    for path, line in traced or reversed(re.findall(r'File "([^"]+)", line (\d+)', source)):
+        library, name = branches.called(path)
+        if not (library and name.startswith("torch/")):
+            return f"{name}:{line}"
+    return "forward()"
 
 
 def _nodes(block: Any) -> Iterator[Any]:

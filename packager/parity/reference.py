@@ -91,7 +91,8 @@ def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Arr
             raise OutputsUnsupported(where, why, "return torch.view_as_real(…) of it")
         if tensor.dtype == torch.bfloat16 or tensor.layout != torch.strided:
             why = f"{name} is a {tensor.dtype} tensor of layout {tensor.layout}; numpy has no such array"
-            raise OutputsUnsupported(where, why, "convert it in forward(), for instance with .float()")
+            how = ".float()" if tensor.layout == torch.strided else ".to_dense()"
+            raise OutputsUnsupported(where, why, f"convert it in forward(), for instance with {how}")
     return {name: noise.to_numpy(tensor) for name, tensor in found.items()}
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from projects import ROOT, python
+from torch.nn import functional
 
 from packager.export import ExporterFailed, torchscript
 
@@ -291,3 +292,32 @@ def test_a_branch_that_a_trace_took_for_good_is_a_decision(tmp_path):
     (tmp_path / "branch.py").write_text(BRANCH)
     module = runpy.run_path(str(tmp_path / "branch.py"))["Branch"]()
     assert torchscript.trace(module, None, (torch.ones(2),), tmp_path).decides
+
+
+@pytest.mark.parametrize(
+    ("make", "rounded"),
+    [
+        (lambda x: functional.interpolate(x, scale_factor=0.7, mode="bilinear"), True),
+        (lambda x: torch.nn.Upsample(scale_factor=(2.0, 1.4))(x), True),
+        (lambda x: torch.arange(0, x.shape[2] * 0.1, 0.1), True),
+        (lambda x: functional.interpolate(x, scale_factor=0.5, mode="bilinear"), False),
+        (lambda x: torch.nn.Upsample(scale_factor=2)(x), False),
+        (lambda x: functional.interpolate(x, size=(5, 7)), False),
+        (lambda x: x * torch.arange(0, 0.75, 0.1), False),
+        (lambda x: torch.arange(0, x.shape[2] * 0.25, 0.25), False),
+    ],
+)
+def test_a_size_that_comes_of_a_number_which_float32_has_not_is_named_by_its_line(tmp_path, make, rounded):
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return make(x)
+
+    frozen = torchscript.trace(Net().eval(), None, (torch.randn(1, 2, 8, 8),), tmp_path).frozen
+    line = make.__code__.co_firstlineno
+    assert frozen.rounded == ((f"test_torchscript.py:{line}",) if rounded else ())
+
+
+def test_a_script_names_a_step_that_float32_has_not(tmp_path):
+    (tmp_path / "steps.py").write_text(BRANCH.replace("return x - 1", "return torch.arange(0, x.shape[0] * 0.1, 0.1)"))
+    module = runpy.run_path(str(tmp_path / "steps.py"))["Branch"]()
+    assert torchscript.script(module, tmp_path).frozen.rounded == ("steps.py:8",)
