@@ -8,6 +8,7 @@ theirs (transformers has a few in each model) are kept apart, as nobody here can
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 _UNTOLD = ("equal", "allclose")  # of torch and of Tensor: they give a Python bool, and no warning
-_OURS = str(Path(__file__).parent)
+_OURS = f"{Path(__file__).parent}{os.sep}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def recorded() -> Iterator[Callable[[], Branches]]:
     libraries: set[str] = set()
 
     def note() -> None:
-        library, place = _place(str(Path(torch.__file__).parent))
+        library, place = _place(f"{Path(torch.__file__).parent}{os.sep}")
         (libraries if library else own).add(place)
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
