@@ -1,13 +1,16 @@
 """What a trace takes for good: the branches and numbers that come from data, by the line that took them.
 
-torch warns of most of them, in the name of the innermost line of Python, which may be torch's own (`x in tensor`). Of
-some it does not warn: those functions are watched. A line is the user's unless it lies among installed packages:
-theirs (transformers has a few in each model) are kept apart, as nobody here can change them.
+torch warns of most of them, in the name of the innermost line of Python. Of some it does not warn, such as a tensor
+that counts or indexes (`range(n)`, `layers[n]`): those functions are watched. Where that line is torch's own, it is
+the user's for what torch does in the user's name (`x in tensor`), and of no interest where torch checks its arguments;
+nor is a check of the user's whose other side only raises. A line among installed packages is theirs (transformers has
+a few in each model) and kept apart, as nobody here can change it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import sys
 import warnings
@@ -19,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 _UNTOLD = ("equal", "allclose")  # of torch and of Tensor: they give a Python bool, and no warning
+_IN_THE_USERS_NAME = ("_tensor.py", "container.py")  # of torch's files: `x in tensor`, `layers[n]`
 _OURS = f"{Path(__file__).parent}{os.sep}"
 
 
@@ -60,7 +64,8 @@ def recorded() -> Iterator[Callable[[], Branches]]:
 
     def note() -> None:
         library, place = _place(f"{Path(torch.__file__).parent}{os.sep}")
-        (libraries if library else own).add(place)
+        if place:
+            (libraries if library else own).add(place)
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if category.__name__ == "TracerWarning":
@@ -79,6 +84,7 @@ def recorded() -> Iterator[Callable[[], Branches]]:
         for owner in (torch, torch.Tensor):
             for name in _UNTOLD:
                 stack.enter_context(_replaced(owner, name, watched(getattr(owner, name))))
+        stack.enter_context(_replaced(torch.Tensor, "__index__", watched(torch.Tensor.__index__)))
         size: Any = torch.Tensor.nbytes
         stack.enter_context(_replaced(torch.Tensor, "nbytes", property(watched(size.__get__))))
         yield lambda: Branches(tuple(sorted(own)), tuple(sorted(libraries)))
@@ -98,15 +104,27 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _place(torch_folder: str) -> tuple[bool, str]:
-    """The innermost line that is neither torch's nor ours, nor of Python itself; and whether it is an installed one."""
-    skipped = (torch_folder, _OURS, str(Path(warnings.__file__)), str(Path(contextlib.__file__)), "<")
+    """The line that takes a number from data, and whether it is an installed one; empty where it only checks."""
+    skipped = (_OURS, str(Path(warnings.__file__)), str(Path(contextlib.__file__)), "<")
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(skipped):
         frame = frame.f_back
+    while frame is not None and frame.f_code.co_filename.startswith(torch_folder):
+        if Path(frame.f_code.co_filename).name not in _IN_THE_USERS_NAME:
+            return False, ""
+        frame = frame.f_back
     if frame is None:
         return False, "forward()"
+    if _only_raises(frame.f_code.co_filename, frame.f_lineno):
+        return False, ""
     library, name = called(frame.f_code.co_filename)
     return library, f"{name}:{frame.f_lineno}"
+
+
+def _only_raises(path: str, line: int) -> bool:
+    """Whether a line is an assertion, or a condition under which an error is raised and nothing else done."""
+    text, following = (linecache.getline(path, number).strip() for number in (line, line + 1))
+    return text.startswith("assert ") or (text.startswith("if ") and following.startswith("raise "))
 
 
 def called(path: str) -> tuple[bool, str]:

@@ -263,7 +263,8 @@ class ForwardFailed(UserError):
             f"forward() fails on the sample {case}",
             where=where,
             why=why,
-            hint="check dtype, shape and range of the inputs, and the limits of the dims",
+            hint="check dtype, shape and range of the inputs, and the limits of the dims; a size that must be a "
+            "multiple, or below another, can only be given as a number",
         )
 
 
@@ -515,7 +516,8 @@ class ParityFailed(Refused):
     def __init__(self, artifacts: Sequence[Problem], otherwise: str, *, frozen_branches: Sequence[str]) -> None:
         advice = "parity.tolerance sets explicit limits"
         if frozen_branches:
-            advice = f"torch.where keeps both sides of the branch at {', '.join(dict.fromkeys(frozen_branches))}"
+            lines = ", ".join(dict.fromkeys(frozen_branches))
+            advice = f"at {lines}, torch.where keeps both sides of a branch, and arithmetic in integers a size"
         super().__init__(
             "the artifacts do not compute what the PyTorch module computes; no bundle was written",
             problems=artifacts,

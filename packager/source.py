@@ -376,13 +376,17 @@ def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.
 def _unwrapped(made: Any) -> Any:
     """A module without torch.compile and DataParallel around it or its parts, which no exporter follows.
 
-    It computes the same.
+    It computes the same. A LightningModule is told that torch.jit looks at it.
     """
     if not isinstance(made, torch.nn.Module):
         return made
     for one in list(made.modules()):
         if getattr(one, "_compiled_call_impl", None) is not None:  # by Module.compile()
             one._compiled_call_impl = None
+        if hasattr(
+            one, "_jit_is_scripting"
+        ):  # Lightning's: else torch.jit trips over its `trainer`, which there is not
+            vars(one)["_jit_is_scripting"] = True
         for name, child in list(one.named_children()):
             one._modules[name] = _inside(child)
     return _inside(made)

@@ -12,6 +12,7 @@ import packager
 from packager import branches
 from packager.branches import Branches
 
+LAYERS = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Flatten()])
 X, IDS = torch.randn(2, 4), torch.tensor([[1, 2, 3], [4, 5, 6]])
 
 
@@ -38,8 +39,25 @@ def taken(forward, *inputs):
         (lambda x, y: x if torch.allclose(x, y) else y, (X, X + 1)),
         (lambda x, y: x if x.allclose(y) else y, (X, X + 1)),
         (lambda x: x * x.nbytes, (X,)),
+        (lambda ids: ids * len(range((ids == 2).sum())), (IDS,)),
+        (lambda ids: ids * [1, 2, 3][(ids == 2).sum()], (IDS,)),
+        (lambda ids: LAYERS[(ids == 2).sum()](ids), (IDS,)),
     ],
-    ids=["if", "size", "item", "in", "numpy", "equal", "its equal", "allclose", "its allclose", "nbytes"],
+    ids=[
+        "if",
+        "size",
+        "item",
+        "in",
+        "numpy",
+        "equal",
+        "its equal",
+        "allclose",
+        "its allclose",
+        "nbytes",
+        "count",
+        "index",
+        "layer",
+    ],
 )
 def test_a_branch_or_a_number_from_data_is_the_users_whoever_warns_of_it(forward, inputs):
     assert taken(forward, *inputs) == Branches(own=(f"test_branches.py:{forward.__code__.co_firstlineno}",))
@@ -49,12 +67,25 @@ def test_what_comes_from_no_data_is_none():
     assert taken(lambda x: x.reshape(x.shape[0], -1) * 2 if x.dim() > 1 else x, X) == Branches()
 
 
+def test_a_check_that_only_raises_is_no_branch():
+    def checked(x):
+        assert x.shape[0] > 0
+        if x.shape[1] > 9:
+            raise ValueError
+        return x
+
+    assert taken(checked, X) == Branches()
+    assert (
+        taken(torch.nn.GroupNorm(2, 4).requires_grad_(False), X) == Branches()
+    )  # torch checks the number of values in a group
+
+
 def test_what_is_watched_is_as_it_was_afterwards():
-    before = [torch.equal, torch.Tensor.equal, torch.allclose, torch.Tensor.allclose, torch.Tensor.nbytes]
+    before = [torch.equal, torch.Tensor.equal, torch.allclose, torch.Tensor.nbytes, torch.Tensor.__index__]
     with pytest.raises(ZeroDivisionError), branches.recorded():
         raise ZeroDivisionError
-    assert [torch.equal, torch.Tensor.equal, torch.allclose, torch.Tensor.allclose, torch.Tensor.nbytes] == before
-    assert not {"equal", "allclose", "nbytes"} & set(vars(torch.Tensor))
+    assert [torch.equal, torch.Tensor.equal, torch.allclose, torch.Tensor.nbytes, torch.Tensor.__index__] == before
+    assert not {"equal", "allclose", "nbytes", "__index__"} & set(vars(torch.Tensor))
 
 
 def test_a_line_among_installed_packages_is_theirs_and_one_elsewhere_on_the_path_the_users(tmp_path, monkeypatch):

@@ -223,7 +223,8 @@ def test_a_module_that_can_be_neither_traced_rightly_nor_scripted_names_both_cau
     assert (trace.where, script.where, advice.where) == ("model.py:13", "model.py:15", None)
     assert trace.message.startswith("the trace is not proven: output_0[")
     assert script.message == "script: RuntimeError: __float__ cannot be used as a value:"
-    advice = "torch.where keeps both sides of the branch at model.py:13; torchscript.method: none ships ONNX alone"
+    advice = "at model.py:13, torch.where keeps both sides of a branch, and arithmetic in integers a size"
+    advice += "; torchscript.method: none ships ONNX alone"
     assert caught.value.hint == advice
     notes = [one.message for one in told if isinstance(one, Told)]
     assert sum("scripting the module instead" in one for one in notes) == 1
@@ -233,7 +234,11 @@ def test_a_hint_does_not_advise_what_is_set(tmp_path):
     settings = {"torchscript": {"method": "none"}, "export": {"exporter": "torchscript"}}
     hint = "torchscript.method: auto and export.required: false ship TorchScript alone"
     for text, error, prefix in (
-        (BRANCH, ParityFailed, "torch.where keeps both sides of the branch at model.py:13; "),
+        (
+            BRANCH,
+            ParityFailed,
+            "at model.py:13, torch.where keeps both sides of a branch, and arithmetic in integers a size; ",
+        ),
         (NEITHER, ExportFailed, ""),
     ):
         with pytest.raises(error) as caught:
@@ -674,3 +679,34 @@ def test_sizes_that_float32_rounds_otherwise_are_not_checked_where_a_size_may_be
     path = project(tmp_path / "p", text, inputs=inputs, dims={"batch": {"max": 4}, **dims})
     told = "the sizes at which float32 rounds otherwise what model.py:12 scales"
     assert (told in parity_of(packager.build(path, tmp_path / "dist").bundle)["not_checked"]) == said
+
+
+RANKER = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.users, self.items = nn.Embedding(50, 8), nn.Embedding(50, 8)
+
+    def forward(self, user, items):
+        scores = torch.einsum("bd,bkd->bk", self.users(user), self.items(items))
+        return scores, scores.argsort(dim=1, descending=True)
+"""
+
+
+def test_equal_ids_have_equal_scores_and_no_artifact_is_held_to_their_order(tmp_path):
+    ids = {"dtype": "int64", "range": [0, 50]}
+    inputs = {"user": {**ids, "shape": ["batch"]}, "items": {**ids, "shape": ["batch", 40]}}
+    built = packager.build(project(tmp_path / "p", RANKER, inputs=inputs), tmp_path / "dist")
+    assert built.parity == {"onnx": "pass", "torchscript": "pass"}
+
+
+@pytest.mark.slow  # importing it takes seconds
+def test_a_lightning_module_is_built_without_its_trainer(tmp_path):
+    text = LINEAR.replace("import torch\n", "import pytorch_lightning\nimport torch\n")
+    text = text.replace("nn.Module", "pytorch_lightning.LightningModule")
+    built = packager.build(project(tmp_path / "p", text), tmp_path / "dist")
+    assert config_of(built.bundle)["artifacts"]["torchscript"]["method"] == "trace"

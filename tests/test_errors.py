@@ -72,7 +72,8 @@ def test_an_error_reads_from_what_is_wrong_to_what_to_do():
         " --> package.yaml:8: inputs\n"
         "  model.py:3\n"
         "  ValueError: no\n"
-        "hint: check dtype, shape and range of the inputs, and the limits of the dims"
+        "hint: check dtype, shape and range of the inputs, and the limits of the dims; a size that must be a multiple, "
+        "or below another, can only be given as a number"
     )
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from packager import outputs
-from packager.manifest import Project
+from packager.draws import has_mask
+from packager.manifest import Project, is_integer
 from packager.parity.compare import Array
 from packager.parity.limits import epsilon
 from packager.samples import Case
@@ -39,6 +40,10 @@ PLAIN_KERNELS = "torch's own kernels"
 MOST_ROWS = 8
 _NUDGE_IN_EPSILONS = 64  # fewer are lost in the first sum, and what was tied stays so
 _NUDGE_OF_HALF_IN_EPSILONS = 4  # 64 of float16's would be six percent
+
+_ORDERING = frozenset({"topk", "sort", "msort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median"})
+_STEPS, _STRIDE = 16, 7  # so many roundings at most; neighbours are several apart
+_MASKED = 1e4  # and more is no score, but what a mask puts in the place of one: equal everywhere, and meant to be
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,37 @@ def evaluations(
 
 
 def nudged(project: Project, source: Source, case: Case) -> Mapping[str, Array]:
-    """The outputs with the float inputs, or else the parameters, moved by a few roundings."""
+    """The outputs with the float inputs, or else the parameters, moved by a few roundings.
+
+    Where there are integers to look up, equal ones give equal scores whatever the parameters are, and so exact ties:
+    there what is put in order is moved too.
+    """
     inputs = {name: _nudge(project, name, array) for name, array in case.inputs.items()}
-    state = {}
+    moved, state = replace(case, inputs=inputs), {}
     if all(array.dtype.kind != "f" for array in inputs.values()):
         whole = _state(source.module)
         state = {name: _one_ulp_away(one) if one.is_floating_point() else one for name, one in whole.items()}
-    return _with_state(project, source.module, state, replace(case, inputs=inputs), widen=False)
+    looked_up = any(is_integer(one.dtype) and not has_mask([one]) for one in project.manifest.inputs.values())
+    with _TiesBroken() if looked_up else nullcontext():
+        return _with_state(project, source.module, state, moved, widen=False)
+
+
+class _TiesBroken(torch.overrides.TorchFunctionMode):
+    """While open, what an order is asked of is moved by a few roundings, each element by another number of them."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The function's own answer, on scores that are nowhere equal to the last bit."""
+        if getattr(function, "__name__", "") in _ORDERING and args and isinstance(args[0], torch.Tensor):
+            args = (_apart(args[0]), *args[1:])
+        return function(*args, **(kwargs or {}))
+
+
+def _apart(scores: torch.Tensor) -> torch.Tensor:
+    if not scores.is_floating_point():
+        return scores
+    steps = torch.arange(scores.numel()).mul(_STRIDE).remainder(_STEPS).reshape(scores.shape).to(scores.dtype)
+    sizes = torch.where(scores.abs() < _MASKED, scores.abs(), 0)
+    return scores + sizes * steps * torch.finfo(scores.dtype).eps
 
 
 # -- the evaluations ------------------------------------------------------------------------
