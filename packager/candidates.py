@@ -81,9 +81,7 @@ def candidates(project: Project, eager: Eager, program: Program | None, site: Si
             return exporters.from_torch_export(project, eager.source.fresh(), names, eager.example, path)
 
         candidate = _export("torch-export", eager, project, site, from_module)
-        yield replace(
-            candidate, frozen=_taken(project, eager, program, site) if candidate.failed is None else Branches()
-        )
+        yield replace(candidate, frozen=_taken(project, eager, program) if candidate.failed is None else Branches())
     if exported and program is not None and program.method == "trace" and project.manifest.torchscript.method == "auto":
         try:
             scripted = torchscript.script(eager.source.fresh(), project.folder)
@@ -204,7 +202,7 @@ def _export(label: str, eager: Eager, project: Project, site: Site, write: Calla
     return Candidate(label, job=job, optimized=site.side.optimize(job))
 
 
-def _taken(project: Project, eager: Eager, program: Program | None, site: Site) -> Branches:
+def _taken(project: Project, eager: Eager, program: Program | None) -> Branches:
     """The branches that torch.export may have taken for good, of which it says nothing: those that a trace takes."""
     if program is not None and program.method == "trace":
         return program.frozen
@@ -212,8 +210,6 @@ def _taken(project: Project, eager: Eager, program: Program | None, site: Site) 
         traced = torchscript.trace(eager.source.fresh(), project.manifest.outputs, eager.example, project.folder)
     except ExporterFailed:
         return Branches(own=("forward()",))  # it cannot be traced, so nobody knows
-    for branch in traced.frozen.own:
-        site.stages.tell(f"torch.export may keep the branch or number that {branch} took from a shape")
     return traced.frozen
 
 

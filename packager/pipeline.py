@@ -105,7 +105,7 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
         program, saving = None, None
         if known.onnx is None or known.torchscript is None:
             with stages.stage("trace"):
-                program = _traced(project, eager, stages)
+                program = fallback.program(project, eager)
                 eager = replace(eager, early=_early(begun, eager, program, floor))
                 program = None if program is None else fallback.compared(program, project, eager, site)
                 saving = fallback.begin(project, program, site) if known.torchscript is None else None
@@ -132,6 +132,8 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
                     way = _begin_again(project, eager, way, site)
         torchscript = _torchscript(begun, eager, way.program, saving, expected, site)
         onnx = _onnx_model(begun, eager, way, awaited, site)
+        for branch in onnx.frozen.joined(torchscript.frozen).own:  # of what ships
+            stages.tell(f"an artifact keeps the branch or number that {branch} took from data: {_BRANCH_ADVICE}")
         seen, changed = watch.footprint(), watch.changed()
         if changed:
             raise InputChanged(changed[0])
@@ -268,15 +270,8 @@ def _decides(program: Program | None, known: Known) -> bool:
 
 def _program(project: Project, eager: Eager, site: Site) -> Program | None:
     """A program, compared with what is known early; None where nothing needs one."""
-    program = _traced(project, eager, site.stages)
-    return None if program is None else fallback.compared(program, project, eager, site)
-
-
-def _traced(project: Project, eager: Eager, stages: Stages) -> Program | None:
     program = fallback.program(project, eager)
-    for branch in program.frozen.own if program else ():
-        stages.tell(f"the trace keeps the branch or number that {branch} took from data: {_BRANCH_ADVICE}")
-    return program
+    return None if program is None else fallback.compared(program, project, eager, site)
 
 
 def _export(project: Project, eager: Eager, program: Program | None, awaited: Future[Reference], site: Site) -> _Way:
