@@ -164,8 +164,14 @@ def serve() -> None:
     # onnxsim and onnxruntime.transformers import torch where it is installed (2 s, 200 MB) for
     # features that are not used here; None makes the import fail as if it were not.
     sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to forbid an import
-    # While the parent imports torch: what the jobs will need.
+    # While the parent imports torch: what the jobs will need. onnxsim describes models with sympy, which nobody asks
+    # for here (0.3 s, 35 MB); the fusions look for shapes with it, and import it where they have something to fuse.
+    described_with = ("sympy", "onnx_ir")
+    sys.modules.update(dict.fromkeys(described_with))  # type: ignore[arg-type]  # None, likewise
     import onnxsim  # noqa: F401
+
+    for name in described_with:
+        del sys.modules[name]
 
     from packager import optimize
 

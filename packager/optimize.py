@@ -156,10 +156,10 @@ def _simplify(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
 
 
 def _fuse(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
-    from onnxruntime.transformers import optimizer
-
     if not any(node.op_type in _FUSIBLE for node in model.graph.node):
         return model
+    from onnxruntime.transformers import optimizer  # and with it sympy, where there is something to fuse
+
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _name_tanh_gelus(copy)
