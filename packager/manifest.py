@@ -318,7 +318,9 @@ class Project:
     folder: Path = dataclasses.field(init=False)  # where relative paths start, also after somebody's chdir
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", self.path.parent.resolve())  # one folder has one name, also with .. in it
+        folder = self.path.absolute().parent
+        # One folder has one name, also with .. in it; but for a link, which is how `--check` builds it elsewhere.
+        object.__setattr__(self, "folder", folder.resolve() if ".." in folder.parts else folder)
 
     @property
     def checkpoint(self) -> Path:
