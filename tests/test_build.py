@@ -558,7 +558,7 @@ def test_a_build_that_is_asked_to_end_clears_up_and_says_so(digits, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# -- what a first user met ----------------------------------------------------------------------
+# -- limits, masks, ties and what lies beside a project ------------------------------------------
 
 
 def test_the_way_to_the_manifest_changes_no_byte(tmp_path, monkeypatch):
