@@ -97,16 +97,15 @@ def assets(project: Project) -> dict[str, Path]:
     return found
 
 
-def data(project: Project) -> Path | None:
-    """The file of real inputs, where the manifest names one. Raises `DataDoesNotFit`."""
+def data(project: Project) -> None:
+    """Check the file of real inputs, where the manifest names one. Raises `DataDoesNotFit`."""
     if project.manifest.parity.data is None:
-        return None
+        return
     path, where = project.folder / project.manifest.parity.data, project.where("parity", "data")
     if not path.is_file():
         raise DataDoesNotFit(where, f"there is no file {path}", "an .npz or .safetensors file with an array per input")
     if not os.access(path, os.R_OK):
         raise DataDoesNotFit(where, f"{path} cannot be read")
-    return path
 
 
 def providers(project: Project, known: Sequence[str]) -> None:

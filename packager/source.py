@@ -383,12 +383,11 @@ def _unwrapped(made: Any) -> Any:
     for one in list(made.modules()):
         if getattr(one, "_compiled_call_impl", None) is not None:  # by Module.compile()
             one._compiled_call_impl = None
-        if hasattr(
-            one, "_jit_is_scripting"
-        ):  # Lightning's: else torch.jit trips over its `trainer`, which there is not
+        if hasattr(one, "_jit_is_scripting"):  # Lightning's: else torch.jit trips over a `trainer` that is not there
             vars(one)["_jit_is_scripting"] = True
-        for name, child in list(one.named_children()):
-            one._modules[name] = _inside(child)
+        for name, child in list(one._modules.items()):  # each name of a part that has two
+            if child is not None and _inside(child) is not child:
+                one._modules[name] = _inside(child)
     return _inside(made)
 
 

@@ -66,8 +66,9 @@ def test_an_entry_is_a_class_or_a_function_in_a_file_or_a_module(tmp_path, entry
         ("class Net(", "def Net():\n    return torch.compile(Inner())\n\n\nclass Inner("),
         ("class Net(", "def Net():\n    return nn.DataParallel(Inner())\n\n\nclass Inner("),
         ("self.layer = nn.Linear(4, 3)", "self.layer = nn.DataParallel(nn.Linear(4, 3))"),
+        ("class Net(", "def Net():\n    return nn.DataParallel(torch.compile(Inner()))\n\n\nclass Inner("),
     ],
-    ids=["a part", "in place", "the whole", "parallel", "a parallel part"],
+    ids=["a part", "in place", "the whole", "parallel", "a parallel part", "both"],
 )
 def test_a_module_that_wraps_itself_or_a_part_is_taken_as_it_was_before(tmp_path, change, prefix):
     text = LINEAR.replace(*change)
@@ -79,6 +80,13 @@ def test_a_module_that_wraps_itself_or_a_part_is_taken_as_it_was_before(tmp_path
     x = torch.ones(2, 4)
     traced = torch.jit.trace(found.module, (x,), check_trace=False)
     assert torch.equal(traced(x), torch.full((2, 3), 4.0))
+
+
+def test_a_compiled_part_that_has_two_names_is_unwrapped_under_both(tmp_path):
+    text = LINEAR.replace("nn.Linear(4, 3)", "torch.compile(nn.Linear(4, 3))\n        self.again = self.layer")
+    state = {"layer.weight": torch.ones(3, 4), "layer.bias": torch.zeros(3)}
+    module = loaded(project(tmp_path, text, state=state)).module
+    assert type(module.layer) is torch.nn.Linear and module.again is module.layer
 
 
 SCRIPTED = (
