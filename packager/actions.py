@@ -157,7 +157,7 @@ def _seed(project: Project) -> str:
 
 
 def _versions(*tools: str) -> dict[str, str]:
-    return {f"tool:{name}": installed.version(name) for name in tools}
+    return {f"tool:{name}": installed.tool_version(name) for name in tools}
 
 
 @functools.cache

@@ -71,7 +71,7 @@ def _same(cache: Cache, folder: Path, known: Mapping[str, Any], inputs: Mapping[
         now = {
             **{name: _digest(cache, name, Path(path), inputs) for name, path in known["files"].items()},
             **{f"importable:{path}": importable(folder / path) for path in known["folders"]},
-            **{name: installed.version(_name(name)) for name in inputs if name.startswith("tool:")},
+            **{name: installed.tool_version(_name(name)) for name in inputs if name.startswith("tool:")},
             **{name: installed.identity(_name(name), cache.sha256) for name in inputs if name.startswith("package:")},
             **actions.machine(),
             **actions.python(),

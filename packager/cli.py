@@ -27,7 +27,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 
 
 @click.group(context_settings=_SETTINGS)
-@click.version_option(package_name="packager", prog_name="package")
+@click.version_option(package_name="torch-packager", prog_name="package")
 def cli() -> None:
     """One manifest and one PyTorch checkpoint in, one proven bundle out."""
 

@@ -542,7 +542,7 @@ class AssetNotFound(UserError):
 class ExtraMissing(UserError):
     code = "extra-missing"
 
-    def __init__(self, module: str, what: str, hint: str = "pip install 'packager[build]'") -> None:
+    def __init__(self, module: str, what: str, hint: str = "pip install 'torch-packager[build]'") -> None:
         super().__init__(f"{what} needs {module}, which is not installed", hint=hint)
 
 

@@ -13,6 +13,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+DISTRIBUTION = "torch-packager"  # what pip installs and pyproject.toml names; the import package is `packager`
+
+
+def tool_version(name: str) -> str:
+    """The version of a tool as cache keys and config.json name it: `packager` for ourselves. Empty if not installed."""
+    return version(DISTRIBUTION if name == "packager" else name)
+
 
 @functools.cache
 def version(name: str) -> str:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 
 import jsonschema
 import numpy as np
@@ -133,6 +134,15 @@ def test_the_readme_tells_how_to_use_it(built):
     for part in ("# digits-cnn 1.0.0", "packager.load", "logits", "image", "package verify", "sha256sum -c SHA256SUMS"):
         assert part in text
     assert "None" not in text
+
+
+def test_the_readme_names_the_distribution_that_made_it_and_links_nowhere(built):
+    text = (built.bundle / "README.md").read_text()
+    version = json.loads((built.bundle / "config.json").read_text())["source"]["toolchain"]["packager"]
+    assert version == metadata.version("torch-packager")
+    assert f"\nA bundle made by torch-packager {version} from a PyTorch checkpoint.\n" in text
+    assert f"\npip install torch_packager-{version}-py3-none-any.whl " in text
+    assert "://" not in text
 
 
 def test_the_result_can_be_printed_as_json(built):

@@ -48,7 +48,7 @@ def installed(wheel, tmp_path_factory):
 def test_the_wheel_puts_nothing_but_packager_into_site_packages(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {name.split("/")[0] for name in names} == {"packager", f"packager-{_version()}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"packager", f"torch_packager-{_version()}.dist-info"}
     for part in ("manifest", "config", "parity"):
         assert f"packager/schemas/{part}.schema.json" in names
     assert "packager/templates/README.md.j2" in names
@@ -58,7 +58,7 @@ def test_the_wheel_puts_nothing_but_packager_into_site_packages(wheel):
 def _version():
     from importlib import metadata
 
-    return metadata.version("packager")
+    return metadata.version("torch-packager")
 
 
 def test_the_installed_package_is_whole_and_is_itself(installed):

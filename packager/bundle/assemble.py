@@ -89,7 +89,7 @@ def _config(content: Content) -> records.Config:
             manifest_sha256=content.project.sha256,
             checkpoint_sha256=origin.checkpoint_sha256,
             code_sha256=origin.code_sha256,
-            toolchain={name: installed.version(name) for name in actions.TOOLS},
+            toolchain={name: installed.tool_version(name) for name in actions.TOOLS},
         ),
         parity=records.ParityVerdicts(
             onnx="pass" if onnx else "not-checked",

@@ -138,7 +138,7 @@ def _connect(url: str, where: str | None) -> tuple[Any, str]:
     try:
         fsspec = importlib.import_module("fsspec")
     except ModuleNotFoundError:
-        raise ExtraMissing("fsspec", what, "pip install 'packager[remote]'") from None
+        raise ExtraMissing("fsspec", what, "pip install 'torch-packager[remote]'") from None
     configured = fsspec.config.conf.get(protocol, {})
     options: dict[str, Any] = {}
     if urls.is_http(url):
@@ -149,7 +149,7 @@ def _connect(url: str, where: str | None) -> tuple[Any, str]:
         system, path = fsspec.url_to_fs(url, **options)
     except ImportError as error:
         package = _PACKAGES.get(protocol)
-        hint = f"pip install {package}" if package else "pip install 'packager[remote]'"
+        hint = f"pip install {package}" if package else "pip install 'torch-packager[remote]'"
         raise ExtraMissing(package or error.name or "aiohttp", what, hint) from None
     except ValueError as error:
         if not str(error).startswith("Protocol not known"):

@@ -563,8 +563,8 @@ def test_a_protocol_that_nobody_knows_is_refused():
 @pytest.mark.parametrize(
     ("module", "url", "message"),
     [
-        ("fsspec", "https://h/m.pt", "needs fsspec, which is not installed\nhint: pip install 'packager[remote]'"),
-        ("aiohttp", "https://h/m.pt", "needs aiohttp, which is not installed\nhint: pip install 'packager[remote]'"),
+        ("fsspec", "https://h/m", "needs fsspec, which is not installed\nhint: pip install 'torch-packager[remote]'"),
+        ("aiohttp", "https://h/m", "needs aiohttp, which is not installed\nhint: pip install 'torch-packager[remote]'"),
         ("s3fs", "s3://b/m.pt", "needs s3fs, which is not installed\nhint: pip install s3fs"),
         ("gcsfs", "gs://b/m.pt", "needs gcsfs, which is not installed\nhint: pip install gcsfs"),
     ],
