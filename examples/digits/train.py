@@ -32,6 +32,7 @@ def main() -> None:
     if not asked.resume:
         shutil.rmtree(RUNS, ignore_errors=True)
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # the network is too small to share, and waiting threads would take the time of others
     train_images, test_images, train_labels, test_labels = (torch.from_numpy(one) for one in split())
     model = DigitsCNN(classes=10)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
