@@ -32,6 +32,7 @@ demo: $(VENV)/.build  ## train on real digits, build, verify, and predict withou
 	$(BIN)/package build examples/digits/package.yaml -o examples/digits/dist
 	$(BIN)/package verify examples/digits/dist/digits-cnn-1.0.0
 	$(BIN)/python examples/digits/predict.py examples/digits/dist/digits-cnn-1.0.0
+	@cat examples/next.txt
 
 minilm: $(VENV)/.examples  ## package a pretrained transformer and embed sentences without torch
 	$(BIN)/python examples/minilm/fetch.py
