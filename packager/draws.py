@@ -5,7 +5,7 @@
     low, high     one end of the range everywhere
     low, unmasked the same as low, and masks whole: for a module that takes no row of zeros in a mask
     extremes      one end or the other, element by element: full of ties
-    vanishing     zero, minus zero and subnormal numbers
+    vanishing     zero, minus zero, numbers far below any weight, and a few subnormal numbers
     long-tailed   small values, and a few far out
     large         without a range: four times standard normal
     padded        masks: ones, and from somewhere on zeros
@@ -35,6 +35,8 @@ CONSTANT: tuple[Fill, ...] = ("low", "low, unmasked", "high", "vanishing")
 _KINDS: tuple[Fill, ...] = ("extremes", "long-tailed", "large", "padded", "low", "high", "vanishing")
 _DISTINCT = 1 << 17  # of a range of up to so many integers, each is drawn once before any comes again
 _LARGE = 4.0
+_SUBNORMALS = 8  # in a whole array: each costs some processors a hundred times what a normal number does
+_BFLOAT16_SUBNORMAL = 2.0**-133  # the smallest; such an input is drawn in float32
 _FAR_OUT = 30.0  # standard deviations; exp() of it is far from what float32 holds at most
 
 
@@ -129,10 +131,8 @@ def _floats(
     spec: Input, shape: tuple[int, ...], kind: Fill, dtype: np.dtype[Any], generator: np.random.Generator
 ) -> Array:
     if kind == "vanishing":
-        step = float(np.finfo(dtype).smallest_subnormal)
-        values = generator.integers(-1, 2, shape) * step * generator.integers(1, 1000, shape)
-        values = np.where(generator.integers(0, 4, shape) == 0, -0.0, values)
-    elif spec.range is None:
+        return _vanishing(spec, shape, dtype, generator)
+    if spec.range is None:
         if kind == "random":
             return generator.standard_normal(shape).astype(dtype)
         far = generator.standard_t(1.5, shape) if kind == "long-tailed" else _LARGE * generator.standard_normal(shape)
@@ -146,3 +146,25 @@ def _floats(
         least, most = (float(one) for one in spec.ends())
         values = np.clip(values, least, most)
     return np.asarray(values.astype(dtype))
+
+
+def _vanishing(spec: Input, shape: tuple[int, ...], dtype: np.dtype[Any], generator: np.random.Generator) -> Array:
+    """Draw zeros of either sign and tiny numbers, about half of each, and up to eight subnormal numbers among them.
+
+    Tiny is the smallest normal number to the power of 2/3: 5e-26 in float32. Multiplied by a weight it stays normal
+    (down to weights of 1e-12), and its square is 0 rather than subnormal. float16 has no room for both; it is
+    computed in float32. The result is an array of `shape` and `dtype`. A value out of range changes its sign, or
+    else is 0.
+    """
+    size, limits = math.prod(shape), np.finfo(dtype)
+    values = float(limits.smallest_normal) ** (2 / 3) * (1.0 + generator.random(size))
+    values[generator.integers(0, 2, size) == 0] = 0.0
+    subnormal = generator.choice(size, min(_SUBNORMALS, -(-size // 2)), replace=False)
+    step = _BFLOAT16_SUBNORMAL if spec.dtype == "bfloat16" else float(limits.smallest_subnormal)
+    values[subnormal] = step * generator.integers(1, 100, subnormal.size)
+    values *= 2.0 * generator.integers(0, 2, size) - 1.0
+    if spec.range is not None:
+        least, most = (float(one) for one in spec.ends())
+        values = np.where((least <= values) & (values <= most), values, -values)
+        values = np.where((least <= values) & (values <= most), values, 0.0)
+    return np.asarray(values.astype(dtype).reshape(shape))

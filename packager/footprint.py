@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,8 @@ def watched(folder: Path, entry: str, known: Sequence[Path]) -> Iterator[Watch]:
     """While open, note what is imported and read.
 
     `entry` is the module that the manifest names; `known` are files and folders that are accounted for
-    elsewhere. A file that was written before it was read is the code's own, and no input.
+    elsewhere. A file that was written before it was read is the code's own, and no input; likewise a module
+    that the code wrote to the temporary folder before importing it, as its text follows from the other inputs.
     """
     before, path_before = dict(sys.modules), {*sys.path}
     elsewhere = (*_NEVER, *_prefixes(), *(f"{path}/" for path in known))
@@ -106,14 +107,20 @@ def watched(folder: Path, entry: str, known: Sequence[Path]) -> Iterator[Watch]:
     _LISTENING.append(heard)
 
     def footprint() -> Footprint:
-        modules = imported(before)
-        own = {str(path) for path in modules.values()}
-        others = [one for one in heard.read if one not in own and not one.startswith(elsewhere) and _is_data(one)]
-        searched = {folder, *(Path(one) for one in sys.path if one not in path_before and os.path.isdir(one))}
-        searched |= {path.parent for path in modules.values()}
-        reached = _reached([sys.modules[name] for name in {*modules, entry} if name in sys.modules])
+        loaded = imported(before)
+        generated = {name: path for name, path in loaded.items() if _is_generated(path, folder, heard.written)}
+        modules = {name: path for name, path in loaded.items() if name not in generated}
+        own = {_absolute(path) for path in loaded.values()}
+        # A generated file that was there before is an input, but its module is not part of the bundle's code digest.
+        earlier = [path for path in map(_absolute, generated.values()) if path not in heard.written]
+        others = [*earlier, *(one for one in heard.read if one not in own)]
+        others = [one for one in others if not one.startswith(elsewhere) and _is_data(one)]
+        searched = {Path(one) for one in sys.path if one not in path_before and os.path.isdir(one)}
+        searched -= {path.parent for path in generated.values()}
+        searched |= {folder, *(path.parent for path in modules.values())}
+        reached = _reached([sys.modules[name] for name in {*loaded, entry} if name in sys.modules])
         packages, loose = _distributions(reached - {name.partition(".")[0] for name in modules})
-        paths = {_relative(Path(one), folder) for one in (*others, *loose)}
+        paths = {_relative(Path(one), folder) for one in (*others, *(one for one in loose if one not in own))}
         folders = {_relative(one, folder) for one in searched}
         named = {name: _relative(path, folder) for name, path in sorted(modules.items())}
         placed = any(os.path.isabs(one) for one in (*paths, *folders, *named.values()))
@@ -144,6 +151,22 @@ def imported(before: Mapping[str, object]) -> dict[str, Path]:
         if path.suffix == ".py" and not str(path).startswith(prefixes):
             found[name] = path
     return found
+
+
+def _is_generated(path: Path, folder: Path, written: Collection[str]) -> bool:
+    """Whether the user's code wrote the file of this module while it ran, now or in an earlier process.
+
+    Now: `written` has it, and it lies in the temporary folder or is deleted already. Earlier: it lies in the
+    temporary folder where no entry of `sys.path` leads to it. The project's own `folder` is never temporary.
+    """
+    import tempfile  # an unchanged build does without it
+
+    temporary = Path(tempfile.gettempdir())
+    is_temporary = inside(path, temporary) is not None and inside(path, folder) is None
+    if _absolute(path) in written:
+        return is_temporary or not path.exists()
+    searched = [Path(entry) for entry in sys.path if Path(entry).absolute() != temporary]
+    return is_temporary and not any(inside(path, entry) for entry in searched)
 
 
 def _prefixes() -> tuple[str, ...]:
@@ -237,20 +260,36 @@ def _install_hook() -> None:
 
 
 def _hear(event: str, arguments: tuple[object, ...]) -> None:
-    if event != "open" or not _LISTENING:
+    if not _LISTENING:
         return
-    name, _, flags = arguments
-    if not isinstance(flags, int) or not isinstance(name, (str, bytes, os.PathLike)):
-        return
-    given = os.fsdecode(name)
-    path = os.path.join(os.getcwd(), given)
-    # `..` behind a link leads elsewhere than it reads.
-    path = os.path.realpath(path) if ".." in Path(path).parts else os.path.normpath(path)
+    if event == "open":
+        name, _, flags = arguments
+        if isinstance(flags, int) and isinstance(name, (str, bytes, os.PathLike)):
+            _hear_open(os.fsdecode(name), flags)
+    elif event == "os.rename":
+        names = [_absolute(os.fsdecode(one)) for one in arguments[:2] if isinstance(one, (str, bytes, os.PathLike))]
+        for heard in _LISTENING:
+            if names[0] in heard.written:
+                heard.written.add(names[-1])
+
+
+def _hear_open(given: str, flags: int) -> None:
+    path = _absolute(given)
+    status = _status(path)  # before it is opened
+    if flags & os.O_EXCL and status is not None:
+        return  # which fails
     writes = flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_TRUNC
+    creates = flags & os.O_CREAT and status is None  # those of tempfile are open for reading too
     for heard in _LISTENING:
-        if writes:
+        if writes or creates:
             heard.written.add(path)
         elif path not in heard.written:
-            heard.read.setdefault(path, _status(path))
+            heard.read.setdefault(path, status)
             if not os.path.isabs(given):
                 heard.relative.add(path)
+
+
+def _absolute(given: str | Path) -> str:
+    path = os.path.join(os.getcwd(), given)
+    # `..` behind a link leads elsewhere than it reads.
+    return os.path.realpath(path) if ".." in Path(path).parts else os.path.normpath(path)

@@ -299,7 +299,7 @@ def _case(project: Project, sizes: Mapping[str, int], kinds: tuple[Fill, ...], i
             sweep = np.random.default_rng([seed, _FURTHER, *name.encode()])
             arrays[name] = draws.sweep(spec, shape, (index - _FURTHER) // 2, sweep)
             continue
-        if kinds == ("random",) or batch is None:
+        if kinds == ("random",) or batch is None or (kinds == ("vanishing",) and spec.shape[:1] == [batch]):
             arrays[name] = draws.draw(spec, shape, kinds[0], generator)
         elif spec.shape[:1] == [batch]:
             rows = [draws.draw(spec, shape[1:], kinds[row % len(kinds)], generator) for row in range(shape[0])]

@@ -544,21 +544,19 @@ def _tied(module: torch.nn.Module) -> list[frozenset[str]]:
 def check_inputs(project: Project, module: torch.nn.Module) -> None:
     """Refuse inputs that forward() does not take in this number and order. Raises `InputsDoNotFit`."""
     names = list(project.manifest.inputs)
-    parameters = [
-        one for one in inspect.signature(module.forward).parameters.values() if one.kind is not one.KEYWORD_ONLY
-    ]
-    known = [one.name for one in parameters if one.kind is not one.VAR_POSITIONAL]
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    known = [one.name for one in positional]
     takes_more = any(one.kind is one.VAR_POSITIONAL for one in parameters)
     where = project.where("inputs")
     takes = f"forward() takes: {', '.join(known)}"
     if len(names) > len(known) and not takes_more:
         raise InputsDoNotFit(where, f"{takes}\nthe manifest gives {len(names)}: {', '.join(names)}", "remove inputs")
-    named = [one for one in inspect.signature(module.forward).parameters.values() if one.kind is one.KEYWORD_ONLY]
-    unnamed = [one.name for one in named if one.default is one.empty]
+    unnamed = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
     if unnamed:
         why = f"forward() takes {', '.join(unnamed)} by name only"
         raise InputsDoNotFit(where, why, "inputs are given by position; a small wrapper Module can name them")
-    needed = [one.name for one in parameters if one.default is one.empty and one.name in known]
+    needed = [one.name for one in positional if one.default is one.empty]
     if len(names) < len(needed):
         raise InputsDoNotFit(where, f"{takes}\nwithout an input: {', '.join(needed[len(names) :])}", "add inputs")
     for position, name in enumerate(names):

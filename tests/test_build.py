@@ -31,6 +31,7 @@ from packager.errors import (
 )
 from packager.progress import Told
 from packager.schema import schema
+from packager.vet import vet
 
 
 def returning(*lines):
@@ -412,6 +413,15 @@ def test_outputs_of_every_kind_are_proven(tmp_path):
     found = predict(built.bundle, x=np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32))
     assert [str(one.dtype) for one in found.values()] == [one["dtype"] for one in outputs]
     assert np.isnan(found["bad"]).any()
+
+
+def test_a_forward_that_also_takes_any_keywords_is_vetted_and_proven(tmp_path):
+    text = LINEAR.replace("forward(self, x)", "forward(self, x, *rest, scale=2.0, **kwargs)")
+    path = project(tmp_path, text.replace("return self.layer(x)", "return scale * self.layer(x)"))
+    assert vet(path).outputs[0]["shape"] == ("batch", 3)
+    built = packager.build(path, tmp_path / "out")
+    assert built.parity == {"onnx": "pass", "torchscript": "pass"}
+    assert built.facts["torchscript"].endswith(", trace")
 
 
 def test_inputs_of_other_dtypes_and_two_dims_are_proven(tmp_path):

@@ -26,6 +26,9 @@ CODE = (
 )
 
 
+STATE = {"layer.weight": torch.ones(3, 4), "layer.bias": torch.zeros(3)}
+
+
 @pytest.fixture
 def linear(tmp_path):
     return project(tmp_path / "project", LINEAR)
@@ -539,6 +542,61 @@ def test_code_that_changes_the_working_directory_is_built_from_a_relative_path(l
     result = packager.build("package.yaml", "out")
     assert packager.verify(linear.parent / "out/net-1.0.0").ok
     assert result.bundle == Path("out/net-1.0.0")
+
+
+GENERATES = """
+import importlib.util
+import os
+import sys
+import tempfile
+
+
+def generated(text):
+    if {once}:
+        path = os.path.join(tempfile.gettempdir(), "generated.py")
+        if not os.path.exists(path):
+            open(path, "w").write(text)
+    else:
+        with tempfile.NamedTemporaryFile("w", suffix=".py", delete=False) as file:
+            file.write(text)
+        path = file.name
+    spec = importlib.util.spec_from_file_location("generated", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["generated"] = module
+    return module
+"""
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_code_that_generates_modules_is_found_in_the_cache_and_gives_the_same_bytes(tmp_path, monkeypatch, once):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    text = LINEAR.replace("self.layer(x)", "scale(self.layer(x))")
+    text += "\n\nscale = generated('def scale(x):\\n    return 2 * x\\n').scale\n"
+    path = project(tmp_path / "project", "from helper import generated\n" + text, state=STATE)
+    (path.parent / "helper.py").write_text(GENERATES.format(once=once))
+
+    def build(*options):
+        answer = package("build", path, "-o", tmp_path / "out", "--json", *options)
+        assert answer.returncode == 0, answer.stderr
+        return json.loads(answer.stdout)
+
+    first, left = build(), sorted(temporary.glob("*.py"))
+    assert len(left) == 1
+    config = json.loads((Path(first["bundle"]) / "config.json").read_text())
+    again = build()
+    assert again["cached"] and again["fingerprint"] == first["fingerprint"]
+    assert build("--no-cache", "--check")["fingerprint"] == first["fingerprint"]  # the module is there, and not again
+    for one in temporary.glob("*.py"):
+        one.unlink()
+    assert build()["cached"]
+    (path.parent / "helper.py").write_text(GENERATES.format(once=once) + "# changed\n")
+    changed = build()
+    assert not changed["cached"]
+    code = json.loads((Path(changed["bundle"]) / "config.json").read_text())["source"]["code_sha256"]
+    assert code != config["source"]["code_sha256"]
 
 
 @pytest.mark.parametrize("name", ["data.npz", "labels.txt"])

@@ -149,15 +149,43 @@ def test_a_range_is_filled_and_not_only_its_ends():
     assert counts.min() > 400
 
 
+def subnormal(array):
+    return (array != 0) & (np.abs(array) < np.finfo(array.dtype).smallest_normal)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("limits", [None, [-1, 1], [0, 1]])
-def test_what_vanishes_is_zero_minus_zero_and_subnormal(dtype, limits):
+def test_what_vanishes_is_zero_minus_zero_tiny_and_in_a_few_places_subnormal(dtype, limits):
     spec = Input(dtype=dtype, shape=[], range=limits)
-    array = drawn(spec, (400,), "vanishing")
-    smallest = np.finfo(array.dtype).smallest_normal
-    assert (np.abs(array) < smallest).all()
+    array = drawn(spec, (20, 20), "vanishing")
+    zeros, few = array == 0, subnormal(array)
+    assert few.sum() == 8
+    assert np.signbit(array[zeros]).any() and not np.signbit(array[zeros]).all()
+    tiny = np.abs(array[~zeros & ~few]).astype(float)
+    assert 120 < tiny.size < 280
+    largest = {"float64": 4e-205, "float16": 3.2e-3}.get(dtype, 1.1e-25)
+    assert (tiny <= largest).all()
     assert limits is None or ((limits[0] <= array) & (array < limits[1])).all()
-    assert (array != 0).any() and np.signbit(array[array == 0]).any() and not np.signbit(array[array == 0]).all()
+    assert (few != subnormal(drawn(spec, (20, 20), "vanishing", seed=1))).any()
+    if dtype == "bfloat16":
+        assert (array[few].view(np.uint32) & 0xFFFF == 0).all()  # not rounded away where it is made bfloat16
+
+
+@given(OPEN | floats(), st.lists(st.integers(0, 40), max_size=3).map(tuple), st.integers(0, 99))
+def test_however_large_an_array_a_few_elements_are_subnormal(spec, shape, seed):
+    assert subnormal(drawn(spec, shape, "vanishing", seed)).sum() <= 8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_layers_make_of_vanishing_values_is_not_subnormal(dtype):
+    values = drawn(Input(dtype=dtype, shape=[]), (256, 256), "vanishing")
+    assert not subnormal(np.outer(values[~subnormal(values)], np.asarray([1e-12, 0.01, 1, 100], dtype))).any()
+    assert not subnormal(np.square(values)).any()
+    generator = np.random.default_rng(0)
+    for _ in range(12):
+        weights = (0.02 * generator.standard_normal((256, 256))).astype(dtype)
+        values = np.maximum(values @ weights, 0)
+        assert not subnormal(values).any() and (values != 0).any()
 
 
 def test_a_long_tail_is_mostly_small_and_seldom_far_out():

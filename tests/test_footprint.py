@@ -4,6 +4,8 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
+import textwrap
 
 import pytest
 import torch
@@ -21,12 +23,63 @@ SOME = st.lists(st.sampled_from("pqr"), unique=True).map(lambda one: tuple(sorte
 FOOTPRINTS = st.builds(Footprint, NAMES, SOME, SOME, SOME, st.booleans())
 
 
+HELPER = """
+import importlib.util
+import os
+import sys
+import tempfile
+
+TEXT = "def scale(x):\\n    return 2 * x\\n"
+BY_NAME = os.path.join(tempfile.gettempdir(), "generated.py")
+
+
+def generated():
+    if "generated" not in sys.modules:
+{write}
+        spec = importlib.util.spec_from_file_location("generated", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["generated"] = module
+        spec.loader.exec_module(module)
+{after}
+    return sys.modules["generated"]
+"""
+
+RANDOM = """
+with tempfile.NamedTemporaryFile("w", prefix="generated_", suffix=".py", delete=False) as file:
+    file.write(TEXT)
+path = file.name
+"""  # as PyTorch Geometric does
+
+GENERATORS = {
+    "random name": (RANDOM, ""),
+    "random name, deleted": (RANDOM, "os.unlink(path)"),
+    "random name, in place of another": (RANDOM + "os.replace(path, BY_NAME)\npath = BY_NAME", ""),
+    "random folder on the path": (
+        "folder = tempfile.mkdtemp()\npath = os.path.join(folder, 'generated.py')\n"
+        "open(path, 'w').write(TEXT)\nsys.path.insert(0, folder)",
+        "",
+    ),
+    "each time": ("path = BY_NAME\nopen(path, 'w').write(TEXT)", ""),
+    "once": ("path = BY_NAME\nif not os.path.exists(path):\n    open(path, 'w').write(TEXT)", ""),
+}
+"""How a library writes a module while it runs, and what it does after importing it."""
+
+
+def generating(folder, generator):
+    """A project whose module calls a function that a helper generates as the module is called."""
+    folder.mkdir()
+    write, after = (textwrap.indent(part.strip("\n"), "        ") for part in generator)
+    (folder / "helper.py").write_text(HELPER.format(write=write, after=after))
+    text = "from helper import generated\n" + LINEAR.replace("self.layer(x)", "generated().scale(self.layer(x))")
+    return project(folder, text, state=STATE)
+
+
 def seen(path):
     """The footprint of a project's code, loaded once."""
     found = manifest.load(path)
     checkpoint = found.folder / found.manifest.checkpoint.path
     with footprint.watched(found.folder, "model", [checkpoint]) as watch, source.opened(found) as opening:
-        opening()
+        opening().module(torch.zeros(1, 4))
         assert watch.changed() == []
         return watch.footprint()
 
@@ -73,6 +126,51 @@ def test_a_file_that_the_code_writes_for_itself_is_not(tmp_path):
     scratch = tmp_path.parent / "scratch.txt"
     text = f"open({str(scratch)!r}, 'w').write('1')\nopen({str(scratch)!r}).read()\n" + LINEAR
     assert seen(project(tmp_path, text)).data == ()
+
+
+@pytest.mark.parametrize("write", GENERATORS.values(), ids=GENERATORS)
+def test_a_module_that_the_code_generates_in_the_temporary_folder_is_no_input(tmp_path, monkeypatch, write):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = generating(tmp_path / "project", write)
+    found = seen(path)
+    assert found == Footprint({"helper": "helper.py", "model": "model.py"}, (), (".",), (), False)
+
+
+def test_a_generated_module_that_was_there_before_counts_by_its_content_and_not_as_code(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    path = generating(tmp_path / "project", GENERATORS["once"])
+    first, second = seen(path), seen(path)
+    assert second.own_files() == first.own_files() == {"helper": "helper.py", "model": "model.py"}
+    assert (second.data, second.folders) == ((f"{temporary}/generated.py",), (".",))
+    (temporary / "another.py").touch()
+    before = second.inputs(path.parent, sha256_file)
+    (temporary / "generated.py").write_text("def scale(x):\n    return 3 * x\n")
+    after = second.inputs(path.parent, sha256_file)
+    assert {name for name in before if before[name] != after[name]} == {f"read:{temporary}/generated.py"}
+
+
+def test_a_file_in_the_temporary_folder_that_the_code_only_reads_is_an_input(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    (temporary / "scale.txt").write_text("2")
+    text = f"try:\n    open({str(temporary / 'scale.txt')!r}, 'x')\nexcept FileExistsError:\n"
+    path = project(tmp_path / "project", text + f"    open({str(temporary / 'scale.txt')!r}).read()\n" + LINEAR)
+    assert seen(path).data == (f"{temporary}/scale.txt",)
+
+
+def test_a_library_in_the_temporary_folder_is_code_where_it_is_found_on_the_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library/nets.py").touch()
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "library")])
+    found = seen(project(tmp_path / "project", "import nets\n" + LINEAR, state=STATE))
+    assert found.modules == {"model": "model.py", "nets": f"{tmp_path}/library/nets.py"}
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -210,6 +211,41 @@ def test_a_bool_input_is_true_and_false():
     assert {fill: set(array.ravel().tolist()) for fill, array in fills.items()} == {
         "random": {True, False}, "padded": {True, False}, "whole": {True}, "low": {False}, "high": {True}
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("limits", [None, [-1, 1]])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "batch"), [(["batch", 3, 64, 64], {}), (["batch", 500], {"min": 30}), ([3, 99, 99], None)]
+)
+def test_however_large_the_inputs_a_few_elements_of_all_cases_are_subnormal(shape, batch, dtype, limits):
+    inputs = {name: {"dtype": dtype, "shape": shape, "range": limits} for name in "xy"}
+    cases = grid(inputs, {} if batch is None else {"batch": batch}).cases
+    counts = {
+        case.name: sum(
+            int(np.count_nonzero((one != 0) & (np.abs(one) < np.finfo(one.dtype).smallest_normal)))
+            for one in case.inputs.values()
+        )
+        for case in cases
+    }
+    assert {name for name, count in counts.items() if count} == {
+        case.name for case in cases if case.kinds == ("vanishing",)
+    }
+    assert sum(counts.values()) == 16
+
+
+def test_the_sample_of_vanishing_values_shows_what_flushes_them_and_what_drops_the_sign_of_zero():
+    case = next(case for case in grid({"x": ["batch", 64]}).cases if case.kinds == ("vanishing",))
+    x = torch.from_numpy(case.inputs["x"])
+    expected = x * 1e30
+    assert torch.set_flush_denormal(True)
+    try:
+        flushed = x * 1e30
+    finally:
+        torch.set_flush_denormal(False)
+    assert 0 < (flushed != expected).sum() <= 8
+    unsigned = x + 0.0  # as -0.0 + 0.0 is 0.0
+    assert (1 / unsigned != 1 / x).any()
 
 
 @given(st.integers(0, 2**64), st.integers(0, 1000))

@@ -480,6 +480,32 @@ def test_a_parameter_that_is_given_by_name_only_is_no_input(tmp_path):
     loaded(bare(tmp_path / "optional", text.replace("*, scale", "*, scale=1.0")))
 
 
+@pytest.mark.parametrize(
+    "parameters", ["x, **kwargs", "x, *rest, **kwargs", "x, /, *, scale=1.0, **kwargs", "*x, **more"]
+)
+def test_keyword_arguments_that_need_no_value_are_no_inputs(tmp_path, parameters):
+    text = LINEAR.replace("forward(self, x)", f"forward(self, {parameters})").replace(
+        "layer(x)", "layer(torch.zeros(4))"
+    )
+    assert loaded(bare(tmp_path, text)).parameters == 15
+
+
+@pytest.mark.parametrize(
+    ("parameters", "names", "why"),
+    [
+        ("x, **kwargs", ["x", "y"], "forward() takes: x\nthe manifest gives 2: x, y"),
+        ("x, **kwargs", ["x", "kwargs"], "forward() takes: x\nthe manifest gives 2: x, kwargs"),
+        ("x, *, scale=1.0, **kwargs", ["x", "scale"], "forward() takes: x\nthe manifest gives 2: x, scale"),
+        ("x, y, /, *rest, **kwargs", ["x"], "forward() takes: x, y\nwithout an input: y"),
+        ("x, y, **kwargs", ["y", "x"], "forward() takes: x, y\ny is input 1 of the manifest and parameter 2"),
+        ("x, *rest, scale, **kwargs", ["x"], "forward() takes scale by name only"),
+    ],
+)
+def test_keyword_arguments_take_no_input(tmp_path, parameters, names, why):
+    text = LINEAR.replace("forward(self, x)", f"forward(self, {parameters})")
+    assert refused(bare(tmp_path, text, inputs=inputs(*names)), InputsDoNotFit).why == why
+
+
 def test_what_is_compiled_is_run_as_it_was_written_while_the_module_is_open(tmp_path):
     text = LINEAR.replace("    def forward", "    @torch.compile(backend=refuse)\n    def forward")
     text = text.replace("class Net", "def refuse(graph, inputs):\n    raise AssertionError('compiled')\n\n\nclass Net")
