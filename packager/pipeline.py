@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Semaphore
@@ -84,8 +84,9 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
     with (
         footprint.watched(project.folder, _entry_module(project), _accounted_for(begun)) as watch,
         source.opened(project) as opening,
+        ExitStack() as stack,  # left only after the background threads have ended
         ThreadPoolExecutor(max_workers=2) as background,
-        ExitStack() as stack,
+        _reference_to_come(side) as awaited,
     ):
         with stages.stage("source"):
             found = opening()
@@ -111,7 +112,6 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
                 saving = fallback.begin(project, program, site) if known.torchscript is None else None
         else:
             eager = replace(eager, early=_early(begun, eager, None, floor))
-        awaited: Future[Reference] = Future()
         way = _Way(program, iter(()), None)
         if known.onnx is None:
             with stages.stage("export"):
@@ -123,7 +123,11 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
         else:
             assert floor is not None
             with stages.stage("reference"):
-                expected = _reference(begun, eager, program, floor, awaited)
+                decides = _decides(program, known)
+                expected = reference.measure(
+                    project, eager.source, eager.grid, floor, known=eager.early, decides=decides
+                )  # fmt: skip
+                awaited.set_result(expected)
                 expected = _covered(project, eager, expected, stages)
                 memory.give_back()
                 outputs = _outputs(eager, expected)
@@ -139,6 +143,22 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
             raise InputChanged(changed[0])
         measured = known.measured or _measured(project, eager, expected, seen)
         return Results(measured, onnx, torchscript), seen
+
+
+@contextmanager
+def _reference_to_come(side: OnnxSide) -> Iterator[Future[Reference]]:
+    """Yield a future of the reference, for threads that wait for it.
+
+    Whatever the block raises cancels the future and the jobs of `side`: no thread then waits for an answer that never
+    comes, so the build ends with the error instead of hanging.
+    """
+    awaited: Future[Reference] = Future()
+    try:
+        yield awaited
+    except BaseException:
+        awaited.cancel()
+        side.cancel()
+        raise
 
 
 @dataclass(frozen=True)
@@ -190,21 +210,6 @@ def _early(begun: Begun, eager: Eager, program: Program | None, floor: Floor | N
         return begun.known.measured.reference.early
     assert floor is not None
     return reference.early(begun.project, eager.source, eager.grid, floor, decides=_decides(program, begun.known))
-
-
-def _reference(
-    begun: Begun, eager: Eager, program: Program | None, floor: Floor, awaited: Future[Reference]
-) -> Reference:
-    """Measure here, for whoever waits elsewhere; a failure ends their waiting too."""
-    try:
-        found = reference.measure(
-            begun.project, eager.source, eager.grid, floor, known=eager.early, decides=_decides(program, begun.known)
-        )  # fmt: skip
-    except BaseException as error:
-        awaited.set_exception(error)
-        raise
-    awaited.set_result(found)
-    return found
 
 
 def _covered(project: Project, eager: Eager, expected: Reference, stages: Stages) -> Reference:
