@@ -28,7 +28,7 @@ import onnx as _onnx  # noqa: F401
 import onnxruntime
 import torch
 
-from packager import actions, candidates, fallback, footprint, memory, preflight, signature, source
+from packager import actions, candidates, fallback, footprint, host, memory, preflight, signature, source
 from packager.branches import Branches
 from packager.bundle import evidence
 from packager.bundle.writer import Writer
@@ -80,14 +80,15 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
     preflight.providers(project, onnxruntime.get_all_providers())
     for provider in absent(project.manifest.target.providers):
         stages.tell(f"not compared: {provider}")
-    torch.set_num_threads(actions.cores())  # and not as the environment says: measured errors depend on it
     with (
+        host.restored(),
         footprint.watched(project.folder, _entry_module(project), _accounted_for(begun)) as watch,
         source.opened(project) as opening,
         ExitStack() as stack,  # left only after the background threads have ended
         ThreadPoolExecutor(max_workers=2) as background,
         _reference_to_come(side) as awaited,
     ):
+        torch.set_num_threads(actions.cores())  # and not as the environment says: measured errors depend on it
         with stages.stage("source"):
             found = opening()
             judging = Semaphore(2 if _weight_bytes(found) <= _JUDGED_AT_ONCE_BYTES else 1)
