@@ -143,8 +143,12 @@ def user_frame(error: BaseException, folder: Path) -> str:
 
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """Import with `folder` on the path; the user's own modules are taken out again afterwards."""
-    before = dict(sys.modules)
+    """Import with `folder` on the path; the user's own modules are taken out again afterwards.
+
+    So is what their code put on the path, and the working directory is what it was: the cache is asked by both, before
+    the code runs, and must be written by the same.
+    """
+    before, search, entries, directory = dict(sys.modules), sys.path, list(sys.path), os.getcwd()
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
@@ -155,7 +159,9 @@ def _importing_from(folder: Path) -> Iterator[None]:
                 sys.modules[name] = before[name]
             else:
                 del sys.modules[name]
-        sys.path.remove(str(folder))
+        search[:] = entries
+        sys.path = search  # the code may have assigned another list
+        os.chdir(directory)
 
 
 def _named(project: Project) -> str:
