@@ -20,8 +20,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +58,8 @@ class OnnxSide:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnx-side")
         self._child: subprocess.Popen[bytes] | None = None
+        self._starting = threading.Lock()  # so that no child starts after `cancel` has killed the last one
+        self._cancelled = False
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
 
     def __enter__(self) -> OnnxSide:
@@ -69,16 +72,19 @@ class OnnxSide:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        child = self._child
-        if child is not None:
-            if kind is not None:
-                child.kill()  # nobody waits for its answer any more
-            assert child.stdin is not None
-            child.stdin.close()
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        if child is not None:
-            _finish(child)
+        if kind is not None:
+            self.cancel()
+        self._threads.shutdown(wait=True)
+        self._close()
         self._errors.close()
+
+    def cancel(self) -> None:
+        """Kill the child and start no other: jobs without an answer raise `CancelledError`, and no more are taken."""
+        with self._starting:
+            self._cancelled = True
+            if self._child is not None:
+                self._child.kill()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def optimize(self, job: OptimizeJob) -> Future[Optimized]:
         """Run the passes; a pass that crashes is skipped, recorded, and the others run again."""
@@ -89,6 +95,8 @@ class OnnxSide:
             try:
                 answer: Optimized = self._exchange(job)
             except Crashed as crash:
+                if self._cancelled:
+                    raise CancelledError from None
                 if crash.during not in ("simplify", "fuse", "optimize") or crash.during in job.skip:
                     return Optimized(GraphSize(0, 0), (), None, str(crash))
                 job = replace(job, skip={**job.skip, crash.during: f"crashed: {crash.how}"})
@@ -99,7 +107,8 @@ class OnnxSide:
     def _close(self) -> None:
         if self._child is not None:
             assert self._child.stdin is not None
-            self._child.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # what a killed child did not read
+                self._child.stdin.close()
             _finish(self._child)
             self._child = None
 
@@ -107,13 +116,16 @@ class OnnxSide:
         # Not `-m packager.onnx_side` from the working directory's files: the child must import what we are.
         root = str(Path(__file__).parent.parent)
         code = f"import sys; sys.path.insert(0, {root!r}); from packager.onnx_side import serve; serve()"
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env={**os.environ, **memory.ENVIRONMENT},
-        )
+        with self._starting:
+            if self._cancelled:
+                raise CancelledError
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env={**os.environ, **memory.ENVIRONMENT},
+            )
 
     def _exchange(self, job: object) -> Any:
         if self._child is None or self._child.poll() is not None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Semaphore
@@ -28,7 +28,7 @@ import onnx as _onnx  # noqa: F401
 import onnxruntime
 import torch
 
-from packager import actions, candidates, fallback, footprint, memory, preflight, signature, source
+from packager import actions, candidates, fallback, footprint, host, memory, preflight, signature, source
 from packager.branches import Branches
 from packager.bundle import evidence
 from packager.bundle.writer import Writer
@@ -80,13 +80,15 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
     preflight.providers(project, onnxruntime.get_all_providers())
     for provider in absent(project.manifest.target.providers):
         stages.tell(f"not compared: {provider}")
-    torch.set_num_threads(actions.cores())  # and not as the environment says: measured errors depend on it
     with (
+        host.restored(),
         footprint.watched(project.folder, _entry_module(project), _accounted_for(begun)) as watch,
         source.opened(project) as opening,
+        ExitStack() as stack,  # left only after the background threads have ended
         ThreadPoolExecutor(max_workers=2) as background,
-        ExitStack() as stack,
+        _reference_to_come(side) as awaited,
     ):
+        torch.set_num_threads(actions.cores())  # and not as the environment says: measured errors depend on it
         with stages.stage("source"):
             found = opening()
             judging = Semaphore(2 if _weight_bytes(found) <= _JUDGED_AT_ONCE_BYTES else 1)
@@ -111,7 +113,6 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
                 saving = fallback.begin(project, program, site) if known.torchscript is None else None
         else:
             eager = replace(eager, early=_early(begun, eager, None, floor))
-        awaited: Future[Reference] = Future()
         way = _Way(program, iter(()), None)
         if known.onnx is None:
             with stages.stage("export"):
@@ -123,7 +124,11 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
         else:
             assert floor is not None
             with stages.stage("reference"):
-                expected = _reference(begun, eager, program, floor, awaited)
+                decides = _decides(program, known)
+                expected = reference.measure(
+                    project, eager.source, eager.grid, floor, known=eager.early, decides=decides
+                )  # fmt: skip
+                awaited.set_result(expected)
                 expected = _covered(project, eager, expected, stages)
                 memory.give_back()
                 outputs = _outputs(eager, expected)
@@ -139,6 +144,22 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
             raise InputChanged(changed[0])
         measured = known.measured or _measured(project, eager, expected, seen)
         return Results(measured, onnx, torchscript), seen
+
+
+@contextmanager
+def _reference_to_come(side: OnnxSide) -> Iterator[Future[Reference]]:
+    """Yield a future of the reference, for threads that wait for it.
+
+    Whatever the block raises cancels the future and the jobs of `side`: no thread then waits for an answer that never
+    comes, so the build ends with the error instead of hanging.
+    """
+    awaited: Future[Reference] = Future()
+    try:
+        yield awaited
+    except BaseException:
+        awaited.cancel()
+        side.cancel()
+        raise
 
 
 @dataclass(frozen=True)
@@ -190,21 +211,6 @@ def _early(begun: Begun, eager: Eager, program: Program | None, floor: Floor | N
         return begun.known.measured.reference.early
     assert floor is not None
     return reference.early(begun.project, eager.source, eager.grid, floor, decides=_decides(program, begun.known))
-
-
-def _reference(
-    begun: Begun, eager: Eager, program: Program | None, floor: Floor, awaited: Future[Reference]
-) -> Reference:
-    """Measure here, for whoever waits elsewhere; a failure ends their waiting too."""
-    try:
-        found = reference.measure(
-            begun.project, eager.source, eager.grid, floor, known=eager.early, decides=_decides(program, begun.known)
-        )  # fmt: skip
-    except BaseException as error:
-        awaited.set_exception(error)
-        raise
-    awaited.set_result(found)
-    return found
 
 
 def _covered(project: Project, eager: Eager, expected: Reference, stages: Stages) -> Reference:

@@ -21,6 +21,7 @@ import inspect
 import os
 import sys
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ import torch
 
 from packager import checkpoint, footprint, pretrained, program
 from packager.checkpoint.locate import CONFIG, digest
+from packager.checkpoint.match import module_metadata
+from packager.checkpoint.select import saved_metadata
 from packager.errors import (
     EntryImportFailed,
     EntryNotFound,
@@ -143,8 +146,12 @@ def user_frame(error: BaseException, folder: Path) -> str:
 
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """Import with `folder` on the path; the user's own modules are taken out again afterwards."""
-    before = dict(sys.modules)
+    """Import with `folder` on the path; the user's own modules are taken out again afterwards.
+
+    So is what their code put on the path, and the working directory is what it was: the cache is asked by both, before
+    the code runs, and must be written by the same.
+    """
+    before, search, entries, directory = dict(sys.modules), sys.path, list(sys.path), os.getcwd()
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
@@ -155,7 +162,9 @@ def _importing_from(folder: Path) -> Iterator[None]:
                 sys.modules[name] = before[name]
             else:
                 del sys.modules[name]
-        sys.path.remove(str(folder))
+        search[:] = entries
+        sys.path = search  # the code may have assigned another list
+        os.chdir(directory)
 
 
 def _named(project: Project) -> str:
@@ -450,7 +459,8 @@ def _load_weights(
     }
     _refuse_not_finite(where, {name: state[name] for name in narrowed}, own)  # now: beyond what the dtype holds
     fit = replace(fit, narrowed=tuple(narrowed.values()))
-    module.load_state_dict(state, strict=False, assign=assign)
+    metadata = module_metadata(fit.names, saved_metadata(read.state), saved_metadata(everything))
+    _load_state(project, module, state, metadata, assign=assign)
     for group in tied if assign else ():
         # As in a plain load, where the names share memory and the last one written stands.
         loaded = [name for name in state if name in group]
@@ -460,6 +470,28 @@ def _load_weights(
                 parent, _, leaf = name.rpartition(".")
                 setattr(module.get_submodule(parent), leaf, shared)
     return fit
+
+
+def _load_state(
+    project: Project,
+    module: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, Mapping[str, Any]],
+    *,
+    assign: bool,
+) -> None:
+    """Load tensors of the module's names; `metadata` tells each submodule, by its path, the version it was saved by.
+
+    Raises `StateDoesNotFit` for whatever the module's own loading code, a method or a hook, raises.
+    """
+    noted = OrderedDict(state)
+    vars(noted)["_metadata"] = metadata  # where torch looks for it
+    try:
+        module.load_state_dict(noted, strict=False, assign=assign)
+    except (Exception, SystemExit) as error:
+        why = f"the module refuses to load it: {user_frame(error, project.folder)}"
+        hint = "_load_from_state_dict() and the hooks of the module run as in torch; save the weights again from it"
+        raise StateDoesNotFit(project.where("checkpoint"), why, hint) from error
 
 
 def _refuse_extra_state(where: str, names: Sequence[str]) -> None:

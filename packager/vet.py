@@ -62,7 +62,7 @@ def _vet(project: Project) -> VetReport:
     try:
         import onnxruntime
 
-        from packager import samples, signature, source
+        from packager import host, samples, signature, source
         from packager.parity import reference
         from packager.runtime.onnx_backend import absent
     except ModuleNotFoundError as error:
@@ -70,7 +70,7 @@ def _vet(project: Project) -> VetReport:
             raise
         raise ExtraMissing(error.name or str(error), "package vet") from None
     preflight.providers(project, onnxruntime.get_all_providers())
-    with source.opened(project) as opening:
+    with host.restored(), source.opened(project) as opening:
         opened = opening()
         grid = samples.grid(project)
         first = reference.first_outputs(project, opened, grid.example)

@@ -599,6 +599,51 @@ def test_code_that_generates_modules_is_found_in_the_cache_and_gives_the_same_by
     assert code != config["source"]["code_sha256"]
 
 
+PATH_CHANGES = {
+    "inserted": "sys.path.insert(0, LIB)",
+    "in place of the project": "sys.path[0] = LIB",
+    "a new list": "sys.path = [LIB, *sys.path]",
+    "another working directory": "sys.path.insert(0, LIB)\nos.chdir(LIB)",
+}
+
+
+@pytest.mark.parametrize("statement", PATH_CHANGES.values(), ids=PATH_CHANGES)
+def test_code_that_changes_the_path_is_found_in_the_cache_and_a_change_of_its_helper_is_noticed(tmp_path, statement):
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "scaling_helper.py").write_text("SCALE = 1.0\n")
+    head = f"import os, sys\nLIB = {str(library)!r}\n{statement}\nfrom scaling_helper import SCALE\n"
+    text = head + LINEAR.replace("self.layer(x)", "self.layer(x) * SCALE")
+    path = project(tmp_path / "project", text, state={"layer.weight": torch.ones(3, 4), "layer.bias": torch.zeros(3)})
+    search, entries, directory = sys.path, list(sys.path), os.getcwd()
+    first = packager.build(path, tmp_path / "out")
+    assert sys.path is search
+    assert (sys.path, os.getcwd()) == (entries, directory)
+    assert packager.build(path, tmp_path / "out").cached
+    assert packager.build(path, tmp_path / "elsewhere").cached
+    (library / "scaling_helper.py").write_text("SCALE = 20.0\n")
+    changed = packager.build(path, tmp_path / "out")
+    assert not changed.cached
+    assert changed.fingerprint != first.fingerprint
+
+
+def test_code_that_changes_the_path_is_found_in_the_cache_by_another_process(tmp_path):
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library/scaling_helper.py").write_text("SCALE = 1.0\n")
+    head = "import os, sys\nsys.path.insert(0, os.path.join(os.path.dirname(__file__), '..', 'library'))\n"
+    text = head + "from scaling_helper import SCALE\n" + LINEAR.replace("self.layer(x)", "self.layer(x) * SCALE")
+    path = project(tmp_path / "project", text, state={"layer.weight": torch.ones(3, 4), "layer.bias": torch.zeros(3)})
+
+    def cached():
+        built = projects.python(CODE, path, tmp_path / "out")
+        assert built.returncode == 0, built.stderr
+        return json.loads(built.stdout.splitlines()[-1])["cached"]
+
+    assert [cached(), cached()] == [False, True]
+    (tmp_path / "library/scaling_helper.py").write_text("SCALE = 20.0\n")
+    assert [cached(), cached()] == [False, True]
+
+
 @pytest.mark.parametrize("name", ["data.npz", "labels.txt"])
 def test_real_data_or_an_asset_that_changes_meanwhile_is_refused(linear, tmp_path, name):
     import numpy as np

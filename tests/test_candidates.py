@@ -25,6 +25,9 @@ class InThisProcess:
     def start(self):
         pass
 
+    def cancel(self):
+        pass
+
     def optimize(self, job):
         done = Future()
         done.set_result(optimize.optimize(job, lambda name: None))

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from itertools import pairwise
 
@@ -138,6 +139,20 @@ def test_an_error_in_the_parent_does_not_wait_for_the_child(job):
         fail()
     assert time.perf_counter() - began < 10
     assert not [one for one in threading.enumerate() if one.name.startswith("onnx-side")]
+
+
+def test_cancelling_ends_the_wait_for_every_job_and_starts_no_other_child(job):
+    with OnnxSide() as side:
+        side.start()
+        os.kill(side._child.pid, signal.SIGSTOP)
+        waiting = [side.optimize(job), side.optimize(job)]
+        side.cancel()
+        for future in waiting:
+            with pytest.raises(CancelledError):
+                future.result(timeout=10)
+        assert side._child is None or side._child.wait(10) == -signal.SIGKILL
+        with pytest.raises(RuntimeError):
+            side.optimize(job)
 
 
 def test_what_a_library_prints_does_not_come_between_the_answers(job, monkeypatch, tmp_path):

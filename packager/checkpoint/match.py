@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,7 +31,8 @@ _ROWS = 20  # a table longer than this helps nobody
 class Fit:
     """The state under the module's own names, what was done to prefixes (`module.`, `+net.`), and what was forgiven.
 
-    `narrowed` says which tensors have lost something on the way into the module's dtypes.
+    `narrowed` says which tensors have lost something on the way into the module's dtypes. `names` are the names in the
+    checkpoint, by the module's.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -39,6 +40,7 @@ class Fit:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     narrowed: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def fit(
     Raises `StateDoesNotFit` that lists missing and unexpected keys with their nearest names, and a
     table of shapes that differ.
     """
-    prefix_used, renamed = _rename(state, shapes, prefix, where)
+    prefix_used, names = _rename({name: name for name in state}, shapes, prefix, where)
+    renamed = {name: state[in_file] for name, in_file in names.items()}
     _refuse_untied(renamed, tied, where)
     present = set(renamed)
     covered = {name for group in tied if group & present for name in group}
@@ -81,7 +84,49 @@ def fit(
     forgiven = Forgiven(strict, tuple(allow_missing), tuple(allow_unexpected))
     check(missing, unexpected, wrong, forgiven, in_file=list(renamed), in_module=list(shapes), where=where)
     kept = {name: tensor for name, tensor in renamed.items() if name in shapes}
-    return Fit(kept, prefix_used, tuple(missing), tuple(unexpected))
+    return Fit(kept, prefix_used, tuple(missing), tuple(unexpected), names=names)
+
+
+def module_metadata(
+    names: Mapping[str, str], saved: Mapping[str, Mapping[str, Any]], current: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return what `load_state_dict` tells each module of its saved state, by the module's path: its version above all.
+
+    `names` are those of `Fit`, `saved` is the checkpoint's `_metadata`, under its own paths, and `current` that of the
+    module's state dict. A file without metadata, as safetensors are, counts as saved by the module as it is now: a
+    fresh state dict would say the same, and some modules refuse to load without a version. So does a module around
+    what was trained, of which the file says nothing. Otherwise a module that is not in `saved` gets none, as in torch.
+    """
+    if not saved:
+        return {path: dict(metadata) for path, metadata in current.items()}
+    paths = _module_paths(names)
+    found = {}
+    for path, metadata in current.items():
+        known = path
+        while known and known not in paths:  # a module without tensors lies where the one around it does
+            known = known.rpartition(".")[0]
+        if known not in paths:
+            found[path] = dict(metadata)
+            continue
+        below = path[len(known) :].lstrip(".")
+        in_file = ".".join(part for part in (paths[known], below) if part)
+        if in_file in saved:
+            found[path] = dict(saved[in_file])
+    return found
+
+
+def _module_paths(names: Mapping[str, str]) -> dict[str, str]:
+    """Return the path in the checkpoint of each module that has tensors, and of those around it, by its own path."""
+    paths: dict[str, str] = {}
+    for name, in_file in names.items():
+        ours, theirs = name.split(".")[:-1], in_file.split(".")[:-1]
+        paths.setdefault(".".join(ours), ".".join(theirs))
+        while ours and theirs:
+            last = ours.pop()
+            while last in theirs and theirs.pop() != last:
+                pass  # a wrapper's own name, which only the checkpoint has
+            paths.setdefault(".".join(ours), ".".join(theirs))
+    return paths
 
 
 def _refuse_untied(
@@ -121,9 +166,9 @@ def check(
 
 
 def _rename(
-    state: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], prefix: str, where: str | None
-) -> tuple[str, dict[str, torch.Tensor]]:
-    """The state under new keys, and what was done to them: `module.` for stripped, `+net.` for added."""
+    state: Mapping[str, str], shapes: Mapping[str, Sequence[int]], prefix: str, where: str | None
+) -> tuple[str, dict[str, str]]:
+    """The state's values under new keys, and what was done to them: `module.` for stripped, `+net.` for added."""
     if prefix not in ("auto", ""):
         _check_prefix(state, prefix, where)
     if prefix != "auto":
@@ -138,7 +183,7 @@ def _rename(
     return used, {own.get(key, key): value for key, value in renamed.items()}
 
 
-def _without_wrappers(state: Mapping[str, torch.Tensor], names: Collection[str]) -> tuple[str, dict[str, torch.Tensor]]:
+def _without_wrappers(state: Mapping[str, str], names: Collection[str]) -> tuple[str, dict[str, str]]:
     stripped = list(_stripped(state))
     # `module.` in the middle of a name: a part of the model was wrapped, or the module has a child of that name.
     stripped += [(f"{removed}*.module.", _inside_without(variant, ("module.",))) for removed, variant in stripped]
@@ -152,7 +197,7 @@ def _without_wrappers(state: Mapping[str, torch.Tensor], names: Collection[str])
     return max([*stripped, *added], key=lambda variant: sum(key in names for key in variant[1]))
 
 
-def _stripped(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+def _stripped(state: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
     """The state as it is, and with one wrapper after the other taken off."""
     # A wrapper may sit on a part of the model too; a reserved name goes anywhere.
     current = _inside_without(state, _RESERVED)
@@ -174,7 +219,7 @@ def _inside_without(state: Mapping[str, Value], names: Sequence[str]) -> dict[st
     return shorter if len(shorter) == len(state) else dict(state)
 
 
-def _check_prefix(state: Mapping[str, torch.Tensor], prefix: str, where: str | None) -> None:
+def _check_prefix(state: Mapping[str, str], prefix: str, where: str | None) -> None:
     if state and not any(key.startswith(prefix) for key in state):
         known = {key[: dot + 1] for key in state for dot, letter in enumerate(key) if letter == "."}
         near = get_close_matches(prefix, sorted(known), n=1)

@@ -12,6 +12,7 @@ then those of the model's own state dict in the same file.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,8 @@ class Checkpoint:
     """A state dict, the key it was found under (empty for the file itself), and what lay beside it.
 
     `beside` are names, `about` is what is known of them; `borrowed` are the names that a shadow of the
-    parameters took from the model's own state dict; `metadata` are the strings of a safetensors file.
+    parameters took from the model's own state dict; `metadata` are the strings of a safetensors file. As in torch,
+    `state._metadata` holds the version of each module by its path, where the file says it.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -140,9 +142,25 @@ def _is_averaged(value: Any) -> bool:
     )
 
 
-def _tensors(value: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _tensors(value: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
     counter = {AVERAGED} if _is_averaged(value) else set()
-    return {key: one for key, one in value.items() if isinstance(one, torch.Tensor) and key not in counter}
+    tensors = {key: one for key, one in value.items() if isinstance(one, torch.Tensor) and key not in counter}
+    return _with_metadata(tensors, value)
+
+
+def saved_metadata(value: object) -> dict[str, Mapping[str, Any]]:
+    """Return what `state_dict()` noted of each module, by its path: torch.save keeps it as an attribute."""
+    metadata = getattr(value, "_metadata", None)
+    if not isinstance(metadata, Mapping):
+        return {}
+    return {path: one for path, one in metadata.items() if isinstance(path, str) and isinstance(one, Mapping)}
+
+
+def _with_metadata(state: Mapping[str, torch.Tensor], *saved: object) -> Mapping[str, torch.Tensor]:
+    """Return the state with the metadata of the first of `saved` that has some."""
+    noted = OrderedDict(state)
+    vars(noted)["_metadata"] = next((one for one in map(saved_metadata, saved) if one), {})
+    return noted
 
 
 def _state_of(value: Any) -> Mapping[str, torch.Tensor] | None:
@@ -206,8 +224,11 @@ def _with_buffers(
 ) -> Checkpoint:  # fmt: skip
     """A shadow of the parameters, and the rest from the model's own state dict, where the names are the same."""
     own = _own_state(found)
-    borrowed = tuple(name for name in own if name not in shadow) if set(shadow) <= set(own) else ()
+    same_names = set(shadow) <= set(own)
+    borrowed = tuple(name for name in own if name not in shadow) if same_names else ()
     state = {name: shadow.get(name, one) for name, one in own.items()} if borrowed else shadow
+    if same_names:  # a shadow is often a plain dict: the versions are those of the model's own state dict then
+        state = _with_metadata(state, shadow, own)
     return Checkpoint(state, dotted, _others(found, key), borrowed=borrowed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 from packager.errors import PackagerError
@@ -30,7 +31,7 @@ def judge_session(backend: OnnxBackend, expectations: Iterable[Expectation], fol
     """Run an open session on every case; `folder` is the one that its errors do not name."""
     try:
         return judge(backend.run, expectations)
-    except PackagerError:
+    except (PackagerError, CancelledError):
         raise  # of the cases, which may still be on their way
     except Exception as error:  # noqa: BLE001 (as above)
         return Judgement(False, f"onnxruntime: {first_line(error, folder)}", {}, None)
