@@ -1,0 +1,207 @@
+"""README.md and docs/ against the code: error codes, commands, links, anchors, manifests and tests they name."""
+
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from projects import ROOT
+
+from packager import manifest
+from packager.cli import cli
+from packager.errors import PackagerError, Refused, UserError
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BASE = {
+    "schema": 1,
+    "name": "net",
+    "version": "1.0.0",
+    "checkpoint": {"path": "net.pt"},
+    "inputs": {"x": {"dtype": "float32", "shape": ["batch", 4]}},
+}
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(*languages):
+    """Every fenced block of these languages, with its page and line as the id."""
+    return [
+        pytest.param(block[2], id=f"{relative(page)}:{text.count(chr(10), 0, block.start()) + 1}")
+        for page in PAGES
+        for text in [page.read_text(encoding="utf-8")]
+        for block in FENCE.finditer(text)
+        if block[1] in languages
+    ]
+
+
+def prose(page):
+    """A page's text without fenced blocks, in which nothing is a link or a heading."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+# -- docs/errors.md -------------------------------------------------------------------------
+
+
+def statuses(base=PackagerError):
+    """The exit status of every code of the tree; a bug has no class, and is reported by `packager.cli`."""
+    codes = {"bug": 3} if base is PackagerError else {}
+    for error_class in base.__subclasses__():
+        if error_class not in (Refused, UserError):
+            codes[error_class.code] = error_class.exit_status
+        codes |= statuses(error_class)
+    return codes
+
+
+def documented_errors():
+    return re.findall(
+        r"^\| `([a-z-]+)` \| (\d) \|", (ROOT / "docs/errors.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+
+
+def test_every_error_code_has_one_row():
+    rows = Counter(code for code, _ in documented_errors())
+    assert rows == Counter(list(statuses()))
+
+
+def test_every_error_row_has_the_exit_status_of_its_class():
+    assert {code: int(status) for code, status in documented_errors()} == statuses()
+
+
+def test_every_error_row_has_the_four_columns():
+    lines = (ROOT / "docs/errors.md").read_text(encoding="utf-8").splitlines()
+    rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in lines if re.match(r"\| `[a-z-]+` ", line)]
+    assert [row[0] for row in rows if len(row) != 4 or not all(row)] == []
+
+
+# -- the commands ---------------------------------------------------------------------------
+
+
+def unknown_parts(words):
+    """The commands and options of a command line, without `package`, that the program lacks."""
+    command, problems = cli, []
+    for word in words:
+        name = word.partition("=")[0]
+        options = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+        if name.startswith("-") and name not in options | {"-h", "--help"}:
+            problems.append(name)
+        if isinstance(command, click.Group) and not name.startswith("-"):
+            alternatives = [command.commands.get(alternative) for alternative in name.split("|")]
+            problems += [name] if None in alternatives else []
+            command = alternatives[0] or command
+    return problems
+
+
+def command_table():
+    """For each row of README's command table: its command as words, and every code span of the row."""
+    rows = []
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `package "):
+            spans = re.findall(r"`([^`]+)`", line.replace("\\|", "|"))
+            rows.append((re.sub(r"[\[\]]", " ", spans[0]).split()[1:], spans))
+    return rows
+
+
+def test_every_command_and_option_of_the_readmes_table_exists():
+    problems = [
+        (words[0], problem)
+        for words, spans in command_table()
+        for span in spans
+        for problem in unknown_parts(
+            words if span is spans[0] else [words[0], *re.findall(r"(?<!\S)--?[a-z][a-z-]*", span)]
+        )
+    ]
+    assert problems == []
+
+
+def test_every_command_is_in_the_readmes_table():
+    assert {words[0] for words, _ in command_table()} == set(cli.commands)
+
+
+def test_choices_of_the_readmes_table_are_those_of_the_command():
+    choices = {words[0]: words[1] for words, _ in command_table() if words[0] in ("cache", "schema")}
+    schema_names = next(one for one in cli.commands["schema"].params if one.name == "name").type.choices
+    cache = cli.commands["cache"]
+    assert isinstance(cache, click.Group)
+    assert choices["schema"].split("|") == list(schema_names)
+    assert sorted(choices["cache"].split("|")) == sorted(cache.commands)
+
+
+@pytest.mark.parametrize("block", blocks("sh", "bash", "console"))
+def test_every_command_line_shown_exists(block):
+    problems = []
+    for line in block.splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if "package" in words[:2]:
+            problems += unknown_parts(
+                [word for word in words[words.index("package") + 1 :] if word not in ("…", "...")]
+            )
+    assert problems == []
+
+
+# -- links ----------------------------------------------------------------------------------
+
+
+def anchors(page):
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if re.match(r"[a-z]+:", link):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_page_of_the_documentation_that_is_named_exists(page):
+    named = re.findall(r"\b(?:docs|benchmarks|examples|tests)/[\w./-]*\.(?:md|py|svg|yaml)\b", prose(page))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_test_that_is_named_exists(page):
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    defined = {name for source in sources for name in re.findall(r"^def (test_\w+)", source, re.MULTILINE)}
+    named = set(re.findall(r"`(test_\w+)`", prose(page)))
+    assert sorted(named - defined) == []
+
+
+# -- manifests ------------------------------------------------------------------------------
+
+
+def mappings():
+    return [block for block in blocks("yaml") if isinstance(yaml.safe_load(block.values[0]), dict)]
+
+
+def whole_manifests():
+    return [block for block in mappings() if next(iter(yaml.safe_load(block.values[0]))) == "schema"]
+
+
+def test_the_readme_shows_a_whole_manifest():
+    assert any(block.id.startswith("README.md:") for block in whole_manifests())
+
+
+@pytest.mark.parametrize("block", whole_manifests())
+def test_every_whole_manifest_shown_is_valid(block, tmp_path):
+    path = Path(tmp_path, "package.yaml")
+    path.write_text(block, encoding="utf-8")
+    assert manifest.load(path).manifest.name
+
+
+@pytest.mark.parametrize("block", mappings())
+def test_every_part_of_a_manifest_shown_is_valid(block):
+    manifest.Manifest.model_validate(BASE | yaml.safe_load(block))
