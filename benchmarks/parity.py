@@ -313,20 +313,21 @@ def render(broken: Sequence[Broken], good: Sequence[Good], wrong: Sequence[str])
     must = [one for one in broken if one.effect.must_be_found]
     rest = [one for one in broken if not one.effect.must_be_found]
     lines = [
-        "## Broken bundles found, and good ones refused", "",
-        f"Written by benchmarks/parity.py on a {platform.machine()} machine, with torch {torch.__version__} and "
+        "## Results: broken bundles found, good bundles refused", "",
+        f"Measured by benchmarks/parity.py on an {platform.machine()} machine with torch {torch.__version__} and "
         f"onnxruntime {onnxruntime.__version__}. {len(broken)} mutants of {len({one.bundle for one in broken})} graphs "
-        f"of {len({one.bundle.split(',')[0] for one in broken})} architectures; {len(must)} of them move some output "
-        "by more than ten noise floors on some valid input, or change its name, dtype or shape, and must be found. "
-        f"{len(good)} runs of good bundles.", "",
-        "| rule | found | of those that must be | refused | of the good runs |", "| --- | --- | --- | --- | --- |",
+        f"of {len({one.bundle.split(',')[0] for one in broken})} architectures. {len(must)} of them must be found: "
+        "they move some output by more than ten noise floors on some valid input, or change its name, dtype or shape. "
+        f"There are {len(good)} runs of good bundles.", "",
+        "| rule | mutants found | of those that must be found | good runs refused | of all good runs |",
+        "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for name in NAMES:
         found, refusals = sum(name in one.found for one in must), sum(name in one.refused for one in good)
         shares = [f"{found / len(must):.1%}" if must else "", f"{refusals / len(good):.1%}" if good else ""]
         lines.append(f"| {name} | {found} | {shares[0]} | {refusals} | {shares[1]} |")
     lines += ["", *(f"* {rule.name}: {rule.source}." for rule in RULES)]
-    lines += ["", *(f"Not among the good runs, as it is wrong: {one}.\n" for one in wrong)]
+    lines += ["", *(f"Excluded from the good runs, because it is wrong: {one}.\n" for one in wrong)]
     lines += ["### Good runs refused", "", *refusal_table(good), "", "### By mutation", "", *mutation_table(must)]
     missed = [one for one in must if OURS not in one.found]
     lines += ["", "### Missed by package verify", "", *(place_table(missed) if missed else ["None."])]
@@ -334,11 +335,12 @@ def render(broken: Sequence[Broken], good: Sequence[Good], wrong: Sequence[str])
     none = sum(one.effect.floors == 0 for one in passing)
     lines += [
         "", "### Mutants that need not be found", "",
-        f"{len(rest)} stay below ten noise floors on all valid inputs that were tried; package verify refuses "
-        f"{len(rest) - len(passing)} of them all the same. Of those it passes, {none} change nothing on any input: "
-        "they are the same function there (a bound that is never reached, a row beyond the largest size, a channel "
-        "that is never active). The others change less than ten times what float32 arithmetic does.", "",
-        "<details><summary>All that pass</summary>", "", *place_table(passing), "", "</details>",
+        f"{len(rest)} mutants stay below ten noise floors on all valid inputs that were tried. package verify refuses "
+        f"{len(rest) - len(passing)} of them anyway. Of those that pass, {none} change nothing on any input. On valid "
+        "inputs they compute the same function: a bound is never reached, a row lies beyond the largest size, or a "
+        "channel is never active. The others change the result by less than ten times the effect of float32 "
+        "arithmetic.", "",
+        "<details><summary>All mutants that pass</summary>", "", *place_table(passing), "", "</details>",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -370,7 +372,7 @@ def place_table(chosen: Sequence[Broken]) -> list[str]:
         f"| {one.bundle} | {one.mutation} | {one.place} | {one.effect.floors:.3g} | {one.effect.where} |"
         for one in chosen
     ]
-    return ["| graph | mutation | place | noise floors | where |", "| --- | --- | --- | --- | --- |", *rows]
+    return ["| graph | mutation | location | noise floors | largest change |", "| --- | --- | --- | --- | --- |", *rows]
 
 
 if __name__ == "__main__":
