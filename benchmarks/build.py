@@ -171,22 +171,22 @@ def render(rows: dict[str, dict[str, list[Run]]], speeds: dict[str, list[float]]
     """This benchmark's part of docs/benchmarks.md."""
     lines = [
         "## Cold builds and predictions", "",
-        f"Written by `make bench`: medians of {runs} runs in turn, each in a process of its own, on a "
-        f"{platform.machine()} machine with {os.cpu_count()} cores and Python {platform.python_version()}. The ratios "
-        "are of medians, within this run. Both environments have the same torch, onnx, onnxruntime and "
-        f"{TRANSFORMERS.replace('==', ' ')}; peak RSS is the sum over the process tree, sampled every "
+        f"Measured by `make bench`: medians of {runs} alternating runs, each in its own process, on an "
+        f"{platform.machine()} machine with {os.cpu_count()} cores and Python {platform.python_version()}. Ratios are "
+        "ratios of medians within this measurement. Both environments have the same torch, onnx, onnxruntime and "
+        f"{TRANSFORMERS.replace('==', ' ')}. Peak RSS is the sum over the process tree, sampled every "
         f"{SAMPLE_SECONDS * 1000:.0f} ms.", "",
         "### A cold build", "",
         "`package build --no-cache` exports, simplifies, optimizes, makes the fallback, and proves both artifacts on "
-        "every case. `optimum-cli export onnx` exports and compares one random batch. `by hand` is a script that does "
-        "the packager's steps with the libraries directly (benchmarks/by_hand.py).", "",
+        "every test case. `optimum-cli export onnx` exports, and compares one random batch. `by hand` is a script that "
+        "takes the same steps as packager, using the libraries directly (benchmarks/by_hand.py).", "",
     ]  # fmt: skip
     for name, tools in rows.items():
         base = tools["optimum-cli"]
         lines += [
             f"#### {name}",
             "",
-            "| | wall | to Optimum | peak RSS | to Optimum |",
+            "| | wall | vs. Optimum | peak RSS | vs. Optimum |",
             "| --- | --- | --- | --- | --- |",
         ]
         for tool, measured in tools.items():
@@ -198,9 +198,9 @@ def render(rows: dict[str, dict[str, list[Run]]], speeds: dict[str, list[float]]
         lines.append("")
     lines += [
         "### A prediction", "",
-        f"MiniLM, milliseconds at (batch, sequence), 2 threads, medians of {max(runs, LEAST_ENGINE_RUNS)} processes in "
-        "turn; `shipped` is the bundle's model.onnx, `torch-export` "
-        "what `torch.onnx.export(dynamo=True)` gives for the same module.", "",
+        f"MiniLM with 2 threads, in milliseconds at (batch, sequence): medians of {max(runs, LEAST_ENGINE_RUNS)} "
+        "alternating processes. `shipped` is the bundle's model.onnx. `torch-export` is the result of "
+        "`torch.onnx.export(dynamo=True)` for the same module.", "",
         "| | (1, 16) | (1, 128) | (8, 128) |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
     lines += [f"| {engine} | " + " | ".join(f"{one:.2f}" for one in row) + " |" for engine, row in speeds.items()]

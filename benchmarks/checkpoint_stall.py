@@ -105,15 +105,15 @@ def render(found: dict[str, list[tuple[float, float]]], state_bytes: int, runs: 
     """This benchmark's part of docs/benchmarks.md."""
     base = statistics.median(stall for stall, _ in found["torch.save"])
     lines = [
-        "## What a checkpoint costs the training step", "",
-        f"Written by benchmarks/checkpoint_stall.py: medians of {runs} saves in turn, on a {platform.machine()} "
+        "## What a checkpoint costs a training step", "",
+        f"Measured by benchmarks/checkpoint_stall.py: medians of {runs} alternating saves, on an {platform.machine()} "
         f"machine with {os.cpu_count()} cores, Python {platform.python_version()} and torch {torch.__version__}. The "
         f"state is {state_bytes / 1e6:.0f} MB of weights and AdamW moments on the CPU. `stall` is the time until "
-        "the call returns, `complete` until the checkpoint is written. Both of `save` compute SHA-256, fsync each "
-        "file, and rename the folder into place; torch.save does none of these, and async_save is DCP's with its "
-        "defaults.",
+        "the call returns, `complete` the time until the checkpoint is written. Both forms of `save` compute SHA-256, "
+        "fsync each file, and rename the folder into place. torch.save does none of these. async_save belongs to "
+        "torch.distributed.checkpoint and runs with its defaults.",
         "",
-        "| | stall | to torch.save | complete |",
+        "| | stall | vs. torch.save | complete |",
         "| --- | --- | --- | --- |",
     ]  # fmt: skip
     for name, times in found.items():

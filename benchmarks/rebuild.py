@@ -59,7 +59,7 @@ def measure(name: str, runs: int) -> dict[str, float]:
             shutil.rmtree(environment["PACKAGER_CACHE"], ignore_errors=True)
             round_ = {
                 "cold": seconds([*command, "--no-cache"], environment),
-                "cold, and kept": seconds(command, environment, cached=False),
+                "cold, filling the cache": seconds(command, environment, cached=False),
             }
             time.sleep(3)
             seconds(command, environment, cached=True)
@@ -89,11 +89,11 @@ def render(base: float, rows: dict[str, dict[str, float]], runs: int) -> str:
     """This benchmark's part of docs/benchmarks.md."""
     lines = [
         "## Rebuilds", "",
-        f"Written by benchmarks/rebuild.py: medians of {runs} processes in turn, on a {platform.machine()} machine "
-        f"with {os.cpu_count()} cores and Python {platform.python_version()}. A Python process that imports click, "
-        f"pydantic and yaml took {base:.3f} s. `cold` is `--no-cache`; each of the others starts from the cache "
-        "that the unchanged manifest's build filled.", "",
-        "| | " + " | ".join(f"{name} | to cold" for name in rows) + " |",
+        f"Measured by benchmarks/rebuild.py: medians of {runs} alternating processes, on an {platform.machine()} "
+        f"machine with {os.cpu_count()} cores and Python {platform.python_version()}. A Python process that imports "
+        f"click, pydantic and yaml took {base:.3f} s. `cold` is `--no-cache`. Each of the others, except `cold, "
+        "filling the cache`, starts from the cache that a build of the unchanged manifest filled.", "",
+        "| | " + " | ".join(f"{name} | vs. cold" for name in rows) + " |",
         "| --- |" + " --- | --- |" * len(rows),
     ]  # fmt: skip
     for what in next(iter(rows.values())):
