@@ -22,8 +22,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager import installed, resources
+from packager import installed
 from packager.cache import Action, Entry
+from packager.common.paths import PACKAGE, data_folder
 
 if TYPE_CHECKING:
     from packager.footprint import Footprint
@@ -134,7 +135,7 @@ def bundle(project: Project, source: Mapping[str, str], assets: Mapping[str, Pat
 
 def templates() -> list[Path]:
     """What the bundle's README is rendered from."""
-    return sorted(resources.folder("templates").iterdir())
+    return sorted(data_folder("templates").iterdir())
 
 
 def _signature(project: Project) -> dict[str, str]:
@@ -163,19 +164,17 @@ def _versions(*tools: str) -> dict[str, str]:
 @functools.cache
 def own() -> dict[str, str]:
     """Our own version of the stages: the digest of our code, so that no change of it is ever forgotten."""
-    folder = Path(__file__).parent
     found = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        found.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        found.update(f"{path.relative_to(PACKAGE).as_posix()}\n".encode() + path.read_bytes())
     return {"packager": found.hexdigest()[:16]}
 
 
 def own_times() -> str:
     """A digest of when our code was last changed: the same means that `own` is."""
-    folder = os.path.dirname(__file__)
     found = [
-        (os.path.relpath(one.path, folder), one.stat().st_size, one.stat().st_mtime_ns)
-        for place, _, _ in os.walk(folder)
+        (os.path.relpath(one.path, PACKAGE), one.stat().st_size, one.stat().st_mtime_ns)
+        for place, _, _ in os.walk(PACKAGE)
         for one in os.scandir(place)
         if one.name.endswith(".py")
     ]

@@ -23,11 +23,11 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from packager import memory
+from packager.common.paths import PACKAGE
 from packager.impersonal import impersonal
 from packager.jobs import GraphSize, Optimized, OptimizeJob
 
@@ -105,7 +105,7 @@ class OnnxSide:
 
     def _start(self) -> None:
         # Not `-m packager.onnx_side` from the working directory's files: the child must import what we are.
-        root = str(Path(__file__).parent.parent)
+        root = str(PACKAGE.parent)
         code = f"import sys; sys.path.insert(0, {root!r}); from packager.onnx_side import serve; serve()"
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],

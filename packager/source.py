@@ -33,6 +33,7 @@ import torch
 
 from packager import checkpoint, footprint, pretrained, program
 from packager.checkpoint.locate import CONFIG, digest
+from packager.common.paths import PACKAGE
 from packager.errors import (
     EntryImportFailed,
     EntryNotFound,
@@ -129,7 +130,7 @@ def user_frame(error: BaseException, folder: Path) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if footprint.inside(frame.filename, folder)]
     message = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
-    chosen = own or [frame for frame in frames if f"{Path(__file__).parent}" not in frame.filename]
+    chosen = own or [frame for frame in frames if str(PACKAGE) not in frame.filename]
     if not chosen:
         return message
     frame = chosen[-1]
