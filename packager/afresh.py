@@ -342,17 +342,14 @@ def _remember(job: _Job, store: Cache, bundle: Action, used: Footprint) -> None:
     if remote and wanted.sha256 is None:
         return
     checkpoint = {"checkpoint": project.checkpoint} if not remote else {}  # pinned: the manifest says which one
-    data = project.manifest.parity.data
     files = {
         **used.files(project.folder),
-        **{f"asset:{name}": path for name, path in preflight.assets(project).items()},
-        **{f"template:{path.name}": path for path in actions.templates()},
-        **({"parity.data": project.folder / data} if data is not None else {}),
+        **actions.files(project, preflight.assets(project)),
         "manifest": job.manifest,
         **checkpoint,
     }
     try:
-        again.remember(store, job.manifest, job.name, bundle, files, used.folders)
+        again.remember(store, job.manifest, job.name, bundle, files)
     except OSError as error:
         job.stages.tell(f"the build could not be remembered: {no_room(error)}")
 
