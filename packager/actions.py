@@ -9,6 +9,8 @@
 
 A field that a stage does not read is not among its inputs, so that changing it leaves the stage as it
 was. A stage that reads another's output has that output's digest among its inputs, not what led to it.
+
+The inputs of a bundle can be evaluated again without reading the manifest: see `unchanged`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager import installed, resources
+from packager import installed
 from packager.cache import Action, Entry
+from packager.checkpoint.locate import digest, locate
+from packager.common.paths import PACKAGE, data_folder
+from packager.footprint import importable
 
 if TYPE_CHECKING:
     from packager.footprint import Footprint
@@ -124,17 +130,95 @@ def bundle(project: Project, source: Mapping[str, str], assets: Mapping[str, Pat
             **source,
             **{f"manifest.{name}": _text(value) for name, value in fields.items()},
             "manifest": project.sha256,
-            **({"parity.data": sha256(project.folder / data)} if (data := project.manifest.parity.data) else {}),
-            **{f"asset:{name}": sha256(path) for name, path in assets.items()},
-            **{f"template:{path.name}": sha256(path) for path in templates()},
+            **{name: sha256(path) for name, path in files(project, assets).items()},
             **_versions(*TOOLS, *_WRITERS),
         },
     )
 
 
-def templates() -> list[Path]:
+def files(project: Project, assets: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the paths of the data, the assets and the templates by the name of the bundle's input."""
+    data = project.manifest.parity.data
+    return {
+        **({"parity.data": project.folder / data} if data else {}),
+        **{f"asset:{name}": path for name, path in assets.items()},
+        **_templates(),
+    }
+
+
+def _templates() -> dict[str, Path]:
     """What the bundle's README is rendered from."""
-    return sorted(resources.folder("templates").iterdir())
+    return {f"template:{path.name}": path for path in sorted(data_folder("templates").iterdir())}
+
+
+# -- the same inputs, evaluated again ---------------------------------------------------------
+
+_FILES = ("code", "read", "asset", "parity.data", "manifest")  # the kinds whose value is a file's SHA-256
+_SURROUNDINGS = ("python", "machine", "cores", "environment")
+
+
+@dataclass(frozen=True)
+class RecordedInputs:
+    """The inputs of a bundle by name, as they were when it was built.
+
+    `files` are the paths of those that are digests of files; `folder` is the manifest's, absolute. A kind of input is
+    what stands before the colon of its name.
+    """
+
+    values: Mapping[str, str]
+    files: Mapping[str, Path]
+    folder: Path
+
+
+def unchanged(recorded: RecordedInputs, sha256: Digest) -> bool:
+    """Whether every input of a bundle still has its value, and no template or setting has come to them.
+
+    False where the kind of an input is unknown here, so that a build goes on until `_present` evaluates it.
+    The caller compares `own_times`. Raises OSError and `UserError` where an input cannot be read.
+    """
+    present = {name: _present(name, recorded, sha256) for name in recorded.values}
+    # As a whole, since another one may have come.
+    templates = {name: sha256(path) for name, path in _templates().items()}
+    return {**present, **templates, **machine()} == dict(recorded.values)
+
+
+def _present(name: str, recorded: RecordedInputs, sha256: Digest) -> str | None:
+    """The value that an input has now; None where there is no way to find it."""
+    kind, _, subject = name.partition(":")
+    if kind in _FILES:
+        return sha256(recorded.files[name]) if name in recorded.files else None
+    if name == "checkpoint":
+        return _present_checkpoint(recorded, sha256)
+    if kind == "importable":
+        return importable(recorded.folder / subject)
+    if kind == "package":
+        return installed.identity(subject, sha256)
+    if kind == "tool":
+        return installed.tool_version(subject)
+    if kind in _SURROUNDINGS:
+        return {**python(), **machine()}.get(name)
+    follows = name == "packager" or _is_field(name, recorded.values)
+    return recorded.values[name] if follows else None
+
+
+def _present_checkpoint(recorded: RecordedInputs, sha256: Digest) -> str | None:
+    """The digest of the checkpoint's files, or the pin of one that only a server has."""
+    fields = json.loads(recorded.values.get("manifest.checkpoint", "{}"))
+    path = recorded.files.get("checkpoint")
+    if path is None:
+        pin: str | None = fields.get("sha256")
+        return pin
+    return digest(locate(path, weights=fields.get("weights", "auto"), sha256=sha256), sha256)
+
+
+def _is_field(name: str, values: Mapping[str, str]) -> bool:
+    """Whether an input is a field of the manifest, which cannot change while its digest does not."""
+    section, _, field = name.partition(".")
+    fields = json.loads(values.get(f"manifest.{section}", "null"))
+    return "manifest" in values and (section == "manifest" or (isinstance(fields, dict) and field in fields))
+
+
+# -- the parts ------------------------------------------------------------------------------
 
 
 def _signature(project: Project) -> dict[str, str]:
@@ -163,19 +247,17 @@ def _versions(*tools: str) -> dict[str, str]:
 @functools.cache
 def own() -> dict[str, str]:
     """Our own version of the stages: the digest of our code, so that no change of it is ever forgotten."""
-    folder = Path(__file__).parent
     found = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        found.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        found.update(f"{path.relative_to(PACKAGE).as_posix()}\n".encode() + path.read_bytes())
     return {"packager": found.hexdigest()[:16]}
 
 
 def own_times() -> str:
     """A digest of when our code was last changed: the same means that `own` is."""
-    folder = os.path.dirname(__file__)
     found = [
-        (os.path.relpath(one.path, folder), one.stat().st_size, one.stat().st_mtime_ns)
-        for place, _, _ in os.walk(folder)
+        (os.path.relpath(one.path, PACKAGE), one.stat().st_size, one.stat().st_mtime_ns)
+        for place, _, _ in os.walk(PACKAGE)
         for one in os.scandir(place)
         if one.name.endswith(".py")
     ]

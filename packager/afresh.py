@@ -11,7 +11,6 @@ toolchain while this process imports torch and the user's code.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,8 @@ from packager.bundle import layout, restore
 from packager.bundle.writer import Writer, check_archive, check_target, staging, users_problem
 from packager.cache import Action, Cache, Entry, no_room
 from packager.checkpoint import urls
-from packager.errors import BuildNotRepeatable, CacheDiffers, ExtraMissing, InputChanged, UserError
+from packager.checkpoint.locate import FileVersion, LocatedCheckpoint
+from packager.errors import BuildNotRepeatable, CacheDiffers, ExtraMissing, InputChanged
 from packager.explain import Explanation
 from packager.hashing import sha256_file
 from packager.identity import Identity
@@ -60,6 +60,7 @@ class _Job:
     """
 
     project: Project
+    checkpoint: LocatedCheckpoint
     out: Path
     shown: Path
     name: str
@@ -88,8 +89,8 @@ def build(path: Path, out: Path, how: How, store: Cache | None, stages: Stages) 
     if how.lock != "write":
         locks.check_there(project.folder / project.path.name, required=how.lock == "require")
     with preflight.at_hand(project, stages) as project:
-        preflight.preflight(project)
-        result = _build(_Job(project, out.absolute(), out, name, how, store, stages))
+        checkpoint = preflight.preflight(project)
+        result = _build(_Job(project, checkpoint, out.absolute(), out, name, how, store, stages))
     if store is not None:
         store.trim()
     return result
@@ -99,7 +100,7 @@ def _build(job: _Job) -> BuildResult:
     """From the cache as a whole, or as far as it has it not."""
     store = job.store
     asked = job.how.cache == "use" and not job.how.check
-    found = identity.known(job.project, store) if store is not None and asked else None
+    found = identity.known(job.project, job.checkpoint, store) if store is not None and asked else None
     result = _from_cache(job, store, found) if store is not None and found is not None else None
     return _anew(job, found) if result is None else result
 
@@ -179,7 +180,7 @@ def _anew(job: _Job, found: Identity | None) -> BuildResult:
             from packager.bundle import assemble
         except ModuleNotFoundError as error:
             raise _extra_missing(error) from None
-        before = _status(job.project)
+        before = _versions(job.project)
         grid = samples.grid(job.project)
         recalled = recall.Recalled()
         if found is not None and job.store is not None:
@@ -237,7 +238,9 @@ def _find_out(job: _Job, found: Identity | None, staged: _Staged, side: OnnxSide
         except ModuleNotFoundError as error:
             raise _extra_missing(error) from None
     repro = Place(job.out.parent / "repro" / job.name, str(job.shown.parent / "repro" / job.name))
-    begun = pipeline.Begun(job.project, staged.grid, recalled.known, staged.scratch, staged.writer, repro)
+    begun = pipeline.Begun(
+        job.project, job.checkpoint, staged.grid, recalled.known, staged.scratch, staged.writer, repro
+    )
     results, used = pipeline.run(begun, side=side, stages=job.stages)
     # What did not run now, as it was known, is still of the code.
     return results, used if found is None or recalled.known.measured is None else used.joined(found.used)
@@ -260,28 +263,24 @@ def _extra_missing(error: ModuleNotFoundError) -> Exception:
     return ExtraMissing(error.name or str(error), "package build")
 
 
-def _status(project: Project) -> dict[str, tuple[int, ...]]:
-    """What tells whether the files that the manifest names are still those that they were, by what it calls them."""
+def _versions(project: Project) -> dict[str, FileVersion]:
+    """The versions of the assets and the data, by what the manifest calls them. Raises OSError."""
     manifest = project.manifest
     data = [manifest.parity.data] if manifest.parity.data is not None else []
-    files = {str(file): project.checkpoint_shown for file in preflight.located(project).files}
-    files |= {str(project.folder / name): name for name in (*manifest.assets, *data)}
-    found: dict[str, tuple[int, ...]] = {}
-    for path, name in files.items():
-        status = os.stat(path)
-        found[name] = (*found.get(name, ()), status.st_size, status.st_mtime_ns, status.st_ino)
-    return found
+    return {name: FileVersion.of(project.folder / name) for name in (*manifest.assets, *data)}
 
 
-def _source(job: _Job, results: Results, used: Footprint, before: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+def _source(job: _Job, results: Results, used: Footprint, before: Mapping[str, FileVersion]) -> dict[str, str]:
     """The inputs of the source, now that it is known what the code consists of. Raises `InputChanged`."""
     project = job.project
+    if job.checkpoint.changed():
+        raise InputChanged(project.checkpoint_shown)
     try:
-        now = _status(project)
-    except (OSError, UserError):  # one of them is gone
+        now = _versions(project)
+    except OSError:  # one of them is gone
         raise InputChanged("a file that the manifest names") from None
-    for name in {**before, **now}:
-        if before.get(name) != now.get(name):
+    for name in before:
+        if not before[name].same_file(now[name]):
             raise InputChanged(name)
     if sha256_file(job.manifest) != project.sha256:
         job.stages.tell(f"{project.path} changed while it was being built: the bundle is of what was read at first")
@@ -343,17 +342,14 @@ def _remember(job: _Job, store: Cache, bundle: Action, used: Footprint) -> None:
     if remote and wanted.sha256 is None:
         return
     checkpoint = {"checkpoint": project.checkpoint} if not remote else {}  # pinned: the manifest says which one
-    data = project.manifest.parity.data
     files = {
         **used.files(project.folder),
-        **{f"asset:{name}": path for name, path in preflight.assets(project).items()},
-        **{f"template:{path.name}": path for path in actions.templates()},
-        **({"parity.data": project.folder / data} if data is not None else {}),
+        **actions.files(project, preflight.assets(project)),
         "manifest": job.manifest,
         **checkpoint,
     }
     try:
-        again.remember(store, job.manifest, job.name, bundle, files, used.folders)
+        again.remember(store, job.manifest, job.name, bundle, files)
     except OSError as error:
         job.stages.tell(f"the build could not be remembered: {no_room(error)}")
 

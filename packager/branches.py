@@ -21,9 +21,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from packager.common.paths import PACKAGE
+
 _UNTOLD = ("equal", "allclose")  # of torch and of Tensor: they give a Python bool, and no warning
 _IN_THE_USERS_NAME = ("_tensor.py", "container.py")  # of torch's files: `x in tensor`, `layers[n]`
-_OURS = f"{Path(__file__).parent}{os.sep}"
+_OURS = f"{PACKAGE}{os.sep}"
 
 
 @dataclass(frozen=True)

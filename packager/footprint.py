@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 
 from packager import installed
+from packager.common.paths import PACKAGE
 
 _NEVER = ("/proc/", "/sys/")
 _BEYOND_PYTHON = (".pyc", ".so")
@@ -173,7 +174,7 @@ def _prefixes() -> tuple[str, ...]:
     import sysconfig  # likewise
 
     paths = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
-    return tuple(sorted(f"{path}/" for path in (*paths, str(Path(__file__).parent))))
+    return tuple(sorted(f"{path}/" for path in (*paths, str(PACKAGE))))
 
 
 def _reached(modules: Sequence[ModuleType]) -> set[str]:

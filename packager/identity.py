@@ -17,7 +17,7 @@ from typing import Any
 
 from packager import actions, preflight
 from packager.cache import Action, Cache
-from packager.checkpoint.locate import digest
+from packager.checkpoint.locate import LocatedCheckpoint, digest
 from packager.footprint import Footprint
 from packager.manifest import Project
 
@@ -30,7 +30,7 @@ class Identity:
     source: Mapping[str, str]
 
 
-def known(project: Project, cache: Cache) -> Identity | None:
+def known(project: Project, located: LocatedCheckpoint, cache: Cache) -> Identity | None:
     """What goes into a build of this project; None where its code was never run as it is now.
 
     Raises `CheckpointDigestWrong`.
@@ -46,7 +46,7 @@ def known(project: Project, cache: Cache) -> Identity | None:
         bool(record["placed"]),
     )
     try:
-        checkpoint = digest(preflight.located(project, cache.sha256), cache.sha256)
+        checkpoint = digest(located, cache.sha256)
     except OSError:
         return None
     preflight.pin(project, checkpoint)

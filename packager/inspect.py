@@ -23,7 +23,7 @@ from packager.checkpoint.header import METADATA, metadata, read_header
 from packager.checkpoint.locate import (
     CONFIG,
     INDEX,
-    Located,
+    LocatedCheckpoint,
     holds_checkpoint,
     locate,
     piece_index,
@@ -112,7 +112,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     return {**found, "about": of_checkpoint(located.head.parent).as_json(), "metadata": strings}
 
 
-def _described(path: Path, located: Located) -> dict[str, Any]:
+def _described(path: Path, located: LocatedCheckpoint) -> dict[str, Any]:
     if located.head.suffix == ".safetensors":
         return _safetensors(path, [located.head], "safetensors")
     if located.head.name.endswith(run_folder.PIECES):

@@ -24,11 +24,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from packager import memory
+from packager.common.paths import PACKAGE
 from packager.impersonal import impersonal
 from packager.jobs import GraphSize, Optimized, OptimizeJob
 
@@ -114,7 +114,7 @@ class OnnxSide:
 
     def _start(self) -> None:
         # Not `-m packager.onnx_side` from the working directory's files: the child must import what we are.
-        root = str(Path(__file__).parent.parent)
+        root = str(PACKAGE.parent)
         code = f"import sys; sys.path.insert(0, {root!r}); from packager.onnx_side import serve; serve()"
         with self._starting:
             if self._cancelled:

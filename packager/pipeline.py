@@ -33,6 +33,7 @@ from packager.branches import Branches
 from packager.bundle import evidence
 from packager.bundle.writer import Writer
 from packager.candidates import Candidate, Trying
+from packager.checkpoint.locate import LocatedCheckpoint
 from packager.errors import InputChanged
 from packager.export import quietly
 from packager.export.torchscript import Program
@@ -64,6 +65,7 @@ class Begun:
     """
 
     project: Project
+    checkpoint: LocatedCheckpoint
     grid: Grid
     known: Known
     scratch: Path
@@ -83,7 +85,7 @@ def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footp
     with (
         host.restored(),
         footprint.watched(project.folder, _entry_module(project), _accounted_for(begun)) as watch,
-        source.opened(project) as opening,
+        source.opened(project, begun.checkpoint) as opening,
         ExitStack() as stack,  # left only after the background threads have ended
         ThreadPoolExecutor(max_workers=2) as background,
         _reference_to_come(side) as awaited,
@@ -183,8 +185,7 @@ def _accounted_for(begun: Begun) -> list[Path]:
     """What is no part of the code's footprint, as it is an input of its own, or ours."""
     manifest, folder = begun.project.manifest, begun.project.folder
     data = [folder / manifest.parity.data] if manifest.parity.data is not None else []
-    files = preflight.located(begun.project).files
-    return [begun.project.checkpoint, *files, begun.scratch, *data]
+    return [begun.project.checkpoint, *begun.checkpoint.files, begun.scratch, *data]
 
 
 # -- the module -----------------------------------------------------------------------------

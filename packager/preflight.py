@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from packager.checkpoint import urls
-from packager.checkpoint.locate import CONFIG, Located, locate, program
+from packager.checkpoint.locate import CONFIG, LocatedCheckpoint, locate, program
 from packager.errors import (
     AssetNotFound,
     CheckpointDigestWrong,
@@ -21,7 +21,6 @@ from packager.errors import (
     Problem,
     did_you_mean,
 )
-from packager.hashing import sha256_file
 from packager.manifest import Project
 from packager.progress import Stages
 
@@ -42,21 +41,25 @@ def at_hand(project: Project, stages: Stages) -> Iterator[Project]:
         yield replace(project, fetched=path)
 
 
-def preflight(project: Project) -> None:
-    """Check the checkpoint, the assets and `parity.data`. Raises what `located`, `assets` and `data` raise."""
-    located(project)
+def preflight(project: Project) -> LocatedCheckpoint:
+    """Check the checkpoint, the assets and `parity.data`; returns the checkpoint's files, which a build locates once.
+
+    Raises what `located`, `assets` and `data` raise.
+    """
+    checkpoint = located(project)
     assets(project)
     data(project)
+    return checkpoint
 
 
-def located(project: Project, sha256: Callable[[Path], str] = sha256_file) -> Located:
+def located(project: Project) -> LocatedCheckpoint:
     """The files of the checkpoint, which says what module it belongs to where the manifest does not.
 
     Raises `CheckpointNotFound`, `CheckpointUnreadable`, `CheckpointNeedsCode` or `EntryNeeded`.
     """
     named = project.checkpoint_shown
     where = project.where("checkpoint", "path")
-    found = locate(project.checkpoint, named, where, project.manifest.checkpoint.weights, sha256)
+    found = locate(project.checkpoint, named, where, project.manifest.checkpoint.weights)
     if project.manifest.model.entry is None and all(file.name != CONFIG for file in found.files):
         holds = program(found)
         if holds is None:

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from packager import checkpoint
-from packager.checkpoint.locate import CONFIG, Located
+from packager.checkpoint.locate import CONFIG, LocatedCheckpoint
 from packager.checkpoint.match import Fit, Forgiven, check
 from packager.errors import ModelConstructionFailed, TransformersMissing
 from packager.manifest import Project
 
 
-def construct(project: Project, located: Located, read: checkpoint.Checkpoint) -> tuple[torch.nn.Module, Fit]:
+def construct(project: Project, located: LocatedCheckpoint, read: checkpoint.Checkpoint) -> tuple[torch.nn.Module, Fit]:
     """The module that a folder's config.json names, with its weights.
 
     Raises `TransformersMissing`, `ModelConstructionFailed` or `StateDoesNotFit`.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from packager.checkpoint.locate import Located, program
+from packager.checkpoint.locate import LocatedCheckpoint, program
 from packager.checkpoint.match import Fit
 from packager.errors import CheckpointUnreadable
 
@@ -32,7 +32,7 @@ class Program(torch.nn.Module):
         return self.inner(*inputs)
 
 
-def construct(located: Located, where: str) -> tuple[torch.nn.Module, Fit]:
+def construct(located: LocatedCheckpoint, where: str) -> tuple[torch.nn.Module, Fit]:
     """The module, with its own weights. Raises `CheckpointUnreadable`."""
     path = str(located.head)
     try:

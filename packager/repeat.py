@@ -18,6 +18,7 @@ from pathlib import Path
 from packager.bundle.archive import as_folder
 from packager.bundle.fingerprint import parse_sums
 from packager.bundle.layout import SUMS
+from packager.common.paths import PACKAGE
 from packager.errors import RebuildFailed
 from packager.manifest import load
 
@@ -51,7 +52,7 @@ def compared(one: Path, other: Path) -> dict[str, str]:
 
 
 def _build(manifest: Path, scratch: Path) -> Path:
-    root = str(Path(__file__).parent.parent)
+    root = str(PACKAGE.parent)
     code = f"import os, sys; os.umask(0o077); sys.path.insert(0, {root!r}); from packager.cli import main; main()"
     arguments = ["build", str(manifest), "-o", str(scratch / "out"), "--no-cache", "--json"]
     command = [sys.executable, "-c", code, *arguments]

@@ -32,14 +32,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from packager import checkpoint, footprint, pretrained, program
-from packager.checkpoint.locate import CONFIG, digest
+from packager import checkpoint, footprint, preflight, pretrained, program
+from packager.checkpoint.locate import CONFIG, LocatedCheckpoint, digest
 from packager.checkpoint.match import module_metadata
-from packager.checkpoint.select import saved_metadata
+from packager.checkpoint.select import read_located, saved_metadata
+from packager.common.paths import PACKAGE
 from packager.errors import (
     EntryImportFailed,
     EntryNotFound,
     EntryNotModule,
+    InputChanged,
     InputsDoNotFit,
     ModelArgumentsWrong,
     ModelConstructionFailed,
@@ -50,7 +52,6 @@ from packager.errors import (
 )
 from packager.hashing import sha256_file
 from packager.manifest import Project
-from packager.preflight import located, pin
 
 _MOST_OBJECTS = 200_000  # that are looked at for what refers to a parameter
 _SMALL_BYTES = 1 << 16  # of a parameter that a copy has for itself: a scale that a first call may set
@@ -107,16 +108,18 @@ def _first_of(names: Sequence[str], shown: int = 10) -> str:
 
 
 @contextmanager
-def opened(project: Project) -> Iterator[Callable[[], Source]]:
+def opened(project: Project, located: LocatedCheckpoint | None = None) -> Iterator[Callable[[], Source]]:
     """Yields what loads the eager module. The user's code stays importable while the context is open.
 
-    The call raises an error of `packager.errors` for an entry that does not import or is no Module, kwargs
+    `located` are the files of the checkpoint as `preflight.located` found them, where the caller knows them. The call
+    raises an error of `packager.errors` for an entry that does not import or is no Module, kwargs
     it does not take, and a checkpoint that cannot be read or does not fit.
     """
     with _importing_from(project.folder), ExitStack() as stack:
 
         def opening() -> Source:
-            found = _load(project, None if project.manifest.model.entry is None else _entry(project))
+            entry = None if project.manifest.model.entry is None else _entry(project)
+            found = _load(project, entry, located or preflight.located(project))
             if "torch._dynamo" in sys.modules:  # what is compiled computes the same without, and writes no files
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             return found
@@ -132,7 +135,7 @@ def user_frame(error: BaseException, folder: Path) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if footprint.inside(frame.filename, folder)]
     message = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
-    chosen = own or [frame for frame in frames if f"{Path(__file__).parent}" not in frame.filename]
+    chosen = own or [frame for frame in frames if str(PACKAGE) not in frame.filename]
     if not chosen:
         return message
     frame = chosen[-1]
@@ -227,25 +230,26 @@ def _import_name(project: Project, place: str) -> ModuleType:
 # -- the weights ----------------------------------------------------------------------------
 
 
-def _load(project: Project, entry: Callable[..., Any] | None) -> Source:
+def _load(project: Project, entry: Callable[..., Any] | None, located: LocatedCheckpoint) -> Source:
     wanted = project.manifest.checkpoint
-    found = located(project)
-    sha256 = digest(found, sha256_file)  # before anything in it is parsed
-    pin(project, sha256)
+    if located.replaced():
+        raise InputChanged(project.checkpoint_shown)
+    sha256 = digest(located, sha256_file)  # before anything in it is parsed
+    preflight.pin(project, sha256)
     where = project.where("checkpoint", "path")
     about = checkpoint.About()
     borrowed: tuple[str, ...] = ()
-    if entry is None and CONFIG not in {file.name for file in found.files}:
-        (module, fit), key = program.construct(found, where), ""
+    if entry is None and CONFIG not in {file.name for file in located.files}:
+        (module, fit), key = program.construct(located, where), ""
     else:
         try:
-            read = checkpoint.read(found.path, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
+            read = read_located(located, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
         except WeightsNotFound as error:
             error.where = project.where("checkpoint", "weights")
             raise
         about, key, borrowed = read.about, read.key, read.borrowed
         if entry is None:
-            module, fit = pretrained.construct(project, found, read)
+            module, fit = pretrained.construct(project, located, read)
         else:
             _check_arguments(project, entry)
             module, fit = _construct(project, entry, read)
@@ -263,8 +267,8 @@ def _load(project: Project, entry: Callable[..., Any] | None) -> Source:
         checkpoint_sha256=sha256,
         about=about,
         borrowed=borrowed,
-        passed_over=found.passed_over,
-        taken=found.head.parent.name,
+        passed_over=located.passed_over,
+        taken=located.head.parent.name,
         untouched=_copied(module),
         versions=tuple(one._version for one in module.parameters()),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from packager import manifest, preflight
+from packager.checkpoint.locate import LocatedCheckpoint
 from packager.errors import ExtraMissing
 from packager.manifest import Project
 from packager.preflight import assets, at_hand
@@ -53,12 +54,11 @@ def vet(path: str | Path, listener: Listener = silent) -> VetReport:
     project = manifest.load(path)
     assets(project)
     with at_hand(project, Stages(hear)) as project:
-        preflight.preflight(project)
-        report = _vet(project)
+        report = _vet(project, preflight.preflight(project))
     return replace(report, notes=(*told, *report.notes))
 
 
-def _vet(project: Project) -> VetReport:
+def _vet(project: Project, located: LocatedCheckpoint) -> VetReport:
     try:
         import onnxruntime
 
@@ -70,7 +70,7 @@ def _vet(project: Project) -> VetReport:
             raise
         raise ExtraMissing(error.name or str(error), "package vet") from None
     preflight.providers(project, onnxruntime.get_all_providers())
-    with host.restored(), source.opened(project) as opening:
+    with host.restored(), source.opened(project, located) as opening:
         opened = opening()
         grid = samples.grid(project)
         first = reference.first_outputs(project, opened, grid.example)

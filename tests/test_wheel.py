@@ -64,8 +64,8 @@ def _version():
 def test_the_installed_package_is_whole_and_is_itself(installed):
     target, environment = installed
     code = (
-        "import json, packager, packager.resources as resources\n"
-        "print(json.dumps([packager.__file__, str(resources.folder('schemas'))]))"
+        "import json, packager, packager.common.paths as paths\n"
+        "print(json.dumps([packager.__file__, str(paths.data_folder('schemas'))]))"
     )
     done = python(code, cwd="/", env=environment)
     assert done.returncode == 0, done.stderr

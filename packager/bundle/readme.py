@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jinja2
 
-from packager import resources
 from packager.bundle.records import Config, Parity
+from packager.common.paths import data_folder
 
 _SHOWN = 3  # of the parameters of which the samples do not show all
 
@@ -13,7 +13,7 @@ _SHOWN = 3  # of the parameters of which the samples do not show all
 def render(config: Config, parity: Parity) -> bytes:
     """The README of a bundle as UTF-8."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(resources.folder("templates")),
+        loader=jinja2.FileSystemLoader(data_folder("templates")),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from packager.checkpoint.locate import Located
+from packager.checkpoint.locate import LocatedCheckpoint
 from packager.errors import CheckpointUnreadable
 
 _LONGEST = 1 << 30
@@ -35,7 +35,7 @@ _RECORDS = {
 _DTYPES = {str(one).removeprefix("torch.") for one in vars(torch).values() if isinstance(one, torch.dtype)}
 
 
-def read(located: Located, where: str | None, unpickled: Callable[..., Any]) -> dict[str, Any]:
+def read(located: LocatedCheckpoint, where: str | None, unpickled: Callable[..., Any]) -> dict[str, Any]:
     """Everything in the folder but the optimizer's state, nested as it was saved; `unpickled` reads one chunk.
 
     Raises `CheckpointUnreadable` or `CheckpointNeedsCode`.
@@ -81,7 +81,7 @@ def _whole(name: str, described: Any, chunks: list[Any], offsets: list[Any]) -> 
     return whole
 
 
-def _chunk(located: Located, info: Any, where: str | None, unpickled: Callable[..., Any]) -> Any:
+def _chunk(located: LocatedCheckpoint, info: Any, where: str | None, unpickled: Callable[..., Any]) -> Any:
     """One chunk from its place in a file."""
     name = str(info.relative_path)
     file = located.folder / name

@@ -27,7 +27,7 @@ import torch
 
 from packager.checkpoint import dcp, pickled
 from packager.checkpoint.header import metadata, read_header
-from packager.checkpoint.locate import DCP, INDEX, Located, piece_index, program_in, weight_map
+from packager.checkpoint.locate import DCP, INDEX, LocatedCheckpoint, piece_index, program_in, weight_map
 from packager.checkpoint.run_folder import PIECES
 from packager.checkpoint.tree import DTYPES
 from packager.checkpoint.tree_file import DTYPE_NAMED
@@ -43,7 +43,7 @@ class Opened:
     metadata: dict[str, str]
 
 
-def open_checkpoint(located: Located, *, trust_pickle: bool, where: str | None) -> Opened:
+def open_checkpoint(located: LocatedCheckpoint, *, trust_pickle: bool, where: str | None) -> Opened:
     """Open what `packager.checkpoint.locate` found: a file, the shards of an index, or a folder.
 
     Raises `CheckpointNotFound`, `CheckpointUnreadable` or `CheckpointNeedsCode`.
@@ -62,7 +62,7 @@ def open_checkpoint(located: Located, *, trust_pickle: bool, where: str | None) 
 class _Opener:
     """One checkpoint's files being opened: what it is called in errors, and whether it may run code."""
 
-    located: Located
+    located: LocatedCheckpoint
     trust_pickle: bool
     where: str | None
 

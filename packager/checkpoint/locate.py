@@ -20,9 +20,10 @@ import errno
 import hashlib
 import os
 import stat
+import time
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from packager.checkpoint import pieces, run_folder
@@ -40,19 +41,49 @@ _WEIGHTS = (
 )  # fmt: skip
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 _LONGEST_JSON = 100_000_000  # as safetensors has it for a header
+_SETTLED_NS = 2_000_000_000  # file times are as coarse as this; a file younger than that may change unnoticed
 
 
 @dataclass(frozen=True)
-class Located:
+class FileVersion:
+    """What the file system says about a file without reading it: bytes, and times in ns since the epoch.
+
+    `settled` is whether any later write shows in these times.
+    """
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+    settled: bool
+
+    @classmethod
+    def of(cls, path: Path) -> FileVersion:
+        """Return the version of a file as it is now. Raises OSError."""
+        status, now = path.stat(), time.time_ns()
+        settled = now - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, settled)
+
+    def same_file(self, other: FileVersion) -> bool:
+        """Whether size, modification time and inode agree."""
+        return (self.size, self.modified_ns, self.inode) == (other.size, other.modified_ns, other.inode)
+
+
+@dataclass(frozen=True)
+class LocatedCheckpoint:
     """What a path named, and the files that are read for it, the head first; `chosen` is whether a run has others.
 
-    `passed_over` says which checkpoints of the run would have come before, and are damaged.
+    `passed_over` says which checkpoints of the run would have come before, and are damaged. `digests` are the SHA-256
+    of the files whose contents had to be read to choose them, which is all files of a run's checkpoint and none
+    elsewhere. `versions` are those of all files, each taken before its contents were read.
     """
 
     path: Path
     files: tuple[Path, ...]
+    versions: Mapping[Path, FileVersion]
     chosen: bool = False
     passed_over: tuple[str, ...] = ()
+    digests: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def head(self) -> Path:
@@ -64,6 +95,28 @@ class Located:
         """Where the files' names start."""
         return self.head.parent if self.path in self.files else self.path
 
+    def replaced(self) -> bool:
+        """Whether a file is gone, or is no longer the one that was located. Reads no contents."""
+        try:
+            return not all(version.same_file(FileVersion.of(file)) for file, version in self.versions.items())
+        except OSError:
+            return True
+
+    def changed(self) -> bool:
+        """Whether a file is replaced, or holds other bytes than those of its digest.
+
+        Contents are read only where the times of a file cannot tell.
+        """
+        return self.replaced() or any(self._differs(file, sha256) for file, sha256 in self.digests.items())
+
+    def _differs(self, file: Path, sha256: str) -> bool:
+        version = self.versions[file]
+        try:
+            untouched = version.settled and FileVersion.of(file).changed_ns == version.changed_ns
+            return not untouched and sha256_file(file) != sha256
+        except OSError:
+            return True
+
 
 def locate(
     path: Path,
@@ -71,7 +124,7 @@ def locate(
     where: str | None = None,
     weights: str = "auto",
     sha256: Callable[[Path], str] = sha256_file,
-) -> Located:
+) -> LocatedCheckpoint:
     """Find the files of a checkpoint; `named` is what the user calls it, `where` the field that does.
 
     `weights` matter where a run keeps the averaged ones in a file of their own, and `sha256` where it has
@@ -91,19 +144,22 @@ def locate(
         files = [path]
     for file in files:
         _check(file, called, where, alone=len(files) == 1)
-    return Located(path, tuple(files))
+    return LocatedCheckpoint(path, tuple(files), {file: FileVersion.of(file) for file in files})
 
 
-def digest(located: Located, sha256: Callable[[Path], str]) -> str:
-    """One file: its SHA-256. Several: SHA-256 over sorted `sha256  name` lines. Raises OSError."""
-    if len(located.files) == 1:
-        return sha256(located.head)
-    names = {file.relative_to(located.folder).as_posix(): file for file in located.files}
-    lines = sorted(f"{sha256(file)}  {name}\n" for name, file in names.items())
+def digest(located: LocatedCheckpoint, sha256: Callable[[Path], str]) -> str:
+    """One file: its SHA-256. Several: SHA-256 over sorted `sha256  name` lines. Raises OSError.
+
+    `sha256` is asked only about files whose digest was not found while they were located.
+    """
+    digests = {file: located.digests.get(file) or sha256(file) for file in located.files}
+    if len(digests) == 1:
+        return digests[located.head]
+    lines = sorted(f"{one}  {file.relative_to(located.folder).as_posix()}\n" for file, one in digests.items())
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def program(located: Located) -> str | None:
+def program(located: LocatedCheckpoint) -> str | None:
     """`TorchScript` or `an exported program` where the one file holds its own forward(); None where it does not."""
     try:
         with zipfile.ZipFile(located.head) as archive:
@@ -213,13 +269,28 @@ def pick(names: Sequence[str], named: str, where: str | None) -> tuple[str, list
 
 def _of_run(
     folder: Path, named: str, where: str | None, weights: str, sha256: Callable[[Path], str]
-) -> Located:  # fmt: skip
+) -> LocatedCheckpoint:  # fmt: skip
     """The files of the checkpoint that a run stands for; their digests are those that it has saved."""
-    chosen = run_folder.chosen(folder, weights, sha256)
+    versions: dict[Path, FileVersion] = {}
+    digests: dict[Path, str] = {}
+
+    def hashed(file: Path) -> str:
+        versions[file] = FileVersion.of(file)
+        digests[file] = sha256(file)
+        return digests[file]
+
+    chosen = run_folder.chosen(folder, weights, hashed)
     files = chosen.files
     if len(files) > 1 and set(_pieces(files[0], named, where)) != set(files[1:]):
         raise CheckpointUnreadable(named, where, f"{files[0].name} names other files than there are")
-    return Located(folder, files, chosen=True, passed_over=chosen.passed_over)
+    return LocatedCheckpoint(
+        folder,
+        files,
+        versions={file: versions[file] for file in files},
+        chosen=True,
+        passed_over=chosen.passed_over,
+        digests={file: digests[file] for file in files},
+    )
 
 
 def _index_of_pieces(path: Path, named: str, where: str | None) -> Path | None:

@@ -24,7 +24,7 @@ import torch
 from packager.checkpoint import run_folder, urls
 from packager.checkpoint.about import AVERAGED, EMA_KEYS, About, about, of_checkpoint
 from packager.checkpoint.files import open_checkpoint
-from packager.checkpoint.locate import digest, locate
+from packager.checkpoint.locate import LocatedCheckpoint, digest, locate
 from packager.errors import CheckpointDigestWrong, CheckpointUnreadable, WeightsNotFound, did_you_mean
 from packager.hashing import sha256_file
 from packager.progress import Stages, silent
@@ -73,10 +73,19 @@ def read(
             return read(fetched, weights, trust_pickle=trust_pickle, where=where, sha256=sha256)
     path = Path(path)
     located = locate(path, where=where, weights=weights)
-    for damaged in located.passed_over:
-        _log.warning("passed over: %s", damaged)
     if sha256 is not None and (found := digest(located, sha256_file)) != sha256:
         raise CheckpointDigestWrong(str(path), where, sha256, found)
+    return read_located(located, weights, trust_pickle=trust_pickle, where=where)
+
+
+def read_located(located: LocatedCheckpoint, weights: str, *, trust_pickle: bool, where: str | None) -> Checkpoint:
+    """Read the files of a checkpoint and pick its state dict; `where` is the manifest's field that names it.
+
+    Raises `CheckpointUnreadable`, `CheckpointNeedsCode` or `WeightsNotFound`.
+    """
+    path = located.path
+    for damaged in located.passed_over:
+        _log.warning("passed over: %s", damaged)
     # A run that goes on must not delete it meanwhile; what is mapped then stays.
     with run_folder.reading(located.head.parent) if located.chosen else nullcontext():
         opened = open_checkpoint(located, trust_pickle=trust_pickle, where=where)

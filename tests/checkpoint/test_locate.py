@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from packager.checkpoint.locate import Located, digest, locate
+from packager.checkpoint.locate import FileVersion, LocatedCheckpoint, digest, locate
 from packager.errors import CheckpointNotFound, CheckpointUnreadable
 from packager.hashing import sha256_file
 
@@ -29,7 +29,7 @@ def names(located):
 
 def test_a_file_is_itself_and_its_digest_is_the_file_s(tmp_path):
     path = made(tmp_path, "best.pt") / "best.pt"
-    assert locate(path) == Located(path, (path,))
+    assert locate(path) == LocatedCheckpoint(path, (path,), {path: FileVersion.of(path)})
     assert digest(locate(path), sha256_file) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -1,15 +1,20 @@
 """A run of CheckpointManager as the checkpoint of a manifest: its best, its averaged weights, its table."""
 
+import hashlib
 import json
+import os
+import shutil
+import time
 
 import pytest
 import torch
-from projects import LINEAR, package, project
+from projects import LINEAR, package, project, python
 from torch import nn
 
 import packager
 from packager import manifest, source
 from packager.checkpoint import CheckpointManager, Retention, locate
+from packager.errors import CheckpointDigestWrong, InputChanged
 from packager.vet import vet
 
 
@@ -136,3 +141,134 @@ def test_what_averaged_weights_took_from_the_model_is_told_by_vet_and_build(tmp_
     assert note in answer.stdout.splitlines(), answer.stderr
     answer = package("build", path, "-o", tmp_path / "out")
     assert note in answer.stdout.splitlines() + answer.stderr.splitlines()
+
+
+# -- how often the weights are read -----------------------------------------------------------
+
+COUNTED = """
+import json, sys
+
+hashed = []
+
+def hear(event, arguments):
+    if event != "open" or not str(arguments[0]).startswith(sys.argv[1]):
+        return
+    frame, callers = sys._getframe(1), []
+    while frame is not None:
+        callers.append(frame.f_code.co_name)
+        frame = frame.f_back
+    if "sha256_file" in callers:
+        hashed.append(str(arguments[0]).removeprefix(sys.argv[1]))
+
+import packager
+from packager.vet import vet
+sys.addaudithook(hear)
+exec(sys.argv[2])
+print(json.dumps(hashed))
+"""
+BEST = "/step-00000001/model.safetensors"
+
+
+def hashed_by(run, code):
+    """The files of the run that a process hashes while it runs `code`, one name for each pass."""
+    answer = python(COUNTED, run.parent / "runs", code, cwd=run.parent)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def settle(run):
+    """Wait until the run is so old that any later write to it shows in the times of its files."""
+    newest = max(path.stat().st_ctime_ns for path in (run.parent / "runs").rglob("*"))
+    time.sleep(max(0.0, (newest + 2_100_000_000 - time.time_ns()) / 1e9))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "packager.build('package.yaml', 'out')",
+        "packager.build('package.yaml', 'out', cache='off')",
+        "vet('package.yaml')",
+    ],
+)
+def test_a_build_hashes_the_weights_of_a_run_once_to_see_that_they_are_whole(run, code):
+    # One pass: the choice of the best checkpoint compares its weights with the digest that the run has saved. The pin,
+    # the bundle's record and the cache's keys take that digest over, and file times show that nothing changed since.
+    settle(run)
+    assert hashed_by(run, code) == [BEST]
+
+
+def test_weights_whose_times_cannot_show_a_change_are_hashed_once_more_when_the_bundle_is_done(run):
+    # The second pass: a file that was written within two seconds of the first, or seems to be still to come, may be
+    # written again without another time.
+    later = time.time() + 3600
+    os.utime(run.parent / f"runs{BEST}", (later, later))
+    assert hashed_by(run, "packager.build('package.yaml', 'out')") == [BEST, BEST]
+
+
+def at(stage, change):
+    """A listener that calls `change` once, when a stage begins."""
+    waiting = [change]
+
+    def listen(event):
+        if getattr(event, "stage", "") == stage and waiting:
+            waiting.pop()()
+
+    return listen
+
+
+def written_in_place(path):
+    """Change one weight; the size, the inode and the modification time stay."""
+    before = path.stat()
+    with path.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        last = stream.read(1)
+        stream.seek(-1, os.SEEK_END)
+        stream.write(bytes([last[0] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def exchanged(path):
+    """Put another file into its place."""
+    path.with_name("new").write_bytes(path.read_bytes())
+    path.with_name("new").replace(path)
+
+
+@pytest.mark.parametrize("change", [written_in_place, exchanged])
+@pytest.mark.parametrize("age", ["settled", "fresh"])
+def test_weights_of_a_run_that_change_during_the_build_are_refused(run, tmp_path, change, age):
+    path = run.parent / f"runs{BEST}"
+    if age == "settled":
+        settle(run)
+    with pytest.raises(InputChanged, match="runs changed while the bundle was being built"):
+        packager.build(run, tmp_path / "out", listener=at("bundle", lambda: change(path)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_a_run_that_are_gone_before_they_are_loaded_are_refused(run, tmp_path):
+    path = run.parent / f"runs{BEST}"
+    with pytest.raises(InputChanged, match="runs changed while the bundle was being built"):
+        packager.build(run, tmp_path / "out", listener=at("source", lambda: shutil.rmtree(path.parent)))
+
+
+def test_the_pin_of_a_run_is_checked_before_its_weights_are_parsed(run, tmp_path):
+    run.write_text(run.read_text().replace("path: runs", f"path: runs\n  sha256: {'f' * 64}"))
+    path = run.parent / f"runs{BEST}"
+    saved = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(b"no safetensors")  # which the run says that it has saved
+    record = path.with_name("checkpoint.json")
+    record.write_text(record.read_text().replace(saved, hashlib.sha256(b"no safetensors").hexdigest()))
+    with pytest.raises(CheckpointDigestWrong, match="runs is not the checkpoint that the manifest pins"):
+        packager.build(run, tmp_path / "out")
+
+
+def test_a_better_checkpoint_that_is_saved_during_the_build_is_for_the_next_one(run, tmp_path):
+    def save():
+        with CheckpointManager(run.parent / "runs", keep=Retention(latest=3, metric="loss")) as manager:
+            manager.save(step=3, model=Net(3), metrics={"loss": 0.5})
+
+    expected = packager.build(run, tmp_path / "before", cache="off").fingerprint
+    first = packager.build(run, tmp_path / "out", listener=at("trace", save))
+    assert first.fingerprint == expected
+    second = packager.build(run, tmp_path / "out")
+    assert not second.cached
+    assert second.fingerprint != expected
