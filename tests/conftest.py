@@ -4,10 +4,12 @@ Property tests draw the same examples every time; `pytest --hypothesis-profile=e
 """
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
+import messages
 import projects
 import pytest
 import traces
@@ -22,6 +24,28 @@ settings.load_profile("steady")
 
 # As the command does: torch's threads do not spin where they share the cores with the ONNX side.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-goldens", action="store_true", help="rewrite tests/goldens with the messages of today")
+
+
+@pytest.fixture
+def golden(request, tmp_path_factory):
+    """Compare a message with the test's section of tests/goldens/MODULE.txt: `golden(text, *facts, **values)`."""
+    folders = {re.escape(str(tmp_path_factory.getbasetemp())) + r"/[^/\s'\"]+": "<temporary>"}
+    if "tmp_path" in request.fixturenames:
+        folders = {re.escape(str(request.getfixturevalue("tmp_path"))): "<folder>", **folders}
+    path = messages.GOLDENS / f"{request.path.stem}.txt"
+    test = re.sub(r"-?facts\d+", "", request.node.name)  # a column of facts says nothing of the case
+    return messages.Golden(path, test, folders, update=request.config.getoption("--update-goldens"))
+
+
+@pytest.fixture
+def error_golden(request):
+    """Compare a text with tests/goldens/errors/NAME.txt: `error_golden(name, text)`."""
+    update = request.config.getoption("--update-goldens")
+    return lambda name, text: messages.check_file(messages.GOLDENS / "errors" / f"{name}.txt", text, update=update)
 
 
 @pytest.fixture(scope="session", autouse=True)

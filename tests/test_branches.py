@@ -103,13 +103,9 @@ def test_a_line_among_installed_packages_is_theirs_and_one_elsewhere_on_the_path
         )
 
 
-def test_what_is_not_checked_names_the_users_lines_one_by_one_and_those_of_libraries_together():
+def test_what_is_not_checked_names_the_users_lines_one_by_one_and_those_of_libraries_together(golden):
     found = Branches(("a.py:1",), ("lib/b.py:2",)).joined(Branches(("a.py:1", "a.py:3"), ("lib/c.py:4",)))
-    assert found.said() == [
-        "the branch or number that a.py:1 takes from other data",
-        "the branch or number that a.py:3 takes from other data",
-        "the branches and numbers that libraries take from other data: lib/b.py:2, lib/c.py:4",
-    ]
+    golden("\n".join(found.said()), "a.py:1", "a.py:3", "lib/b.py:2", "lib/c.py:4")
 
 
 def test_records_are_read_without_torch():
@@ -138,4 +134,4 @@ class Net(nn.Module):
         path = project(tmp_path / method, text, dims={"batch": {"max": 64}}, **settings)
         built = packager.build(path, tmp_path / "dist", force=True)
         parity = json.loads((built.bundle / "evidence/parity.json").read_text())
-        assert "the branch or number that model.py:13 takes from other data" in parity["not_checked"]
+        assert any("model.py:13" in item for item in parity["not_checked"])

@@ -15,6 +15,7 @@ import projects
 import pytest
 import safetensors.numpy
 import traces
+from messages import carries, mentions
 from projects import LINEAR, package, project, python
 
 import packager
@@ -199,10 +200,10 @@ def test_a_model_that_the_first_exporter_cannot_do_is_given_to_the_second(tmp_pa
     stages = stages_of(built.bundle)
     first = stages["export: torchscript, from the trace"]
     assert (first["kept"], first["verdict"]) == (False, "not-checked")
-    assert first["reason"].startswith("UnsupportedOperatorError: Exporting the operator 'aten::heaviside'")
+    mentions(first["reason"], "UnsupportedOperatorError", "aten::heaviside")
     assert stages["export: torch-export"]["kept"]
     notes = [one.message for one in told if isinstance(one, Told)]
-    assert any(one.startswith("torchscript, from the trace was not taken: Unsupported") for one in notes)
+    assert any(carries(note, "torchscript, from the trace") and "Unsupported" in note for note in notes)
     assert set(np.unique(predict(built.bundle, x=np.ones((3, 4), np.float32))["output_0"])) <= {0.0, 0.5, 1.0}
 
 
@@ -218,43 +219,33 @@ def test_a_branch_on_data_is_scripted_and_kept(tmp_path):
     assert not stages["torchscript: trace"]["kept"]
     assert stages["torchscript: trace"]["verdict"] == "fail"
     notes = [one.message for one in told if isinstance(one, Told)]
-    kept = "it keeps the branch or number that model.py:13 took from data; scripting the module instead"
-    assert any(kept in one for one in notes)
+    (note,) = [note for note in notes if carries(note, "model.py:13")]
+    mentions(note, "output_0")
     x = np.ones((2, 4), np.float32)
     high, low = predict(built.bundle, x=x)["output_0"], predict(built.bundle, x=-x)["output_0"]
     assert high.max() > -10 > low.max()
 
 
-def test_a_module_that_can_be_neither_traced_rightly_nor_scripted_names_both_causes_once(tmp_path):
+def test_a_module_that_can_be_neither_traced_rightly_nor_scripted_names_both_causes_once(tmp_path, golden):
     text = returning("if x.sum() > 0:", "    y = y - 100", "return y + sum([float(i) for i in map(float, range(2))])")
     told = []
     with pytest.raises(ParityFailed) as caught:
         packager.build(project(tmp_path, text), tmp_path / "out", listener=told.append)
     trace, script, advice = caught.value.problems
     assert (trace.where, script.where, advice.where) == ("model.py:13", "model.py:15", None)
-    assert trace.message.startswith("the trace is not proven: output_0[")
-    assert script.message == "script: RuntimeError: __float__ cannot be used as a value:"
-    advice = "at model.py:13, torch.where keeps both sides of a branch, and arithmetic in integers a size"
-    advice += "; torchscript.method: none ships ONNX alone"
-    assert caught.value.hint == advice
+    mentions(trace.message, "output_0[")
+    golden(script.message, "RuntimeError", "__float__")
+    golden(caught.value.hint, "model.py:13", "torch.where", "torchscript.method: none")
     notes = [one.message for one in told if isinstance(one, Told)]
-    assert sum("scripting the module instead" in one for one in notes) == 1
+    assert len([note for note in notes if carries(note, "model.py:13")]) == 1
 
 
-def test_a_hint_does_not_advise_what_is_set(tmp_path):
+def test_a_hint_does_not_advise_what_is_set(tmp_path, golden):
     settings = {"torchscript": {"method": "none"}, "export": {"exporter": "torchscript"}}
-    hint = "torchscript.method: auto and export.required: false ship TorchScript alone"
-    for text, error, prefix in (
-        (
-            BRANCH,
-            ParityFailed,
-            "at model.py:13, torch.where keeps both sides of a branch, and arithmetic in integers a size; ",
-        ),
-        (NEITHER, ExportFailed, ""),
-    ):
+    for text, error, facts in ((BRANCH, ParityFailed, ("model.py:13", "torch.where")), (NEITHER, ExportFailed, ())):
         with pytest.raises(error) as caught:
             packager.build(project(tmp_path / error.code, text, **settings), tmp_path / "out")
-        assert caught.value.hint == prefix + hint
+        golden(caught.value.hint, *facts, "torchscript.method: auto", "export.required: false")
 
 
 def test_what_torch_export_prints_where_it_fails_does_not_reach_the_user(tmp_path):
@@ -272,36 +263,30 @@ def test_a_model_that_torch_export_cannot_do_names_the_cause_and_the_line_once(t
     assert len(caught.value.problems) == 1
     problem = caught.value.problems[0]
     assert problem.where == "model.py:13"
-    assert problem.message.startswith("torch-export: GuardOnDataDependentSymNode: Could not guard on data-dependent")
+    mentions(problem.message, "torch-export", "GuardOnDataDependentSymNode")
     assert not (tmp_path / "out").exists()
 
 
 NEITHER = returning("z = y * 2", "return torch.lgamma(z)")
 
 
-def test_a_model_that_no_exporter_can_do_names_each_cause_and_the_users_line(tmp_path):
+def test_a_model_that_no_exporter_can_do_names_each_cause_and_the_users_line(tmp_path, golden):
     path = project(tmp_path, NEITHER)
     with pytest.raises(ExportFailed) as caught:
         packager.build(path, tmp_path / "out")
     first, second = caught.value.problems
     assert first.where == "model.py:14"
-    assert first.message.startswith(
-        "torchscript, from the trace: UnsupportedOperatorError: Exporting the operator 'aten::lgamma'"
-    )
-    assert second.message.startswith(
-        "torch-export: DispatchError: No ONNX function found for <OpOverload(op='prims.lgamma'"
-    )
+    mentions(first.message, "UnsupportedOperatorError", "aten::lgamma")
+    mentions(second.message, "torch-export", "DispatchError", "<OpOverload(op='prims.lgamma'")
     assert "\n" not in first.message + second.message
-    assert caught.value.hint == "export.required: false ships TorchScript alone"
+    golden(caught.value.hint, "export.required: false")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_opset_that_no_exporter_makes_is_refused_and_not_replaced_by_another(tmp_path):
+def test_an_opset_that_no_exporter_makes_is_refused_and_not_replaced_by_another(tmp_path, golden):
     with pytest.raises(ExportFailed) as caught:
         packager.build(project(tmp_path, LINEAR, export={"opset": 99}), tmp_path / "out")
-    assert caught.value.problems[1].message == (
-        "torch-export: RuntimeError: it makes opset 18 of this model, and export.opset is 99"
-    )
+    golden(caught.value.problems[1].message, "torch-export", "RuntimeError", "18", "export.opset", "99")
 
 
 def test_the_opset_is_the_one_asked_for(tmp_path):
@@ -309,20 +294,21 @@ def test_the_opset_is_the_one_asked_for(tmp_path):
     assert config_of(built.bundle)["artifacts"]["onnx"]["opset"] == 17
 
 
-def test_torchscript_ships_alone_where_no_exporter_works_and_onnx_is_not_required(tmp_path):
+def test_torchscript_ships_alone_where_no_exporter_works_and_onnx_is_not_required(tmp_path, golden):
     built = packager.build(project(tmp_path, NEITHER, export={"required": False}), tmp_path / "out")
     assert built.parity == {"onnx": "not-checked", "torchscript": "pass"}
     assert config_of(built.bundle)["artifacts"]["onnx"] is None
     assert "model.onnx" not in files_in(built.bundle)
     report = packager.verify(built.bundle)
     assert report.ok
-    assert report.notes == ("onnx: the bundle has none",)
+    (line,) = report.notes
+    golden(line)
     loaded = packager.load(built.bundle)
     assert loaded.backend == "torchscript"
     assert loaded(x=np.ones((5, 4), np.float32))["output_0"].shape == (5, 3)
 
 
-def test_onnx_ships_alone_where_torchscript_is_not_wanted(tmp_path):
+def test_onnx_ships_alone_where_torchscript_is_not_wanted(tmp_path, golden):
     settings = {"torchscript": {"method": "none"}, "optimize": {"simplify": False, "level": "none"}}
     built = packager.build(project(tmp_path, LINEAR, **settings), tmp_path / "out")
     assert built.parity == {"onnx": "pass", "torchscript": "not-checked"}
@@ -331,12 +317,12 @@ def test_onnx_ships_alone_where_torchscript_is_not_wanted(tmp_path):
     assert packager.verify(built.bundle).ok
 
 
-def test_torchscript_that_cannot_be_made_by_the_method_asked_for_is_refused(tmp_path):
+def test_torchscript_that_cannot_be_made_by_the_method_asked_for_is_refused(tmp_path, golden):
     text = returning("return sum(y * one for one in (1.0, 2.0) if type(one).__name__ == 'float')")
     with pytest.raises(TorchScriptFailed) as caught:
         packager.build(project(tmp_path, text, torchscript={"method": "script"}), tmp_path / "out")
     assert caught.value.problems[0].where == "model.py:13"
-    assert caught.value.hint == "torchscript.method: none ships ONNX alone"
+    golden(caught.value.hint, "torchscript.method: none")
 
 
 # -- dims that became fixed -----------------------------------------------------------------
@@ -357,7 +343,7 @@ def test_a_dim_that_stays_fixed_is_refused(tmp_path):
     with pytest.raises(ParityFailed) as caught:
         packager.build(path, tmp_path / "out")
     assert caught.value.exit_status == 1
-    assert "PyTorch gives" in caught.value.problems[0].message
+    mentions(caught.value.problems[0].message, "PyTorch")
     assert not (tmp_path / "out").exists()
 
 
@@ -368,7 +354,7 @@ ROUNDING = returning("for _ in range(20):", "    y = torch.sin(y * 1.7) + torch.
 
 
 @pytest.mark.slow
-def test_a_parity_failure_says_where_and_leaves_no_bundle_and_the_old_one_whole(tmp_path):
+def test_a_parity_failure_says_where_and_leaves_no_bundle_and_the_old_one_whole(tmp_path, golden):
     path = project(tmp_path, ROUNDING)
     old = packager.build(path, tmp_path / "out")
     settings = {"export": {"exporter": "torchscript"}, "torchscript": {"method": "trace"}}
@@ -376,12 +362,8 @@ def test_a_parity_failure_says_where_and_leaves_no_bundle_and_the_old_one_whole(
     with pytest.raises(ParityFailed) as caught:
         packager.build(path, tmp_path / "out")
     assert caught.value.exit_status == 1
-    assert "the artifacts do not compute what the PyTorch module computes; no bundle was written" in render(
-        caught.value
-    )
-    assert re.search(
-        r"output_0\[\d+, \d\] in case \d+: PyTorch gives -?\d\.\d+.*, the artifact -?\d", render(caught.value)
-    )
+    golden(caught.value.message)
+    assert re.search(r"output_0\[\d+, \d\]\D*\d+\D*PyTorch.* -?\d\.\d+.* -?\d", render(caught.value))
     assert os.listdir(tmp_path / "out") == ["net-1.0.0"]
     assert packager.verify(old.bundle, fingerprint=old.fingerprint).ok
     with pytest.raises(ParityFailed):
@@ -453,17 +435,13 @@ def test_real_data_is_a_case_of_its_own(tmp_path):
 # -- where it goes --------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_no_bundle_is_refused_before_any_work(tmp_path):
+def test_a_folder_that_is_no_bundle_is_refused_before_any_work(tmp_path, golden):
     path = project(tmp_path, LINEAR)
     (tmp_path / "out" / "net-1.0.0").mkdir(parents=True)
     (tmp_path / "out" / "net-1.0.0" / "thesis.tex").write_text("years of work")
     with pytest.raises(OutputRefused) as caught:
         packager.build(path, tmp_path / "out")
-    assert render(caught.value) == (
-        f"error[output-refused]: the bundle cannot be written to {tmp_path / 'out' / 'net-1.0.0'}\n"
-        "  something that is not a bundle is there already\n"
-        "hint: move it away, or use --force"
-    )
+    golden(render(caught.value), "error[output-refused]", tmp_path / "out" / "net-1.0.0")
     assert (tmp_path / "out" / "net-1.0.0" / "thesis.tex").read_text() == "years of work"
 
 
@@ -556,7 +534,7 @@ LIMITED = (
 def test_a_disk_that_is_full_is_the_users_to_mend_and_nothing_is_left_behind(digits, tmp_path, limit):
     done = python(LIMITED, digits, tmp_path / "out", limit)
     assert done.returncode == 2, done.stderr[-2000:]
-    assert done.stdout.startswith("error[output-refused]: the bundle cannot be written to ")
+    mentions(done.stdout, "error[output-refused]")
     assert not (tmp_path / "out").exists() or os.listdir(tmp_path / "out") == []
 
 
@@ -564,7 +542,7 @@ def test_an_empty_disk_device_is_refused(tmp_path):
     path = project(tmp_path, LINEAR)
     done = package("build", path, "-o", "/dev/null/out")
     assert done.returncode == 2
-    assert "error[output-refused]: the bundle cannot be written to /dev/null/out\n" in done.stderr
+    mentions(done.stderr, "error[output-refused]", "/dev/null/out")
 
 
 @pytest.mark.slow
@@ -591,12 +569,12 @@ def test_the_way_to_the_manifest_changes_no_byte(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["nope.npz", "a folder"])
-def test_real_inputs_that_are_not_there_are_refused_before_anything_is_built(tmp_path, name):
+def test_real_inputs_that_are_not_there_are_refused_before_anything_is_built(tmp_path, name, golden):
     path = project(tmp_path / "p", parity={"data": name})
     (path.parent / "a folder").mkdir()
     with pytest.raises(DataDoesNotFit) as caught:
         packager.build(path, tmp_path / "dist")
-    assert caught.value.why == f"there is no file {path.parent / name}"
+    golden(caught.value.why, path.parent / name)
     assert not (tmp_path / "dist").exists()
 
 
@@ -630,13 +608,13 @@ MASKED_INPUTS = {
 }
 
 
-def test_a_mask_whose_rows_of_zeros_forward_refuses_is_tried_without_them_and_that_is_said(tmp_path):
+def test_a_mask_whose_rows_of_zeros_forward_refuses_is_tried_without_them_and_that_is_said(tmp_path, golden):
     path = project(tmp_path / "p", MASKED, inputs=MASKED_INPUTS, dims={"seq": {"max": 16}})
     told = []
     bundle = packager.build(path, tmp_path / "dist", listener=told.append).bundle
-    left_out = "rows of zeros in a mask, on which forward() raises"
-    assert left_out in parity_of(bundle)["not_checked"]
-    assert f"not compared: {left_out}" in [event.message for event in told if isinstance(event, Told)]
+    (left_out,) = [item for item in parity_of(bundle)["not_checked"] if "mask" in item]
+    golden(left_out, "forward()")
+    assert any(left_out in event.message for event in told if isinstance(event, Told))
     fills = [case["fill"] for case in parity_of(bundle)["cases"]]
     assert "low, unmasked" in fills and "low" not in fills
 
@@ -677,8 +655,8 @@ def test_a_program_that_cannot_be_saved_is_none_and_was_not_compared(tmp_path):
     with pytest.raises(TorchScriptFailed) as caught:
         packager.build(project(tmp_path / "p", ROUNDED), tmp_path / "dist")
     trace, script = (one.message for one in caught.value.problems)
-    assert trace.startswith("trace: RuntimeError: Could not export Python function call 'Rounded'")
-    assert script.startswith("script: RuntimeError: Could not export Python function call 'Rounded'")
+    mentions(trace, "RuntimeError", "Rounded")
+    mentions(script, "RuntimeError", "Rounded")
 
 
 @pytest.mark.slow
@@ -697,8 +675,9 @@ def test_sizes_that_float32_rounds_otherwise_are_not_checked_where_a_size_may_be
     inputs = {"x": {"dtype": "float32", "shape": ["batch", inner, 4]}}
     dims = {"width": {"min": 4, "max": 32}} if said else {}
     path = project(tmp_path / "p", text, inputs=inputs, dims={"batch": {"max": 4}, **dims})
-    told = "the sizes at which float32 rounds otherwise what model.py:12 scales"
-    assert (told in parity_of(packager.build(path, tmp_path / "dist").bundle)["not_checked"]) == said
+    notes = parity_of(packager.build(path, tmp_path / "dist").bundle)["not_checked"]
+    rounded = [note for note in notes if "float32" in note and carries(note, "model.py:12")]
+    assert len(rounded) == said
 
 
 RANKER = """

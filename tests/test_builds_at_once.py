@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 import yaml
+from messages import mentions
 from projects import LINEAR, package, project
 
 import packager
@@ -83,7 +84,7 @@ def test_a_build_killed_fifty_times_at_random_moments_harms_neither_bundle_nor_c
     assert os.listdir(tmp_path / "out") == ["net-1.0.0"]
 
 
-def test_a_disk_that_is_full_under_the_cache_leaves_the_build_alone(tmp_path):
+def test_a_disk_that_is_full_under_the_cache_leaves_the_build_alone(tmp_path, golden):
     path = project(tmp_path / "project", LINEAR)
     cache = tmp_path / "small"
     cache.mkdir()
@@ -97,7 +98,7 @@ def test_a_disk_that_is_full_under_the_cache_leaves_the_build_alone(tmp_path):
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no file system may be mounted here: {done.stderr.splitlines()[0]}")
     assert done.returncode == 0, done.stderr
-    assert "note: the build could not be cached: no space is left\n" in done.stderr
+    golden(done.stderr[done.stderr.index("note: ") :].splitlines()[0])
     assert packager.verify(tmp_path / "out/net-1.0.0").ok
 
 
@@ -114,7 +115,7 @@ def test_a_cache_that_vanishes_during_a_build_is_made_again(tmp_path, cache_fold
     assert packager.build(path, tmp_path / "out").cached
 
 
-def test_a_rebuild_says_which_bytes_are_the_same(tmp_path):
+def test_a_rebuild_says_which_bytes_are_the_same(tmp_path, golden):
     path = project(tmp_path / "project", LINEAR)
     built = packager.build(path, tmp_path / "out", archive=True)
     answer = package("verify", built.archive, "--rebuild", path, "--json")
@@ -126,19 +127,19 @@ def test_a_rebuild_says_which_bytes_are_the_same(tmp_path):
     assert answer.returncode == 1
     rows = dict(line.split("  ", 1) for line in answer.stdout.splitlines() if "  " in line)
     rows = {name: text.strip() for name, text in rows.items()}
-    assert rows["rebuilt model.ts"] == "the same bytes"
-    assert rows["rebuilt config.json"].startswith("description: ")
-    assert rows["rebuilt model.onnx"] not in ("", "the same bytes")
+    golden(rows["rebuilt model.ts"])
+    mentions(rows["rebuilt config.json"], "description")
+    assert rows["rebuilt model.onnx"] not in ("", rows["rebuilt model.ts"])
     assert answer.stdout.endswith("NOT ok\n")
     (path.parent / "model.py").write_text("1 / 0\n")
     answer = package("verify", built.bundle, "--rebuild", path)
     assert answer.returncode == 2
-    assert answer.stderr.startswith("error[rebuild-failed]: the build in another process failed\n")
+    mentions(answer.stderr, "error[rebuild-failed]")
     assert "ZeroDivisionError" in answer.stderr
     assert "Traceback" not in answer.stderr
     answer = package("verify", built.bundle, "--rebuild", "nope.yaml")
     assert answer.returncode == 2
-    assert answer.stderr.startswith("error[manifest-not-found]: there is no manifest at nope.yaml\n")
+    mentions(answer.stderr, "error[manifest-not-found]", "nope.yaml")
 
 
 def test_a_module_that_takes_something_from_the_process_is_not_repeatable(tmp_path):
@@ -149,6 +150,6 @@ def test_a_module_that_takes_something_from_the_process_is_not_repeatable(tmp_pa
     path = project(tmp_path / "project", text)
     answer = package("build", path, "-o", tmp_path / "out", "--check", env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert answer.returncode == 1
-    assert "error[build-not-repeatable]: a second build of the same input gave other bytes\n" in answer.stderr
+    mentions(answer.stderr, "error[build-not-repeatable]")
     assert "  model.onnx: weight " in answer.stderr or "  model.onnx: node " in answer.stderr
     assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ import projects
 import pytest
 import torch
 import yaml
+from messages import mentions
 from projects import LINEAR, package, project
 
 import packager
@@ -351,15 +352,15 @@ def test_verifying_the_cache_builds_anew_and_compares(linear, tmp_path, cache_fo
     packager.build(linear, tmp_path / "out", cache="verify")
 
 
-def test_a_cache_that_cannot_be_used_is_told_and_done_without(linear, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_used_is_told_and_done_without(linear, tmp_path, monkeypatch, golden):
     (tmp_path / "file").touch()
     monkeypatch.setenv("PACKAGER_CACHE", str(tmp_path / "file"))
     answer = package("build", linear, "-o", tmp_path / "out")
     assert answer.returncode == 0
-    assert answer.stderr.splitlines()[0] == f"note: built without the cache: Not a directory: {tmp_path / 'file'}"
+    golden(answer.stderr.splitlines()[0], tmp_path / "file")
 
 
-def test_a_cache_whose_disk_is_full_is_told_and_the_bundle_is_built(linear, tmp_path, monkeypatch):
+def test_a_cache_whose_disk_is_full_is_told_and_the_bundle_is_built(linear, tmp_path, monkeypatch, golden):
     from packager.cache import Cache
 
     def full(self, action, entry, files):
@@ -369,7 +370,8 @@ def test_a_cache_whose_disk_is_full_is_told_and_the_bundle_is_built(linear, tmp_
     told = []
     result = packager.build(linear, tmp_path / "out", listener=lambda event: told.append(getattr(event, "message", "")))
     assert packager.verify(result.bundle).ok
-    assert "the build could not be cached: no space is left" in told
+    (note,) = [message for message in told if message]
+    golden(note)
 
 
 # -- changed meanwhile ----------------------------------------------------------------------
@@ -399,7 +401,7 @@ def test_a_manifest_that_changes_meanwhile_is_told(linear, tmp_path):
         told.append(getattr(event, "message", ""))
 
     result = packager.build(linear, tmp_path / "out", listener=listen)
-    assert f"{linear} changed while it was being built: the bundle is of what was read at first" in told
+    mentions(told, linear)
     assert json.loads((result.bundle / "config.json").read_text())["description"] == ""
     assert not packager.build(linear, tmp_path / "out").cached
 
@@ -407,8 +409,9 @@ def test_a_manifest_that_changes_meanwhile_is_told(linear, tmp_path):
 @pytest.mark.parametrize("name", ["best.pt", "model.py"])
 def test_a_checkpoint_or_code_that_changes_meanwhile_is_refused(linear, tmp_path, name):
     path = linear.parent / name
-    with pytest.raises(InputChanged, match=f"{name} changed while the bundle was being built"):
+    with pytest.raises(InputChanged) as caught:
         packager.build(linear, tmp_path / "out", listener=touching(path, path.read_bytes() + b"\n"))
+    mentions(caught.value.message, name)
     assert not (tmp_path / "out").exists()
 
 
@@ -441,15 +444,14 @@ def test_a_build_that_differs_from_the_lock_says_so_each_time_and_goes_on(linear
     assert [": ".join(one.split(": ")[:2]) for one in told if one] == drifted * 2
 
 
-def test_a_lock_that_was_edited_is_noticed_where_nothing_else_changed(linear, tmp_path):
+def test_a_lock_that_was_edited_is_noticed_where_nothing_else_changed(linear, tmp_path, golden):
     packager.build(linear, tmp_path / "out", lock="write")
     assert packager.build(linear, tmp_path / "out").cached
     lock = linear.parent / "package.lock"
     lock.write_text(lock.read_text().replace('"schema": 1', '"schema": 3'))
     answer = package("build", linear, "-o", tmp_path / "out")
-    assert (answer.returncode, answer.stderr.splitlines()[0]) == (
-        2, f"error[lock-schema-unknown]: {lock} is of schema 3, and this packager reads schema 1"
-    )  # fmt: skip
+    assert answer.returncode == 2
+    golden(answer.stderr.splitlines()[0], "error[lock-schema-unknown]", lock, "3", "1")
 
 
 # -- the command ----------------------------------------------------------------------------
@@ -471,7 +473,7 @@ def test_the_command_explains_each_stage_on_stderr(linear, tmp_path):
     assert stages["reference"] and stages["torchscript"] and not stages["onnx"]
 
 
-def test_the_cache_can_be_looked_at_and_emptied(linear, tmp_path, cache_folder):
+def test_the_cache_can_be_looked_at_and_emptied(linear, tmp_path, cache_folder, golden):
     package("build", linear, "-o", tmp_path / "out")
     info = json.loads(package("cache", "info", "--json").stdout)
     assert info["folder"] == str(cache_folder / "builds-1")
@@ -479,14 +481,13 @@ def test_the_cache_can_be_looked_at_and_emptied(linear, tmp_path, cache_folder):
     held = sum(info[kind]["bytes"] for kind in ("actions", "objects", "projects", "digests"))
     assert package("cache", "info").stdout.splitlines()[0] == f"folder     {cache_folder}/builds-1"
     assert json.loads(package("cache", "clean", "--json").stdout) == {"freed_bytes": held}
-    assert package("cache", "clean").stdout == "0 bytes freed\n"
+    golden(package("cache", "clean").stdout, "0")
 
 
-def test_flags_that_contradict_each_other_are_refused(linear):
+def test_flags_that_contradict_each_other_are_refused(linear, golden):
     answer = package("build", linear, "--no-cache", "--verify-cache")
-    assert (answer.returncode, answer.stderr.splitlines()[0]) == (
-        2, "error[usage]: --no-cache and --verify-cache exclude each other"
-    )  # fmt: skip
+    assert answer.returncode == 2
+    golden(answer.stderr.splitlines()[0], "error[usage]")
 
 
 # -- what decides, and is easily forgotten --------------------------------------------------

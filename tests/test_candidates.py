@@ -6,6 +6,7 @@ from concurrent.futures import Future
 import numpy as np
 import onnx
 import pytest
+from messages import mentions
 from projects import FLOATS, LINEAR, project
 
 import packager
@@ -58,7 +59,7 @@ def test_a_last_pass_that_breaks_parity_is_dropped_when_what_ships_is_judged(tmp
     assert packager.verify(built.bundle).ok
     stages = {one["name"]: one for one in json.loads((built.bundle / "evidence/parity.json").read_text())["stages"]}
     assert (stages["optimize"]["kept"], stages["optimize"]["verdict"]) == (False, "fail")
-    assert "PyTorch gives" in stages["optimize"]["reason"]
+    mentions(stages["optimize"]["reason"], "PyTorch")
 
 
 # onnxruntime has no convolution of bfloat16: what it does not load is neither right nor wrong.
@@ -78,15 +79,12 @@ class Net(nn.Module):
 LOOSE = {"tolerance": {"atol": 0.1, "rtol": 0.1}}
 
 
-def test_a_graph_that_onnxruntime_does_not_load_is_no_wrong_model(tmp_path):
+def test_a_graph_that_onnxruntime_does_not_load_is_no_wrong_model(tmp_path, golden):
     with pytest.raises(ExportFailed) as caught:
         packager.build(project(tmp_path, BFLOAT16, parity=LOOSE), tmp_path / "out")
     *loaded, script = caught.value.problems
-    assert [one.message.partition(": onnxruntime: ")[0] for one in loaded] == [
-        "torchscript, from the trace: the exported graph does not load",
-        "torch-export: the exported graph does not load",
-    ]
-    assert script.message.startswith("torchscript, from the script: RuntimeError: 'Tensor' object has no attribute")
+    golden("\n".join([one.message.partition(": onnxruntime: ")[0] for one in loaded]), "torch-export")
+    mentions(script.message, "RuntimeError", "Tensor")
     assert script.where == "model.py:12"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from messages import mentions
 from projects import ANOTHER, LINEAR, ROOT, package, project
 
 import packager
@@ -78,33 +79,27 @@ def test_a_parity_failure_exits_with_1_without_a_traceback(tmp_path):
     assert done.returncode == 1
     record = json.loads(done.stdout)
     assert record["error"]["code"] == "parity-failed"
-    assert "error[parity-failed]: the artifacts do not compute" in done.stderr
+    mentions(done.stderr, "error[parity-failed]")
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "out").exists() or os.listdir(tmp_path / "out") == []
 
 
-def test_a_bad_manifest_exits_with_2_and_its_json_stands_alone_on_stdout(tmp_path):
+def test_a_bad_manifest_exits_with_2_and_its_json_stands_alone_on_stdout(tmp_path, golden):
     done = package("build", tmp_path / "package.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 2
-    assert json.loads(done.stdout) == {
-        "error": {
-            "code": "manifest-not-found",
-            "message": f"there is no manifest at {tmp_path / 'package.yaml'}",
-            "where": None,
-            "hint": "give the path of a package.yaml; README.md shows a first one",
-        }
-    }
-    assert done.stderr == (
-        f"error[manifest-not-found]: there is no manifest at {tmp_path / 'package.yaml'}\n"
-        "hint: give the path of a package.yaml; README.md shows a first one\n"
-    )
+    error = json.loads(done.stdout)["error"]
+    assert set(error) == {"code", "message", "where", "hint"}
+    assert (error["code"], error["where"]) == ("manifest-not-found", None)
+    mentions(error["message"], tmp_path / "package.yaml")
+    assert done.stderr == f"error[{error['code']}]: {error['message']}\nhint: {error['hint']}\n"
+    golden(done.stderr, "error[manifest-not-found]", tmp_path / "package.yaml", "package.yaml")
     assert os.listdir(tmp_path) == []
 
 
 # -- statuses -------------------------------------------------------------------------------
 
 
-def test_a_bug_exits_with_3_a_traceback_and_where_to_report_it(command, monkeypatch, linear):
+def test_a_bug_exits_with_3_a_traceback_and_where_to_report_it(command, monkeypatch, linear, golden):
     def bug(path, listener):
         raise ZeroDivisionError("oh no")
 
@@ -112,9 +107,7 @@ def test_a_bug_exits_with_3_a_traceback_and_where_to_report_it(command, monkeypa
     status, out, err = command("vet", linear)
     assert (status, out) == (3, "")
     assert err.startswith("Traceback (most recent call last):\n")
-    assert (
-        "ZeroDivisionError: oh no\nerror[bug]: this is a bug in packager, not in your model\nhint: please report" in err
-    )
+    golden(err[err.index("ZeroDivisionError: oh no") :], "error[bug]", "package --version")
     status, out, _ = command("vet", linear, "--json")
     assert status == 3
     assert json.loads(out)["error"]["code"] == "bug"
@@ -125,7 +118,7 @@ def test_native_code_that_ends_the_process_leaves_the_line_that_called_it(tmp_pa
     done = package("build", project(tmp_path, text), "-o", tmp_path / "out")
     assert done.returncode == -signal.SIGSEGV
     assert "Fatal Python error: Segmentation fault" in done.stderr
-    assert f'File "{tmp_path}/model.py", line 13 in forward' in done.stderr
+    mentions(done.stderr, f"{tmp_path}/model.py", "13")
 
 
 @pytest.mark.parametrize(
@@ -142,19 +135,16 @@ def test_native_code_that_ends_the_process_leaves_the_line_that_called_it(tmp_pa
 def test_bad_usage_exits_with_2(command, arguments, message):
     status, out, err = command(*arguments)
     assert (status, out) == (2, "")
-    assert err.startswith(f"error[usage]: {message}")
+    mentions(err, "error[usage]", message)
     assert "Traceback" not in err and "Usage:" not in err
-    assert err.endswith(" --help says what there is\n")
+    mentions(err.splitlines()[-1], "hint", "--help")
     status, out, _ = command(*arguments, "--json")
     assert status == 2
     assert json.loads(out)["error"]["code"] == "usage"
 
 
-def test_bad_usage_reads_like_any_other_error(command):
-    assert command("verify", "x", "--no-pairty")[2] == (
-        "error[usage]: No such option '--no-pairty'. Did you mean '--no-parity'?\n"
-        "hint: package verify --help says what there is\n"
-    )
+def test_bad_usage_reads_like_any_other_error(command, golden):
+    golden(command("verify", "x", "--no-pairty")[2], "error[usage]", "--no-pairty", "--no-parity")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device that is always full is Linux's")
@@ -164,18 +154,15 @@ def test_bad_usage_reads_like_any_other_error(command):
      ["verify", "BUNDLE", "--no-parity", "--json"], ["inspect", "nowhere", "--json"]],
     ids=" ".join,
 )  # fmt: skip
-def test_an_answer_that_cannot_be_written_is_no_bug_and_no_verdict(arguments, built):
+def test_an_answer_that_cannot_be_written_is_no_bug_and_no_verdict(arguments, built, golden):
     arguments = [str(built.bundle) if one == "BUNDLE" else one for one in arguments]
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "packager", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 2
-    assert "nowhere" in arguments or done.stderr == (
-        "error[output-refused]: the answer cannot be written to standard output\n"
-        "  No space left on device\n"
-        "hint: make room, or write elsewhere\n"
-    )
+    if "nowhere" not in arguments:
+        golden(done.stderr, "error[output-refused]", "No space left on device")
 
 
 def test_an_interrupted_command_says_so(command, monkeypatch, linear):
@@ -211,7 +198,7 @@ def test_vet_says_what_a_build_would_start_from(command, digits):
     assert record["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}]
 
 
-def test_verify_says_yes_with_0_and_no_with_1(command, bundle, built):
+def test_verify_says_yes_with_0_and_no_with_1(command, bundle, built, golden):
     status, out, err = command("verify", bundle)
     assert (status, err) == (0, "")
     assert out.splitlines()[0].split() == ["fingerprint", built.fingerprint]
@@ -219,7 +206,7 @@ def test_verify_says_yes_with_0_and_no_with_1(command, bundle, built):
     (bundle / "extra").touch()
     status, out, _ = command("verify", bundle)
     assert status == 1
-    assert out.splitlines()[-1] == "NOT ok"
+    golden(out.splitlines()[-1], "ok")
     assert ["not", "listed", "extra"] in [line.split() for line in out.splitlines()]
     status, out, _ = command("verify", bundle, "--json")
     assert status == 1
@@ -229,7 +216,7 @@ def test_verify_says_yes_with_0_and_no_with_1(command, bundle, built):
     status, out, err = command("verify", bundle.parent, "--json")
     assert status == 2
     assert json.loads(out)["error"]["code"] == "not-a-bundle"
-    assert err.startswith("error[not-a-bundle]: ")
+    mentions(err, "error[not-a-bundle]")
 
 
 def test_an_archive_is_taken_like_a_folder(command, archived, built, tmp_path, temporary):
@@ -244,29 +231,26 @@ def test_an_archive_is_taken_like_a_folder(command, archived, built, tmp_path, t
 
 
 @pytest.mark.parametrize("name", ["verify", "inspect", "run"])
-def test_an_archive_that_is_none_is_answered_with_2_and_a_damaged_one_with_1(command, archived, tmp_path, name):
+def test_an_archive_that_is_none_is_answered_with_2_and_a_damaged_one_with_1(command, archived, tmp_path, name, golden):
     rest = ["--input", "x.npz"] if name == "run" else []
     content = bytearray(archived.read_bytes())
     path = tmp_path / "x.zip"
     path.write_bytes(content[:-1])
     status, out, err = command(name, path, *rest)
     assert (status, out) == (2, "")
-    assert err == (
-        f"error[archive-refused]: {path} cannot be unpacked\n"
-        "  it is cut off in its directory\n"
-        "hint: fetch it again, or unpack it and give the folder\n"
-    )
+    golden(err, "error[archive-refused]", path)
     content[100] ^= 1
     path.write_bytes(content)
     status, out, err = command(name, path, *rest)
-    assert (status, out, err.splitlines()[0]) == (1, "", f"error[integrity-failed]: {path} is not what was built")
+    assert (status, out) == (1, "")
+    golden(err.splitlines()[0], "error[integrity-failed]", path)
 
 
 def test_verify_asks_for_a_fingerprint(command, bundle, built):
     assert command("verify", bundle, "--fingerprint", built.fingerprint, "--no-parity")[0] == 0
     status, out, _ = command("verify", bundle, "--fingerprint", ANOTHER, "--no-parity")
     assert status == 1
-    assert f"FAIL: the fingerprint is {built.fingerprint}, and {ANOTHER} was asked for" in out
+    mentions(out, "FAIL", built.fingerprint, ANOTHER)
 
 
 def test_inspect_shows_a_bundle_a_checkpoint_and_an_onnx_file(command, built, digits, tmp_path):
@@ -294,7 +278,7 @@ def test_inspect_shows_a_bundle_a_checkpoint_and_an_onnx_file(command, built, di
     assert command("inspect", tmp_path / "w.safetensors")[0] == 0
 
 
-def test_inspect_shows_what_lay_beside_the_weights(command, tmp_path):
+def test_inspect_shows_what_lay_beside_the_weights(command, tmp_path, golden):
     saved = {
         "model": {"layer.weight": torch.zeros(3, 4)},
         "optimizer": {"state": {}},
@@ -306,16 +290,20 @@ def test_inspect_shows_what_lay_beside_the_weights(command, tmp_path):
     torch.save(saved, tmp_path / "best.pt")
     status, out, err = command("inspect", tmp_path / "best.pt")
     assert (status, err) == (0, "")
-    assert out == (
-        "checkpoint       pytorch, 1 tensors\n"
-        "state dict       under 'model', beside it: optimizer, epoch, global_step, val_loss, config\n"
-        "epoch            3\n"
-        "step             120\n"
-        "metrics          val_loss 0.25\n"
-        "hyperparameters  lr: 0.001, layers: [4, 3]\n"
-        "also there       optimizer\n"
-        "tensor        type\n"
-        "layer.weight  float32[3, 4]\n"
+    golden(
+        out,
+        "1",
+        "model",
+        "global_step",
+        "val_loss",
+        "3",
+        "120",
+        "0.25",
+        "0.001",
+        "[4, 3]",
+        "layer.weight",
+        "float32[3, 4]",
+        "optimizer",
     )
     record = json.loads(command("inspect", tmp_path / "best.pt", "--json")[1])
     assert record["about"] == {
@@ -343,7 +331,7 @@ def test_inspect_shows_no_control_characters_of_a_file(command, tmp_path):
     assert name in json.loads(command("inspect", tmp_path / "best.pt", "--json")[1])["tensors"]
 
 
-def test_inspect_shows_a_folder_of_shards_by_their_headers(command, tmp_path):
+def test_inspect_shows_a_folder_of_shards_by_their_headers(command, tmp_path, golden):
     import safetensors.torch
 
     for name in ("a", "b"):
@@ -352,12 +340,13 @@ def test_inspect_shows_a_folder_of_shards_by_their_headers(command, tmp_path):
     places = {"a.weight": "a.safetensors", "b.weight": "b.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     record = json.loads(command("inspect", tmp_path, "--json")[1])
-    assert (record["format"], record["about"]["epoch"]) == ("safetensors in 2 shards", 7)
+    assert record["about"]["epoch"] == 7
+    golden(record["format"], "2", "safetensors")
     assert record["tensors"] == {"a.weight": "F32[2]", "b.weight": "F32[2]"}
     (tmp_path / "b.safetensors").unlink()
     status, _, err = command("inspect", tmp_path)
     assert status == 2
-    assert "b.safetensors is missing" in err
+    mentions(err, "b.safetensors")
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "x.safetensors", "x.pt", "x"])
@@ -383,11 +372,11 @@ def test_run_makes_a_prediction(command, built, tmp_path):
     np.savez(tmp_path / "x.npz", picture=images)
     status, out, err = command("run", built.bundle, "--input", tmp_path / "x.npz")
     assert (status, out) == (2, "")
-    assert err.startswith("error[data-does-not-fit]: ")
+    mentions(err, "error[data-does-not-fit]")
     np.savez(tmp_path / "x.npz", image=images)
     status, _, err = command("run", built.bundle, "--input", tmp_path / "x.npz", "--output", tmp_path / "no" / "y.npz")
     assert status == 2
-    assert err.startswith("error[output-refused]: ")
+    mentions(err, "error[output-refused]")
 
 
 @pytest.mark.parametrize("name", ["manifest", "config", "parity"])
@@ -398,8 +387,6 @@ def test_schema_prints_the_published_schema(command, name):
 
 
 # -- bad input: each with a clear error, exit 2, nothing left behind ------------------------
-
-HINT_FIELDS = "hint: `package schema manifest` prints every field\n"
 
 
 def change(path, **sections):
@@ -463,133 +450,149 @@ def corrupt(folder, kind):
 
 BAD = {
     "no manifest": (
-        "error[manifest-not-found]: there is no manifest at package.yaml\n"
-        "hint: give the path of a package.yaml; README.md shows a first one\n"
+        "error[manifest-not-found]",
+        "package.yaml",
     ),
     "empty manifest": (
-        "error[manifest-empty]: package.yaml says nothing\n"
-        "hint: a manifest needs at least schema, name, version, model, checkpoint and inputs\n"
+        "error[manifest-empty]",
+        "package.yaml",
     ),
     "no yaml": (
-        "error[manifest-syntax]: this is not YAML\n"
-        " --> package.yaml:3\n"
-        "  while parsing a flow sequence, expected ',' or ']', but got '<stream end>'\n"
+        "error[manifest-syntax]",
+        "package.yaml:3",
+        "]",
+        "<stream end>",
     ),
     "unknown field": (
-        "error[manifest-invalid]: 1 problem in package.yaml\n"
-        " --> package.yaml:14: outptus\n"
-        "  'outptus' is not a field here\n"
-        "  hint: did you mean 'outputs'?\n" + HINT_FIELDS
+        "error[manifest-invalid]",
+        "1",
+        "package.yaml",
+        "package.yaml:14: outptus",
+        "outptus",
+        "outputs",
     ),
     "missing field": (
-        "error[manifest-invalid]: 1 problem in package.yaml\n"
-        " --> package.yaml:1: version\n"
-        "  the field 'version' is missing\n" + HINT_FIELDS
+        "error[manifest-invalid]",
+        "1",
+        "package.yaml",
+        "package.yaml:1: version",
+        "version",
     ),
     "wrong type": (
-        "error[manifest-invalid]: 1 problem in package.yaml\n"
-        " --> package.yaml:8: checkpoint.strict\n"
-        "  found 'maybe': expected a valid boolean\n" + HINT_FIELDS
+        "error[manifest-invalid]",
+        "1",
+        "package.yaml",
+        "package.yaml:8: checkpoint.strict",
+        "maybe",
     ),
     "bad name": (
-        "error[manifest-invalid]: 1 problem in package.yaml\n"
-        " --> package.yaml:2: name\n"
-        "  found 'Net!', which does not match ^[a-z0-9][a-z0-9._-]*$\n"
-        "  hint: lower case letters, digits, '.', '_' and '-', starting with a letter or digit\n" + HINT_FIELDS
+        "error[manifest-invalid]",
+        "1",
+        "package.yaml",
+        "package.yaml:2: name",
+        "Net",
+        "^[a-z0-9][a-z0-9._-]*$",
+        "_",
     ),
     "bad version": None,
     "no entry": (
-        "error[entry-not-found]: model.entry 'model.py:Nett' leads nowhere\n"
-        " --> package.yaml:5: model.entry\n"
-        "  model.py has no 'Nett'\n"
-        "hint: did you mean 'Net'?\n"
+        "error[entry-not-found]",
+        "model.entry",
+        "model.py:Nett",
+        "package.yaml:5: model.entry",
+        "model.py",
+        "Nett",
+        "Net",
     ),
     "entry does not import": (
-        "error[entry-import-failed]: importing 'model.py:Net' failed\n"
-        " --> package.yaml:5: model.entry\n"
-        "  model.py:1 in <module>\n"
-        "    import not_installed\n"
-        "  ModuleNotFoundError: No module named 'not_installed'\n"
-        "hint: the file must import in a plain Python process, with its folder on the path\n"
+        "error[entry-import-failed]",
+        "model.py:Net",
+        "package.yaml:5: model.entry",
+        "model.py:1",
+        "not_installed",
+        "ModuleNotFoundError",
     ),
     "entry is no module": None,
     "kwargs": (
-        "error[model-arguments]: 'model.py:Net' does not take these kwargs\n"
-        " --> package.yaml:6: model.kwargs\n"
-        "  got an unexpected keyword argument 'layers'\n"
+        "error[model-arguments]",
+        "model.py:Net",
+        "package.yaml:6: model.kwargs",
+        "layers",
     ),
     "no checkpoint": (
-        "error[checkpoint-not-found]: there is no checkpoint at best.pt\n"
-        " --> package.yaml:7: checkpoint.path\n"
-        "hint: paths are relative to the manifest's folder\n"
+        "error[checkpoint-not-found]",
+        "best.pt",
+        "package.yaml:7: checkpoint.path",
     ),
     "empty checkpoint": (
-        "error[checkpoint-unreadable]: best.pt is not a checkpoint that can be read\n"
-        " --> package.yaml:7: checkpoint.path\n"
-        "  the file is empty\n"
-        "hint: save the weights again with torch.save(model.state_dict(), …) or safetensors\n"
+        "error[checkpoint-unreadable]",
+        "best.pt",
+        "package.yaml:7: checkpoint.path",
     ),
     "truncated checkpoint": (
-        "error[checkpoint-unreadable]: best.pt is not a checkpoint that can be read\n"
-        " --> package.yaml:7: checkpoint.path\n"
-        "  the file is cut off: its directory is missing\n"
-        "hint: save the weights again with torch.save(model.state_dict(), …) or safetensors\n"
+        "error[checkpoint-unreadable]",
+        "best.pt",
+        "package.yaml:7: checkpoint.path",
     ),
     "no pickle": None,
     "code": (
-        "error[checkpoint-needs-code]: best.pt wants to run code while it is read; nothing of it was run\n"
-        " --> package.yaml:7: checkpoint.path\n"
-        "  it asks for: torch.nn.modules.linear.Linear\n"
-        "hint: save a state dict instead, or set checkpoint.trust_pickle: true if you wrote this file\n"
+        "error[checkpoint-needs-code]",
+        "best.pt",
+        "package.yaml:7: checkpoint.path",
+        "torch.nn.modules.linear.Linear",
+        "checkpoint.trust_pickle",
     ),
     "keys": (
-        "error[state-does-not-fit]: the checkpoint does not fit the module\n"
-        " --> package.yaml:6: checkpoint\n"
-        "  missing from the checkpoint (1):\n"
-        "    layer.weight  (the checkpoint has layer.wieght)\n"
-        "  not in the module (1):\n"
-        "    layer.wieght  (the module has layer.weight)\n"
-        "hint: set checkpoint.prefix if a prefix is in the way, or model.kwargs if the module is another one\n"
+        "error[state-does-not-fit]",
+        "package.yaml:6: checkpoint",
+        "(1)",
+        "layer.weight",
+        "layer.wieght",
+        "checkpoint.prefix",
+        "model.kwargs",
     ),
     "shapes": (
-        "error[state-does-not-fit]: the checkpoint does not fit the module\n"
-        " --> package.yaml:6: checkpoint\n"
-        "  shapes that differ:\n"
-        "                  module              checkpoint\n"
-        "    layer.weight  [3, 4]              [5, 4]\n"
-        "    layer.bias    [3]                 [5]\n"
-        "hint: model.kwargs must be those that the checkpoint was trained with\n"
+        "error[state-does-not-fit]",
+        "package.yaml:6: checkpoint",
+        "layer.weight",
+        "[3, 4]",
+        "[5, 4]",
+        "layer.bias",
+        "[3]",
+        "[5]",
+        "model.kwargs",
     ),
     "inputs": (
-        "error[inputs-do-not-fit]: forward() does not take these inputs\n"
-        " --> package.yaml:8: inputs\n"
-        "  forward() takes: x\n"
-        "  the manifest gives 2: x, y\n"
-        "hint: remove inputs\n"
+        "error[inputs-do-not-fit]",
+        "forward()",
+        "package.yaml:8: inputs",
+        "2",
     ),
     "forward fails": None,
     "no range": (
-        "error[manifest-invalid]: 1 problem in package.yaml\n"
-        " --> package.yaml:9: inputs.x\n"
-        "  an int64 input needs a range: [low, high], low ≤ x < high, such as [0, 30522] for token ids\n" + HINT_FIELDS
+        "error[manifest-invalid]",
+        "1",
+        "package.yaml",
+        "package.yaml:9: inputs.x",
+        "int64",
+        "[low, high]",
+        "[0, 30522]",
     ),
 }
 
 
 @pytest.mark.parametrize(
-    ("assets", "why"),
-    [
-        (["a\nb"], "a path in a bundle has no line break, no NUL and no backslash"),
-        (["x/a", "../x"], "x and x/a: one would be the folder of the other"),
-    ],
+    ("assets", "facts"),
+    [(["a\nb"], ()), (["x/a", "../x"], ("x", "x/a"))],
 )
-def test_assets_that_a_bundle_cannot_hold_are_refused_before_any_work(command, linear, assets, why):
+def test_assets_that_a_bundle_cannot_hold_are_refused_before_any_work(command, linear, assets, facts, golden):
     (linear.parent / "x").mkdir()
     (linear.parent / "x/a").touch()
     (linear.parent.parent / "x").touch()
     change(linear, assets=assets)
     status, _, err = command("build", linear)
-    assert (status, err.splitlines()[2]) == (2, f"  {why}")
+    assert status == 2
+    golden(err.splitlines()[2], *facts)
 
 
 def test_a_checkpoint_whose_name_is_too_long_is_refused(command, linear):
@@ -604,14 +607,14 @@ def test_a_command_whose_output_nobody_wants_works_as_well(linear):
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_input_is_answered_with_2_and_a_clear_error_and_leaves_nothing(command, linear, monkeypatch, kind):
+def test_bad_input_is_answered_with_2_and_a_clear_error_and_leaves_nothing(command, linear, monkeypatch, kind, golden):
     corrupt(linear.parent, kind)
     before = sorted(os.listdir(linear.parent))
     monkeypatch.chdir(linear.parent)
     status, out, err = command("vet", "package.yaml")
     assert (status, out) == (2, "")
     if BAD[kind] is not None:
-        assert err.replace(f"{linear.parent}/", "") == BAD[kind]
+        golden(err.replace(f"{linear.parent}/", ""), *BAD[kind])
     built_status, out, built_err = command("build", "package.yaml")
     assert (built_status, out) == (2, "")
     assert built_err.endswith(err)
@@ -631,29 +634,19 @@ def test_the_codes_of_errors_are_all_different_and_kebab_case():
     assert all(code == code.lower().replace("_", "-") for code in codes)
 
 
-def test_what_stands_in_the_way_of_an_output_is_named(command, linear, built, tmp_path):
+def test_what_stands_in_the_way_of_an_output_is_named(command, linear, built, tmp_path, golden):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file/dist"):
         status, out, err = command("build", linear, "-o", path)
         assert (status, out) == (2, "")
-        assert err == (
-            f"error[output-refused]: the bundle cannot be written to {path}\n"
-            f"  {tmp_path / 'file'} is no folder\n"
-            "hint: choose another folder with -o\n"
-        )
+        golden(err, "error[output-refused]", path, tmp_path / "file")
     inputs = tmp_path / "x.npz"
     np.savez(inputs, image=np.zeros((1, 1, 8, 8), np.float32))
     status, out, err = command("run", built.bundle, "--input", inputs, "--output", tmp_path / "nowhere/y.npz")
     assert (status, out) == (2, "")
-    assert err == (
-        f"error[output-refused]: the outputs cannot be written to {tmp_path / 'nowhere/y.npz'}\n"
-        "  No such file or directory\n"
-        "hint: choose another file with --output\n"
-    )
+    golden(err, "error[output-refused]", tmp_path / "nowhere/y.npz")
 
 
-def test_inspect_speaks_of_no_manifest(command, tmp_path):
+def test_inspect_speaks_of_no_manifest(command, tmp_path, golden):
     (tmp_path / "best.pt").touch()
-    assert command("inspect", tmp_path / "last.pt")[2] == (
-        f"error[checkpoint-not-found]: there is no checkpoint at {tmp_path / 'last.pt'}\n  beside it: best.pt\n"
-    )
+    golden(command("inspect", tmp_path / "last.pt")[2], "error[checkpoint-not-found]", tmp_path / "last.pt", "best.pt")

@@ -11,6 +11,7 @@ import onnx
 import projects
 import pytest
 import torch
+from messages import mentions
 from onnx import numpy_helper
 from projects import package, python, reseal
 
@@ -90,14 +91,12 @@ def config_of(bundle):
 # -- the same -------------------------------------------------------------------------------
 
 
-def test_a_copy_is_the_same(command, built, bundle):
+def test_a_copy_is_the_same(command, built, bundle, golden):
     side = Side("digits-cnn", "1.0.0", built.fingerprint)
     assert packager.diff(built.bundle, bundle) == DiffReport(side, side, tuple(map(Section, SECTIONS)))
     status, out, err = command(built.bundle, bundle)
     assert (status, err) == (0, "")
-    assert out == (
-        f"A  digits-cnn 1.0.0  {built.fingerprint}\nB  digits-cnn 1.0.0  {built.fingerprint}\nthe same\n"
-    )  # fmt: skip
+    golden(out, "1.0.0", built.fingerprint, "digits", "cnn")
 
 
 def test_the_same_as_json(built, bundle):
@@ -123,7 +122,7 @@ def test_two_equal_bundles_are_compared_without_onnx_or_torch(built, bundle):
 # -- each section ---------------------------------------------------------------------------
 
 
-def test_a_retrained_bundle_differs_in_its_weights_and_in_no_node(built, retrained):
+def test_a_retrained_bundle_differs_in_its_weights_and_in_no_node(built, retrained, golden):
     report = packager.diff(built.bundle, retrained)
     before, after = (onnx.load(one / "model.onnx") for one in (built.bundle, retrained))
     arrays = [
@@ -132,10 +131,8 @@ def test_a_retrained_bundle_differs_in_its_weights_and_in_no_node(built, retrain
     ]
     relative = 0.5 / np.sqrt(np.mean(np.square(arrays[0].astype(np.float64))))
     assert text_of(report, "graph") == []
-    assert text_of(report, "weights") == [
-        "  model.classify.1.weight  float32[10, 128], 3 of 1280 values differ, by 0.5 at most "
-        f"({relative:.2g} of the RMS)"
-    ]
+    (line,) = text_of(report, "weights")
+    golden(line, "model.classify.1.weight", "float32[10, 128]", "3", "1280", "0.5", relative=f"{relative:.2g}")
     change = section(report, "weights").differences[0].change
     assert (change.changed, change.total, change.nonfinite) == (3, 1280, 0)
     assert change.max_abs == float(np.abs(arrays[0].astype(np.float64) - arrays[1]).max())
@@ -251,7 +248,7 @@ def test_the_order_of_inputs_and_dims_without_a_limit(built, bundle):
     ]
 
 
-def test_the_same_model_in_other_bytes_is_told_as_such(built, bundle):
+def test_the_same_model_in_other_bytes_is_told_as_such(built, bundle, golden):
     model = onnx.load(bundle / "model.onnx")
     weights = [onnx.TensorProto.FromString(one.SerializeToString()) for one in model.graph.initializer]
     del model.graph.initializer[:]
@@ -259,7 +256,8 @@ def test_the_same_model_in_other_bytes_is_told_as_such(built, bundle):
     (bundle / "model.onnx").write_bytes(model.SerializeToString())
     reseal(bundle)
     report = packager.diff(built.bundle, bundle)
-    assert list(found(report, "graph")) == ["bytes of model.onnx"]
+    (line,) = list(found(report, "graph"))
+    golden(line, "model.onnx")
     assert text_of(report, "weights") == []
     assert not report.same
 
@@ -284,7 +282,7 @@ def test_the_other_way_round_before_and_after_are_exchanged(built, retrained, ot
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_weights_beside_the_model_are_compared(built, bundle, declared):
+def test_weights_beside_the_model_are_compared(built, bundle, declared, golden):
     model = onnx.load(bundle / "model.onnx")
     onnx.save(
         model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0
@@ -303,16 +301,13 @@ def test_weights_beside_the_model_are_compared(built, bundle, declared):
     (difference,) = section(report, "weights").differences
     assert (difference.change.changed, difference.change.nonfinite) == (1, 0)
     assert text_of(report, "graph") == []
-    assert list(found(packager.diff(built.bundle, bundle), "graph")) == [
-        "bytes of model.onnx",
-        "bytes of model.onnx.data",
-    ]
+    golden("\n".join(list(found(packager.diff(built.bundle, bundle), "graph"))), "model.onnx", "model.onnx.data")
 
 
 # -- damage ---------------------------------------------------------------------------------
 
 
-def test_a_damaged_bundle_is_compared_and_called_so(command, built, bundle):
+def test_a_damaged_bundle_is_compared_and_called_so(command, built, bundle, golden):
     content = bytearray((bundle / "model.onnx").read_bytes())
     place = content.index(np.float32(onnx_weight(bundle, "model.classify.1.bias")[0]).tobytes())
     content[place : place + 4] = np.float32(7).tobytes()
@@ -325,22 +320,17 @@ def test_a_damaged_bundle_is_compared_and_called_so(command, built, bundle):
     labels = digest(built.bundle / "assets/labels.txt")[:12]
     extra = digest(bundle / "extra")[:12]
     distance = section(packager.diff(built.bundle, bundle), "weights").differences[0].change
-    assert out.splitlines() == [
-        f"A  digits-cnn 1.0.0  {built.fingerprint}",
-        f"B  digits-cnn 1.0.0  {built.fingerprint}",
-        "B  missing: assets/labels.txt",
-        "B  not listed: extra",
-        "B  changed on disk: model.onnx",
-        "",
-        "identity",
-        f"  file assets/labels.txt  removed: {labels}…",
-        f"  file model.onnx         {digests[0]}… → {digests[1]}…",
-        f"  file extra              added: {extra}…",
-        "",
-        "weights",
-        f"  model.classify.1.bias  float32[10], 1 of 10 values differs, by {distance.max_abs:.2g} at most "
-        f"({distance.relative:.2g} of the RMS)",
-    ]
+    golden(
+        out,
+        built.fingerprint,
+        *("assets/labels.txt", "extra", "model.onnx", "model.classify.1.bias", "float32[10]", "1", "10"),
+        labels=labels,
+        before=digests[0],
+        after=digests[1],
+        extra=extra,
+        distance=f"{distance.max_abs:.2g}",
+        relative=f"{distance.relative:.2g}",
+    )
 
 
 def onnx_weight(bundle, name):
@@ -355,85 +345,79 @@ def test_of_torchscript_the_digest_is_that_of_the_file_as_it_lies_there(built, b
     assert found(report, "torchscript") == {"model.ts.sha256": tuple(digests)}
 
 
-def test_a_model_that_damage_made_unreadable_is_not_compared_and_the_reason_is_said(command, built, bundle):
+def test_a_model_that_damage_made_unreadable_is_not_compared_and_the_reason_is_said(command, built, bundle, golden):
     (bundle / "model.onnx").write_bytes((bundle / "model.onnx").read_bytes()[:100])
     status, out, err = command(built.bundle, bundle, "--json")
     assert (status, err) == (1, "")
     record = json.loads(out)
-    assert record["after"]["damage"] == ["changed on disk: model.onnx"]
+    (line,) = record["after"]["damage"]
+    golden(line, "model.onnx")
     for name in ("graph", "weights"):
         reason = record["sections"][name]["not_compared"]
-        assert reason.startswith(f"{bundle}/model.onnx is no ONNX model that can be read: DecodeError: ")
+        mentions(reason, f"{bundle}/model.onnx", "DecodeError")
     (bundle / "model.onnx").unlink()
     report = packager.diff(bundle, built.bundle)
-    assert section(report, "weights").not_compared == (
-        f"{bundle}/model.onnx is no ONNX model that can be read: config.json names it, and there is no such file"
-    )
+    golden(section(report, "weights").not_compared, f"{bundle}/model.onnx", "config.json")
     assert not report.same
 
 
-def test_a_model_that_was_sealed_unreadable_is_an_error(command, built, bundle):
+def test_a_model_that_was_sealed_unreadable_is_an_error(command, built, bundle, golden):
     (bundle / "model.onnx").write_bytes(b"")
     reseal(bundle)
     with pytest.raises(ModelUnreadable) as caught:
         packager.diff(built.bundle, bundle)
-    assert render(caught.value) == (
-        f"error[model-unreadable]: {bundle}/model.onnx is no ONNX model that can be read\n"
-        "  ValueError: it holds no graph\n"
-        "hint: fetch the bundle again, or build it anew"
-    )
+    golden(render(caught.value), "error[model-unreadable]", f"{bundle}/model.onnx", "ValueError")
     assert command(bundle, built.bundle)[0] == 2
 
 
 @pytest.mark.parametrize(
     ("file", "content", "damage"),
     [
-        ("FINGERPRINT", b"h1:other\n", "changed on disk: FINGERPRINT"),
-        ("FINGERPRINT", None, "missing: FINGERPRINT"),
-        ("SHA256SUMS", b"nonsense\n", "SHA256SUMS: line 1 is no digest and path"),
+        ("FINGERPRINT", b"h1:other\n", "FINGERPRINT"),
+        ("FINGERPRINT", None, "FINGERPRINT"),
+        ("SHA256SUMS", b"nonsense\n", "SHA256SUMS"),
     ],
 )
-def test_a_damaged_seal_is_a_difference(built, bundle, file, content, damage):
+def test_a_damaged_seal_is_a_difference(built, bundle, file, content, damage, golden):
     (bundle / file).unlink()
     if content is not None:
         (bundle / file).write_bytes(content)
     report = packager.diff(built.bundle, bundle)
-    assert report.after.damage == (damage,)
+    (line,) = report.after.damage
+    golden(line, damage)
     assert not report.same
     assert packager.diff(bundle, bundle).same
 
 
 @pytest.mark.parametrize(("name", "where"), [("evidence/parity.json", "parity"), ("evidence/build.json", "toolchain")])
-def test_evidence_that_cannot_be_read_is_not_compared_and_the_reason_is_said(built, bundle, name, where):
+def test_evidence_that_cannot_be_read_is_not_compared_and_the_reason_is_said(built, bundle, name, where, golden):
     (bundle / name).write_text("{")
     reason = section(packager.diff(built.bundle, bundle), where).not_compared
-    assert reason.startswith(f"{name} of B cannot be read: Expecting property name")
+    mentions(reason, name)
     (bundle / name).unlink()
-    assert text_of(packager.diff(bundle, built.bundle), where) == [f"  not compared: A has no {name}"]
+    (line,) = text_of(packager.diff(bundle, built.bundle), where)
+    golden(line, name)
 
 
-def test_neither_a_pipe_nor_a_link_in_a_bundle_is_read(built, bundle):
+def test_neither_a_pipe_nor_a_link_in_a_bundle_is_read(built, bundle, golden):
     for name in ("evidence/parity.json", "model.onnx"):
         (bundle / name).unlink()
     os.mkfifo(bundle / "evidence/parity.json")
     (bundle / "model.onnx").symlink_to(built.bundle / "model.onnx")
     report = packager.diff(built.bundle, bundle)
-    assert report.after.damage == ("changed on disk: evidence/parity.json, model.onnx",)
-    assert section(report, "parity").not_compared == "B has no evidence/parity.json"
-    assert section(report, "graph").not_compared.endswith("config.json names it, and there is no such file")
+    (line,) = report.after.damage
+    golden(line, "evidence/parity.json", "model.onnx")
+    golden(section(report, "parity").not_compared, "evidence/parity.json")
+    mentions(section(report, "graph").not_compared, "config.json")
 
 
 # -- what is no bundle ----------------------------------------------------------------------
 
 
-def test_what_is_no_bundle_is_answered_with_2(command, built, tmp_path):
+def test_what_is_no_bundle_is_answered_with_2(command, built, tmp_path, golden):
     status, out, err = command(built.bundle, tmp_path / "no")
     assert (status, out) == (2, "")
-    assert err == (
-        f"error[not-a-bundle]: {tmp_path}/no is not a bundle\n"
-        "  there is no such folder or .zip\n"
-        "hint: give a bundle's folder, or its archive, a .zip\n"
-    )
+    golden(err, "error[not-a-bundle]", f"{tmp_path}/no", ".zip")
     status, out, _ = command(tmp_path, built.bundle, "--json")
     assert status == 2
     assert json.loads(out)["error"]["code"] == "not-a-bundle"
@@ -446,7 +430,7 @@ def test_what_is_no_bundle_is_answered_with_2(command, built, tmp_path):
 )  # fmt: skip
 def test_a_malformed_config_is_refused(built, bundle, artifacts):
     (bundle / "config.json").write_text(json.dumps({**config_of(bundle), "artifacts": artifacts}))
-    with pytest.raises(NotABundle, match="is not a bundle"):
+    with pytest.raises(NotABundle):
         packager.diff(bundle, built.bundle)
 
 
@@ -459,7 +443,7 @@ def test_a_bundle_of_another_schema_is_refused(built, bundle):
 # -- without onnx, and as text --------------------------------------------------------------
 
 
-def test_without_onnx_graph_and_weights_are_not_compared_and_the_reason_is_said(built, other):
+def test_without_onnx_graph_and_weights_are_not_compared_and_the_reason_is_said(built, other, golden):
     code = (
         "import sys; sys.modules['onnx'] = None\nfrom packager.cli import main\n"
         "sys.argv = ['package', 'diff', *sys.argv[1:]]\nmain()"
@@ -467,16 +451,16 @@ def test_without_onnx_graph_and_weights_are_not_compared_and_the_reason_is_said(
     done = python(code, built.bundle, other)
     assert (done.returncode, done.stderr) == (1, "")
     paragraphs = done.stdout.split("\n\n")
-    assert "weights\n  not compared: onnx is not installed" in paragraphs
+    (weights,) = [paragraph for paragraph in paragraphs if paragraph.startswith("weights\n")]
+    golden(weights, "onnx")
     graph = next(one for one in paragraphs if one.startswith("graph\n")).splitlines()
-    assert graph[1] == "  not compared: onnx is not installed"
+    golden(graph[1])
     assert ["nodes", "5", "→", "7"] in [line.split() for line in graph]
     done = python(code, built.bundle, other, "--json")
     record = json.loads(done.stdout)
-    assert (record["same"], record["sections"]["weights"]) == (
-        False, {"differences": [], "not_compared": "onnx is not installed"}
-    )  # fmt: skip
-    assert record["sections"]["graph"]["not_compared"] == "onnx is not installed"
+    assert not record["same"] and record["sections"]["weights"]["differences"] == []
+    assert record["sections"]["weights"]["not_compared"] == record["sections"]["graph"]["not_compared"]
+    golden(record["sections"]["graph"]["not_compared"])
 
 
 def test_two_bundles_that_differ_as_json(built, retrained):
@@ -500,11 +484,12 @@ def test_what_json_has_not_is_a_string():
     ]
 
 
-def test_a_long_section_is_cut_short_as_text_and_says_so():
+def test_a_long_section_is_cut_short_as_text_and_says_so(golden):
     differences = tuple(Difference(f"w{index}", index, index + 1) for index in range(23))
     side = Side("a", "1", "h1:")
     lines = list(DiffReport(side, side, (Section("weights", differences),)).lines())
-    assert lines[-2:] == ["  w19  19 → 20", "  … and 3 more, which --json lists"]
+    assert lines[-2] == "  w19  19 → 20"
+    golden(lines[-1], "3", "--json")
     assert len(lines) == 2 + 2 + 20 + 1
 
 

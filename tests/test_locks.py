@@ -45,7 +45,7 @@ def test_two_locks_differ_in_words_just_where_they_differ(one, other):
     assert (locks.drift(one, other) == []) == (one == other)
 
 
-def test_every_difference_is_named(tmp_path):
+def test_every_difference_is_named(tmp_path, golden):
     path = tmp_path / "package.lock"
     locks.write(path, LOCK)
     now = LOCK.model_copy(
@@ -60,15 +60,23 @@ def test_every_difference_is_named(tmp_path):
     )
     with pytest.raises(LockDrifted) as drifted:
         locks.check(path, now, required=True)
-    assert render(drifted.value) == (
-        f"error[lock-drifted]: this build is not the one of {path}\n"
-        "  version: 1.0.0 → 1.0.1\n"
-        f"  checkpoint: {'c' * 64} → {'d' * 64}\n"
-        f"  code pieces: none → {'e' * 64}\n"
-        "  toolchain torch: 2.13.0 → 2.14.0\n"
-        f"  artifact model.onnx: {'b' * 64} → none\n"
-        "  fingerprint: h1:one → h1:two\n"
-        "hint: restore what changed, or accept it with `package build --lock`"
+    golden(
+        render(drifted.value),
+        "error[lock-drifted]",
+        path,
+        "1.0.0",
+        "1.0.1",
+        "c" * 64,
+        "d" * 64,
+        "e" * 64,
+        "2.13.0",
+        "2.14.0",
+        "model.onnx",
+        "b" * 64,
+        "h1:one",
+        "h1:two",
+        "package build --lock",
+        "toolchain",
     )
     assert len(locks.check(path, now, required=False)) == 6
 
@@ -82,24 +90,25 @@ def test_no_lock_is_no_difference_unless_one_is_required(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("content", "facts"),
     [
-        ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        ("[]", ": Input should be a valid dictionary or instance of Lock"),
-        ('{"schema": 1}', "name: Field required"),
-        (json.dumps({**LOCK.model_dump(by_alias=True), "more": 1}), "more: Extra inputs are not permitted"),
+        ("{", ("1", "2")),
+        ("[]", ()),
+        ('{"schema": 1}', ()),
+        (json.dumps({**LOCK.model_dump(by_alias=True), "more": 1}), ("more",)),
     ],
 )
-def test_a_lock_that_does_not_parse_is_refused_before_any_work(tmp_path, content, why):
+def test_a_lock_that_does_not_parse_is_refused_before_any_work(tmp_path, content, facts, golden):
     (tmp_path / "package.lock").write_text(content)
     with pytest.raises(LockInvalid) as refused:
         locks.check_there(tmp_path / "package.yaml", required=False)
-    assert (refused.value.why, refused.value.exit_status) == (why, 2)
+    assert refused.value.exit_status == 2
+    golden(refused.value.why, *facts)
 
 
 def test_a_lock_of_a_newer_schema_is_refused(tmp_path):
     (tmp_path / "package.lock").write_text('{"schema": 2, "what": "ever"}')
-    with pytest.raises(LockSchemaUnknown, match="is of schema 2, and this packager reads schema 1"):
+    with pytest.raises(LockSchemaUnknown, match=r"\b2\b.*\b1\b"):
         locks.check_there(tmp_path / "package.yaml", required=False)
 
 

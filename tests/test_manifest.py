@@ -7,8 +7,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 
-from packager.errors import PackagerError, render
+from packager.errors import ManifestInvalid, PackagerError, render
 from packager.manifest import DimLimits, Manifest, load
 
 GOOD = """\
@@ -22,7 +23,10 @@ checkpoint:
 inputs:
   image: {dtype: float32, shape: [batch, 1, 8, 8], range: [0, 1]}
 """
-LAST = "\nhint: `package schema manifest` prints every field"
+DTYPES = (
+    *("float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64", "bool"),
+)
 
 
 @pytest.fixture
@@ -49,10 +53,21 @@ def refusal(read):
     return load_text
 
 
-def problems(*found):
-    """The whole message about a manifest with these problems."""
-    count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-    return f"error[manifest-invalid]: {count} in package.yaml\n" + "\n".join(found) + LAST
+@pytest.fixture
+def invalid(read, golden):
+    """Assert that a text has these problems, each given by its location and facts, and how they read."""
+
+    def check(text, *expected):
+        with pytest.raises(ManifestInvalid) as caught:
+            read(text)
+        problems = caught.value.problems
+        mentions(caught.value.message, "package.yaml", len(problems))
+        assert [problem.where for problem in problems] == [where for where, *_ in expected]
+        for problem, (_, *facts) in zip(problems, expected, strict=True):
+            mentions(f"{problem.message}\n{problem.hint}", *facts)
+        golden(caught.value)
+
+    return check
 
 
 def image(line):
@@ -181,91 +196,65 @@ def test_line_breaks_of_any_system_are_read(read):
 # -- what is no manifest at all -------------------------------------------------------------
 
 
-def test_a_manifest_that_is_not_there(tmp_path, monkeypatch):
+def test_a_manifest_that_is_not_there(tmp_path, monkeypatch, golden):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PackagerError) as caught:
         load("package.yaml")
-    assert render(caught.value) == (
-        "error[manifest-not-found]: there is no manifest at package.yaml\n"
-        "hint: give the path of a package.yaml; README.md shows a first one"
-    )
+    golden(render(caught.value), "error[manifest-not-found]", "package.yaml")
 
 
-def test_a_folder_is_no_manifest(tmp_path, monkeypatch):
+def test_a_folder_is_no_manifest(tmp_path, monkeypatch, golden):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "package.yaml").mkdir()
     with pytest.raises(PackagerError) as caught:
         load("package.yaml")
-    assert render(caught.value) == (
-        "error[manifest-not-found]: there is no manifest at package.yaml\n"
-        "  it is a folder, with no .yaml in it\n"
-        "hint: give the path of a package.yaml; README.md shows a first one"
-    )
+    golden(render(caught.value), "error[manifest-not-found]", "package.yaml", ".yaml")
     for name in ("package.yaml", "other.yml", "code.py"):
         (tmp_path / "package.yaml" / name).touch()
     with pytest.raises(PackagerError) as caught:
         load("package.yaml")
-    assert caught.value.why == "it is a folder, with package.yaml/other.yml, package.yaml/package.yaml in it"
+    golden(caught.value.why, "package.yaml/other.yml", "package.yaml/package.yaml")
 
 
-def test_a_file_of_another_encoding_is_no_manifest(tmp_path, monkeypatch):
+def test_a_file_of_another_encoding_is_no_manifest(tmp_path, monkeypatch, golden):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "package.yaml").write_bytes(b"name: caf\xe9\n")
     with pytest.raises(PackagerError) as caught:
         load("package.yaml")
-    assert render(caught.value) == (
-        "error[manifest-unreadable]: package.yaml cannot be read: "
-        "'utf-8' codec can't decode byte 0xe9 in position 9: invalid continuation byte\n"
-        "hint: a manifest is a UTF-8 text file"
-    )
+    golden(render(caught.value), "error[manifest-unreadable]", "package.yaml", "utf-8", "0xe9", "9")
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing yet\n", "---\n", "null\n"])
-def test_an_empty_manifest(refusal, text):
-    assert refusal(text) == (
-        "error[manifest-empty]: package.yaml says nothing\n"
-        "hint: a manifest needs at least schema, name, version, model, checkpoint and inputs"
-    )
+def test_an_empty_manifest(refusal, text, golden):
+    golden(refusal(text), "error[manifest-empty]", "package.yaml")
 
 
-def test_a_file_that_is_not_yaml(refusal):
-    assert refusal(GOOD + "outputs: [logits\n") == (
-        "error[manifest-syntax]: this is not YAML\n"
-        " --> package.yaml:11\n"
-        "  while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"
-    )
+def test_a_file_that_is_not_yaml(refusal, golden):
+    golden(refusal(GOOD + "outputs: [logits\n"), "error[manifest-syntax]", "package.yaml:11", "]", "<stream end>")
 
 
-def test_a_key_that_stands_twice(refusal):
-    assert refusal(GOOD + "name: other\n") == (
-        "error[manifest-syntax]: this is not YAML\n --> package.yaml:10\n  the key 'name' stands here twice"
-    )
+def test_a_key_that_stands_twice(refusal, golden):
+    golden(refusal(GOOD + "name: other\n"), "error[manifest-syntax]", "package.yaml:10", "name")
 
 
 @pytest.mark.parametrize("text", ["- name\n- version\n", "digits-cnn\n", "42\n"])
-def test_a_manifest_that_is_no_mapping(refusal, text):
-    assert refusal(text) == (
-        "error[manifest-syntax]: this is not YAML\n"
-        " --> package.yaml:1\n"
-        "  a manifest is a mapping of fields, such as `name: digits-cnn`"
-    )
+def test_a_manifest_that_is_no_mapping(refusal, text, golden):
+    golden(refusal(text), "error[manifest-syntax]", "package.yaml:1", "name: digits-cnn")
 
 
 @pytest.mark.parametrize(
     ("written", "found"), [("2", "2"), ("'1'", "'1'"), ("true", "True"), ("", "None"), ("[]", "[]")]
 )
-def test_another_schema_is_the_first_thing_said(refusal, written, found):
-    assert refusal(f"nmae: x\nschema: {written}\n") == (
-        f"error[manifest-schema-unknown]: this packager reads manifests of schema 1, and this one says {found}\n"
-        " --> package.yaml:2: schema\n"
-        "hint: upgrade packager, or set schema: 1"
+def test_another_schema_is_the_first_thing_said(refusal, written, found, golden):
+    golden(
+        refusal(f"nmae: x\nschema: {written}\n"), "error[manifest-schema-unknown]", "1", found, "package.yaml:2: schema"
     )
 
 
 # -- what is wrong in a manifest ------------------------------------------------------------
 
 
-def test_every_problem_is_said_at_once_in_the_order_of_the_file(refusal):
+def test_every_problem_is_said_at_once_in_the_order_of_the_file(invalid):
     text = """\
 schema: 1
 name: Digits CNN
@@ -280,145 +269,125 @@ inputs:
 export:
   opset: 7
 """
-    assert refusal(text) == problems(
-        " --> package.yaml:1: version\n  the field 'version' is missing",
-        " --> package.yaml:2: name\n"
-        "  found 'Digits CNN', which does not match ^[a-z0-9][a-z0-9._-]*$\n"
-        "  hint: lower case letters, digits, '.', '_' and '-', starting with a letter or digit",
-        " --> package.yaml:3: verison\n  'verison' is not a field here\n  hint: did you mean 'version'?",
-        " --> package.yaml:5: model.entry\n"
-        "  found 'model.py', which does not match ^[^:]+:[A-Za-z_][A-Za-z0-9_.]*$\n"
-        "  hint: write module:attr or FILE.py:attr, such as model.py:DigitsCNN",
-        " --> package.yaml:6: model.kwrags\n  'kwrags' is not a field here\n  hint: did you mean 'kwargs'?",
-        " --> package.yaml:7: checkpoint.path\n  the field 'path' is missing",
-        " --> package.yaml:9: inputs.ids.shape.1\n"
-        "  found -1, which is no dim\n"
-        "  hint: a dim is a size, such as 28, or a name, such as batch",
-        " --> package.yaml:10: inputs.mask.dtype\n"
-        "  found 'boool', expected 'float16', 'float32', 'float64', 'bfloat16', 'int8', 'int16', 'int32', 'int64', "
-        "'uint8', 'uint16', 'uint32', 'uint64' or 'bool'\n"
-        "  hint: did you mean 'bool'?",
-        " --> package.yaml:12: export.opset\n  found 7: expected greater than or equal to 13",
+    invalid(
+        text,
+        ("package.yaml:1: version", "version"),
+        ("package.yaml:2: name", "Digits CNN", "^[a-z0-9][a-z0-9._-]*$"),
+        ("package.yaml:3: verison", "verison", "version"),
+        (
+            "package.yaml:5: model.entry",
+            "model.py",
+            "^[^:]+:[A-Za-z_][A-Za-z0-9_.]*$",
+            "module:attr",
+            "FILE.py:attr",
+            "model.py:DigitsCNN",
+        ),
+        ("package.yaml:6: model.kwrags", "kwrags", "kwargs"),
+        ("package.yaml:7: checkpoint.path", "path"),
+        ("package.yaml:9: inputs.ids.shape.1", "-1", "28"),
+        ("package.yaml:10: inputs.mask.dtype", "boool", *DTYPES),
+        ("package.yaml:12: export.opset", "7", "13"),
     )
 
 
-def test_every_missing_field_is_named(refusal):
+def test_every_missing_field_is_named(invalid):
     missing = ("name", "version", "checkpoint", "inputs")
-    found = [f" --> package.yaml:1: {field}\n  the field {field!r} is missing" for field in missing]
-    assert refusal("schema: 1\n") == problems(*found)
-    assert refusal(GOOD.removeprefix("schema: 1\n")) == problems(
-        " --> package.yaml:1: schema\n  the field 'schema' is missing"
-    )
+    invalid("schema: 1\n", *((f"package.yaml:1: {field}", field) for field in missing))
+    invalid(GOOD.removeprefix("schema: 1\n"), ("package.yaml:1: schema",))
 
 
 @pytest.mark.parametrize(
-    ("text", "where", "field", "hint"),
+    ("text", "where", "field", "facts"),
     [
-        ("asets: []", "asets", "asets", "did you mean 'assets'?"),
+        ("asets: []", "asets", "asets", ("assets",)),
         (
             "zzz: 1", "zzz", "zzz",
-            "known here: schema, name, version, description, license, authors, metadata, model, checkpoint, inputs, "
-            "outputs, dims, export, optimize, torchscript, parity, target, assets",
+            ("schema", "name", "inputs", "dims", "export", "torchscript", "parity", "assets"),
         ),
-        ("export: {requird: false}", "export.requird", "requird", "did you mean 'required'?"),
-        ("dims: {batch: {maximum: 9}}", "dims.batch.maximum", "maximum", "did you mean 'max'?"),
-        ("parity: {tolerance: {atol: 1, rtol: 1, tol: 1}}", "parity.tolerance.tol", "tol", "did you mean 'rtol'?"),
-        ("torchscript: {methods: auto}", "torchscript.methods", "methods", "did you mean 'method'?"),
+        ("export: {requird: false}", "export.requird", "requird", ("required",)),
+        ("dims: {batch: {maximum: 9}}", "dims.batch.maximum", "maximum", ("max",)),
+        ("parity: {tolerance: {atol: 1, rtol: 1, tol: 1}}", "parity.tolerance.tol", "tol", ("rtol",)),
+        ("torchscript: {methods: auto}", "torchscript.methods", "methods", ("method",)),
     ],
 )  # fmt: skip
-def test_an_unknown_field_is_answered_with_the_nearest_known_one(refusal, text, where, field, hint):
-    assert refusal(GOOD + text) == problems(
-        f" --> package.yaml:10: {where}\n  {field!r} is not a field here\n  hint: {hint}"
-    )
+def test_an_unknown_field_is_answered_with_the_nearest_known_one(invalid, text, where, field, facts):
+    invalid(GOOD + text, (f"package.yaml:10: {where}", f"{field!r}", *facts))
 
 
-def test_an_unknown_field_of_an_input_is_answered_with_the_nearest_known_one(refusal):
-    assert refusal(image("image: {dtype: float32, shpae: [1], shape: [1]}")) == problems(
-        " --> package.yaml:9: inputs.image.shpae\n  'shpae' is not a field here\n  hint: did you mean 'shape'?"
-    )
+def test_an_unknown_field_of_an_input_is_answered_with_the_nearest_known_one(invalid):
+    invalid(image("image: {dtype: float32, shpae: [1], shape: [1]}"), ("package.yaml:9: inputs.image.shpae", "shape"))
 
 
-def test_a_version_that_yaml_takes_for_a_number(refusal):
-    assert refusal(GOOD.replace("1.0.0", "1.0")) == problems(
-        " --> package.yaml:3: version\n  found 1.0, a number where text is expected\n  hint: put it in quotes"
-    )
+def test_a_version_that_yaml_takes_for_a_number(invalid):
+    invalid(GOOD.replace("1.0.0", "1.0"), ("package.yaml:3: version", "1.0"))
 
 
 @pytest.mark.parametrize("version", ["v1.0.0", "1.0", "1.0.0.0", "01.0.0", "1.0.0-01", "1.0.0-", "1.0.0 ", "1.1٣.0"])
-def test_a_version_that_is_not_semantic(refusal, version):
-    message = refusal(GOOD.replace("1.0.0", f"'{version}'"))
-    assert message.startswith(
-        "error[manifest-invalid]: 1 problem in package.yaml\n"
-        f" --> package.yaml:3: version\n  found {version!r}, which does not match ^(0|[1-9][0-9]*)"
-    )
-    assert message.endswith("\n  hint: a semantic version has three numbers, such as 1.0.0 or 1.2.0-rc.1" + LAST)
+def test_a_version_that_is_not_semantic(invalid, version):
+    invalid(GOOD.replace("1.0.0", f"'{version}'"), ("package.yaml:3: version", repr(version), "1.0.0"))
 
 
 @pytest.mark.parametrize(
     "name", ["Digits", "digits cnn", ".digits", "-digits", "digits/cnn", "../digits", "dïgits", ""]
 )
-def test_a_name_that_is_no_file_name_everywhere(refusal, name):
-    assert refusal(GOOD.replace("digits-cnn", f"'{name}'")) == problems(
-        f" --> package.yaml:2: name\n  found {name!r}, which does not match ^[a-z0-9][a-z0-9._-]*$\n"
-        "  hint: lower case letters, digits, '.', '_' and '-', starting with a letter or digit"
+def test_a_name_that_is_no_file_name_everywhere(invalid, name):
+    invalid(
+        GOOD.replace("digits-cnn", f"'{name}'"),
+        ("package.yaml:2: name", f"{name!r}", "^[a-z0-9][a-z0-9._-]*$"),
     )
 
 
-def test_a_name_that_is_too_long(refusal):
+def test_a_name_that_is_too_long(invalid):
     name = 129 * "a"
-    assert refusal(GOOD.replace("digits-cnn", name)) == problems(
-        f" --> package.yaml:2: name\n  found {name!r}: string should have at most 128 characters"
-    )
+    invalid(GOOD.replace("digits-cnn", name), ("package.yaml:2: name", f"{name!r}", "128"))
 
 
 @pytest.mark.parametrize(
-    ("text", "where", "message"),
+    ("text", "where", "facts"),
     [
-        ("description: 5", "description", "found 5, a number where text is expected\n  hint: put it in quotes"),
-        ("description: true", "description", "found True: expected a valid string"),
-        ("authors: me", "authors", "found 'me': expected a valid list"),
-        ("authors: [me, 7]", "authors.1", "found 7, a number where text is expected\n  hint: put it in quotes"),
-        ("dims: {batch: 5}", "dims.batch", "found 5, expected a mapping of fields"),
-        ("dims: []", "dims", "found [], expected a mapping of fields"),
-        ("dims: {batch: {min: '1'}}", "dims.batch.min", "found '1': expected a valid integer"),
-        ("dims: {batch: {min: -1}}", "dims.batch.min", "found -1: expected greater than or equal to 0"),
-        ("export:", "export", "found None, expected a mapping of fields"),
-        ("export: {required: 1}", "export.required", "found 1: expected a valid boolean"),
-        ("export: {required: yes}", "export.required", "found 'yes': expected a valid boolean"),
-        ("parity: {samples: 2.0}", "parity.samples", "found 2.0: expected a valid integer"),
-        ("parity: {samples: 0}", "parity.samples", "found 0: expected greater than or equal to 1"),
-        ("parity: {seed: true}", "parity.seed", "found True: expected a valid integer"),
+        ("description: 5", "description", ("5",)),
+        ("description: true", "description", ()),
+        ("authors: me", "authors", ("me",)),
+        ("authors: [me, 7]", "authors.1", ("7",)),
+        ("dims: {batch: 5}", "dims.batch", ("5",)),
+        ("dims: []", "dims", ("[]",)),
+        ("dims: {batch: {min: '1'}}", "dims.batch.min", ("1",)),
+        ("dims: {batch: {min: -1}}", "dims.batch.min", ("-1", "0")),
+        ("export:", "export", ()),
+        ("export: {required: 1}", "export.required", ("1",)),
+        ("export: {required: yes}", "export.required", ("yes",)),
+        ("parity: {samples: 2.0}", "parity.samples", ("2.0",)),
+        ("parity: {samples: 0}", "parity.samples", ("0", "1")),
+        ("parity: {seed: true}", "parity.seed", ()),
         ("target: {providers: []}", "target.providers",
-         "found []: list should have at least 1 item after validation, not 0"),
-        ("outputs: []", "outputs", "found []: list should have at least 1 item after validation, not 0"),
-        ("outputs: [a, b, a]", "outputs", "a stands here more than once"),
-        ("assets: [a.txt, a.txt]", "assets", "a.txt stands here more than once"),
-        ("metadata: {a: !!binary aGk=}", "metadata.a", "found b'hi': input was not a valid JSON value"),
+         ("[]", "1", "0")),
+        ("outputs: []", "outputs", ("[]", "1", "0")),
+        ("outputs: [a, b, a]", "outputs", ()),
+        ("assets: [a.txt, a.txt]", "assets", ("a.txt",)),
+        ("metadata: {a: !!binary aGk=}", "metadata.a", ("b'hi'",)),
     ],
 )  # fmt: skip
-def test_a_value_of_the_wrong_kind(refusal, text, where, message):
-    assert refusal(GOOD + text) == problems(f" --> package.yaml:10: {where}\n  {message}")
+def test_a_value_of_the_wrong_kind(invalid, text, where, facts):
+    invalid(GOOD + text, (f"package.yaml:10: {where}", *facts))
 
 
 @pytest.mark.parametrize(
-    ("text", "where", "message"),
+    ("text", "where", "facts"),
     [
         ("export: {exporter: torch_export}", "export.exporter",
-         "found 'torch_export', expected 'auto', 'torch-export' or 'torchscript'\n"
-         "  hint: did you mean 'torch-export'?"),
+         ("torch_export", "auto", "torch-export", "torchscript")),
         ("export: {exporter: {a: 1}}", "export.exporter",
-         "found {'a': 1}, expected 'auto', 'torch-export' or 'torchscript'\n"
-         "  hint: known here: auto, torch-export, torchscript"),
+         ("{'a': 1}", "auto", "torch-export", "torchscript")),
         ("optimize: {level: all}", "optimize.level",
-         "found 'all', expected 'none', 'basic' or 'extended'\n  hint: known here: none, basic, extended"),
+         ("all", "none", "basic", "extended")),
         ("parity: {tolerance: atuo}", "parity.tolerance",
-         "found 'atuo', expected 'auto'\n  hint: did you mean 'auto'?"),
+         ("atuo", "auto")),
         ("parity: {tolerance: 1.0e-5}", "parity.tolerance",
-         "found 1e-05, expected 'auto' or a mapping of atol, rtol\n  hint: such as {atol: 1e-05, rtol: 1e-05}"),
+         ("1e-05", "auto", "atol", "rtol")),
     ],
 )  # fmt: skip
-def test_a_choice_that_there_is_not(refusal, text, where, message):
-    assert refusal(GOOD + text) == problems(f" --> package.yaml:10: {where}\n  {message}")
+def test_a_choice_that_there_is_not(invalid, text, where, facts):
+    invalid(GOOD + text, (f"package.yaml:10: {where}", *facts))
 
 
 @pytest.mark.parametrize(
@@ -426,116 +395,104 @@ def test_a_choice_that_there_is_not(refusal, text, where, message):
     [("float", "float32"), ("torch.double", "float64"), ("half", "float16"), ("int", "int32"), ("long", "int64"),
      ("torch.float32", "float32")],
 )  # fmt: skip
-def test_a_dtype_by_a_name_that_torch_has_for_it_too_is_the_one_that_is_meant(refusal, named, meant):
+def test_a_dtype_by_a_name_that_torch_has_for_it_too_is_the_one_that_is_meant(refusal, named, meant, golden):
     text = GOOD.replace("dtype: float32", f"dtype: {named}")
-    assert text != GOOD and refusal(text).splitlines()[3] == f"  hint: did you mean {meant!r}?"
+    assert text != GOOD
+    golden(refusal(text).splitlines()[3], f"{meant!r}")
 
 
-def test_a_tolerance_is_judged_as_the_mapping_that_it_is(refusal):
-    assert refusal(GOOD + "parity:\n  tolerance:\n    atol: -1\n    rtl: .inf\n") == problems(
-        " --> package.yaml:11: parity.tolerance.rtol\n  the field 'rtol' is missing",
-        " --> package.yaml:12: parity.tolerance.atol\n  found -1: expected greater than or equal to 0",
-        " --> package.yaml:13: parity.tolerance.rtl\n  'rtl' is not a field here\n  hint: did you mean 'rtol'?",
+def test_a_tolerance_is_judged_as_the_mapping_that_it_is(invalid):
+    invalid(
+        GOOD + "parity:\n  tolerance:\n    atol: -1\n    rtl: .inf\n",
+        ("package.yaml:11: parity.tolerance.rtol", "rtol"),
+        ("package.yaml:12: parity.tolerance.atol", "-1", "0"),
+        ("package.yaml:13: parity.tolerance.rtl", "rtol"),
     )
 
 
 @pytest.mark.parametrize(
-    ("line", "where", "message"),
+    ("line", "where", "facts"),
     [
         ("ids: {dtype: int64, shape: [batch]}", "ids",
-         "an int64 input needs a range: [low, high], low ≤ x < high, such as [0, 30522] for token ids"),
-        ("x: {dtype: uint8, shape: [], range: [0, 257]}", "x", "the range [0, 257] leaves uint8, which is [0, 256]"),
+         ("int64", "[low, high]", "[0, 30522]")),
+        ("x: {dtype: uint8, shape: [], range: [0, 257]}", "x", ("[0, 257]", "uint8", "[0, 256]")),
         ("x: {dtype: int8, shape: [], range: [-129, 0]}", "x",
-         "the range [-129, 0] leaves int8, which is [-128, 128]"),
+         ("[-129, 0]", "int8", "[-128, 128]")),
         ("x: {dtype: uint64, shape: [], range: [0, 18446744073709551617]}", "x",
-         "the range [0, 18446744073709551617] leaves uint64, which is [0, 18446744073709551616]"),
+         ("[0, 18446744073709551617]", "uint64", "[0, 18446744073709551616]")),
         ("x: {dtype: int32, shape: [], range: [0, 1.5]}", "x",
-         "the range [0, 1.5] of an integer input must be of whole numbers"),
+         ("[0, 1.5]",)),
         ("x: {dtype: float32, shape: [], range: [1, 0]}", "x",
-         "the range [1, 0] holds no value: low must be below high, both finite"),
+         ("[1, 0]",)),
         ("x: {dtype: int32, shape: [], range: [7, 7]}", "x",
-         "the range [7, 7] holds no value: low must be below high, both finite"),
+         ("[7, 7]",)),
         ("x: {dtype: float32, shape: [], range: [0, .inf]}", "x",
-         "the range [0, inf] holds no value: low must be below high, both finite"),
+         ("[0, inf]",)),
         ("x: {dtype: float32, shape: [], range: [.nan, 1]}", "x",
-         "the range [nan, 1] holds no value: low must be below high, both finite"),
+         ("[nan, 1]",)),
         (f"x: {{dtype: float32, shape: [], range: [0, {10**400}]}}", "x",
-         f"the range [0, {10**400}] holds no value: low must be below high, both finite"),
+         (f"[0, {10 ** 400}]",)),
         ("x: {dtype: float16, shape: [], range: [70000, 80000]}", "x",
-         "the range [70000, 80000] holds no value that float16 has"),
+         ("[70000, 80000]", "float16")),
         ("x: {dtype: float32, shape: [], range: [1.00000001, 1.00000002]}", "x",
-         "the range [1.00000001, 1.00000002] holds no value that float32 has"),
-        ("x: {dtype: bool, shape: [], range: [0, 2]}", "x", "a bool input takes no range"),
+         ("[1.00000001, 1.00000002]", "float32")),
+        ("x: {dtype: bool, shape: [], range: [0, 2]}", "x", ("bool",)),
         ("x: {dtype: float32, shape: [], range: [0]}", "x.range",
-         "found [0]: list should have at least 2 items after validation, not 1"),
+         ("[0]", "2", "1")),
         ("x: {dtype: float32, shape: [], range: [0, 1, 2]}", "x.range",
-         "found [0, 1, 2]: list should have at most 2 items after validation, not 3"),
-        ("x: {dtype: float32, shape: [], range: [low, 1]}", "x.range.0", "found 'low': expected a valid number"),
+         ("[0, 1, 2]", "2", "3")),
+        ("x: {dtype: float32, shape: [], range: [low, 1]}", "x.range.0", ("low",)),
         ("x: {dtype: float32, shape: [true]}", "x.shape.0",
-         "found True, which is no dim\n  hint: a dim is a size, such as 28, or a name, such as batch"),
+         ("28", "batch")),
         ("x: {dtype: float32, shape: [1.5]}", "x.shape.0",
-         "found 1.5, which is no dim\n  hint: a dim is a size, such as 28, or a name, such as batch"),
+         ("1.5", "28", "batch")),
         ("x: {dtype: float32, shape: [2x]}", "x.shape.0",
-         "found '2x', which does not match ^[A-Za-z_][A-Za-z0-9_]*$\n"
-         "  hint: letters, digits and '_', not starting with a digit"),
-        ("x: {dtype: float32, shape: 5}", "x.shape", "found 5: expected a valid list"),
-        ("shape: {dtype: float32, shape: 5}", "shape.shape", "found 5: expected a valid list"),
+         ("2x", "^[A-Za-z_][A-Za-z0-9_]*$", "_")),
+        ("x: {dtype: float32, shape: 5}", "x.shape", ("5",)),
+        ("shape: {dtype: float32, shape: 5}", "shape.shape", ("5",)),
         ("x.y: {dtype: float32, shape: []}", "x.y",
-         "found 'x.y', which does not match ^[A-Za-z_][A-Za-z0-9_]*$\n"
-         "  hint: letters, digits and '_', not starting with a digit"),
+         ("x.y", "^[A-Za-z_][A-Za-z0-9_]*$", "_")),
         ("x: {dtype: {}, shape: []}", "x.dtype",
-         "found {}, expected 'float16', 'float32', 'float64', 'bfloat16', 'int8', 'int16', 'int32', 'int64', 'uint8', "
-         "'uint16', 'uint32', 'uint64' or 'bool'\n"
-         "  hint: known here: float16, float32, float64, bfloat16, int8, int16, int32, int64, uint8, uint16, uint32, "
-         "uint64, bool"),
-        ("x: float32", "x", "found 'float32', expected a mapping of fields"),
+         DTYPES),
+        ("x: float32", "x", ("float32",)),
     ],
 )  # fmt: skip
-def test_an_input_that_cannot_be(refusal, line, where, message):
-    assert refusal(image(line)) == problems(f" --> package.yaml:9: inputs.{where}\n  {message}")
+def test_an_input_that_cannot_be(invalid, line, where, facts):
+    invalid(image(line), (f"package.yaml:9: inputs.{where}", *facts))
 
 
-def test_a_manifest_needs_an_input(refusal):
-    assert refusal(image("").replace("inputs:", "inputs: {}")) == problems(
-        " --> package.yaml:8: inputs\n  found {}: dictionary should have at least 1 item after validation, not 0"
-    )
+def test_a_manifest_needs_an_input(invalid):
+    invalid(image("").replace("inputs:", "inputs: {}"), ("package.yaml:8: inputs", "{}", "1", "0"))
 
 
-def test_limits_in_the_wrong_order(refusal):
-    assert refusal(GOOD + "dims:\n  batch: {min: 3, max: 2}") == problems(
-        " --> package.yaml:11: dims.batch\n  min 3 is above max 2"
-    )
+def test_limits_in_the_wrong_order(invalid):
+    invalid(GOOD + "dims:\n  batch: {min: 3, max: 2}", ("package.yaml:11: dims.batch", "3", "2", "min", "max"))
 
 
 # -- fields that speak of each other --------------------------------------------------------
 
 
-def test_dims_that_no_input_has(refusal):
-    assert refusal(GOOD + "dims:\n  batsch: {max: 4}\n  time: {max: 4}") == problems(
-        " --> package.yaml:11: dims.batsch\n  no input has a dim 'batsch'\n  hint: did you mean 'batch'?",
-        " --> package.yaml:12: dims.time\n  no input has a dim 'time'\n  hint: known here: batch",
+def test_dims_that_no_input_has(invalid):
+    invalid(
+        GOOD + "dims:\n  batsch: {max: 4}\n  time: {max: 4}",
+        ("package.yaml:11: dims.batsch", "batch"),
+        ("package.yaml:12: dims.time",),
     )
 
 
-def test_an_output_named_like_an_input(refusal):
-    assert refusal(GOOD + "outputs: [logits, image]") == problems(
-        " --> package.yaml:10: outputs\n  'image' is the name of an input too\n  hint: give the output another name"
-    )
+def test_an_output_named_like_an_input(invalid):
+    invalid(GOOD + "outputs: [logits, image]", ("package.yaml:10: outputs", "image"))
 
 
-def test_a_bundle_that_might_hold_no_model_at_all(refusal, read):
+def test_a_bundle_that_might_hold_no_model_at_all(invalid, read):
     text = GOOD + "torchscript: {method: none}\nexport:\n  required: "
-    assert refusal(text + "false") == problems(
-        " --> package.yaml:12: export.required\n"
-        "  a bundle without TorchScript needs its ONNX model\n"
-        "  hint: set torchscript.method: auto, or export.required: true"
-    )
+    invalid(text + "false", ("package.yaml:12: export.required", "torchscript.method", "export.required", "true"))
     assert read(text + "true").torchscript.method == "none"
 
 
 def test_contradictions_are_said_together(refusal):
     text = "outputs: [image]\ndims: {time: {}}\ntorchscript: {method: none}\nexport: {required: false}\n"
-    assert refusal(GOOD + text).startswith("error[manifest-invalid]: 3 problems in package.yaml\n")
+    mentions(refusal(GOOD + text), "error[manifest-invalid]", "3", "package.yaml")
 
 
 # -- any manifest ---------------------------------------------------------------------------

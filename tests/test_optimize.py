@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from messages import mentions
 from projects import project
 
 import packager
@@ -205,20 +206,21 @@ def test_a_gelu_and_its_bias_become_the_gelu_that_the_module_has(tmp_path, appro
 # -- what is dropped ------------------------------------------------------------------------
 
 
-def test_a_pass_that_makes_nothing_better_is_dropped(traced, monkeypatch):
+def test_a_pass_that_makes_nothing_better_is_dropped(traced, monkeypatch, golden):
     monkeypatch.setattr(optimize, "_simplify", lambda model, job: model)
     stage = run(traced, level="none").stages[0]
-    assert (stage.kept, stage.verdict, stage.reason) == (False, "not-checked", "makes nothing better")
+    assert (stage.kept, stage.verdict) == (False, "not-checked")
+    golden(stage.reason)
 
 
-def test_a_pass_that_fails_is_dropped(traced, monkeypatch):
+def test_a_pass_that_fails_is_dropped(traced, monkeypatch, golden):
     def fail(model, job):
         raise RuntimeError("no idea what this is")
 
     monkeypatch.setattr(optimize, "_simplify", fail)
     stage = run(traced, level="none").stages[0]
     assert (stage.kept, stage.verdict) == (False, "not-checked")
-    assert stage.reason == "failed: RuntimeError: no idea what this is"
+    golden(stage.reason, "RuntimeError")
     computes_the_same(traced)
 
 
@@ -239,7 +241,7 @@ def test_a_pass_that_breaks_parity_is_dropped_where_every_pass_is_proven(traced,
     done = run(traced)
     simplify, *rest = done.stages
     assert (simplify.kept, simplify.verdict) == (False, "fail")
-    assert "PyTorch gives" in simplify.reason
+    mentions(simplify.reason, "PyTorch")
     assert any(one.kept for one in rest)
     computes_the_same(traced)
 
@@ -251,7 +253,7 @@ def test_the_last_pass_is_left_to_whoever_judges_the_graph_that_ships(traced, mo
     assert (last.name, last.kept, last.max_abs is None) == ("optimize", kept, early)
 
 
-def test_a_pass_that_fixes_a_dim_is_dropped(traced, monkeypatch):
+def test_a_pass_that_fixes_a_dim_is_dropped(traced, monkeypatch, golden):
     simplify = optimize._simplify
 
     def fix(model, job):
@@ -261,7 +263,8 @@ def test_a_pass_that_fixes_a_dim_is_dropped(traced, monkeypatch):
 
     monkeypatch.setattr(optimize, "_simplify", fix)
     stage = run(traced).stages[0]
-    assert (stage.kept, stage.verdict, stage.reason) == (False, "fail", "the dim length of x became 3")
+    assert (stage.kept, stage.verdict) == (False, "fail")
+    golden(stage.reason, "3")
 
 
 def test_a_pass_that_gives_a_graph_that_does_not_load_is_dropped(traced, monkeypatch):
@@ -287,7 +290,7 @@ def test_an_exported_graph_that_is_wrong_itself_is_refused(traced):
     case = traced.expectations[0]
     wrong = replace(case, outputs={name: array + 1 for name, array in case.outputs.items()})
     done = optimize.optimize(replace(traced, expectations=(wrong,)), lambda name: None)
-    assert done.refused.startswith("the exported graph is not proven: ")
+    mentions(done.refused, "PyTorch")
     assert done.facts is None
 
 

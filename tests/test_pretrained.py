@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from messages import mentions
 from projects import manifest as write
 
 import packager
@@ -97,18 +98,17 @@ def test_tied_weights_that_the_file_has_once_are_tied(tmp_path):
     assert module.cls.predictions.decoder.weight is module.bert.embeddings.word_embeddings.weight
 
 
-def test_a_head_that_is_not_in_the_file_is_refused_or_told(saved, tmp_path):
+def test_a_head_that_is_not_in_the_file_is_refused_or_told(saved, tmp_path, golden):
     _, folder, path = saved
     transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForSequenceClassification"]}))
     with pytest.raises(StateDoesNotFit) as caught:
         vet(path)
-    assert caught.value.why.startswith("missing from the checkpoint (2):\n  classifier.bias")
+    mentions(caught.value.why, "(2)", "classifier.bias")
     report = vet(entryless(tmp_path, checkpoint={"path": "bert", "allow_missing": ["classifier.*"]}))
-    assert report.notes == (
-        "not in the checkpoint, so as the constructor left them: classifier.bias, classifier.weight",
-    )
+    (note,) = report.notes
+    golden(note, "classifier.bias", "classifier.weight")
 
 
 def test_shapes_that_differ_are_a_table(saved):
@@ -155,14 +155,14 @@ def test_nothing_is_fetched_while_the_module_is_made(saved, monkeypatch):
     assert not huggingface_hub.is_offline_mode()
 
 
-def test_a_folder_with_quantized_weights_is_refused(saved):
+def test_a_folder_with_quantized_weights_is_refused(saved, golden):
     _, folder, path = saved
     config = json.loads((folder / "config.json").read_text())
     quantized = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantized}))
     with pytest.raises(ModelConstructionFailed) as caught:
         opened(path)
-    assert caught.value.why == ("ValueError: config.json says that the weights are quantized, which is not supported")
+    golden(caught.value.why, "ValueError", "config.json")
 
 
 def test_an_architecture_that_is_no_model_is_not_called(saved):
@@ -173,30 +173,30 @@ def test_an_architecture_that_is_no_model_is_not_called(saved):
         opened(path)
 
 
-def test_without_transformers_it_says_what_to_install(saved, monkeypatch):
+def test_without_transformers_it_says_what_to_install(saved, monkeypatch, golden):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(TransformersMissing) as caught:
         opened(saved[2])
-    assert render(caught.value) == (
-        "error[transformers-missing]: bert without a model.entry needs transformers, which is not installed\n"
-        f" --> {saved[2]}:6: checkpoint.path\n"
-        "hint: pip install transformers, or name the module in model.entry"
-    )
+    golden(render(caught.value), "error[transformers-missing]", "model.entry", f"{saved[2]}:6: checkpoint.path")
 
 
-def test_a_checkpoint_that_does_not_name_its_module_needs_an_entry(tmp_path):
+def test_a_checkpoint_that_does_not_name_its_module_needs_an_entry(tmp_path, golden):
     torch.save({"w": torch.zeros(1)}, tmp_path / "best.pt")
     path = entryless(tmp_path, checkpoint={"path": "best.pt"})
     with pytest.raises(EntryNeeded) as caught:
         vet(path)
-    assert render(caught.value) == (
-        "error[entry-needed]: model.entry is missing, and best.pt does not say what module it belongs to\n"
-        f" --> {path}:4: model\n"
-        "hint: write entry: model.py:Net; a Hugging Face folder, TorchScript and .pt2 need none"
+    golden(
+        render(caught.value),
+        "error[entry-needed]",
+        "model.entry",
+        "best.pt",
+        f"{path}:4: model",
+        "model.py:Net",
+        ".pt2",
     )
 
 
-def test_kwargs_without_an_entry_are_refused(tmp_path):
+def test_kwargs_without_an_entry_are_refused(tmp_path, golden):
     with pytest.raises(ManifestInvalid) as caught:
         manifest.load(entryless(tmp_path, model={"kwargs": {"width": 4}}))
-    assert caught.value.problems[0].message == "kwargs are for an entry, and there is none"
+    golden(caught.value.problems[0].message, "kwargs")

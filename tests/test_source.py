@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from messages import mentions
 from projects import FLOATS, LINEAR, project
 
 import packager
@@ -117,12 +118,10 @@ def test_an_entry_that_returns_a_script_module_gets_the_weights_of_the_checkpoin
     assert not bundle.run({"x": np.ones((2, 4), np.float32)})["output_0"].any()
 
 
-def test_a_script_module_without_weights_of_its_own_is_refused(tmp_path):
+def test_a_script_module_without_weights_of_its_own_is_refused(tmp_path, golden):
     error = refused(bare(tmp_path, SCRIPTED, entry="model.py:frozen"), StateDoesNotFit)
-    assert error.why == (
-        "model.py:frozen returned a frozen ScriptModule: its weights are constants, and none can be loaded"
-    )
-    assert error.hint == "return it as it is before torch.jit.freeze()"
+    golden(error.why, "model.py:frozen", "ScriptModule")
+    golden(error.hint, "torch.jit.freeze()")
 
 
 def test_a_file_in_a_folder_and_a_module_in_a_package_work(tmp_path):
@@ -192,46 +191,52 @@ def test_a_file_named_like_an_imported_module_leaves_it_where_it_cannot_be_impor
 # -- entries that do not --------------------------------------------------------------------
 
 
-def test_a_file_that_is_not_there_names_the_nearest(tmp_path):
+def test_a_file_that_is_not_there_names_the_nearest(tmp_path, golden):
     path = bare(tmp_path, LINEAR, entry="modle.py:Net")
-    assert render(refused(path, EntryNotFound)) == (
-        "error[entry-not-found]: model.entry 'modle.py:Net' leads nowhere\n"
-        f" --> {path}:5: model.entry\n"
-        f"  there is no file {tmp_path / 'modle.py'}\n"
-        "hint: did you mean 'model.py'?"
+    golden(
+        render(refused(path, EntryNotFound)),
+        "error[entry-not-found]",
+        "model.entry",
+        "modle.py:Net",
+        f"{path}:5: model.entry",
+        tmp_path / "modle.py",
+        "model.py",
     )
 
 
-def test_a_name_that_is_not_there_names_the_nearest(tmp_path):
+def test_a_name_that_is_not_there_names_the_nearest(tmp_path, golden):
     path = bare(tmp_path, LINEAR, entry="model.py:Nett")
     error = refused(path, EntryNotFound)
-    assert (error.why, error.hint) == ("model.py has no 'Nett'", "did you mean 'Net'?")
+    golden(error.why, "model.py", "Nett")
+    golden(error.hint, "Net")
 
 
-def test_a_module_that_is_not_there_says_so_and_how_a_file_is_written(tmp_path):
+def test_a_module_that_is_not_there_says_so_and_how_a_file_is_written(tmp_path, golden):
     error = refused(bare(tmp_path, LINEAR, entry="no_such_package.nets:Net"), EntryNotFound)
-    assert (error.why, error.hint) == ("there is no module 'no_such_package.nets'", None)
+    assert error.hint is None
+    golden(error.why, "no_such_package.nets")
 
 
-def test_an_import_that_fails_shows_the_users_last_line(tmp_path):
+def test_an_import_that_fails_shows_the_users_last_line(tmp_path, golden):
     (tmp_path / "pieces.py").write_text("\n\nfrom os import not_there\n")
     path = bare(tmp_path, "import pieces\n" + LINEAR)
-    assert render(refused(path, EntryImportFailed)) == (
-        "error[entry-import-failed]: importing 'model.py:Net' failed\n"
-        f" --> {path}:5: model.entry\n"
-        "  pieces.py:3 in <module>\n"
-        "    from os import not_there\n"
-        f"  ImportError: cannot import name 'not_there' from 'os' ({os.__file__})\n"
-        "hint: the file must import in a plain Python process, with its folder on the path"
+    golden(
+        render(refused(path, EntryImportFailed)),
+        "error[entry-import-failed]",
+        "model.py:Net",
+        f"{path}:5: model.entry",
+        "pieces.py:3",
+        "not_there",
+        "ImportError",
+        "os",
+        f"({os.__file__})",
     )
 
 
 @pytest.mark.parametrize("entry", ["model.py:Net", "model:Net"])
-def test_a_missing_dependency_is_a_failed_import(tmp_path, entry):
+def test_a_missing_dependency_is_a_failed_import(tmp_path, entry, golden):
     why = refused(bare(tmp_path, "import not_installed\n", entry=entry), EntryImportFailed).why
-    assert why == (
-        "model.py:1 in <module>\n  import not_installed\nModuleNotFoundError: No module named 'not_installed'"
-    )
+    golden(why, "model.py:1", "not_installed", "ModuleNotFoundError")
 
 
 @pytest.mark.parametrize("entry", ["model.py:Net", "model:Net"])
@@ -246,9 +251,9 @@ def test_a_constructor_that_ends_the_process_failed(tmp_path):
     assert why.endswith("SystemExit: bye")
 
 
-def test_a_syntax_error_names_the_line(tmp_path):
+def test_a_syntax_error_names_the_line(tmp_path, golden):
     why = refused(bare(tmp_path, "x = 1\nclass Net(:\n"), EntryImportFailed).why
-    assert why == "model.py:2\n  class Net(:\nSyntaxError: invalid syntax"
+    golden(why, "model.py:2", "Net(", "SyntaxError")
 
 
 def test_weights_that_are_not_there_are_looked_for_in_the_field_that_asks_for_them(tmp_path):
@@ -257,16 +262,16 @@ def test_weights_that_are_not_there_are_looked_for_in_the_field_that_asks_for_th
 
 
 @pytest.mark.parametrize(
-    ("text", "entry", "why"),
+    ("text", "entry", "facts"),
     [
-        ("Net = 7", "Net", "found: Net is a int that is already made"),
-        ("from torch import nn\nNet = nn.Linear(4, 3)", "Net", "found: Net is a Linear that is already made"),
-        ("def make():\n    return 7", "make", "found: model.py:make returned a int"),
-        ("class Net:\n    pass", "Net", "found: model.py:Net returned a Net"),
+        ("Net = 7", "Net", ()),
+        ("from torch import nn\nNet = nn.Linear(4, 3)", "Net", ()),
+        ("def make():\n    return 7", "make", ("model.py:make",)),
+        ("class Net:\n    pass", "Net", ("model.py:Net",)),
     ],
 )
-def test_an_entry_that_is_no_module_is_refused(tmp_path, text, entry, why):
-    assert refused(bare(tmp_path, text, entry=f"model.py:{entry}"), EntryNotModule).why == why
+def test_an_entry_that_is_no_module_is_refused(tmp_path, text, entry, facts, golden):
+    golden(refused(bare(tmp_path, text, entry=f"model.py:{entry}"), EntryNotModule).why, *facts)
 
 
 # -- kwargs and construction ----------------------------------------------------------------
@@ -281,36 +286,42 @@ SIZED = HEAD + (
 )
 
 
-def test_kwargs_that_the_entry_does_not_take_name_the_nearest(tmp_path):
+def test_kwargs_that_the_entry_does_not_take_name_the_nearest(tmp_path, golden):
     path = bare(tmp_path, SIZED, kwargs={"size": 3, "dept": 2})
-    assert render(refused(path, ModelArgumentsWrong)) == (
-        "error[model-arguments]: 'model.py:Net' does not take these kwargs\n"
-        f" --> {path}:6: model.kwargs\n"
-        "  got an unexpected keyword argument 'dept'\n"
-        "hint: did you mean 'depth'?"
+    golden(
+        render(refused(path, ModelArgumentsWrong)),
+        "error[model-arguments]",
+        "model.py:Net",
+        f"{path}:6: model.kwargs",
+        "dept",
+        "depth",
     )
 
 
-def test_kwargs_that_are_missing_are_named(tmp_path):
+def test_kwargs_that_are_missing_are_named(tmp_path, golden):
     error = refused(bare(tmp_path, SIZED), ModelArgumentsWrong)
-    assert (error.why, error.hint) == ("missing a required argument: 'size'", "it takes: size, depth")
+    golden(error.why, "size")
+    golden(error.hint)
     assert error.where.endswith("package.yaml:5: model.entry")
 
 
-def test_a_constructor_that_fails_shows_the_users_last_line(tmp_path):
+def test_a_constructor_that_fails_shows_the_users_last_line(tmp_path, golden):
     path = bare(tmp_path, SIZED, kwargs={"size": -3})
-    assert render(refused(path, ModelConstructionFailed)) == (
-        "error[model-construction-failed]: constructing 'model.py:Net' failed\n"
-        f" --> {path}:5: model.entry\n"
-        "  model.py:9 in __init__\n"
-        "    raise ValueError('size must be positive')\n"
-        "  ValueError: size must be positive"
+    golden(
+        render(refused(path, ModelConstructionFailed)),
+        "error[model-construction-failed]",
+        "model.py:Net",
+        f"{path}:5: model.entry",
+        "model.py:9",
+        "__init__",
+        "ValueError('size",
+        "ValueError",
     )
 
 
 def test_a_constructor_that_fails_in_torch_shows_the_users_line(tmp_path):
     error = refused(bare(tmp_path, SIZED, kwargs={"size": "three"}), ModelConstructionFailed)
-    assert error.why.startswith("model.py:8 in __init__\n  if size < 0:\nTypeError: ")
+    mentions(error.why, "model.py:8", "__init__", "0", "TypeError")
 
 
 # -- the module is what a plain build gives -------------------------------------------------
@@ -457,26 +468,30 @@ def test_inputs_are_given_in_order_and_the_names_are_free(tmp_path, names):
     assert loaded(bare(tmp_path, TWO, inputs=inputs(*names))).parameters == 15
 
 
-def test_too_many_inputs_are_refused(tmp_path):
+def test_too_many_inputs_are_refused(tmp_path, golden):
     path = bare(tmp_path, TWO, inputs=inputs("x", "scale", "shift", "more"))
-    assert render(refused(path, InputsDoNotFit)) == (
-        "error[inputs-do-not-fit]: forward() does not take these inputs\n"
-        f" --> {path}:8: inputs\n"
-        "  forward() takes: x, scale, shift\n"
-        "  the manifest gives 4: x, scale, shift, more\n"
-        "hint: remove inputs"
+    golden(
+        render(refused(path, InputsDoNotFit)),
+        "error[inputs-do-not-fit]",
+        "forward()",
+        f"{path}:8: inputs",
+        "4",
+        "scale",
+        "shift",
+        "more",
     )
 
 
-def test_too_few_inputs_are_refused(tmp_path):
+def test_too_few_inputs_are_refused(tmp_path, golden):
     error = refused(bare(tmp_path, TWO, inputs=inputs("x")), InputsDoNotFit)
-    assert (error.why, error.hint) == ("forward() takes: x, scale, shift\nwithout an input: scale", "add inputs")
+    golden(error.why, "forward()")
+    golden(error.hint)
 
 
-def test_a_parameter_that_is_given_by_name_only_is_no_input(tmp_path):
+def test_a_parameter_that_is_given_by_name_only_is_no_input(tmp_path, golden):
     text = LINEAR.replace("forward(self, x)", "forward(self, x, *, scale)")
     error = refused(bare(tmp_path, text), InputsDoNotFit)
-    assert error.why == "forward() takes scale by name only"
+    golden(error.why, "forward()", "scale")
     loaded(bare(tmp_path / "optional", text.replace("*, scale", "*, scale=1.0")))
 
 
@@ -517,9 +532,9 @@ def test_what_is_compiled_is_run_as_it_was_written_while_the_module_is_open(tmp_
         module(torch.ones(5, 4))
 
 
-def test_inputs_in_another_order_are_refused(tmp_path):
+def test_inputs_in_another_order_are_refused(tmp_path, golden):
     error = refused(bare(tmp_path, TWO, inputs=inputs("scale", "x")), InputsDoNotFit)
-    assert error.why == "forward() takes: x, scale, shift\nscale is input 1 of the manifest and parameter 2"
+    golden(error.why, "forward()", "1", "2", "scale")
     assert error.where.endswith("inputs.scale")
 
 
@@ -528,8 +543,8 @@ def test_a_forward_that_takes_any_number_takes_any_number(tmp_path):
     assert loaded(bare(tmp_path, text, inputs=inputs("a", "b", "c"))).parameters == 15
 
 
-def test_a_module_whose_shapes_are_not_known_yet_is_refused(tmp_path):
+def test_a_module_whose_shapes_are_not_known_yet_is_refused(tmp_path, golden):
     text = "import torch\n\n\nclass Net(torch.nn.LazyLinear):\n    def __init__(self):\n        super().__init__(3)\n"
     path = project(tmp_path, text, state={"weight": torch.ones(3, 4), "bias": torch.ones(3)})
     error = refused(path, StateDoesNotFit)
-    assert error.why == "before its first call the module does not know the shape of: weight, bias"
+    golden(error.why, "bias")

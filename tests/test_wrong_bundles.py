@@ -6,6 +6,7 @@ import runpy
 import numpy as np
 import pytest
 import torch
+from messages import carries
 from projects import project
 
 import packager
@@ -123,59 +124,60 @@ def test_a_branch_on_data_that_no_sample_takes_is_told_and_recorded(tmp_path):
     path = project(tmp_path / "p", source("self.l = nn.Linear(4, 4)", forward))
     built = packager.build(path, tmp_path / "dist", listener=told.append)
     place = "model.py:14"
-    assert any(f"the branch or number that {place} took from data" in getattr(event, "message", "") for event in told)
+    assert any(carries(getattr(event, "message", ""), place) for event in told)
     parity = json.loads((built.bundle / "evidence/parity.json").read_text())
-    assert f"the branch or number that {place} takes from other data" in parity["not_checked"]
+    assert any(carries(item, place) for item in parity["not_checked"])
 
 
-def test_a_checkpoint_of_which_nothing_fits_is_refused_however_lenient(tmp_path):
+def test_a_checkpoint_of_which_nothing_fits_is_refused_however_lenient(tmp_path, golden):
     lenient = {"path": "best.pt", "strict": False}
     path = project(tmp_path / "p", state={"zzz": torch.zeros(3)}, checkpoint=lenient)
     with pytest.raises(errors.StateDoesNotFit) as caught:
         packager.build(path, tmp_path / "dist")
-    assert caught.value.why == "no tensor of the checkpoint has a place in the module"
+    golden(caught.value.why)
 
 
 @pytest.mark.parametrize(
     ("wrong", "near"), [("CPUExecutionProvidr", "CPUExecutionProvider"), ("CUDA", "CUDAExecutionProvider")]
 )
-def test_an_unknown_provider_is_refused_with_the_nearest_by_vet_too(tmp_path, wrong, near):
+def test_an_unknown_provider_is_refused_with_the_nearest_by_vet_too(tmp_path, wrong, near, golden):
     path = project(tmp_path / "p", target={"providers": [wrong]})
     for command in (vet, packager.build):
         with pytest.raises(errors.ManifestInvalid) as caught:
             command(path)
         (problem,) = caught.value.problems
-        assert (problem.message, problem.hint) == (f"onnxruntime has no {wrong!r}", f"did you mean {near!r}?")
+        golden(problem.message, f"{wrong!r}")
+        golden(problem.hint, f"{near!r}")
 
 
-def test_a_provider_that_this_machine_has_not_is_told_wherever_nothing_was_compared_there(tmp_path):
+def test_a_provider_that_this_machine_has_not_is_told_wherever_nothing_was_compared_there(tmp_path, golden):
     path = project(tmp_path / "p", target={"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]})
-    left_out = "CUDAExecutionProvider, which this machine has not"
-    assert left_out in vet(path).not_checked
+    (left_out,) = [item for item in vet(path).not_checked if "CUDA" in item]
+    golden(left_out, "CUDAExecutionProvider")
     told = []
     bundle = packager.build(path, tmp_path / "dist", listener=told.append).bundle
-    assert f"not compared: {left_out}" in [getattr(event, "message", "") for event in told]
+    assert any(left_out in getattr(event, "message", "") for event in told)
     assert left_out in json.loads((bundle / "evidence/parity.json").read_text())["not_checked"]
-    assert f"onnx: not replayed on {left_out}" in packager.verify(bundle).notes
+    assert any(left_out in note for note in packager.verify(bundle).notes)
 
 
-def test_a_file_outside_the_bundle_is_never_loaded(bundle):
+def test_a_file_outside_the_bundle_is_never_loaded(bundle, golden):
     config = json.loads((bundle / "config.json").read_text())
     (bundle / "model.onnx").rename(bundle.parent / "out.onnx")
     config["artifacts"]["onnx"]["path"] = "../out.onnx"
     (bundle / "config.json").write_text(json.dumps(config))
     with pytest.raises(errors.IntegrityFailed) as caught:
         packager.load(bundle, verify=False)
-    assert caught.value.why == "config.json names ../out.onnx, which SHA256SUMS does not list"
+    golden(caught.value.why, "config.json", "../out.onnx", "SHA256SUMS")
 
 
 @pytest.mark.parametrize("more", ["", "\n    def __len__(self):\n        return 0\n"], ids=["", "a length of none"])
-def test_what_the_first_call_computes_from_its_input_and_keeps_is_refused(tmp_path, more):
+def test_what_the_first_call_computes_from_its_input_and_keeps_is_refused(tmp_path, more, golden):
     lines = ["if self.seen is None: self.seen = x.mean()", "return self.l(x) * self.seen"]
     text = source("self.l = nn.Linear(4, 4); self.seen = None", "\n        ".join(lines)) + more
     with pytest.raises(errors.NotRepeatable) as caught:
         packager.build(project(tmp_path / "p", text), tmp_path / "dist")
-    assert "as a first call may" in caught.value.hint
+    golden(caught.value.hint, "forward()")
     assert not (tmp_path / "dist").exists()
 
 
@@ -187,14 +189,14 @@ def test_what_the_first_call_keeps_in_a_tensor_of_the_module_is_refused(tmp_path
         packager.build(path, tmp_path / "dist")
 
 
-def test_a_parameter_that_forward_writes_to_is_refused(tmp_path):
+def test_a_parameter_that_forward_writes_to_is_refused(tmp_path, golden):
     text = source("self.l = nn.Embedding(9, 4, max_norm=1.0)", "return self.l(x)")
     ids = {"x": {"dtype": "int64", "shape": ["batch"], "range": [0, 9]}}
     path = project(tmp_path / "p", text, inputs=ids)
     for command in (vet, packager.build):
         with pytest.raises(errors.ForwardChangesWeights) as caught:
             command(path)
-        assert caught.value.why == "changed in place: l.weight"
+        golden(caught.value.why, "l.weight")
 
 
 def test_a_table_that_the_first_call_makes_is_no_state(tmp_path):
@@ -206,11 +208,11 @@ def test_a_table_that_the_first_call_makes_is_no_state(tmp_path):
     assert packager.build(project(tmp_path / "p", text), tmp_path / "dist").parity["onnx"] == "pass"
 
 
-def test_a_module_that_cannot_be_copied_is_built_and_what_was_not_looked_for_is_said(tmp_path):
+def test_a_module_that_cannot_be_copied_is_built_and_what_was_not_looked_for_is_said(tmp_path, golden):
     text = source("import threading; self.l = nn.Linear(4, 4); self.lock = threading.Lock()", "return self.l(x)")
     built = packager.build(project(tmp_path / "p", text), tmp_path / "dist")
     parity = json.loads((built.bundle / "evidence/parity.json").read_text())
-    assert parity["not_checked"][-1] == "what forward() keeps from its first call, as the module cannot be copied"
+    golden(parity["not_checked"][-1], "forward()")
 
 
 def test_a_count_of_calls_is_refused_where_one_case_is_all_that_is_drawn_at_random(tmp_path):

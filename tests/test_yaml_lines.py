@@ -107,36 +107,36 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key():
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "message"),
+    ("text", "line", "facts"),
     [
-        ("a: 1\nb: 2\na: 3", 3, "the key 'a' stands here twice"),
-        ("x:\n  a: 1\n  'a': 3", 3, "the key 'a' stands here twice"),
-        ("1: a\n'1': b", 2, "the key '1' stands here twice"),
-        ("a: 1\n? [b]\n: 2", 2, "a key must be a single word"),
-        ("a: [1,\nb", 2, "while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
+        ("a: 1\nb: 2\na: 3", 3, ("a",)),
+        ("x:\n  a: 1\n  'a': 3", 3, ("a",)),
+        ("1: a\n'1': b", 2, ("1",)),
+        ("a: 1\n? [b]\n: 2", 2, ()),
+        ("a: [1,\nb", 2, ("]", "<stream end>")),
         (
             "a: 1\n\tb: 2",
             2,
-            "while scanning for the next token, found character '\\t' that cannot start any token",
+            ("\\t",),
         ),
-        ("a: 1\n---\nb: 2", 2, "expected a single document in the stream, but found another document"),
-        ("a: *nothing", 1, "found undefined alias 'nothing'"),
-        ("a: b\nc: d\0", 2, "the character U+0000 may not stand in YAML"),
-        ("a: !!timestamp 2020-99-99", 1, "'2020-99-99' cannot be read as timestamp"),
-        ("a: !!timestamp soon", 1, "'soon' cannot be read as timestamp"),
-        ("a: !!bool maybe", 1, "'maybe' cannot be read as bool"),
-        ("a: !!int ''", 1, "'' cannot be read as int"),
-        ("a: " + 5000 * "9", 1, f"'{40 * '9'}' cannot be read as int"),
-        ("a:\n- !!python/name:os.system x", 2, "could not determine a constructor for the tag "
-         "'tag:yaml.org,2002:python/name:os.system'"),
-        ("a: &x [*x]", 1, "it contains itself, or is nested too deeply"),
-        (10_000 * "[", 1, "it contains itself, or is nested too deeply"),
+        ("a: 1\n---\nb: 2", 2, ()),
+        ("a: *nothing", 1, ("nothing",)),
+        ("a: b\nc: d\0", 2, ("U+0000",)),
+        ("a: !!timestamp 2020-99-99", 1, ("2020-99-99", "timestamp")),
+        ("a: !!timestamp soon", 1, ("soon", "timestamp")),
+        ("a: !!bool maybe", 1, ("maybe",)),
+        ("a: !!int ''", 1, ("int",)),
+        ("a: " + 5000 * "9", 1, (40 * '9', "int")),
+        ("a:\n- !!python/name:os.system x", 2, ("tag:yaml.org,2002:python/name:os.system",)),
+        ("a: &x [*x]", 1, ()),
+        (10_000 * "[", 1, ()),
     ],
 )  # fmt: skip
-def test_what_is_not_yaml_is_refused_with_its_line(text, line, message):
+def test_what_is_not_yaml_is_refused_with_its_line(text, line, facts, golden):
     with pytest.raises(YamlError) as caught:
         parse(text)
-    assert (caught.value.line, caught.value.message) == (line, message)
+    assert caught.value.line == line
+    golden(caught.value.message, *facts)
 
 
 @given(DATA)
@@ -173,16 +173,17 @@ def test_any_text_is_yaml_or_refused_with_a_line_that_it_has(text):
     assert 1 <= line <= len(text.splitlines()) + 1
 
 
-def test_aliases_that_stand_for_billions_of_values_are_refused():
+def test_aliases_that_stand_for_billions_of_values_are_refused(golden):
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     with pytest.raises(YamlError) as refused:
         parse("\n".join(levels))
-    assert refused.value.message == "more than 100000 values, aliases counted as often as used"
+    golden(refused.value.message, "100000")
 
 
 @pytest.mark.parametrize("text", ['a: 1\nb: "\\ud800"', 'a: 1\n"\\ud800": 2'])
-def test_half_a_character_is_refused_with_its_line(text):
+def test_half_a_character_is_refused_with_its_line(text, golden):
     with pytest.raises(YamlError) as refused:
         parse(text)
-    assert (refused.value.line, refused.value.message) == (2, "U+D800 is half a character: no file can hold it")
+    assert refused.value.line == 2
+    golden(refused.value.message, "U+D800")

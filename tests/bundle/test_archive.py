@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 
 from packager import stored_zip
 from packager.bundle import archive as module
@@ -154,30 +155,26 @@ def test_an_earlier_archive_is_replaced_in_one_step_or_kept(folder, good, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "facts"),
     [
-        (lambda folder: (folder / "link").symlink_to("config.json"), "'link' is no regular file"),
-        (lambda folder: (folder / "link").symlink_to("assets"), "'link' is no regular file"),
-        (lambda folder: os.mkfifo(folder / "pipe"), "'pipe' is no regular file"),
+        (lambda folder: (folder / "link").symlink_to("config.json"), ("link",)),
+        (lambda folder: (folder / "link").symlink_to("assets"), ("link",)),
+        (lambda folder: os.mkfifo(folder / "pipe"), ("pipe",)),
         (
             lambda folder: (folder / "a\\b").touch(),
-            "a path in a bundle has no line break, no NUL and no backslash: 'a\\\\b'",
+            ("a\\\\b", "backslash"),
         ),
-        (lambda folder: open(os.fsencode(folder) + b"/\xff", "w").close(), "'\\udcff' is no UTF-8"),
-        (lambda folder: deep(folder), f"'{'d/' * 33}x' lies more than 32 folders deep"),
+        (lambda folder: open(os.fsencode(folder) + b"/\xff", "w").close(), ("\\udcff",)),
+        (lambda folder: deep(folder), (f"{'d/' * 33}x", "32", "deep")),
     ],
     ids=["link", "linked folder", "pipe", "backslash", "no UTF-8", "deep"],
 )
-def test_a_folder_that_no_archive_can_hold_is_refused(folder, tmp_path, change, why):
+def test_a_folder_that_no_archive_can_hold_is_refused(folder, tmp_path, change, facts, golden):
     changed = shutil.copytree(folder, tmp_path / "changed")
     change(changed)
     with pytest.raises(OutputRefused) as caught:
         write(changed, tmp_path / "x.zip")
-    assert render(caught.value) == (
-        f"error[output-refused]: the bundle cannot be written to {tmp_path}/x.zip\n"
-        f"  {why}\n"
-        "hint: take it out, or build the bundle anew"
-    )
+    golden(render(caught.value), "error[output-refused]", f"{tmp_path}/x.zip", *facts)
 
 
 def deep(folder):
@@ -185,11 +182,11 @@ def deep(folder):
     (folder / ("d/" * 33) / "x").touch()
 
 
-def test_a_folder_without_files_is_no_bundle(tmp_path):
+def test_a_folder_without_files_is_no_bundle(tmp_path, golden):
     for name in ("empty", "nowhere"):
         with pytest.raises(OutputRefused) as caught:
             write(tmp_path / name, tmp_path / "x.zip")
-        assert caught.value.why == f"there are no files in {tmp_path / name}"
+        golden(caught.value.why, tmp_path / name)
         (tmp_path / "empty").mkdir(exist_ok=True)
 
 
@@ -211,12 +208,10 @@ def test_the_unpacked_folder_goes_whatever_happens(path, temporary):
         raise KeyboardInterrupt
 
 
-def test_an_error_names_the_archive_and_not_the_folder(path, temporary):
+def test_an_error_names_the_archive_and_not_the_folder(path, temporary, golden):
     with pytest.raises(OutputRefused) as caught, as_folder(path) as found:
         raise OutputRefused(str(found), f"see {found}/x", f"remove {found}")
-    assert render(caught.value) == (
-        f"error[output-refused]: the bundle cannot be written to {path}\n  see {path}/x\nhint: remove {path}"
-    )
+    golden(render(caught.value), "error[output-refused]", path, f"{path}/x", "see", "remove")
     assert str(caught.value) == render(caught.value)
 
 
@@ -248,15 +243,11 @@ def test_the_line_of_shell_in_the_module_unpacks_and_checks_it(path):
 # -- what is refused ------------------------------------------------------------------------
 
 
-def test_the_message_reads_as_a_whole(tmp_path):
+def test_the_message_reads_as_a_whole(tmp_path, golden):
     (tmp_path / "x.zip").write_text("hello")
     with pytest.raises(ArchiveRefused) as caught:
         load(tmp_path / "x.zip")
-    assert render(caught.value) == (
-        f"error[archive-refused]: {tmp_path}/x.zip cannot be unpacked\n"
-        "  at byte 0 of 5 stands neither an entry of a ZIP nor its directory\n"
-        "hint: fetch it again, or unpack it and give the folder"
-    )
+    golden(render(caught.value), "error[archive-refused]", f"{tmp_path}/x.zip", "0", "5")
     assert caught.value.exit_status == 2
 
 
@@ -310,50 +301,47 @@ def test_any_bytes_are_refused_and_crash_nothing(content):
         refused(Path(place) / "x.zip", content)
 
 
-def test_what_another_program_zipped_is_refused(path, folder, tmp_path):
+def test_what_another_program_zipped_is_refused(path, folder, tmp_path, golden):
     def zipped(method, stream):
         with zipfile.ZipFile(stream, "w", method) as archive:
             for name in sorted(files(folder)):
                 archive.write(folder / name, name)
 
     zipped(zipfile.ZIP_DEFLATED, path)
-    assert refused(path) == "'FINGERPRINT' is compressed, and entries are stored"
+    golden(refused(path), "FINGERPRINT")
     zipped(zipfile.ZIP_STORED, path)
-    header = "the header of 'FINGERPRINT' says more than its name, size and CRC, or is not aligned"
-    assert refused(path) == header
+    golden(refused(path), "FINGERPRINT", "CRC")
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=path.open("wb")) as pipe:
         zipped(zipfile.ZIP_STORED, pipe.stdin)
-    assert refused(path) == "'FINGERPRINT' has its size behind it, in a data descriptor"
+    golden(refused(path), "FINGERPRINT")
 
 
-def test_an_encrypted_entry_is_refused(path, good):
+def test_an_encrypted_entry_is_refused(path, good, golden):
     second = good.index(b"PK\3\4", 1)
     changed = bytearray(good)
     changed[second + 6] |= 1
-    assert refused(path, changed) == "'SHA256SUMS' is encrypted"
+    golden(refused(path, changed), "SHA256SUMS")
 
 
 @pytest.mark.parametrize(
     "name", ["/etc/x", "../x", "a/../../x", "..", ".", "./x", "a/./x", "a//x", "assets/", "/", "//x", ""]
 )
-def test_a_name_that_is_no_path_inside_a_bundle_is_refused(path, name, temporary):
-    assert refused(path, entries([(name, b"content")])) == f"{name!r} is no path inside a bundle"
+def test_a_name_that_is_no_path_inside_a_bundle_is_refused(path, name, temporary, golden):
+    golden(refused(path, entries([(name, b"content")])), f"{name!r}")
 
 
 @pytest.mark.parametrize("name", ["a\\b", "..\\x", "C:\\x", "a\nb", "a\rb", "a\0b"])
-def test_a_name_that_not_every_system_can_hold_is_refused(path, name, temporary):
-    why = f"a path in a bundle has no line break, no NUL and no backslash: {name!r}"
-    assert refused(path, entries([(name, b"content")])) == why
+def test_a_name_that_not_every_system_can_hold_is_refused(path, name, temporary, golden):
+    golden(refused(path, entries([(name, b"content")])), repr(name))
 
 
-def test_a_name_that_is_no_utf_8_is_refused(path):
+def test_a_name_that_is_no_utf_8_is_refused(path, golden):
     content = entries([("\u00e9", b"content")]).replace("\u00e9".encode(), b"\xffa")
-    assert refused(path, content) == "the name '\\\\xffa' is no UTF-8"
+    golden(refused(path, content), "\\\\xffa")
 
 
-def test_names_that_no_file_system_holds_are_refused(path, temporary):
-    why = f"'{'d/' * 33}x' lies more than 32 folders deep"
-    assert refused(path, entries([("d/" * 33 + "x", b"")])) == why
+def test_names_that_no_file_system_holds_are_refused(path, temporary, golden):
+    golden(refused(path, entries([("d/" * 33 + "x", b"")])), "d/" * 33 + "x", "32")
     deepest = entries([("d/" * 32 + "x", b"")])
     path.write_bytes(deepest)
     with as_folder(path) as found:
@@ -363,15 +351,13 @@ def test_names_that_no_file_system_holds_are_refused(path, temporary):
 
 
 @pytest.mark.parametrize("names", [("a", "a/b"), ("a", "a/b/c"), ("a", "a-b", "a/b")], ids="+".join)
-def test_a_file_that_would_be_a_folder_too_is_refused(path, names, temporary):
-    why = f"{names[-1]!r} stands in the place of another entry"
-    assert refused(path, entries([(name, b"") for name in names])) == why
+def test_a_file_that_would_be_a_folder_too_is_refused(path, names, temporary, golden):
+    golden(refused(path, entries([(name, b"") for name in names])), repr(names[-1]))
 
 
 @pytest.mark.parametrize("names", ["aa", "ba", "aba", "abB"])
-def test_entries_that_stand_twice_or_out_of_order_are_refused(path, names):
-    why = f"{names[-1]!r} stands twice, or out of order"
-    assert refused(path, entries([(name, b"content") for name in names])) == why
+def test_entries_that_stand_twice_or_out_of_order_are_refused(path, names, golden):
+    golden(refused(path, entries([(name, b"content") for name in names])), repr(names[-1]))
 
 
 def test_the_order_is_that_of_bytes(path):
@@ -389,78 +375,68 @@ def patched(content, record, offset, value):
     return changed
 
 
-OTHER_DIRECTORY = (
-    "its directory is not that of its entries: others, links, other permissions, places that overlap, or a comment"
-)
-
-
-def test_a_link_is_refused(path, good, temporary):
+def test_a_link_is_refused(path, good, temporary, golden):
     mode = struct.pack("<L", (stat.S_IFLNK | 0o777) << 16)
-    assert refused(path, patched(good, b"PK\1\2", 38, mode)) == OTHER_DIRECTORY
+    golden(refused(path, patched(good, b"PK\1\2", 38, mode)))
 
 
-def test_entries_that_overlap_are_refused(path, good):
+def test_entries_that_overlap_are_refused(path, good, golden):
     second = good.index(b"PK\1\2", good.index(b"PK\1\2") + 1)
     changed = bytearray(good)
     changed[second + 42 : second + 46] = struct.pack("<L", 0)
-    assert refused(path, changed) == OTHER_DIRECTORY
+    golden(refused(path, changed))
 
 
-def test_a_directory_that_lists_more_or_fewer_than_there_are_is_refused(path, good):
+def test_a_directory_that_lists_more_or_fewer_than_there_are_is_refused(path, good, golden):
     first = good.index(b"PK\1\2")
     second = good.index(b"PK\1\2", first + 1)
-    assert refused(path, good[:first] + good[second:]) == OTHER_DIRECTORY
-    assert refused(path, good[:first] + good[first:second] + good[first:]) == OTHER_DIRECTORY
-    assert refused(path, good[:second] + good[-22:]) == OTHER_DIRECTORY
+    golden(refused(path, good[:first] + good[second:]))
+    golden(refused(path, good[:first] + good[first:second] + good[first:]))
+    golden(refused(path, good[:second] + good[-22:]))
 
 
-def test_a_size_that_lies_is_refused(path, good):
+def test_a_size_that_lies_is_refused(path, good, golden):
     left = len(good) - 64
     for size in (left + 1, 0xFFFF_FFFE):
         lie = patched(good, b"PK\3\4", 18, struct.pack("<2L", size, size))
-        assert refused(path, lie) == f"'FINGERPRINT' claims {size} bytes, and the archive has {left} more"
+        golden(refused(path, lie), "FINGERPRINT", size, left, "claims")
     shorter = patched(good, b"PK\3\4", 18, struct.pack("<2L", 5, 5))
-    assert refused(path, shorter, IntegrityFailed) == "the content of 'FINGERPRINT' does not have its CRC"
+    golden(refused(path, shorter, IntegrityFailed), "FINGERPRINT", "CRC")
     differ = patched(good, b"PK\3\4", 18, struct.pack("<L", 5))
-    assert refused(path, differ).startswith("the header of 'FINGERPRINT' says more")
+    mentions(refused(path, differ), "FINGERPRINT")
 
 
-def test_a_zip64_size_that_no_disk_holds_is_refused(path, monkeypatch, temporary):
+def test_a_zip64_size_that_no_disk_holds_is_refused(path, monkeypatch, temporary, golden):
     with monkeypatch.context() as lowered:
         lowered.setattr(stored_zip, "ZIP64_SIZE", 1)
         content = entries([("a", b"content")])
     lie = content.replace(struct.pack("<2Q", 7, 7), struct.pack("<2Q", 1 << 60, 1 << 60), 1)
     left = len(content) - 64
-    assert refused(path, lie) == f"'a' claims {1 << 60} bytes, and the archive has {left} more"
+    golden(refused(path, lie), "a", 1 << 60, left, "claims")
 
 
-def test_a_content_without_its_crc_is_a_matter_of_integrity(path, good):
+def test_a_content_without_its_crc_is_a_matter_of_integrity(path, good, golden):
     changed = bytearray(good)
     changed[good.index(b'{"schema"')] ^= 1
     path.write_bytes(changed)
     with pytest.raises(IntegrityFailed) as caught:
         verify(path)
-    assert render(caught.value) == (
-        f"error[integrity-failed]: {path} is not what was built\n"
-        "  the content of 'config.json' does not have its CRC\n"
-        "hint: fetch the bundle again, or build it anew"
-    )
+    golden(render(caught.value), "error[integrity-failed]", path, "config.json", "CRC")
     assert caught.value.exit_status == 1
     changed = patched(good, b"PK\3\4", 14, b"\0\0\0\0")
-    assert refused(path, changed, IntegrityFailed) == "the content of 'FINGERPRINT' does not have its CRC"
+    golden(refused(path, changed, IntegrityFailed), "FINGERPRINT", "CRC")
 
 
-def test_bytes_before_between_or_behind_are_refused(path, good):
+def test_bytes_before_between_or_behind_are_refused(path, good, golden):
     second = good.index(b"PK\3\4", 1)
-    neither = "stands neither an entry of a ZIP nor its directory"
-    assert refused(path, b"#!/bin/sh\n" + good) == f"at byte 0 of {len(good) + 10} {neither}"
+    golden(refused(path, b"#!/bin/sh\n" + good), "0", len(good) + 10)
     between = good[:second] + b"x" + good[second:]
-    assert refused(path, between) == f"at byte {second} of {len(between)} {neither}"
-    assert refused(path, good + b"x") == "something stands behind its end"
-    assert refused(path, good + good) == "something stands behind its end"
-    assert refused(path, good[:-2] + b"\1\0x") == OTHER_DIRECTORY
-    assert refused(path, good[:-1]) == "it is cut off in its directory"
-    assert refused(path, b"") == f"at byte 0 of 0 {neither}"
+    golden(refused(path, between), second, len(between))
+    golden(refused(path, good + b"x"))
+    golden(refused(path, good + good))
+    golden(refused(path, good[:-2] + b"\1\0x"))
+    golden(refused(path, good[:-1]))
+    golden(refused(path, b""), "0")
 
 
 def test_a_resealed_archive_of_a_changed_bundle_has_another_fingerprint(folder, path):
@@ -470,11 +446,12 @@ def test_a_resealed_archive_of_a_changed_bundle_has_another_fingerprint(folder, 
     assert verify(path).integrity.changed == ("config.json",)
 
 
-def test_an_archive_of_nothing_is_no_bundle(path):
+def test_an_archive_of_nothing_is_no_bundle(path, golden):
     path.write_bytes(entries([]))
     with pytest.raises(PackagerError) as caught:
         load(path)
-    assert (caught.value.code, caught.value.message) == ("not-a-bundle", f"{path} is not a bundle")
+    assert caught.value.code == "not-a-bundle"
+    golden(caught.value.message, path, "bundle")
 
 
 # -- the machine ----------------------------------------------------------------------------
@@ -486,12 +463,8 @@ def test_an_archive_that_may_not_be_read_is_refused(path):
     assert refused(path) == "Permission denied"
 
 
-def test_a_machine_without_room_is_refused_and_told_where_to_find_some(path, monkeypatch, tmp_path):
+def test_a_machine_without_room_is_refused_and_told_where_to_find_some(path, monkeypatch, tmp_path, golden):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(ArchiveRefused) as caught:
         verify(path)
-    assert render(caught.value) == (
-        f"error[archive-refused]: {path} cannot be unpacked\n"
-        "  No such file or directory\n"
-        "hint: it must be readable, and find room in the temporary folder, which TMPDIR names"
-    )
+    golden(render(caught.value), "error[archive-refused]", path, "TMPDIR")

@@ -6,6 +6,7 @@ import shutil
 
 import onnx
 import pytest
+from messages import mentions
 from projects import ANOTHER, LINEAR, project, python, reseal
 
 import packager
@@ -44,14 +45,18 @@ def test_a_bundle_as_it_was_built_is_good(built):
 @pytest.mark.parametrize(
     "given", ["nonsense", "", "h1:", ANOTHER[:-1], ANOTHER + "=", ANOTHER + "\n", "H" + ANOTHER[1:]]
 )
-def test_what_is_no_fingerprint_is_refused_before_anything_is_read(given, tmp_path):
+def test_what_is_no_fingerprint_is_refused_before_anything_is_read(given, tmp_path, golden):
     for ask in (packager.verify, packager.load):
         with pytest.raises(FingerprintMalformed) as caught:
             ask(tmp_path, fingerprint=given)
-        assert render(caught.value) == (
-            f"error[fingerprint-malformed]: {given!r} is no fingerprint\n"
-            "  a bundle's is h1: and 44 characters of base64\n"
-            "hint: it stands in the bundle's FINGERPRINT where it was built, and `package build` prints it"
+        golden(
+            render(caught.value),
+            "error[fingerprint-malformed]",
+            f"{given!r}",
+            "44",
+            "base64",
+            "FINGERPRINT",
+            "package build",
         )
 
 
@@ -62,11 +67,12 @@ def test_a_copy_with_other_times_and_modes_is_good(bundle, built):
     assert packager.verify(bundle).fingerprint == built.fingerprint
 
 
-def test_the_replay_may_be_left_out(bundle):
+def test_the_replay_may_be_left_out(bundle, golden):
     report = packager.verify(bundle, parity=False)
     assert report.ok
     assert report.parity == UNCHECKED
-    assert report.notes == ("parity: not asked for",)
+    (line,) = report.notes
+    golden(line, "parity")
 
 
 # -- integrity ------------------------------------------------------------------------------
@@ -82,7 +88,8 @@ def test_a_changed_byte_is_found(bundle, path, place):
     assert not report.ok
     assert report.integrity.changed == (path,)
     assert report.parity == UNCHECKED
-    assert report.notes == ("parity: not replayed on files in doubt",)
+    (line,) = report.notes
+    mentions(line, "parity")
 
 
 def test_a_changed_config_is_found(bundle):
@@ -147,17 +154,19 @@ def test_everything_that_is_wrong_is_named_at_once(bundle):
 # -- the seal -------------------------------------------------------------------------------
 
 
-def test_another_fingerprint_than_the_one_asked_for_is_refused(bundle, built):
+def test_another_fingerprint_than_the_one_asked_for_is_refused(bundle, built, golden):
     report = packager.verify(bundle, fingerprint=ANOTHER)
     assert not report.ok
-    assert report.structure == (f"the fingerprint is {built.fingerprint}, and {ANOTHER} was asked for",)
+    (line,) = report.structure
+    golden(line, built.fingerprint, ANOTHER)
 
 
-def test_a_changed_fingerprint_file_is_refused(bundle, built):
+def test_a_changed_fingerprint_file_is_refused(bundle, built, golden):
     (bundle / layout.FINGERPRINT).write_text(ANOTHER + "\n")
     report = packager.verify(bundle)
     assert (report.ok, report.integrity.changed) == (False, ("FINGERPRINT",))
-    assert report.structure == (f"FINGERPRINT says {ANOTHER}, and the files make {built.fingerprint}",)
+    (line,) = report.structure
+    golden(line, "FINGERPRINT", ANOTHER, built.fingerprint)
 
 
 def test_a_missing_fingerprint_file_is_refused(bundle):
@@ -222,10 +231,11 @@ def update_digests(bundle):
     return reseal(bundle)
 
 
-def test_a_resealed_bundle_whose_config_has_the_old_digest_is_refused(bundle):
+def test_a_resealed_bundle_whose_config_has_the_old_digest_is_refused(bundle, golden):
     change_weight(bundle / "model.onnx")
     reseal(bundle)
-    assert packager.verify(bundle).structure == ("config.json gives model.onnx another digest than SHA256SUMS",)
+    (line,) = packager.verify(bundle).structure
+    golden(line, "config.json", "model.onnx", "SHA256SUMS")
 
 
 def test_a_resealed_bundle_with_another_weight_fails_parity(bundle, built):
@@ -242,10 +252,10 @@ def test_a_resealed_bundle_with_another_weight_fails_parity(bundle, built):
 def test_a_resealed_bundle_with_other_evidence_fails_parity(bundle):
     import safetensors.numpy
 
-    golden = safetensors.numpy.load_file(bundle / layout.GOLDEN)
-    name = next(one for one in golden if "/output/" in one)
-    golden[name] = golden[name] + 1
-    safetensors.numpy.save_file(golden, bundle / layout.GOLDEN)
+    arrays = safetensors.numpy.load_file(bundle / layout.GOLDEN)
+    name = next(one for one in arrays if "/output/" in one)
+    arrays[name] = arrays[name] + 1
+    safetensors.numpy.save_file(arrays, bundle / layout.GOLDEN)
     reseal(bundle)
     assert packager.verify(bundle).parity == {"onnx": "fail", "torchscript": "fail"}
 
@@ -281,29 +291,37 @@ def test_a_resealed_bundle_whose_evidence_is_gone_from_its_file_fails(bundle):
         ("shape", ["rows", 1, 8, 8], "float32['rows', 1, 8, 8]"),
     ],
 )
-def test_a_resealed_bundle_whose_config_tells_of_other_tensors_is_refused(bundle, field, value, told):
+def test_a_resealed_bundle_whose_config_tells_of_other_tensors_is_refused(bundle, field, value, told, golden):
     edit(bundle / layout.CONFIG, lambda record: record["inputs"][0].update({field: value}))
     reseal(bundle)
     report = packager.verify(bundle)
-    assert report.structure[0] == f"model.onnx has image as float32['batch', 1, 8, 8], and config.json as {told}"
+    golden(report.structure[0], "model.onnx", "float32['batch', 1, 8, 8]", "config.json", told)
     assert not report.ok
 
 
-def test_a_resealed_bundle_whose_evidence_is_of_other_tensors_is_refused(bundle):
+def test_a_resealed_bundle_whose_evidence_is_of_other_tensors_is_refused(bundle, golden):
     import safetensors.numpy
 
-    golden = safetensors.numpy.load_file(bundle / layout.GOLDEN)
-    golden["000/input/image"] = golden["000/input/image"].astype("float64")
-    golden["001/output/logits"] = golden["001/output/logits"][:, :9].copy()
-    safetensors.numpy.save_file(golden, bundle / layout.GOLDEN)
+    arrays = safetensors.numpy.load_file(bundle / layout.GOLDEN)
+    arrays["000/input/image"] = arrays["000/input/image"].astype("float64")
+    arrays["001/output/logits"] = arrays["001/output/logits"][:, :9].copy()
+    safetensors.numpy.save_file(arrays, bundle / layout.GOLDEN)
     reseal(bundle)
-    assert packager.verify(bundle).structure == (
-        "evidence: case 000 has image as float64[2, 1, 8, 8], and config.json as float32['batch', 1, 8, 8]",
-        "evidence: case 001 has logits as float32[1, 9], and config.json as float32['batch', 10]",
+    golden(
+        "\n".join(packager.verify(bundle).structure),
+        "000",
+        "float64[2, 1, 8, 8]",
+        "config.json",
+        "float32['batch', 1, 8, 8]",
+        "image",
+        "001",
+        "float32[1, 9]",
+        "float32['batch', 10]",
+        "logits",
     )
 
 
-def test_a_model_that_declares_a_size_that_its_outputs_have_not_is_refused(tmp_path):
+def test_a_model_that_declares_a_size_that_its_outputs_have_not_is_refused(tmp_path, golden):
     """Where config.json leaves a dim open, the model may name none either; what it declares must be so."""
     text = LINEAR.replace("self.layer(x)", "self.layer(x).flatten(0, 1)")
     inputs = {"x": {"dtype": "float32", "shape": ["batch", "length", 4]}}
@@ -315,21 +333,24 @@ def test_a_model_that_declares_a_size_that_its_outputs_have_not_is_refused(tmp_p
     update_digests(bundle)
     report = packager.verify(bundle)
     assert report.integrity.whole and not report.ok
-    assert report.structure == ("the model declares output_0 as [6, 3], and case 001 has [3, 3]",)
+    (line,) = report.structure
+    golden(line, "output_0", "[6, 3]", "001", "[3, 3]")
     assert report.parity == UNCHECKED
 
 
-def test_a_resealed_bundle_with_a_stranger_in_it_is_refused(bundle):
+def test_a_resealed_bundle_with_a_stranger_in_it_is_refused(bundle, golden):
     (bundle / "stranger.txt").write_text("hello")
     reseal(bundle)
-    assert packager.verify(bundle).structure == ("stranger.txt belongs to no bundle",)
+    (line,) = packager.verify(bundle).structure
+    golden(line, "stranger.txt")
 
 
 @pytest.mark.parametrize("path", ["README.md", "assets/labels.txt", "evidence/golden.safetensors"])
-def test_a_resealed_bundle_without_a_part_is_refused(bundle, path):
+def test_a_resealed_bundle_without_a_part_is_refused(bundle, path, golden):
     (bundle / path).unlink()
     reseal(bundle)
-    assert packager.verify(bundle).structure == (f"{path} is missing from SHA256SUMS",)
+    (line,) = packager.verify(bundle).structure
+    golden(line, path, "SHA256SUMS")
 
 
 @pytest.mark.parametrize("path", ["evidence/parity.json", "evidence/build.json"])
@@ -361,7 +382,7 @@ def test_a_resealed_bundle_whose_decision_is_on_no_axis_fails(bundle):
     reseal(bundle)
     report = packager.verify(bundle)
     assert report.parity == {"onnx": "fail", "torchscript": "fail"}
-    assert "it has 2 axes, and no axis 7" in report.notes[0]
+    mentions(report.notes[0], "2", "7", "axis")
 
 
 @pytest.mark.parametrize(
@@ -392,20 +413,17 @@ def test_a_resealed_model_that_does_not_load_is_refused(bundle):
     update_digests(bundle)
     report = packager.verify(bundle)
     assert not report.ok
-    assert report.structure[0].startswith("model.onnx does not load: ")
+    mentions(report.structure[0], "model.onnx")
 
 
 # -- what is no bundle ----------------------------------------------------------------------
 
 
-def test_an_unknown_schema_is_refused_before_anything_else(bundle):
+def test_an_unknown_schema_is_refused_before_anything_else(bundle, golden):
     edit(bundle / "config.json", lambda record: record.update(schema=2))
     with pytest.raises(BundleSchemaUnknown) as caught:
         packager.verify(bundle)
-    assert render(caught.value) == (
-        f"error[bundle-schema-unknown]: {bundle} is a bundle of schema 2, and this packager reads schema 1\n"
-        "hint: upgrade packager"
-    )
+    golden(render(caught.value), "error[bundle-schema-unknown]", bundle, "2", "1")
 
 
 @pytest.mark.parametrize("schema", [None, "1", 0, [1]])
@@ -415,33 +433,34 @@ def test_a_schema_that_is_no_known_number_is_refused(bundle, schema):
         packager.verify(bundle)
 
 
-def test_what_is_no_bundle_is_said_to_be_none(tmp_path, bundle):
+def test_what_is_no_bundle_is_said_to_be_none(tmp_path, bundle, golden):
     def why(path):
         with pytest.raises(NotABundle) as caught:
             packager.verify(path)
         return caught.value.why
 
-    assert why(tmp_path / "nowhere") == "there is no such folder or .zip"
-    assert why(tmp_path) == "it has no SHA256SUMS"
-    assert why(tmp_path / "nowhere.zip") == "there is no such folder or .zip"
-    assert why(bundle / "README.md") == "it is a file, and a bundle is a folder or a .zip"
+    golden(why(tmp_path / "nowhere"), ".zip")
+    golden(why(tmp_path), "SHA256SUMS")
+    golden(why(tmp_path / "nowhere.zip"), ".zip")
+    golden(why(bundle / "README.md"), ".zip")
     (bundle / "FINGERPRINT").unlink()
     (bundle / "config.json").write_text("{")
-    assert why(bundle).startswith("config.json cannot be read: ")
+    mentions(why(bundle), "config.json")
     (bundle / "config.json").unlink()
-    assert why(bundle) == "it has no config.json"
+    golden(why(bundle), "config.json")
 
 
 @pytest.mark.parametrize("name", ["SHA256SUMS", "config.json"])
-def test_what_was_a_bundle_and_has_lost_a_file_is_not_what_was_built(bundle, name):
+def test_what_was_a_bundle_and_has_lost_a_file_is_not_what_was_built(bundle, name, golden):
     (bundle / name).unlink()
     for ask in (packager.verify, packager.load):
         with pytest.raises(IntegrityFailed) as caught:
             ask(bundle)
-        assert (caught.value.exit_status, caught.value.why) == (1, f"it has no {name}")
+        assert caught.value.exit_status == 1
+        golden(caught.value.why, name)
     (bundle / name).write_text("{")
     if name == "config.json":
-        with pytest.raises(IntegrityFailed, match="is not what was built"):
+        with pytest.raises(IntegrityFailed):
             packager.verify(bundle)
 
 
@@ -453,11 +472,10 @@ def zipped(bundle):
     return bundle.with_name("net.zip")
 
 
-def test_an_archive_is_verified_like_its_folder(archived, built, temporary):
+def test_an_archive_is_verified_like_its_folder(archived, built, temporary, golden):
     assert packager.verify(archived, fingerprint=built.fingerprint) == packager.verify(built.bundle)
-    assert packager.verify(archived, fingerprint=ANOTHER, parity=False).structure == (
-        f"the fingerprint is {built.fingerprint}, and {ANOTHER} was asked for",
-    )
+    (line,) = packager.verify(archived, fingerprint=ANOTHER, parity=False).structure
+    golden(line, built.fingerprint, ANOTHER)
 
 
 def test_an_archive_of_a_changed_bundle_gives_the_report_of_the_folder(bundle, temporary):
@@ -483,23 +501,19 @@ def test_what_is_said_of_an_archive_names_no_temporary_folder(bundle, temporary,
     assert said and "packager-" not in said and str(temporary) not in said
 
 
-def test_what_is_no_bundle_in_an_archive_is_said_under_its_name(bundle, temporary):
+def test_what_is_no_bundle_in_an_archive_is_said_under_its_name(bundle, temporary, golden):
     (bundle / "config.json").unlink()
     (bundle / "FINGERPRINT").unlink()
     path = zipped(bundle)
     with pytest.raises(NotABundle) as caught:
         packager.verify(path)
-    assert render(caught.value) == (
-        f"error[not-a-bundle]: {path} is not a bundle\n"
-        "  it has no config.json\n"
-        "hint: give a bundle's folder, or its archive, a .zip"
-    )
+    golden(render(caught.value), "error[not-a-bundle]", path, "config.json", ".zip")
 
 
 # -- without torch --------------------------------------------------------------------------
 
 
-def test_without_torch_torchscript_is_not_checked_and_that_is_said(built):
+def test_without_torch_torchscript_is_not_checked_and_that_is_said(built, golden):
     code = (
         "import sys, json; sys.modules['torch'] = None\n"
         "import packager\n"
@@ -511,7 +525,8 @@ def test_without_torch_torchscript_is_not_checked_and_that_is_said(built):
     report = json.loads(done.stdout)
     assert report["ok"]
     assert report["parity"] == {"onnx": "pass", "torchscript": "not-checked"}
-    assert report["notes"] == ["torchscript: torch is not installed here"]
+    (line,) = report["notes"]
+    golden(line, "torchscript")
 
 
 def test_a_pipe_in_place_of_the_fingerprint_is_refused_and_not_waited_for(bundle):
@@ -519,4 +534,4 @@ def test_a_pipe_in_place_of_the_fingerprint_is_refused_and_not_waited_for(bundle
     os.mkfifo(bundle / "FINGERPRINT")
     report = packager.verify(bundle)
     assert not report.ok
-    assert report.structure[0].startswith("FINGERPRINT is unreadable (OSError), and the files make h1:")
+    mentions(report.structure[0], "FINGERPRINT", "(OSError)")

@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_ema import ExponentialMovingAverage
@@ -162,7 +164,7 @@ def test_a_whole_module_is_refused_with_the_classes_it_wants_unless_it_is_truste
     torch.save({"model": trained[0], "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointNeedsCode) as caught:
         checkpoint.read(path)
-    asked = caught.value.why.removeprefix("it asks for: ").split(", ")
+    asked = re.findall(r"[\w.]+", caught.value.why)
     assert f"{Net.__module__}.Net" in asked
     if zipped:
         assert {"torch.nn.modules.linear.Linear", "torch.nn.modules.batchnorm.BatchNorm1d"} <= set(asked)
@@ -224,7 +226,7 @@ def test_shards_are_read_by_their_index_or_their_folder(tmp_path, trained, suffi
     for path in (index, index.parent):
         found = checkpoint.read(path)
         assert fits(found, trained[0])
-    assert found.format == f"{'pytorch' if suffix == 'bin' else 'safetensors'} in 2 shards"
+    mentions(found.format, "pytorch" if suffix == "bin" else "safetensors", "2")
 
 
 def test_the_shards_that_huggingface_hub_writes_are_read(tmp_path, trained):
@@ -240,56 +242,50 @@ def refusal(path, kind=CheckpointUnreadable, **settings):
     return caught.value
 
 
-def test_a_shard_that_is_missing_is_refused(tmp_path, trained):
+def test_a_shard_that_is_missing_is_refused(tmp_path, trained, golden):
     index = sharded(tmp_path / "out", trained[0])
     (index.parent / "model-00002-of-00002.safetensors").unlink()
-    assert render(refusal(index)) == (
-        f"error[checkpoint-unreadable]: {index} is not a checkpoint that can be read\n"
-        "  model-00002-of-00002.safetensors is missing\n"
-        "hint: save the weights again with torch.save(model.state_dict(), …) or safetensors"
-    )
+    golden(render(refusal(index)), "error[checkpoint-unreadable]", index, "model-00002-of-00002.safetensors")
 
 
 @pytest.mark.parametrize(
     "name", ["../secret.safetensors", "/etc/passwd", "a/../../x.safetensors", "..\\x", "C:\\x", ""]
 )
-def test_an_index_that_names_a_path_outside_its_folder_is_refused(tmp_path, trained, name):
+def test_an_index_that_names_a_path_outside_its_folder_is_refused(tmp_path, trained, name, golden):
     index = sharded(tmp_path / "out", trained[0])
     shutil.copy(index.parent / "model-00001-of-00002.safetensors", tmp_path / "secret.safetensors")
     index.write_text(json.dumps({"weight_map": {"layer.weight": name}}))
-    assert refusal(index).why == f"model.safetensors.index.json names a path outside its folder: {name!r}"
+    golden(refusal(index).why, "model.safetensors.index.json", f"{name!r}")
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("content", "facts"),
     [
-        ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        ("{}", "it has no weight_map"),
-        ('{"weight_map": {}}', "weight_map names no shards"),
-        ('{"weight_map": {"a": 1}}', "weight_map names no shards"),
-        ('{"weight_map": {"a": "x", "a": "y"}}', "'a' stands there twice"),
-        ("[" * 100_000, "maximum recursion depth exceeded while decoding a JSON array from a unicode string"),
+        ("{", ("1", "2")),
+        ("{}", ("weight_map",)),
+        ('{"weight_map": {}}', ("weight_map",)),
+        ('{"weight_map": {"a": 1}}', ("weight_map",)),
+        ('{"weight_map": {"a": "x", "a": "y"}}', ("a",)),
+        ("[" * 100_000, ()),
     ],
 )
-def test_an_index_that_is_none_is_refused(tmp_path, content, why):
+def test_an_index_that_is_none_is_refused(tmp_path, content, facts, golden):
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    assert refusal(tmp_path).why == f"model.safetensors.index.json is no index of shards: {why}"
+    golden(refusal(tmp_path).why, "model.safetensors.index.json", *facts)
 
 
-def test_an_index_that_promises_a_tensor_its_shard_has_not_is_refused(tmp_path, trained):
+def test_an_index_that_promises_a_tensor_its_shard_has_not_is_refused(tmp_path, trained, golden):
     index = sharded(tmp_path / "out", trained[0])
     content = json.loads(index.read_text())
     content["weight_map"]["extra"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(content))
-    assert refusal(index).why == (
-        "model.safetensors.index.json says that model-00001-of-00002.safetensors holds extra, and it does not"
-    )
+    golden(refusal(index).why, "model.safetensors.index.json", "model-00001-of-00002.safetensors", "extra")
 
 
-def test_a_folder_with_several_files_of_weights_asks_for_one(tmp_path, trained):
+def test_a_folder_with_several_files_of_weights_asks_for_one(tmp_path, trained, golden):
     for name in ("epoch1.pt", "epoch2.pt"):
         torch.save(trained[0].state_dict(), tmp_path / name)
-    assert refusal(tmp_path).why == "it is a folder with 2 files of weights: name one of epoch1.pt, epoch2.pt"
+    golden(refusal(tmp_path).why, "2", "epoch1.pt", "epoch2.pt")
     (tmp_path / "epoch1.pt").unlink()
     assert fits(checkpoint.read(tmp_path), trained[0])
 
@@ -343,28 +339,26 @@ def test_the_chunks_that_two_processes_wrote_are_put_together(tmp_path):
     assert torch.equal(state["wide"], torch.arange(6.0).reshape(2, 3))
 
 
-def test_a_distributed_checkpoint_without_one_of_its_files_is_refused(distributed):
+def test_a_distributed_checkpoint_without_one_of_its_files_is_refused(distributed, golden):
     (distributed / "__0_0.distcp").unlink()
-    assert refusal(distributed).why == "as torch.distributed.checkpoint: __0_0.distcp is missing"
+    golden(refusal(distributed).why, "torch.distributed.checkpoint", "__0_0.distcp")
 
 
-def test_a_distributed_checkpoint_that_is_cut_off_is_refused(distributed):
+def test_a_distributed_checkpoint_that_is_cut_off_is_refused(distributed, golden):
     file = distributed / "__0_0.distcp"
     file.write_bytes(file.read_bytes()[:-1])
-    assert refusal(distributed).why == "as torch.distributed.checkpoint: __0_0.distcp is cut off"
+    golden(refusal(distributed).why, "torch.distributed.checkpoint", "__0_0.distcp")
     metadata = (distributed / ".metadata").read_bytes()
     for length in range(1, len(metadata), 97):
         (distributed / ".metadata").write_bytes(metadata[:length])
         assert isinstance(refusal(distributed), CheckpointUnreadable)
 
 
-def test_metadata_that_names_a_file_outside_its_folder_is_refused(distributed):
+def test_metadata_that_names_a_file_outside_its_folder_is_refused(distributed, golden):
     content = (distributed / ".metadata").read_bytes()
     assert content.count(b"__0_0.distcp") == 1
     (distributed / ".metadata").write_bytes(content.replace(b"__0_0.distcp", b"../../passwd"))
-    assert refusal(distributed).why == (
-        "as torch.distributed.checkpoint: it names a path outside its folder: '../../passwd'"
-    )
+    golden(refusal(distributed).why, "torch.distributed.checkpoint", "../../passwd")
 
 
 # -- wrappers -------------------------------------------------------------------------------
@@ -486,7 +480,7 @@ def test_averaged_parameters_without_buffers_take_them_from_the_model_whatever_t
     assert all(torch.equal(found.state[name], one) for name, one in {**module.state_dict(), **shadow}.items())
 
 
-def test_the_list_that_torch_ema_keeps_gets_the_names_of_the_model_s_parameters(tmp_path, trained):
+def test_the_list_that_torch_ema_keeps_gets_the_names_of_the_model_s_parameters(tmp_path, trained, golden):
     module, optimizer, _ = trained
     average = ExponentialMovingAverage(module.parameters(), decay=0.9)
     for _ in range(2):
@@ -500,8 +494,13 @@ def test_the_list_that_torch_ema_keeps_gets_the_names_of_the_model_s_parameters(
     assert not fits(found, module)
     saved["ema"]["shadow_params"].pop()
     torch.save(saved, tmp_path / "best.pt")
-    assert render(refusal(tmp_path / "best.pt", WeightsNotFound, weights="ema")) == (
-        "error[weights-not-found]: checkpoint.weights: ema.shadow_params finds no state dict\n"
-        "  it is a list of 3 tensors without names, and beside it are 4 parameters\n"
-        "hint: save the averaged weights with their names: ema.copy_to(), then state_dict()"
+    golden(
+        render(refusal(tmp_path / "best.pt", WeightsNotFound, weights="ema")),
+        "error[weights-not-found]",
+        "checkpoint.weights",
+        "ema.shadow_params",
+        "3",
+        "4",
+        "ema.copy_to()",
+        "state_dict()",
     )

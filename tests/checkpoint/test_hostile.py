@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 from projects import package, project
 
 from packager import checkpoint, cli
@@ -62,7 +63,8 @@ def test_a_bomb_in_a_pytorch_file_is_not_run_wherever_it_is(tmp_path, hidden, zi
     path, marker = tmp_path / "best.pt", tmp_path / "marker"
     torch.save(hidden(Bomb(marker)), path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     error = refusal(path, CheckpointNeedsCode)
-    assert (error.exit_status, error.why) == (2, f"it asks for: {os.mkdir.__module__}.mkdir")
+    assert error.exit_status == 2
+    mentions(error.why, f"{os.mkdir.__module__}.mkdir")
     assert not marker.exists()
 
 
@@ -72,7 +74,7 @@ def test_a_bomb_in_one_shard_is_not_run(tmp_path):
     torch.save({"layer.bias": Bomb(marker)}, tmp_path / "b.bin")
     places = {"layer.weight": "a.bin", "layer.bias": "b.bin"}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
-    assert refusal(tmp_path, CheckpointNeedsCode).message.startswith(f"{tmp_path / 'b.bin'} wants to run code")
+    mentions(refusal(tmp_path, CheckpointNeedsCode).message, tmp_path / "b.bin")
     assert not marker.exists()
 
 
@@ -82,7 +84,7 @@ def distributed(tmp_path):
     return tmp_path / "dcp"
 
 
-def test_a_bomb_in_the_metadata_of_a_distributed_checkpoint_is_not_run(tmp_path, distributed):
+def test_a_bomb_in_the_metadata_of_a_distributed_checkpoint_is_not_run(tmp_path, distributed, golden):
     marker = tmp_path / "marker"
     metadata = pickle.loads((distributed / ".metadata").read_bytes())
     for bomb in (Bomb(marker), metadata):
@@ -90,22 +92,24 @@ def test_a_bomb_in_the_metadata_of_a_distributed_checkpoint_is_not_run(tmp_path,
         (distributed / ".metadata").write_bytes(pickle.dumps(bomb))
         for trust_pickle in (False, True):
             error = refusal(distributed, where="package.yaml:7: checkpoint.path", trust_pickle=trust_pickle)
-            assert render(error) == (
-                f"error[checkpoint-unreadable]: {distributed} is not a checkpoint that can be read\n"
-                " --> package.yaml:7: checkpoint.path\n"
-                f"  .metadata asks for {os.mkdir.__module__}.mkdir, which torch.distributed.checkpoint does not write; "
-                "nothing of it was run\n"
-                "hint: save the weights again with torch.save(model.state_dict(), …) or safetensors"
+            golden(
+                render(error),
+                "error[checkpoint-unreadable]",
+                distributed,
+                "package.yaml:7: checkpoint.path",
+                ".metadata",
+                f"{os.mkdir.__module__}.mkdir",
+                "torch.distributed.checkpoint",
             )
             assert not marker.exists()
 
 
-def test_a_bomb_in_an_object_of_a_distributed_checkpoint_is_not_run(tmp_path):
+def test_a_bomb_in_an_object_of_a_distributed_checkpoint_is_not_run(tmp_path, golden):
     marker = tmp_path / "marker"
     dcp.save({"model": STATE, "config": Bomb(marker)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
     error = refusal(tmp_path / "dcp", CheckpointNeedsCode)
-    named = f"{tmp_path / 'dcp/__0_0.distcp'} wants to run code while it is read; nothing of it was run"
-    assert (error.message, error.why) == (named, f"it asks for: {os.mkdir.__module__}.mkdir")
+    mentions(error.message, tmp_path / "dcp/__0_0.distcp")
+    golden(error.why, f"{os.mkdir.__module__}.mkdir")
     assert not marker.exists()
 
 
@@ -130,14 +134,14 @@ def test_no_other_name_is_looked_up_for_the_metadata_of_a_distributed_checkpoint
     module, attribute = name
     parts = [bytes([0x8C, len(one)]) + one.encode() for one in (module, attribute)]
     (distributed / ".metadata").write_bytes(b"\x80\x04" + b"".join(parts) + b"\x93\x8c\x04true\x85R.")
-    assert refusal(distributed).why.startswith(f".metadata asks for {module}.{attribute}, which ")
+    mentions(refusal(distributed).why, ".metadata", f"{module}.{attribute}")
 
 
 def test_the_command_ends_with_2_and_runs_nothing(tmp_path):
     torch.save(Bomb(tmp_path / "marker"), tmp_path / "best.pt")
     done = package("inspect", tmp_path / "best.pt")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error[checkpoint-needs-code]: ")
+    mentions(done.stderr, "error[checkpoint-needs-code]")
     assert not (tmp_path / "marker").exists()
 
 
@@ -209,7 +213,7 @@ def test_what_means_harm_ends_with_2_a_cause_and_a_hint_and_nothing_of_it_was_ru
         said = capsys.readouterr()
         lines = said.err.splitlines()
         first = next(number for number, line in enumerate(lines) if line.startswith("error["))
-        assert lines[first].startswith(f"error[{code}]: ")
+        mentions(lines[first], f"error[{code}]")
         assert lines[-1].startswith("hint: ")
         assert len(lines) - first > 2  # and why
     assert not (tmp_path / "marker").exists()
@@ -237,7 +241,7 @@ def test_safetensors_that_claim_what_is_not_so_end_with_2(name, tmp_path, capsys
     assert cli._status(cli.cli) == 2
     said = capsys.readouterr().err
     expected = "checkpoint-unreadable" if content else "checkpoint-digest"
-    assert said.startswith(f"error[{expected}")
+    mentions(said, f"error[{expected}")
     assert "hint: " in said
 
 
@@ -256,33 +260,29 @@ def rewritten(path, *, compression=zipfile.ZIP_STORED, twice=None):
     return path
 
 
-def test_compressed_entries_are_refused_before_one_is_unpacked(tmp_path):
+def test_compressed_entries_are_refused_before_one_is_unpacked(tmp_path, golden):
     path = rewritten(tmp_path / "best.pt", compression=zipfile.ZIP_DEFLATED)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/9", bytes(200_000_000))
     assert path.stat().st_size < 1_000_000
-    assert render(refusal(path)) == (
-        f"error[checkpoint-unreadable]: {path} is not a checkpoint that can be read\n"
-        "  its entry archive/data.pkl is compressed, and torch.save compresses nothing\n"
-        "hint: save the weights again with torch.save(model.state_dict(), …) or safetensors"
-    )
+    golden(render(refusal(path)), "error[checkpoint-unreadable]", path, "archive/data.pkl")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("entry", ["data.pkl", "data/0"])
-def test_an_entry_that_stands_twice_is_refused(tmp_path, entry):
+def test_an_entry_that_stands_twice_is_refused(tmp_path, entry, golden):
     path = rewritten(tmp_path / "best.pt", twice=entry)
-    assert refusal(path).why == f"its entry archive/{entry} stands there twice"
-    assert refusal(path, trust_pickle=True).why == f"its entry archive/{entry} stands there twice"
+    golden(refusal(path).why, f"archive/{entry}")
+    golden(refusal(path, trust_pickle=True).why, f"archive/{entry}")
 
 
-def test_an_archive_that_claims_more_than_it_holds_is_refused(tmp_path):
+def test_an_archive_that_claims_more_than_it_holds_is_refused(tmp_path, golden):
     path = rewritten(tmp_path / "best.pt")
     content = bytearray(path.read_bytes())
     entry = content.rindex(b"PK\x01\x02")
     content[entry + 20 : entry + 28] = (10**9).to_bytes(4, "little") * 2
     path.write_bytes(content)
-    assert refusal(path).why == "its entries claim more than the file holds"
+    golden(refusal(path).why)
 
 
 # -- safetensors ----------------------------------------------------------------------------
@@ -298,18 +298,18 @@ PLACE = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
 
 
 @pytest.mark.parametrize(
-    ("header", "why"),
+    ("header", "facts"),
     [
-        (b'{"a": %s, "a": %s}' % ((json.dumps(PLACE).encode(),) * 2), "'a' stands there twice"),
-        (b"[]", "the header is no mapping"),
-        (b'{"a": 1}', "the header does not say where 'a' is"),
-        (b"[" * 100_000, "the header is nested too deeply"),
-        (b"\xff\xfe", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        (b'{"a": %s, "a": %s}' % ((json.dumps(PLACE).encode(),) * 2), ("a",)),
+        (b"[]", ()),
+        (b'{"a": 1}', ("a",)),
+        (b"[" * 100_000, ()),
+        (b"\xff\xfe", ("utf-8", "0xff", "0")),
     ],
 )  # fmt: skip
-def test_a_header_of_safetensors_that_is_none_is_refused(tmp_path, header, why):
+def test_a_header_of_safetensors_that_is_none_is_refused(tmp_path, header, facts, golden):
     path = with_header(tmp_path / "best.safetensors", header)
-    assert refusal(path).why == f"as safetensors: {why}"
+    golden(refusal(path).why, *facts, "safetensors")
 
 
 @pytest.mark.parametrize(
@@ -329,45 +329,45 @@ def test_tensors_in_places_that_are_not_whole_are_refused(tmp_path, places):
 
 
 @pytest.mark.parametrize("length", [2**63, 10**6, 17])
-def test_a_header_longer_than_the_file_is_refused(tmp_path, length):
+def test_a_header_longer_than_the_file_is_refused(tmp_path, length, golden):
     (tmp_path / "best.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}")
-    assert refusal(tmp_path / "best.safetensors").why == ("as safetensors: the header claims more than the file holds")
+    golden(refusal(tmp_path / "best.safetensors").why, "safetensors")
 
 
 # -- what is no dense array of values ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("tensor", "why"),
+    ("tensor", "facts"),
     [
-        (torch.eye(3).to_sparse(), "layer.bias is a sparse coo tensor: save it dense, with to_dense()"),
-        (torch.eye(3).to_sparse_csr(), "layer.bias is a sparse csr tensor: save it dense, with to_dense()"),
-        (torch.zeros(3, device="meta"), "layer.bias has no values: it was saved on the meta device"),
+        (torch.eye(3).to_sparse(), ("layer.bias", "to_dense()")),
+        (torch.eye(3).to_sparse_csr(), ("layer.bias", "to_dense()")),
+        (torch.zeros(3, device="meta"), ("layer.bias", "meta")),
         (
             torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
-            "layer.bias is quantized: save it with dequantize()",
+            ("layer.bias", "dequantize()"),
         ),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_tensors_that_are_no_dense_values_are_refused_by_name(tmp_path, tensor, why):
+def test_tensors_that_are_no_dense_values_are_refused_by_name(tmp_path, tensor, facts, golden):
     torch.save({**STATE, "layer.bias": tensor}, tmp_path / "best.pt")
-    assert refusal(tmp_path / "best.pt").why == why
+    golden(refusal(tmp_path / "best.pt").why, *facts)
 
 
 # -- paths ----------------------------------------------------------------------------------
 
 
-def test_a_link_that_leads_in_a_circle_is_refused(tmp_path):
+def test_a_link_that_leads_in_a_circle_is_refused(tmp_path, golden):
     (tmp_path / "a.pt").symlink_to("b.pt")
     (tmp_path / "b.pt").symlink_to("a.pt")
-    assert refusal(tmp_path / "a.pt").why == "it is a symbolic link that leads in a circle"
+    golden(refusal(tmp_path / "a.pt").why)
 
 
-def test_a_link_to_nothing_says_where_it_leads(tmp_path):
+def test_a_link_to_nothing_says_where_it_leads(tmp_path, golden):
     (tmp_path / "best.pt").symlink_to("gone.pt")
     error = refusal(tmp_path / "best.pt", CheckpointNotFound)
-    assert error.why == "it is a symbolic link to gone.pt, which is not there"
+    golden(error.why, "gone.pt")
 
 
 # -- dicts that go round in circles -----------------------------------------------------------

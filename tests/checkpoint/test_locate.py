@@ -74,29 +74,30 @@ def test_the_digest_of_several_files_is_that_of_the_lines_of_sha256sum(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("there", "why"),
+    ("there", "facts"),
     [
-        ([], "it is a folder without a checkpoint in it"),
-        (["a.txt"], "it is a folder without a checkpoint in it"),
-        (["a.pt", "b.pt"], "it is a folder with 2 files of weights: name one of a.pt, b.pt"),
+        ([], ()),
+        (["a.txt"], ()),
+        (["a.pt", "b.pt"], ("2", "a.pt", "b.pt")),
         (
             ["adapter_config.json", "adapter_model.safetensors"],
-            "it holds an adapter (PEFT), not the weights of a model: merge them",
+            ("(PEFT)",),
         ),
     ],
 )
-def test_a_folder_that_is_no_checkpoint_says_why(tmp_path, there, why):
+def test_a_folder_that_is_no_checkpoint_says_why(tmp_path, there, facts, golden):
     with pytest.raises(CheckpointUnreadable) as caught:
         locate(made(tmp_path, *there), "runs", "package.yaml:7: checkpoint.path")
-    assert (caught.value.message, caught.value.why) == ("runs is not a checkpoint that can be read", why)
+    golden(caught.value.message)
+    golden(caught.value.why, *facts)
     assert caught.value.where == "package.yaml:7: checkpoint.path"
 
 
-def test_a_folder_in_the_place_of_a_shard_is_refused(tmp_path):
+def test_a_folder_in_the_place_of_a_shard_is_refused(tmp_path, golden):
     (tmp_path / "one.safetensors").mkdir()
     with pytest.raises(CheckpointUnreadable) as caught:
         locate(index(tmp_path, "one.safetensors"))
-    assert caught.value.why == "one.safetensors is a folder, and a file is expected"
+    golden(caught.value.why, "one.safetensors")
 
 
 def test_a_path_under_a_file_is_not_found(tmp_path):

@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
 
 import pytest
 import torch
+from messages import mentions
 from projects import ROOT
 from torch import nn
 
@@ -107,7 +109,7 @@ def test_latest_best_or_a_path(tmp_path):
         assert found.path == paths[step]
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog, golden):
     manager, model = CheckpointManager(tmp_path), filled(0)
     paths = [manager.save(step=step, model=filled(step)) for step in range(4)]
     spoil(paths[3] / "model.safetensors")
@@ -115,70 +117,61 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog
     with caplog.at_level(logging.WARNING):
         assert manager.restore(model=model).step == 1
     assert value_of(model) == 1
-    assert [one.message.splitlines()[0] for one in caplog.records] == [
-        f"passed over: {paths[3]}/model.safetensors is not what was saved: SHA-256 saved: "
-        + manager.list()[3].digests["model.safetensors"],
-        f"passed over: {paths[2]}/training.safetensors is not what was saved: No such file or directory",
-    ]
+    changed, missing = (record.message.splitlines()[0] for record in caplog.records)
+    golden(changed, f"{paths[3]}/model.safetensors", manager.list()[3].digests["model.safetensors"])
+    golden(missing, f"{paths[2]}/training.safetensors", "No such file or directory")
 
 
-def test_a_damaged_checkpoint_that_was_named_is_refused(tmp_path):
+def test_a_damaged_checkpoint_that_was_named_is_refused(tmp_path, golden):
     manager = CheckpointManager(tmp_path)
     path = manager.save(step=1, model=filled(1))
     spoil(path / "model.safetensors")
     with pytest.raises(CheckpointDamaged) as caught:
         manager.restore(path, model=filled(0))
     lines = render(caught.value).splitlines()
-    assert lines[0] == f"error[checkpoint-damaged]: {path}/model.safetensors is not what was saved"
-    assert lines[1].startswith("  SHA-256 saved: ") and lines[2].startswith("  SHA-256 found: ")
+    golden(lines[0], "error[checkpoint-damaged]", f"{path}/model.safetensors")
+    assert len(set(re.findall(r"\b[0-9a-f]{64}\b", "\n".join(lines[1:3])))) == 2
 
 
 @pytest.mark.parametrize(
-    ("asked", "saved", "metric", "why"),
+    ("asked", "saved", "metric", "facts"),
     [
-        ("latest", False, None, "it holds no checkpoint"),
-        ("best", True, None, "none is best: keep=Retention(metric=…)"),
-        ("best", True, "loss", "none has a number for 'loss'"),
+        ("latest", False, None, ()),
+        ("best", True, None, ("keep=Retention(metric=…)", "best")),
+        ("best", True, "loss", ("loss",)),
     ],
 )
-def test_where_nothing_can_be_restored_it_says_why(tmp_path, asked, saved, metric, why):
+def test_where_nothing_can_be_restored_it_says_why(tmp_path, asked, saved, metric, facts, golden):
     manager = CheckpointManager(tmp_path, keep=Retention(metric=metric))
     if saved:
         manager.save(step=0, model=filled(0))
     assert manager.best() is None
     with pytest.raises(NoCheckpointYet) as caught:
         manager.restore(asked, model=filled(0))
-    assert render(caught.value) == (
-        f"error[no-checkpoint-yet]: there is nothing to restore in {tmp_path}\n"
-        f"  {why}\n"
-        "hint: start from the beginning where manager.latest() is None"
-    )
+    golden(render(caught.value), "error[no-checkpoint-yet]", tmp_path, *facts, "manager.latest()")
 
 
 @pytest.mark.parametrize("asked", ["lastest", "step-00000007"])
-def test_a_checkpoint_named_by_a_path_that_is_not_there_is_not_found(tmp_path, asked, monkeypatch):
+def test_a_checkpoint_named_by_a_path_that_is_not_there_is_not_found(tmp_path, asked, monkeypatch, golden):
     monkeypatch.chdir(tmp_path)
     manager = CheckpointManager(tmp_path)
     manager.save(step=0, model=filled(0))
     with pytest.raises(CheckpointNotFound) as caught:
         manager.restore(asked, model=filled(0))
-    assert render(caught.value) == (
-        f"error[checkpoint-not-found]: there is no checkpoint at {tmp_path / asked}\n"
-        "  expected: 'latest', 'best', or the folder of a checkpoint"
-    )
+    golden(render(caught.value), "error[checkpoint-not-found]", tmp_path / asked, "latest", "best")
 
 
 # -- what is refused --------------------------------------------------------------------------
 
 
-def test_what_cannot_be_expressed_is_refused_and_nothing_is_written(tmp_path):
+def test_what_cannot_be_expressed_is_refused_and_nothing_is_written(tmp_path, golden):
     manager = CheckpointManager(tmp_path / "runs")
     with pytest.raises(StateNotExpressible) as caught:
         manager.save(step=1, model=filled(0), extra={"callback": print})
-    assert caught.value.message == "extra.callback cannot be saved without pickle"
+    golden(caught.value.message, "extra.callback")
     with pytest.raises(StateNotExpressible) as caught:
         manager.save(step=1, model=filled(0), metrics={"loss": "low"})
-    assert caught.value.message == "metrics.loss cannot be saved without pickle"
+    golden(caught.value.message, "metrics.loss")
     assert not (tmp_path / "runs").exists()
 
 
@@ -193,16 +186,16 @@ def test_there_is_no_pickle_in_any_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "why"),
+    ("settings", "facts"),
     [
-        ({"name": "Net"}, "name is 'Net', and is lower case letters, digits, '.', '_' and '-'"),
-        ({"version": "1.0"}, "version is '1.0', and is a semantic version, such as 1.0.0"),
+        ({"name": "Net"}, ("Net", "_")),
+        ({"version": "1.0"}, ("1.0", "1.0.0")),
     ],
 )
-def test_a_name_or_version_that_is_none_is_refused(tmp_path, settings, why):
+def test_a_name_or_version_that_is_none_is_refused(tmp_path, settings, facts, golden):
     with pytest.raises(RunSettingsWrong) as caught:
         CheckpointManager(tmp_path, **settings)
-    assert caught.value.why == why
+    golden(caught.value.why, *facts)
 
 
 @pytest.mark.parametrize("step", [-1, 1.0, True, "1"])
@@ -261,7 +254,7 @@ def test_one_save_is_in_flight_and_the_next_waits(tmp_path, held):
 
 
 @pytest.mark.parametrize("call", ["save", "restore", "wait", "close"])
-def test_what_went_wrong_in_the_background_is_raised_by_the_next_call(tmp_path, call):
+def test_what_went_wrong_in_the_background_is_raised_by_the_next_call(tmp_path, call, golden):
     folder = tmp_path / "runs"
     folder.write_text("a file in the way")
     manager = CheckpointManager(folder)
@@ -269,11 +262,7 @@ def test_what_went_wrong_in_the_background_is_raised_by_the_next_call(tmp_path, 
     arguments = {"save": {"step": 2, "model": filled(2)}, "restore": {"model": filled(0)}}.get(call, {})
     with pytest.raises(CheckpointNotSaved) as caught:
         getattr(manager, call)(**arguments)
-    assert render(caught.value) == (
-        f"error[checkpoint-not-saved]: the checkpoint {folder}/step-00000001 was not saved\n"
-        "  File exists\n"
-        "hint: the checkpoints saved before it are as they were"
-    )
+    golden(render(caught.value), "error[checkpoint-not-saved]", f"{folder}/step-00000001")
     folder.unlink()
     if call != "close":
         manager.save(step=3, model=filled(3))
@@ -287,7 +276,7 @@ def test_leaving_the_context_raises_what_went_wrong_unless_the_loop_failed_itsel
         manager.save(step=1, model=filled(1), blocking=False)
     with pytest.raises(ZeroDivisionError), CheckpointManager(folder) as manager:
         1 / len([manager.save(step=1, model=filled(1), blocking=False)][1:])
-    assert "step-00000001 was not saved: File exists" in caplog.text
+    mentions(caplog.text, "step-00000001", "File exists")
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoints_before_and_no_rest(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from messages import mentions
 from projects import project
 
 from packager import checkpoint, manifest, source
@@ -71,7 +72,7 @@ def test_metrics_beside_the_prefixed_keys_of_a_lightning_file_are_named_as_unexp
     found = fitted(state, allow_unexpected=["accuracy.*"])
     assert set(found.state) == set(SHAPES)
     assert found.unexpected == ("accuracy.total",)
-    assert "not in the module (1):\n  accuracy.total" in refused(state).why
+    mentions(refused(state).why, "(1)", "accuracy.total")
 
 
 def test_a_prefix_that_would_make_two_keys_one_is_not_taken_off():
@@ -94,47 +95,46 @@ def test_an_empty_prefix_takes_nothing_off():
 # -- what is missing or left over -----------------------------------------------------------
 
 
-def test_missing_and_unexpected_keys_are_listed_with_the_nearest_names():
+def test_missing_and_unexpected_keys_are_listed_with_the_nearest_names(golden):
     state = {
         "encoder.weight": STATE["encoder.weight"],
         "encoder.bais": STATE["encoder.bias"],
         "classifier": STATE["head.weight"],
     }
-    assert render(refused(state, where="package.yaml:6: checkpoint")) == (
-        "error[state-does-not-fit]: the checkpoint does not fit the module\n"
-        " --> package.yaml:6: checkpoint\n"
-        "  missing from the checkpoint (2):\n"
-        "    encoder.bias  (the checkpoint has encoder.bais)\n"
-        "    head.weight\n"
-        "  not in the module (2):\n"
-        "    encoder.bais  (the module has encoder.bias)\n"
-        "    classifier\n"
-        "hint: set checkpoint.prefix if a prefix is in the way, or model.kwargs if the module is another one"
+    golden(
+        refused(state, where="package.yaml:6: checkpoint"),
+        "package.yaml:6: checkpoint",
+        *("2", "encoder.bias", "encoder.bais", "head.weight", "classifier"),
+        *("checkpoint.prefix", "model.kwargs"),
     )
 
 
-def test_shapes_that_differ_are_a_table():
+def test_shapes_that_differ_are_a_table(golden):
     state = {**STATE, "encoder.weight": torch.zeros(3, 5), "head.weight": torch.zeros(10, 3)}
-    assert render(refused(state)) == (
-        "error[state-does-not-fit]: the checkpoint does not fit the module\n"
-        "  shapes that differ:\n"
-        "                    module              checkpoint\n"
-        "    encoder.weight  [3, 4]              [3, 5]\n"
-        "    head.weight     [2, 3]              [10, 3]\n"
-        "hint: model.kwargs must be those that the checkpoint was trained with"
+    golden(
+        render(refused(state)),
+        "error[state-does-not-fit]",
+        "encoder.weight",
+        "[3, 4]",
+        "[3, 5]",
+        "head.weight",
+        "[2, 3]",
+        "[10, 3]",
+        "model.kwargs",
     )
 
 
 def test_a_shape_that_differs_is_refused_without_strict_and_with_every_pattern():
     state = {**STATE, "head.weight": torch.zeros(10, 3)}
-    assert "shapes that differ" in refused(state, strict=False, allow_missing=["*"], allow_unexpected=["*"]).why
+    why = refused(state, strict=False, allow_missing=["*"], allow_unexpected=["*"]).why
+    mentions(why, "head.weight", "[2, 3]", "[10, 3]")
 
 
 def test_long_lists_end_in_a_count():
     shapes = {f"layers.{index}.weight": (2,) for index in range(45)}
     why = refused({"other": torch.zeros(1)}, shapes).why
-    assert "missing from the checkpoint (45):" in why
-    assert "  and 25 more" in why
+    mentions(why, "(45)")
+    mentions(why.splitlines()[21], "25")
     assert len(why.splitlines()) == 24
 
 
@@ -145,11 +145,11 @@ def test_long_tables_end_in_a_count():
     assert len(why.splitlines()) == 23
 
 
-def test_only_missing_or_only_unexpected_keys_hint_at_their_own_pattern():
+def test_only_missing_or_only_unexpected_keys_hint_at_their_own_pattern(golden):
     missing = refused({name: one for name, one in STATE.items() if name != "head.weight"})
-    assert missing.hint == "checkpoint.allow_missing takes patterns of keys that may stay at their initial value"
+    golden(missing.hint, "checkpoint.allow_missing")
     unexpected = refused({**STATE, "extra": torch.zeros(1)})
-    assert unexpected.hint == "checkpoint.allow_unexpected takes patterns of keys that may be left over"
+    golden(unexpected.hint, "checkpoint.allow_unexpected")
 
 
 @pytest.mark.parametrize("in_file", ["", "_orig_mod."])
@@ -160,18 +160,16 @@ def test_a_part_that_the_module_compiles_itself_is_found_with_and_without_its_wr
     assert {name: tuple(one.shape) for name, one in found.state.items()} == shapes
 
 
-def test_a_prefix_that_all_keys_have_is_named():
+def test_a_prefix_that_all_keys_have_is_named(golden):
     found = refused(prefixed("net.core."), prefix="")
-    assert found.hint == "checkpoint.prefix: net.core. takes that off each key; auto finds wrappers' own"
+    golden(found.hint, "checkpoint.prefix", "net.core")
 
 
-def test_patterns_allow_what_they_match_and_nothing_else():
+def test_patterns_allow_what_they_match_and_nothing_else(golden):
     state = {"encoder.weight": STATE["encoder.weight"], "head.weight": STATE["head.weight"], "extra.a": torch.zeros(1)}
     found = fitted(state, allow_missing=["*.bias"], allow_unexpected=["extra.?"])
     assert (found.missing, found.unexpected) == (("encoder.bias",), ("extra.a",))
-    assert refused(state, allow_missing=["head.*"], allow_unexpected=["*"]).why == (
-        "missing from the checkpoint (1):\n  encoder.bias"
-    )
+    golden(refused(state, allow_missing=["head.*"], allow_unexpected=["*"]).why, "(1)", "encoder.bias")
 
 
 def test_patterns_match_case_and_whole_names():
@@ -210,29 +208,30 @@ def test_a_half_precision_checkpoint_takes_the_dtype_of_the_module(tmp_path):
     assert torch.equal(module.layer.weight, state["layer.weight"].float())
 
 
-def test_what_loses_digits_in_the_dtype_of_the_module_is_said(tmp_path):
+def test_what_loses_digits_in_the_dtype_of_the_module_is_said(tmp_path, golden):
     weight = torch.full((3, 4), 0.1, dtype=torch.float64)
     state = {"layer.weight": weight, "layer.bias": torch.zeros(3, dtype=torch.float16)}
     found = loaded(project(tmp_path, state=state))
     assert torch.equal(found.module.layer.weight, weight.float())
-    assert found.notes() == ("rounded to the module's dtype: layer.weight (float64 → float32)",)
+    (line,) = found.notes()
+    golden(line, "layer.weight", "float64", "float32")
 
 
-def test_what_is_beyond_the_dtype_of_the_module_is_refused(tmp_path):
+def test_what_is_beyond_the_dtype_of_the_module_is_refused(tmp_path, golden):
     state = {"layer.weight": torch.full((3, 4), 1e300, dtype=torch.float64), "layer.bias": torch.zeros(3)}
     with pytest.raises(WeightsNotFinite) as caught:
         loaded(project(tmp_path, state=state))
-    assert caught.value.why == "NaN or infinity in: layer.weight"
+    golden(caught.value.why, "NaN", "layer.weight")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
-def test_integers_are_not_taken_for_weights(tmp_path, dtype):
+def test_integers_are_not_taken_for_weights(tmp_path, dtype, golden):
     state = {"layer.weight": torch.ones(3, 4, dtype=dtype), "layer.bias": torch.zeros(3)}
     with pytest.raises(StateDoesNotFit) as caught:
         loaded(project(tmp_path, state=state))
     name = str(dtype).removeprefix("torch.")
-    assert caught.value.why == f"integers in the checkpoint, parameters of floats in the module: layer.weight ({name})"
-    assert caught.value.hint == "quantized weights mean nothing without their scales: save the floats"
+    golden(caught.value.why, "layer.weight", f"({name})")
+    golden(caught.value.hint)
 
 
 def test_a_scalar_counter_of_another_integer_dtype_is_converted(tmp_path):
@@ -272,16 +271,8 @@ def test_a_tied_weight_that_the_checkpoint_has_under_one_name_is_loaded_under_bo
     assert found.parameters == 16
 
 
-def test_the_error_of_a_module_points_at_the_manifest(tmp_path):
+def test_the_error_of_a_module_points_at_the_manifest(tmp_path, golden):
     path = project(tmp_path, state={"layer.weight": torch.zeros(3, 4), "layer.bais": torch.zeros(3)})
     with pytest.raises(StateDoesNotFit) as caught:
         loaded(path)
-    assert render(caught.value) == (
-        "error[state-does-not-fit]: the checkpoint does not fit the module\n"
-        f" --> {path}:6: checkpoint\n"
-        "  missing from the checkpoint (1):\n"
-        "    layer.bias  (the checkpoint has layer.bais)\n"
-        "  not in the module (1):\n"
-        "    layer.bais  (the module has layer.bias)\n"
-        "hint: set checkpoint.prefix if a prefix is in the way, or model.kwargs if the module is another one"
-    )
+    golden(caught.value, f"{path}:6: checkpoint", "layer.bias", "layer.bais", "checkpoint.prefix", "model.kwargs")

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 from projects import package
 
 from packager.checkpoint import pieces, read
@@ -64,32 +65,32 @@ def folder(tmp_path):
 BOX = {"file": "model.rank-00000.safetensors", "offset": [0, 0], "shape": [2, 3]}
 OTHER = {"file": "model.rank-00001.safetensors", "offset": [2, 0], "shape": [2, 3]}
 REFUSED = [
-    ({"pieces": [BOX]}, "the pieces of w do not make up [4, 3]"),
-    ({"pieces": [BOX, BOX]}, "the pieces of w do not make up [4, 3]"),
-    ({"pieces": [BOX, {**OTHER, "offset": [1, 0]}]}, "the pieces of w do not make up [4, 3]"),
-    ({"pieces": [BOX, {**OTHER, "offset": [3, 0]}]}, "a piece of w does not lie within it"),
-    ({"pieces": [BOX, {**OTHER, "offset": [-2, 0]}]}, "-2 is no size"),
-    ({"pieces": [BOX, {**OTHER, "offset": [2]}]}, "a piece of w has another number of dimensions"),
-    ({"pieces": [BOX, {**OTHER, "file": "../model.rank-00001.safetensors"}]}, "it names a path outside its folder"),
-    ({"pieces": [BOX, {**OTHER, "file": "/etc/passwd"}]}, "it names a path outside its folder"),
-    ({"pieces": [BOX, {**OTHER, "file": "model.pieces.json"}]}, "it names an index"),
-    ({"pieces": [BOX, {**OTHER, "file": "gone.safetensors"}]}, "gone.safetensors is missing"),
-    ({"shape": [1 << 40, 1 << 40]}, "is no shape"),
-    ({"shape": [4.0, 3]}, "4.0 is no size"),
-    ({"dtype": "F64"}, "does not hold the piece of w that model.pieces.json says"),
-    ({"dtype": "nothing"}, "w is of the dtype 'nothing'"),
-    ({"pieces": [{**BOX, "shape": [4, 3]}]}, "does not hold the piece of w that model.pieces.json says"),
+    ({"pieces": [BOX]}, ("w", "[4, 3]")),
+    ({"pieces": [BOX, BOX]}, ("w", "[4, 3]")),
+    ({"pieces": [BOX, {**OTHER, "offset": [1, 0]}]}, ("w", "[4, 3]")),
+    ({"pieces": [BOX, {**OTHER, "offset": [3, 0]}]}, ("w",)),
+    ({"pieces": [BOX, {**OTHER, "offset": [-2, 0]}]}, ("-2",)),
+    ({"pieces": [BOX, {**OTHER, "offset": [2]}]}, ("w",)),
+    ({"pieces": [BOX, {**OTHER, "file": "../model.rank-00001.safetensors"}]}, ()),
+    ({"pieces": [BOX, {**OTHER, "file": "/etc/passwd"}]}, ()),
+    ({"pieces": [BOX, {**OTHER, "file": "model.pieces.json"}]}, ()),
+    ({"pieces": [BOX, {**OTHER, "file": "gone.safetensors"}]}, ("gone.safetensors",)),
+    ({"shape": [1 << 40, 1 << 40]}, ()),
+    ({"shape": [4.0, 3]}, ("4.0",)),
+    ({"dtype": "F64"}, ("w", "model.pieces.json")),
+    ({"dtype": "nothing"}, ("w", "nothing")),
+    ({"pieces": [{**BOX, "shape": [4, 3]}]}, ("w", "model.pieces.json")),
 ]
 
 
-@pytest.mark.parametrize(("change", "why"), REFUSED)
-def test_an_index_that_does_not_say_what_the_files_hold_is_refused(folder, change, why):
+@pytest.mark.parametrize(("change", "facts"), REFUSED)
+def test_an_index_that_does_not_say_what_the_files_hold_is_refused(folder, change, facts, golden):
     index = json.loads((folder / "model.pieces.json").read_text())
     index["tensors"]["w"].update(change)
     (folder / "model.pieces.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointUnreadable) as caught:
         read(folder / "model.pieces.json")
-    assert why in caught.value.why
+    golden(caught.value.why, *facts)
 
 
 @pytest.mark.parametrize(
@@ -111,10 +112,10 @@ def test_what_is_no_index_of_pieces_ends_with_2(folder, content):
     if content.startswith('{"schema": 1, "schema"'):
         answer = package("inspect", folder / "model.pieces.json")
         assert answer.returncode == 2
-        assert answer.stderr.startswith("error[checkpoint-unreadable]")
+        mentions(answer.stderr, "error[checkpoint-unreadable]")
 
 
-def test_a_file_of_one_rank_alone_is_refused(folder):
+def test_a_file_of_one_rank_alone_is_refused(folder, golden):
     with pytest.raises(CheckpointUnreadable, match="") as caught:
         read(folder / "model.rank-00000.safetensors")
-    assert caught.value.why == "it holds the pieces of one rank alone: name model.pieces.json"
+    golden(caught.value.why, "model.pieces.json")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from messages import mentions
 from projects import project
 
 from packager import checkpoint, manifest, source
@@ -104,51 +105,55 @@ def test_a_whole_module_in_a_trusted_pickle_gives_its_state(tmp_path):
     torch.save(module, tmp_path / "best.pt")
     found = checkpoint.read(tmp_path / "best.pt", trust_pickle=True)
     assert torch.equal(found.state["weight"], module.weight)
-    with pytest.raises(CheckpointNeedsCode, match="wants to run code"):
+    with pytest.raises(CheckpointNeedsCode):
         checkpoint.read(tmp_path / "best.pt")
 
 
 # -- keys that find nothing -----------------------------------------------------------------
 
 
-def test_an_ema_that_is_not_there_says_what_was_looked_for_and_what_is_there(tmp_path):
+def test_an_ema_that_is_not_there_says_what_was_looked_for_and_what_is_there(tmp_path, golden):
     torch.save({"model": STATE, "epoch": 3}, tmp_path / "best.pt")
     with pytest.raises(WeightsNotFound) as caught:
         checkpoint.read(tmp_path / "best.pt", "ema", where="package.yaml:7: checkpoint.path")
-    assert render(caught.value) == (
-        "error[weights-not-found]: checkpoint.weights: ema finds no state dict\n"
-        " --> package.yaml:7: checkpoint.path\n"
-        "  looked for: ema, ema_state_dict, state_dict_ema, model_ema, ema_model, ema_state, shadow, "
-        "averaged_model, swa_model, swa_state_dict\n"
-        "  the file holds: model: dict, epoch: int\n"
-        "hint: name the key: checkpoint.weights: dotted.key"
+    golden(
+        render(caught.value),
+        "error[weights-not-found]",
+        "checkpoint.weights",
+        "package.yaml:7: checkpoint.path",
+        "ema_state_dict",
+        "state_dict_ema",
+        "model_ema",
+        "ema_model",
+        "ema_state",
+        "averaged_model",
+        "swa_model",
+        "swa_state_dict",
+        "dotted.key",
+        "ema",
     )
 
 
-def test_a_dotted_key_that_is_not_there_names_the_nearest(tmp_path):
+def test_a_dotted_key_that_is_not_there_names_the_nearest(tmp_path, golden):
     torch.save({"run": {"student": STATE}}, tmp_path / "best.pt")
     with pytest.raises(WeightsNotFound) as caught:
         checkpoint.read(tmp_path / "best.pt", "run.studnet")
-    assert render(caught.value) == (
-        "error[weights-not-found]: checkpoint.weights: run.studnet finds no state dict\n"
-        "  there is no 'studnet'\n"
-        "hint: did you mean 'student'?"
-    )
+    golden(render(caught.value), "error[weights-not-found]", "checkpoint.weights", "run.studnet", "student")
 
 
 @pytest.mark.parametrize(
-    ("weights", "why"),
+    ("weights", "facts"),
     [
-        ("run.step", "it is a int without tensors"),
-        ("run.student.bias.deeper", "there is no 'deeper'"),
-        ("run", "it is a dict without tensors"),
+        ("run.step", ()),
+        ("run.student.bias.deeper", ("deeper",)),
+        ("run", ()),
     ],
 )
-def test_a_dotted_key_to_something_else_is_refused(tmp_path, weights, why):
+def test_a_dotted_key_to_something_else_is_refused(tmp_path, weights, facts, golden):
     torch.save({"run": {"student": {"bias": STATE["layer.bias"]}, "step": 3}}, tmp_path / "best.pt")
     with pytest.raises(WeightsNotFound) as caught:
         checkpoint.read(tmp_path / "best.pt", weights)
-    assert caught.value.why == why
+    golden(caught.value.why, *facts)
 
 
 @pytest.mark.parametrize("empty", [{}, {"model": {}}, {"epoch": 3}])
@@ -161,16 +166,17 @@ def test_a_file_without_weights_is_refused(tmp_path, empty):
 # -- files that are refused -----------------------------------------------------------------
 
 
-def test_an_absent_file_names_the_checkpoints_beside_it(tmp_path):
+def test_an_absent_file_names_the_checkpoints_beside_it(tmp_path, golden):
     (tmp_path / "last.pt").touch()
     (tmp_path / "notes.txt").touch()
     with pytest.raises(CheckpointNotFound) as caught:
         checkpoint.read(tmp_path / "best.pt", where="package.yaml:7: checkpoint.path")
-    assert render(caught.value) == (
-        f"error[checkpoint-not-found]: there is no checkpoint at {tmp_path / 'best.pt'}\n"
-        " --> package.yaml:7: checkpoint.path\n"
-        "  beside it: last.pt\n"
-        "hint: paths are relative to the manifest's folder"
+    golden(
+        render(caught.value),
+        "error[checkpoint-not-found]",
+        tmp_path / "best.pt",
+        "package.yaml:7: checkpoint.path",
+        "last.pt",
     )
 
 
@@ -182,41 +188,38 @@ def test_an_absent_folder_is_an_absent_file(tmp_path):
 def refusal(path, **settings):
     with pytest.raises(CheckpointUnreadable) as caught:
         checkpoint.read(path, **settings)
-    assert caught.value.message == f"{path} is not a checkpoint that can be read"
+    mentions(caught.value.message, path)
     return caught.value.why
 
 
 @pytest.mark.parametrize("name", ["best.pt", "best.safetensors"])
-def test_an_empty_file_and_a_folder_are_refused(tmp_path, name):
+def test_an_empty_file_and_a_folder_are_refused(tmp_path, name, golden):
     (tmp_path / name).touch()
-    assert refusal(tmp_path / name) == "the file is empty"
-    assert refusal(tmp_path / name, trust_pickle=True) == "the file is empty"
+    golden(refusal(tmp_path / name))
+    golden(refusal(tmp_path / name, trust_pickle=True))
     (tmp_path / "folder").mkdir()
-    assert refusal(tmp_path / "folder") == "it is a folder without a checkpoint in it"
+    golden(refusal(tmp_path / "folder"))
 
 
-def test_an_unreadable_checkpoint_reads_as_a_whole(tmp_path):
+def test_an_unreadable_checkpoint_reads_as_a_whole(tmp_path, golden):
     (tmp_path / "best.pt").touch()
     with pytest.raises(CheckpointUnreadable) as caught:
         checkpoint.read(tmp_path / "best.pt", where="package.yaml:7: checkpoint.path")
-    assert render(caught.value) == (
-        f"error[checkpoint-unreadable]: {tmp_path / 'best.pt'} is not a checkpoint that can be read\n"
-        " --> package.yaml:7: checkpoint.path\n"
-        "  the file is empty\n"
-        "hint: save the weights again with torch.save(model.state_dict(), …) or safetensors"
+    golden(
+        render(caught.value), "error[checkpoint-unreadable]", tmp_path / "best.pt", "package.yaml:7: checkpoint.path"
     )
 
 
-def test_a_file_of_another_kind_is_said_to_be_one(tmp_path):
+def test_a_file_of_another_kind_is_said_to_be_one(tmp_path, golden):
     (tmp_path / "text.pt").write_text("epoch 3, loss 0.2\n")
-    assert refusal(tmp_path / "text.pt") == "it does not begin as a file of torch.save does"
+    golden(refusal(tmp_path / "text.pt"))
     np.savez(tmp_path / "arrays.npz", x=np.zeros(3))
     (tmp_path / "arrays.npz").rename(tmp_path / "arrays.pt")
-    assert refusal(tmp_path / "arrays.pt") == "it is a ZIP, and none of torch.save's: it has no data.pkl"
+    golden(refusal(tmp_path / "arrays.pt"), "data.pkl")
     safetensors.torch.save_file(STATE, tmp_path / "best.pt")
-    assert refusal(tmp_path / "best.pt") == "it is safetensors: call it .safetensors"
+    golden(refusal(tmp_path / "best.pt"), ".safetensors")
     torch.save(STATE, tmp_path / "best.safetensors")
-    assert refusal(tmp_path / "best.safetensors") == "it is a ZIP as torch.save writes it: call it .pt"
+    golden(refusal(tmp_path / "best.safetensors"), ".pt")
 
 
 def whole(tmp_path, form):
@@ -283,9 +286,9 @@ def test_a_zip_of_something_else_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("value", [torch.zeros(3), [torch.zeros(3)], 7, "text"])
-def test_a_file_that_holds_something_else_is_refused(tmp_path, value):
+def test_a_file_that_holds_something_else_is_refused(tmp_path, value, golden):
     torch.save(value, tmp_path / "best.pt")
-    assert refusal(tmp_path / "best.pt") == f"it holds a {type(value).__name__}, not a state dict"
+    golden(refusal(tmp_path / "best.pt"), type(value).__name__)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -294,27 +297,24 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path, value):
 def test_a_plain_pickle_is_refused_as_one(tmp_path, content, protocol, trust_pickle):
     (tmp_path / "best.pt").write_bytes(pickle.dumps(content, protocol))
     why = refusal(tmp_path / "best.pt", trust_pickle=trust_pickle)
-    assert why == "it is a plain pickle, not a file of torch.save"
+    mentions(why, "pickle", "torch.save")
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("protocol", [4, 5])
-def test_a_protocol_that_torch_reads_only_by_running_code_is_named(tmp_path, protocol, zipped):
+def test_a_protocol_that_torch_reads_only_by_running_code_is_named(tmp_path, protocol, zipped, golden):
     path = tmp_path / "best.pt"
     torch.save(STATE, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-    assert refusal(path) == (
-        f"it is pickled in protocol {protocol}, and without running code only protocol 2 is read, "
-        "which torch.save writes"
-    )
+    golden(refusal(path), protocol, "2")
     read = checkpoint.read(path, trust_pickle=True).state
     assert all(torch.equal(read[name], one) for name, one in STATE.items())
 
 
-def test_a_torchscript_archive_is_refused_by_name(tmp_path):
+def test_a_torchscript_archive_is_refused_by_name(tmp_path, golden):
     torch.jit.save(torch.jit.script(torch.nn.Linear(4, 3)), tmp_path / "best.pt")
     for trust_pickle in (False, True):
         why = refusal(tmp_path / "best.pt", trust_pickle=trust_pickle)
-        assert why == "it is a TorchScript archive, not a checkpoint"
+        golden(why)
 
 
 # -- pickles that want to run code ----------------------------------------------------------
@@ -328,18 +328,19 @@ def save_malicious(path, marker, form):
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_of_it_is_run(tmp_path, form):
+def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_of_it_is_run(tmp_path, form, golden):
     marker = tmp_path / "marker"
     save_malicious(tmp_path / "best.pt", marker, form)
     with pytest.raises(CheckpointNeedsCode) as caught:
         checkpoint.read(tmp_path / "best.pt", where="package.yaml:7: checkpoint.path")
     assert not marker.exists()
-    assert render(caught.value) == (
-        f"error[checkpoint-needs-code]: {tmp_path / 'best.pt'} wants to run code while it is read; "
-        "nothing of it was run\n"
-        " --> package.yaml:7: checkpoint.path\n"
-        f"  it asks for: {os.mkdir.__module__}.mkdir\n"
-        "hint: save a state dict instead, or set checkpoint.trust_pickle: true if you wrote this file"
+    golden(
+        render(caught.value),
+        "error[checkpoint-needs-code]",
+        tmp_path / "best.pt",
+        "package.yaml:7: checkpoint.path",
+        f"{os.mkdir.__module__}.mkdir",
+        "checkpoint.trust_pickle",
     )
 
 
@@ -385,19 +386,13 @@ def test_a_pickle_hidden_behind_a_second_zip_member_is_not_run(tmp_path):
 # -- the pin --------------------------------------------------------------------------------
 
 
-def test_a_pin_that_the_file_does_not_have_is_refused(tmp_path):
+def test_a_pin_that_the_file_does_not_have_is_refused(tmp_path, golden):
     path = project(tmp_path, checkpoint={"path": "best.pt", "sha256": "0" * 64})
     loaded = manifest.load(path)
     with source.opened(loaded) as opening, pytest.raises(CheckpointDigestWrong) as caught:
         opening()
     found = hashlib.sha256((tmp_path / "best.pt").read_bytes()).hexdigest()
-    assert render(caught.value) == (
-        "error[checkpoint-digest]: best.pt is not the checkpoint that the manifest pins\n"
-        f" --> {path}:8: checkpoint.sha256\n"
-        f"  pinned: {'0' * 64}\n"
-        f"  found:  {found}\n"
-        "hint: restore the file, or pin the new digest"
-    )
+    golden(render(caught.value), "error[checkpoint-digest]", "best.pt", f"{path}:8: checkpoint.sha256", "0" * 64, found)
 
 
 def test_a_pin_is_checked_before_the_file_is_unpickled(tmp_path):

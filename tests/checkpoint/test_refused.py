@@ -7,6 +7,7 @@ import struct
 import pytest
 import safetensors.torch
 import torch
+from messages import mentions
 from torch import nn
 
 from packager import checkpoint
@@ -33,12 +34,12 @@ class Zeros:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_bytearray_of_any_size_is_refused(tmp_path, zipped):
+def test_a_bytearray_of_any_size_is_refused(tmp_path, zipped, golden):
     saved = {"state_dict": {"w": torch.ones(2)}, "beside": Zeros()}
     torch.save(saved, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointUnreadable) as caught:
         checkpoint.read(tmp_path / "best.pt")
-    assert caught.value.why == "it asks for a bytearray, which may be of any size: save it as a tensor"
+    golden(caught.value.why)
 
 
 def test_the_word_in_the_values_of_a_tensor_is_none(tmp_path):
@@ -49,9 +50,10 @@ def test_the_word_in_the_values_of_a_tensor_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("memo", [b"r" + struct.pack("<I", 1 << 24), b"p16777216\n"])
-def test_a_pickle_that_remembers_beyond_its_end_is_refused_and_any_other_is_not(memo):
-    with pytest.raises(ValueError, match="it claims more values than it has bytes"):
+def test_a_pickle_that_remembers_beyond_its_end_is_refused_and_any_other_is_not(memo, golden):
+    with pytest.raises(ValueError) as caught:
         _refuse_far_memo(b"\x80\x04N" + memo + b".")
+    golden(caught.value)
     _refuse_far_memo(pickle.dumps({f"r{index}": b"r\xff\xff\xff\xff" for index in range(300)}))
 
 
@@ -62,20 +64,20 @@ def header(path, tensors, size):
 
 
 @pytest.mark.parametrize(
-    ("offsets", "shape", "size", "why"),
+    ("offsets", "shape", "size", "facts"),
     [
-        ([0, 4], [1], 3, "the header tells of 4 bytes of tensors, and the file holds 3"),
-        ([0, 4], [1], 5, "the header tells of 4 bytes of tensors, and the file holds 5"),
-        ([0, 16], [1 << 40], 16, "the header gives 'w' another size than its shape"),
-        ([4, 8], [1], 8, "the header leaves a gap before 'w', or has it overlap"),
-        (["a", "b"], [1], 8, "the header leaves a gap before 'w', or has it overlap"),
+        ([0, 4], [1], 3, ("4", "3")),
+        ([0, 4], [1], 5, ("4", "5")),
+        ([0, 16], [1 << 40], 16, ("w",)),
+        ([4, 8], [1], 8, ("w",)),
+        (["a", "b"], [1], 8, ("w",)),
     ],
 )
-def test_a_header_that_does_not_fit_its_file_is_refused(tmp_path, offsets, shape, size, why):
+def test_a_header_that_does_not_fit_its_file_is_refused(tmp_path, offsets, shape, size, facts, golden):
     path = header(tmp_path / "x.safetensors", {"w": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}, size)
-    with pytest.raises(ValueError, match="the header") as caught:
+    with pytest.raises(ValueError) as caught:
         read_header(path)
-    assert str(caught.value) == why
+    golden(str(caught.value), *facts)
 
 
 def test_a_file_of_safetensors_own_has_a_header_that_fits(tmp_path):
@@ -93,17 +95,17 @@ TIED = (frozenset({"emb.weight", "dec.weight"}),)
 SHAPES = {"emb.weight": [3], "dec.weight": [3]}
 
 
-def test_tied_weights_that_disagree_are_refused_and_those_that_agree_are_not():
+def test_tied_weights_that_disagree_are_refused_and_those_that_agree_are_not(golden):
     with pytest.raises(StateDoesNotFit) as caught:
         fit({"emb.weight": torch.ones(3), "dec.weight": torch.zeros(3)}, SHAPES, tied=TIED)
-    assert caught.value.why == "dec.weight and emb.weight are one tensor in the module, and two in the checkpoint"
+    golden(caught.value.why, "dec.weight", "emb.weight")
     assert fit({"emb.weight": torch.ones(3), "dec.weight": torch.ones(3)}, SHAPES, tied=TIED).missing == ()
 
 
-def test_a_prefix_that_makes_one_key_of_two_is_refused():
+def test_a_prefix_that_makes_one_key_of_two_is_refused(golden):
     with pytest.raises(StateDoesNotFit) as caught:
         fit({"m.bias": torch.ones(2), "bias": torch.zeros(2)}, {"bias": [2]}, prefix="m.")
-    assert caught.value.why == "without checkpoint.prefix 'm.', m.bias and bias are one key"
+    golden(caught.value.why, "checkpoint.prefix", "m", "m.bias")
 
 
 class Exported(nn.Linear):
@@ -115,7 +117,7 @@ class Exported(nn.Linear):
         Path(folder, "config.json").write_text("{}")
 
 
-def test_a_file_of_the_users_is_not_lost_with_an_earlier_export(tmp_path):
+def test_a_file_of_the_users_is_not_lost_with_an_earlier_export(tmp_path, golden):
     folder = export_huggingface(Exported(2, 2), tmp_path / "out")
     (folder / "tokenizer.json").touch()
     export_huggingface(Exported(2, 2), folder)  # an earlier export, with a tokenizer
@@ -123,7 +125,7 @@ def test_a_file_of_the_users_is_not_lost_with_an_earlier_export(tmp_path):
     (folder / "thesis.tex").write_text("all of it")
     with pytest.raises(HuggingFaceExportRefused) as caught:
         export_huggingface(Exported(2, 2), folder)
-    assert caught.value.why == "it holds what no such export has: thesis.tex"
+    golden(caught.value.why, "thesis.tex")
     assert (folder / "thesis.tex").read_text() == "all of it"
 
 
@@ -145,8 +147,7 @@ def test_moments_of_another_shape_than_their_parameter_are_told(tmp_path):
     manager.save(step=1, model=model, optimizer=optimizer)
     with pytest.raises(TrainingStateDiffers) as caught:
         manager.restore(model=model, optimizer=torch.optim.AdamW([model.bias, model.weight]))
-    shapes = "saved in the shape [3, 4], and the parameter is [3]"
-    assert f"optimizer: exp_avg of parameter 0: {shapes}" in str(caught.value)
+    mentions(str(caught.value), "optimizer", "exp_avg", "0", "[3, 4]", "[3]")
     manager.restore(model=model, optimizer=torch.optim.AdamW([model.weight, model.bias]))
 
 
@@ -161,24 +162,24 @@ def test_what_went_wrong_in_the_background_is_raised_by_the_next_look_at_the_run
 
 
 @pytest.mark.parametrize("kind", ["TorchScript", "an exported program"])
-def test_a_program_is_shown_by_what_its_archive_holds(tmp_path, kind):
+def test_a_program_is_shown_by_what_its_archive_holds(tmp_path, kind, golden):
     path = tmp_path / ("net.ts" if kind == "TorchScript" else "net.pt2")
     if kind == "TorchScript":
         torch.jit.save(torch.jit.script(nn.Linear(2, 3)), path)
     else:
         torch.export.save(torch.export.export(nn.Linear(2, 3), (torch.ones(1, 2),)), path)
     found = inspect(path)
-    assert found["format"] == f"{kind}, which holds its own forward()"
+    golden(found["format"], kind, "forward()")
     assert sorted(found["tensors"].values()) == ["12 bytes", "24 bytes"]
 
 
-def test_an_index_of_a_tensor_that_no_shard_has_is_refused(tmp_path):
+def test_an_index_of_a_tensor_that_no_shard_has_is_refused(tmp_path, golden):
     safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "model-1.safetensors")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointUnreadable) as caught:
         inspect(tmp_path / "model.safetensors.index.json")
-    assert caught.value.why == "model.safetensors.index.json names b, and no shard has it"
+    golden(caught.value.why, "model.safetensors.index.json")
 
 
 def test_a_whole_module_in_the_legacy_format_is_refused_with_every_class_that_it_wants(tmp_path):

@@ -14,6 +14,7 @@ import safetensors.torch
 import served
 import torch
 import yaml
+from messages import mentions
 
 import packager
 from packager import checkpoint, errors, upkeep
@@ -110,7 +111,7 @@ def test_a_local_checkpoint_imports_no_fsspec(tmp_path):
     assert projects.python(code, tmp_path / "best.pt").stdout == "False\n"
 
 
-def test_without_a_pin_the_server_is_asked_and_an_unchanged_file_is_not_sent_again(tmp_path):
+def test_without_a_pin_the_server_is_asked_and_an_unchanged_file_is_not_sent_again(tmp_path, golden):
     content = safetensors_bytes()
     told = []
     with served.serving({"m.safetensors": content}) as server:
@@ -120,8 +121,8 @@ def test_without_a_pin_the_server_is_asked_and_an_unchanged_file_is_not_sent_aga
         assert [one.status for one in server.log] == [200, 304]
         assert second.cached
         url = server.url("m.safetensors")
-        note = f"{url} is not pinned, and may change: checkpoint.sha256: {sha256(content)} pins what was read now"
-        assert [one.message for one in told if isinstance(one, Told)] == [note]
+        (note,) = [event.message for event in told if isinstance(event, Told)]
+        golden(note, url, f"checkpoint.sha256: {sha256(content)}")
         changed = safetensors_bytes(seed=1)
         server.files["m.safetensors"] = changed
         third = packager.build(manifest, tmp_path / "out")
@@ -169,7 +170,7 @@ def test_a_bundle_behind_a_url_is_inspected(archived):
         assert inspect(server.url("digits-cnn-1.0.0.zip"))["config"]["name"] == "digits-cnn"
 
 
-def test_a_file_url_is_read_in_place(tmp_path, cache_folder):
+def test_a_file_url_is_read_in_place(tmp_path, cache_folder, golden):
     folder = tmp_path / "a folder"
     folder.mkdir()
     torch.save(weights(), folder / "best.pt")
@@ -185,11 +186,7 @@ def test_a_file_url_is_read_in_place(tmp_path, cache_folder):
         checkpoint.read(url, sha256="0" * 64)
     with pytest.raises(errors.UrlUnsupported) as error:
         checkpoint.read("file://elsewhere/best.pt")
-    assert refused(error) == (
-        "error[url-unsupported]: file://elsewhere/best.pt cannot be opened\n"
-        "  a file:// URL names a file of this machine, and this one names the host 'elsewhere'\n"
-        "hint: write file:///absolute/path, or the path alone"
-    )
+    golden(refused(error), "error[url-unsupported]", "file://elsewhere/best.pt", "file:///absolute/path")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
@@ -286,18 +283,14 @@ def test_an_index_that_names_a_shard_outside_its_folder_is_refused(name):
     with served.serving({"run/m.index.json": index, "m.safetensors": b"x"}) as server:
         with pytest.raises(errors.CheckpointUnreadable) as error:
             checkpoint.read(server.url("run/m.index.json"))
-        assert f"names a path outside its folder: {name!r}" in refused(error)
+        mentions(refused(error), repr(name))
         assert [one.path for one in server.log] == ["run/m.index.json"]
 
 
-def test_a_folder_cannot_be_told_over_http():
+def test_a_folder_cannot_be_told_over_http(golden):
     with served.serving({}) as server, pytest.raises(errors.UrlNotAFile) as error:
         checkpoint.read(server.url("runs/"))
-    assert refused(error) == (
-        f"error[url-not-a-file]: {server.url('runs/')} is no file\n"
-        "  what a folder holds cannot be told over HTTP\n"
-        "hint: name the file, or the NAME.index.json of a sharded checkpoint"
-    )
+    golden(refused(error), "error[url-not-a-file]", server.url("runs/"), "NAME.index.json")
 
 
 # -- broken connections -----------------------------------------------------------------------
@@ -317,8 +310,8 @@ def test_a_download_that_was_given_up_goes_on_in_the_next_try(cache_folder):
             fetch(server.url("m.pt"))
         (part,) = [path for path in everything_in(cache_folder) if path.stat().st_size > 1_000_000]
         kept = part.stat().st_size
-        assert "tried 6 times: ClientPayloadError" in refused(error)
-        assert f"hint: {kept} bytes of it are kept: run it again, and it goes on from there" in refused(error)
+        mentions(refused(error), "6", "ClientPayloadError")
+        mentions(refused(error), kept)
         assert opened().sizes()["downloads"][1] >= kept
         server.log.clear()
         server.drops.clear()
@@ -395,7 +388,7 @@ def test_a_part_that_is_not_of_the_file_is_seen_by_the_pin():
         assert fetch(server.url("other.pt"), sha256(LARGE)) == LARGE
 
 
-def test_a_server_that_is_busy_is_asked_again_and_one_that_stays_so_is_given_up():
+def test_a_server_that_is_busy_is_asked_again_and_one_that_stays_so_is_given_up(golden):
     with served.serving({"m.pt": LARGE}, statuses=[503, 429]) as server:
         assert fetch(server.url("m.pt")) == LARGE
         server.statuses = [503] * 20
@@ -403,11 +396,7 @@ def test_a_server_that_is_busy_is_asked_again_and_one_that_stays_so_is_given_up(
         with pytest.raises(errors.UrlUnreachable) as error:
             fetch(server.url("m.pt"), "0" * 64)
         assert len(server.log) == 6
-    assert refused(error) == (
-        f"error[url-unreachable]: {server.url('m.pt')} could not be read\n"
-        "  tried 6 times: the server answers 503\n"
-        "hint: check the network, the host's name and the proxy; what is pinned and here needs none"
-    )
+    golden(refused(error), "error[url-unreachable]", server.url("m.pt"), "6", "503")
 
 
 def test_the_pauses_between_tries_grow_and_are_bounded(monkeypatch):
@@ -425,10 +414,10 @@ def test_a_server_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
         url = server.url("m.pt")
     with pytest.raises(errors.UrlUnreachable) as error:
         fetch(url)
-    assert "Cannot connect to host 127.0.0.1" in refused(error)
+    mentions(refused(error), "127.0.0.1")
     with pytest.raises(errors.UrlUnreachable) as error:
         fetch("http://nowhere.invalid/m.pt?sig=s3cr3t-signature")
-    assert "http://nowhere.invalid/m.pt?… could not be read" in refused(error)
+    mentions(refused(error), "http://nowhere.invalid/m.pt?…")
     assert "s3cr3t" not in refused(error)
 
 
@@ -442,18 +431,14 @@ def test_a_server_that_announces_more_than_it_has_is_given_up():
         assert server.sent < 30 * len(LARGE)
 
 
-def test_what_a_server_sends_beyond_the_announced_length_is_not_read(monkeypatch):
+def test_what_a_server_sends_beyond_the_announced_length_is_not_read(monkeypatch, golden):
     with served.serving({"m.pt": LARGE}, length=-1000) as server:
         assert fetch(server.url("m.pt")) == LARGE[:-1000]
     monkeypatch.setattr(download, "LARGEST_BYTES", 1_000_000)
     with served.serving({"m.pt": LARGE}, length=None) as server:
         with pytest.raises(errors.DownloadRefused) as error:
             fetch(server.url("m.pt"))
-        assert refused(error) == (
-            f"error[download-refused]: {server.url('m.pt')} was not downloaded\n"
-            "  the server does not say how long it is, and sends more than 1000000 bytes\n"
-            "hint: is it a file? download it by hand, and name its path"
-        )
+        golden(refused(error), "error[download-refused]", server.url("m.pt"), "1000000")
 
 
 def test_a_file_of_unknown_length_is_read_to_its_end():
@@ -468,7 +453,7 @@ def test_a_file_that_is_sent_compressed_is_refused():
         pytest.raises(errors.DownloadRefused) as error,
     ):
         fetch(server.url("m.pt"))
-    assert "the server sends it compressed (gzip), unasked" in refused(error)
+    mentions(refused(error), "(gzip)")
 
 
 def test_a_page_that_says_sorry_with_status_200_is_no_checkpoint(tmp_path):
@@ -478,22 +463,20 @@ def test_a_page_that_says_sorry_with_status_200_is_no_checkpoint(tmp_path):
         pytest.raises(errors.CheckpointUnreadable) as error,
     ):
         packager.build(project(tmp_path / "project", server.url("m.pt?sig=1")), tmp_path / "out")
-    assert refused(error).startswith(
-        f"error[checkpoint-unreadable]: {server.url('m.pt')}?… is not a checkpoint that can be read\n"
-    )
+    mentions(refused(error), "error[checkpoint-unreadable]", server.url("m.pt"))
     assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")
 
 
-def test_an_empty_file_is_no_checkpoint():
+def test_an_empty_file_is_no_checkpoint(golden):
     with served.serving({"m.pt": b""}) as server, pytest.raises(errors.CheckpointUnreadable) as error:
         checkpoint.read(server.url("m.pt"))
-    assert "the file is empty" in refused(error)
+    golden(refused(error), server.url("m.pt"))
 
 
 # -- what is refused --------------------------------------------------------------------------
 
 
-def test_another_digest_than_the_pinned_one_is_refused_and_not_kept_under_it(tmp_path):
+def test_another_digest_than_the_pinned_one_is_refused_and_not_kept_under_it(tmp_path, golden):
     content, other = safetensors_bytes(), safetensors_bytes(seed=1)
     with served.serving({"m.safetensors": other}) as server:
         manifest = project(tmp_path / "project", server.url("m.safetensors"), sha256(content))
@@ -501,12 +484,13 @@ def test_another_digest_than_the_pinned_one_is_refused_and_not_kept_under_it(tmp
             with pytest.raises(errors.CheckpointDigestWrong) as error:
                 packager.build(manifest, tmp_path / "out")
             url = server.url("m.safetensors")
-            assert refused(error) == (
-                f"error[checkpoint-digest]: {url} is not the checkpoint that the manifest pins\n"
-                f" --> {manifest}:8: checkpoint.sha256\n"
-                f"  pinned: {sha256(content)}\n"
-                f"  found:  {sha256(other)}\n"
-                "hint: restore the file, or pin the new digest"
+            golden(
+                refused(error),
+                "error[checkpoint-digest]",
+                url,
+                f"{manifest}:8: checkpoint.sha256",
+                sha256(content),
+                sha256(other),
             )
             assert not opened().download(sha256(content)).exists()
         assert server.sent == len(other)  # it is known by its own digest
@@ -526,57 +510,44 @@ def test_a_download_that_was_damaged_in_the_cache_is_fetched_again():
         assert fetch(server.url("m.pt")) == LARGE
 
 
-def test_a_file_that_is_not_there_and_one_that_is_not_to_be_seen_are_told_apart(tmp_path):
+def test_a_file_that_is_not_there_and_one_that_is_not_to_be_seen_are_told_apart(tmp_path, golden):
     with served.serving({"m.pt": LARGE}, statuses=[404, 403, 500, 500, 500, 500, 500, 500, 418]) as server:
         manifest = project(tmp_path / "project", server.url("m.pt"))
         with pytest.raises(errors.UrlNotFound) as error:
             packager.build(manifest, tmp_path / "out")
-        assert refused(error) == (
-            f"error[url-not-found]: there is nothing at {server.url('m.pt')}\n"
-            f" --> {manifest}:7: checkpoint.path\n"
-            "  the server answers 404\n"
-            "hint: check the host, the bucket and the name; some servers say so of what they do not let you see, too"
-        )
+        golden(refused(error), "error[url-not-found]", server.url("m.pt"), f"{manifest}:7: checkpoint.path", "404")
         with pytest.raises(errors.UrlRefused) as error:
             fetch(server.url("m.pt"))
-        assert refused(error) == (
-            f"error[url-refused]: {server.url('m.pt')} may not be read with the credentials that were found\n"
-            "  the server answers 403\n"
-            "hint: ~/.netrc, or a signed URL that has not expired"
-        )
+        golden(refused(error), "error[url-refused]", server.url("m.pt"), "403", "~/.netrc")
         for status in (500, 418):
             with pytest.raises(errors.UrlUnreachable) as error:
                 fetch(server.url("m.pt"))
-            assert f"the server answers {status}" in refused(error)
+            mentions(refused(error), status)
 
 
-def test_a_protocol_that_nobody_knows_is_refused():
+def test_a_protocol_that_nobody_knows_is_refused(golden):
     with pytest.raises(errors.UrlUnsupported) as error:
         checkpoint.read("nonsense://user:hunter2@host/m.pt")
-    assert refused(error) == (
-        "error[url-unsupported]: nonsense://host/m.pt cannot be opened\n"
-        "  Protocol not known: nonsense\n"
-        "hint: https, s3, gs and file are, and all that fsspec has a file system for"
-    )
+    golden(refused(error), "error[url-unsupported]", "nonsense://host/m.pt", "s3")
 
 
 @pytest.mark.parametrize(
-    ("module", "url", "message"),
+    ("module", "url", "command"),
     [
-        ("fsspec", "https://h/m", "needs fsspec, which is not installed\nhint: pip install 'torch-packager[remote]'"),
-        ("aiohttp", "https://h/m", "needs aiohttp, which is not installed\nhint: pip install 'torch-packager[remote]'"),
-        ("s3fs", "s3://b/m.pt", "needs s3fs, which is not installed\nhint: pip install s3fs"),
-        ("gcsfs", "gs://b/m.pt", "needs gcsfs, which is not installed\nhint: pip install gcsfs"),
+        ("fsspec", "https://h/m.pt", "pip install 'torch-packager[remote]'"),
+        ("aiohttp", "https://h/m.pt", "pip install 'torch-packager[remote]'"),
+        ("s3fs", "s3://b/m.pt", "pip install s3fs"),
+        ("gcsfs", "gs://b/m.pt", "pip install gcsfs"),
     ],
 )
-def test_a_module_that_is_missing_is_named_with_what_to_install(module, url, message):
+def test_a_module_that_is_missing_is_named_with_what_to_install(module, url, command):
     code = f"import sys\nsys.modules[{module!r}] = None\nfrom packager.cli import main\nmain()"
     done = projects.python(code, "inspect", url)
     assert done.returncode == 2
-    assert f"error[extra-missing]: reading {url} {message}\n" in done.stderr
+    mentions(done.stderr, "error[extra-missing]", url, module, command)
 
 
-def test_a_disk_that_is_full_is_told(monkeypatch, cache_folder):
+def test_a_disk_that_is_full_is_told(monkeypatch, cache_folder, golden):
     class Full:
         free = 1000
 
@@ -584,11 +555,7 @@ def test_a_disk_that_is_full_is_told(monkeypatch, cache_folder):
         monkeypatch.setattr(download.shutil, "disk_usage", lambda path: Full)
         with pytest.raises(errors.DownloadRefused) as error:
             fetch(server.url("m.pt"))
-        assert refused(error) == (
-            f"error[download-refused]: {server.url('m.pt')} was not downloaded\n"
-            f"  no space is left: {opened().folder}\n"
-            "hint: make room, or point PACKAGER_CACHE to a folder that has it"
-        )
+        golden(refused(error), "error[download-refused]", server.url("m.pt"), opened().folder, "PACKAGER_CACHE")
 
 
 def test_a_disk_that_fills_up_on_the_way_is_told(tmp_path):
@@ -601,7 +568,7 @@ def test_a_disk_that_fills_up_on_the_way_is_told(tmp_path):
     with served.serving({"m.pt": LARGE}) as server:
         done = projects.python(code, "inspect", server.url("m.pt"))
         assert done.returncode == 2
-        assert f"error[download-refused]: {server.url('m.pt')} was not downloaded\n  File too large: " in done.stderr
+        mentions(done.stderr, "error[download-refused]", server.url("m.pt"), "File too large")
         assert fetch(server.url("m.pt")) == LARGE
 
 
@@ -764,7 +731,7 @@ def test_without_a_cache_a_download_is_not_kept(tmp_path, monkeypatch, temporary
         read = checkpoint.read(server.url("m.safetensors"))
         assert torch.equal(read.state["layer.weight"], weights()["layer.weight"])
         fetch(server.url("m.safetensors"), listener=told.append)
-    assert any(isinstance(one, Told) and one.message.startswith("the download will not be kept: ") for one in told)
+    assert any(isinstance(one, Told) and str(blocked) in one.message for one in told)
 
 
 def test_the_same_content_under_another_name_and_url_is_not_downloaded_again():
@@ -791,7 +758,7 @@ def test_two_at_once_download_once(cache_folder):
             one.join()
         assert found == [LARGE] * 4
         assert server.sent == len(LARGE)
-    assert any("another process downloads the same: waiting for it" in str(one) for one in told)
+    assert any(isinstance(one, Told) for one in told)
 
 
 def test_processes_at_once_download_once(tmp_path):
@@ -903,15 +870,17 @@ def test_a_folder_of_torch_distributed_checkpoint_on_s3_is_read(bucket, tmp_path
     assert torch.equal(read.state["layer.weight"], weights()["layer.weight"])
 
 
-def test_a_run_on_s3_is_refused_with_what_to_name(bucket):
+def test_a_run_on_s3_is_refused_with_what_to_name(bucket, golden):
     bucket("run/run.json", b"{}")
     bucket("run/step-00000001/model.safetensors", safetensors_bytes())
     with pytest.raises(errors.UrlNotAFile) as error:
         checkpoint.read("s3://checkpoints/run")
-    assert refused(error) == (
-        "error[url-not-a-file]: s3://checkpoints/run is no file\n"
-        "  it is a run of CheckpointManager\n"
-        "hint: name one of its files, such as s3://checkpoints/run/step-00000001/model.safetensors"
+    golden(
+        refused(error),
+        "error[url-not-a-file]",
+        "s3://checkpoints/run",
+        "CheckpointManager",
+        "s3://checkpoints/run/step-00000001/model.safetensors",
     )
     checkpoint.read("s3://checkpoints/run/step-00000001/model.safetensors")
 
@@ -920,7 +889,7 @@ def test_what_is_not_on_s3_or_not_to_be_read_there_is_told(bucket, monkeypatch):
     for url in ("s3://checkpoints/nothing.pt", "s3://no-such-bucket/m.pt"):
         with pytest.raises(errors.UrlNotFound) as error:
             checkpoint.read(url)
-        assert refused(error).startswith(f"error[url-not-found]: there is nothing at {url}\n  ")
+        mentions(refused(error), "error[url-not-found]", url)
     environment = {name: one for name, one in os.environ.items() if not name.startswith("AWS_")}
     environment |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/nowhere", "HOME": "/nowhere"}
     environment |= {"AWS_SHARED_CREDENTIALS_FILE": "/nowhere", "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}

@@ -169,21 +169,18 @@ class Colour(enum.IntEnum):
         ({"a": np.ma.masked_array([1])}, "a", "a numpy.ma.MaskedArray of int64"),
     ],
 )
-def test_what_cannot_be_said_is_refused_by_its_place_and_class(tree, place, found):
+def test_what_cannot_be_said_is_refused_by_its_place_and_class(tree, place, found, golden):
     with pytest.raises(StateNotExpressible) as caught:
         encode(tree, "extra")
-    assert render(caught.value) == (
-        f"error[state-not-expressible]: extra.{place} cannot be saved without pickle\n"
-        f"  it is {found}\n"
-        "hint: a checkpoint holds tensors, arrays, numbers, text, and dicts, lists and tuples of them"
-    )
+    golden(render(caught.value), "error[state-not-expressible]", f"extra.{place}", found)
 
 
-def test_a_tree_that_holds_itself_is_refused():
+def test_a_tree_that_holds_itself_is_refused(golden):
     tree = []
     tree.append(tree)
-    with pytest.raises(StateNotExpressible, match="extra cannot be saved"):
+    with pytest.raises(StateNotExpressible) as caught:
         encode(tree, "extra")
+    golden(caught.value, "extra")
 
 
 @given(st.data())

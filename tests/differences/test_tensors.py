@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 
 from packager.differences import tensors
 from packager.differences.tensors import Change, change
@@ -82,40 +83,40 @@ def signalling():
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "found", "words"),
+    ("before", "after", "found", "facts"),
     [
-        (np.zeros(2), np.array([-0.0, 0.0]), Change(1, 2, 0.0, 0.0), "1 of 2 values differs, by 0 at most"),
-        (np.zeros(2), np.ones(2), Change(2, 2, 1.0, math.inf), "2 of 2 values differ, by 1 at most"),
+        (np.zeros(2), np.array([-0.0, 0.0]), Change(1, 2, 0.0, 0.0), ("1", "2", "0")),
+        (np.zeros(2), np.ones(2), Change(2, 2, 1.0, math.inf), ("2", "1")),
         (
             np.array([math.nan, 3.0]), np.array([1.0, 4.0]), Change(2, 2, 1.0, 1 / 3, 1),
-            "2 of 2 values differ, by 1 at most, 1 of them by a NaN or an infinity",
+            ("2", "1", "NaN"),
         ),
         (
             np.array([math.inf]), np.array([-math.inf]), Change(1, 1, 0.0, 0.0, 1),
-            "1 of 1 values differs, 1 of them by a NaN or an infinity",
+            ("1", "NaN"),
         ),
-        (signalling(), -signalling(), Change(1, 1, 0.0, 0.0), "1 of 1 values differs, by 0 at most"),
+        (signalling(), -signalling(), Change(1, 1, 0.0, 0.0), ("1", "0")),
         (
             np.array([2**63], "u8"), np.array([2**63 + 1], "u8"), Change(1, 1, 1.0, 2.0**-63),
-            "1 of 1 values differs, by 1 at most",
+            ("1",),
         ),
-        (np.array(["a", "b"], object), np.array(["a", "c"], object), Change(1, 2, None, None), "1 of 2 values differ"),
+        (np.array(["a", "b"], object), np.array(["a", "c"], object), Change(1, 2, None, None), ("1", "2")),
         (
             np.array([1, 2], ml_dtypes.bfloat16), np.array([1, 2.5], ml_dtypes.bfloat16),
-            Change(1, 2, 0.5, 0.5 / math.sqrt(2.5)), "1 of 2 values differs, by 0.5 at most",
+            Change(1, 2, 0.5, 0.5 / math.sqrt(2.5)), ("1", "2", "0.5"),
         ),
-        (np.array([7], ml_dtypes.int4), np.array([-8], ml_dtypes.int4), Change(1, 1, 15.0, 15 / 7), "1 of 1 values"),
-        (np.array(3.0 + 4.0j), np.array(0j), Change(1, 1, 5.0, 1.0), "1 of 1 values differs, by 5 at most"),
-        (np.array([1e200]), np.array([-1e200]), Change(1, 1, 2e200, 2.0), "1 of 1 values differs, by 2e+200 at most"),
+        (np.array([7], ml_dtypes.int4), np.array([-8], ml_dtypes.int4), Change(1, 1, 15.0, 15 / 7), ("1",)),
+        (np.array(3.0 + 4.0j), np.array(0j), Change(1, 1, 5.0, 1.0), ("1", "5")),
+        (np.array([1e200]), np.array([-1e200]), Change(1, 1, 2e200, 2.0), ("1", "2e+200")),
     ],
 )  # fmt: skip
-def test_the_awkward_values(before, after, found, words):
+def test_the_awkward_values(before, after, found, facts):
     said = change(before, after)
     assert (said.changed, said.total, said.max_abs, said.nonfinite) == (
         found.changed, found.total, found.max_abs, found.nonfinite
     )  # fmt: skip
     assert said.relative == (found.relative and pytest.approx(found.relative, rel=1e-12))
-    assert said.words().startswith(words)
+    mentions(said.words(), *facts)
 
 
 def test_a_change_as_json_has_no_infinity_in_it():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 from projects import python
 
 from packager.parity.compare import Limit, ShapesDiffer, compare, root_mean_square
@@ -341,27 +342,27 @@ def test_an_empty_array_agrees_with_an_empty_array_of_its_shape(dtype, shape):
 
 
 @pytest.mark.parametrize(
-    ("left", "right", "message"),
+    ("left", "right", "facts"),
     [
-        ((0,), (1,), "shape [1], expected [0]"),
-        ((0, 2), (2, 0), "shape [2, 0], expected [0, 2]"),
-        ((), (1,), "shape [1], expected []"),
-        ((1,), (1, 1), "shape [1, 1], expected [1]"),
-        ((2, 3), (3, 2), "shape [3, 2], expected [2, 3]"),
-        ((2, 1), (2, 5), "shape [2, 5], expected [2, 1]"),
+        ((0,), (1,), ("[1]", "[0]")),
+        ((0, 2), (2, 0), ("[2, 0]", "[0, 2]")),
+        ((), (1,), ("[1]", "[]")),
+        ((1,), (1, 1), ("[1, 1]", "[1]")),
+        ((2, 3), (3, 2), ("[3, 2]", "[2, 3]")),
+        ((2, 1), (2, 5), ("[2, 5]", "[2, 1]")),
     ],
 )
-def test_shapes_agree_exactly_before_any_value_is_looked_at(left, right, message):
+def test_shapes_agree_exactly_before_any_value_is_looked_at(left, right, facts):
     with pytest.raises(ShapesDiffer) as caught:
         compare(np.zeros(left), np.zeros(right), LIMIT)
-    assert str(caught.value) == message
+    mentions(caught.value, *facts)
 
 
 @pytest.mark.parametrize(("left", "right"), list(itertools.permutations(MIXED, 2)))
 def test_dtypes_agree_exactly_before_any_value_is_looked_at(left, right):
     with pytest.raises(ShapesDiffer) as caught:
         compare(np.zeros(2, left), np.zeros(2, right), LIMIT)
-    assert str(caught.value) == f"dtype {right}, expected {left}"
+    mentions(caught.value, right, left)
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS, "bool"])

@@ -126,10 +126,10 @@ def test_decisions_are_taken_along_the_axis():
 
 
 @pytest.mark.parametrize("axis", [1, -2, 7])
-def test_an_axis_that_is_not_there_is_named(axis):
+def test_an_axis_that_is_not_there_is_named(axis, golden):
     with pytest.raises(AxisMissing) as caught:
         agreement(np.ones(3), np.ones(3), EXACT, Decision("argmax", axis, 0.25))
-    assert str(caught.value) == f"it has 1 axes, and no axis {axis}"
+    golden(str(caught.value), "1", axis, "axis")
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 2)])
@@ -163,10 +163,11 @@ def scores(case, *values):
     )
 
 
-def test_a_decision_that_changed_within_the_limits_fails():
+def test_a_decision_that_changed_within_the_limits_fails(golden):
     cases = [scores("000", [1.0, 1.9], [5.0, 0.0]), scores("001", [1.0, 1.4])]
     judgement = judge(lambda inputs: {"y": inputs["y"] + np.array([0.5, -0.5], np.float32)}, cases)
-    assert (judgement.passed, judgement.reason) == (False, "y: 1 of 3 decisions (argmax) changed, beside ties")
+    assert not judgement.passed
+    golden(judgement.reason, "1", "3", "(argmax)")
     assert judgement.decisions == {"y": Agreement("argmax", 3, 1, 1)}
     assert judgement.worst is not None and judgement.worst.excess == 0.5
 
@@ -180,20 +181,22 @@ def test_decisions_that_hang_on_ties_pass_and_are_counted():
 # -- in the manifest ------------------------------------------------------------------------
 
 
-def test_a_decision_of_other_fields_is_a_problem_of_the_manifest(tmp_path, monkeypatch):
+def test_a_decision_of_other_fields_is_a_problem_of_the_manifest(tmp_path, monkeypatch, golden):
     path = project(tmp_path, LINEAR)
     path.write_text(path.read_text() + "parity:\n  decisions:\n    y: {axes: 1}\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ManifestInvalid) as caught:
         load("package.yaml")
-    assert render(caught.value) == (
-        "error[manifest-invalid]: 2 problems in package.yaml\n"
-        " --> package.yaml:16: parity.decisions.y.rule\n"
-        "  the field 'rule' is missing\n"
-        " --> package.yaml:16: parity.decisions.y.axes\n"
-        "  'axes' is not a field here\n"
-        "  hint: did you mean 'axis'?\n"
-        "hint: `package schema manifest` prints every field"
+    golden(
+        render(caught.value),
+        "error[manifest-invalid]",
+        "2",
+        "package.yaml",
+        "package.yaml:16: parity.decisions.y.rule",
+        "rule",
+        "package.yaml:16: parity.decisions.y.axes",
+        "axis",
+        "package schema manifest",
     )
 
 
@@ -201,36 +204,43 @@ def test_a_decision_of_other_fields_is_a_problem_of_the_manifest(tmp_path, monke
     ("decision", "line"),
     [("best", "parity.decisions.y"), ("top-0", "parity.decisions.y"), ("{rule: best}", "parity.decisions.y.rule")],
 )
-def test_a_rule_that_is_none_is_a_problem_of_the_manifest(tmp_path, monkeypatch, decision, line):
+def test_a_rule_that_is_none_is_a_problem_of_the_manifest(tmp_path, monkeypatch, decision, line, golden):
     path = project(tmp_path, LINEAR)
     path.write_text(path.read_text() + f"parity:\n  decisions:\n    y: {decision}\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ManifestInvalid) as caught:
         load("package.yaml")
     found = "top-0" if decision == "top-0" else "best"
-    assert render(caught.value) == (
-        "error[manifest-invalid]: 1 problem in package.yaml\n"
-        f" --> package.yaml:16: {line}\n"
-        f"  found {found!r}, which does not match {PATTERN}\n"
-        "  hint: write argmax, top-5, rank, or threshold 0.5\n"
-        "hint: `package schema manifest` prints every field"
+    golden(
+        render(caught.value),
+        "error[manifest-invalid]",
+        "1",
+        "package.yaml",
+        f"package.yaml:16: {line}",
+        f"{found!r}",
+        PATTERN,
+        "top-5",
+        "0.5",
+        "package schema manifest",
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "decisions", "field", "why", "hint"),
+    ("text", "decisions", "field", "facts", "hint_facts"),
     [
-        ("y", {"logits": "argmax"}, "logits", "there is no output 'logits'", "known here: output_0"),
-        ("y", {"output_1": "argmax"}, "output_1", "there is no output 'output_1'", "did you mean 'output_0'?"),
-        ("y.argmax(1)", {"output_0": "argmax"}, "output_0", "output_0 is int64", "decisions are taken on float scores"),
-        ("y", {"output_0": {"rule": "top-2", "axis": 2}}, "output_0", "output_0 has 2 axes, and no axis 2",
-         "axis counts from 0, or from the last as -1"),
-        ("y.sum()", {"output_0": "rank"}, "output_0", "output_0 has 0 axes, and no axis -1",
-         "axis counts from 0, or from the last as -1"),
+        ("y", {"logits": "argmax"}, "logits", ("logits",), ("output_0",)),
+        ("y", {"output_1": "argmax"}, "output_1", ("output_1",), ("output_0",)),
+        ("y.argmax(1)", {"output_0": "argmax"}, "output_0", ("output_0", "int64"), ()),
+        ("y", {"output_0": {"rule": "top-2", "axis": 2}}, "output_0", ("output_0", "2", "axis"),
+         ("0", "-1", "axis")),
+        ("y.sum()", {"output_0": "rank"}, "output_0", ("output_0", "0", "-1", "axis"),
+         ("0", "-1", "axis")),
     ],
     ids=["unknown", "nearly known", "integers", "axis", "a scalar"],
 )  # fmt: skip
-def test_decisions_that_do_not_fit_the_outputs_are_refused(opened, tmp_path, text, decisions, field, why, hint):
+def test_decisions_that_do_not_fit_the_outputs_are_refused(
+    opened, tmp_path, text, decisions, field, facts, hint_facts, golden
+):
     loaded, source, grid = opened(
         LINEAR.replace("return self.layer(x)", f"y = self.layer(x)\n        return {text}"),
         parity={"decisions": decisions},
@@ -238,11 +248,12 @@ def test_decisions_that_do_not_fit_the_outputs_are_refused(opened, tmp_path, tex
     found = reference.first_outputs(loaded, source, grid.example)
     with pytest.raises(DecisionDoesNotFit) as caught:
         reference.declared(loaded, found)
-    assert (caught.value.why, caught.value.hint) == (why, hint)
+    golden(caught.value.why, *facts)
+    golden(caught.value.hint, *hint_facts)
     assert re.fullmatch(rf"{tmp_path}/package\.yaml:\d+: parity\.decisions\.{field}", caught.value.where)
 
 
-def test_vet_and_build_refuse_decisions_that_do_not_fit_before_anything_is_exported(tmp_path, monkeypatch):
+def test_vet_and_build_refuse_decisions_that_do_not_fit_before_anything_is_exported(tmp_path, monkeypatch, golden):
     path = project(tmp_path, LINEAR, parity={"decisions": {"logits": "argmax"}})
     monkeypatch.chdir(tmp_path)
     told = []
@@ -250,11 +261,13 @@ def test_vet_and_build_refuse_decisions_that_do_not_fit_before_anything_is_expor
         with pytest.raises(DecisionDoesNotFit) as caught:
             refuse("package.yaml", listener=told.append)
         line = path.read_text().splitlines().index("    logits: argmax") + 1
-        assert render(caught.value) == (
-            "error[decision-does-not-fit]: parity.decisions does not fit what forward() returns\n"
-            f" --> package.yaml:{line}: parity.decisions.logits\n"
-            "  there is no output 'logits'\n"
-            "hint: known here: output_0"
+        golden(
+            render(caught.value),
+            "error[decision-does-not-fit]",
+            "parity.decisions",
+            "forward()",
+            f"package.yaml:{line}: parity.decisions.logits",
+            "output_0",
         )
     assert not any("noise" in str(event) for event in told)
 
@@ -300,4 +313,4 @@ def test_a_decision_that_changed_fails_where_the_numbers_pass(declared, tmp_path
     report = packager.verify(bundle)
     assert report.structure == ()
     assert report.parity == {"onnx": "fail", "torchscript": "pass"}
-    assert re.fullmatch(r"onnx: output_0: \d+ of \d+ decisions \(argmax\) changed, beside ties", report.notes[0])
+    assert re.fullmatch(r"onnx: output_0\b\D*\d+ of \d+\D*\(argmax\).*", report.notes[0])

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import carries
 from projects import FLOATS, LINEAR, RECURRENT
 
 from packager import samples
-from packager.errors import DecidedByTies, render
+from packager.errors import DecidedByTies
 from packager.manifest import Input, Manifest, Project
 from packager.parity import noise, reference
 from packager.parity.noise import MOVED, ONE_THREAD, ORACLE, PLAIN_KERNELS, ROWS, Chosen
@@ -59,12 +60,12 @@ def test_integer_inputs_and_buffers_stay_what_they_are_in_the_oracle(opened):
 REFUSES = returning("y * (1.0 if x.dtype == torch.float32 else 1 / 0)")
 
 
-def test_where_float64_is_refused_the_parameters_are_moved(opened):
+def test_where_float64_is_refused_the_parameters_are_moved(opened, golden):
     loaded, source, grid = opened(REFUSES)
     before = {name: one.clone() for name, one in source.module.state_dict().items()}
     found, known = evaluated(loaded, source, grid)
     assert next(iter(found)) == MOVED and ORACLE not in found
-    assert found[MOVED].note == "float64 gives ZeroDivisionError"
+    golden(found[MOVED].note, "float64", "ZeroDivisionError")
     shares = [
         np.abs(found[MOVED].outputs[name]["output_0"] - own["output_0"]).max() / np.abs(own["output_0"]).max()
         for name, own in known.items()
@@ -82,7 +83,7 @@ def test_every_parameter_is_moved_by_one_unit_in_the_last_place_and_the_same_way
     assert 300 < int((moved > tensor).sum()) < 700
 
 
-def test_a_module_that_refuses_both_is_not_measured_and_that_is_said(opened):
+def test_a_module_that_refuses_both_is_not_measured_and_that_is_said(opened, golden):
     text = LINEAR.replace(
         "return self.layer(x)",
         "if x.dtype == torch.float64 or not torch.equal(self.layer.weight, self.first):\n"
@@ -91,7 +92,8 @@ def test_a_module_that_refuses_both_is_not_measured_and_that_is_said(opened):
     loaded, source, grid = opened(text)
     source.module.first = source.module.layer.weight.detach().clone()
     found, _ = evaluated(loaded, source, grid)
-    assert (found[MOVED].outputs, found[MOVED].note) == ({}, "float64 gives TypeError, and they TypeError")
+    assert found[MOVED].outputs == {}
+    golden(found[MOVED].note, "float64", "TypeError")
 
 
 # -- other orders of the same arithmetic ----------------------------------------------------
@@ -312,14 +314,14 @@ def measured(loaded, source, grid, *, decides=True):
 
 
 @pytest.mark.parametrize("expression", CHOSEN.values(), ids=CHOSEN)
-def test_what_hangs_on_a_tie_is_drawn_anew_and_said(opened, expression):
+def test_what_hangs_on_a_tie_is_drawn_anew_and_said(opened, expression, golden):
     loaded, source, grid = opened(TOPK.format(expression), RANKED)
     found = measured(loaded, source, grid)
     tied = {case.name: case.fill for case in grid.cases if case.fill in ("extremes", "low", "high", "vanishing")}
     assert len(tied) == 4
-    assert found.undecided == tuple(
-        f"{fill} together (case {name}), where a tie decides what comes out" for name, fill in tied.items()
-    )
+    assert len(found.undecided) == len(tied)
+    for note, (name, fill) in zip(found.undecided, tied.items(), strict=True):
+        golden(note, name, fill)
     assert [case.name for case in found.cases] == [case.name for case in grid.cases]
     assert {case.fill for case in found.cases if case.name in tied} == {"random"}
     assert [one.case for one in found.expectations] == [case.name for case in found.cases]
@@ -341,25 +343,22 @@ def test_a_module_that_takes_no_decision_is_not_nudged(opened):
     assert found.cases == grid.cases
 
 
-def test_real_data_with_a_tie_are_left_out_and_said_to_be(opened, tmp_path):
+def test_real_data_with_a_tie_are_left_out_and_said_to_be(opened, tmp_path, golden):
     np.savez(tmp_path / "real.npz", x=np.full((3, 8), 0.5, np.float32))
     loaded, source, grid = opened(TOPK.format(CHOSEN["an index"]), RANKED, parity={"data": "real.npz"})
     found = measured(loaded, source, grid)
-    assert found.undecided[-1] == "the case data (data), where a tie decides output_0"
+    golden(found.undecided[-1], "(data)", "output_0")
     assert "data" not in [case.name for case in found.cases]
 
 
-def test_a_module_whose_every_answer_hangs_on_a_tie_is_refused(opened, tmp_path):
+def test_a_module_whose_every_answer_hangs_on_a_tie_is_refused(opened, tmp_path, golden):
     loaded, source, grid = opened(TOPK.format("(y * 1e7).round().long()"), RANKED)
     with pytest.raises(DecidedByTies) as caught:
         measured(loaded, source, grid)
     names = {case.name: case.fill for case in grid.cases}
-    lines = render(caught.value).splitlines()
-    last = lines[2].rpartition(": ")[2].split()[0]
-    assert lines == [
-        "error[decided-by-ties]: what this module gives hangs on ties, so no artifact could be held to it",
-        f" --> {tmp_path / 'package.yaml'}:1: parity",
-        f"  inputs moved by a few roundings give something else on {len(grid.cases)} of {len(grid.cases)} cases: "
-        f"{last} ({names[last]}), where a tie decides output_0",
-        "hint: break ties in forward(), round what is ranked, or return the scores instead of their order",
-    ]
+    last = next(name for name in names if carries(caught.value.why, f"{name} ({names[name]})"))
+    golden(
+        caught.value,
+        *(f"{tmp_path / 'package.yaml'}:1: parity", len(grid.cases), "output_0"),
+        case=f"{last} ({names[last]})",
+    )

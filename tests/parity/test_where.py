@@ -13,6 +13,7 @@ import onnx
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from messages import carries, mentions
 from onnx import numpy_helper
 from projects import project, python
 
@@ -141,11 +142,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_the_node_that_was_broken_is_found_against_the_module_and_against_the_earlier_graph(tmp_path, case):
+def test_the_node_that_was_broken_is_found_against_the_module_and_against_the_earlier_graph(tmp_path, case, golden):
     architecture, name, break_it = BROKEN[case]
     loaded, module, good, expected = exported(architecture, tmp_path / "p")
-    with pytest.raises(NotSeen, match="the graph is right on every case"):
+    with pytest.raises(NotSeen) as caught:
         locate.smallest_wrong(good, expected)
+    golden(caught.value)
     bad = broken(good, name, break_it)
     case_found = locate.smallest_wrong(bad, expected)
     inputs = case_found.expectation.inputs
@@ -168,26 +170,28 @@ def test_the_node_that_was_broken_is_found_against_the_module_and_against_the_ea
     assert target.module.rpartition(".")[2] in name
     assert target.place.startswith("model.py:")
     said = locate.between(good, bad.model, expected)
-    assert f"first wrong: node {name} (" in said
-    assert "times the limit" in said
+    mentions(said, name)
 
 
-def test_a_graph_that_is_right_node_by_node_has_no_node_at_fault(tmp_path):
+def test_a_graph_that_is_right_node_by_node_has_no_node_at_fault(tmp_path, golden):
     _, _, graph, expected = exported(architectures.CONVNET, tmp_path / "p")
     wrong = locate.Wrong(expected[0], "logits")
     flow = graph_flow.run(graph, expected[0].inputs)
-    with pytest.raises(NotSeen, match="node by node the graph is right on this case"):
+    with pytest.raises(NotSeen) as caught:
         locate.locate(flow.flow, flow, wrong)
+    golden(caught.value)
 
 
-def test_values_that_take_too_much_memory_are_not_looked_at(tmp_path, monkeypatch):
+def test_values_that_take_too_much_memory_are_not_looked_at(tmp_path, monkeypatch, golden):
     loaded, module, graph, expected = exported(architectures.CONVNET, tmp_path / "p")
     monkeypatch.setattr(graph_flow, "MOST_BYTES", 100)
-    with pytest.raises(NotSeen, match=r"the values on the way take \d+ MiB, more than the 0 looked at"):
+    with pytest.raises(NotSeen) as caught:
         graph_flow.run(graph, expected[0].inputs)
+    golden(caught.value, "0", size=re.search(r"\d+ MiB", str(caught.value)).group())
     inputs = dict(zip(expected[0].inputs, source.bind(loaded, list(expected[0].inputs.values())), strict=True))
-    with pytest.raises(NotSeen, match="more memory than is spent on looking at them"):
+    with pytest.raises(NotSeen) as caught:
         eager_flow.run(eager_flow.Eager(module, inputs, None, loaded.folder), 100)
+    golden(caught.value)
 
 
 def test_a_graph_that_does_not_run_is_said(tmp_path):
@@ -199,9 +203,9 @@ def test_a_graph_that_does_not_run_is_said(tmp_path):
     model = onnx.helper.make_model(graph, ir_version=9, opset_imports=[opset])
     x = np.ones((2, 3), np.float32)
     expected = Expectation("000", {"x": x}, {"y": x.reshape(6)}, {"y": Limit(0.0, 0.0)})
-    with pytest.raises(NotSeen, match=r"case 000: onnxruntime: .*Reshape"):
+    with pytest.raises(NotSeen, match=r"000.*onnxruntime.*Reshape"):
         locate.smallest_wrong(Graph(model, tmp_path), [expected])
-    with pytest.raises(NotSeen, match="onnxruntime, node by node: "):
+    with pytest.raises(NotSeen, match="onnxruntime"):
         graph_flow.run(Graph(model, tmp_path), {"x": x})
 
 
@@ -332,59 +336,44 @@ def lines_of(error):
     return problem.message.splitlines()
 
 
-def test_a_frozen_branch_is_found_and_the_module_that_should_not_run_is_named(tmp_path):
+def test_a_frozen_branch_is_found_and_the_module_that_should_not_run_is_named(tmp_path, golden):
     error, shown = refused(tmp_path, BRANCH.format(then="return self.left(x)"))
     _, first, apart, branch, shows = lines_of(error)
-    assert first == (
-        "first wrong: node /model/block/left/Gemm (Gemm), for PyTorch's linear in module block.right, model.py:15"
-    )
-    assert apart.startswith("its inputs agree within 0.")
-    assert branch == "the graph runs block.left, and the module did not on this case"
-    assert shows == f"{tmp_path}/repro/net-1.0.0/show.py shows it"
+    golden(first, "linear", "/model/block/left/Gemm", "(Gemm)", "block.right", "model.py:15")
+    golden(branch, "block.left")
+    golden(shows, f"{tmp_path}/repro/net-1.0.0/show.py")
     assert error.problems[0].where == "model.py:15"
-    index, actual, expected = re.search(r"its output(\[.*\]) is (\S+), expected (\S+),", apart).groups()
-    assert shown.splitlines()[1] == f"at {index} PyTorch gives {expected}, onnxruntime {actual}"
+    index, actual, expected = re.search(r"(\[.*\]) \D*?(-?\d\S*), \D*?(-?\d\S*),", apart).groups()
+    golden(shown.splitlines()[1], index=index, expected=expected, actual=actual)
     assert nodes_of(tmp_path) == ["Gemm"]
 
 
-def test_an_operation_that_a_frozen_branch_adds_is_found(tmp_path):
+def test_an_operation_that_a_frozen_branch_adds_is_found(tmp_path, golden):
     error, shown = refused(tmp_path, BRANCH.format(then="x = x * 2"))
-    assert lines_of(error)[1] == (
-        "first wrong: node /model/block/Mul (Mul), which does more than PyTorch's linear in module block.right,"
-        " model.py:15"
-    )
+    golden(lines_of(error)[1], "/model/block/Mul", "(Mul)", "linear", "block.right", "model.py:15")
     assert nodes_of(tmp_path) == ["Constant", "Mul"]
-    assert "PyTorch gives float32" in shown
+    mentions(shown, "PyTorch", "float32")
 
 
-def test_an_operation_that_a_frozen_branch_leaves_out_is_found(tmp_path):
+def test_an_operation_that_a_frozen_branch_leaves_out_is_found(tmp_path, golden):
     error, shown = refused(tmp_path, BRANCH.format(then="x = x * 2").replace("> 0", "< 0"))
-    assert lines_of(error)[1:3] == [
-        "first wrong: nothing in the graph does PyTorch's mul in module block, model.py:14",
-        "node /model/block/right/Gemm (Gemm) gets what comes before it",
-    ]
+    golden("\n".join(lines_of(error)[1:3]), "mul", "block", "model.py:14", "/model/block/right/Gemm", "(Gemm)")
     assert nodes_of(tmp_path) == ["Identity"]
     assert "onnxruntime" in shown.splitlines()[1]
 
 
-def test_an_exporter_with_a_wrong_formula_is_found_in_its_first_use(tmp_path):
+def test_an_exporter_with_a_wrong_formula_is_found_in_its_first_use(tmp_path, golden):
     error, shown = refused(tmp_path, SWISH)
-    assert lines_of(error)[1] == (
-        "first wrong: node /model/0/Mul (Mul) and the one before it, for PyTorch's where_test::swish in module"
-        " layers.0, model.py:31"
-    )
+    golden(lines_of(error)[1], "/model/0/Mul", "(Mul)", "where_test::swish", "layers.0", "model.py:31")
     assert nodes_of(tmp_path) == ["HardSigmoid", "Mul"]
-    assert "PyTorch gives" in shown
+    mentions(shown, "PyTorch", "onnxruntime")
 
 
-def test_a_formula_for_exporters_alone_is_found_in_the_graph_of_torch_export(tmp_path):
+def test_a_formula_for_exporters_alone_is_found_in_the_graph_of_torch_export(tmp_path, golden):
     error, shown = refused(tmp_path, EXPORTING, "torch-export")
-    assert lines_of(error)[1] == (
-        "first wrong: node node_mul_7 (Mul) and the 2 nodes before it, for PyTorch's gelu in module activation,"
-        " model.py:11"
-    )
+    golden(lines_of(error)[1], "node_mul_7", "(Mul)", "2", "gelu", "activation", "model.py:11")
     assert nodes_of(tmp_path) == ["Mul", "Sigmoid", "Mul"]
-    assert "PyTorch gives" in shown
+    mentions(shown, "PyTorch", "onnxruntime")
 
 
 @pytest.mark.slow
@@ -396,7 +385,7 @@ def test_a_failure_elsewhere_replaces_the_folder_and_what_is_not_ours_is_left(tm
     (folder / "show.py").unlink()
     with pytest.raises(ParityFailed) as caught:
         packager.build(tmp_path / "p" / "package.yaml", tmp_path / "dist")
-    assert f"{folder} is something else, and was left as it is" in render(caught.value)
+    mentions(render(caught.value), folder)
     assert sorted(os.listdir(folder)) == ["subgraph.onnx", "values.npz"]
 
 
@@ -452,22 +441,21 @@ MASKED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("text", "told", "mended"),
+    ("text", "facts", "mended"),
     [
         (
             ATTENDING,
-            "mask is all zeros there, attention over nothing: mask | ~mask.any(-1, keepdim=True) in forward() attends "
-            "to all instead",
+            ("mask", "mask | ~mask.any(-1, keepdim=True)", "forward()"),
             ("=mask[", "=(mask | ~mask.any(-1, keepdim=True))["),
         ),
         (
             ENCODER,
-            "nn.TransformerEncoder zeroes what is padded; with enable_nested_tensor=False it does not",
+            ("nn.TransformerEncoder", "enable_nested_tensor=False"),
             ("True), 2)", "True), 2, enable_nested_tensor=False)"),
         ),
     ],
 )
-def test_what_pytorch_alone_defines_of_a_mask_is_told_with_what_mends_it(tmp_path, text, told, mended):
+def test_what_pytorch_alone_defines_of_a_mask_is_told_with_what_mends_it(tmp_path, text, facts, mended, golden):
     settings = {
         "inputs": MASKED,
         "dims": {"seq": {"max": 16}},
@@ -476,5 +464,7 @@ def test_what_pytorch_alone_defines_of_a_mask_is_told_with_what_mends_it(tmp_pat
     }
     with pytest.raises(ParityFailed) as caught:
         packager.build(project(tmp_path / "p", text, **settings), tmp_path / "dist")
-    assert told in [line for problem in caught.value.problems for line in problem.message.splitlines()]
+    lines = [line for problem in caught.value.problems for line in problem.message.splitlines()]
+    (advice,) = [line for line in lines if all(carries(line, fact) for fact in facts)]
+    golden(advice)
     packager.build(project(tmp_path / "q", text.replace(*mended), **settings), tmp_path / "dist")

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from messages import mentions
 from projects import ANOTHER, LINEAR, project, python, reseal
 
 import packager
@@ -56,13 +57,13 @@ def test_a_call_is_a_run(loaded):
     assert np.array_equal(loaded(image=images(3))["logits"], loaded.run({"image": images(3)})["logits"])
 
 
-def test_a_bundle_says_what_it_is(loaded, built):
+def test_a_bundle_says_what_it_is(loaded, built, golden):
     assert (loaded.name, loaded.version, loaded.backend) == ("digits-cnn", "1.0.0", "onnx")
     assert loaded.fingerprint == built.fingerprint
     assert loaded.inputs == [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
     assert loaded.outputs == [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}]
     assert loaded.config == json.loads((built.bundle / "config.json").read_text())
-    assert repr(loaded) == f"<Bundle digits-cnn 1.0.0 on onnx, {built.fingerprint}>"
+    golden(repr(loaded), "1.0.0", f"{built.fingerprint}>", "digits", "cnn")
 
 
 def test_an_array_that_is_not_contiguous_or_may_not_be_written_is_taken(loaded, eager):
@@ -99,40 +100,36 @@ def refused(bundle, **inputs):
     return caught.value
 
 
-def test_the_message_for_a_wrong_input_reads_as_a_whole(loaded):
-    assert render(refused(loaded, imgae=images(1))) == (
-        "error[data-does-not-fit]: the inputs do not fit the signature\n"
-        " --> inputs\n"
-        "  the inputs are image; given: imgae; did you mean 'image'?\n"
-        "hint: one array for each input, by its name, in its dtype and shape"
-    )
+def test_the_message_for_a_wrong_input_reads_as_a_whole(loaded, golden):
+    golden(render(refused(loaded, imgae=images(1))), "error[data-does-not-fit]", "inputs", "image", "imgae")
 
 
 @pytest.mark.parametrize(
-    ("inputs", "where", "why"),
+    ("inputs", "where", "facts"),
     [
-        ({}, "inputs", "the inputs are image; given: none"),
+        ({}, "inputs", ("image",)),
         (
             {"image": images(1), "mask": images(1)},
             "inputs",
-            "the inputs are image; given: image, mask; known here: image",
+            ("image", "mask"),
         ),
         (
             {"image": images(1).astype(np.float64)},
             "image",
-            "it is float64[1, 1, 8, 8], expected float32[batch, 1, 8, 8]",
+            ("float64[1, 1, 8, 8]", "float32[batch, 1, 8, 8]"),
         ),
-        ({"image": images(1)[0]}, "image", "it is float32[1, 8, 8], expected float32[batch, 1, 8, 8]"),
-        ({"image": images(1)[:, :, :7]}, "image", "its shape must be [batch, 1, 8, 8]; a dim of 8 is 7"),
-        ({"image": images(0)}, "image", "batch is 0, and must be at least 1 and at most 16"),
-        ({"image": images(17)}, "image", "batch is 17, and must be at least 1 and at most 16"),
-        ({"image": images(1).tolist()}, "image", "it is a list, not a numpy array"),
-        ({"image": torch.zeros(1, 1, 8, 8)}, "image", "it is a Tensor, not a numpy array"),
+        ({"image": images(1)[0]}, "image", ("float32[1, 8, 8]", "float32[batch, 1, 8, 8]")),
+        ({"image": images(1)[:, :, :7]}, "image", ("[batch, 1, 8, 8]", "8", "7")),
+        ({"image": images(0)}, "image", ("0", "1", "16")),
+        ({"image": images(17)}, "image", ("17", "1", "16")),
+        ({"image": images(1).tolist()}, "image", ()),
+        ({"image": torch.zeros(1, 1, 8, 8)}, "image", ()),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(loaded, inputs, where, why):
+def test_inputs_that_do_not_fit_are_refused(loaded, inputs, where, facts, golden):
     error = refused(loaded, **inputs)
-    assert (error.where, error.why) == (where, why)
+    assert error.where == where
+    golden(error.why, *facts)
 
 
 TWO = """
@@ -160,11 +157,11 @@ def two(tmp_path_factory):
     return packager.build(project(folder, TWO, inputs=inputs), folder / "out").bundle
 
 
-def test_a_dim_that_differs_between_inputs_is_refused(two):
+def test_a_dim_that_differs_between_inputs_is_refused(two, golden):
     bundle = packager.load(two)
     ids, x = np.zeros((2, 1), np.int64), np.zeros((3, 4), np.float32)
-    assert refused(bundle, ids=ids, x=x).why == "rows is 3 here and 2 in another input"
-    assert refused(bundle, ids=ids[:0], x=x[:0]).why == "rows is 0, and must be at least 1"
+    golden(refused(bundle, ids=ids, x=x).why, "3", "2")
+    golden(refused(bundle, ids=ids[:0], x=x[:0]).why, "0", "1")
 
 
 def test_several_inputs_and_outputs_keep_their_names(two):
@@ -179,18 +176,13 @@ def test_several_inputs_and_outputs_keep_their_names(two):
 # -- integrity ------------------------------------------------------------------------------
 
 
-def test_a_changed_bundle_is_refused(bundle):
+def test_a_changed_bundle_is_refused(bundle, golden):
     with (bundle / "model.onnx").open("ab") as stream:
         stream.write(b"x")
     (bundle / "extra").touch()
     with pytest.raises(IntegrityFailed) as caught:
         packager.load(bundle)
-    assert render(caught.value) == (
-        f"error[integrity-failed]: {bundle} is not what was built\n"
-        "  not listed: extra\n"
-        "  changed: model.onnx\n"
-        "hint: fetch the bundle again, or build it anew"
-    )
+    golden(render(caught.value), "error[integrity-failed]", bundle, "model.onnx", "extra")
 
 
 def test_a_changed_bundle_is_loaded_only_where_nobody_wants_to_know(bundle):
@@ -198,15 +190,11 @@ def test_a_changed_bundle_is_loaded_only_where_nobody_wants_to_know(bundle):
     assert packager.load(bundle, verify=False).backend == "onnx"
 
 
-def test_the_fingerprint_asked_for_must_be_the_bundles(bundle, built):
+def test_the_fingerprint_asked_for_must_be_the_bundles(bundle, built, golden):
     assert packager.load(bundle, fingerprint=built.fingerprint).fingerprint == built.fingerprint
     with pytest.raises(FingerprintWrong) as caught:
         packager.load(bundle, fingerprint=ANOTHER)
-    assert render(caught.value) == (
-        f"error[fingerprint-wrong]: {bundle} is another bundle than the one asked for\n"
-        f"  asked for: {ANOTHER}\n"
-        f"  found:     {built.fingerprint}"
-    )
+    golden(render(caught.value), "error[fingerprint-wrong]", bundle, ANOTHER, built.fingerprint)
 
 
 def test_a_fingerprint_is_no_comfort_where_verify_is_off(bundle, built):
@@ -233,20 +221,19 @@ def test_torchscript_is_taken_where_onnx_does_not_load_and_a_warning_says_why(br
     assert bundle.backend == "torchscript"
     assert len(caplog.records) == 1
     message = caplog.records[0].getMessage()
-    assert message.startswith("digits-cnn-1.0.0 falls back to TorchScript: onnxruntime: ")
-    assert "model.onnx" in message
+    mentions(message, "digits-cnn-1.0.0", "TorchScript", "onnxruntime", "model.onnx")
     found = bundle.run({"image": images(5)})
     assert list(found) == ["logits"]
     np.testing.assert_allclose(found["logits"], eager(images(5)), rtol=1e-5, atol=1e-5)
     assert refused(bundle, image=images(17)).where == "image"
 
 
-def test_a_fallback_that_is_not_wanted_is_refused(broken):
+def test_a_fallback_that_is_not_wanted_is_refused(broken, golden):
     with pytest.raises(BackendUnavailable) as caught:
         packager.load(broken, fallback=False)
-    assert caught.value.message == f"{broken} cannot be loaded"
+    golden(caught.value.message, broken)
     assert caught.value.why.startswith("onnxruntime: ")
-    assert caught.value.hint == "load with fallback=True"
+    golden(caught.value.hint, "fallback=True")
 
 
 def test_a_good_bundle_does_not_fall_back(built, caplog):
@@ -262,7 +249,7 @@ def test_two_broken_models_are_both_named(broken):
     assert [line.partition(":")[0] for line in caught.value.why.splitlines()] == ["onnxruntime", "TorchScript"]
 
 
-def test_a_fallback_without_torch_is_refused_and_says_what_is_missing(broken):
+def test_a_fallback_without_torch_is_refused_and_says_what_is_missing(broken, golden):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import packager\n"
@@ -275,8 +262,8 @@ def test_a_fallback_without_torch_is_refused_and_says_what_is_missing(broken):
     done = python(code, broken)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == f"error[backend-unavailable]: {broken} cannot be loaded"
-    assert lines[2].startswith("  the TorchScript fallback needs torch: ")
+    golden(lines[0], "error[backend-unavailable]", broken)
+    mentions(lines[2], "TorchScript", "torch")
     assert lines[3] == "hint: pip install torch"
 
 
@@ -303,8 +290,7 @@ def test_the_fallback_of_an_archive_runs_when_the_unpacked_folder_is_gone(broken
     assert found.backend == "torchscript"
     np.testing.assert_allclose(found(image=images(5))["logits"], eager(images(5)), rtol=1e-5, atol=1e-5)
     message = caplog.records[0].getMessage()
-    assert message.startswith("digits-cnn-1.0.0 falls back to TorchScript: onnxruntime: ")
-    assert "Load model from model.onnx failed" in message
+    mentions(message, "digits-cnn-1.0.0", "TorchScript", "onnxruntime", "model.onnx")
 
 
 def test_weights_beside_the_model_stay_when_the_unpacked_folder_is_gone(bundle, loaded, temporary):
@@ -323,32 +309,28 @@ def test_weights_beside_the_model_stay_when_the_unpacked_folder_is_gone(bundle, 
         )
 
 
-def test_an_archive_of_a_changed_bundle_is_refused_under_its_own_name(bundle, temporary):
+def test_an_archive_of_a_changed_bundle_is_refused_under_its_own_name(bundle, temporary, golden):
     with (bundle / "model.onnx").open("ab") as stream:
         stream.write(b"x")
     path = zipped(bundle)
     with pytest.raises(IntegrityFailed) as caught:
         packager.load(path)
-    assert render(caught.value) == (
-        f"error[integrity-failed]: {path} is not what was built\n"
-        "  changed: model.onnx\n"
-        "hint: fetch the bundle again, or build it anew"
-    )
+    golden(render(caught.value), "error[integrity-failed]", path, "model.onnx")
 
 
-def test_an_archive_of_another_bundle_is_refused_under_its_own_name(archived, temporary):
+def test_an_archive_of_another_bundle_is_refused_under_its_own_name(archived, temporary, golden):
     with pytest.raises(FingerprintWrong) as caught:
         packager.load(archived, fingerprint=ANOTHER)
-    assert caught.value.message == f"{archived} is another bundle than the one asked for"
+    golden(caught.value.message, archived)
 
 
-def test_an_archive_whose_models_are_both_broken_is_refused_under_its_own_name(broken, temporary):
+def test_an_archive_whose_models_are_both_broken_is_refused_under_its_own_name(broken, temporary, golden):
     (broken / "model.ts").write_bytes(b"not a model")
     reseal(broken)
     path = zipped(broken)
     with pytest.raises(BackendUnavailable) as caught:
         packager.load(path)
-    assert caught.value.message == f"{path} cannot be loaded"
+    golden(caught.value.message, path)
     assert str(temporary) not in render(caught.value)
 
 
@@ -362,7 +344,7 @@ def test_a_selftest_passes_on_either_backend(bundle):
     assert packager.load(bundle, selftest=True).backend == "torchscript"
 
 
-def test_a_selftest_refuses_a_model_that_computes_something_else(bundle):
+def test_a_selftest_refuses_a_model_that_computes_something_else(bundle, golden):
     import onnx
 
     model = onnx.load(bundle / "model.onnx")
@@ -374,7 +356,7 @@ def test_a_selftest_refuses_a_model_that_computes_something_else(bundle):
     assert packager.load(bundle).backend == "onnx"
     with pytest.raises(SelftestFailed) as caught:
         packager.load(bundle, selftest=True)
-    assert caught.value.message == f"{bundle} does not compute here what it computed when it was built"
+    golden(caught.value.message, bundle)
     assert caught.value.why.startswith("logits[")
 
 
@@ -386,19 +368,19 @@ def test_a_selftest_on_evidence_that_is_malformed_is_refused(bundle):
     assert caught.value.why.startswith("evidence: ")
 
 
-def test_values_that_the_model_cannot_run_on_are_refused_with_the_cause(tmp_path):
+def test_values_that_the_model_cannot_run_on_are_refused_with_the_cause(tmp_path, golden):
     table = LINEAR.replace("nn.Linear(4, 3)", "nn.Embedding(5, 3)")
     path = project(tmp_path / "p", table, inputs={"x": {"dtype": "int64", "shape": ["batch"], "range": [0, 5]}})
     bundle = packager.load(packager.build(path, tmp_path / "dist").bundle)
     with pytest.raises(InferenceFailed) as caught:
         bundle.run({"x": np.array([7])})
     assert caught.value.exit_status == 2
-    assert caught.value.message == "the onnx model cannot run on these values"
-    assert "idx=7 must be within the inclusive range [-5,4]" in caught.value.why
+    golden(caught.value.message)
+    mentions(caught.value.why, "idx=7", "[-5,4]")
 
 
-def test_inputs_that_are_no_mapping_are_refused(bundle):
+def test_inputs_that_are_no_mapping_are_refused(bundle, golden):
     for given, kind in ((np.zeros((1, 4), np.float32), "ndarray"), ([1.0], "list")):
         with pytest.raises(DataDoesNotFit) as caught:
             packager.load(bundle).run(given)
-        assert caught.value.why == f"they are a {kind}, not a mapping of arrays by name"
+        golden(caught.value.why, kind)
