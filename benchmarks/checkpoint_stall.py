@@ -23,8 +23,8 @@ import torch.distributed.checkpoint as dcp
 from report import put
 from torch import nn
 
-from packager.checkpoint.manager import CheckpointManager
-from packager.checkpoint.retention import Retention
+from packager.checkpoint.training.manager import CheckpointManager
+from packager.checkpoint.training.retention import Retention
 
 Saver = Callable[[Path], Callable[[], object]]  # saves into a folder, and returns what waits for it
 

@@ -36,10 +36,10 @@ from peer_rules import RULES, TESTS, Array, Arrays, Rule
 from report import put
 
 import packager
-from packager import outputs
 from packager.bundle import layout
 from packager.bundle.evidence import read_expectations
-from packager.parity.gate import judge
+from packager.common import output_tree
+from packager.parity.numerics.verdict import judge
 from packager.runtime.torchscript_backend import TorchScriptBackend
 
 sys.path[:0] = [str(TESTS), str(TESTS / "mutants")]
@@ -147,7 +147,7 @@ def subject(architecture: Architecture, level: str, folder: Path) -> Subject:
     def eager(feed: Arrays) -> dict[str, Array]:
         with torch.inference_mode():
             value = module(*(torch.from_numpy(array) for array in feed.values()))
-        named = outputs.select(outputs.flatten(value), list(architecture.outputs))
+        named = output_tree.select(output_tree.flatten(value), list(architecture.outputs))
         return {name: tensor.numpy() for name, tensor in named.items()}
 
     expected = {rule.name: [(feed, eager(feed)) for feed in rule.feeds(architecture)] for rule in RULES}

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _TIMED = {
     "packager.parity.reference": ("measure_floor", "early", "measure"),
     "packager.parity.coverage": ("explore", "measure", "still"),
-    "packager.parity.artifacts": ("judge_onnx", "judge_torchscript"),
+    "packager.runtime.check": ("judge_onnx", "judge_torchscript"),
 }
 """The gate's functions, as a build calls them. They do not call each other."""
 
@@ -94,7 +94,7 @@ import dataclasses, importlib.abc, importlib.machinery, sys
 
 
 def without_gate(name, module):
-    if name == "packager.samples":
+    if name == "packager.parity.cases.sample_grid":
         grid = module.grid
 
         def two_cases(project):
@@ -109,18 +109,18 @@ def without_gate(name, module):
         module.early = lambda *given, **named: ()
         module.check_repeatable = lambda *given: None
     elif name == "packager.parity.coverage":
-        from packager.results import Coverage
+        from packager.parity.results import (Coverage)
 
         module.explore = lambda project, source, grid: grid
         module.measure = lambda *given: Coverage(1, 1, {}, "nothing")
     else:
-        from packager.parity.gate import Judgement
+        from packager.parity.numerics.verdict import Judgement
 
         module.judge_onnx = module.judge_torchscript = lambda *given, **named: Judgement(True, "", {}, None)
 
 
-NAMES = ("packager.samples", "packager.parity.noise", "packager.parity.reference", "packager.parity.coverage",
-         "packager.parity.artifacts")
+NAMES = ("packager.parity.cases.sample_grid", "packager.parity.noise", "packager.parity.reference", "packager.parity.coverage",
+         "packager.runtime.check")
 
 
 class Finder(importlib.abc.MetaPathFinder):

@@ -17,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from packager.bundle.evidence import read_expectations
-from packager.parity.limits import MULTIPLE
+from packager.parity.numerics.tolerances import MULTIPLE
 from packager.runtime.onnx_backend import OnnxBackend
 
 matplotlib.use("svg")

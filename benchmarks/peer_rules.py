@@ -23,7 +23,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "mutants")]
 from architectures import Architecture  # noqa: E402 (the path comes first)
 from wrong_signature import EXAMPLE  # noqa: E402
 
-from packager.manifest import Input  # noqa: E402
+from packager.project.manifest import Input  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = Mapping[str, Array]

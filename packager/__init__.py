@@ -6,41 +6,33 @@ of the same name. Importing this module imports none of their worlds: each is fe
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from packager.common.lazy_import import import_attribute
+
 if TYPE_CHECKING:
-    from packager.building import BuildResult, build
-    from packager.bundle.verify import VerifyReport, verify
+    from packager.builder.api import BuildResult, build
     from packager.differences import DiffReport, diff
     from packager.errors import PackagerError
     from packager.runtime.loader import Bundle, load
+    from packager.runtime.verify import VerifyReport, verify
 
 __all__ = [
     "Bundle", "BuildResult", "DiffReport", "PackagerError", "VerifyReport", "build", "diff", "load", "verify"
 ]  # fmt: skip
 
-_HOMES = {
+_EXPORTS = {
     "Bundle": "packager.runtime.loader",
-    "BuildResult": "packager.building",
+    "BuildResult": "packager.builder.api",
     "DiffReport": "packager.differences",
     "PackagerError": "packager.errors",
-    "VerifyReport": "packager.bundle.verify",
-    "build": "packager.building",
+    "VerifyReport": "packager.runtime.verify",
+    "build": "packager.builder.api",
     "diff": "packager.differences",
     "load": "packager.runtime.loader",
-    "verify": "packager.bundle.verify",
+    "verify": "packager.runtime.verify",
 }
 
 
-def fetched(name: str, homes: Mapping[str, str], namespace: dict[str, Any]) -> Any:
-    """A name that a package exports, imported from its home when it is first asked for (PEP 562)."""
-    if name not in homes:
-        raise AttributeError(f"module {namespace['__name__']!r} has no attribute {name!r}")
-    namespace[name] = getattr(importlib.import_module(homes[name]), name)
-    return namespace[name]
-
-
 def __getattr__(name: str) -> Any:
-    return fetched(name, _HOMES, globals())
+    return import_attribute(name, _EXPORTS, globals())

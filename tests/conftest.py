@@ -36,7 +36,7 @@ def golden(request, tmp_path_factory):
     folders = {re.escape(str(tmp_path_factory.getbasetemp())) + r"/[^/\s'\"]+": "<temporary>"}
     if "tmp_path" in request.fixturenames:
         folders = {re.escape(str(request.getfixturevalue("tmp_path"))): "<folder>", **folders}
-    path = messages.GOLDENS / f"{request.path.stem}.txt"
+    path = messages.GOLDENS / request.path.relative_to(messages.GOLDENS.parent).with_suffix(".txt")
     test = re.sub(r"-?facts\d+", "", request.node.name)  # a column of facts says nothing of the case
     return messages.Golden(path, test, folders, update=request.config.getoption("--update-goldens"))
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from projects import ROOT
 
-from packager import manifest
-from packager.cli import cli
+from packager.cli.main import cli
 from packager.errors import PackagerError, Refused, UserError
+from packager.project import manifest
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

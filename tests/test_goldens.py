@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from messages import GOLDENS, Golden, mentions, read_sections
 
+MODULE_GOLDENS = sorted(path for path in GOLDENS.rglob("test_*.txt") if path.parent != GOLDENS / "errors")
+
 
 def module_of(path):
-    """The test module whose messages a golden file holds, wherever it lies below tests/."""
-    found = list(GOLDENS.parent.rglob(f"{path.stem}.py"))
-    assert len(found) == 1, f"{path.name} belongs to no test module: {found}"
-    return found[0]
+    """Return the test module whose messages a golden file holds: goldens/ mirrors tests/."""
+    module = GOLDENS.parent / path.relative_to(GOLDENS).with_suffix(".py")
+    assert module.is_file(), f"{path} belongs to no test module"
+    return module
 
 
 def functions_in(module):
@@ -20,7 +22,7 @@ def functions_in(module):
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("path", sorted(GOLDENS.glob("*.txt")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULE_GOLDENS, ids=lambda path: path.stem)
 def test_every_section_of_a_golden_file_belongs_to_a_test(path):
     tests = {heading.partition("[")[0].partition(" ")[0] for heading in read_sections(path)}
     assert tests and tests - functions_in(module_of(path)) == set()

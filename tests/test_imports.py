@@ -64,7 +64,7 @@ def test_verifying_without_torch_imports_no_onnx_and_no_build_side(built):
     code = "import sys; sys.modules['torch'] = None\nimport packager\nassert packager.verify(sys.argv[1]).ok"
     found = imported(code, built.bundle)
     assert not found & (HEAVY - {"torch"})
-    assert not found & (BUILD_SIDE - {"packager.jobs"})
+    assert not found & (BUILD_SIDE - {"packager.export.graph.messages"})
 
 
 def test_comparing_bundles_imports_onnx_for_models_that_differ_and_torch_never(built):
@@ -80,7 +80,7 @@ def test_comparing_bundles_imports_onnx_for_models_that_differ_and_torch_never(b
 def test_a_checkpoint_is_located_and_described_without_a_tensor_library(tmp_path):
     (tmp_path / "best.pt").write_bytes(b"x")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom packager.hashing import sha256_file\n"
+        "import sys\nfrom pathlib import Path\nfrom packager.common.hashing import sha256_file\n"
         "from packager.checkpoint.locate import digest, locate\n"
         "assert len(digest(locate(Path(sys.argv[1])), sha256_file)) == 64\n"
     )
@@ -89,24 +89,28 @@ def test_a_checkpoint_is_located_and_described_without_a_tensor_library(tmp_path
     assert not found & heavy
     ours = {
         "packager.checkpoint",
-        "packager.checkpoint.header",
-        "packager.checkpoint.pieces",
-        "packager.strict_json",
+        "packager.checkpoint.safetensors_header",
+        "packager.checkpoint.sharded_index",
+        "packager.common.strict_json",
         "packager.checkpoint.locate",
         "packager.errors",
         "packager.checkpoint.run_folder",
-        "packager.hashing",
+        "packager.common.hashing",
     }
     assert {one for one in found if one.startswith("packager.")} == ours
     found = imported("from packager.checkpoint import about, header")
     assert not found & heavy
-    assert not imported("import packager.inspect") & (HEAVY | {"safetensors"})
+    assert not imported("import packager.cli.describe") & (HEAVY | {"safetensors"})
 
 
 def test_looking_whether_a_build_has_anything_to_do_reads_no_manifest_and_no_checkpoint():
-    found = imported("import packager.again")
+    found = imported("import packager.builder.incremental.up_to_date")
     assert not found & {*HEAVY, "onnxruntime", "numpy", "pydantic", "yaml", "rich", "safetensors"}
-    assert not found & {"packager.checkpoint.files", "packager.checkpoint.select", "packager.preflight"}
+    assert not found & {
+        "packager.checkpoint.open_files",
+        "packager.checkpoint.state_dict",
+        "packager.project.preflight",
+    }
 
 
 def test_the_command_imports_nothing_before_it_knows_what_to_do():
@@ -114,7 +118,7 @@ def test_the_command_imports_nothing_before_it_knows_what_to_do():
     assert "click" in found
     assert not found & {*HEAVY, "onnxruntime", "numpy", "pydantic", "yaml", "rich", "safetensors"}
     ours = {one for one in found if one.startswith("packager.")}
-    assert ours == {"packager.cli", "packager.errors", "packager.streams"}
+    assert ours == {"packager.cli", "packager.errors", "packager.cli.stdio"}
 
 
 @pytest.mark.parametrize("command", ["build", "vet"])
@@ -133,7 +137,7 @@ def test_the_onnx_side_does_not_import_torch():
     code = "import sys; sys.modules['torch'] = None\nimport onnxsim\nfrom packager import optimize"
     found = imported(code)
     assert not {one for one in found if one.startswith("torch.")}
-    assert "packager.source" not in found
+    assert "packager.model.loader" not in found
 
 
 # -- in the source --------------------------------------------------------------------------
@@ -232,4 +236,4 @@ def test_only_the_modules_of_the_build_and_the_fallback_import_torch_at_the_top(
 
 def test_the_command_line_imports_its_worlds_inside_its_commands():
     top = imports_of(ROOT / "packager/cli.py", inside_functions=False)
-    assert top == {"click", "packager", "packager.streams", "packager.errors"}
+    assert top == {"click", "packager", "packager.cli.stdio", "packager.errors"}

@@ -1,6 +1,6 @@
 """The archive of a bundle: its folder as one file, NAME-VERSION.zip.
 
-The archive is a ZIP as `packager.stored_zip` writes them: stored entries, each content at a multiple
+The archive is a ZIP as `packager.common.deterministic_zip` writes them: stored entries, each content at a multiple
 of 64 bytes, every header fixed, ZIP64 where it must be. It has one entry for every file of the
 folder, SHA256SUMS, FINGERPRINT and model.sig included, and nothing else: no folder, no link, nothing
 before, between or behind. An entry's name is the path inside the bundle, in UTF-8: parts between
@@ -24,11 +24,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from packager import stored_zip
 from packager.bundle import layout
 from packager.bundle.fingerprint import files_in
+from packager.common import deterministic_zip
+from packager.common.hashing import CHUNK_BYTES
 from packager.errors import ArchiveRefused, IntegrityFailed, OutputRefused, PackagerError
-from packager.hashing import CHUNK_BYTES
 
 _SUFFIX = ".zip"
 _DEEPEST = 32
@@ -50,8 +50,8 @@ def write(folder: Path, target: Path) -> None:
         made = Path(place) / "made"
         try:
             with made.open("wb") as stream:
-                stored_zip.write(stream, (_file(folder, path) for path in paths))
-        except stored_zip.Malformed as error:
+                deterministic_zip.write(stream, (_file(folder, path) for path in paths))
+        except deterministic_zip.Malformed as error:
             raise OutputRefused(str(target), str(error), "take it out, or build the bundle anew") from None
         os.replace(made, target)
 
@@ -77,9 +77,9 @@ def as_folder(path: Path) -> Iterator[Path]:
         try:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="packager-")))
             _unpack(path, folder)
-        except stored_zip.Damaged as error:
+        except deterministic_zip.Damaged as error:
             raise IntegrityFailed(str(path), str(error)) from None
-        except stored_zip.Malformed as error:
+        except deterministic_zip.Malformed as error:
             hint = "fetch it again, or unpack it and give the folder"
             raise ArchiveRefused(str(path), str(error), hint) from None
         except OSError as error:
@@ -96,7 +96,7 @@ def _file(folder: Path, path: str) -> tuple[str, int, Iterator[bytes]]:
     _check_path(path)
     found = (folder / path).lstat()
     if not stat.S_ISREG(found.st_mode):
-        raise stored_zip.Malformed(f"{path!r} is no regular file")
+        raise deterministic_zip.Malformed(f"{path!r} is no regular file")
     return path, found.st_size, _chunks(folder / path)
 
 
@@ -108,14 +108,14 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 def _unpack(path: Path, folder: Path) -> None:
     with path.open("rb") as stream:
-        for name, chunks in stored_zip.read(stream):
+        for name, chunks in deterministic_zip.read(stream):
             _check_path(name)
             target = folder / name
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 created = target.open("xb")
             except (FileExistsError, NotADirectoryError):
-                raise stored_zip.Malformed(f"{name[:200]!r} stands in the place of another entry") from None
+                raise deterministic_zip.Malformed(f"{name[:200]!r} stands in the place of another entry") from None
             with created:
                 created.writelines(chunks)
 
@@ -124,12 +124,12 @@ def _check_path(path: str) -> None:
     """Raise `Malformed` for a path that leads out of the bundle, or that no bundle has."""
     parts, shown = path.split("/"), repr(path[:200])
     if any(part in ("", ".", "..") for part in parts):
-        raise stored_zip.Malformed(f"{shown} is no path inside a bundle")
+        raise deterministic_zip.Malformed(f"{shown} is no path inside a bundle")
     if any(character in path for character in "\n\r\0\\"):
-        raise stored_zip.Malformed(f"a path in a bundle has no line break, no NUL and no backslash: {shown}")
+        raise deterministic_zip.Malformed(f"a path in a bundle has no line break, no NUL and no backslash: {shown}")
     if len(parts) > _DEEPEST + 1:
-        raise stored_zip.Malformed(f"{shown} lies more than {_DEEPEST} folders deep")
+        raise deterministic_zip.Malformed(f"{shown} lies more than {_DEEPEST} folders deep")
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise stored_zip.Malformed(f"{shown} is no UTF-8") from None
+        raise deterministic_zip.Malformed(f"{shown} is no UTF-8") from None

@@ -15,9 +15,9 @@ import numpy as np
 import safetensors.numpy
 
 from packager.bundle import layout
-from packager.parity.compare import Limit
-from packager.parity.decisions import Decision
-from packager.parity.gate import Expectation
+from packager.parity.numerics.compare import Limit
+from packager.parity.numerics.decisions import Decision
+from packager.parity.numerics.verdict import Expectation
 
 _LEAST_BUDGET_BYTES = 10_000_000
 _BUDGET_SHARE = 0.05

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle import layout
+from packager.common.hashing import sha256_file
 from packager.errors import FingerprintMalformed, NotABundle
-from packager.hashing import sha256_file
 
 _FINGERPRINT = re.compile(r"h1:[0-9A-Za-z+/]{43}=")
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")

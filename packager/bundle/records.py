@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
-from packager.parity.decisions import PATTERN as RULE
+from packager.parity.numerics.decisions import PATTERN as RULE
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Verdict = Literal["pass", "fail", "not-checked"]

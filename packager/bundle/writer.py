@@ -22,8 +22,8 @@ from typing import IO
 
 from packager.bundle import layout
 from packager.bundle.fingerprint import fingerprint, sums_text
+from packager.common.hashing import CHUNK_BYTES, sha256_file
 from packager.errors import OutputRefused
-from packager.hashing import CHUNK_BYTES, sha256_file
 
 try:
     import fcntl

@@ -12,29 +12,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from packager import fetched
+from packager.common.lazy_import import import_attribute
 
 if TYPE_CHECKING:
-    from packager.checkpoint.about import About
-    from packager.checkpoint.huggingface import export_huggingface
-    from packager.checkpoint.manager import CheckpointManager
-    from packager.checkpoint.match import Fit, fit
-    from packager.checkpoint.retention import Retention
-    from packager.checkpoint.select import Checkpoint, read
+    from packager.checkpoint.key_matching import Fit, fit
+    from packager.checkpoint.metadata import About
+    from packager.checkpoint.state_dict import Checkpoint, read
+    from packager.checkpoint.training.huggingface_export import export_huggingface
+    from packager.checkpoint.training.manager import CheckpointManager
+    from packager.checkpoint.training.retention import Retention
 
 __all__ = ["About", "Checkpoint", "CheckpointManager", "Fit", "Retention", "export_huggingface", "fit", "read"]
 
-_HOMES = {
-    "About": "packager.checkpoint.about",
-    "Checkpoint": "packager.checkpoint.select",
-    "CheckpointManager": "packager.checkpoint.manager",
-    "Retention": "packager.checkpoint.retention",
-    "export_huggingface": "packager.checkpoint.huggingface",
-    "Fit": "packager.checkpoint.match",
-    "fit": "packager.checkpoint.match",
-    "read": "packager.checkpoint.select",
+_EXPORTS = {
+    "About": "packager.checkpoint.metadata",
+    "Checkpoint": "packager.checkpoint.state_dict",
+    "CheckpointManager": "packager.checkpoint.training.manager",
+    "Retention": "packager.checkpoint.training.retention",
+    "export_huggingface": "packager.checkpoint.training.huggingface_export",
+    "Fit": "packager.checkpoint.key_matching",
+    "fit": "packager.checkpoint.key_matching",
+    "read": "packager.checkpoint.state_dict",
 }
 
 
 def __getattr__(name: str) -> Any:
-    return fetched(name, _HOMES, globals())
+    return import_attribute(name, _EXPORTS, globals())

@@ -26,11 +26,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from packager.checkpoint import pieces, run_folder
-from packager.checkpoint.header import metadata, read_header
+from packager.checkpoint import run_folder, sharded_index
+from packager.checkpoint.safetensors_header import metadata, read_header
+from packager.common.hashing import sha256_file
+from packager.common.strict_json import read_json
 from packager.errors import CheckpointNotFound, CheckpointUnreadable
-from packager.hashing import sha256_file
-from packager.strict_json import read_json
 
 INDEX = ".index.json"
 DCP = ".metadata"
@@ -314,7 +314,7 @@ def _index_of_pieces(path: Path, named: str, where: str | None) -> Path | None:
 def _part_of(path: Path) -> str | None:
     """The index that a safetensors file says it is a part of."""
     try:
-        return pieces.index_of(metadata(read_header(path)))
+        return sharded_index.index_of(metadata(read_header(path)))
     except (OSError, ValueError):
         return None  # whoever reads the file will tell
 
@@ -325,10 +325,10 @@ def _pieces(index: Path, named: str, where: str | None) -> list[Path]:
     return [index.parent / name for name in (found.whole, *found.files())]
 
 
-def piece_index(index: Path, named: str, where: str | None) -> pieces.Index:
+def piece_index(index: Path, named: str, where: str | None) -> sharded_index.Index:
     """The index of tensors in pieces. Raises `CheckpointUnreadable`."""
     try:
-        return pieces.read(index)
+        return sharded_index.read(index)
     except (OSError, ValueError) as error:
         raise CheckpointUnreadable(named, where, f"{index.name}: {error}") from None
 

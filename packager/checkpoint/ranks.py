@@ -4,7 +4,7 @@ All of it goes through a group of its own, on the CPU: what is said here, also i
 what training says. Where one rank fails, all of them fail, and none waits for an answer that does not come.
 
 Under FSDP a rank holds a piece of each tensor: a DTensor, or a ShardedTensor where FSDP1 was given no mesh. Such a
-tensor is never put together; see `packager.checkpoint.shards`.
+tensor is never put together; see `packager.checkpoint.training.sharded_io`.
 """
 
 from __future__ import annotations

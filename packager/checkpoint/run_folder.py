@@ -30,8 +30,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
+from packager.common.hashing import sha256_file
 from packager.errors import CheckpointDamaged, NoCheckpointYet, RunSchemaUnknown
-from packager.hashing import sha256_file
 
 try:
     import fcntl

@@ -19,7 +19,7 @@ from packager.bundle.archive import as_folder
 from packager.differences import sections
 from packager.differences.fields import differences
 from packager.differences.first import first_difference
-from packager.differences.opened import Opened, open_bundle
+from packager.differences.opened_bundle import Opened, open_bundle
 from packager.differences.report import Difference, DiffReport, Section, Side
 from packager.errors import ModelUnreadable
 

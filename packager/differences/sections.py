@@ -6,7 +6,7 @@ from typing import Any
 
 from packager.bundle import layout
 from packager.differences.fields import differences
-from packager.differences.opened import Opened, RecordUnreadable
+from packager.differences.opened_bundle import Opened, RecordUnreadable
 from packager.differences.report import Difference, Section
 
 _IDENTITY = ("name", "version")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from packager.parity.compare import root_mean_square
+from packager.parity.numerics.compare import root_mean_square
 
 Array = NDArray[np.generic]
 _BLOCK = 1 << 20

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from packager.export import FlatOutputs, failure, weights
+from packager.export import weights
+from packager.export.exporters import FlatOutputs, failure
+from packager.export.graph.messages import Raw
 from packager.export.torchscript import Program
-from packager.jobs import Raw
-from packager.manifest import DimLimits, Project
+from packager.project.manifest import DimLimits, Project
 
 _INLINE_BYTES = 1 << 30  # beyond this the exporter's file keeps the weights beside it; protobuf ends at 2 GiB
 

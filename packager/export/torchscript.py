@@ -27,11 +27,12 @@ from typing import Any, Literal
 
 import torch
 
-from packager import branches, stored_zip
-from packager.branches import Branches
+from packager.common import deterministic_zip
 from packager.errors import Problem
-from packager.export import ExporterFailed, FlatOutputs, failure
-from packager.jobs import Stage
+from packager.export import control_flow
+from packager.export.control_flow import Branches
+from packager.export.exporters import ExporterFailed, FlatOutputs, failure
+from packager.export.graph.messages import Stage
 
 _CODE_BYTES = 1 << 20  # more than the program's code and its archive take beside the weights
 # By name without the underscore of what works in place. A pool's or a maximum's indices are the second output.
@@ -73,7 +74,7 @@ def trace(
     module: torch.nn.Module, names: Sequence[str] | None, inputs: tuple[torch.Tensor, ...], folder: Path
 ) -> Program:
     """Record one call. Raises `ExporterFailed`."""
-    with branches.recorded() as taken, torch.no_grad():
+    with control_flow.recorded() as taken, torch.no_grad():
         _take_a_name()
         try:
             flat = FlatOutputs(module, names).eval()
@@ -119,7 +120,7 @@ def _user_line(source: str) -> str:
     """The innermost line of a node's stack that is not torch's: `FILE(LINE): function` in a trace, else as Python's."""
     traced = re.findall(r"^(\S+)\((\d+)\): ", source, re.MULTILINE)
     for path, line in traced or reversed(re.findall(r'File "([^"]+)", line (\d+)', source)):
-        library, name = branches.called(path)
+        library, name = control_flow.called(path)
         if not (library and name.startswith("torch/")):
             return f"{name}:{line}"
     return "forward()"
@@ -220,7 +221,7 @@ def canonical(saved: Path, target: Path) -> None:
                 found = archive.read(name) if content is None else content
                 yield f"model/{inner}", len(found), [found]
 
-        stored_zip.write(stream, files())
+        deterministic_zip.write(stream, files())
 
 
 __all__ = ["ExporterFailed", "Program", "canonical", "save", "script", "trace"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from packager.jobs import Weight
+from packager.export.graph.messages import Weight
 
 _PAGE = 4096
 _ONNX_NAMES = {

@@ -20,13 +20,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from packager import outputs, samples
-from packager.manifest import Project
-from packager.parity.gate import Expectation
+from packager.common import output_tree
+from packager.model.loader import Source, bind
+from packager.parity.cases import sample_grid
+from packager.parity.cases.sample_grid import Case, Grid
 from packager.parity.noise import restore_rnns
-from packager.results import Coverage, Silent
-from packager.samples import Case, Grid
-from packager.source import Source, bind
+from packager.parity.numerics.verdict import Expectation
+from packager.parity.results import Coverage, Silent
+from packager.project.manifest import Project
 
 # Of a module that is dear, the largest of the cases that are small: a backward pass costs twice the forward pass.
 _CASES = 1
@@ -54,7 +55,7 @@ def explore(project: Project, source: Source, grid: Grid) -> Grid:
         for case in grid.cases:
             _backward(project, source.module, case, seen)
         for number in range(_MOST):
-            case = samples.more(project, number, _ROWS)
+            case = sample_grid.more(project, number, _ROWS)
             before = _count(seen)
             if number >= _ALWAYS and _complete(seen):
                 break
@@ -62,7 +63,7 @@ def explore(project: Project, source: Source, grid: Grid) -> Grid:
             if number < _ALWAYS or _count(seen) > before:
                 further.append(case)
     except Exception:  # noqa: BLE001 (no gradients: `measure` says so; a case that forward() refuses is told elsewhere)
-        further = [samples.more(project, number, _ROWS) for number in range(_ALWAYS)]
+        further = [sample_grid.more(project, number, _ROWS) for number in range(_ALWAYS)]
     return replace(grid, cases=(*grid.cases, *further))
 
 
@@ -152,7 +153,7 @@ def _backward(project: Project, module: torch.nn.Module, case: Case, seen: Seen)
         finally:
             restore_rnns(module)
     generator = torch.Generator().manual_seed(0)
-    named = outputs.select(outputs.flatten(value), project.manifest.outputs)
+    named = output_tree.select(output_tree.flatten(value), project.manifest.outputs)
     told = [one for one in named.values() if one.requires_grad and bool(torch.isfinite(one).all())]
     if told:
         noise = [torch.randn(one.shape, generator=generator).to(one.dtype) for one in told]

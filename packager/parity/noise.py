@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from packager import outputs
-from packager.draws import has_mask
-from packager.manifest import Project, is_integer
-from packager.parity.compare import Array
-from packager.parity.limits import epsilon
-from packager.samples import Case
-from packager.source import Source, bind
+from packager.common import output_tree
+from packager.model.loader import Source, bind
+from packager.parity.cases.generators import has_mask
+from packager.parity.cases.sample_grid import Case
+from packager.parity.numerics.compare import Array
+from packager.parity.numerics.tolerances import epsilon
+from packager.project.manifest import Project, is_integer
 
 ORACLE = "float64"
 MOVED = "parameters one unit in the last place away"
@@ -215,7 +215,7 @@ def _with_state(
             value = torch.func.functional_call(module, dict(state), inputs)
     finally:
         restore_rnns(module)
-    named = outputs.select(outputs.flatten(value), project.manifest.outputs)
+    named = output_tree.select(output_tree.flatten(value), project.manifest.outputs)
     return {name: to_numpy(tensor) for name, tensor in named.items()}
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from packager import draws, outputs, samples
+from packager.common import output_tree
 from packager.errors import (
     DecidedByTies,
     DecisionDoesNotFit,
@@ -27,16 +27,17 @@ from packager.errors import (
     OutputsUnsupported,
     did_you_mean,
 )
-from packager.manifest import Project, Tolerance
+from packager.model.loader import Source, bind, user_frame
 from packager.parity import noise
-from packager.parity.compare import Array, Limit, ShapesDiffer, compare
-from packager.parity.decisions import Decision
-from packager.parity.gate import Expectation
-from packager.parity.limits import LARGEST_SHARE, MULTIPLE, floors, least_noise, limit, ratio, scales
+from packager.parity.cases import generators, sample_grid
+from packager.parity.cases.sample_grid import Case, Grid
 from packager.parity.noise import ORACLE, ROWS, Chosen, Evaluation
-from packager.results import Noise, Reference
-from packager.samples import Case, Grid
-from packager.source import Source, bind, user_frame
+from packager.parity.numerics.compare import Array, Limit, ShapesDiffer, compare
+from packager.parity.numerics.decisions import Decision
+from packager.parity.numerics.tolerances import LARGEST_SHARE, MULTIPLE, floors, least_noise, limit, ratio, scales
+from packager.parity.numerics.verdict import Expectation
+from packager.parity.results import Noise, Reference
+from packager.project.manifest import Project, Tolerance
 
 # Noise is measured on so many cases at most, which together have at most so many input elements,
 # absolutely and in multiples of the (small) example's: float64 costs several times what float32 does.
@@ -58,11 +59,11 @@ def call(
 ) -> dict[str, torch.Tensor]:
     """The module's outputs by name. Raises `outputs.NotTensors`, `outputs.NamesDoNotFit`, or what forward() raises."""
     with torch.inference_mode():
-        flat = outputs.flatten(module(*inputs))
+        flat = output_tree.flatten(module(*inputs))
         for name, one in flat.items():
             if not isinstance(one, torch.Tensor):  # numpy's arrays have a dtype and a shape too
-                raise outputs.NotTensors(name, type(one).__name__)
-        return outputs.select(flat, names)
+                raise output_tree.NotTensors(name, type(one).__name__)
+        return output_tree.select(flat, names)
 
 
 def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Array]:
@@ -73,13 +74,13 @@ def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Arr
     where = project.where("inputs")
     try:
         found = call(source.module, bind(project, list(case.inputs.values())), project.manifest.outputs)
-    except outputs.NotTensors as error:
+    except output_tree.NotTensors as error:
         raise OutputsUnsupported(
             where, str(error), "return tensors, alone or in tuples, dicts or dataclasses"
         ) from None
-    except outputs.NamesClash as error:
+    except output_tree.NamesClash as error:
         raise OutputsUnsupported(where, str(error), "rename one of them in forward()") from None
-    except outputs.NamesDoNotFit as error:
+    except output_tree.NamesDoNotFit as error:
         raise OutputsUnsupported(project.where("outputs"), str(error), "one name for each, or keys") from None
     except (Exception, SystemExit) as error:
         described = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in case.inputs.items())
@@ -103,12 +104,12 @@ def answered(project: Project, source: Source, grid: Grid) -> tuple[Grid, dict[s
     were left out stands in `Reference.undecided`. Raises as `first_outputs` does, but `ForwardFailed`.
     """
     low = next((case for case in grid.cases if case.kinds == ("low",)), None)
-    if low is None or not draws.has_mask(tuple(project.manifest.inputs.values())):
+    if low is None or not generators.has_mask(tuple(project.manifest.inputs.values())):
         return grid, {}
     try:
         return grid, {low.name: first_outputs(project, source, low)}
     except ForwardFailed:
-        return samples.unmasked(project, grid), {}
+        return sample_grid.unmasked(project, grid), {}
 
 
 def check_repeatable(project: Project, source: Source, grid: Grid, known: Mapping[str, Array]) -> None:
@@ -336,7 +337,7 @@ def _steady(project: Project, source: Source, runs: Sequence[Run]) -> tuple[list
             if not undecided:
                 kept.append((case, found))
                 break
-            case = samples.calmer(project, case)
+            case = sample_grid.calmer(project, case)
             found = found if case is None else first_outputs(project, source, case)
         if case is None:
             example = f"{original.name} ({original.fill}), where a tie decides {undecided}"

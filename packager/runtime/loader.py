@@ -255,8 +255,8 @@ def _shape(shape: Sequence[int | str]) -> str:
 
 def _selftest(folder: Path, backend: Any) -> None:
     from packager.bundle.evidence import EvidenceMalformed, read_expectations
-    from packager.parity.decisions import AxisMissing
-    from packager.parity.gate import judge
+    from packager.parity.numerics.decisions import AxisMissing
+    from packager.parity.numerics.verdict import judge
 
     try:
         judgement = judge(backend.run, read_expectations(folder, first_only=True))

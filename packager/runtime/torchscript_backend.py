@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from packager import outputs
+from packager.common import output_tree
 
 Array = NDArray[np.generic]
 
@@ -39,8 +39,8 @@ class TorchScriptBackend:
         """Arrays by input name in, arrays by output name out."""
         tensors = [self._tensor(inputs[name], dtype) for name, dtype in self._inputs]
         with torch.inference_mode():
-            flat = outputs.flatten(self._module(*tensors))
-        return {name: one.numpy().copy() for name, one in outputs.select(flat, self.output_names).items()}
+            flat = output_tree.flatten(self._module(*tensors))
+        return {name: one.numpy().copy() for name, one in output_tree.select(flat, self.output_names).items()}
 
     @staticmethod
     def _tensor(array: Array, dtype: str) -> torch.Tensor:

@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from messages import mentions
 
-from packager import stored_zip
 from packager.bundle import archive as module
 from packager.bundle.archive import as_folder, is_archive, write
 from packager.bundle.fingerprint import fingerprint
-from packager.bundle.verify import verify
 from packager.bundle.writer import Writer
+from packager.cli.describe import inspect
+from packager.common import deterministic_zip
 from packager.errors import ArchiveRefused, IntegrityFailed, OutputRefused, PackagerError, render
-from packager.inspect import inspect
 from packager.runtime.loader import load
+from packager.runtime.verify import verify
 
 CONTENTS = {
     "config.json": b'{"schema": 1}\n',
@@ -50,7 +50,7 @@ def files(folder):
 def entries(contents):
     """The bytes of an archive of any entries in any order."""
     with tempfile.TemporaryFile() as stream:
-        stored_zip.write(stream, ((name, len(content), [content]) for name, content in contents))
+        deterministic_zip.write(stream, ((name, len(content), [content]) for name, content in contents))
         stream.seek(0)
         return stream.read()
 
@@ -408,7 +408,7 @@ def test_a_size_that_lies_is_refused(path, good, golden):
 
 def test_a_zip64_size_that_no_disk_holds_is_refused(path, monkeypatch, temporary, golden):
     with monkeypatch.context() as lowered:
-        lowered.setattr(stored_zip, "ZIP64_SIZE", 1)
+        lowered.setattr(deterministic_zip, "ZIP64_SIZE", 1)
         content = entries([("a", b"content")])
     lie = content.replace(struct.pack("<2Q", 7, 7), struct.pack("<2Q", 1 << 60, 1 << 60), 1)
     left = len(content) - 64

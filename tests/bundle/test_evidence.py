@@ -8,9 +8,9 @@ import pytest
 
 from packager.bundle import records
 from packager.bundle.evidence import EvidenceMalformed, choose, golden_bytes, read_expectations
-from packager.parity.compare import Limit
-from packager.parity.decisions import Decision
-from packager.parity.gate import Expectation, judge
+from packager.parity.numerics.compare import Limit
+from packager.parity.numerics.decisions import Decision
+from packager.parity.numerics.verdict import Expectation, judge
 
 DTYPES = [
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"

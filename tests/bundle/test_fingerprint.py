@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from packager.bundle import fingerprint as module
 from packager.bundle.fingerprint import Integrity, SumsMalformed, fingerprint, integrity, parse_sums, sums_text
-from packager.bundle.verify import verify
 from packager.bundle.writer import Writer
 from packager.errors import IntegrityFailed, NotABundle
 from packager.runtime.loader import load
+from packager.runtime.verify import verify
 
 # Any file name of a bundle: no separators, no line breaks that end a line of SHA256SUMS.
 PARTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="/\\\n\r\0"), min_size=1, max_size=8)

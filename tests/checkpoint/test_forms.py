@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_ema import ExponentialMovingAverage
 
 from packager import checkpoint
-from packager.checkpoint.about import About
+from packager.checkpoint.metadata import About
 from packager.errors import CheckpointNeedsCode, CheckpointUnreadable, WeightsNotFound, render
 
 

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from packager.checkpoint.locate import FileVersion, LocatedCheckpoint, digest, locate
+from packager.common.hashing import sha256_file
 from packager.errors import CheckpointNotFound, CheckpointUnreadable
-from packager.hashing import sha256_file
 
 
 def made(folder, *names):

@@ -13,8 +13,9 @@ from torch import nn
 from packager import checkpoint
 from packager.checkpoint import CheckpointManager, Retention, export_huggingface, run_folder
 from packager.checkpoint.dcp import _refuse_far_memo
-from packager.checkpoint.header import read_header
-from packager.checkpoint.match import fit
+from packager.checkpoint.key_matching import fit
+from packager.checkpoint.safetensors_header import read_header
+from packager.cli.describe import inspect
 from packager.errors import (
     CheckpointNeedsCode,
     CheckpointNotSaved,
@@ -23,7 +24,6 @@ from packager.errors import (
     StateDoesNotFit,
     TrainingStateDiffers,
 )
-from packager.inspect import inspect
 
 
 class Zeros:

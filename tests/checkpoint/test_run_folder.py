@@ -14,8 +14,8 @@ from projects import ROOT
 from torch import nn
 
 from packager.checkpoint import run_folder
-from packager.checkpoint.manager import CheckpointManager
-from packager.checkpoint.retention import Retention
+from packager.checkpoint.training.manager import CheckpointManager
+from packager.checkpoint.training.retention import Retention
 from packager.errors import CheckpointDamaged, NoCheckpointYet, RunSchemaUnknown, render
 
 
@@ -42,7 +42,7 @@ def test_a_run_folder_is_read_without_torch(name):
     found = {one.module for one in ast.walk(tree) if isinstance(one, ast.ImportFrom)}
     found |= {alias.name for one in ast.walk(tree) if isinstance(one, ast.Import) for alias in one.names}
     outside = {one for one in found if one.partition(".")[0] not in sys.stdlib_module_names}
-    assert outside <= {"packager.errors", "packager.hashing", "packager.checkpoint.run_folder"}
+    assert outside <= {"packager.errors", "packager.common.hashing", "packager.checkpoint.run_folder"}
 
 
 def test_the_table_has_a_line_for_each_checkpoint(run):

@@ -7,10 +7,14 @@ import pytest
 import torch
 from projects import project, python
 
-from packager import graph_file, manifest, samples, signature, source
 from packager.export import onnx as exporters
-from packager.export import quietly, torchscript, weights
+from packager.export import torchscript, weights
+from packager.export.exporters import quietly
+from packager.export.graph import io
+from packager.model import loader
 from packager.parity import reference
+from packager.parity.cases import sample_grid, signature
+from packager.project import manifest
 
 BODIES = {
     "tensor": ("return y", ["output_0"]),
@@ -68,18 +72,18 @@ INPUTS = {
 def export(exporter, path, target):
     """The exported graph in one file, the module, and the names of its outputs."""
     loaded = manifest.load(path)
-    with source.opened(loaded) as opening:
+    with loader.opened(loaded) as opening:
         opened = opening()
-        grid = samples.grid(loaded)
+        grid = sample_grid.grid(loaded)
         found = reference.first_outputs(loaded, opened, grid.example)
-        example = source.bind(loaded, list(grid.example.inputs.values()))
+        example = loader.bind(loaded, list(grid.example.inputs.values()))
         names = exporters.Names(list(loaded.manifest.inputs), list(found))
         if exporter == "torchscript":
             program = torchscript.trace(opened.module, loaded.manifest.outputs, example, loaded.folder)
             raw = exporters.from_torchscript(loaded, program, names, example, target / "raw.onnx")
         else:
             raw = exporters.from_torch_export(loaded, opened.module, names, example, target / "raw.onnx")
-        graph_file.write(graph_file.load(raw), target, target / "whole.onnx")
+        io.write(io.load(raw), target, target / "whole.onnx")
         cases = {case.name: reference.first_outputs(loaded, opened, case) for case in grid.cases}
         signed = signature.outputs([(grid.example, found), (grid.contrast, cases[grid.contrast.name])])
     return target / "whole.onnx", grid, cases, signed
@@ -120,11 +124,11 @@ def test_outputs_are_picked_and_renamed_by_the_manifest(tmp_path, exporter):
 
 def test_exporting_a_script_leaves_it_and_those_to_come_as_they_were(tmp_path):
     loaded = manifest.load(architectures.write(architectures.RESNET, tmp_path))
-    with source.opened(loaded) as opening:
+    with loader.opened(loaded) as opening:
         module = opening().module
         first = torchscript.script(module, loaded.folder)
         kept = _saved(first, tmp_path)
-        example = source.bind(loaded, list(samples.grid(loaded).example.inputs.values()))
+        example = loader.bind(loaded, list(sample_grid.grid(loaded).example.inputs.values()))
         names = exporters.Names(["image"], ["logits", "features"])
         exporters.from_torchscript(loaded, first, names, example, tmp_path / "raw.onnx")
         assert _saved(first, tmp_path) == kept
@@ -188,9 +192,9 @@ class Net(nn.Module):
         return self.attention(x, x, x)[0]
 """
     loaded = manifest.load(project(tmp_path, attention, inputs={"x": {"dtype": "float32", "shape": ["batch", 3, 4]}}))
-    with source.opened(loaded) as opening, quietly():
+    with loader.opened(loaded) as opening, quietly():
         module = opening().module
-        example = source.bind(loaded, list(samples.grid(loaded).example.inputs.values()))
+        example = loader.bind(loaded, list(sample_grid.grid(loaded).example.inputs.values()))
         program = torchscript.trace(module, None, example, tmp_path)
         with pytest.raises(torchscript.ExporterFailed, match="_native_multi_head_attention"):
             exporters.from_torchscript(

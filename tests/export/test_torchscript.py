@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from projects import ROOT, python
 from torch.nn import functional
 
-from packager.export import ExporterFailed, torchscript
+from packager.export import torchscript
+from packager.export.exporters import ExporterFailed
 
 HERE = __file__.rpartition("/")[0]
 

@@ -19,7 +19,7 @@ from onnx import ModelProto, numpy_helper
 from onnxruntime import GraphOptimizationLevel as Level
 
 from packager.bundle import layout
-from packager.manifest import Input
+from packager.project.manifest import Input
 
 MUST = 10.0
 """A mutant whose effect is more than so many noise floors on some valid input must be found."""

@@ -5,7 +5,9 @@ from contextlib import ExitStack
 import pytest
 from projects import FLOATS, project
 
-from packager import manifest, samples, source
+from packager.model import loader
+from packager.parity.cases import sample_grid
+from packager.project import manifest
 
 
 @pytest.fixture
@@ -15,6 +17,6 @@ def opened(tmp_path):
 
         def open_project(text, inputs=FLOATS, **sections):
             loaded = manifest.load(project(tmp_path, text, inputs=inputs, **sections))
-            return loaded, stack.enter_context(source.opened(loaded))(), samples.grid(loaded)
+            return loaded, stack.enter_context(loader.opened(loaded))(), sample_grid.grid(loaded)
 
         yield open_project

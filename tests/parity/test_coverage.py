@@ -7,9 +7,9 @@ from messages import mentions
 from projects import LINEAR
 
 from packager.parity import coverage, reference
-from packager.parity.compare import Limit
-from packager.parity.gate import Expectation
-from packager.results import Coverage, Silent
+from packager.parity.numerics.compare import Limit
+from packager.parity.numerics.verdict import Expectation
+from packager.parity.results import Coverage, Silent
 
 
 def returning(layers, expression, lines=()):

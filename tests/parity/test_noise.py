@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from messages import carries
 from projects import FLOATS, LINEAR, RECURRENT
 
-from packager import samples
 from packager.errors import DecidedByTies
-from packager.manifest import Input, Manifest, Project
 from packager.parity import noise, reference
+from packager.parity.cases import sample_grid
 from packager.parity.noise import MOVED, ONE_THREAD, ORACLE, PLAIN_KERNELS, ROWS, Chosen
-from packager.yaml_lines import Document
+from packager.project.manifest import Input, Manifest, Project
+from packager.project.yaml_source import Document
 
 
 def returning(expression, layer="nn.Linear(4, 3)"):
@@ -237,7 +237,7 @@ def nudges(draw):
     except ValueError:
         spec = Input(dtype=dtype, shape=[], range=[-1, 1])
     fill = draw(st.sampled_from(["random", "extremes", "vanishing", "low", "high"]))
-    return spec, samples.draws.draw(spec, (16,), fill, np.random.default_rng(draw(st.integers(0, 99))))
+    return spec, sample_grid.draws.draw(spec, (16,), fill, np.random.default_rng(draw(st.integers(0, 99))))
 
 
 @given(nudges())
@@ -332,7 +332,7 @@ def test_what_is_drawn_anew_is_another_draw_of_the_same_sizes(opened):
     found = measured(loaded, source, grid)
     for case, original in zip(found.cases, grid.cases, strict=True):
         assert case.sizes == original.sizes
-        again = samples.redrawn(loaded, case.name, case.sizes, case.kinds)
+        again = sample_grid.redrawn(loaded, case.name, case.sizes, case.kinds)
         assert np.array_equal(again.inputs["x"], case.inputs["x"])
 
 

@@ -6,11 +6,13 @@ import torch
 from messages import mentions
 from projects import FLOATS, LINEAR, RECURRENT, project
 
-from packager import manifest, samples, source
 from packager.errors import ForwardFailed, NoiseTooLarge, NotRepeatable, OutputsUnsupported, render
+from packager.model import loader
 from packager.parity import noise as noises
 from packager.parity import reference
-from packager.parity.limits import MULTIPLE, scales
+from packager.parity.cases import sample_grid
+from packager.parity.numerics.tolerances import MULTIPLE, scales
+from packager.project import manifest
 
 DEEP = """
 import torch
@@ -34,9 +36,9 @@ def measured(tmp_path):
 
     def measure(text, inputs=FLOATS, decides=False, **sections):
         loaded = manifest.load(project(tmp_path, text, inputs=inputs, **sections))
-        with source.opened(loaded) as opening:
+        with loader.opened(loaded) as opening:
             opened = opening()
-            grid = samples.grid(loaded)
+            grid = sample_grid.grid(loaded)
             floor = reference.measure_floor(loaded, opened, grid, {})
             return reference.measure(loaded, opened, grid, floor, known=(), decides=decides), grid, opened.module
 
@@ -89,8 +91,8 @@ class Net(nn.Module):
 @pytest.mark.parametrize(("text", "inputs"), [(DARK, IMAGES), (DEEP, WIDE)], ids=["large inputs", "small inputs"])
 def test_noise_is_measured_on_values_of_every_kind(tmp_path, text, inputs):
     loaded = manifest.load(project(tmp_path, text, inputs=inputs))
-    with source.opened(loaded) as opening:
-        grid = samples.grid(loaded)
+    with loader.opened(loaded) as opening:
+        grid = sample_grid.grid(loaded)
         evaluations = reference.measure_floor(loaded, opening(), grid, {}).evaluations
     measured = {name for one in evaluations for name in one.outputs}
     kinds = {kind for case in grid.cases for kind in case.kinds}
@@ -127,9 +129,9 @@ def test_the_module_is_left_as_it_was(measured):
 
 def test_a_recurrent_module_keeps_its_own_weights_in_its_list(tmp_path):
     loaded = manifest.load(project(tmp_path, RECURRENT))
-    with source.opened(loaded) as opening:
+    with loader.opened(loaded) as opening:
         opened = opening()
-        reference.measure_floor(loaded, opened, samples.grid(loaded), {})
+        reference.measure_floor(loaded, opened, sample_grid.grid(loaded), {})
         rnn = opened.module.rnn
         assert all(one is two for one, two in zip(rnn._flat_weights, rnn.parameters(), strict=True))
 

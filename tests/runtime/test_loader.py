@@ -13,7 +13,6 @@ from messages import mentions
 from projects import ANOTHER, LINEAR, project, python, reseal
 
 import packager
-from packager import manifest, source
 from packager.bundle import archive
 from packager.errors import (
     BackendUnavailable,
@@ -24,6 +23,8 @@ from packager.errors import (
     SelftestFailed,
     render,
 )
+from packager.model import loader
+from packager.project import manifest
 
 
 def images(count, seed=0):
@@ -32,7 +33,7 @@ def images(count, seed=0):
 
 @pytest.fixture(scope="module")
 def eager(digits):
-    with source.opened(manifest.load(digits)) as opening:
+    with loader.opened(manifest.load(digits)) as opening:
         module = opening().module
         return lambda x: module(torch.from_numpy(x)).numpy()
 

@@ -1,0 +1,283 @@
+"""Everything a build found out → the files of the bundle that say so."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from packager.builder.incremental import keys
+from packager.builder.results import Results
+from packager.bundle import evidence, layout, readme, records
+from packager.bundle.writer import Writer
+from packager.common import distributions
+from packager.parity.cases import signature
+from packager.parity.cases.sample_grid import Grid
+from packager.parity.cases.signature import TensorSpec
+from packager.parity.numerics.tolerances import MULTIPLE
+from packager.parity.numerics.verdict import Judgement
+from packager.project.manifest import Project
+from packager.project.manifest import Tolerance as ExplicitTolerance
+from packager.runtime.onnx_backend import absent
+from packager.runtime.verify import verify
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a bundle is made from."""
+
+    project: Project
+    grid: Grid
+    results: Results
+    assets: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The sealed bundle: its fingerprint, config.json, verdicts, and what the closing table says."""
+
+    fingerprint: str
+    config: Mapping[str, Any]
+    parity: Mapping[str, str]
+    facts: Mapping[str, str]
+
+
+def write(content: Content, writer: Writer) -> Assembled:
+    """Write assets, evidence, config.json and README.md, seal the bundle, and verify what lies there then."""
+    for name, path in content.assets.items():
+        writer.add_file(f"{layout.ASSETS}/{name}", path)
+    measured = content.results.measured
+    expectations = measured.reference.expectations
+    golden = evidence.choose(expectations, measured.origin.weight_bytes)
+    writer.add_bytes(layout.GOLDEN, evidence.golden_bytes(expectations, golden))
+    parity, config = _parity(content, golden), _config(content)
+    writer.add_bytes(layout.PARITY, parity.to_bytes())
+    writer.add_bytes(layout.BUILD, _build(content).to_bytes())
+    writer.add_bytes(layout.CONFIG, config.to_bytes())
+    writer.add_bytes(layout.README, readme.render(config, parity))
+    seal = writer.seal()
+    report = verify(writer.folder, parity=False)
+    if not report.ok:
+        raise AssertionError(f"the staged bundle does not verify: {report.integrity}, {report.structure}")
+    plain = config.model_dump(mode="json", by_alias=True)
+    return Assembled(seal, plain, config.parity.model_dump(), _facts(content, parity, writer.folder))
+
+
+def _config(content: Content) -> records.Config:
+    manifest, results = content.project.manifest, content.results
+    origin = results.measured.origin
+    onnx, torchscript = results.onnx.artifact, results.torchscript.artifact
+    return records.Config(
+        schema_=1,
+        name=manifest.name,
+        version=manifest.version,
+        description=manifest.description,
+        license=manifest.license,
+        authors=manifest.authors,
+        inputs=[_tensor(one) for one in signature.inputs(manifest)],
+        outputs=[_tensor(one) for one in results.measured.outputs],
+        dims={name: records.Dim(min=one.min, max=one.max) for name, one in manifest.limits().items()},
+        artifacts=records.Artifacts(
+            onnx=onnx,
+            torchscript=torchscript,
+        ),
+        providers=manifest.target.providers,
+        assets=sorted(content.assets),
+        source=records.Source(
+            manifest_sha256=content.project.sha256,
+            checkpoint_sha256=origin.checkpoint_sha256,
+            code_sha256=origin.code_sha256,
+            toolchain={name: distributions.tool_version(name) for name in keys.TOOLS},
+        ),
+        parity=records.ParityVerdicts(
+            onnx="pass" if onnx else "not-checked",
+            torchscript="pass" if torchscript else "not-checked",
+        ),
+        metadata=manifest.metadata,
+    )
+
+
+def _tensor(spec: TensorSpec) -> records.Tensor:
+    return records.Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape))
+
+
+def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
+    results = content.results
+    measured = results.measured
+    cases = [
+        records.Case(
+            name=case.name,
+            sizes=dict(case.sizes),
+            fill=case.fill,
+            golden=case.name in golden,
+            outputs={
+                name: records.CaseOutput(
+                    dtype=str(array.dtype),
+                    shape=list(array.shape),
+                    atol=one.limits[name].atol,
+                    rtol=one.limits[name].rtol,
+                )
+                for name, array in one.outputs.items()
+            },
+        )
+        for case, one in zip(measured.reference.cases, measured.reference.expectations, strict=True)
+    ]
+    coverage = measured.reference.coverage
+    assert coverage is not None
+    return records.Parity(
+        schema_=1,
+        verdict="pass",
+        reference="the PyTorch module itself, eager, in its own dtypes, on the CPU",
+        cases=cases,
+        not_checked=_not_checked(content),
+        tolerance={one.name: _tolerance(one, content) for one in measured.outputs},
+        decisions={
+            name: records.Decision.model_validate(one, from_attributes=True)
+            for name, one in measured.reference.expectations[0].decisions.items()
+        },
+        coverage=records.Coverage.model_validate(coverage, from_attributes=True),
+        backends={
+            "onnx": _backend(results.onnx.judgement),
+            "torchscript": _backend(results.torchscript.judgement),
+        },
+        stages=[
+            records.Stage.model_validate(one, from_attributes=True)
+            for one in (*results.onnx.stages, *results.torchscript.stages)
+        ],
+    )
+
+
+def _not_checked(content: Content) -> list[str]:
+    frozen = content.results.onnx.frozen.joined(content.results.torchscript.frozen)
+    return [
+        *(f"the sizes {sizes}" for sizes in content.grid.left_out),
+        *content.results.measured.reference.undecided,
+        *(frozen if _resized(content.project) else replace(frozen, rounded=())).said(),
+        *absent(content.project.manifest.target.providers),
+    ]
+
+
+def _resized(project: Project) -> bool:
+    """Whether anything but the number of samples may be of another size."""
+    return any(isinstance(dim, str) for one in project.manifest.inputs.values() for dim in one.shape[1:])
+
+
+def _tolerance(spec: TensorSpec, content: Content) -> records.Tolerance:
+    explicit = content.project.manifest.parity.tolerance
+    noise = content.results.measured.reference.noise.get(spec.name)
+    if spec.dtype == "bool" or spec.dtype.startswith(("int", "uint")):
+        return records.Tolerance(
+            kind="exact",
+            noise=None,
+            parts={},
+            multiple=None,
+            atol=0.0,
+            rtol=0.0,
+            why=f"{spec.dtype} must agree exactly",
+        )
+    if isinstance(explicit, ExplicitTolerance):
+        return records.Tolerance(
+            kind="explicit", noise=None, parts={}, multiple=None, atol=explicit.atol, rtol=explicit.rtol,
+            why=f"the manifest allows {explicit.atol:g} + {explicit.rtol:g} × |expected|",
+        )  # fmt: skip
+    assert noise is not None
+    rtol = MULTIPLE * noise.relative
+    return records.Tolerance(
+        kind="measured", noise=noise.relative, parts=dict(noise.parts), multiple=MULTIPLE, atol=None, rtol=rtol,
+        why=(
+            f"up to {rtol:.3g} × (|expected| + what counts as small in it): {MULTIPLE} times the noise floor, "
+            f"{noise.typical:.3g} to {noise.relative:.3g} by case, that {spec.dtype} arithmetic costs this module, "
+            f"measured {noise.measured}"
+        ),
+    )  # fmt: skip
+
+
+def _backend(judgement: Judgement | None) -> records.Backend:
+    if judgement is None:
+        why = "the bundle has none"
+        return records.Backend(verdict="not-checked", reason=why, outputs={}, decisions={}, worst=None)
+    worst = judgement.worst
+    return records.Backend(
+        verdict="pass",
+        reason="",
+        outputs={
+            name: records.Errors(
+                max_abs=one.max_abs,
+                max_rel=one.max_rel,
+                rms=one.rms,
+                cosine=one.cosine,
+                mismatched_nonfinite=one.mismatched_nonfinite,
+                of_limit=one.excess,
+                of_limit_float64=one.from_oracle,
+            )
+            for name, one in judgement.outputs.items()
+        },
+        decisions={
+            name: records.Agreement.model_validate(one, from_attributes=True)
+            for name, one in judgement.decisions.items()
+        },
+        worst=None
+        if worst is None
+        else records.Worst(
+            case=worst.case,
+            output=worst.output,
+            index=list(worst.index),
+            expected=worst.expected,
+            actual=worst.actual,
+            of_limit=worst.excess,
+        ),
+    )
+
+
+def _build(content: Content) -> records.Build:
+    origin, machine = content.results.measured.origin, content.results.measured.machine
+    weights = f"key {origin.weights_key!r}" if origin.weights_key else "the file itself"
+    steps = [
+        records.Step(name="weights", outcome=f"{weights}, prefix {origin.prefix!r}, {origin.parameters} parameters"),
+        records.Step(name="missing", outcome=", ".join(origin.missing) or "none"),
+        records.Step(name="unexpected", outcome=", ".join(origin.unexpected) or "none"),
+        records.Step(name="code", outcome=", ".join(origin.code_files) or "installed packages only"),
+    ]
+    return records.Build(
+        schema_=1,
+        machine=platform.machine(),
+        system=platform.system(),
+        python=".".join(str(one) for one in sys.version_info[:3]),
+        threads=machine.threads,
+        capability=machine.capability,
+        steps=steps,
+    )
+
+
+def _facts(content: Content, parity: records.Parity, folder: Path) -> dict[str, str]:
+    facts = {"model": f"{content.project.manifest.name} {content.project.manifest.version}"}
+    onnx, torchscript = content.results.onnx, content.results.torchscript.artifact
+    facts["parameters"] = f"{content.results.measured.origin.parameters:,}"
+    if onnx.artifact is not None:
+        kept = [one for one in onnx.stages if one.kept and one.nodes_before]
+        exporter = next(one.name for one in kept if one.name.startswith("export"))
+        size = sum(
+            (folder / name).stat().st_size for name in (layout.ONNX, layout.ONNX_DATA) if (folder / name).exists()
+        )
+        facts["onnx"] = (
+            f"{_bytes(kept[0].bytes_before)} → {_bytes(size)}, {kept[0].nodes_before} → "
+            f"{onnx.artifact.nodes} nodes ({exporter.removeprefix('export: ')})"
+        )
+    if torchscript is not None:
+        size = os.path.getsize(folder / layout.TORCHSCRIPT)
+        facts["torchscript"] = f"{_bytes(size)}, {torchscript.method}"
+    for name, backend in parity.backends.items():
+        if backend.outputs:
+            share = max(one.of_limit for one in backend.outputs.values())
+            largest = max(one.max_abs for one in backend.outputs.values())
+            facts[f"{name} parity"] = f"largest error {largest:.3g}, {share:.1%} of what is allowed"
+    facts["cases"] = f"{len(parity.cases)}, {sum(one.golden for one in parity.cases)} of them in the evidence"
+    return facts
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

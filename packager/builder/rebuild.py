@@ -1,0 +1,74 @@
+"""A build done once more, elsewhere: another process, folder, hash seed, time zone, locale, umask and thread count.
+
+What may not decide about a bundle is made different on purpose, and the cache is left out. Files are then
+compared to the byte, and where they differ the first difference is put in words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from packager.bundle.archive import as_folder
+from packager.bundle.fingerprint import parse_sums
+from packager.bundle.layout import SUMS
+from packager.common.paths import PACKAGE
+from packager.errors import RebuildFailed
+from packager.project.manifest import load
+
+
+def rebuilt(manifest: Path, bundle: Path) -> dict[str, str]:
+    """Build a manifest elsewhere and compare every file with those of `bundle`.
+
+    Raises `RebuildFailed`, and what `load` raises.
+    """
+    load(manifest)  # what is wrong with it is said under the name that was given
+    with elsewhere(manifest) as other, as_folder(bundle) as folder:
+        return compared(folder, other)
+
+
+@contextlib.contextmanager
+def elsewhere(manifest: Path) -> Iterator[Path]:
+    """The folder of the bundle that a build elsewhere makes, for as long as the block runs. Raises `RebuildFailed`."""
+    with tempfile.TemporaryDirectory(prefix="packager rebuild ") as scratch:
+        project = Path(scratch) / "somewhere else"
+        project.symlink_to(manifest.absolute().parent, target_is_directory=True)
+        yield _build(project / manifest.name, Path(scratch))
+
+
+def compared(one: Path, other: Path) -> dict[str, str]:
+    """The first difference of every file of two bundles, by path; empty where the bytes are the same."""
+    from packager.differences import first_difference
+
+    left, right = (parse_sums((folder / SUMS).read_bytes().decode()) for folder in (one, other))
+    paths = sorted({*left, *right})
+    return {path: "" if left.get(path) == right.get(path) else first_difference(one, other, path) for path in paths}
+
+
+def _build(manifest: Path, scratch: Path) -> Path:
+    root = str(PACKAGE.parent)
+    code = f"import os, sys; os.umask(0o077); sys.path.insert(0, {root!r}); from packager.cli import main; main()"
+    arguments = ["build", str(manifest), "-o", str(scratch / "out"), "--no-cache", "--json"]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=scratch, env=_environment())
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        raise RebuildFailed(done.stderr.strip() or f"exit status {done.returncode}") from None
+    if "error" in answer:
+        raise RebuildFailed(done.stderr.strip())
+    return Path(answer["bundle"])
+
+
+def _environment() -> dict[str, str]:
+    """This environment, but for what must not matter."""
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    zone = "Pacific/Kiritimati" if os.environ.get("TZ") != "Pacific/Kiritimati" else "America/Adak"
+    locale = {"LANG": "C", "LC_ALL": "C"}
+    return {**os.environ, **locale, "PYTHONHASHSEED": seed, "TZ": zone, "OMP_NUM_THREADS": "1", "USER": "other"}

@@ -1,0 +1,188 @@
+"""One file behind a URL → one file here, however often the connection breaks on the way.
+
+What has come stays, with a record beside it: of which version of the file it is, how many bytes are good, and
+their SHA-256. The next try, in this process or another, goes on from there, after it has read them once more:
+bytes that do not have their digest, or are of another version, are dropped. Tries that bring nothing are
+counted, with longer and longer pauses in between, and end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from packager.checkpoint.remote import transport, urls
+from packager.checkpoint.remote.transport import CHUNK_BYTES, Body, Broken, Start, Version
+from packager.errors import DownloadRefused, UrlUnreachable
+
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+LARGEST_BYTES = 64 << 30  # of a file whose size the server does not tell
+_WORTHWHILE_BYTES = 1 << 20  # a try that brought so much was none in vain
+_RECORDED_BYTES = 64 << 20  # so much may be lost when the process is killed
+
+Result = TypeVar("Result")
+Report = Callable[[int, int | None], None]
+"""Hears how many bytes are here, and of how many, where that is known."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A file, or its beginning, that is here: bytes, their SHA-256, and the version that they are of."""
+
+    bytes: int
+    sha256: str
+    version: Version
+
+    @staticmethod
+    def of(plain: Any) -> Held:
+        """From what `asdict` made of one."""
+        return Held(plain["bytes"], plain["sha256"], Version(**plain["version"]))
+
+
+def download(url: str, where: str | None, part: Path, known: Held | None, report: Report) -> Held | None:
+    """Bring a file to `part`; None where it is still the `known` one. What `part` has already is gone on from.
+
+    Raises what `transport.opened` raises, `UrlUnreachable` for a connection that stays broken, and
+    OSError where it cannot be written. What has come then stays in `part`.
+    """
+
+    def attempt() -> Held | None:
+        good = _resumable(part)
+        start = Start(good.held.bytes, good.held.version) if good is not None else None
+        try:
+            with transport.opened(url, where, start, known.version if known else None) as body:
+                return None if body is None else _copy(body, part, good, url, where, report)
+        except Broken as broken:
+            if broken.anew:
+                forget(part)
+            raise
+
+    return patiently(url, where, attempt, lambda: _length(part))
+
+
+def patiently(url: str, where: str | None, attempt: Callable[[], Result], have: Callable[[], int]) -> Result:
+    """Attempt it until it is done, or was `Broken` too often without having more. Raises `UrlUnreachable`."""
+    furthest, tries, reached = have(), 0, False
+    while True:
+        try:
+            return attempt()
+        except Broken as broken:
+            failure = broken
+        reached = reached or failure.reached
+        tries = tries + 1
+        if have() >= furthest + _WORTHWHILE_BYTES:
+            furthest, tries = have(), 1
+        if not reached or tries > len(PAUSES_SECONDS):
+            raise _gave_up(url, where, failure, tries, have())
+        time.sleep(PAUSES_SECONDS[tries - 1])
+
+
+def forget(part: Path) -> None:
+    """Drop what has come."""
+    part.unlink(missing_ok=True)
+    _record(part).unlink(missing_ok=True)
+
+
+def _copy(body: Body, part: Path, good: _Good | None, url: str, where: str | None, report: Report) -> Held:
+    """Append what the stream brings, up to the size that was announced. Raises as `download` does, and `Broken`."""
+    size = body.version.size
+    limit = LARGEST_BYTES if size is None else size
+    done, found = (body.offset, good.found) if good is not None and body.offset else (0, hashlib.sha256())
+    held = Held(done, found.hexdigest(), body.version)
+    with part.open("r+b" if done else "wb") as stream:
+        if size is not None and shutil.disk_usage(part.parent).free < size - done:
+            raise OSError(errno.ENOSPC, "no space is left")
+        stream.seek(done)
+        stream.truncate()
+        try:
+            report(done, size)
+            while done <= limit and (chunk := body.read(min(CHUNK_BYTES, limit - done + 1))):
+                stream.write(chunk)
+                found.update(chunk)
+                done += len(chunk)
+                if done - held.bytes >= _RECORDED_BYTES:
+                    held = _recorded(part, stream, Held(done, found.hexdigest(), body.version))
+                report(done, size)
+        finally:
+            held = _recorded(part, stream, Held(done, found.hexdigest(), body.version))
+        os.fsync(stream.fileno())
+    if done > limit:
+        forget(part)
+        raise _too_much(url, where, size)
+    if size is not None and done < size:
+        raise Broken(f"the connection ended after {done} of {size} bytes", reached=True)
+    if not body.unchanged():
+        raise Broken("the file changed meanwhile", reached=True, anew=True)
+    return held
+
+
+def _too_much(url: str, where: str | None, size: int | None) -> DownloadRefused:
+    if size is None:
+        why = f"the server does not say how long it is, and sends more than {LARGEST_BYTES} bytes"
+        return DownloadRefused(urls.shown(url), where, why, "is it a file? download it by hand, and name its path")
+    why = f"the server announced {size} bytes, and sends more"
+    return DownloadRefused(urls.shown(url), where, why, "the server is at fault: download it by hand, and look at it")
+
+
+def _gave_up(url: str, where: str | None, failure: Broken, tries: int, have: int) -> UrlUnreachable:
+    why = failure.why if tries < 2 else f"tried {tries} times: {failure.why}"
+    kept = f"{have} bytes of it are kept: run it again, and it goes on from there"
+    hint = kept if have else "check the network, the host's name and the proxy; what is pinned and here needs none"
+    return UrlUnreachable(urls.shown(url), where, why, hint)
+
+
+# -- what has come already ----------------------------------------------------------------------
+
+
+def _record(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _recorded(part: Path, stream: IO[bytes], held: Held) -> Held:
+    """Write down what of `part` is good."""
+    stream.flush()
+    new = _record(part).with_name(f"{part.name}.json.new")
+    new.write_text(json.dumps(asdict(held)), encoding="utf-8")
+    os.replace(new, _record(part))
+    return held
+
+
+@dataclass(frozen=True)
+class _Good:
+    """What of a file's beginning is good, and the SHA-256 that goes on from there."""
+
+    held: Held
+    found: Any
+
+
+def _resumable(part: Path) -> _Good | None:
+    """What of `part` can be gone on from; whatever else is there goes."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        held = Held.of(json.loads(_record(part).read_text(encoding="utf-8")))
+        if held.bytes and _length(part) >= held.bytes:
+            found = hashlib.sha256()
+            with part.open("rb") as stream:
+                left = held.bytes
+                while left and (chunk := stream.read(min(CHUNK_BYTES, left))):
+                    found.update(chunk)
+                    left -= len(chunk)
+            if found.hexdigest() == held.sha256:
+                return _Good(held, found)
+    forget(part)
+    return None
+
+
+def _length(part: Path) -> int:
+    try:
+        return part.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,257 @@
+"""A URL → a checkpoint on this machine: what it names is downloaded once, and kept by its digest.
+
+    file:///absolute/path      no download: the path
+    …/best.safetensors         one file
+    …/NAME.index.json          the index, and the shards that it names, from its own folder
+    s3://bucket/folder         where a folder can be listed: what `locate` would read of it
+
+With a pin, what is here already is never asked for again, whatever its URL: no network is needed. Without one
+the server is asked whether the file is still the one that was downloaded, which costs no download where it tells
+(ETag, Last-Modified). One process downloads what others wait for. What has come of a download that failed waits
+in the cache under a name of its own, and the next try goes on from there; under its digest appears only what is
+complete, in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from packager.checkpoint import run_folder
+from packager.checkpoint.locate import INDEX, SUFFIXES, digest, locate, pick, shards
+from packager.checkpoint.remote import transport, urls
+from packager.checkpoint.remote.download import Held, download, patiently
+from packager.common.cache_store import Cache, Unusable, drop, opened, used
+from packager.common.progress import Stages
+from packager.errors import CheckpointDigestWrong, DownloadRefused, PackagerError, UrlNotAFile, UserError
+
+STAGE = "download"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What is wanted: the URL, the digest it must have, if it is pinned, and the fields that say so."""
+
+    url: str
+    sha256: str | None = None
+    where: str | None = None
+    where_pinned: str | None = None
+
+
+@contextlib.contextmanager
+def at_hand(wanted: Remote, stages: Stages) -> Iterator[Path]:
+    """Yields the path of what a URL names, which an error in the block calls by the URL.
+
+    Raises `UrlUnsupported`, `UrlNotFound`, `UrlRefused`, `UrlUnreachable`, `UrlNotAFile`, `DownloadRefused`,
+    `ExtraMissing`, `CheckpointDigestWrong` and `CheckpointUnreadable`.
+    """
+    local = urls.local_path(wanted.url, wanted.where)
+    if local is not None:
+        yield local
+        return
+    with _cache(stages) as cache:
+        path = _fetch(wanted, cache, stages)
+        try:
+            yield path
+        except PackagerError as error:
+            shown = urls.shown(wanted.url)
+            error.rename(str(path), shown)
+            if path.is_file():
+                error.rename(str(path.parent), shown.rpartition("/")[0])
+            raise
+
+
+@contextlib.contextmanager
+def _cache(stages: Stages) -> Iterator[Cache]:
+    """The user's cache; or one for this time only, where that cannot be used."""
+    try:
+        cache = opened()
+    except Unusable as why:
+        stages.tell(f"the download will not be kept: {why}")
+    else:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="packager ", ignore_cleanup_errors=True) as folder:
+        yield Cache(Path(folder))
+
+
+def _fetch(wanted: Remote, cache: Cache, stages: Stages) -> Path:
+    shown, name = urls.shown(wanted.url), urls.file_name(wanted.url)
+    try:
+        path, found = _held(cache, wanted.sha256, name), wanted.sha256
+        if path is not None:
+            stages.recall(STAGE)
+            return path
+        with _arriving(cache, wanted.sha256 or wanted.url, stages) as folder:
+            path = _held(cache, wanted.sha256, name)  # whoever was waited for may have brought it
+            if path is None:
+                with stages.stage(STAGE):
+                    path, found = _Arrival(wanted, cache, stages, folder).bring()
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = f"{'no space is left' if full else error.strerror or error}: {cache.folder}"
+        hint = "make room, or point PACKAGER_CACHE to a folder that has it"
+        raise DownloadRefused(shown, wanted.where, why, hint) from None
+    if wanted.sha256 is None:
+        stages.tell(f"{shown} is not pinned, and may change: checkpoint.sha256: {found} pins what was read now")
+    elif found != wanted.sha256:
+        raise CheckpointDigestWrong(shown, wanted.where_pinned or wanted.where, wanted.sha256, found or "")
+    return path
+
+
+# -- what is here -----------------------------------------------------------------------------
+
+
+def _held(cache: Cache, sha256: str | None, name: str) -> Path | None:
+    """What `locate` takes, of the checkpoint with this digest; None where it is not here, or not whole."""
+    if sha256 is None or not (folder := cache.download(sha256)).is_dir():
+        return None
+    path = folder / name
+    if not path.exists():  # it came under another name, which tells what kind of file it is, or as a folder
+        path = folder
+        same = [one for one in folder.iterdir() if one.is_file() and cache.sha256(one) == sha256]
+        if same and name.endswith(SUFFIXES):
+            path = folder / name
+            _link(same[0], path)
+    try:
+        whole = digest(locate(path), cache.sha256) == sha256
+    except UserError:
+        whole = False
+    if not whole:
+        drop(folder)
+        return None
+    used(folder)
+    return path
+
+
+@contextlib.contextmanager
+def _arriving(cache: Cache, key: str, stages: Stages) -> Iterator[Path]:
+    """A folder for what is on its way, which no other process uses meanwhile."""
+    alone = key if run_folder.LOCKS else f"{key} {os.getpid()}"  # without locks, nothing is shared
+    folder = cache.arriving(alone)
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("ab") as stream:
+            if not run_folder.lock(stream, shared=False, wait=False):
+                stages.tell("another process downloads the same: waiting for it")
+                run_folder.lock(stream, shared=False)
+            if run_folder.still_there(stream, folder / "lock"):
+                yield folder
+                return
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name, or a copy where the disk has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+# -- what is on its way -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """One checkpoint that is being brought to a folder of its own; `came` are its files so far, by name."""
+
+    wanted: Remote
+    cache: Cache
+    stages: Stages
+    folder: Path
+    came: dict[str, Held] = field(default_factory=dict)
+
+    @property
+    def files(self) -> Path:
+        """Where its files are put, under their names."""
+        return self.folder / "files"
+
+    def bring(self) -> tuple[Path, str]:
+        """Bring what is not here; returns what `locate` takes, under its digest, and that digest."""
+        url, shown, where = self.wanted.url, urls.shown(self.wanted.url), self.wanted.where
+        names = patiently(url, where, lambda: transport.names_in(url, where), lambda: 0)
+        others: list[str] = []
+        if names is None:
+            head, at = urls.file_name(url), url
+        else:
+            if {run_folder.RUN, run_folder.RECORD} & set(names):
+                hint = f"name one of its files, such as {shown.rstrip('/')}/step-00000001/{run_folder.MODEL}"
+                raise UrlNotAFile(shown, where, "it is a run of CheckpointManager", hint)
+            head, others = pick(names, shown, where)
+            at = urls.inside(url, head)
+        last = self._last()
+        self._file(at, head, last)
+        if head.endswith(INDEX):
+            for shard in shards(self.files / head, shown, where):
+                name = shard.relative_to(self.files).as_posix()
+                self._file(urls.beside(at, name), name, last)
+        for name in others:
+            self._file(urls.inside(url, name), name, last)
+        path = self.files / head if names is None else self.files
+        found = digest(locate(path, shown, where), lambda one: self.came[one.relative_to(self.files).as_posix()].sha256)
+        return self._settle(found, head if names is None else ""), found
+
+    def _file(self, url: str, name: str, last: tuple[Path, Mapping[str, Held]]) -> None:
+        """Bring one file, unless it is here already: from a try that failed, or from the last download."""
+        target, part = self.files / name, self.folder / hashlib.sha256(name.encode()).hexdigest()
+        record = part.with_suffix(".done")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        known, source = _finished(record, target), target
+        if known is None and name in last[1]:
+            known, source = last[1][name], last[0] / name
+        came = download(url, self.wanted.where, part, known, lambda done, size: self.stages.progress(STAGE, done, size))
+        if came is not None:
+            os.replace(part, target)
+        else:
+            assert known is not None
+            came = known
+            if source != target:
+                target.unlink(missing_ok=True)
+                _link(source, target)
+        record.write_text(json.dumps(asdict(came)), encoding="utf-8")
+        self.came[name] = came
+
+    def _last(self) -> tuple[Path, Mapping[str, Held]]:
+        """What this URL gave the last time, as far as it is still here as it was."""
+        known = self.cache.recall(self._name) or {"sha256": "", "files": {}}
+        folder = self.cache.download(known["sha256"]) if known["sha256"] else self.folder
+        found = {name: Held.of(one) for name, one in known["files"].items()}
+        return folder, {
+            name: one
+            for name, one in found.items()
+            if (folder / name).is_file() and self.cache.sha256(folder / name) == one.sha256
+        }
+
+    def _settle(self, sha256: str, name: str) -> Path:
+        """Put all of it under its digest in one step, and remember what the server said of it."""
+        target = self.cache.download(sha256)
+        path = _held(self.cache, sha256, name)
+        if path is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self.files, target)
+            path = target / name
+        content = {"sha256": sha256, "files": {one: asdict(held) for one, held in self.came.items()}}
+        self.cache.remember(self._name, content)
+        drop(self.folder)
+        return path
+
+    @property
+    def _name(self) -> str:
+        return f"url {self.wanted.url}"
+
+
+def _finished(record: Path, target: Path) -> Held | None:
+    """A file of a checkpoint of several, whose others did not come."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        held = Held.of(json.loads(record.read_text(encoding="utf-8")))
+        if target.stat().st_size == held.bytes:
+            return held
+    return None

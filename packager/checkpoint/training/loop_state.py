@@ -1,0 +1,392 @@
+"""What a training loop is made of ↔ trees that `packager.checkpoint.state_tree` can express.
+
+A loop that is to go on as if nothing had happened needs more than weights: the optimizer's moments, the
+scheduler's place, the loss scale, the averaged weights, and every generator that dropout, augmentation or
+the order of the data draw from. `capture` reads all of it, `differences` says why it could not be put back,
+and `give_back` puts it back, the generators last, since anything before may draw from them.
+
+Wrappers are not part of a model: `DataParallel`, `DistributedDataParallel`, `torch.compile` and `AveragedModel`
+put `module.` or `_orig_mod.` before names, and they are saved and found without.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from packager.checkpoint.ranks import Ranks, cut_like, is_piece
+from packager.checkpoint.training import fsdp1
+from packager.errors import StateNotExpressible
+
+Generator = torch.Generator | random.Random | np.random.Generator
+Trees = dict[str, Any]
+_log = logging.getLogger("packager.checkpoint")
+
+# What torch.optim keeps for each element of a parameter.
+_MOMENTS = frozenset(
+    {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf"}
+)
+
+
+class HasState(Protocol):
+    """An optimizer, a scheduler, a scaler, or anything else that gives and takes a state dict."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The parts of a training loop that have a state."""
+
+    model: torch.nn.Module
+    optimizer: HasState | None = None
+    scheduler: HasState | None = None
+    ema: HasState | None = None
+    scaler: HasState | None = None
+    generators: Mapping[str, Generator] | None = None
+
+    def helpers(self) -> dict[str, HasState]:
+        """Those whose state is taken as it is."""
+        named = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
+        return {name: one for name, one in named.items() if one is not None}
+
+
+@dataclass(frozen=True)
+class Present:
+    """The state that a loop has, as it would be saved, and what its parts are like."""
+
+    model: Trees
+    ema: Any
+    helpers: Mapping[str, Any]
+    parameters: Mapping[int, torch.Tensor]
+    """Of the optimizer, by number."""
+    names: tuple[str, ...]
+    """Of these, in their order, where FSDP1 hides the parameters."""
+
+
+def present(loop: Loop, ranks: Ranks) -> Present:
+    """The state of a loop, nothing of it copied; all ranks together. Raises `StateNotExpressible`."""
+    model, ema = _weights(loop.model), None
+    if loop.ema is not None:
+        ema = _weights(loop.ema) if isinstance(loop.ema, torch.nn.Module) else loop.ema.state_dict()
+    helpers = loop.helpers()
+    if isinstance(loop.optimizer, torch.optim.Optimizer) and fsdp1.hides(loop.model):
+        optimizer = helpers.pop("optimizer")
+        state, names = fsdp1.optimizer_state(loop.model, optimizer, ranks)  # type: ignore[arg-type]  # just asked
+        states = {"optimizer": state, **{name: one.state_dict() for name, one in helpers.items()}}
+        return Present(model, ema, states, {number: model[name] for number, name in enumerate(names)}, tuple(names))
+    states = {name: one.state_dict() for name, one in helpers.items()}
+    groups = loop.optimizer.param_groups if isinstance(loop.optimizer, torch.optim.Optimizer) else []
+    parameters = dict(enumerate(one for group in groups for one in group["params"]))
+    return Present(model, ema, states, parameters, ())
+
+
+def capture(loop: Loop, extra: Any, ranks: Ranks) -> Trees:
+    """The state of a loop as three trees: `model`, `ema` where there is one, and `training`; all ranks together."""
+    now = present(loop, ranks)
+    training: Trees = {
+        "classes": {name: type(one).__qualname__ for name, one in loop.helpers().items()},
+        **now.helpers,
+        "generators": ranks.of_every(_generator_states(loop)),
+        "random": ranks.of_every(_random_states()),
+        "extra": extra,
+    }
+    trees: Trees = {"model": now.model, "training": training}
+    if loop.ema is not None:
+        trees["ema"] = now.ema
+    if isinstance(loop.ema, torch.nn.Module):
+        training["averaging"] = _beside(loop.ema)
+    return trees
+
+
+def differences(loop: Loop, now: Present, trees: Trees, rank: int = 0) -> list[str]:
+    """Why the trees do not fit the loop, in words; nothing is changed."""
+    training = trees["training"]
+    found = _weights_differ("model", now.model, trees["model"])
+    if loop.ema is not None and "ema" not in trees:
+        found.append("ema: the checkpoint holds none")
+    elif isinstance(loop.ema, torch.nn.Module):
+        found += _weights_differ("ema", now.ema, trees["ema"])
+        if sorted(_beside(loop.ema)) != sorted(training.get("averaging", {})):
+            found.append(f"ema: it was not saved from a {type(loop.ema).__qualname__}")
+    for name, one in loop.helpers().items():
+        if name not in training:
+            found.append(f"{name}: the checkpoint holds none")
+        elif training["classes"][name] != type(one).__qualname__:
+            found.append(f"{name}: saved from {training['classes'][name]}, here {type(one).__qualname__}")
+        elif isinstance(one, torch.optim.Optimizer):
+            groups = _groups_differ(now.helpers[name]["param_groups"], training[name]["param_groups"])
+            found += groups or ([] if now.names else _moments_differ(one, training[name]))
+    for name in loop.generators or {}:
+        if name not in _of_this_rank(training["generators"], rank):
+            found.append(f"generators: the checkpoint holds no {name!r}")
+    return found
+
+
+def give_back(loop: Loop, now: Present, trees: Trees, rank: int = 0, *, random_states: bool) -> None:
+    """Put a state that fits into the loop: each tensor to the device that its place is on."""
+    training = trees["training"]
+    _load_weights(loop.model, trees["model"], _beside(loop.model))
+    if isinstance(loop.ema, torch.nn.Module):
+        _load_weights(loop.ema, trees["ema"], training["averaging"])
+    elif loop.ema is not None:
+        loop.ema.load_state_dict(trees["ema"])
+    for name, one in loop.helpers().items():
+        if not isinstance(one, torch.optim.Optimizer):
+            one.load_state_dict(training[name])
+        elif now.names:
+            fsdp1.load_optimizer(loop.model, one, training[name], now.names)
+        else:
+            one.load_state_dict(_cut_states(now, training[name]))
+    for name, generator in (loop.generators or {}).items():
+        _set_generator(generator, _of_this_rank(training["generators"], rank)[name])
+    if random_states:
+        _set_random_states(_of_this_rank(training["random"], rank))
+
+
+# -- tensors that are spread over ranks ---------------------------------------------------------
+
+
+def wanted(loop: Loop, now: Present, trees: Trees) -> dict[int, torch.Tensor]:
+    """For each tensor without values (by `id`) that the loop wants, one with room for it, cut as its place is."""
+    training = trees["training"]
+    pairs = [(trees["model"], now.model), (training["extra"], None)]
+    if loop.ema is not None:
+        pairs.append((trees["ema"], now.ema))
+    for name, one in loop.helpers().items():
+        own = _like_parameters(now, training[name]) if isinstance(one, torch.optim.Optimizer) else now.helpers[name]
+        pairs.append((training[name], own))
+    return {id(empty): _room(empty, like) for saved, own in pairs for empty, like in _without_values(saved, own)}
+
+
+def filled(tree: Any, values: Mapping[int, torch.Tensor]) -> Any:
+    """The tree with these values for tensors without values."""
+    if isinstance(tree, dict):
+        return type(tree)({key: filled(one, values) for key, one in tree.items()})
+    if type(tree) in (list, tuple):
+        return type(tree)(filled(one, values) for one in tree)
+    return values.get(id(tree), tree) if isinstance(tree, torch.Tensor) else tree
+
+
+def _without_values(saved: Any, own: Any) -> Iterator[tuple[torch.Tensor, Any]]:
+    """Each tensor of a tree that has no values, and what the loop has in its place."""
+    if isinstance(saved, torch.Tensor):
+        if saved.is_meta:
+            yield saved, own
+    elif isinstance(saved, Mapping):
+        for key, one in saved.items():
+            yield from _without_values(one, own.get(key) if isinstance(own, Mapping) else None)
+    elif isinstance(saved, (list, tuple)):
+        alike = own if isinstance(own, (list, tuple)) and len(own) == len(saved) else [None] * len(saved)
+        for one, here in zip(saved, alike, strict=True):
+            yield from _without_values(one, here)
+
+
+def _room(empty: torch.Tensor, like: Any) -> torch.Tensor:
+    if is_piece(like) and like.shape == empty.shape:
+        return torch.empty_like(like, dtype=empty.dtype)
+    return torch.empty(empty.shape, dtype=empty.dtype)
+
+
+def _like_parameters(now: Present, saved: Trees) -> Trees:
+    """An optimizer's state with the parameter itself for each of its moments: they are cut as it is."""
+    like = _by_number(now, saved)
+    return {"state": {number: dict.fromkeys(state, like.get(number)) for number, state in saved["state"].items()}}
+
+
+def _by_number(now: Present, saved: Trees) -> dict[int, torch.Tensor]:
+    """The parameters by the numbers that the saved state has for them."""
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    return dict(zip(numbers, now.parameters.values(), strict=True))
+
+
+# -- weights ----------------------------------------------------------------------------------
+
+
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside its wrappers."""
+    while (inner := _inner(module)) is not None:
+        module = module.get_submodule(inner)
+    return module
+
+
+def _inner(module: torch.nn.Module) -> str | None:
+    """The attribute under which a wrapper keeps what it wraps."""
+    if isinstance(module, (DataParallel, DistributedDataParallel, AveragedModel)):
+        return "module"
+    return "_orig_mod" if type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules else None
+
+
+def _plain_names(module: torch.nn.Module) -> dict[str, str]:
+    """For each key of the module's state dict its name without wrappers; keys of an AveragedModel itself left out."""
+    heads = []
+    for name, one in module.named_modules(remove_duplicate=False):
+        if inner := _inner(one):
+            head = f"{name}." if name else ""
+            heads.append((f"{head}{inner}.", head))
+    heads.sort(key=lambda one: -len(one[0]))  # the innermost first
+    names = {}
+    for key in module.state_dict():
+        if isinstance(module, AveragedModel) and not key.startswith("module."):
+            continue
+        plain = key
+        for wrapped, head in heads:
+            if plain.startswith(wrapped):
+                plain = head + plain[len(wrapped) :]
+        names[key] = plain
+    return names
+
+
+def parameters(module: torch.nn.Module, weights: Mapping[str, Any]) -> int:
+    """How many values the parameters have, on all ranks together."""
+    if fsdp1.hides(module):
+        return sum(math.prod(one.shape) for one in weights.values() if is_piece(one))
+    return sum(one.numel() for one in module.parameters())
+
+
+def _weights(module: torch.nn.Module) -> dict[str, Any]:
+    if fsdp1.hides(module):
+        if isinstance(module, AveragedModel):
+            raise StateNotExpressible("ema", "an AveragedModel of a FullyShardedDataParallel")
+        return fsdp1.weights(module)
+    state = module.state_dict()
+    return {plain: state[key] for key, plain in _plain_names(module).items()}
+
+
+def _beside(module: torch.nn.Module) -> dict[str, Any]:
+    """What an AveragedModel counts, beside the weights that it averages."""
+    if fsdp1.hides(module):
+        return {}
+    names = _plain_names(module)
+    return {key: one for key, one in module.state_dict().items() if key not in names}
+
+
+def _load_weights(module: torch.nn.Module, weights: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
+    if fsdp1.hides(module):
+        fsdp1.load_weights(module, weights)
+        return
+    own = module.state_dict()
+    state = OrderedDict((key, cut_like(weights[plain], own[key])) for key, plain in _plain_names(module).items())
+    state.update(beside)
+    state._metadata = getattr(own, "_metadata", None)  # type: ignore[attr-defined]  # the versions of the layers' formats
+    module.load_state_dict(state)
+
+
+def _weights_differ(what: str, own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    found = [f"{what}: not in the checkpoint: {name}" for name in own if name not in saved]
+    found += [f"{what}: only in the checkpoint: {name}" for name in saved if name not in own]
+    for name, here in own.items():
+        there = saved.get(name)
+        if isinstance(here, torch.Tensor) and isinstance(there, torch.Tensor) and _kind(here) != _kind(there):
+            found.append(f"{what}: {name}: saved {_kind(there)}, here {_kind(here)}")
+    return found
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _groups_differ(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[str]:
+    if len(own) != len(saved):
+        return [f"optimizer: saved with {len(saved)} parameter groups, here {len(own)}"]
+    found = []
+    for index, (here, there) in enumerate(zip(own, saved, strict=True)):
+        if len(here["params"]) != len(there["params"]):
+            counts = f"saved with {len(there['params'])} parameters, here {len(here['params'])}"
+            found.append(f"optimizer: group {index}: {counts}")
+        elif here.get("param_names") != there.get("param_names"):
+            found.append(
+                f"optimizer: group {index}: saved for {there.get('param_names')}, here {here.get('param_names')}"
+            )
+    return found
+
+
+def _moments_differ(optimizer: torch.optim.Optimizer, saved: Trees) -> list[str]:
+    """An optimizer knows its parameters by their place alone: in another order, they would get each other's moments."""
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    found = []
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for name in _MOMENTS & set(saved["state"].get(number, {})):
+            there = saved["state"][number][name]
+            whole = type(there) is torch.Tensor and type(parameter) in (torch.Tensor, torch.nn.Parameter)
+            if whole and there.shape != parameter.shape:
+                shapes = f"saved in the shape {list(there.shape)}, and the parameter is {list(parameter.shape)}"
+                found.append(f"optimizer: {name} of parameter {number}: {shapes}")
+    return sorted(found)
+
+
+def _cut_states(now: Present, saved: Trees) -> Trees:
+    """An optimizer's state in which the moments of a parameter are cut as the parameter is."""
+    like = _by_number(now, saved)
+    states = {
+        number: {name: cut_like(one, like.get(number)) for name, one in state.items()}
+        for number, state in saved["state"].items()
+    }
+    return {**saved, "state": states}
+
+
+# -- generators -------------------------------------------------------------------------------
+
+
+def _generator_states(loop: Loop) -> Trees:
+    return {name: _generator_state(one) for name, one in (loop.generators or {}).items()}
+
+
+def _of_this_rank(states: list[Trees], rank: int) -> Trees:
+    """A run restored on more ranks than it was saved on has nothing for the others."""
+    if rank >= len(states):
+        _log.warning(
+            "random states of %d ranks were saved, and this is rank %d: it has those of rank 0", len(states), rank
+        )
+        return states[0]
+    return states[rank]
+
+
+def _random_states() -> Trees:
+    found: Trees = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types there
+        found["cuda"] = torch.cuda.get_rng_state_all()
+    return found
+
+
+def _set_random_states(states: Trees) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    cuda, devices = states.get("cuda", []), torch.cuda.device_count()
+    if cuda and len(cuda) != devices:
+        _log.warning("random states of %d CUDA devices were saved, and %d are here", len(cuda), devices)
+    for index, state in enumerate(cuda[:devices]):
+        torch.cuda.set_rng_state(state, index)
+
+
+def _generator_state(generator: Generator) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    return generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
+
+
+def _set_generator(generator: Generator, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.bit_generator.state = state

@@ -1,0 +1,51 @@
+"""`package cache`: what the build cache holds, and emptying it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from packager.common.cache_store import Cache, Unusable, opened
+from packager.errors import CacheUnusable
+
+
+@dataclass(frozen=True)
+class Held:
+    """So many files of so many bytes."""
+
+    files: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.files} files, {self.bytes / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """Where the cache is, and what it holds of each kind: see `packager.common.cache_store`."""
+
+    folder: str
+    kinds: Mapping[str, Held]
+
+    def as_json(self) -> dict[str, object]:
+        """The object that `package cache info --json` prints."""
+        kinds = {name: {"files": one.files, "bytes": one.bytes} for name, one in self.kinds.items()}
+        return {"folder": self.folder, **kinds}
+
+
+def info() -> CacheInfo:
+    """What the user's cache holds. Raises `CacheUnusable`."""
+    cache = _opened()
+    return CacheInfo(str(cache.folder), {kind: Held(*found) for kind, found in cache.sizes().items()})
+
+
+def clean() -> int:
+    """Empty the user's cache; returns the bytes that it held. Raises `CacheUnusable`."""
+    return _opened().clean()
+
+
+def _opened() -> Cache:
+    try:
+        return opened()
+    except Unusable as why:
+        raise CacheUnusable(str(why)) from None

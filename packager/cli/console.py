@@ -1,0 +1,114 @@
+"""What a person sees: progress and tables on stderr, results on stdout.
+
+On a terminal the stages appear with a spinner and their times; elsewhere, and with NO_COLOR, each
+finished stage is one plain line. rich is imported where something is shown with it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from packager.common.progress import Event, Finished, Listener, Progressed, Recalled, Started
+
+_QUIET_SECONDS = 10  # between two plain lines on how far something has come
+
+
+def is_terminal() -> bool:
+    """Whether stderr is a terminal that may show colour."""
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def listening(quiet: bool) -> Iterator[Listener]:
+    """A listener for progress: a live display on a terminal, plain lines elsewhere, nothing when quiet.
+
+    It writes to stderr as it is now: what torch's exporters write there meanwhile is sent elsewhere.
+    """
+    if quiet:
+        yield lambda event: None
+    elif is_terminal():
+        with _live() as listener:
+            yield listener
+    else:
+        yield _plain()
+
+
+def _plain() -> Listener:
+    last, stream = time.monotonic(), sys.stderr
+
+    def listen(event: Event) -> None:
+        nonlocal last
+        if not isinstance(event, Progressed):
+            _print_plain(event, stream)
+        elif time.monotonic() - last >= _QUIET_SECONDS:
+            last = time.monotonic()
+            print(f"{event.stage:<12} {_so_far(event)}", file=stream, flush=True)
+
+    return listen
+
+
+def _print_plain(event: Event, stream: TextIO) -> None:
+    if isinstance(event, Finished):
+        print(f"{event.stage:<12} {event.seconds:6.1f} s", file=stream, flush=True)
+    elif isinstance(event, Recalled):
+        print(f"{event.stage:<12} cached", file=stream, flush=True)
+    elif not isinstance(event, (Started, Progressed)):
+        print(f"note: {event.message}", file=stream, flush=True)
+
+
+def _so_far(event: Progressed) -> str:
+    """`12.0 of 48.0 MB`, or as many as there are."""
+    return f"{event.done / 1e6:.1f} {f'of {event.total / 1e6:.1f} ' if event.total is not None else ''}MB"
+
+
+@contextmanager
+def _live() -> Iterator[Listener]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    console = Console(file=sys.stderr, highlight=False)
+    with console.status("") as status:
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Started):
+                status.update(f"{event.stage} …")
+            elif isinstance(event, Progressed):
+                line = Table.grid(padding=(0, 1))
+                bar = ProgressBar(total=event.total, completed=event.done, width=30)
+                line.add_row(event.stage, bar, _so_far(event))
+                status.update(line)
+            elif isinstance(event, Finished):
+                console.print(f"[green]✓[/] {event.stage:<12} [dim]{event.seconds:6.1f} s[/]")
+            elif isinstance(event, Recalled):
+                console.print(f"[green]✓[/] {event.stage:<12} [dim]cached[/]")
+            else:
+                console.print(f"[yellow]•[/] {escape(event.message)}")
+
+        yield listen
+
+
+def printable(text: str) -> str:
+    """A text of somebody else's, in which nothing speaks to the terminal."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def table(rows: Mapping[str, str]) -> None:
+    """Two columns on stdout: what, and what of it."""
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table with a header on stdout, every column as wide as it needs."""
+    cells = [[str(one) for one in row] for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        print("  ".join(f"{one:<{width}}" for one, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,208 @@
+"""A ZIP of which every byte follows from the names and contents of its files.
+
+Entries are stored, never compressed, and every content begins at a multiple of 64 bytes, so that
+tensors can be mapped where they lie; the room before it is an extra field `FB`, as torch pads. All
+else that a header can say is fixed: 1980-01-01, made on Unix, mode 0644, no comment, no data
+descriptor. ZIP64 fields stand where a size, a place or a count is too large for its own, and nowhere
+else. The format is PKWARE's APPNOTE.TXT; section numbers below are its own.
+
+So a header is a function of name, size, CRC and place. `write` writes it; `read` takes those four
+from the file, computes the whole header anew and compares, and does the same with the directory at
+the end: a file that differs in one byte from what `write` writes is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import IO
+
+from packager.common.hashing import CHUNK_BYTES
+
+ALIGNMENT = 64
+ZIP64_SIZE = 0xFFFF_FFFF
+"""Sizes and places from here on stand in ZIP64 fields, and numbers of entries from `ZIP64_COUNT` on."""
+ZIP64_COUNT = 0xFFFF
+
+_HEADER = struct.Struct("<4s5H3L2H")  # 4.3.7
+_RECORD = struct.Struct("<4s6H3L5H2L")  # 4.3.12
+_END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
+_LOCATOR64 = struct.Struct("<4sLQL")  # 4.3.15
+_END = struct.Struct("<4s4H2LH")  # 4.3.16
+_IN_ZIP64, _COUNT_IN_ZIP64 = 0xFFFF_FFFF, 0xFFFF  # in place of a number: it stands in the ZIP64 field
+
+_PLAIN, _ZIP64 = 20, 45  # the version of the format that a reader needs, 4.4.3
+_MADE_BY = 3 << 8 | _ZIP64  # Unix
+_MODE = 0o100644 << 16  # a regular file
+_ENCRYPTED, _DESCRIPTOR, _UTF8 = 1, 1 << 3, 1 << 11  # flags, 4.4.4
+_STORED = 0
+_TIME, _DATE = 0, 1 << 5 | 1  # 1980-01-01, the first that a header can carry
+
+
+class Malformed(ValueError):
+    """These bytes are no such archive, or these files cannot be put into one."""
+
+
+class Damaged(Malformed):
+    """The content of an entry is not what its CRC was made from."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: bytes
+    size: int
+    crc: int
+    offset: int
+
+
+def write(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]]]) -> None:
+    """Write an archive to an empty stream: for each file its name, its size and its content in chunks.
+
+    The files come in the order of their names' bytes. Raises `Malformed` where a content has another size.
+    """
+    entries = []
+    for name, size, chunks in files:
+        entry = _Entry(name.encode(), size, 0, stream.tell())
+        stream.write(_header(entry))
+        crc = written = 0
+        for chunk in chunks:
+            crc = zlib.crc32(chunk, crc)
+            written += stream.write(chunk)
+        if written != size:
+            raise Malformed(f"{name!r} has {written} bytes, and {size} were announced")
+        entries.append(replace(entry, crc=crc))
+        stream.seek(entry.offset)
+        stream.write(_header(entries[-1]))
+        stream.seek(0, os.SEEK_END)
+    stream.write(_directory(entries, stream.tell()))
+
+
+def read(stream: IO[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Each file of an archive, from its first byte to its last: the name, and the content in chunks.
+
+    Together the contents are never larger than the archive. Raises `Malformed`, or `Damaged` from a
+    content; nothing of the archive is proven before the iteration has ended.
+    """
+    end = os.fstat(stream.fileno()).st_size
+    entries: list[_Entry] = []
+    while (entry := _next(stream, end)) is not None:
+        if entries and entry.name <= entries[-1].name:
+            raise Malformed(f"{_shown(entry.name)} stands twice, or out of order")
+        entries.append(entry)
+        try:
+            name = entry.name.decode()
+        except UnicodeDecodeError:
+            raise Malformed(f"the name {_shown(entry.name)} is no UTF-8") from None
+        content = _content(stream, entry)
+        yield name, content
+        for _ in content:  # what the caller left
+            pass
+    _check_directory(stream, entries)
+
+
+def _header(entry: _Entry) -> bytes:
+    """What stands before the content of an entry, the padding included."""
+    large = entry.size >= ZIP64_SIZE
+    extra = struct.pack("<2H2Q", 1, 16, entry.size, entry.size) if large else b""  # 4.5.3
+    padding = -(entry.offset + _HEADER.size + len(entry.name) + len(extra) + 4) % ALIGNMENT
+    extra += struct.pack("<2sH", b"FB", padding) + bytes(padding)
+    size = _short(entry.size)
+    fixed = _HEADER.pack(
+        b"PK\3\4", _ZIP64 if large else _PLAIN, _flags(entry), _STORED, _TIME, _DATE,
+        entry.crc, size, size, len(entry.name), len(extra),
+    )  # fmt: skip
+    return fixed + entry.name + extra
+
+
+def _directory(entries: list[_Entry], offset: int) -> bytes:
+    """What stands behind the last content, at `offset`, up to the end of the file."""
+    records = b"".join(_record(one) for one in entries)
+    count, end64 = len(entries), b""
+    if count >= ZIP64_COUNT or len(records) >= ZIP64_SIZE or offset >= ZIP64_SIZE:
+        end64 = _END64.pack(
+            b"PK\6\6", _END64.size - 12, _MADE_BY, _ZIP64, 0, 0, count, count, len(records), offset
+        ) + _LOCATOR64.pack(b"PK\6\7", 0, offset + len(records), 1)  # fmt: skip
+    short_count = count if count < ZIP64_COUNT else _COUNT_IN_ZIP64
+    end = _END.pack(b"PK\5\6", 0, 0, short_count, short_count, _short(len(records)), _short(offset), 0)
+    return records + end64 + end
+
+
+def _record(entry: _Entry) -> bytes:
+    large = [one for one in (entry.size, entry.size, entry.offset) if one >= ZIP64_SIZE]
+    extra = struct.pack(f"<2H{len(large)}Q", 1, 8 * len(large), *large) if large else b""
+    size = _short(entry.size)
+    fixed = _RECORD.pack(
+        b"PK\1\2", _MADE_BY, _ZIP64 if large else _PLAIN, _flags(entry), _STORED, _TIME, _DATE,
+        entry.crc, size, size, len(entry.name), len(extra), 0, 0, 0, _MODE, _short(entry.offset),
+    )  # fmt: skip
+    return fixed + entry.name + extra
+
+
+def _flags(entry: _Entry) -> int:
+    return 0 if entry.name.isascii() else _UTF8
+
+
+def _short(number: int) -> int:
+    return number if number < ZIP64_SIZE else _IN_ZIP64
+
+
+def _next(stream: IO[bytes], end: int) -> _Entry | None:
+    """The entry whose content the stream now stands at, or None where the directory begins."""
+    offset = stream.tell()
+    fixed = stream.read(_HEADER.size)
+    if fixed.startswith((b"PK\1\2", b"PK\5\6")):
+        stream.seek(offset)
+        return None
+    if len(fixed) < _HEADER.size or not fixed.startswith(b"PK\3\4"):
+        raise Malformed(f"at byte {offset} of {end} stands neither an entry of a ZIP nor its directory")
+    _, _, flags, method, _, _, crc, size, _, name_length, extra_length = _HEADER.unpack(fixed)
+    name, extra = stream.read(name_length), stream.read(extra_length)
+    if flags & _ENCRYPTED:
+        raise Malformed(f"{_shown(name)} is encrypted")
+    if method != _STORED:
+        raise Malformed(f"{_shown(name)} is compressed, and entries are stored")
+    if flags & _DESCRIPTOR:
+        raise Malformed(f"{_shown(name)} has its size behind it, in a data descriptor")
+    if size == _IN_ZIP64 and len(extra) >= 12:
+        (size,) = struct.unpack_from("<Q", extra, 4)
+    entry = _Entry(name, size, crc, offset)
+    if fixed + name + extra != _header(entry):
+        raise Malformed(f"the header of {_shown(name)} says more than its name, size and CRC, or is not aligned")
+    if size > end - stream.tell():
+        raise Malformed(f"{_shown(name)} claims {size} bytes, and the archive has {end - stream.tell()} more")
+    return entry
+
+
+def _content(stream: IO[bytes], entry: _Entry) -> Iterator[bytes]:
+    left, crc = entry.size, 0
+    while left:
+        chunk = stream.read(min(left, CHUNK_BYTES))
+        if not chunk:
+            raise Malformed(f"{_shown(entry.name)} was cut off while it was read")
+        left -= len(chunk)
+        crc = zlib.crc32(chunk, crc)
+        yield chunk
+    if crc != entry.crc:
+        raise Damaged(f"the content of {_shown(entry.name)} does not have its CRC")
+
+
+def _check_directory(stream: IO[bytes], entries: list[_Entry]) -> None:
+    expected = _directory(entries, stream.tell())
+    found = stream.read(len(expected) + 1)
+    if found == expected:
+        return
+    if found.startswith(expected):
+        raise Malformed("something stands behind its end")
+    if expected.startswith(found):
+        raise Malformed("it is cut off in its directory")
+    raise Malformed(
+        "its directory is not that of its entries: others, links, other permissions, places that overlap, or a comment"
+    )
+
+
+def _shown(name: bytes) -> str:
+    """A name as a message may show it, whatever is in it."""
+    return repr(name[:200].decode(errors="backslashreplace"))

@@ -1,0 +1,217 @@
+"""A graph that is wrong on some case → the first node at fault, in words, and the part of the graph that shows it.
+
+    case     the smallest one on which the graph is wrong
+    flow     everything that the graph computes on it, node by node, beside everything that the reference computes
+    part     where the two go separate ways: `packager.parity.diagnosis.divergence`
+    alone    that part of the graph by itself, from the reference's own values: is it wrong then too?
+
+No more than 60 sessions are made, for a graph of any size: one for the case, two for the flow, and for each of the
+three `where.RULES` as far as they are needed `where.SUBSTITUTIONS` and one for the part by itself.
+
+Needs onnx and onnxruntime, not torch: the reference is a flow, whatever it was taken from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from packager.parity.diagnosis import divergence, onnx_activations
+from packager.parity.diagnosis.activations import Flow, NotSeen, Value, typical
+from packager.parity.diagnosis.divergence import Parting
+from packager.parity.diagnosis.onnx_activations import Graph, GraphFlow
+from packager.parity.numerics.compare import Array, Distance, Limit, ShapesDiffer, compare
+from packager.parity.numerics.verdict import Expectation
+from packager.runtime.check import first_line
+from packager.runtime.onnx_backend import OnnxBackend
+
+_WHERE_EXACT = 1e-4  # the tolerance of values on the way to outputs that are all exact
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A case on which a graph is wrong, and the output that is farthest from what it should be."""
+
+    expectation: Expectation
+    output: str
+
+    @property
+    def relative(self) -> float:
+        """The tolerance of this case's outputs, as one relative number; exact outputs have none."""
+        return max(
+            (
+                _relative(array, self.expectation.limits[name])
+                for name, array in self.expectation.outputs.items()
+                if array.dtype.kind in "fc"
+            ),
+            default=_WHERE_EXACT,
+        )
+
+
+@dataclass(frozen=True)
+class Located:
+    """The first node at fault.
+
+    `part` computes `actual` from `begins`, which are the reference's values, and should compute `expected`. `apart`
+    is how far it is from that, None where it has another shape or dtype; `agree` how far the graph's own values are
+    from `begins`, as a share of the tolerance. `nodes` are those of the part that depend on the inputs.
+    """
+
+    parting: Parting
+    nodes: tuple[onnx.NodeProto, ...]
+    part: onnx.ModelProto
+    begins: Mapping[str, Array]
+    actual: Array
+    expected: Array
+    apart: Distance | None
+    agree: float
+
+    @property
+    def stands_for(self) -> int:
+        """The reference's value that the user should look at."""
+        return self.parting.target if self.parting.towards is None else self.parting.towards
+
+    @property
+    def shows(self) -> bool:
+        """Whether the part is wrong by itself, and not only as the rounding before it adds up."""
+        return self.apart is None or not self.apart.allowed
+
+
+def smallest_wrong(graph: Graph, expectations: Sequence[Expectation]) -> Wrong:
+    """The smallest case on which the graph is wrong. Raises `NotSeen` where there is none that it runs."""
+    path = graph.folder / "whole.onnx"
+    path.write_bytes(graph.model.SerializeToString())
+    refused = ""
+    try:
+        backend = OnnxBackend(path, providers=graph.providers, threads=None, spin=False)
+    except Exception as error:
+        raise NotSeen(f"onnxruntime: {first_line(error, graph.folder)}") from error
+    for expectation in sorted(expectations, key=_size):
+        try:
+            actual = backend.run(expectation.inputs)
+        except Exception as error:  # noqa: BLE001 (as above: it does not run; said where no other case is wrong)
+            refused = refused or f"case {expectation.case}: onnxruntime: {first_line(error, graph.folder)}"
+            continue
+        found = _worst_output(expectation, actual)
+        if found is not None:
+            return Wrong(expectation, found)
+    raise NotSeen(refused or "before it is optimized, the graph is right on every case")
+
+
+def locate(reference: Flow, suspect: GraphFlow, wrong: Wrong) -> Located:
+    """The first node at fault on a case. Raises `NotSeen` where none is."""
+    goal = suspect.flow.outputs.get(wrong.output)
+    actual = None if goal is None else suspect.flow.values[goal].array
+    if actual is None:
+        raise NotSeen(f"the output {wrong.output} does not depend on the inputs")
+    if _worst_output(wrong.expectation, {wrong.output: actual}) is None:
+        raise NotSeen("node by node the graph is right on this case: it is wrong as onnxruntime optimizes it")
+    found: list[Located] = []
+    for rule in divergence.RULES:
+        found.append(_locate(reference, suspect, wrong, rule))
+        if found[-1].shows and found[-1].parting.confirmed and len(found[-1].nodes) <= 1:
+            break
+    return min(found, key=lambda one: (not one.shows, not one.parting.confirmed, len(one.nodes)))
+
+
+def _locate(reference: Flow, suspect: GraphFlow, wrong: Wrong, rule: divergence.Rule) -> Located:
+    parting = divergence.part(reference, suspect.flow, wrong.output, suspect.substitute, rule)
+    if parting is None:
+        raise NotSeen(f"PyTorch does not compute the output {wrong.output} from the inputs")
+    given, agree = {}, 0.0
+    for place, like in parting.begins.items():
+        held, array = suspect.flow.values[place], reference.values[like].array
+        assert array is not None
+        given[held.name] = array
+        apart = divergence.distance(reference.values[like], held.array)
+        agree = max(agree, apart.excess if apart is not None else math.inf)
+    end = suspect.flow.values[parting.end].name
+    target = reference.values[parting.target]
+    if target.array is None:
+        raise NotSeen(f"numpy has no array for what {target.operator} gives")
+    part = onnx_activations.cut_out(suspect.graph, given, end, target.array)
+    actual = onnx_activations.run_cut_out(suspect.graph, part, given)
+    begins = {one.name: given[one.name] for one in part.graph.input}
+    nodes = {id(node): node for node in (suspect.nodes[one] for one in parting.between) if node is not None}
+    apart = divergence.distance(target, actual)
+    return Located(parting, tuple(nodes.values()), part, begins, actual, target.array, apart, agree)
+
+
+def say(located: Located, reference: Flow, suspect: GraphFlow, whose: str) -> list[str]:
+    """What was found, in clauses; `whose` are the reference's values: "PyTorch's"."""
+    parting = located.parting
+    there = f"{whose} {_operation(reference.values[located.stands_for])}"
+    if parting.missing:
+        readers = [node for node in (suspect.nodes[one] for one in parting.readers) if node is not None]
+        before = _node(readers[0]) if readers else "the output"
+        return [f"first wrong: nothing in the graph does {there}", f"{before} gets what comes before it"]
+    node = located.nodes[-1]
+    others = len(located.nodes) - 1
+    more = f" and the {others} nodes before it" if others > 1 else " and the one before it" if others else ""
+    text = f"first wrong: {_node(node)}{more}"
+    text += f", which does more than {there}" if parting.extra else f", for {there}"
+    if not located.shows:
+        return [text, f"from {whose} values it computes what it should: no node alone is at fault, rounding adds up"]
+    return [text, f"its inputs agree within {located.agree:.2g} of the tolerance, {_apart(located)}"]
+
+
+def _operation(value: Value) -> str:
+    inside = f" in module {value.module}" if value.module else ""
+    return f"{value.operator}{inside}" + (f", {value.place}" if value.place else "")
+
+
+def _node(node: onnx.NodeProto) -> str:
+    return f"node {node.name or node.output[0]} ({node.op_type})"
+
+
+def _apart(located: Located) -> str:
+    found, expected, actual = located.apart, located.expected, located.actual
+    if found is None or found.worst is None:
+        return f"its output is {actual.dtype}{list(actual.shape)}, expected {expected.dtype}{list(expected.shape)}"
+    index = ", ".join(str(one) for one in found.worst.index)
+    times = f", {found.excess:.3g} times the limit" if math.isfinite(found.excess) else ""
+    return f"its output[{index}] is {found.worst.actual!r}, expected {found.worst.expected!r}{times}"
+
+
+def _size(expectation: Expectation) -> tuple[bool, int, int]:
+    """Small first; but last those on which too much looks alike: inputs of one value, and dims of sizes 1 and 2."""
+    arrays = list(expectation.inputs.values())
+    plain = all(one.size > 1 and bool(np.all(one == one.flat[0])) for one in arrays)
+    return plain, sum(one.shape.count(1) + one.shape.count(2) for one in arrays), sum(one.size for one in arrays)
+
+
+def _worst_output(expectation: Expectation, actual: Mapping[str, Array]) -> str | None:
+    """The output that is farthest beyond its limit; None where none is."""
+    far: dict[str, float] = {}
+    for name in actual:
+        try:
+            found = compare(expectation.outputs[name], actual[name], expectation.limits[name])
+        except ShapesDiffer:
+            far[name] = math.inf
+        else:
+            far[name] = found.excess if found.mismatched_nonfinite == 0 else math.inf
+    wrong = [name for name in far if far[name] > 1.0]
+    # Floats first: what is exact, as an index is, differs all at once, and says less.
+    return max(wrong, key=lambda name: (actual[name].dtype.kind in "fc", far[name]), default=None)
+
+
+def _relative(expected: Array, limit: Limit) -> float:
+    scale = typical(expected)
+    return max(limit.rtol, limit.atol / scale if scale > 0 else 0.0)
+
+
+def between(good: Graph, bad: onnx.ModelProto, expectations: Sequence[Expectation]) -> str:
+    """What a pass broke, in words: `good` is the graph before it and `bad` after, with weights in the same folder."""
+    try:
+        suspect = Graph(bad, good.folder, good.providers)
+        wrong = smallest_wrong(suspect, expectations)
+        flow = onnx_activations.run(good, wrong.expectation.inputs).flow
+        reference = flow.within([wrong.relative] * len(flow.values))
+        after = onnx_activations.run(suspect, wrong.expectation.inputs)
+        return "; ".join(say(locate(reference, after, wrong), reference, after, "the earlier graph's"))
+    except NotSeen as why:
+        return f"where it goes wrong was not found: {why}"

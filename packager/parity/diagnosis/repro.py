@@ -1,0 +1,60 @@
+"""What was found wrong, as a folder that shows it without the project, without PyTorch and without this tool.
+
+subgraph.onnx   the part of the graph that is wrong, with the weights that it needs
+values.npz      PyTorch's values where that part begins (input_0, …), what it should give, and the worst element
+show.py         runs the one on the other and prints the difference; needs numpy and onnxruntime
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from packager.export.graph import io
+from packager.parity.diagnosis.localize import Located
+from packager.parity.diagnosis.onnx_activations import Graph
+
+SHOW, VALUES, SUBGRAPH = "show.py", "values.npz", "subgraph.onnx"
+_SCRIPT = '''\
+"""What onnxruntime computes from PyTorch's values, beside what PyTorch computes from them."""
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+values = np.load(Path(__file__).with_name("values.npz"))
+session = onnxruntime.InferenceSession(Path(__file__).with_name("subgraph.onnx"))
+feeds = {one.name: values[f"input_{place}"] for place, one in enumerate(session.get_inputs())}
+expected, actual = values["expected"], session.run(None, feeds)[0]
+print(f"PyTorch gives {expected.dtype}{list(expected.shape)}, onnxruntime {actual.dtype}{list(actual.shape)}")
+if expected.shape == actual.shape:
+    worst = tuple(values["worst"])
+    print(f"at {[int(one) for one in worst]} PyTorch gives {expected[worst]}, onnxruntime {actual[worst]}")
+'''
+
+
+class NotOurs(Exception):
+    """Something that is no such folder is in its place."""
+
+
+def write(folder: Path, located: Located, graph: Graph) -> None:
+    """Write the folder, in the place of an earlier one. Raises `NotOurs`, or OSError."""
+    if folder.is_symlink() or (folder.exists() and not (folder / SHOW).is_file()):
+        raise NotOurs
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        io.strip(located.part)
+        io.write(located.part, graph.folder, new / SUBGRAPH)
+        worst = located.apart.worst.index if located.apart is not None and located.apart.worst is not None else ()
+        arrays = {f"input_{place}": array for place, array in enumerate(located.begins.values())}
+        arrays |= {"expected": located.expected, "worst": np.array(worst, np.int64)}
+        np.savez(new / VALUES, allow_pickle=False, **arrays)
+        (new / SHOW).write_text(_SCRIPT, encoding="utf-8")
+        if folder.exists():
+            os.rename(folder, Path(scratch) / "old")
+        os.rename(new, folder)

@@ -1,0 +1,160 @@
+"""Judge an artifact: run it on every case, compare every output, give one verdict. numpy only.
+
+The same function judges during a build, where the expected outputs come straight from PyTorch,
+and in `package verify`, where they come from the bundle's own evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from packager.parity.numerics.compare import Array, Distance, Limit, ShapesDiffer, compare
+from packager.parity.numerics.decisions import Agreement, Decision, agreement
+
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One case to replay: its inputs, what PyTorch gave, and the limit for each output.
+
+    `oracle` are the float outputs as the module gives them in float64, where it was run so: an artifact is held
+    to both. `sizes` are those of the named dims; `decisions` are what some outputs are for.
+    """
+
+    case: str
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    limits: Mapping[str, Limit]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    oracle: Mapping[str, Array] = field(default_factory=dict)
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutputErrors:
+    """The largest errors of one output over all cases; `cosine` is the smallest.
+
+    `excess` is the largest error in terms of its limit, and `from_oracle` that against float64, where there is one.
+    """
+
+    max_abs: float
+    max_rel: float
+    rms: float
+    cosine: float
+    mismatched_nonfinite: int
+    excess: float
+    from_oracle: float | None = None
+
+    def joined(self, distance: Distance, from_oracle: Distance | None = None) -> OutputErrors:
+        """These errors and those of one more case."""
+        oracle = self.from_oracle
+        if from_oracle is not None:
+            oracle = max(oracle or 0.0, from_oracle.excess)
+        return OutputErrors(
+            max(self.max_abs, distance.max_abs),
+            max(self.max_rel, distance.max_rel),
+            max(self.rms, distance.rms),
+            min(self.cosine, distance.cosine),
+            self.mismatched_nonfinite + distance.mismatched_nonfinite,
+            max(self.excess, distance.excess),
+            oracle,
+        )
+
+
+@dataclass(frozen=True)
+class WorstElement:
+    """The element nearest to its limit, or farthest beyond it, over all cases and outputs."""
+
+    case: str
+    output: str
+    index: tuple[int, ...]
+    expected: float | int | bool
+    actual: float | int | bool
+    excess: float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found; `reason` says in words why the verdict is fail, and is empty where it is pass.
+
+    `loaded` is whether the artifact could be loaded: of one that cannot, nothing is known.
+    """
+
+    passed: bool
+    reason: str
+    outputs: Mapping[str, OutputErrors]
+    worst: WorstElement | None
+    decisions: Mapping[str, Agreement] = field(default_factory=dict)
+    loaded: bool = True
+
+
+def judge(run: Run, expectations: Iterable[Expectation]) -> Judgement:
+    """Run every case and compare every output; stops at a case whose outputs cannot be set side by side."""
+    errors: dict[str, OutputErrors] = {}
+    decided: dict[str, Agreement] = {}
+    worst: WorstElement | None = None
+    for expectation in expectations:
+        actual = run(expectation.inputs)
+        if list(actual) != list(expectation.outputs):
+            reason = f"outputs {list(actual)}, expected {list(expectation.outputs)}"
+            return Judgement(False, f"case {expectation.case}: {reason}", errors, worst)
+        for name in expectation.outputs:
+            try:
+                distances = _distances(expectation, name, actual[name])
+            except ShapesDiffer as difference:
+                reason = f"case {expectation.case}{_sizes(expectation)}, output {name}: {difference}"
+                return Judgement(False, reason, errors, worst)
+            errors[name] = errors.get(name, OutputErrors(0.0, 0.0, 0.0, 1.0, 0, 0.0)).joined(*distances)
+            worst = _worse(worst, expectation.case, name, distances)
+            if name in expectation.decisions:
+                found = _decided(expectation, name, actual[name])
+                decided[name] = decided[name].joined(found) if name in decided else found
+    # No case, no output, or no element in any of them, proves nothing: that is not a pass.
+    if worst is None or not all(_within(one) for one in errors.values()):
+        return Judgement(False, _say(worst), errors, worst, decided)
+    changed = [f"{name}: {one.disagreed} of {one.compared} decisions ({one.rule}) changed, beside ties"
+               for name, one in decided.items() if one.disagreed]  # fmt: skip
+    return Judgement(not changed, "; ".join(changed), errors, worst, decided)
+
+
+def _distances(expectation: Expectation, name: str, actual: Array) -> tuple[Distance, ...]:
+    """How far an output is from PyTorch's, and from float64's where there is one. Raises `ShapesDiffer`."""
+    limit = expectation.limits[name]
+    distance = compare(expectation.outputs[name], actual, limit)
+    if name not in expectation.oracle:
+        return (distance,)
+    return distance, compare(expectation.oracle[name], actual.astype(np.float64), limit)
+
+
+def _decided(expectation: Expectation, name: str, actual: Array) -> Agreement:
+    return agreement(expectation.outputs[name], actual, expectation.limits[name], expectation.decisions[name])
+
+
+def _worse(worst: WorstElement | None, case: str, name: str, distances: Iterable[Distance]) -> WorstElement | None:
+    for one in distances:
+        found = one.worst
+        if found is not None and (worst is None or one.excess > worst.excess):
+            worst = WorstElement(case, name, found.index, found.expected, found.actual, one.excess)
+    return worst
+
+
+def _within(errors: OutputErrors) -> bool:
+    return errors.mismatched_nonfinite == 0 and errors.excess <= 1.0 and (errors.from_oracle or 0.0) <= 1.0
+
+
+def _sizes(expectation: Expectation) -> str:
+    """` (batch=3 length=5)`: a dim that does not follow its input is told by them."""
+    return f" ({' '.join(f'{name}={size}' for name, size in expectation.sizes.items())})" if expectation.sizes else ""
+
+
+def _say(worst: WorstElement | None) -> str:
+    if worst is None:
+        return "no element was compared"
+    place = f"{worst.output}[{', '.join(str(one) for one in worst.index)}] in case {worst.case}"
+    times = f", {worst.excess:.3g} times the limit" if math.isfinite(worst.excess) else ""
+    return f"{place}: PyTorch gives {worst.expected!r}, the artifact {worst.actual!r}{times}"

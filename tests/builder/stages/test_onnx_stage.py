@@ -1,0 +1,96 @@
+"""Candidates for the ONNX model: what becomes of one whose last pass is wrong."""
+
+import json
+from concurrent.futures import Future
+
+import numpy as np
+import onnx
+import pytest
+from messages import mentions
+from projects import FLOATS, LINEAR, project
+
+import packager
+from packager.errors import ExportFailed
+from packager.export.passes import runner, worker
+
+
+class InThisProcess:
+    """The ONNX side without a process of its own, so that a test can replace a pass."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def start(self):
+        pass
+
+    def cancel(self):
+        pass
+
+    def optimize(self, job):
+        done = Future()
+        done.set_result(runner.optimize(job, lambda name: None))
+        return done
+
+
+def scaled(real):
+    """A pass that also makes every weight one percent larger."""
+
+    def apply(model, job):
+        found = real(model, job)
+        onnx.load_external_data_for_model(found, str(job.raw.path.parent))
+        for tensor in found.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.dtype == np.float32:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1.01), tensor.name))
+        return found
+
+    return apply
+
+
+def test_a_last_pass_that_breaks_parity_is_dropped_when_what_ships_is_judged(tmp_path, monkeypatch):
+    text = LINEAR.replace("return self.layer(x)", "return torch.relu(self.layer(x))")
+    manifest = project(tmp_path, text, inputs=FLOATS)
+    monkeypatch.setattr(worker, "OnnxSide", InThisProcess)
+    monkeypatch.setattr(runner, "_optimize", scaled(runner._optimize))
+    built = packager.build(manifest, tmp_path / "out", cache="off")
+    assert packager.verify(built.bundle).ok
+    stages = {one["name"]: one for one in json.loads((built.bundle / "evidence/parity.json").read_text())["stages"]}
+    assert (stages["optimize"]["kept"], stages["optimize"]["verdict"]) == (False, "fail")
+    mentions(stages["optimize"]["reason"], "PyTorch")
+
+
+# onnxruntime has no convolution of bfloat16: what it does not load is neither right nor wrong.
+BFLOAT16 = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv1d(1, 3, 2).bfloat16()
+
+    def forward(self, x):
+        return self.layer(x[:, None].bfloat16()).float()
+"""
+LOOSE = {"tolerance": {"atol": 0.1, "rtol": 0.1}}
+
+
+def test_a_graph_that_onnxruntime_does_not_load_is_no_wrong_model(tmp_path, golden):
+    with pytest.raises(ExportFailed) as caught:
+        packager.build(project(tmp_path, BFLOAT16, parity=LOOSE), tmp_path / "out")
+    *loaded, script = caught.value.problems
+    golden("\n".join([one.message.partition(": onnxruntime: ")[0] for one in loaded]), "torch-export")
+    mentions(script.message, "RuntimeError", "Tensor")
+    assert script.where == "model.py:12"
+
+
+def test_a_bundle_of_torchscript_alone_says_that_the_graph_was_not_checked(tmp_path):
+    manifest = project(tmp_path, BFLOAT16, parity=LOOSE, export={"exporter": "torchscript", "required": False})
+    built = packager.build(manifest, tmp_path / "out")
+    assert built.parity == {"onnx": "not-checked", "torchscript": "pass"}
+    stages = json.loads((built.bundle / "evidence/parity.json").read_text())["stages"]
+    assert [one["verdict"] for one in stages if one["name"].startswith("export")] == ["not-checked"] * 2

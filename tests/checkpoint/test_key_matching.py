@@ -1,0 +1,280 @@
+"""A state dict's keys and shapes against a module's."""
+
+import pytest
+import torch
+from messages import mentions
+from projects import project
+
+from packager import checkpoint
+from packager.errors import StateDoesNotFit, WeightsNotFinite, render
+from packager.model import loader
+from packager.project import manifest
+
+SHAPES = {"encoder.weight": (3, 4), "encoder.bias": (3,), "head.weight": (2, 3)}
+STATE = {name: torch.full(shape, float(index)) for index, (name, shape) in enumerate(SHAPES.items())}
+
+
+def prefixed(prefix, state=STATE):
+    return {prefix + name: one for name, one in state.items()}
+
+
+def fitted(state, **settings):
+    found = checkpoint.fit(state, SHAPES, **settings)
+    assert set(found.state) <= set(SHAPES)
+    assert all(torch.equal(found.state[name], STATE[name]) for name in found.state)
+    return found
+
+
+def refused(state, shapes=SHAPES, **settings):
+    with pytest.raises(StateDoesNotFit) as caught:
+        checkpoint.fit(state, shapes, **settings)
+    return caught.value
+
+
+# -- prefixes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "_orig_mod.", "model.", "net.", "network.", "module._orig_mod.", "_orig_mod.module.",
+     "model._orig_mod.", "model.module._orig_mod.", "module.module."],
+)  # fmt: skip
+def test_the_prefixes_of_wrappers_are_taken_off(prefix):
+    found = fitted(prefixed(prefix))
+    assert set(found.state) == set(SHAPES)
+    assert (found.missing, found.unexpected) == ((), ())
+
+
+def test_what_was_taken_off_is_said():
+    assert fitted(STATE).prefix == ""
+    assert fitted(prefixed("module.model.")).prefix == "module.model."
+
+
+def test_a_part_that_was_compiled_alone_fits():
+    state = {"encoder._orig_mod.weight": STATE["encoder.weight"], "encoder._orig_mod.bias": STATE["encoder.bias"]}
+    assert set(fitted({**state, "head.weight": STATE["head.weight"]}).state) == set(SHAPES)
+
+
+def test_a_prefix_that_the_module_has_itself_stays():
+    shapes = {f"model.{name}": shape for name, shape in SHAPES.items()}
+    found = checkpoint.fit(prefixed("model."), shapes)
+    assert set(found.state) == set(shapes)
+    assert found.prefix == ""
+
+
+def test_a_module_that_wraps_what_was_trained_gets_a_prefix_added():
+    shapes = {f"backbone.{name}": shape for name, shape in SHAPES.items()}
+    found = checkpoint.fit(prefixed("module."), shapes)
+    assert set(found.state) == set(shapes)
+    assert found.prefix == "module.+backbone."
+
+
+def test_metrics_beside_the_prefixed_keys_of_a_lightning_file_are_named_as_unexpected():
+    state = {**prefixed("model."), "accuracy.total": torch.zeros(1)}
+    found = fitted(state, allow_unexpected=["accuracy.*"])
+    assert set(found.state) == set(SHAPES)
+    assert found.unexpected == ("accuracy.total",)
+    mentions(refused(state).why, "(1)", "accuracy.total")
+
+
+def test_a_prefix_that_would_make_two_keys_one_is_not_taken_off():
+    state = {**STATE, "module.head.weight": STATE["head.weight"]}
+    assert fitted(state, strict=False).unexpected == ("module.head.weight",)
+
+
+def test_a_prefix_given_is_the_only_one_taken_off():
+    found = fitted(prefixed("trunk."), prefix="trunk.")
+    assert set(found.state) == set(SHAPES)
+    assert found.prefix == "trunk."
+    assert refused(prefixed("module."), prefix="trunk.").code == "state-does-not-fit"
+
+
+def test_an_empty_prefix_takes_nothing_off():
+    refused(prefixed("module."), prefix="")
+    assert set(fitted(STATE, prefix="").state) == set(SHAPES)
+
+
+# -- what is missing or left over -----------------------------------------------------------
+
+
+def test_missing_and_unexpected_keys_are_listed_with_the_nearest_names(golden):
+    state = {
+        "encoder.weight": STATE["encoder.weight"],
+        "encoder.bais": STATE["encoder.bias"],
+        "classifier": STATE["head.weight"],
+    }
+    golden(
+        refused(state, where="package.yaml:6: checkpoint"),
+        "package.yaml:6: checkpoint",
+        *("2", "encoder.bias", "encoder.bais", "head.weight", "classifier"),
+        *("checkpoint.prefix", "model.kwargs"),
+    )
+
+
+def test_shapes_that_differ_are_a_table(golden):
+    state = {**STATE, "encoder.weight": torch.zeros(3, 5), "head.weight": torch.zeros(10, 3)}
+    golden(
+        render(refused(state)),
+        "error[state-does-not-fit]",
+        "encoder.weight",
+        "[3, 4]",
+        "[3, 5]",
+        "head.weight",
+        "[2, 3]",
+        "[10, 3]",
+        "model.kwargs",
+    )
+
+
+def test_a_shape_that_differs_is_refused_without_strict_and_with_every_pattern():
+    state = {**STATE, "head.weight": torch.zeros(10, 3)}
+    why = refused(state, strict=False, allow_missing=["*"], allow_unexpected=["*"]).why
+    mentions(why, "head.weight", "[2, 3]", "[10, 3]")
+
+
+def test_long_lists_end_in_a_count():
+    shapes = {f"layers.{index}.weight": (2,) for index in range(45)}
+    why = refused({"other": torch.zeros(1)}, shapes).why
+    mentions(why, "(45)")
+    mentions(why.splitlines()[21], "25")
+    assert len(why.splitlines()) == 24
+
+
+def test_long_tables_end_in_a_count():
+    shapes = {f"layers.{index}.weight": (2,) for index in range(45)}
+    why = refused({name: torch.zeros(3) for name in shapes}, shapes).why
+    assert why.endswith("  and 25 more")
+    assert len(why.splitlines()) == 23
+
+
+def test_only_missing_or_only_unexpected_keys_hint_at_their_own_pattern(golden):
+    missing = refused({name: one for name, one in STATE.items() if name != "head.weight"})
+    golden(missing.hint, "checkpoint.allow_missing")
+    unexpected = refused({**STATE, "extra": torch.zeros(1)})
+    golden(unexpected.hint, "checkpoint.allow_unexpected")
+
+
+@pytest.mark.parametrize("in_file", ["", "_orig_mod."])
+def test_a_part_that_the_module_compiles_itself_is_found_with_and_without_its_wrapper(in_file):
+    shapes = {"encoder._orig_mod.0.weight": (3, 4), "head.weight": (2, 3)}
+    state = {f"encoder.{in_file}0.weight": torch.ones(3, 4), "head.weight": torch.zeros(2, 3)}
+    found = checkpoint.fit(state, shapes)
+    assert {name: tuple(one.shape) for name, one in found.state.items()} == shapes
+
+
+def test_a_prefix_that_all_keys_have_is_named(golden):
+    found = refused(prefixed("net.core."), prefix="")
+    golden(found.hint, "checkpoint.prefix", "net.core")
+
+
+def test_patterns_allow_what_they_match_and_nothing_else(golden):
+    state = {"encoder.weight": STATE["encoder.weight"], "head.weight": STATE["head.weight"], "extra.a": torch.zeros(1)}
+    found = fitted(state, allow_missing=["*.bias"], allow_unexpected=["extra.?"])
+    assert (found.missing, found.unexpected) == (("encoder.bias",), ("extra.a",))
+    golden(refused(state, allow_missing=["head.*"], allow_unexpected=["*"]).why, "(1)", "encoder.bias")
+
+
+def test_patterns_match_case_and_whole_names():
+    state = {**STATE, "Extra": torch.zeros(1)}
+    refused(state, allow_unexpected=["extra"])
+    refused(state, allow_unexpected=["Ext"])
+    assert fitted(state, allow_unexpected=["Extra"]).unexpected == ("Extra",)
+
+
+def test_without_strict_anything_may_be_missing_or_left_over():
+    found = fitted({"head.weight": STATE["head.weight"], "extra": torch.zeros(1)}, strict=False)
+    assert (found.missing, found.unexpected) == (("encoder.weight", "encoder.bias"), ("extra",))
+
+
+def test_one_name_of_a_tied_weight_is_enough():
+    tied = [frozenset({"encoder.weight", "head.weight"})]
+    shapes = {"encoder.weight": (3, 4), "head.weight": (3, 4)}
+    for name in shapes:
+        found = checkpoint.fit({name: torch.ones(3, 4)}, shapes, tied=tied)
+        assert found.missing == ()
+    assert "missing" in refused({"other": torch.ones(1)}, shapes, tied=tied).why
+
+
+# -- in a module ----------------------------------------------------------------------------
+
+
+def loaded(path):
+    with loader.opened(manifest.load(path)) as opening:
+        return opening()
+
+
+def test_a_half_precision_checkpoint_takes_the_dtype_of_the_module(tmp_path):
+    state = {"layer.weight": torch.full((3, 4), 0.1).half(), "layer.bias": torch.zeros(3, dtype=torch.bfloat16)}
+    module = loaded(project(tmp_path, state=state)).module
+    assert module.layer.weight.dtype == module.layer.bias.dtype == torch.float32
+    assert torch.equal(module.layer.weight, state["layer.weight"].float())
+
+
+def test_what_loses_digits_in_the_dtype_of_the_module_is_said(tmp_path, golden):
+    weight = torch.full((3, 4), 0.1, dtype=torch.float64)
+    state = {"layer.weight": weight, "layer.bias": torch.zeros(3, dtype=torch.float16)}
+    found = loaded(project(tmp_path, state=state))
+    assert torch.equal(found.module.layer.weight, weight.float())
+    (line,) = found.notes()
+    golden(line, "layer.weight", "float64", "float32")
+
+
+def test_what_is_beyond_the_dtype_of_the_module_is_refused(tmp_path, golden):
+    state = {"layer.weight": torch.full((3, 4), 1e300, dtype=torch.float64), "layer.bias": torch.zeros(3)}
+    with pytest.raises(WeightsNotFinite) as caught:
+        loaded(project(tmp_path, state=state))
+    golden(caught.value.why, "NaN", "layer.weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_integers_are_not_taken_for_weights(tmp_path, dtype, golden):
+    state = {"layer.weight": torch.ones(3, 4, dtype=dtype), "layer.bias": torch.zeros(3)}
+    with pytest.raises(StateDoesNotFit) as caught:
+        loaded(project(tmp_path, state=state))
+    name = str(dtype).removeprefix("torch.")
+    golden(caught.value.why, "layer.weight", f"({name})")
+    golden(caught.value.hint)
+
+
+def test_a_scalar_counter_of_another_integer_dtype_is_converted(tmp_path):
+    state = dict(torch.nn.BatchNorm1d(4).state_dict())
+    state["num_batches_tracked"] = torch.tensor(7, dtype=torch.int32)
+    source_text = (
+        "from torch import nn\nclass Net(nn.BatchNorm1d):\n    def __init__(self):\n        super().__init__(4)\n"
+    )
+    inputs = {"input": {"dtype": "float32", "shape": ["batch", 4]}}
+    module = loaded(project(tmp_path, source_text, inputs=inputs, state=state)).module
+    assert module.num_batches_tracked.dtype == torch.int64
+    assert module.num_batches_tracked == 7
+
+
+TIED = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 4, bias=False)
+        self.head = nn.Linear(4, 4, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.embed(x))
+"""
+
+
+@pytest.mark.parametrize("present", ["embed.weight", "head.weight"])
+def test_a_tied_weight_that_the_checkpoint_has_under_one_name_is_loaded_under_both(tmp_path, present):
+    weight = torch.arange(16.0).reshape(4, 4)
+    found = loaded(project(tmp_path, TIED, state={present: weight}))
+    assert found.module.embed.weight is found.module.head.weight
+    assert torch.equal(found.module.embed.weight, weight)
+    assert found.parameters == 16
+
+
+def test_the_error_of_a_module_points_at_the_manifest(tmp_path, golden):
+    path = project(tmp_path, state={"layer.weight": torch.zeros(3, 4), "layer.bais": torch.zeros(3)})
+    with pytest.raises(StateDoesNotFit) as caught:
+        loaded(path)
+    golden(caught.value, f"{path}:6: checkpoint", "layer.bias", "layer.bais", "checkpoint.prefix", "model.kwargs")

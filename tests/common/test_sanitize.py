@@ -1,0 +1,32 @@
+"""What foreign errors say of the machine is not recorded."""
+
+from pathlib import Path
+
+import pytest
+
+from packager.common.sanitize import impersonal
+
+
+@pytest.mark.parametrize(
+    ("text", "recorded"),
+    [
+        ("Load model from /tmp/out/.net-1.0.0.x/model.onnx failed:Node", "Load model from model.onnx failed:Node"),
+        ('File "/home/ann/lib/python3.11/site-packages/torch/nn.py", line 3', 'File "nn.py", line 3'),
+        ("/srv/core/concat.h:133 Axes must match", "concat.h:133 Axes must match"),
+        ("<function step at 0x7f3aa04c1580> is none", "<function step at 0x…> is none"),
+        ("3 and/or 4, a/b and x86/0x10", "3 and/or 4, a/b and x86/0x10"),
+        ("", ""),
+    ],
+)
+def test_paths_lose_their_folders_and_objects_their_address(text, recorded):
+    assert impersonal(text) == recorded
+
+
+def test_a_folder_with_a_blank_in_its_name_is_told(golden):
+    golden(impersonal("no /my models/a b/net.onnx", Path("/my models/a b")), "net.onnx")
+
+
+def test_a_long_text_ends_at_the_same_place_wherever_its_files_lie():
+    texts = {impersonal(f"{folder}/net.py: " + "what happened " * 40) for folder in ("/a", "/a/rather/deep/folder")}
+    assert len(texts) == 1
+    assert len(texts.pop()) == 300

@@ -1,0 +1,711 @@
+"""From a manifest to a bundle in its place, or to nothing at all."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from importlib import metadata
+
+import jsonschema
+import numpy as np
+import projects
+import pytest
+import safetensors.numpy
+import traces
+from messages import carries, mentions
+from projects import LINEAR, package, project, python
+
+import packager
+from packager.builder.vet import vet
+from packager.bundle.fingerprint import files_in
+from packager.cli.schemas import schema
+from packager.common.progress import Told
+from packager.errors import (
+    AssetNotFound,
+    DataDoesNotFit,
+    ExportFailed,
+    ForwardFailed,
+    OutputRefused,
+    ParityFailed,
+    TorchScriptFailed,
+    render,
+)
+
+
+def returning(*lines):
+    """A module of one linear layer, whose forward ends in these lines; `y` is what the layer gives."""
+    return LINEAR.replace("return self.layer(x)", "\n        ".join(["y = self.layer(x)", *lines]))
+
+
+def parity_of(bundle):
+    return json.loads((bundle / "evidence/parity.json").read_text())
+
+
+def config_of(bundle):
+    return json.loads((bundle / "config.json").read_text())
+
+
+def stages_of(bundle):
+    return {one["name"]: one for one in parity_of(bundle)["stages"]}
+
+
+def predict(bundle, **inputs):
+    return packager.load(bundle, fallback=False).run(inputs)
+
+
+# -- the bundle -----------------------------------------------------------------------------
+
+
+def test_the_layout_is_the_contracts(built):
+    assert built.bundle.name == "digits-cnn-1.0.0"
+    assert files_in(built.bundle) == [
+        "README.md",
+        "assets/labels.txt",
+        "config.json",
+        "evidence/build.json",
+        "evidence/golden.safetensors",
+        "evidence/parity.json",
+        "model.onnx",
+        "model.ts",
+    ]
+    assert os.listdir(built.bundle.parent) == [built.bundle.name]
+    assert (built.bundle / "FINGERPRINT").read_text() == built.fingerprint + "\n"
+    assert re.fullmatch(r"h1:[A-Za-z0-9+/]{43}=", built.fingerprint)
+
+
+def test_sha256sum_agrees(built):
+    done = subprocess.run(
+        ["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=built.bundle, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": OK\n") == 8
+
+
+@pytest.mark.parametrize(("name", "path"), [("config", "config.json"), ("parity", "evidence/parity.json")])
+def test_the_records_are_of_their_schema(built, name, path):
+    jsonschema.validate(json.loads((built.bundle / path).read_text()), schema(name))
+
+
+def test_config_says_what_the_bundle_is(built, digits):
+    from packager.common.hashing import sha256_file
+
+    config = config_of(built.bundle)
+    assert (config["schema"], config["name"], config["version"]) == (1, "digits-cnn", "1.0.0")
+    assert config["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
+    assert config["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}]
+    assert config["dims"] == {"batch": {"min": 1, "max": 16}}
+    assert config["parity"] == {"onnx": "pass", "torchscript": "pass"}
+    assert config["assets"] == ["labels.txt"]
+    assert config["source"]["manifest_sha256"] == sha256_file(digits)
+    assert config["source"]["checkpoint_sha256"] == sha256_file(digits.parent / "best.pt")
+    onnx, script = config["artifacts"]["onnx"], config["artifacts"]["torchscript"]
+    assert (onnx["path"], onnx["sha256"]) == ("model.onnx", sha256_file(built.bundle / "model.onnx"))
+    assert (script["path"], script["sha256"]) == ("model.ts", sha256_file(built.bundle / "model.ts"))
+    assert onnx["opset"] == 20
+    assert script["method"] == "trace"
+
+
+def test_parity_says_what_was_compared(built):
+    parity = parity_of(built.bundle)
+    assert parity["verdict"] == "pass"
+    assert {16, 1, 2} <= {case["sizes"]["batch"] for case in parity["cases"]}
+    assert parity["tolerance"]["logits"]["kind"] == "measured"
+    for backend in parity["backends"].values():
+        assert backend["verdict"] == "pass"
+        errors = backend["outputs"]["logits"]
+        assert 0 <= errors["of_limit"] <= 1
+        assert errors["max_abs"] < 1e-4
+        assert errors["cosine"] > 0.999
+        assert backend["worst"]["output"] == "logits"
+    names = list(stages_of(built.bundle))
+    assert names == [
+        "export: torchscript, from the trace", "simplify", "fuse", "optimize",
+        "torchscript: trace", "torchscript: trace, freeze, fold, optimize for inference",
+    ]  # fmt: skip
+    golden = safetensors.numpy.load_file(built.bundle / "evidence/golden.safetensors")
+    for case in parity["cases"]:
+        assert case["golden"]
+        assert golden[f"{case['name']}/output/logits"].shape == tuple(case["outputs"]["logits"]["shape"])
+
+
+def test_the_readme_tells_how_to_use_it(built):
+    text = (built.bundle / "README.md").read_text()
+    for part in ("# digits-cnn 1.0.0", "packager.load", "logits", "image", "package verify", "sha256sum -c SHA256SUMS"):
+        assert part in text
+    assert "None" not in text
+
+
+def test_the_readme_names_the_distribution_that_made_it_and_links_nowhere(built):
+    text = (built.bundle / "README.md").read_text()
+    version = json.loads((built.bundle / "config.json").read_text())["source"]["toolchain"]["packager"]
+    assert version == metadata.version("torch-packager")
+    assert f"\nA bundle made by torch-packager {version} from a PyTorch checkpoint.\n" in text
+    assert f"\npip install torch_packager-{version}-py3-none-any.whl " in text
+    assert "://" not in text
+
+
+def test_the_result_can_be_printed_as_json(built):
+    record = json.loads(json.dumps(built.as_json()))
+    assert set(record) == {"bundle", "archive", "fingerprint", "cached", "stages", "parity"}
+    assert record["bundle"] == str(built.bundle)
+    assert record["fingerprint"] == built.fingerprint
+    assert record["parity"] == {"onnx": "pass", "torchscript": "pass"}
+    assert (record["archive"], record["cached"]) == (None, False)
+    assert all(set(one) == {"name", "cached", "seconds"} and one["seconds"] >= 0 for one in record["stages"])
+
+
+def test_nothing_in_the_bundle_tells_of_the_machine_it_was_built_on(built, digits):
+    assert traces.found_in(built.bundle, digits.parent, built.bundle.parent) == []
+
+
+# -- reproducible ---------------------------------------------------------------------------
+
+BUILD = (
+    "import sys, packager\n"
+    "print(packager.build(sys.argv[1], sys.argv[2], cache='off').fingerprint)\n"
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_another_process_folder_hash_seed_and_time_zone_give_the_same_fingerprint(built, digits, tmp_path):
+    elsewhere = shutil.copytree(digits.parent, tmp_path / "else where")
+    environment = {
+        **os.environ, "PYTHONHASHSEED": "4711", "TZ": "Pacific/Auckland", "USER": "somebody", "LANG": "C",
+        "HOME": str(tmp_path),
+    }  # fmt: skip
+    done = python(BUILD, "package.yaml", tmp_path / "other" / "deep", cwd=elsewhere, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == built.fingerprint + "\n"
+
+
+def test_a_second_build_in_one_process_gives_the_same_bytes_and_replaces_the_first(tmp_path):
+    path = project(tmp_path, LINEAR)
+    first = packager.build(path, tmp_path / "out")
+    before = {one: (first.bundle / one).read_bytes() for one in files_in(first.bundle)}
+    second = packager.build(path, tmp_path / "out", cache="off")
+    assert second.fingerprint == first.fingerprint
+    assert {one: (second.bundle / one).read_bytes() for one in files_in(second.bundle)} == before
+
+
+# -- exporters ------------------------------------------------------------------------------
+
+
+def test_a_model_that_the_first_exporter_cannot_do_is_given_to_the_second(tmp_path):
+    path = project(tmp_path, returning("return torch.heaviside(y, torch.tensor(0.5))"))
+    told = []
+    built = packager.build(path, tmp_path / "out", listener=told.append)
+    stages = stages_of(built.bundle)
+    first = stages["export: torchscript, from the trace"]
+    assert (first["kept"], first["verdict"]) == (False, "not-checked")
+    mentions(first["reason"], "UnsupportedOperatorError", "aten::heaviside")
+    assert stages["export: torch-export"]["kept"]
+    notes = [one.message for one in told if isinstance(one, Told)]
+    assert any(carries(note, "torchscript, from the trace") and "Unsupported" in note for note in notes)
+    assert set(np.unique(predict(built.bundle, x=np.ones((3, 4), np.float32))["output_0"])) <= {0.0, 0.5, 1.0}
+
+
+BRANCH = returning("if x.sum() > 0:", "    return y", "return y - 100")
+
+
+def test_a_branch_on_data_is_scripted_and_kept(tmp_path):
+    told = []
+    built = packager.build(project(tmp_path, BRANCH), tmp_path / "out", listener=told.append)
+    config, stages = config_of(built.bundle), stages_of(built.bundle)
+    assert config["artifacts"]["torchscript"]["method"] == "script"
+    assert stages["export: torchscript, from the script"]["kept"]
+    assert not stages["torchscript: trace"]["kept"]
+    assert stages["torchscript: trace"]["verdict"] == "fail"
+    notes = [one.message for one in told if isinstance(one, Told)]
+    (note,) = [note for note in notes if carries(note, "model.py:13")]
+    mentions(note, "output_0")
+    x = np.ones((2, 4), np.float32)
+    high, low = predict(built.bundle, x=x)["output_0"], predict(built.bundle, x=-x)["output_0"]
+    assert high.max() > -10 > low.max()
+
+
+def test_a_module_that_can_be_neither_traced_rightly_nor_scripted_names_both_causes_once(tmp_path, golden):
+    text = returning("if x.sum() > 0:", "    y = y - 100", "return y + sum([float(i) for i in map(float, range(2))])")
+    told = []
+    with pytest.raises(ParityFailed) as caught:
+        packager.build(project(tmp_path, text), tmp_path / "out", listener=told.append)
+    trace, script, advice = caught.value.problems
+    assert (trace.where, script.where, advice.where) == ("model.py:13", "model.py:15", None)
+    mentions(trace.message, "output_0[")
+    golden(script.message, "RuntimeError", "__float__")
+    golden(caught.value.hint, "model.py:13", "torch.where", "torchscript.method: none")
+    notes = [one.message for one in told if isinstance(one, Told)]
+    assert len([note for note in notes if carries(note, "model.py:13")]) == 1
+
+
+def test_a_hint_does_not_advise_what_is_set(tmp_path, golden):
+    settings = {"torchscript": {"method": "none"}, "export": {"exporter": "torchscript"}}
+    for text, error, facts in ((BRANCH, ParityFailed, ("model.py:13", "torch.where")), (NEITHER, ExportFailed, ())):
+        with pytest.raises(error) as caught:
+            packager.build(project(tmp_path / error.code, text, **settings), tmp_path / "out")
+        golden(caught.value.hint, *facts, "torchscript.method: auto", "export.required: false")
+
+
+def test_what_torch_export_prints_where_it_fails_does_not_reach_the_user(tmp_path):
+    done = package("build", project(tmp_path, BRANCH, export={"exporter": "torch-export"}), "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "def forward" not in done.stderr
+    assert len(done.stderr.splitlines()) < 20
+
+
+def test_a_model_that_torch_export_cannot_do_names_the_cause_and_the_line_once(tmp_path):
+    path = project(tmp_path, BRANCH, export={"exporter": "torch-export"})
+    with pytest.raises(ExportFailed) as caught:
+        packager.build(path, tmp_path / "out")
+    assert len(caught.value.problems) == 1
+    problem = caught.value.problems[0]
+    assert problem.where == "model.py:13"
+    mentions(problem.message, "torch-export", "GuardOnDataDependentSymNode")
+    assert not (tmp_path / "out").exists()
+
+
+NEITHER = returning("z = y * 2", "return torch.lgamma(z)")
+
+
+def test_a_model_that_no_exporter_can_do_names_each_cause_and_the_users_line(tmp_path, golden):
+    path = project(tmp_path, NEITHER)
+    with pytest.raises(ExportFailed) as caught:
+        packager.build(path, tmp_path / "out")
+    first, second = caught.value.problems
+    assert first.where == "model.py:14"
+    mentions(first.message, "UnsupportedOperatorError", "aten::lgamma")
+    mentions(second.message, "torch-export", "DispatchError", "<OpOverload(op='prims.lgamma'")
+    assert "\n" not in first.message + second.message
+    golden(caught.value.hint, "export.required: false")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_opset_that_no_exporter_makes_is_refused_and_not_replaced_by_another(tmp_path, golden):
+    with pytest.raises(ExportFailed) as caught:
+        packager.build(project(tmp_path, LINEAR, export={"opset": 99}), tmp_path / "out")
+    golden(caught.value.problems[1].message, "torch-export", "RuntimeError", "18", "export.opset", "99")
+
+
+def test_the_opset_is_the_one_asked_for(tmp_path):
+    built = packager.build(project(tmp_path, LINEAR, export={"opset": 17}), tmp_path / "out")
+    assert config_of(built.bundle)["artifacts"]["onnx"]["opset"] == 17
+
+
+def test_torchscript_ships_alone_where_no_exporter_works_and_onnx_is_not_required(tmp_path, golden):
+    built = packager.build(project(tmp_path, NEITHER, export={"required": False}), tmp_path / "out")
+    assert built.parity == {"onnx": "not-checked", "torchscript": "pass"}
+    assert config_of(built.bundle)["artifacts"]["onnx"] is None
+    assert "model.onnx" not in files_in(built.bundle)
+    report = packager.verify(built.bundle)
+    assert report.ok
+    (line,) = report.notes
+    golden(line)
+    loaded = packager.load(built.bundle)
+    assert loaded.backend == "torchscript"
+    assert loaded(x=np.ones((5, 4), np.float32))["output_0"].shape == (5, 3)
+
+
+def test_onnx_ships_alone_where_torchscript_is_not_wanted(tmp_path, golden):
+    settings = {"torchscript": {"method": "none"}, "optimize": {"simplify": False, "level": "none"}}
+    built = packager.build(project(tmp_path, LINEAR, **settings), tmp_path / "out")
+    assert built.parity == {"onnx": "pass", "torchscript": "not-checked"}
+    assert "model.ts" not in files_in(built.bundle)
+    assert list(stages_of(built.bundle)) == ["export: torchscript, from the trace"]
+    assert packager.verify(built.bundle).ok
+
+
+def test_torchscript_that_cannot_be_made_by_the_method_asked_for_is_refused(tmp_path, golden):
+    text = returning("return sum(y * one for one in (1.0, 2.0) if type(one).__name__ == 'float')")
+    with pytest.raises(TorchScriptFailed) as caught:
+        packager.build(project(tmp_path, text, torchscript={"method": "script"}), tmp_path / "out")
+    assert caught.value.problems[0].where == "model.py:13"
+    golden(caught.value.hint, "torchscript.method: none")
+
+
+# -- dims that became fixed -----------------------------------------------------------------
+
+
+def test_a_dim_that_a_trace_fixes_is_caught_and_the_module_scripted(tmp_path):
+    built = packager.build(project(tmp_path, returning("return y.reshape(int(x.shape[0]), -1)")), tmp_path / "out")
+    assert config_of(built.bundle)["artifacts"]["torchscript"]["method"] == "script"
+    for rows in (1, 2, 9, 33):
+        assert predict(built.bundle, x=np.ones((rows, 4), np.float32))["output_0"].shape == (rows, 3)
+
+
+FIXED = returning("rows = int(x.shape[0])", "factor = {2: 1.0}.get(rows, 1.0) * len([0] * rows)", "return y * factor")
+
+
+def test_a_dim_that_stays_fixed_is_refused(tmp_path):
+    path = project(tmp_path, FIXED, torchscript={"method": "trace"})
+    with pytest.raises(ParityFailed) as caught:
+        packager.build(path, tmp_path / "out")
+    assert caught.value.exit_status == 1
+    mentions(caught.value.problems[0].message, "PyTorch")
+    assert not (tmp_path / "out").exists()
+
+
+# -- parity ---------------------------------------------------------------------------------
+
+STRICT = {"tolerance": {"atol": 0, "rtol": 0}}
+ROUNDING = returning("for _ in range(20):", "    y = torch.sin(y * 1.7) + torch.exp(-y * y)", "return y")
+
+
+@pytest.mark.slow
+def test_a_parity_failure_says_where_and_leaves_no_bundle_and_the_old_one_whole(tmp_path, golden):
+    path = project(tmp_path, ROUNDING)
+    old = packager.build(path, tmp_path / "out")
+    settings = {"export": {"exporter": "torchscript"}, "torchscript": {"method": "trace"}}
+    path = project(tmp_path, ROUNDING, parity=STRICT, **settings)
+    with pytest.raises(ParityFailed) as caught:
+        packager.build(path, tmp_path / "out")
+    assert caught.value.exit_status == 1
+    golden(caught.value.message)
+    assert re.search(r"output_0\[\d+, \d\]\D*\d+\D*PyTorch.* -?\d\.\d+.* -?\d", render(caught.value))
+    assert os.listdir(tmp_path / "out") == ["net-1.0.0"]
+    assert packager.verify(old.bundle, fingerprint=old.fingerprint).ok
+    with pytest.raises(ParityFailed):
+        packager.build(path, tmp_path / "new")
+    assert not (tmp_path / "new").exists() or os.listdir(tmp_path / "new") == []
+
+
+def test_outputs_of_every_kind_are_proven(tmp_path):
+    text = returning(
+        "return {'float': y, 'half': y.half(), 'double': y.double(), 'index': y.argmax(1), 'flag': y > 0,",
+        "        'small': y.argmax(1).to(torch.uint8), 'total': y.sum(), 'bad': torch.log(y), 'nested': [y + 1]}",
+    )
+    built = packager.build(project(tmp_path, text), tmp_path / "out")
+    outputs = config_of(built.bundle)["outputs"]
+    assert [(one["name"], one["dtype"], one["shape"]) for one in outputs] == [
+        ("float", "float32", ["batch", 3]),
+        ("half", "float16", ["batch", 3]),
+        ("double", "float64", ["batch", 3]),
+        ("index", "int64", ["batch"]),
+        ("flag", "bool", ["batch", 3]),
+        ("small", "uint8", ["batch"]),
+        ("total", "float32", []),
+        ("bad", "float32", ["batch", 3]),
+        ("nested.0", "float32", ["batch", 3]),
+    ]
+    kinds = {name: one["kind"] for name, one in parity_of(built.bundle)["tolerance"].items()}
+    assert kinds["index"] == kinds["flag"] == kinds["small"] == "exact"
+    assert kinds["float"] == "measured"
+    found = predict(built.bundle, x=np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32))
+    assert [str(one.dtype) for one in found.values()] == [one["dtype"] for one in outputs]
+    assert np.isnan(found["bad"]).any()
+
+
+def test_a_forward_that_also_takes_any_keywords_is_vetted_and_proven(tmp_path):
+    text = LINEAR.replace("forward(self, x)", "forward(self, x, *rest, scale=2.0, **kwargs)")
+    path = project(tmp_path, text.replace("return self.layer(x)", "return scale * self.layer(x)"))
+    assert vet(path).outputs[0]["shape"] == ("batch", 3)
+    built = packager.build(path, tmp_path / "out")
+    assert built.parity == {"onnx": "pass", "torchscript": "pass"}
+    assert built.facts["torchscript"].endswith(", trace")
+
+
+def test_inputs_of_other_dtypes_and_two_dims_are_proven(tmp_path):
+    inputs = {
+        "x": {"dtype": "float64", "shape": ["batch", "length", 4]},
+        "ids": {"dtype": "int32", "shape": ["batch", "length"], "range": [0, 7]},
+        "mask": {"dtype": "bool", "shape": ["batch", "length"]},
+        "scale": {"dtype": "float16", "shape": [], "range": [1, 2]},
+    }
+    text = LINEAR.replace("forward(self, x)", "forward(self, x, ids, mask, scale)").replace(
+        "return self.layer(x)",
+        "y = self.layer(x.float()) * scale.float() + ids[..., None]\n"
+        "        return (y * mask[..., None]).sum(1), ids * 2",
+    )
+    settings = {"dims": {"length": {"min": 1, "max": 12}}, "outputs": ["pooled", "twice"]}
+    built = packager.build(project(tmp_path, text, inputs=inputs, **settings), tmp_path / "out")
+    outputs = config_of(built.bundle)["outputs"]
+    assert [one["shape"] for one in outputs] == [["batch", 3], ["batch", "length"]]
+    assert {case["sizes"]["length"] for case in parity_of(built.bundle)["cases"]} >= {1, 2, 12}
+
+
+def test_real_data_is_a_case_of_its_own(tmp_path):
+    np.savez(tmp_path / "real.npz", x=np.full((6, 4), 1000.0, np.float32))
+    built = packager.build(project(tmp_path, LINEAR, parity={"data": "real.npz"}), tmp_path / "out")
+    case = next(one for one in parity_of(built.bundle)["cases"] if one["name"] == "data")
+    assert (case["sizes"], case["fill"], case["golden"]) == ({"batch": 6}, "data", True)
+
+
+# -- where it goes --------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_no_bundle_is_refused_before_any_work(tmp_path, golden):
+    path = project(tmp_path, LINEAR)
+    (tmp_path / "out" / "net-1.0.0").mkdir(parents=True)
+    (tmp_path / "out" / "net-1.0.0" / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputRefused) as caught:
+        packager.build(path, tmp_path / "out")
+    golden(render(caught.value), "error[output-refused]", tmp_path / "out" / "net-1.0.0")
+    assert (tmp_path / "out" / "net-1.0.0" / "thesis.tex").read_text() == "years of work"
+
+
+def test_force_replaces_a_folder_that_is_no_bundle(tmp_path):
+    path = project(tmp_path, LINEAR)
+    (tmp_path / "out" / "net-1.0.0").mkdir(parents=True)
+    (tmp_path / "out" / "net-1.0.0" / "other").touch()
+    built = packager.build(path, tmp_path / "out", force=True)
+    assert packager.verify(built.bundle).ok
+    assert os.listdir(tmp_path / "out") == ["net-1.0.0"]
+
+
+def test_a_file_in_the_place_of_the_output_folder_is_refused(tmp_path):
+    path = project(tmp_path, LINEAR)
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputRefused) as caught:
+        packager.build(path, tmp_path / "out")
+    assert caught.value.exit_status == 2
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+def test_assets_keep_their_paths_and_absent_ones_are_named(tmp_path):
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "deep" / "vocab.txt").write_bytes(b"one\r\ntwo\n")
+    path = project(tmp_path, LINEAR, assets=["data/deep/vocab.txt", "model.py"])
+    built = packager.build(path, tmp_path / "out")
+    assert (built.bundle / "assets/data/deep/vocab.txt").read_bytes() == b"one\r\ntwo\n"
+    assert config_of(built.bundle)["assets"] == ["data/deep/vocab.txt", "model.py"]
+    path = project(tmp_path, LINEAR, assets=["model.py", "gone.txt"])
+    with pytest.raises(AssetNotFound) as caught:
+        packager.build(path, tmp_path / "new")
+    assert caught.value.where == f"{path}:16: assets.1"
+    assert not (tmp_path / "new").exists()
+
+
+# -- killed, and a full disk ----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_build_killed_at_any_moment_leaves_the_old_bundle_whole_and_the_next_one_clears_up(tmp_path):
+    path = projects.digits(tmp_path / "project")
+    out = tmp_path / "out"
+    old = packager.build(path, out)
+    document = path.read_text()
+    path.write_text(document.replace("assets:", "description: another\nassets:"))
+    code = BUILD.replace("cache='off'", "cache='off', listener=tell")
+    code = (
+        "import sys\ndef tell(event):\n    print(type(event).__name__, getattr(event, 'stage', ''), flush=True)\n"
+        + code
+    )
+    for moment in ("Started trace", "Finished reference", "Finished onnx", "Started bundle"):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, path, out], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        )  # fmt: skip
+        for line in child.stdout:
+            if line.startswith(moment):
+                os.kill(child.pid, signal.SIGKILL)
+                break
+        child.wait()
+        child.stdout.close()
+        assert child.returncode == -signal.SIGKILL, moment
+        found = packager.verify(out / "digits-cnn-1.0.0")
+        assert found.ok
+        visible = [name for name in os.listdir(out) if not name.startswith(".")]
+        assert visible == ["digits-cnn-1.0.0"]
+        if moment != "Started bundle":  # after which the new one may be in place already
+            assert found.fingerprint == old.fingerprint
+    new = packager.build(path, out)
+    assert os.listdir(out) == ["digits-cnn-1.0.0"]
+    assert new.fingerprint != old.fingerprint
+
+
+LIMITED = (
+    "import resource, signal, sys\n"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "import packager\n"
+    "from packager.errors import render\n"
+    "limit = int(sys.argv[3])\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+    "try:\n"
+    "    packager.build(sys.argv[1], sys.argv[2])\n"
+    "except packager.PackagerError as error:\n"
+    "    print(render(error)); sys.exit(error.exit_status)\n"
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [1000, 5000, 9000, 9500])
+def test_a_disk_that_is_full_is_the_users_to_mend_and_nothing_is_left_behind(digits, tmp_path, limit):
+    done = python(LIMITED, digits, tmp_path / "out", limit)
+    assert done.returncode == 2, done.stderr[-2000:]
+    mentions(done.stdout, "error[output-refused]")
+    assert not (tmp_path / "out").exists() or os.listdir(tmp_path / "out") == []
+
+
+def test_an_empty_disk_device_is_refused(tmp_path):
+    path = project(tmp_path, LINEAR)
+    done = package("build", path, "-o", "/dev/null/out")
+    assert done.returncode == 2
+    mentions(done.stderr, "error[output-refused]", "/dev/null/out")
+
+
+@pytest.mark.slow
+def test_a_build_that_is_asked_to_end_clears_up_and_says_so(digits, tmp_path):
+    command = [sys.executable, "-m", "packager", "build", digits, "-o", tmp_path / "made/out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr.readline().startswith("import")
+        child.terminate()
+        said = child.stderr.read()
+    assert (child.returncode, said.splitlines()[-1]) == (130, "interrupted")
+    assert os.listdir(tmp_path) == []
+
+
+# -- limits, masks, ties and what lies beside a project ------------------------------------------
+
+
+def test_the_way_to_the_manifest_changes_no_byte(tmp_path, monkeypatch):
+    path = project(tmp_path / "p")
+    (path.parent / "sub").mkdir()
+    monkeypatch.chdir(path.parent / "sub")
+    ways = ["../package.yaml", "../../p/package.yaml", str(path), str(path.parent / "sub/../package.yaml")]
+    found = {way: packager.build(way, tmp_path / str(at), cache="off") for at, way in enumerate(ways)}
+    assert len({one.fingerprint for one in found.values()}) == 1, found
+
+
+@pytest.mark.parametrize("name", ["nope.npz", "a folder"])
+def test_real_inputs_that_are_not_there_are_refused_before_anything_is_built(tmp_path, name, golden):
+    path = project(tmp_path / "p", parity={"data": name})
+    (path.parent / "a folder").mkdir()
+    with pytest.raises(DataDoesNotFit) as caught:
+        packager.build(path, tmp_path / "dist")
+    golden(caught.value.why, path.parent / name)
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "torch-export"])
+@pytest.mark.parametrize("limits", [{"min": 8, "max": 8}, {"min": 0, "max": 8}])
+def test_a_dim_of_one_size_or_of_none_is_proven_like_another(tmp_path, exporter, limits):
+    path = project(tmp_path / "p", dims={"batch": limits}, export={"exporter": exporter})
+    bundle = packager.build(path, tmp_path / "dist").bundle
+    rows = np.ones((limits["min"], 4), np.float32)
+    assert predict(bundle, x=rows)["output_0"].shape == (limits["min"], 3)
+
+
+MASKED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(20, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, ids, mask):
+        return self.encoder(self.table(ids), src_key_padding_mask=~mask)[:, 0]
+"""
+MASKED_INPUTS = {
+    "ids": {"dtype": "int64", "shape": ["batch", "seq"], "range": [0, 20]},
+    "mask": {"dtype": "bool", "shape": ["batch", "seq"]},
+}
+
+
+def test_a_mask_whose_rows_of_zeros_forward_refuses_is_tried_without_them_and_that_is_said(tmp_path, golden):
+    path = project(tmp_path / "p", MASKED, inputs=MASKED_INPUTS, dims={"seq": {"max": 16}})
+    told = []
+    bundle = packager.build(path, tmp_path / "dist", listener=told.append).bundle
+    (left_out,) = [item for item in parity_of(bundle)["not_checked"] if "mask" in item]
+    golden(left_out, "forward()")
+    assert any(left_out in event.message for event in told if isinstance(event, Told))
+    fills = [case["fill"] for case in parity_of(bundle)["cases"]]
+    assert "low, unmasked" in fills and "low" not in fills
+
+
+def test_a_range_that_forward_refuses_is_an_error_beside_a_mask_too(tmp_path):
+    beyond = {**MASKED_INPUTS, "ids": {**MASKED_INPUTS["ids"], "range": [-1, 20]}}
+    path = project(tmp_path / "p", MASKED, inputs=beyond, dims={"seq": {"max": 16}})
+    with pytest.raises(ForwardFailed):
+        packager.build(path, tmp_path / "dist")
+
+
+ROUNDED = """
+import torch
+from torch import nn
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return torch.round(x)
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return Rounded.apply(self.layer(x))
+"""
+
+
+def test_a_program_that_cannot_be_saved_is_none_and_was_not_compared(tmp_path):
+    with pytest.raises(TorchScriptFailed) as caught:
+        packager.build(project(tmp_path / "p", ROUNDED), tmp_path / "dist")
+    trace, script = (one.message for one in caught.value.problems)
+    mentions(trace, "RuntimeError", "Rounded")
+    mentions(script, "RuntimeError", "Rounded")
+
+
+@pytest.mark.slow
+def test_inputs_that_are_called_like_operators_are_exported_by_both(tmp_path):
+    text = LINEAR.replace("forward(self, x)", "forward(self, linear, mean)")
+    text = text.replace("return self.layer(x)", "return self.layer(linear) - mean.mean(0)")
+    inputs = {name: {"dtype": "float32", "shape": ["batch", size]} for name, size in (("linear", 4), ("mean", 3))}
+    for exporter in ("torchscript", "torch-export"):
+        path = project(tmp_path / exporter, text, inputs=inputs, export={"exporter": exporter})
+        packager.build(path, tmp_path / "dist")
+
+
+@pytest.mark.parametrize(("inner", "said"), [("width", True), (8, False)])
+def test_sizes_that_float32_rounds_otherwise_are_not_checked_where_a_size_may_be_another(tmp_path, inner, said):
+    text = LINEAR.replace("return self.layer(x)", "return nn.functional.interpolate(self.layer(x), scale_factor=0.7)")
+    inputs = {"x": {"dtype": "float32", "shape": ["batch", inner, 4]}}
+    dims = {"width": {"min": 4, "max": 32}} if said else {}
+    path = project(tmp_path / "p", text, inputs=inputs, dims={"batch": {"max": 4}, **dims})
+    notes = parity_of(packager.build(path, tmp_path / "dist").bundle)["not_checked"]
+    rounded = [note for note in notes if "float32" in note and carries(note, "model.py:12")]
+    assert len(rounded) == said
+
+
+RANKER = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.users, self.items = nn.Embedding(50, 8), nn.Embedding(50, 8)
+
+    def forward(self, user, items):
+        scores = torch.einsum("bd,bkd->bk", self.users(user), self.items(items))
+        return scores, scores.argsort(dim=1, descending=True)
+"""
+
+
+def test_equal_ids_have_equal_scores_and_no_artifact_is_held_to_their_order(tmp_path):
+    ids = {"dtype": "int64", "range": [0, 50]}
+    inputs = {"user": {**ids, "shape": ["batch"]}, "items": {**ids, "shape": ["batch", 40]}}
+    built = packager.build(project(tmp_path / "p", RANKER, inputs=inputs), tmp_path / "dist")
+    assert built.parity == {"onnx": "pass", "torchscript": "pass"}
+
+
+@pytest.mark.slow  # importing it takes seconds
+def test_a_lightning_module_is_built_without_its_trainer(tmp_path):
+    text = LINEAR.replace("import torch\n", "import pytorch_lightning\nimport torch\n")
+    text = text.replace("nn.Module", "pytorch_lightning.LightningModule")
+    built = packager.build(project(tmp_path / "p", text), tmp_path / "dist")
+    assert config_of(built.bundle)["artifacts"]["torchscript"]["method"] == "trace"

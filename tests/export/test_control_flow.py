@@ -1,0 +1,137 @@
+"""What a trace takes for good, by the line that took it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from projects import project, python
+
+import packager
+from packager.export import control_flow
+from packager.export.control_flow import Branches
+
+LAYERS = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Flatten()])
+X, IDS = torch.randn(2, 4), torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+def taken(forward, *inputs):
+    class Net(torch.nn.Module):
+        def forward(self, *given):
+            return forward(*given)
+
+    with control_flow.recorded() as found:
+        torch.jit.trace(Net(), inputs, check_trace=False)
+    return found()
+
+
+@pytest.mark.parametrize(
+    ("forward", "inputs"),
+    [
+        (lambda x: x * 2 if x.sum() > 0 else x, (X,)),
+        (lambda x: x * int(x.shape[0]), (X,)),
+        (lambda x: x * x.mean().item(), (X,)),
+        (lambda ids: ids * 2 if 777 in ids else ids, (IDS,)),
+        (lambda x: x * float(np.asarray(x).max()), (X,)),
+        (lambda x, y: x if torch.equal(x, y) else y, (X, X + 1)),
+        (lambda x, y: x if x.equal(y) else y, (X, X + 1)),
+        (lambda x, y: x if torch.allclose(x, y) else y, (X, X + 1)),
+        (lambda x, y: x if x.allclose(y) else y, (X, X + 1)),
+        (lambda x: x * x.nbytes, (X,)),
+        (lambda ids: ids * len(range((ids == 2).sum())), (IDS,)),
+        (lambda ids: ids * [1, 2, 3][(ids == 2).sum()], (IDS,)),
+        (lambda ids: LAYERS[(ids == 2).sum()](ids), (IDS,)),
+    ],
+    ids=[
+        "if",
+        "size",
+        "item",
+        "in",
+        "numpy",
+        "equal",
+        "its equal",
+        "allclose",
+        "its allclose",
+        "nbytes",
+        "count",
+        "index",
+        "layer",
+    ],
+)
+def test_a_branch_or_a_number_from_data_is_the_users_whoever_warns_of_it(forward, inputs):
+    assert taken(forward, *inputs) == Branches(own=(f"test_branches.py:{forward.__code__.co_firstlineno}",))
+
+
+def test_what_comes_from_no_data_is_none():
+    assert taken(lambda x: x.reshape(x.shape[0], -1) * 2 if x.dim() > 1 else x, X) == Branches()
+
+
+def test_a_check_that_only_raises_is_no_branch():
+    def checked(x):
+        assert x.shape[0] > 0
+        if x.shape[1] > 9:
+            raise ValueError
+        return x
+
+    assert taken(checked, X) == Branches()
+    assert (
+        taken(torch.nn.GroupNorm(2, 4).requires_grad_(False), X) == Branches()
+    )  # torch checks the number of values in a group
+
+
+def test_what_is_watched_is_as_it_was_afterwards():
+    before = [torch.equal, torch.Tensor.equal, torch.allclose, torch.Tensor.nbytes, torch.Tensor.__index__]
+    with pytest.raises(ZeroDivisionError), control_flow.recorded():
+        raise ZeroDivisionError
+    assert [torch.equal, torch.Tensor.equal, torch.allclose, torch.Tensor.nbytes, torch.Tensor.__index__] == before
+    assert not {"equal", "allclose", "nbytes", "__index__"} & set(vars(torch.Tensor))
+
+
+def test_a_line_among_installed_packages_is_theirs_and_one_elsewhere_on_the_path_the_users(tmp_path, monkeypatch):
+    for folder in (tmp_path / "lib/site-packages", tmp_path / "src"):
+        (folder / "pieces").mkdir(parents=True)
+        (folder / "pieces/__init__.py").write_text("def apply(x):\n    return x * 2 if x.sum() > 0 else x\n")
+        monkeypatch.syspath_prepend(folder)
+        from pieces import apply
+
+        found = taken(apply, X)
+        del sys.modules["pieces"]
+        here = folder.name == "src"
+        assert found == (
+            Branches(own=("pieces/__init__.py:2",)) if here else Branches(libraries=("pieces/__init__.py:2",))
+        )
+
+
+def test_what_is_not_checked_names_the_users_lines_one_by_one_and_those_of_libraries_together(golden):
+    found = Branches(("a.py:1",), ("lib/b.py:2",)).joined(Branches(("a.py:1", "a.py:3"), ("lib/c.py:4",)))
+    golden("\n".join(found.said()), "a.py:1", "a.py:3", "lib/b.py:2", "lib/c.py:4")
+
+
+def test_records_are_read_without_torch():
+    code = "import sys; from packager import branches; assert 'torch' not in sys.modules"
+    assert python(code).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_branch_on_a_shape_that_torch_export_takes_without_a_word_is_told(tmp_path):
+    text = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y * 2 if 40 < x.shape[0] < 60 else y
+"""
+    for method in ("none", "script"):
+        settings = {"export": {"exporter": "torch-export"}, "torchscript": {"method": method}}
+        path = project(tmp_path / method, text, dims={"batch": {"max": 64}}, **settings)
+        built = packager.build(path, tmp_path / "dist", force=True)
+        parity = json.loads((built.bundle / "evidence/parity.json").read_text())
+        assert any("model.py:13" in item for item in parity["not_checked"])

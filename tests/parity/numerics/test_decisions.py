@@ -1,0 +1,316 @@
+"""Whether two arrays lead to the same decisions, against the definitions spelled out."""
+
+import json
+import re
+import shutil
+
+import hypothesis.extra.numpy as npst
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from projects import LINEAR, project, reseal
+
+import packager
+from packager.builder.vet import vet
+from packager.common.hashing import sha256_file
+from packager.errors import DecisionDoesNotFit, ManifestInvalid, render
+from packager.parity import reference
+from packager.parity.numerics.compare import Limit
+from packager.parity.numerics.decisions import PATTERN, Agreement, AxisMissing, Decision, agreement
+from packager.parity.numerics.verdict import Expectation, judge
+from packager.project.manifest import load
+
+EXACT = Limit(0.0, 0.0)
+# Eighths: sums and products of them with powers of two are exact, so that a definition needs no roundings.
+EIGHTHS = st.integers(-16, 16).map(lambda one: one / 8)
+SCORES = EIGHTHS | st.sampled_from([np.nan, np.inf, -np.inf, -0.0])
+LIMITS = st.tuples(st.sampled_from([0.0, 0.125, 0.25, 1.0]), st.sampled_from([0.0, 0.5, 1.0]))
+
+
+@st.composite
+def pairs(draw, elements=SCORES):
+    """Two arrays of scores, of which the second is often the first in another order, and an axis."""
+    shape = draw(npst.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=4))
+    left = draw(npst.arrays("float32", shape, elements=elements))
+    near = draw(npst.arrays("float32", shape, elements=elements))
+    agree = draw(npst.arrays(np.bool_, shape))
+    return left, np.where(agree, left, near), draw(st.integers(-len(shape), len(shape) - 1))
+
+
+def rows(array, axis):
+    return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis]).astype(float).tolist()
+
+
+def order(scores):
+    """The indices, the largest score first, and of equal ones the first."""
+    return sorted(range(len(scores)), key=lambda one: (-scores[one], one))
+
+
+def slack(score, limit, tie):
+    return tie * (limit.atol + limit.rtol * (abs(score) if np.isfinite(score) else 0.0))
+
+
+def by_definition(left, right, limit, decision):
+    """For each row, the decision is the set of the first K, or the order.
+
+    It is tied where nothing that is put behind is larger by more than the slack of both.
+    """
+    compared = agreed = ties = 0
+    for ours, theirs in zip(rows(left, decision.axis), rows(right, decision.axis), strict=True):
+        if any(map(np.isnan, ours + theirs)):
+            continue
+        high = [one + slack(one, limit, decision.tie) for one in ours]
+        low = [one - slack(one, limit, decision.tie) for one in ours]
+        put = order(theirs)
+        if decision.rule == "rank":
+            same = order(ours) == put
+            tied = all(low[behind] <= high[before] for at, behind in enumerate(put) for before in put[:at])
+        else:
+            count = 1 if decision.rule == "argmax" else int(decision.rule.removeprefix("top-"))
+            same = set(order(ours)[:count]) == set(put[:count])
+            tied = all(low[behind] <= high[before] for behind in put[count:] for before in put[:count])
+        compared, agreed, ties = compared + 1, agreed + same, ties + (tied and not same)
+    return Agreement(decision.rule, compared, agreed, ties)
+
+
+@given(pairs(), st.sampled_from(["argmax", "top-1", "top-2", "top-9", "rank"]), LIMITS, st.sampled_from([0.25, 1]))
+def test_an_order_is_compared_as_it_is_defined(pair, rule, limit, tie):
+    left, right, axis = pair
+    decision = Decision(rule, axis, tie)
+    assert agreement(left, right, Limit(*limit), decision) == by_definition(left, right, Limit(*limit), decision)
+
+
+@given(pairs(), EIGHTHS, LIMITS, st.sampled_from([0.25, 1]))
+def test_a_threshold_is_compared_as_it_is_defined(pair, threshold, limit, tie):
+    left, right, _ = pair
+    found = agreement(left, right, Limit(*limit), Decision(f"threshold {threshold}", 0, tie))
+    known = [
+        (one, other)
+        for one, other in zip(left.ravel().tolist(), right.ravel().tolist(), strict=True)
+        if not np.isnan(one) and not np.isnan(other)
+    ]
+    changed = [one for one, other in known if (one > threshold) != (other > threshold)]
+    ties = sum(abs(one - threshold) <= slack(one, Limit(*limit), tie) for one in changed)
+    assert found == Agreement(f"threshold {threshold}", len(known), len(known) - len(changed), ties)
+
+
+@given(pairs(), st.sampled_from(["argmax", "top-2", "rank", "threshold 0.5"]))
+def test_scores_agree_with_themselves(pair, rule):
+    found = agreement(pair[0], pair[0].copy(), EXACT, Decision(rule, pair[2], 0.25))
+    assert (found.agreed, found.ties, found.disagreed) == (found.compared, 0, 0)
+
+
+@given(pairs(EIGHTHS), st.sampled_from(["argmax", "top-2", "rank", "threshold 0.5"]), st.sampled_from([0.125, 0.5]))
+def test_where_every_score_is_within_the_slack_nothing_counts(pair, rule, limit):
+    """What changes then can only be a tie: this is why noise never counts against an artifact."""
+    left, right, axis = pair
+    near = left + np.clip(right - left, -limit, limit)
+    assert agreement(left, near, Limit(limit, 0.0), Decision(rule, axis, 1.0)).disagreed == 0
+
+
+def test_a_swap_beyond_the_slack_counts_and_one_within_is_a_tie():
+    limit, decision = Limit(0.25, 0.0), Decision("argmax", -1, 0.5)  # a slack of an eighth for each
+    scores = np.array([[1.0, 1.25], [1.0, 1.375]])
+    assert agreement(scores, scores[:, ::-1], limit, decision) == Agreement("argmax", 2, 0, 1)
+    assert agreement(scores, scores[:, ::-1], EXACT, decision).disagreed == 2
+
+
+def test_decisions_are_taken_along_the_axis():
+    scores = np.array([[[1.0, 5.0], [2.0, 3.0], [0.0, 4.0]]])
+    other = scores[:, [1, 0, 2]]
+    assert agreement(scores, other, EXACT, Decision("argmax", 2, 0.25)) == Agreement("argmax", 3, 3, 0)
+    assert agreement(scores, other, EXACT, Decision("argmax", 1, 0.25)) == Agreement("argmax", 2, 0, 0)
+    assert agreement(scores, other, EXACT, Decision("argmax", -2, 0.25)).disagreed == 2
+
+
+@pytest.mark.parametrize("axis", [1, -2, 7])
+def test_an_axis_that_is_not_there_is_named(axis, golden):
+    with pytest.raises(AxisMissing) as caught:
+        agreement(np.ones(3), np.ones(3), EXACT, Decision("argmax", axis, 0.25))
+    golden(str(caught.value), "1", axis, "axis")
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 2)])
+@pytest.mark.parametrize("rule", ["argmax", "top-2", "rank", "threshold 0"])
+def test_of_nothing_nothing_is_decided(shape, rule):
+    empty = np.zeros(shape, np.float32)
+    assert agreement(empty, empty, EXACT, Decision(rule, -1, 0.25)) == Agreement(rule, 0, 0, 0)
+
+
+def test_agreements_of_several_cases_add_up():
+    assert Agreement("rank", 5, 3, 1).joined(Agreement("rank", 4, 4, 0)) == Agreement("rank", 9, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "right"),
+    [("argmax", True), ("rank", True), ("top-5", True), ("threshold 0.5", True), ("threshold -1e-3", True),
+     ("top-0", False), ("top-", False), ("top-5 ", False), ("argmin", False), ("threshold", False),
+     ("threshold x", False), ("threshold 0.5\n", False)],
+)  # fmt: skip
+def test_a_rule_is_one_of_four(rule, right):
+    assert bool(re.search(PATTERN.replace("$", r"\Z"), rule)) == right
+
+
+# -- in the gate ----------------------------------------------------------------------------
+
+
+def scores(case, *values):
+    array = np.array(values, np.float32)
+    return Expectation(
+        case, {"y": array}, {"y": array}, {"y": Limit(1.0, 0.0)}, decisions={"y": Decision("argmax", -1, 0.25)}
+    )
+
+
+def test_a_decision_that_changed_within_the_limits_fails(golden):
+    cases = [scores("000", [1.0, 1.9], [5.0, 0.0]), scores("001", [1.0, 1.4])]
+    judgement = judge(lambda inputs: {"y": inputs["y"] + np.array([0.5, -0.5], np.float32)}, cases)
+    assert not judgement.passed
+    golden(judgement.reason, "1", "3", "(argmax)")
+    assert judgement.decisions == {"y": Agreement("argmax", 3, 1, 1)}
+    assert judgement.worst is not None and judgement.worst.excess == 0.5
+
+
+def test_decisions_that_hang_on_ties_pass_and_are_counted():
+    judgement = judge(lambda inputs: {"y": inputs["y"][:, ::-1].copy()}, [scores("000", [1.0, 1.25])])
+    assert (judgement.passed, judgement.reason) == (True, "")
+    assert judgement.decisions == {"y": Agreement("argmax", 1, 0, 1)}
+
+
+# -- in the manifest ------------------------------------------------------------------------
+
+
+def test_a_decision_of_other_fields_is_a_problem_of_the_manifest(tmp_path, monkeypatch, golden):
+    path = project(tmp_path, LINEAR)
+    path.write_text(path.read_text() + "parity:\n  decisions:\n    y: {axes: 1}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ManifestInvalid) as caught:
+        load("package.yaml")
+    golden(
+        render(caught.value),
+        "error[manifest-invalid]",
+        "2",
+        "package.yaml",
+        "package.yaml:16: parity.decisions.y.rule",
+        "rule",
+        "package.yaml:16: parity.decisions.y.axes",
+        "axis",
+        "package schema manifest",
+    )
+
+
+@pytest.mark.parametrize(
+    ("decision", "line"),
+    [("best", "parity.decisions.y"), ("top-0", "parity.decisions.y"), ("{rule: best}", "parity.decisions.y.rule")],
+)
+def test_a_rule_that_is_none_is_a_problem_of_the_manifest(tmp_path, monkeypatch, decision, line, golden):
+    path = project(tmp_path, LINEAR)
+    path.write_text(path.read_text() + f"parity:\n  decisions:\n    y: {decision}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ManifestInvalid) as caught:
+        load("package.yaml")
+    found = "top-0" if decision == "top-0" else "best"
+    golden(
+        render(caught.value),
+        "error[manifest-invalid]",
+        "1",
+        "package.yaml",
+        f"package.yaml:16: {line}",
+        f"{found!r}",
+        PATTERN,
+        "top-5",
+        "0.5",
+        "package schema manifest",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "decisions", "field", "facts", "hint_facts"),
+    [
+        ("y", {"logits": "argmax"}, "logits", ("logits",), ("output_0",)),
+        ("y", {"output_1": "argmax"}, "output_1", ("output_1",), ("output_0",)),
+        ("y.argmax(1)", {"output_0": "argmax"}, "output_0", ("output_0", "int64"), ()),
+        ("y", {"output_0": {"rule": "top-2", "axis": 2}}, "output_0", ("output_0", "2", "axis"),
+         ("0", "-1", "axis")),
+        ("y.sum()", {"output_0": "rank"}, "output_0", ("output_0", "0", "-1", "axis"),
+         ("0", "-1", "axis")),
+    ],
+    ids=["unknown", "nearly known", "integers", "axis", "a scalar"],
+)  # fmt: skip
+def test_decisions_that_do_not_fit_the_outputs_are_refused(
+    opened, tmp_path, text, decisions, field, facts, hint_facts, golden
+):
+    loaded, source, grid = opened(
+        LINEAR.replace("return self.layer(x)", f"y = self.layer(x)\n        return {text}"),
+        parity={"decisions": decisions},
+    )
+    found = reference.first_outputs(loaded, source, grid.example)
+    with pytest.raises(DecisionDoesNotFit) as caught:
+        reference.declared(loaded, found)
+    golden(caught.value.why, *facts)
+    golden(caught.value.hint, *hint_facts)
+    assert re.fullmatch(rf"{tmp_path}/package\.yaml:\d+: parity\.decisions\.{field}", caught.value.where)
+
+
+def test_vet_and_build_refuse_decisions_that_do_not_fit_before_anything_is_exported(tmp_path, monkeypatch, golden):
+    path = project(tmp_path, LINEAR, parity={"decisions": {"logits": "argmax"}})
+    monkeypatch.chdir(tmp_path)
+    told = []
+    for refuse in (vet, packager.build):
+        with pytest.raises(DecisionDoesNotFit) as caught:
+            refuse("package.yaml", listener=told.append)
+        line = path.read_text().splitlines().index("    logits: argmax") + 1
+        golden(
+            render(caught.value),
+            "error[decision-does-not-fit]",
+            "parity.decisions",
+            "forward()",
+            f"package.yaml:{line}: parity.decisions.logits",
+            "output_0",
+        )
+    assert not any("noise" in str(event) for event in told)
+
+
+# -- from end to end ------------------------------------------------------------------------
+
+WIDE = {"tolerance": {"atol": 0.4, "rtol": 0.0}, "decisions": {"output_0": "argmax"}}
+
+
+@pytest.fixture(scope="module")
+def declared(tmp_path_factory):
+    """A bundle whose decisions are declared, under an explicit tolerance that is wide."""
+    folder = tmp_path_factory.mktemp("declared")
+    return packager.build(project(folder / "project", LINEAR, parity=WIDE), folder / "out").bundle
+
+
+def test_decisions_stand_in_the_evidence_and_in_the_readme(declared):
+    record = json.loads((declared / "evidence/parity.json").read_text())
+    assert record["decisions"] == {"output_0": {"rule": "argmax", "axis": -1, "tie": 0.25}}
+    rows_compared = sum(case["sizes"]["batch"] for case in record["cases"])
+    agreements = [backend["decisions"]["output_0"] for backend in record["backends"].values()]
+    assert [one["compared"] for one in agreements] == [rows_compared] * 2
+    assert all(one["agreed"] + one["ties"] == one["compared"] for one in agreements)
+    assert (
+        f"| onnx | `output_0` | argmax | {rows_compared} | {agreements[0]['agreed']} |"
+        in (declared / "README.md").read_text()
+    )
+    assert packager.verify(declared).ok
+
+
+def test_a_decision_that_changed_fails_where_the_numbers_pass(declared, tmp_path):
+    bundle = shutil.copytree(declared, tmp_path / declared.name)
+    model = onnx.load(bundle / "model.onnx")
+    bias = next(one for one in model.graph.initializer if list(one.dims) == [3])
+    bias.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32([0.39, -0.39, 0.0]), bias.name)
+    )
+    onnx.save(model, bundle / "model.onnx")
+    config = json.loads((bundle / "config.json").read_text())
+    config["artifacts"]["onnx"]["sha256"] = sha256_file(bundle / "model.onnx")
+    (bundle / "config.json").write_text(json.dumps(config))
+    reseal(bundle)
+    report = packager.verify(bundle)
+    assert report.structure == ()
+    assert report.parity == {"onnx": "fail", "torchscript": "pass"}
+    assert re.fullmatch(r"onnx: output_0\b\D*\d+ of \d+\D*\(argmax\).*", report.notes[0])

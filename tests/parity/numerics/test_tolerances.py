@@ -1,0 +1,196 @@
+"""How far an artifact may be: laws of scales, floors and ratios, against exact arithmetic."""
+
+import math
+from fractions import Fraction
+
+import hypothesis.extra.numpy as npst
+import numpy as np
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from packager.parity.numerics.compare import compare
+from packager.parity.numerics.tolerances import MULTIPLE, epsilon, floors, least_noise, limit, ratio, scales
+
+DTYPES = ["float16", "float32", "float64"]
+MODERATE = st.floats(-1e6, 1e6, width=32)
+ANY = st.floats(width=32)
+ARRAYS = npst.arrays("float32", npst.array_shapes(min_dims=0, max_dims=2, max_side=6), elements=MODERATE)
+WHOLE = st.lists(ARRAYS, min_size=1, max_size=4)
+
+
+def exact(array):
+    return [Fraction(one) for one in array.ravel().tolist()]
+
+
+# -- scales ---------------------------------------------------------------------------------
+
+
+@given(WHOLE, st.randoms(use_true_random=False))
+def test_scales_depend_neither_on_the_order_of_the_elements_nor_on_their_signs(arrays, random):
+    def shuffled(array):
+        values = array.ravel().tolist()
+        random.shuffle(values)
+        return -np.array(values, array.dtype).reshape(array.shape)
+
+    assert scales([shuffled(one) for one in arrays]) == scales(arrays)
+    assert scales(arrays[::-1]) == scales(arrays)[::-1]
+
+
+@given(WHOLE, st.integers(-20, 20))
+def test_scales_grow_with_the_arrays(arrays, power):
+    wide = [one.astype(np.float64) for one in arrays]
+    assert scales([one * 2.0**power for one in wide]) == [one * 2.0**power for one in scales(wide)]
+
+
+@given(st.lists(npst.arrays("float32", (8,), elements=ANY), min_size=1, max_size=4))
+def test_scales_are_finite_and_the_size_of_some_element_or_zero(arrays):
+    magnitudes = {abs(value) for one in arrays for value in one.tolist()} | {0.0}
+    assert all(math.isfinite(one) and one in magnitudes for one in scales(arrays))
+
+
+@given(WHOLE)
+def test_an_array_is_on_no_smaller_scale_than_all_together(arrays):
+    together = scales([np.concatenate([one.ravel() for one in arrays])])[0]
+    found = scales(arrays)
+    distinct = all(len(set(np.abs(one).ravel().tolist())) == one.size for one in arrays)
+    if distinct and len({abs(value) for one in arrays for value in one.ravel().tolist()}) == sum(map(np.size, arrays)):
+        assert min(found) == together
+
+
+@given(npst.arrays("float32", (20,), elements=st.floats(0.5, 2, width=32), unique=True), st.integers(2, 60))
+@example(np.linspace(0.5, 2, 20, dtype="float32"), 20)
+def test_a_value_that_many_elements_share_is_no_measurement(values, count):
+    masked = np.concatenate([values, np.full(count, -1e9, np.float32)])
+    plain = scales([values])[0]
+    assert scales([masked])[0] == plain if count > max(2, len(masked) / 16) else scales([masked])[0] >= plain
+
+
+@given(npst.arrays("float32", (20,), elements=st.floats(0.5, 2, width=32), unique=True), st.integers(1, 60))
+def test_zeros_and_what_is_not_finite_count_for_nothing(values, count):
+    others = np.tile(np.array([0.0, -0.0, np.nan, np.inf, -np.inf], np.float32), count)
+    assert scales([np.concatenate([others, values])]) == scales([values])
+
+
+@pytest.mark.parametrize("value", [3.0, -3.0])
+def test_where_all_elements_are_one_value_that_is_the_scale(value):
+    assert scales([np.full(50, value, np.float32)]) == [3.0]
+
+
+@pytest.mark.parametrize("array", [np.zeros(5), np.zeros(0), np.full(3, np.nan), np.full(3, -np.inf)])
+def test_an_array_without_a_size_takes_that_of_the_others(array):
+    one = array.astype(np.float32)
+    assert scales([one]) == [0.0]
+    assert scales([one, np.arange(1, 9, dtype=np.float32)]) == [2.0, 2.0]
+    assert scales([]) == []
+
+
+def test_the_scale_is_the_lower_quartile():
+    assert scales([np.arange(1, 101, dtype=np.float32)]) == [25.0]
+    assert scales([np.arange(1, 101, dtype=np.float32), np.arange(101, 201, dtype=np.float32)]) == [50.0, 125.0]
+
+
+def test_of_a_large_array_elements_from_all_over_it_are_looked_at():
+    array = np.repeat(np.linspace(1, 2, 1 << 20, dtype=np.float32), 2)
+    assert scales([array])[0] == pytest.approx(1.25, rel=1e-3)
+
+
+# -- floors ---------------------------------------------------------------------------------
+
+NOISE = st.floats(0, 1)
+CASES = "abcdefghijklm"
+MEASURED = st.dictionaries(st.sampled_from("abcdefgh"), NOISE)
+IN_PART = st.dictionaries(st.sampled_from("ijk"), NOISE)
+
+
+@given(MEASURED, IN_PART, st.floats(1e-12, 1e-3))
+def test_floors_lie_between_the_median_and_the_largest(measured, in_part, least):
+    found = floors(measured, in_part, CASES, least)
+    every = [*measured.values(), *in_part.values()]
+    assert list(found) == list(CASES)
+    if not every:
+        assert set(found.values()) == {least}
+        return
+    middle = sorted(map(Fraction, every))
+    median = (middle[(len(middle) - 1) // 2] + middle[len(middle) // 2]) / 2
+    largest = max(least, *every)
+    assert all(one <= largest for one in found.values())
+    assert all(one >= least and Fraction(one) >= median * (1 - Fraction(1, 2**50)) for one in found.values())
+
+
+@given(MEASURED, IN_PART, st.floats(1e-12, 1e-3))
+def test_no_case_has_less_than_was_measured_and_an_unmeasured_one_has_the_largest(measured, in_part, least):
+    found = floors(measured, in_part, CASES, least)
+    assert all(found[case] >= noise for case, noise in {**measured, **in_part}.items())
+    largest = max([least, *measured.values(), *in_part.values()])
+    assert all(found[case] == largest for case in CASES if case not in measured and case not in in_part)
+
+
+@given(MEASURED, IN_PART, st.floats(1e-12, 1e-3))
+def test_what_was_measured_in_part_has_no_less_than_any_that_was_measured_in_full(measured, in_part, least):
+    found = floors(measured, in_part, CASES, least)
+    assert all(found[case] >= noise for case in in_part for noise in measured.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_least_noise_is_a_few_roundings(dtype):
+    one = np.dtype(dtype).type(1)
+    assert epsilon(np.dtype(dtype)) == float(np.nextafter(one, one + one) - one)
+    assert least_noise(np.dtype(dtype)) == 4 * epsilon(np.dtype(dtype))
+
+
+# -- ratios ---------------------------------------------------------------------------------
+
+
+@st.composite
+def pairs(draw, elements):
+    shape = draw(npst.array_shapes(min_dims=0, max_dims=2, max_side=4))
+    dtype = draw(st.sampled_from(DTYPES))
+    return tuple(draw(npst.arrays("float16", shape, elements=elements)).astype(dtype) for _ in range(2))
+
+
+HALVES = st.floats(width=16, allow_nan=False, allow_infinity=False)
+
+
+@given(pairs(HALVES), st.floats(0, 1e3))
+def test_a_ratio_is_the_largest_share_of_the_other_and_the_scale(pair, scale):
+    shares = [
+        abs(one - other) / whole if (whole := abs(other) + Fraction(scale)) else math.inf
+        for one, other in zip(exact(pair[0]), exact(pair[1]), strict=True)
+        if one != other
+    ]
+    expected = max(shares, default=Fraction(0))
+    found = ratio(*pair, scale)
+    assert found == expected if expected == math.inf else found == pytest.approx(float(expected), rel=1e-14)
+    assert ratio(pair[0], pair[0].copy(), scale) == 0.0
+
+
+@given(pairs(st.floats(width=16)), st.floats(0, 1e3))
+def test_elements_that_are_not_finite_on_both_sides_count_for_nothing(pair, scale):
+    both = np.isfinite(pair[0]) & np.isfinite(pair[1])
+    assert ratio(*pair, scale) == ratio(pair[0][both], pair[1][both], scale)
+
+
+@given(pairs(HALVES), st.floats(0.1, 1e3), st.integers(-30, 30))
+def test_a_ratio_does_not_depend_on_the_unit(pair, scale, power):
+    left, right = (one.astype(np.float64) for one in pair)
+    assert ratio(left * 2.0**power, right * 2.0**power, scale * 2.0**power) == ratio(left, right, scale)
+
+
+@given(pairs(HALVES), st.floats(1e-6, 1e-2), st.floats(0.1, 10))
+def test_what_is_some_floors_away_is_within_the_limit_as_many_floors_wide(pair, noise, scale):
+    """The limit and the ratio are one measure: within eight floors of |expected| + scale, and no farther."""
+    found, expected = pair
+    share = ratio(found, expected, scale) / noise
+    assume(not 0.999 * MULTIPLE < share < 1.001 * MULTIPLE)
+    assert compare(expected, found, limit(noise, scale)).allowed == (share < MULTIPLE)
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0)])
+def test_empty_arrays_have_no_ratio(shape):
+    assert ratio(np.zeros(shape, np.float32), np.zeros(shape, np.float32), 1.0) == 0.0
+
+
+def test_a_difference_beyond_float64_is_an_infinite_ratio_or_a_finite_one_and_no_warning():
+    most = np.array([np.finfo("float64").max])
+    assert ratio(most, -most, 1.0) == math.inf
