@@ -207,7 +207,7 @@ def test_verify_says_yes_with_0_and_no_with_1(command, bundle, built, golden):
     status, out, _ = command("verify", bundle)
     assert status == 1
     golden(out.splitlines()[-1], "ok")
-    assert ["not", "listed", "extra"] in [line.split() for line in out.splitlines()]
+    assert "extra" in [line.split()[-1] for line in out.splitlines()]
     status, out, _ = command("verify", bundle, "--json")
     assert status == 1
     record = json.loads(out)

@@ -176,28 +176,29 @@ def test_a_missing_fingerprint_file_is_refused(bundle):
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "facts"),
     [
-        (lambda text: text[:-1], "SHA256SUMS: the lines are not sorted, or a path stands twice"),
+        (lambda text: text[:-1], ()),
         (
             lambda text: text + text.splitlines()[-1] + "\n",
-            "SHA256SUMS: the lines are not sorted, or a path stands twice",
+            (),
         ),
-        (lambda text: text.replace("  ", " "), "SHA256SUMS: line 1 is no digest and path"),
-        (lambda text: f"{'0' * 64}  ../out\n" + text, "SHA256SUMS: line 1 names a path outside the bundle: ../out"),
+        (lambda text: text.replace("  ", " "), ("1",)),
+        (lambda text: f"{'0' * 64}  ../out\n" + text, ("1", "../out")),
         (
             lambda text: text.replace("\n", "\r\n"),
-            "SHA256SUMS: a path in a bundle has no line break and no backslash: 'README.md\\r'",
+            ("README.md\\r",),
         ),
     ],
     ids=["no last line break", "a line twice", "one space", "outside", "carriage returns"],
 )
-def test_malformed_sums_are_refused(bundle, change, why):
+def test_malformed_sums_are_refused(bundle, change, facts, golden):
     text = (bundle / layout.SUMS).read_text()
     (bundle / layout.SUMS).write_bytes(change(text).encode())
     report = packager.verify(bundle)
     assert (report.ok, report.integrity.changed) == (False, ("SHA256SUMS",))
-    assert report.structure == (why,)
+    (line,) = report.structure
+    golden(line, "SHA256SUMS", *facts)
 
 
 def test_a_line_taken_out_of_the_sums_makes_its_file_an_intruder(bundle):
