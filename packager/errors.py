@@ -52,7 +52,7 @@ class PackagerError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How it goes to another process, where it is the same error."""
-        return _come_over, (type(self), self.__dict__)
+        return _rebuild_error, (type(self), self.__dict__)
 
     def rename(self, old: str, new: str) -> None:
         """Say `new` wherever `old` is named: for a temporary file, what the user knows it as."""
@@ -77,7 +77,7 @@ class PackagerError(Exception):
         return found
 
 
-def _come_over(kind: type[PackagerError], facts: dict[str, Any]) -> PackagerError:
+def _rebuild_error(kind: type[PackagerError], facts: dict[str, Any]) -> PackagerError:
     error = kind.__new__(kind, facts["message"])
     error.__dict__.update(facts)
     return error

@@ -73,9 +73,9 @@ def build(
     Raises the errors of `packager.errors`: nothing is left behind then.
     """
     path, out, stages = Path(path), Path(out), Stages(listener)
-    store = None if cache == "off" else _opened(stages)
+    store = None if cache == "off" else _open_cache(stages)
     if store is not None and cache == "use" and lock == "check" and not archive and not check:
-        result = _unchanged(store, path, out, stages)
+        result = _restore_up_to_date(store, path, out, stages)
         if result is not None:
             return result
     from packager.builder import driver
@@ -83,7 +83,7 @@ def build(
     return driver.build(path, out, driver.How(force, archive, cache, lock, check), store, stages)
 
 
-def _opened(stages: Stages) -> Cache | None:
+def _open_cache(stages: Stages) -> Cache | None:
     try:
         return opened()
     except Unusable as why:
@@ -91,7 +91,7 @@ def _opened(stages: Stages) -> Cache | None:
         return None
 
 
-def _unchanged(store: Cache, path: Path, out: Path, stages: Stages) -> BuildResult | None:
+def _restore_up_to_date(store: Cache, path: Path, out: Path, stages: Stages) -> BuildResult | None:
     found = up_to_date.unchanged(store, path, out)
     if found is None:
         return None

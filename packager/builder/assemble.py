@@ -54,9 +54,9 @@ def write(content: Content, writer: Writer) -> Assembled:
     expectations = measured.reference.expectations
     golden = evidence.choose(expectations, measured.origin.weight_bytes)
     writer.add_bytes(layout.GOLDEN, evidence.golden_bytes(expectations, golden))
-    parity, config = _parity(content, golden), _config(content)
+    parity, config = _build_parity_record(content, golden), _build_config(content)
     writer.add_bytes(layout.PARITY, parity.to_bytes())
-    writer.add_bytes(layout.BUILD, _build(content).to_bytes())
+    writer.add_bytes(layout.BUILD, _build_environment_record(content).to_bytes())
     writer.add_bytes(layout.CONFIG, config.to_bytes())
     writer.add_bytes(layout.README, readme.render(config, parity))
     seal = writer.seal()
@@ -64,10 +64,10 @@ def write(content: Content, writer: Writer) -> Assembled:
     if not report.ok:
         raise AssertionError(f"the staged bundle does not verify: {report.integrity}, {report.structure}")
     plain = config.model_dump(mode="json", by_alias=True)
-    return Assembled(seal, plain, config.parity.model_dump(), _facts(content, parity, writer.folder))
+    return Assembled(seal, plain, config.parity.model_dump(), _summarize(content, parity, writer.folder))
 
 
-def _config(content: Content) -> records.Config:
+def _build_config(content: Content) -> records.Config:
     manifest, results = content.project.manifest, content.results
     origin = results.measured.origin
     onnx, torchscript = results.onnx.artifact, results.torchscript.artifact
@@ -78,8 +78,8 @@ def _config(content: Content) -> records.Config:
         description=manifest.description,
         license=manifest.license,
         authors=manifest.authors,
-        inputs=[_tensor(one) for one in signature.inputs(manifest)],
-        outputs=[_tensor(one) for one in results.measured.outputs],
+        inputs=[_tensor_record(one) for one in signature.inputs(manifest)],
+        outputs=[_tensor_record(one) for one in results.measured.outputs],
         dims={name: records.Dim(min=one.min, max=one.max) for name, one in manifest.limits().items()},
         artifacts=records.Artifacts(
             onnx=onnx,
@@ -101,11 +101,11 @@ def _config(content: Content) -> records.Config:
     )
 
 
-def _tensor(spec: TensorSpec) -> records.Tensor:
+def _tensor_record(spec: TensorSpec) -> records.Tensor:
     return records.Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape))
 
 
-def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
+def _build_parity_record(content: Content, golden: frozenset[str]) -> records.Parity:
     results = content.results
     measured = results.measured
     cases = [
@@ -133,16 +133,16 @@ def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
         verdict="pass",
         reference="the PyTorch module itself, eager, in its own dtypes, on the CPU",
         cases=cases,
-        not_checked=_not_checked(content),
-        tolerance={one.name: _tolerance(one, content) for one in measured.outputs},
+        not_checked=_list_unchecked(content),
+        tolerance={one.name: _tolerance_record(one, content) for one in measured.outputs},
         decisions={
             name: records.Decision.model_validate(one, from_attributes=True)
             for name, one in measured.reference.expectations[0].decisions.items()
         },
         coverage=records.Coverage.model_validate(coverage, from_attributes=True),
         backends={
-            "onnx": _backend(results.onnx.judgement),
-            "torchscript": _backend(results.torchscript.judgement),
+            "onnx": _backend_record(results.onnx.judgement),
+            "torchscript": _backend_record(results.torchscript.judgement),
         },
         stages=[
             records.Stage.model_validate(one, from_attributes=True)
@@ -151,22 +151,22 @@ def _parity(content: Content, golden: frozenset[str]) -> records.Parity:
     )
 
 
-def _not_checked(content: Content) -> list[str]:
+def _list_unchecked(content: Content) -> list[str]:
     frozen = content.results.onnx.frozen.joined(content.results.torchscript.frozen)
     return [
         *(f"the sizes {sizes}" for sizes in content.grid.left_out),
         *content.results.measured.reference.undecided,
-        *(frozen if _resized(content.project) else replace(frozen, rounded=())).said(),
+        *(frozen if _has_dynamic_inner_dims(content.project) else replace(frozen, rounded=())).said(),
         *absent(content.project.manifest.target.providers),
     ]
 
 
-def _resized(project: Project) -> bool:
+def _has_dynamic_inner_dims(project: Project) -> bool:
     """Whether anything but the number of samples may be of another size."""
     return any(isinstance(dim, str) for one in project.manifest.inputs.values() for dim in one.shape[1:])
 
 
-def _tolerance(spec: TensorSpec, content: Content) -> records.Tolerance:
+def _tolerance_record(spec: TensorSpec, content: Content) -> records.Tolerance:
     explicit = content.project.manifest.parity.tolerance
     noise = content.results.measured.reference.noise.get(spec.name)
     if spec.dtype == "bool" or spec.dtype.startswith(("int", "uint")):
@@ -196,7 +196,7 @@ def _tolerance(spec: TensorSpec, content: Content) -> records.Tolerance:
     )  # fmt: skip
 
 
-def _backend(judgement: Judgement | None) -> records.Backend:
+def _backend_record(judgement: Judgement | None) -> records.Backend:
     if judgement is None:
         why = "the bundle has none"
         return records.Backend(verdict="not-checked", reason=why, outputs={}, decisions={}, worst=None)
@@ -233,7 +233,7 @@ def _backend(judgement: Judgement | None) -> records.Backend:
     )
 
 
-def _build(content: Content) -> records.Build:
+def _build_environment_record(content: Content) -> records.Build:
     origin, machine = content.results.measured.origin, content.results.measured.machine
     weights = f"key {origin.weights_key!r}" if origin.weights_key else "the file itself"
     steps = [
@@ -253,7 +253,7 @@ def _build(content: Content) -> records.Build:
     )
 
 
-def _facts(content: Content, parity: records.Parity, folder: Path) -> dict[str, str]:
+def _summarize(content: Content, parity: records.Parity, folder: Path) -> dict[str, str]:
     facts = {"model": f"{content.project.manifest.name} {content.project.manifest.version}"}
     onnx, torchscript = content.results.onnx, content.results.torchscript.artifact
     facts["parameters"] = f"{content.results.measured.origin.parameters:,}"
@@ -264,12 +264,12 @@ def _facts(content: Content, parity: records.Parity, folder: Path) -> dict[str, 
             (folder / name).stat().st_size for name in (layout.ONNX, layout.ONNX_DATA) if (folder / name).exists()
         )
         facts["onnx"] = (
-            f"{_bytes(kept[0].bytes_before)} → {_bytes(size)}, {kept[0].nodes_before} → "
+            f"{_format_bytes(kept[0].bytes_before)} → {_format_bytes(size)}, {kept[0].nodes_before} → "
             f"{onnx.artifact.nodes} nodes ({exporter.removeprefix('export: ')})"
         )
     if torchscript is not None:
         size = os.path.getsize(folder / layout.TORCHSCRIPT)
-        facts["torchscript"] = f"{_bytes(size)}, {torchscript.method}"
+        facts["torchscript"] = f"{_format_bytes(size)}, {torchscript.method}"
     for name, backend in parity.backends.items():
         if backend.outputs:
             share = max(one.of_limit for one in backend.outputs.values())
@@ -279,5 +279,5 @@ def _facts(content: Content, parity: records.Parity, folder: Path) -> dict[str, 
     return facts
 
 
-def _bytes(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -56,7 +56,7 @@ class How:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _BuildRequest:
     """One build: of what, to where and how, with which cache, and who listens.
 
     `out` is absolute, whatever the user's code makes the working directory; `shown` is as it was given.
@@ -93,13 +93,13 @@ def build(path: Path, out: Path, how: How, store: Cache | None, stages: Stages) 
         lockfile.check_there(project.folder / project.path.name, required=how.lock == "require")
     with preflight.at_hand(project, stages) as project:
         checkpoint = preflight.preflight(project)
-        result = _build(_Job(project, checkpoint, out.absolute(), out, name, how, store, stages))
+        result = _build(_BuildRequest(project, checkpoint, out.absolute(), out, name, how, store, stages))
     if store is not None:
         store.trim()
     return result
 
 
-def _build(job: _Job) -> BuildResult:
+def _build(job: _BuildRequest) -> BuildResult:
     """From the cache as a whole, or as far as it has it not."""
     store = job.store
     asked = job.how.cache == "use" and not job.how.check
@@ -109,7 +109,7 @@ def _build(job: _Job) -> BuildResult:
 
 
 def _result(
-    job: _Job,
+    job: _BuildRequest,
     fingerprint: str,
     parity: Mapping[str, str],
     facts: Mapping[str, str],
@@ -133,7 +133,7 @@ def _result(
 # -- the whole bundle from the cache --------------------------------------------------------
 
 
-def _from_cache(job: _Job, store: Cache, found: Identity) -> BuildResult | None:
+def _from_cache(job: _BuildRequest, store: Cache, found: Identity) -> BuildResult | None:
     """The bundle as an earlier build made it; None where the cache has it no more."""
     action = keys.bundle(job.project, found.source, preflight.assets(job.project), store.sha256)
     entry = store.find(action, files=False)
@@ -162,7 +162,7 @@ def _from_cache(job: _Job, store: Cache, found: Identity) -> BuildResult | None:
 
 
 @dataclass(frozen=True)
-class _Staged:
+class _StagedBundle:
     """A bundle on its way: its cases, what the cache knew, the scratch folder, and the writer that fills it."""
 
     grid: Grid
@@ -171,7 +171,7 @@ class _Staged:
     writer: Writer
 
 
-def _anew(job: _Job, found: Identity | None) -> BuildResult:
+def _anew(job: _BuildRequest, found: Identity | None) -> BuildResult:
     """Find out what the cache does not have, assemble the bundle, and keep what is new."""
     from packager.export.passes.worker import OnnxSide
 
@@ -196,7 +196,7 @@ def _anew(job: _Job, found: Identity | None) -> BuildResult:
         writer = Writer(folder / "bundle")
         if not _taken(recalled, writer):
             recalled = stage_cache.Recalled()
-        staged = _Staged(grid, recalled, folder, writer)
+        staged = _StagedBundle(grid, recalled, folder, writer)
         results, used = _find_out(job, found, staged, side)
         with job.stages.stage("bundle"):
             content = assemble.Content(job.project, grid, results, preflight.assets(job.project))
@@ -228,7 +228,7 @@ def _taken(recalled: Recalled, writer: Writer) -> bool:
     return True
 
 
-def _find_out(job: _Job, found: Identity | None, staged: _Staged, side: OnnxSide) -> tuple[Results, Footprint]:
+def _find_out(job: _BuildRequest, found: Identity | None, staged: _StagedBundle, side: OnnxSide) -> tuple[Results, Footprint]:
     """Say what is known, and let the pipeline find out the rest."""
     recalled = staged.recalled
     for stage in ("reference", "torchscript", "onnx"):
@@ -254,7 +254,7 @@ def _find_out(job: _Job, found: Identity | None, staged: _Staged, side: OnnxSide
     return results, used if found is None or recalled.known.measured is None else used.joined(found.used)
 
 
-def _check(job: _Job, bundle: Path) -> None:
+def _check(job: _BuildRequest, bundle: Path) -> None:
     """Build elsewhere, and compare. Raises `BuildNotRepeatable`, or `RebuildFailed`."""
     from packager.builder import rebuild
 
@@ -278,7 +278,7 @@ def _versions(project: Project) -> dict[str, FileVersion]:
     return {name: FileVersion.of(project.folder / name) for name in (*manifest.assets, *data)}
 
 
-def _source(job: _Job, results: Results, used: Footprint, before: Mapping[str, FileVersion]) -> dict[str, str]:
+def _source(job: _BuildRequest, results: Results, used: Footprint, before: Mapping[str, FileVersion]) -> dict[str, str]:
     """The inputs of the source, now that it is known what the code consists of. Raises `InputChanged`."""
     project = job.project
     if job.checkpoint.changed():
@@ -299,8 +299,8 @@ def _source(job: _Job, results: Results, used: Footprint, before: Mapping[str, F
 
 
 def _kept(
-    job: _Job,
-    staged: _Staged,
+    job: _BuildRequest,
+    staged: _StagedBundle,
     results: Results,
     source: Mapping[str, str],
     assembled: Assembled,
@@ -323,7 +323,7 @@ def _kept(
 
 
 def _keep(
-    job: _Job, store: Cache, kept: Sequence[Kept], recalled: Recalled, used: Footprint
+    job: _BuildRequest, store: Cache, kept: Sequence[Kept], recalled: Recalled, used: Footprint
 ) -> tuple[Explanation, ...]:
     """Put into the cache what can be put there; says why each stage was done. Raises `CacheDiffers`."""
     from packager.builder.incremental import stage_cache
@@ -342,7 +342,7 @@ def _keep(
     return explanation
 
 
-def _remember(job: _Job, store: Cache, bundle: Action, used: Footprint) -> None:
+def _remember(job: _BuildRequest, store: Cache, bundle: Action, used: Footprint) -> None:
     """Let the next build see at once that nothing has changed; not where only a server can tell."""
     project = job.project
     wanted = project.manifest.checkpoint
@@ -365,7 +365,7 @@ def _remember(job: _Job, store: Cache, bundle: Action, used: Footprint) -> None:
 # -- beside the bundle ----------------------------------------------------------------------
 
 
-def _hold_against_lock(job: _Job, now: Lock) -> bool:
+def _hold_against_lock(job: _BuildRequest, now: Lock) -> bool:
     """Say what differs from the lock, unless it is to be written; whether nothing does. Raises `LockDrifted`."""
     path = lock_of(job.manifest)
     if job.how.lock == "write":
@@ -376,7 +376,7 @@ def _hold_against_lock(job: _Job, now: Lock) -> bool:
     return not differences
 
 
-def _beside(job: _Job, folder: Path, lock: Lock) -> None:
+def _beside(job: _BuildRequest, folder: Path, lock: Lock) -> None:
     """Write what is asked for beside a bundle that is in its place: the lock, and the archive."""
     if job.how.lock == "write":
         lockfile.write(lock_of(job.manifest), lock)

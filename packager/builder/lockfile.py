@@ -77,12 +77,12 @@ def read(path: Path) -> Lock | None:
 def write(path: Path, lock: Lock) -> None:
     """Write the lock in one step. Raises `LockUnwritable`."""
     try:
-        _replace(path, json.dumps(lock.model_dump(by_alias=True), indent=2) + "\n")
+        _write_atomically(path, json.dumps(lock.model_dump(by_alias=True), indent=2) + "\n")
     except OSError as error:
         raise LockUnwritable(str(path), str(error.strerror)) from None
 
 
-def _replace(path: Path, text: str) -> None:
+def _write_atomically(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:

@@ -39,7 +39,7 @@ def elsewhere(manifest: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="packager rebuild ") as scratch:
         project = Path(scratch) / "somewhere else"
         project.symlink_to(manifest.absolute().parent, target_is_directory=True)
-        yield _build(project / manifest.name, Path(scratch))
+        yield _run_build(project / manifest.name, Path(scratch))
 
 
 def compared(one: Path, other: Path) -> dict[str, str]:
@@ -51,12 +51,12 @@ def compared(one: Path, other: Path) -> dict[str, str]:
     return {path: "" if left.get(path) == right.get(path) else first_difference(one, other, path) for path in paths}
 
 
-def _build(manifest: Path, scratch: Path) -> Path:
+def _run_build(manifest: Path, scratch: Path) -> Path:
     root = str(PACKAGE.parent)
     code = f"import os, sys; os.umask(0o077); sys.path.insert(0, {root!r}); from packager.cli import main; main()"
     arguments = ["build", str(manifest), "-o", str(scratch / "out"), "--no-cache", "--json"]
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=scratch, env=_environment())
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=scratch, env=_make_environment())
     try:
         answer = json.loads(done.stdout)
     except ValueError:
@@ -66,7 +66,7 @@ def _build(manifest: Path, scratch: Path) -> Path:
     return Path(answer["bundle"])
 
 
-def _environment() -> dict[str, str]:
+def _make_environment() -> dict[str, str]:
     """This environment, but for what must not matter."""
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     zone = "Pacific/Kiritimati" if os.environ.get("TZ") != "Pacific/Kiritimati" else "America/Adak"

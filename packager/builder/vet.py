@@ -54,11 +54,11 @@ def vet(path: str | Path, listener: Listener = silent) -> VetReport:
     project = manifest.load(path)
     assets(project)
     with at_hand(project, Stages(hear)) as project:
-        report = _vet(project, preflight.preflight(project))
+        report = _vet_project(project, preflight.preflight(project))
     return replace(report, notes=(*told, *report.notes))
 
 
-def _vet(project: Project, located: LocatedCheckpoint) -> VetReport:
+def _vet_project(project: Project, located: LocatedCheckpoint) -> VetReport:
     try:
         import onnxruntime
 

@@ -31,7 +31,7 @@ from packager.common.hashing import CHUNK_BYTES
 from packager.errors import ArchiveRefused, IntegrityFailed, OutputRefused, PackagerError
 
 _SUFFIX = ".zip"
-_DEEPEST = 32
+_MAX_DEPTH = 32
 
 
 def write(folder: Path, target: Path) -> None:
@@ -50,7 +50,7 @@ def write(folder: Path, target: Path) -> None:
         made = Path(place) / "made"
         try:
             with made.open("wb") as stream:
-                deterministic_zip.write(stream, (_file(folder, path) for path in paths))
+                deterministic_zip.write(stream, (_archive_member(folder, path) for path in paths))
         except deterministic_zip.Malformed as error:
             raise OutputRefused(str(target), str(error), "take it out, or build the bundle anew") from None
         os.replace(made, target)
@@ -92,15 +92,15 @@ def as_folder(path: Path) -> Iterator[Path]:
             raise
 
 
-def _file(folder: Path, path: str) -> tuple[str, int, Iterator[bytes]]:
-    _check_path(path)
+def _archive_member(folder: Path, path: str) -> tuple[str, int, Iterator[bytes]]:
+    _check_member_path(path)
     found = (folder / path).lstat()
     if not stat.S_ISREG(found.st_mode):
         raise deterministic_zip.Malformed(f"{path!r} is no regular file")
-    return path, found.st_size, _chunks(folder / path)
+    return path, found.st_size, _read_chunks(folder / path)
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _read_chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
             yield chunk
@@ -109,7 +109,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 def _unpack(path: Path, folder: Path) -> None:
     with path.open("rb") as stream:
         for name, chunks in deterministic_zip.read(stream):
-            _check_path(name)
+            _check_member_path(name)
             target = folder / name
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,15 +120,15 @@ def _unpack(path: Path, folder: Path) -> None:
                 created.writelines(chunks)
 
 
-def _check_path(path: str) -> None:
+def _check_member_path(path: str) -> None:
     """Raise `Malformed` for a path that leads out of the bundle, or that no bundle has."""
     parts, shown = path.split("/"), repr(path[:200])
     if any(part in ("", ".", "..") for part in parts):
         raise deterministic_zip.Malformed(f"{shown} is no path inside a bundle")
     if any(character in path for character in "\n\r\0\\"):
         raise deterministic_zip.Malformed(f"a path in a bundle has no line break, no NUL and no backslash: {shown}")
-    if len(parts) > _DEEPEST + 1:
-        raise deterministic_zip.Malformed(f"{shown} lies more than {_DEEPEST} folders deep")
+    if len(parts) > _MAX_DEPTH + 1:
+        raise deterministic_zip.Malformed(f"{shown} lies more than {_MAX_DEPTH} folders deep")
     try:
         path.encode()
     except UnicodeEncodeError:

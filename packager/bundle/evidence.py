@@ -19,7 +19,7 @@ from packager.parity.numerics.compare import Limit
 from packager.parity.numerics.decisions import Decision
 from packager.parity.numerics.verdict import Expectation
 
-_LEAST_BUDGET_BYTES = 10_000_000
+_MIN_BUDGET_BYTES = 10_000_000
 _BUDGET_SHARE = 0.05
 
 
@@ -29,14 +29,14 @@ class EvidenceMalformed(Exception):
 
 def choose(expectations: Sequence[Expectation], weight_bytes: int) -> frozenset[str]:
     """The names of the cases that travel: the smallest always, then as many as the budget holds."""
-    budget = max(_LEAST_BUDGET_BYTES, int(_BUDGET_SHARE * weight_bytes))
+    budget = max(_MIN_BUDGET_BYTES, int(_BUDGET_SHARE * weight_bytes))
     chosen: set[str] = set()
     used = 0
-    for one in sorted(expectations, key=lambda one: (_size(one), one.case)):
-        if chosen and used + _size(one) > budget:
+    for one in sorted(expectations, key=lambda one: (_case_bytes(one), one.case)):
+        if chosen and used + _case_bytes(one) > budget:
             break
         chosen.add(one.case)
-        used += _size(one)
+        used += _case_bytes(one)
     return frozenset(chosen)
 
 
@@ -79,6 +79,6 @@ def read_expectations(folder: Path, *, first_only: bool = False) -> list[Expecta
     return found
 
 
-def _size(expectation: Expectation) -> int:
+def _case_bytes(expectation: Expectation) -> int:
     arrays = (*expectation.inputs.values(), *expectation.outputs.values())
     return sum(array.nbytes for array in arrays)

@@ -28,7 +28,7 @@ from packager.common.hashing import sha256_file
 from packager.errors import FingerprintMalformed, NotABundle
 
 _FINGERPRINT = re.compile(r"h1:[0-9A-Za-z+/]{43}=")
-_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+_SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 class SumsMalformed(Exception):
@@ -73,7 +73,7 @@ def parse_sums(text: str) -> dict[str, str]:
     """Hex digests by path. Raises `SumsMalformed` unless the text is just what `sums_text` writes."""
     found: dict[str, str] = {}
     for number, line in enumerate(text.split("\n")[:-1], start=1):  # splitlines() breaks lines that sha256sum does not
-        match = _LINE.fullmatch(line)
+        match = _SUMS_LINE.fullmatch(line)
         if match is None:
             raise SumsMalformed(f"line {number} is no digest and path")
         digest, path = match.groups()

@@ -7,7 +7,7 @@ import jinja2
 from packager.bundle.records import Config, Parity
 from packager.common.paths import data_folder
 
-_SHOWN = 3  # of the parameters of which the samples do not show all
+_MAX_LISTED_PARAMETERS = 3  # of the parameters of which the samples do not show all
 
 
 def render(config: Config, parity: Parity) -> bytes:
@@ -20,8 +20,8 @@ def render(config: Config, parity: Parity) -> bytes:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters["shape"] = _shape
-    largest = sorted(parity.coverage.silent.items(), key=lambda item: (-item[1].count, item[0]))[:_SHOWN]
+    environment.filters["shape"] = _format_shape
+    largest = sorted(parity.coverage.silent.items(), key=lambda item: (-item[1].count, item[0]))[:_MAX_LISTED_PARAMETERS]
     left_out = sum(not case.golden for case in parity.cases)
     text = environment.get_template("README.md.j2").render(
         config=config, parity=parity, largest=largest, left_out=left_out
@@ -29,5 +29,5 @@ def render(config: Config, parity: Parity) -> bytes:
     return text.encode()
 
 
-def _shape(shape: list[int | str | None]) -> str:
+def _format_shape(shape: list[int | str | None]) -> str:
     return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"

@@ -31,10 +31,10 @@ except ImportError:  # not on Windows: there nothing is cleared away
     fcntl = None  # type: ignore[assignment]  # the only way to say that a module is absent
 
 _UNLOCKED, _SUFFIX = ".unlocked", ".staging"
-_LOCK = "lock"
+_LOCK_NAME = "lock"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
-_ANOTHER = "choose another folder with -o"
-_USERS_PROBLEM = {
+_CHOOSE_ANOTHER_FOLDER = "choose another folder with -o"
+_HINTS_BY_ERRNO = {
     errno.ENOSPC: "free some space, or choose another folder with -o",
     errno.EDQUOT: "free some space, or choose another folder with -o",
     errno.EFBIG: "the limit on file sizes is too small for this model",
@@ -42,8 +42,8 @@ _USERS_PROBLEM = {
     errno.EPERM: "choose a folder you may write to with -o",
     errno.EROFS: "choose a folder you may write to with -o",
     errno.ENAMETOOLONG: "shorten the manifest's name or version",
-    errno.ENOTDIR: _ANOTHER,
-    errno.EEXIST: _ANOTHER,
+    errno.ENOTDIR: _CHOOSE_ANOTHER_FOLDER,
+    errno.EEXIST: _CHOOSE_ANOTHER_FOLDER,
     errno.ENOTEMPTY: "another build has just put its bundle there: build again",
 }
 
@@ -108,25 +108,25 @@ def staging(out: Path, name: str, *, force: bool) -> Iterator[Path]:
     target = out / name
     with users_problem(out):
         check_target(target, force=force)
-        with _made(out), _locked_folder(out, name) as folder:
+        with _create_folder(out), _create_locked_folder(out, name) as folder:
             bundle = folder / "bundle"
             bundle.mkdir()
             yield folder
-            _swap(bundle, target, folder / "old")
+            _replace_target(bundle, target, folder / "old")
 
 
 @contextlib.contextmanager
-def _made(out: Path) -> Iterator[None]:
+def _create_folder(out: Path) -> Iterator[None]:
     """The folder for bundles, with those around it; what was made for this, and holds no bundle, goes again."""
     made = [one for one in (out, *out.parents) if not os.path.lexists(one)]
     try:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError:  # as in /proc
-            raise OutputRefused(str(out), "no folder can be made there", _ANOTHER) from None
+            raise OutputRefused(str(out), "no folder can be made there", _CHOOSE_ANOTHER_FOLDER) from None
         except (FileExistsError, NotADirectoryError):
             file = next(one for one in (out, *out.parents) if os.path.lexists(one))
-            raise OutputRefused(str(out), f"{file} is no folder", _ANOTHER) from None
+            raise OutputRefused(str(out), f"{file} is no folder", _CHOOSE_ANOTHER_FOLDER) from None
         _clear_leftovers(out)
         yield
     finally:
@@ -161,9 +161,9 @@ def check_archive(target: Path, *, force: bool) -> None:
         raise OutputRefused(str(target), why, "move it away, or use --force")
 
 
-def _swap(bundle: Path, target: Path, old: Path) -> None:
+def _replace_target(bundle: Path, target: Path, old: Path) -> None:
     """Put the bundle in the target's place: in one step where the system can exchange two folders."""
-    if os.path.lexists(target) and _exchange(bundle, target):
+    if os.path.lexists(target) and _exchange_paths(bundle, target):
         return
     with contextlib.suppress(FileNotFoundError):
         os.rename(target, old)
@@ -175,7 +175,7 @@ def _swap(bundle: Path, target: Path, old: Path) -> None:
         raise
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange_paths(one: Path, other: Path) -> bool:
     """Exchange two paths atomically (renameat2(2), Linux); returns whether that was done."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     if renameat2 is None:
@@ -185,11 +185,11 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked_folder(out: Path, name: str) -> Iterator[Path]:
+def _create_locked_folder(out: Path, name: str) -> Iterator[Path]:
     """A new folder that is locked before it has the name by which others find and clear it."""
     new = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_UNLOCKED, dir=out))
-    with (new / _LOCK).open("w") as lock:
-        _take(lock)
+    with (new / _LOCK_NAME).open("w") as lock:
+        _try_lock(lock)
         folder = new.rename(new.with_suffix(_SUFFIX))
         try:
             yield folder
@@ -199,12 +199,12 @@ def _locked_folder(out: Path, name: str) -> Iterator[Path]:
 
 def _clear_leftovers(out: Path) -> None:
     for folder in out.glob(f".*{_SUFFIX}"):
-        with contextlib.suppress(OSError), (folder / _LOCK).open("r") as lock:
-            if _take(lock):
+        with contextlib.suppress(OSError), (folder / _LOCK_NAME).open("r") as lock:
+            if _try_lock(lock):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _take(lock: IO[str]) -> bool:
+def _try_lock(lock: IO[str]) -> bool:
     if fcntl is None:
         return False
     try:
@@ -220,7 +220,7 @@ def users_problem(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = _USERS_PROBLEM.get(error.errno or 0)
+        hint = _HINTS_BY_ERRNO.get(error.errno or 0)
         if hint is None:
             raise
         raise OutputRefused(str(out), str(error.strerror), hint) from error

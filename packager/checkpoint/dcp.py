@@ -24,8 +24,8 @@ import torch
 from packager.checkpoint.locate import LocatedCheckpoint
 from packager.errors import CheckpointUnreadable
 
-_LONGEST = 1 << 30
-_RECORDS = {
+_MAX_METADATA_BYTES = 1 << 30
+_ALLOWED_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
         "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
         "MetadataIndex", "StorageMeta",
@@ -41,7 +41,7 @@ def read(located: LocatedCheckpoint, where: str | None, unpickled: Callable[...,
     Raises `CheckpointUnreadable` or `CheckpointNeedsCode`.
     """
     named = str(located.path)
-    metadata = _metadata(located.head, named, where)
+    metadata = _read_metadata(located.head, named, where)
     try:
         places: dict[str, list[tuple[Any, Any]]] = {}
         for index, info in metadata.storage_data.items():
@@ -53,9 +53,9 @@ def read(located: LocatedCheckpoint, where: str | None, unpickled: Callable[...,
             if path[0].startswith("optim"):
                 found.setdefault(path[0], {})
                 continue
-            chunks = [_chunk(located, info, where, unpickled) for _, info in places.get(name, [])]
+            chunks = [_read_chunk(located, info, where, unpickled) for _, info in places.get(name, [])]
             offsets = [getattr(index, "offset", None) for index, _ in places.get(name, [])]
-            _put(found, path, _whole(name, described, chunks, offsets))
+            _set_nested(found, path, _assemble_tensor(name, described, chunks, offsets))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
         # what a damaged .metadata leads to
         text = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -63,7 +63,7 @@ def read(located: LocatedCheckpoint, where: str | None, unpickled: Callable[...,
     return found
 
 
-def _whole(name: str, described: Any, chunks: list[Any], offsets: list[Any]) -> Any:
+def _assemble_tensor(name: str, described: Any, chunks: list[Any], offsets: list[Any]) -> Any:
     """A value from its chunks: a tensor put together, or the one object that was saved."""
     if not chunks:
         raise ValueError(f"{name} is nowhere to be found")
@@ -81,7 +81,7 @@ def _whole(name: str, described: Any, chunks: list[Any], offsets: list[Any]) -> 
     return whole
 
 
-def _chunk(located: LocatedCheckpoint, info: Any, where: str | None, unpickled: Callable[..., Any]) -> Any:
+def _read_chunk(located: LocatedCheckpoint, info: Any, where: str | None, unpickled: Callable[..., Any]) -> Any:
     """One chunk from its place in a file."""
     name = str(info.relative_path)
     file = located.folder / name
@@ -97,7 +97,7 @@ def _chunk(located: LocatedCheckpoint, info: Any, where: str | None, unpickled: 
         return unpickled(io.BytesIO(stream.read(length)), file, zipped=True)
 
 
-def _put(found: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _set_nested(found: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for part in path[:-1]:
         found = found.setdefault(part, {})
     found[path[-1]] = value
@@ -106,7 +106,7 @@ def _put(found: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 # -- .metadata ------------------------------------------------------------------------------
 
 
-class _Record:
+class _Placeholder:
     """Stands in for a class of DCP: keeps what the pickle gives it, and does nothing."""
 
     def __init__(self, *given: object) -> None:
@@ -117,12 +117,12 @@ class _Record:
             self.__dict__.update(state)
 
 
-class _Unpickler(pickle.Unpickler):
+class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name in _RECORDS.get(module, ()):
-            return _Record
+        if name in _ALLOWED_CLASSES.get(module, ()):
+            return _Placeholder
         if name in ("_MEM_FORMAT_ENCODING", "TensorProperties._MEM_FORMAT_ENCODING", "_get_layout"):
-            return _Record
+            return _Placeholder
         if (module, name) == ("torch", "Size"):
             return tuple
         if module == "torch" and name in _DTYPES:
@@ -131,14 +131,14 @@ class _Unpickler(pickle.Unpickler):
             return PurePosixPath
         if (module, name) == ("collections", "OrderedDict"):
             return dict
-        raise _WantsCode(f"{module}.{name}")
+        raise _CodeRequired(f"{module}.{name}")
 
 
-class _WantsCode(Exception):
+class _CodeRequired(Exception):
     pass
 
 
-def _refuse_far_memo(content: bytes) -> None:
+def _refuse_oversized_memo(content: bytes) -> None:
     """Refuse a pickle that remembers a value at a place beyond its own length: a list that long would be made for it.
 
     Raises ValueError.
@@ -152,14 +152,14 @@ def _refuse_far_memo(content: bytes) -> None:
                 raise ValueError("it claims more values than it has bytes")
 
 
-def _metadata(path: Path, named: str, where: str | None) -> Any:
+def _read_metadata(path: Path, named: str, where: str | None) -> Any:
     try:
-        if path.stat().st_size > _LONGEST:
+        if path.stat().st_size > _MAX_METADATA_BYTES:
             raise ValueError("it is too long")
         content = path.read_bytes()
-        _refuse_far_memo(content)
-        return _Unpickler(io.BytesIO(content)).load()
-    except _WantsCode as error:
+        _refuse_oversized_memo(content)
+        return _RestrictedUnpickler(io.BytesIO(content)).load()
+    except _CodeRequired as error:
         why = f".metadata asks for {error}, which torch.distributed.checkpoint does not write; nothing of it was run"
         raise CheckpointUnreadable(named, where, why) from None
     except Exception as error:  # noqa: BLE001 (pickle raises a dozen unrelated classes for damaged bytes)

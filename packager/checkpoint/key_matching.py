@@ -22,9 +22,9 @@ import torch
 from packager.errors import StateDoesNotFit
 
 Value = TypeVar("Value")
-_RESERVED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
-WRAPPERS = ("module.", *_RESERVED, "model.", "net.", "network.")
-_ROWS = 20  # a table longer than this helps nobody
+_RESERVED_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
+WRAPPERS = ("module.", *_RESERVED_WRAPPERS, "model.", "net.", "network.")
+_MAX_ROWS = 20  # a table longer than this helps nobody
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def fit(
     Raises `StateDoesNotFit` that lists missing and unexpected keys with their nearest names, and a
     table of shapes that differ.
     """
-    prefix_used, names = _rename({name: name for name in state}, shapes, prefix, where)
+    prefix_used, names = _rename_keys({name: name for name in state}, shapes, prefix, where)
     renamed = {name: state[in_file] for name, in_file in names.items()}
     _refuse_untied(renamed, tied, where)
     present = set(renamed)
@@ -155,17 +155,17 @@ def check(
 
     Raises `StateDoesNotFit`.
     """
-    refused_missing = [name for name in missing if forgiven.strict and not _allowed(name, forgiven.missing)]
-    refused_unexpected = [name for name in unexpected if forgiven.strict and not _allowed(name, forgiven.unexpected)]
+    refused_missing = [name for name in missing if forgiven.strict and not _matches_any(name, forgiven.missing)]
+    refused_unexpected = [name for name in unexpected if forgiven.strict and not _matches_any(name, forgiven.unexpected)]
     if refused_missing or refused_unexpected or wrong:
         # A name that fits is taken: only what has no counterpart may be another's.
         left_over = sorted(set(in_file) - set(in_module))
         without = sorted(set(in_module) - set(in_file))
-        why = _explain(refused_missing, refused_unexpected, wrong, left_over, without)
-        raise StateDoesNotFit(where, why, _hint(refused_missing, refused_unexpected))
+        why = _format_mismatch(refused_missing, refused_unexpected, wrong, left_over, without)
+        raise StateDoesNotFit(where, why, _suggest_fix(refused_missing, refused_unexpected))
 
 
-def _rename(
+def _rename_keys(
     state: Mapping[str, str], shapes: Mapping[str, Sequence[int]], prefix: str, where: str | None
 ) -> tuple[str, dict[str, str]]:
     """The state's values under new keys, and what was done to them: `module.` for stripped, `+net.` for added."""
@@ -178,15 +178,15 @@ def _rename(
             why = f"without checkpoint.prefix {prefix!r}, {twice} and {twice.removeprefix(prefix)} are one key"
             raise StateDoesNotFit(where, why, "take one of them out of the checkpoint")
         return prefix, shorter
-    own = dict(zip(_inside_without(dict.fromkeys(shapes), _RESERVED), shapes, strict=True))
-    used, renamed = _without_wrappers(state, own)  # a part of the module may be compiled, and so in its names
+    own = dict(zip(_strip_inner_names(dict.fromkeys(shapes), _RESERVED_WRAPPERS), shapes, strict=True))
+    used, renamed = _strip_wrappers(state, own)  # a part of the module may be compiled, and so in its names
     return used, {own.get(key, key): value for key, value in renamed.items()}
 
 
-def _without_wrappers(state: Mapping[str, str], names: Collection[str]) -> tuple[str, dict[str, str]]:
-    stripped = list(_stripped(state))
+def _strip_wrappers(state: Mapping[str, str], names: Collection[str]) -> tuple[str, dict[str, str]]:
+    stripped = list(_iterate_stripped(state))
     # `module.` in the middle of a name: a part of the model was wrapped, or the module has a child of that name.
-    stripped += [(f"{removed}*.module.", _inside_without(variant, ("module.",))) for removed, variant in stripped]
+    stripped += [(f"{removed}*.module.", _strip_inner_names(variant, ("module.",))) for removed, variant in stripped]
     children = dict.fromkeys(name.partition(".")[0] + "." for name in names if "." in name)
     added = [
         (f"{removed}+{child}", {child + key: value for key, value in variant.items()})
@@ -197,10 +197,10 @@ def _without_wrappers(state: Mapping[str, str], names: Collection[str]) -> tuple
     return max([*stripped, *added], key=lambda variant: sum(key in names for key in variant[1]))
 
 
-def _stripped(state: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+def _iterate_stripped(state: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
     """The state as it is, and with one wrapper after the other taken off."""
     # A wrapper may sit on a part of the model too; a reserved name goes anywhere.
-    current = _inside_without(state, _RESERVED)
+    current = _strip_inner_names(state, _RESERVED_WRAPPERS)
     removed = ""
     yield removed, current
     while wrapper := next((one for one in WRAPPERS if any(key.startswith(one) for key in current)), None):
@@ -212,7 +212,7 @@ def _stripped(state: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
         yield removed, current
 
 
-def _inside_without(state: Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
+def _strip_inner_names(state: Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
     """The state without these names in the middle of its keys; as it is where two keys would become one."""
     middle = re.compile(rf"(?<=\.)(?:{'|'.join(re.escape(name) for name in names)})")
     shorter = {middle.sub("", key): value for key, value in state.items()}
@@ -228,43 +228,43 @@ def _check_prefix(state: Mapping[str, str], prefix: str, where: str | None) -> N
         raise StateDoesNotFit(where, why, f"did you mean {near[0]!r}?" if near else "prefix: auto finds wrappers' own")
 
 
-def _allowed(name: str, patterns: Sequence[str]) -> bool:
+def _matches_any(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _explain(
+def _format_mismatch(
     missing: Sequence[str],
     unexpected: Sequence[str],
     wrong: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
     left_over: Sequence[str],
     without: Sequence[str],
 ) -> str:
-    lines = _listed("missing from the checkpoint", missing, left_over, "the checkpoint has")
-    lines += _listed("not in the module", unexpected, without, "the module has")
+    lines = _format_names("missing from the checkpoint", missing, left_over, "the checkpoint has")
+    lines += _format_names("not in the module", unexpected, without, "the module has")
     if wrong:
-        width = max(len(name) for name, _, _ in wrong[:_ROWS])
+        width = max(len(name) for name, _, _ in wrong[:_MAX_ROWS])
         lines.append("shapes that differ:")
         lines.append(f"  {'':{width}}  {'module':18}  checkpoint")
-        lines += [f"  {name:{width}}  {_shape(ours):18}  {_shape(theirs)}" for name, ours, theirs in wrong[:_ROWS]]
-        lines += [f"  and {len(wrong) - _ROWS} more"] if len(wrong) > _ROWS else []
+        lines += [f"  {name:{width}}  {_format_shape(ours):18}  {_format_shape(theirs)}" for name, ours, theirs in wrong[:_MAX_ROWS]]
+        lines += [f"  and {len(wrong) - _MAX_ROWS} more"] if len(wrong) > _MAX_ROWS else []
     return "\n".join(lines)
 
 
-def _shape(shape: Sequence[int]) -> str:
+def _format_shape(shape: Sequence[int]) -> str:
     return "[" + ", ".join(str(size) for size in shape) + "]"
 
 
-def _listed(title: str, names: Sequence[str], others: Sequence[str], owner: str) -> list[str]:
+def _format_names(title: str, names: Sequence[str], others: Sequence[str], owner: str) -> list[str]:
     if not names:
         return []
     lines = [f"{title} ({len(names)}):"]
-    for name in names[:_ROWS]:
+    for name in names[:_MAX_ROWS]:
         near = get_close_matches(name, others, n=1, cutoff=0.7)
         lines.append(f"  {name}" + (f"  ({owner} {near[0]})" if near else ""))
-    return lines + ([f"  and {len(names) - _ROWS} more"] if len(names) > _ROWS else [])
+    return lines + ([f"  and {len(names) - _MAX_ROWS} more"] if len(names) > _MAX_ROWS else [])
 
 
-def _hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+def _suggest_fix(missing: Sequence[str], unexpected: Sequence[str]) -> str:
     if missing and unexpected:
         prefixes = {
             theirs.removesuffix(ours) for theirs in unexpected for ours in missing if theirs.endswith(f".{ours}")

@@ -35,12 +35,12 @@ from packager.errors import CheckpointNotFound, CheckpointUnreadable
 INDEX = ".index.json"
 DCP = ".metadata"
 CONFIG = "config.json"
-_WEIGHTS = (
+_USUAL_WEIGHT_NAMES = (
     "model.safetensors", "pytorch_model.safetensors", "diffusion_pytorch_model.safetensors",
     "pytorch_model.bin", "model.pt", "model.pth",
 )  # fmt: skip
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-_LONGEST_JSON = 100_000_000  # as safetensors has it for a header
+_MAX_JSON_BYTES = 100_000_000  # as safetensors has it for a header
 _SETTLED_NS = 2_000_000_000  # file times are as coarse as this; a file younger than that may change unnoticed
 
 
@@ -132,18 +132,18 @@ def locate(
     `CheckpointUnreadable`, or what `run_folder.chosen` raises.
     """
     called = named or str(path)
-    if _kind(path, called, where) == "folder":
+    if _path_kind(path, called, where) == "folder":
         if run_folder.is_run(path) or run_folder.is_checkpoint(path):
-            return _of_run(path, called, where, weights, sha256)
-        files = _in_folder(path, called, where)
+            return _locate_in_run(path, called, where, weights, sha256)
+        files = _list_folder_files(path, called, where)
     elif path.name.endswith(INDEX):
         files = [path, *shards(path, called, where)]
-    elif (index := _index_of_pieces(path, called, where)) is not None:
-        files = [index, *_pieces(index, called, where)]
+    elif (index := _find_piece_index(path, called, where)) is not None:
+        files = [index, *_list_piece_files(index, called, where)]
     else:
         files = [path]
     for file in files:
-        _check(file, called, where, alone=len(files) == 1)
+        _check_file(file, called, where, alone=len(files) == 1)
     return LocatedCheckpoint(path, tuple(files), {file: FileVersion.of(file) for file in files})
 
 
@@ -181,12 +181,12 @@ def program_in(names: Sequence[str]) -> str | None:
 # -- what a path is -------------------------------------------------------------------------
 
 
-def _kind(path: Path, named: str, where: str | None) -> str:
+def _path_kind(path: Path, named: str, where: str | None) -> str:
     """`file` or `folder`; refuses what is neither."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointNotFound(named, where, _beside(path)) from None
+        raise CheckpointNotFound(named, where, _describe_neighbors(path)) from None
     except (OSError, ValueError) as error:  # a name too long, a NUL in it
         circle = isinstance(error, OSError) and error.errno == errno.ELOOP
         why = "it is a symbolic link that leads in a circle" if circle else getattr(error, "strerror", None)
@@ -198,7 +198,7 @@ def _kind(path: Path, named: str, where: str | None) -> str:
     return "file"
 
 
-def _beside(path: Path) -> str | None:
+def _describe_neighbors(path: Path) -> str | None:
     if path.is_symlink():
         return f"it is a symbolic link to {os.readlink(path)}, which is not there"
     beside = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
@@ -206,11 +206,11 @@ def _beside(path: Path) -> str | None:
     return f"beside it: {', '.join(near)}" if near else None
 
 
-def _check(file: Path, named: str, where: str | None, *, alone: bool) -> None:
+def _check_file(file: Path, named: str, where: str | None, *, alone: bool) -> None:
     """Refuse a file that is absent, no file, unreadable or empty."""
     it = "the file" if alone else file.name
     try:
-        if _kind(file, named, where) == "folder":
+        if _path_kind(file, named, where) == "folder":
             raise CheckpointUnreadable(named, where, f"{it} is a folder, and a file is expected")
     except CheckpointNotFound:
         raise CheckpointUnreadable(named, where, f"{it} is missing") from None
@@ -231,7 +231,7 @@ def holds_checkpoint(folder: Path) -> bool:
     return any(name == DCP or name.endswith((INDEX, *SUFFIXES)) for name in os.listdir(folder))
 
 
-def _in_folder(folder: Path, named: str, where: str | None) -> list[Path]:
+def _list_folder_files(folder: Path, named: str, where: str | None) -> list[Path]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
@@ -250,7 +250,7 @@ def pick(names: Sequence[str], named: str, where: str | None) -> tuple[str, list
         return DCP, [name for name in names if name.endswith(".distcp")]
     config = [CONFIG] if CONFIG in names else []
     indexes = [name for name in names if name.endswith(INDEX)]
-    usual = [name for name in _WEIGHTS if name in names]
+    usual = [name for name in _USUAL_WEIGHT_NAMES if name in names]
     weights = [name for name in names if name.endswith(SUFFIXES)]
     if "adapter_config.json" in names and not usual and not indexes:
         raise CheckpointUnreadable(named, where, "it holds an adapter (PEFT), not the weights of a model: merge them")
@@ -267,7 +267,7 @@ def pick(names: Sequence[str], named: str, where: str | None) -> tuple[str, list
     raise CheckpointUnreadable(named, where, "it is a folder without a checkpoint in it")
 
 
-def _of_run(
+def _locate_in_run(
     folder: Path, named: str, where: str | None, weights: str, sha256: Callable[[Path], str]
 ) -> LocatedCheckpoint:  # fmt: skip
     """The files of the checkpoint that a run stands for; their digests are those that it has saved."""
@@ -281,7 +281,7 @@ def _of_run(
 
     chosen = run_folder.chosen(folder, weights, hashed)
     files = chosen.files
-    if len(files) > 1 and set(_pieces(files[0], named, where)) != set(files[1:]):
+    if len(files) > 1 and set(_list_piece_files(files[0], named, where)) != set(files[1:]):
         raise CheckpointUnreadable(named, where, f"{files[0].name} names other files than there are")
     return LocatedCheckpoint(
         folder,
@@ -293,7 +293,7 @@ def _of_run(
     )
 
 
-def _index_of_pieces(path: Path, named: str, where: str | None) -> Path | None:
+def _find_piece_index(path: Path, named: str, where: str | None) -> Path | None:
     """The index that a file is, or that lies beside it where the file is what all ranks had the same."""
     if path.name.endswith(run_folder.PIECES):
         return path
@@ -302,7 +302,7 @@ def _index_of_pieces(path: Path, named: str, where: str | None) -> Path | None:
     stem, rank, _ = path.stem.partition(".rank-")
     index = path.with_name(run_folder.pieces_of(f"{stem}.safetensors"))
     if not index.is_file():
-        if named_index := _part_of(path):
+        if named_index := _read_owning_index(path):
             why = f"it is a part of a checkpoint in pieces: name its {named_index}, or their folder"
             raise CheckpointUnreadable(named, where, why)
         return None
@@ -311,7 +311,7 @@ def _index_of_pieces(path: Path, named: str, where: str | None) -> Path | None:
     return index
 
 
-def _part_of(path: Path) -> str | None:
+def _read_owning_index(path: Path) -> str | None:
     """The index that a safetensors file says it is a part of."""
     try:
         return sharded_index.index_of(metadata(read_header(path)))
@@ -319,7 +319,7 @@ def _part_of(path: Path) -> str | None:
         return None  # whoever reads the file will tell
 
 
-def _pieces(index: Path, named: str, where: str | None) -> list[Path]:
+def _list_piece_files(index: Path, named: str, where: str | None) -> list[Path]:
     """The file of what is whole, and those of the pieces."""
     found = piece_index(index, named, where)
     return [index.parent / name for name in (found.whole, *found.files())]
@@ -346,7 +346,7 @@ def shards(index: Path, named: str, where: str | None) -> list[Path]:
 def weight_map(index: Path, named: str, where: str | None) -> dict[str, str]:
     """Which shard each tensor is in, as an index says."""
     try:
-        if index.stat().st_size > _LONGEST_JSON:
+        if index.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError("it is too long to be an index")
         found = read_json(index.read_bytes())
         shards = found["weight_map"]

@@ -23,16 +23,16 @@ EMA_KEYS = (
     "swa_model", "swa_state_dict",
 )  # fmt: skip
 AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts in it
-_EPOCH = ("epoch", "current_epoch", "last_epoch")
-_STEP = ("global_step", "step", "iteration", "iter", "num_updates")
-_METRICS = ("metrics", "best_metrics", "metric", "scores", "results", "logs", "best")
-_SETTINGS = (
+_EPOCH_KEYS = ("epoch", "current_epoch", "last_epoch")
+_STEP_KEYS = ("global_step", "step", "iteration", "iter", "num_updates")
+_METRIC_KEYS = ("metrics", "best_metrics", "metric", "scores", "results", "logs", "best")
+_HYPERPARAMETER_KEYS = (
     "hyper_parameters", "hparams", "hyperparameters", "args", "config", "cfg", "opt", "options", "model_args",
     "training_args", "datamodule_hyper_parameters",
 )  # fmt: skip
-_DEEPEST = 6
-_MOST = 1000  # values that are shown
-_LONGEST = 300
+_MAX_DEPTH = 6
+_MAX_VALUES = 1000  # values that are shown
+_MAX_TEXT_LENGTH = 300
 
 Plain = Any
 """None, bool, int, float, str, or lists and dicts of these: what JSON has."""
@@ -66,7 +66,7 @@ class About:
             "run": " ".join(one for one in (self.name, self.version) if one),
             "epoch": None if self.epoch is None else str(self.epoch),
             "step": None if self.step is None else str(self.step),
-            "metrics": ", ".join(f"{name} {_short(value)}" for name, value in self.metrics.items()),
+            "metrics": ", ".join(f"{name} {_format_number(value)}" for name, value in self.metrics.items()),
             "hyperparameters": ", ".join(f"{name}: {value}" for name, value in self.hyperparameters.items()),
             "also there": ", ".join(
                 name for name in ("optimizer", "scheduler", "ema") if getattr(self, name)
@@ -80,12 +80,12 @@ def about(found: Mapping[Any, Any], strings: Mapping[str, str]) -> About:
     """Describe what a file held; `strings` are those of a safetensors file."""
     whole: dict[str, Any] = {**strings, **{str(key): value for key, value in found.items()}}
     names = [name.lower() for name in whole]
-    epoch, step = _first_count(whole, _EPOCH), _first_count(whole, _STEP)
+    epoch, step = _find_count(whole, _EPOCH_KEYS), _find_count(whole, _STEP_KEYS)
     return About(
         epoch=epoch,
         step=step,
-        metrics=_metrics(whole),
-        hyperparameters=_settings(whole),
+        metrics=_collect_metrics(whole),
+        hyperparameters=_collect_hyperparameters(whole),
         optimizer=any("optim" in name for name in names) or any(_is_optimizer(value) for value in whole.values()),
         scheduler=any("sched" in name for name in names),
         ema=any(name in EMA_KEYS or name == AVERAGED for name in names),
@@ -112,30 +112,30 @@ def of_checkpoint(folder: Path) -> About:
     )
 
 
-def _first_count(whole: Mapping[str, Any], names: Sequence[str]) -> int | None:
+def _find_count(whole: Mapping[str, Any], names: Sequence[str]) -> int | None:
     for name in names:
         value = whole.get(name)
-        number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 19 else _number(value)
+        number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 19 else _to_number(value)
         if isinstance(number, (int, float)) and math.isfinite(number) and number == int(number):
             return int(number)
     return None
 
 
-def _metrics(whole: Mapping[str, Any]) -> dict[str, float | str]:
+def _collect_metrics(whole: Mapping[str, Any]) -> dict[str, float | str]:
     """Single numbers at the top, in a dict of metrics, and the best score that Lightning's callbacks keep."""
-    given = {name: value for name, value in whole.items() if name not in (*_EPOCH, *_STEP, AVERAGED)}
-    for name in _METRICS:
+    given = {name: value for name, value in whole.items() if name not in (*_EPOCH_KEYS, *_STEP_KEYS, AVERAGED)}
+    for name in _METRIC_KEYS:
         inner = whole.get(name)
         given.update({str(key): value for key, value in inner.items()} if isinstance(inner, Mapping) else {})
     callbacks = whole.get("callbacks")
     for one in callbacks.values() if isinstance(callbacks, Mapping) else ():
         if isinstance(one, Mapping) and "best_model_score" in one:
             given["best_model_score"] = one["best_model_score"]
-    found = {name: _number(value) for name, value in list(given.items())[:_MOST]}
+    found = {name: _to_number(value) for name, value in list(given.items())[:_MAX_VALUES]}
     return {name: one if math.isfinite(one) else str(one) for name, one in found.items() if one is not None}
 
 
-def _number(value: Any) -> float | None:
+def _to_number(value: Any) -> float | None:
     """A single number of any library."""
     if isinstance(value, bool):
         return None
@@ -147,15 +147,15 @@ def _number(value: Any) -> float | None:
     return value if isinstance(value, float) or abs(value) < 1 << 63 else None
 
 
-def _settings(whole: Mapping[str, Any]) -> dict[str, Plain]:
+def _collect_hyperparameters(whole: Mapping[str, Any]) -> dict[str, Plain]:
     found: dict[str, Plain] = {}
-    left = [_MOST]
-    for name in _SETTINGS:
+    left = [_MAX_VALUES]
+    for name in _HYPERPARAMETER_KEYS:
         value = whole.get(name)
         if isinstance(value, argparse.Namespace):
             value = vars(value)
         if isinstance(value, Mapping) and not _is_optimizer(value):
-            found.update({str(key): _plain(one, left, _DEEPEST) for key, one in list(value.items())[:_MOST]})
+            found.update({str(key): _to_plain_value(one, left, _MAX_DEPTH) for key, one in list(value.items())[:_MAX_VALUES]})
     return found
 
 
@@ -164,7 +164,7 @@ def _is_optimizer(value: Any) -> bool:
     return isinstance(value, Mapping) and {"state", "param_groups"} <= set(value)
 
 
-def _plain(value: Any, left: list[int], depth: int) -> Plain:
+def _to_plain_value(value: Any, left: list[int], depth: int) -> Plain:
     """A value as JSON has it; `left` counts down how many more are shown."""
     left[0] -= 1
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
@@ -179,13 +179,13 @@ def _plain(value: Any, left: list[int], depth: int) -> Plain:
         return value if math.isfinite(value) else str(value)
     if isinstance(value, (str, PurePath)):
         text = str(value)
-        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+        return text if len(text) <= _MAX_TEXT_LENGTH else f"{text[:_MAX_TEXT_LENGTH]}…"
     if depth and left[0] > 0 and isinstance(value, Mapping):
-        return {str(key): _plain(one, left, depth - 1) for key, one in list(value.items())[: left[0]]}
+        return {str(key): _to_plain_value(one, left, depth - 1) for key, one in list(value.items())[: left[0]]}
     if depth and left[0] > 0 and isinstance(value, (list, tuple, set)):
-        return [_plain(one, left, depth - 1) for one in list(value)[: left[0]]]
+        return [_to_plain_value(one, left, depth - 1) for one in list(value)[: left[0]]]
     return f"<{type(value).__name__}>"
 
 
-def _short(value: float | str) -> str:
+def _format_number(value: float | str) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)

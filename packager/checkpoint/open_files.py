@@ -48,7 +48,7 @@ def open_checkpoint(located: LocatedCheckpoint, *, trust_pickle: bool, where: st
 
     Raises `CheckpointNotFound`, `CheckpointUnreadable` or `CheckpointNeedsCode`.
     """
-    opener = _Opener(located, trust_pickle, where)
+    opener = _CheckpointReader(located, trust_pickle, where)
     if located.head.name == DCP:
         return Opened(dcp.read(located, where, opener.unpickled), "torch.distributed.checkpoint", {})
     if located.head.name.endswith(INDEX):
@@ -59,7 +59,7 @@ def open_checkpoint(located: LocatedCheckpoint, *, trust_pickle: bool, where: st
 
 
 @dataclass(frozen=True)
-class _Opener:
+class _CheckpointReader:
     """One checkpoint's files being opened: what it is called in errors, and whether it may run code."""
 
     located: LocatedCheckpoint
@@ -69,14 +69,14 @@ class _Opener:
     def file(self, path: Path) -> Opened:
         """One file of weights."""
         if path.suffix == ".safetensors":
-            tensors, strings = self._safetensors(path)
+            tensors, strings = self._read_safetensors(path)
             return Opened(tensors, "safetensors", strings)
         with path.open("rb") as stream:
             zipped = stream.read(4) == pickle_scan.ZIP
         if zipped:
             self._check_archive(path)
         if not self.trust_pickle and pickle_scan.asks_for_bytearray(path, zipped=zipped):
-            raise self._unreadable(path, "it asks for a bytearray, which may be of any size: save it as a tensor")
+            raise self._unreadable_error(path, "it asks for a bytearray, which may be of any size: save it as a tensor")
         return Opened(self.unpickled(path, path, zipped=zipped), "pytorch", {})
 
     def shards(self) -> Opened:
@@ -88,7 +88,7 @@ class _Opener:
         for shard in sorted(set(wanted.values())):
             opened = self.file(self.located.head.parent / shard)
             if not isinstance(opened.content, dict):
-                raise self._unreadable(self.located.head.parent / shard, "it is no state dict")
+                raise self._unreadable_error(self.located.head.parent / shard, "it is no state dict")
             formats.add(opened.format)
             strings.update(opened.metadata)
             here = {name for name, place in wanted.items() if place == shard}
@@ -103,8 +103,8 @@ class _Opener:
         """What several ranks wrote, each tensor put together from its pieces."""
         folder, named = self.located.head.parent, str(self.located.path)
         index = piece_index(self.located.head, named, self.where)
-        found, strings = self._safetensors(folder / index.whole)
-        parts = {file: self._safetensors(folder / file)[0] for file in index.files()}
+        found, strings = self._read_safetensors(folder / index.whole)
+        parts = {file: self._read_safetensors(folder / file)[0] for file in index.files()}
         for name, one in index.tensors.items():
             if one.dtype not in DTYPE_NAMED:
                 raise CheckpointUnreadable(named, self.where, f"{name} is of the dtype {one.dtype!r}")
@@ -126,7 +126,7 @@ class _Opener:
     def unpickled(self, source: Path | IO[bytes], file: Path, *, zipped: bool) -> Any:
         """What torch.save wrote into a file, or into the part of it that a stream holds."""
         mapped = zipped and isinstance(source, Path)
-        with torch.serialization.safe_globals(_plain_values()), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_safe_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols, and of TypedStorage in old files
             try:
                 return torch.load(source, map_location="cpu", weights_only=not self.trust_pickle, mmap=mapped)
@@ -134,11 +134,11 @@ class _Opener:
                 names = pickle_scan.names_wanted(source, str(error), zipped=zipped)
                 if names:
                     raise CheckpointNeedsCode(str(file), self.where, names) from None
-                raise self._unreadable(file, pickle_scan.cause(source, error, zipped=zipped)) from None
+                raise self._unreadable_error(file, pickle_scan.cause(source, error, zipped=zipped)) from None
             except Exception as error:  # noqa: BLE001 (torch and pickle raise a dozen unrelated classes for damaged bytes)
-                raise self._unreadable(file, pickle_scan.cause(source, error, zipped=zipped)) from None
+                raise self._unreadable_error(file, pickle_scan.cause(source, error, zipped=zipped)) from None
 
-    def _safetensors(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    def _read_safetensors(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         try:
             strings = metadata(read_header(path))
             tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
@@ -146,8 +146,8 @@ class _Opener:
             # the latter two for a dtype that torch has not
             with path.open("rb") as stream:
                 if stream.read(4) == pickle_scan.ZIP:
-                    raise self._unreadable(path, "it is a ZIP as torch.save writes it: call it .pt") from None
-            raise self._unreadable(path, f"as safetensors: {pickle_scan.first_line(error)}") from None
+                    raise self._unreadable_error(path, "it is a ZIP as torch.save writes it: call it .pt") from None
+            raise self._unreadable_error(path, f"as safetensors: {pickle_scan.first_line(error)}") from None
         return tensors, strings
 
     def _check_archive(self, path: Path) -> None:
@@ -156,31 +156,31 @@ class _Opener:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
         except zipfile.BadZipFile:
-            raise self._unreadable(path, "the file is cut off: its directory is missing") from None
+            raise self._unreadable_error(path, "the file is cut off: its directory is missing") from None
         except Exception as error:  # noqa: BLE001 (zipfile raises several unrelated classes for a damaged directory)
-            raise self._unreadable(path, f"its directory is damaged: {pickle_scan.first_line(error)}") from None
+            raise self._unreadable_error(path, f"its directory is damaged: {pickle_scan.first_line(error)}") from None
         names = [one.filename for one in entries]
         holds = program_in(names)
         if holds is not None:
             what = "a TorchScript archive" if holds == "TorchScript" else f"{holds} (.pt2)"
-            raise self._unreadable(path, f"it is {what}, not a checkpoint")
+            raise self._unreadable_error(path, f"it is {what}, not a checkpoint")
         if not any(name.endswith("data.pkl") for name in names):
-            raise self._unreadable(path, "it is a ZIP, and none of torch.save's: it has no data.pkl")
+            raise self._unreadable_error(path, "it is a ZIP, and none of torch.save's: it has no data.pkl")
         packed = [one.filename for one in entries if one.compress_type != zipfile.ZIP_STORED]
         if packed:
-            raise self._unreadable(path, f"its entry {packed[0]} is compressed, and torch.save compresses nothing")
+            raise self._unreadable_error(path, f"its entry {packed[0]} is compressed, and torch.save compresses nothing")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise self._unreadable(path, f"its entry {twice} stands there twice")
+            raise self._unreadable_error(path, f"its entry {twice} stands there twice")
         if sum(one.file_size for one in entries) > path.stat().st_size:
-            raise self._unreadable(path, "its entries claim more than the file holds")
+            raise self._unreadable_error(path, "its entries claim more than the file holds")
 
-    def _unreadable(self, file: Path, why: str) -> CheckpointUnreadable:
+    def _unreadable_error(self, file: Path, why: str) -> CheckpointUnreadable:
         """Of the file itself: it may be one of many."""
         return CheckpointUnreadable(str(file), self.where, why)
 
 
-def _plain_values() -> list[Any]:
+def _safe_globals() -> list[Any]:
     """What may be made from a pickle beside torch's own allow-list: values that do nothing when they are made."""
     numpy_names = ("numpy.core.multiarray", "numpy._core.multiarray")
     paths = [
@@ -196,12 +196,12 @@ def _plain_values() -> list[Any]:
         *(type(np.dtype(one)) for one in "?bBhHiIlLqQefdFDgGU"),
         *((scalar, f"{name}.scalar") for name in numpy_names),
         *((array, f"{name}._reconstruct") for name in numpy_names),
-        (_latin1, "_codecs.encode"),
+        (_encode_latin1, "_codecs.encode"),
         *paths,
     ]
 
 
-def _latin1(text: str, encoding: str) -> bytes:
+def _encode_latin1(text: str, encoding: str) -> bytes:
     """How pickle writes bytes in its old protocols; other encodings are not looked up."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes are encoded as {encoding!r}")

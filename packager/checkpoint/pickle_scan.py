@@ -23,11 +23,11 @@ from typing import IO, Any
 import torch
 
 ZIP = b"PK\x03\x04"
-_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # what torch.save's old form begins with, after a few operations
-_BEGINNING = 24
-_NEWEST_READ = 3
-_PICKLES_OF_OLD_FORM = 5  # magic number, version, machine, content, keys of the storages that follow
-_OF_TENSORS = (
+_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # what torch.save's old form begins with, after a few operations
+_BEGINNING_BYTES = 24
+_MAX_PROTOCOL = 3
+_LEGACY_PICKLE_COUNT = 5  # magic number, version, machine, content, keys of the storages that follow
+_SAFE_PREFIXES = (
     "torch.",
     "collections.",
     "numpy.",
@@ -45,14 +45,14 @@ def names_wanted(source: Path | IO[bytes], message: str, *, zipped: bool) -> lis
     Those that tensors are made of are none where it is no file of torch.save: to trust it would not make it one.
     """
     names = set(re.findall(r"GLOBAL ([\w.]+)", message))
-    if not zipped and _instead(_begins(source)):
-        names = {name for name in names if _foreign(name)}
+    if not zipped and _identify_file(_read_beginning(source)):
+        names = {name for name in names if _is_foreign(name)}
     # Where a damaged file ends this, the names found so far are what can be found out.
     with contextlib.suppress(Exception):
-        if zipped and _protocol(source, zipped=zipped) <= _NEWEST_READ:
-            return sorted(names | set(torch.serialization.get_unsafe_globals_in_checkpoint(_at_start(source))))
-        for pickle in _pickles(source, zipped=zipped):
-            names |= {name for name in _named(pickle) if _foreign(name)}
+        if zipped and _pickle_protocol(source, zipped=zipped) <= _MAX_PROTOCOL:
+            return sorted(names | set(torch.serialization.get_unsafe_globals_in_checkpoint(_rewind(source))))
+        for pickle in _iterate_pickles(source, zipped=zipped):
+            names |= {name for name in _iterate_globals(pickle) if _is_foreign(name)}
     return sorted(names)
 
 
@@ -63,24 +63,24 @@ def asks_for_bytearray(path: Path, *, zipped: bool) -> bool:
     """
     with contextlib.suppress(Exception):  # pickletools and zipfile raise several unrelated classes for damaged bytes
         if zipped:  # the weights beside it may be many times as large, and are not looked at
-            content = _data(path)
-            return b"bytearray" in content and _names_bytearray(io.BytesIO(content))
+            content = _read_data_pickle(path)
+            return b"bytearray" in content and _references_bytearray(io.BytesIO(content))
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole:
             if whole.find(b"bytearray") >= 0:
-                return any(_names_bytearray(stream) for _ in range(_PICKLES_OF_OLD_FORM))
+                return any(_references_bytearray(stream) for _ in range(_LEGACY_PICKLE_COUNT))
     return False
 
 
 def cause(source: Path | IO[bytes], error: Exception, *, zipped: bool) -> str:
     """Why torch did not read it, in a sentence: what the file is instead, or what torch says without its advice."""
-    instead = None if zipped else _instead(_begins(source))
+    instead = None if zipped else _identify_file(_read_beginning(source))
     if instead:
         return instead
     reason = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
     if reason is None:
         return first_line(error)
-    if "Unsupported operand" in reason[1] and _protocol(source, zipped=zipped) > _NEWEST_READ:
-        protocol = f"protocol {_protocol(source, zipped=zipped)}"
+    if "Unsupported operand" in reason[1] and _pickle_protocol(source, zipped=zipped) > _MAX_PROTOCOL:
+        protocol = f"protocol {_pickle_protocol(source, zipped=zipped)}"
         return f"it is pickled in {protocol}, and without running code only protocol 2 is read, which torch.save writes"
     return reason[1]
 
@@ -94,58 +94,58 @@ def first_line(error: BaseException) -> str:
 # -- what a file is instead -------------------------------------------------------------------
 
 
-def _instead(begins: bytes) -> str | None:
+def _identify_file(begins: bytes) -> str | None:
     """What a file that is no ZIP is; None where it begins as torch.save's old form does, or is too short to tell."""
     if begins[8:9] == b"{":
         return "it is safetensors: call it .safetensors"
     if begins[:1] != b"\x80":
         return "it does not begin as a file of torch.save does"
-    if len(begins) == _BEGINNING and _MAGIC not in begins:
+    if len(begins) == _BEGINNING_BYTES and _LEGACY_MAGIC not in begins:
         return "it is a plain pickle, not a file of torch.save"
     return None
 
 
-def _protocol(source: Path | IO[bytes], *, zipped: bool) -> int:
+def _pickle_protocol(source: Path | IO[bytes], *, zipped: bool) -> int:
     """The protocol of the pickle; 0 where it cannot be told."""
     with contextlib.suppress(Exception):  # zipfile raises several unrelated classes for damaged bytes
-        begins = _data(source) if zipped else _begins(source)
+        begins = _read_data_pickle(source) if zipped else _read_beginning(source)
         return begins[1] if begins[:1] == b"\x80" else 0
     return 0
 
 
-def _begins(source: Path | IO[bytes]) -> bytes:
+def _read_beginning(source: Path | IO[bytes]) -> bytes:
     with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as stream:
         stream.seek(0)
-        return stream.read(_BEGINNING)
+        return stream.read(_BEGINNING_BYTES)
 
 
 # -- its operations ---------------------------------------------------------------------------
 
 
-def _pickles(source: Path | IO[bytes], *, zipped: bool) -> Iterator[IO[bytes]]:
+def _iterate_pickles(source: Path | IO[bytes], *, zipped: bool) -> Iterator[IO[bytes]]:
     """A stream that stands before each of the pickles in turn, if the one before was read to its end."""
     if zipped:
-        yield io.BytesIO(_data(source))
+        yield io.BytesIO(_read_data_pickle(source))
     elif isinstance(source, Path):
         with source.open("rb") as stream:
-            for _ in range(_PICKLES_OF_OLD_FORM):
+            for _ in range(_LEGACY_PICKLE_COUNT):
                 yield stream
 
 
-def _data(source: Path | IO[bytes]) -> bytes:
+def _read_data_pickle(source: Path | IO[bytes]) -> bytes:
     """data.pkl, the one pickle in a ZIP of torch.save's."""
-    with zipfile.ZipFile(_at_start(source)) as archive:
+    with zipfile.ZipFile(_rewind(source)) as archive:
         return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
 
 
-def _at_start(source: Any) -> Any:
+def _rewind(source: Any) -> Any:
     """The path as it is; a stream before its first byte."""
     if not isinstance(source, Path):
         source.seek(0)
     return source
 
 
-def _named(stream: IO[bytes]) -> Iterator[str]:
+def _iterate_globals(stream: IO[bytes]) -> Iterator[str]:
     """`module.name` of each class and function that a pickle names, in any protocol."""
     texts: list[Any] = []  # what was pushed, where it is a string
     memo: dict[Any, Any] = {}
@@ -165,12 +165,12 @@ def _named(stream: IO[bytes]) -> Iterator[str]:
                 texts.append(pushed)
 
 
-def _foreign(name: str) -> bool:
+def _is_foreign(name: str) -> bool:
     """Whether a name is of torch.nn, or of no library whose names torch allows."""
-    return name.startswith("torch.nn.") or not name.startswith(_OF_TENSORS)
+    return name.startswith("torch.nn.") or not name.startswith(_SAFE_PREFIXES)
 
 
-def _names_bytearray(stream: IO[bytes]) -> bool:
+def _references_bytearray(stream: IO[bytes]) -> bool:
     asked = False
     for _, value, _ in pickletools.genops(stream):
         asked |= isinstance(value, str) and value.rpartition(" ")[2] == "bytearray"

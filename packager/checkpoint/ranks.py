@@ -69,21 +69,21 @@ class Ranks:
 
     def together(self, work: Callable[[], T]) -> T:
         """What the work gives on this rank. Raises on every rank where it raises on one."""
-        value, error = _tried(work)
-        for rank, other in enumerate(self.of_every(_crossing(error))):
+        value, error = _capture_error(work)
+        for rank, other in enumerate(self.of_every(_transferable_error(error))):
             if other is not None:
-                raise error or _come_over(other, rank)
+                raise error or _revive_error(other, rank)
         return value  # type: ignore[return-value]  # there is one where there is no error
 
     def first(self, work: Callable[[], T]) -> T:
         """What the work gives on rank 0, which alone does it, on every rank; it raises on every rank too."""
-        value, error = _tried(work) if self.is_first else (None, None)
+        value, error = _capture_error(work) if self.is_first else (None, None)
         if not self.is_alone:
-            told = [(value, _crossing(error))]
+            told = [(value, _transferable_error(error))]
             with reaching():
                 distributed.broadcast_object_list(told, group_src=0, group=self.group)
             value, other = told[0]
-            error = error or (None if other is None else _come_over(other, 0))
+            error = error or (None if other is None else _revive_error(other, 0))
         if error is not None:
             raise error
         return value  # type: ignore[return-value]  # there is one where there is no error
@@ -139,19 +139,19 @@ def cut_like(value: Any, like: Any) -> Any:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
-def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+def _capture_error(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return work(), None
     except Exception as error:  # noqa: BLE001 (raised again, when the other ranks have heard of it)
         return None, error
 
 
-def _crossing(error: Exception | None) -> PackagerError | str | None:
+def _transferable_error(error: Exception | None) -> PackagerError | str | None:
     """An error as it can be sent to another process: ours as they are, and the text of any other."""
     if error is None or isinstance(error, PackagerError):
         return error
     return f"{type(error).__name__}: {error}"
 
 
-def _come_over(error: PackagerError | str, rank: int) -> PackagerError:
+def _revive_error(error: PackagerError | str, rank: int) -> PackagerError:
     return error if isinstance(error, PackagerError) else RankFailed(f"rank {rank} of the run failed", error)

@@ -42,8 +42,8 @@ RUN, RECORD = "run.json", "checkpoint.json"
 MODEL, EMA, TRAINING = "model.safetensors", "ema.safetensors", "training.safetensors"
 FILES = {"model": MODEL, "ema": EMA, "training": TRAINING}
 PIECES = ".pieces.json"
-_NAME = re.compile(r"step-\d{8,}")
-_ASIDE = re.compile(r"\.(step-\d{8,})\.old")
+_CHECKPOINT_NAME = re.compile(r"step-\d{8,}")
+_REPLACED_NAME = re.compile(r"\.(step-\d{8,})\.old")
 _log = logging.getLogger("packager.checkpoint")
 
 Digest = Callable[[Path], str]
@@ -100,7 +100,7 @@ class Chosen:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run folder, or was one before its run.json was lost."""
-    return (folder / RUN).is_file() or any(_checkpoints(folder))
+    return (folder / RUN).is_file() or any(_iterate_checkpoint_folders(folder))
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -134,7 +134,7 @@ def parts(one: Entry, file: str) -> list[str]:
 def entries(folder: Path) -> list[Entry]:
     """The checkpoints of a run in the order they were saved; one that cannot be read is skipped with a warning."""
     found = []
-    for path in _checkpoints(folder):
+    for path in _iterate_checkpoint_folders(folder):
         try:
             found.append(entry(path))
         except CheckpointDamaged as error:
@@ -264,15 +264,15 @@ def chosen(folder: Path, weights: str = "auto", sha256: Digest = sha256_file) ->
     raise NoCheckpointYet(str(folder), "no checkpoint in it is whole" if ordered else "it holds no checkpoint")
 
 
-def _checkpoints(folder: Path) -> Iterator[Path]:
+def _iterate_checkpoint_folders(folder: Path) -> Iterator[Path]:
     try:
         names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
     for name in names:
         # One that was being replaced when the process was killed still stands aside, under its other name.
-        aside = _ASIDE.fullmatch(name)
-        there = _NAME.fullmatch(name) or (aside and aside[1] not in names)
+        aside = _REPLACED_NAME.fullmatch(name)
+        there = _CHECKPOINT_NAME.fullmatch(name) or (aside and aside[1] not in names)
         if there and (folder / name).is_dir():
             yield folder / name
 

@@ -13,8 +13,8 @@ from typing import Any
 from packager.common.strict_json import read_json
 
 METADATA = "__metadata__"
-_LONGEST = 100_000_000  # as in safetensors
-_BYTES = {
+_MAX_HEADER_BYTES = 100_000_000  # as in safetensors
+_ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8, "C64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
@@ -27,7 +27,7 @@ def read_header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(stream.read(8), "little")
         if length > size - 8:
             raise ValueError("the header claims more than the file holds")
-        if length > _LONGEST:
+        if length > _MAX_HEADER_BYTES:
             raise ValueError("the header is too long")
         try:
             header = read_json(stream.read(length))
@@ -38,11 +38,11 @@ def read_header(path: Path) -> dict[str, Any]:
     for name, one in header.items():
         if name != METADATA and not (isinstance(one, dict) and {"dtype", "shape", "data_offsets"} <= set(one)):
             raise ValueError(f"the header does not say where {name!r} is")
-    _check_places({name: one for name, one in header.items() if name != METADATA}, size - 8 - length)
+    _check_offsets({name: one for name, one in header.items() if name != METADATA}, size - 8 - length)
     return header
 
 
-def _check_places(tensors: dict[str, Any], size: int) -> None:
+def _check_offsets(tensors: dict[str, Any], size: int) -> None:
     """Refuse tensors that do not fill the rest of the file, one after the other. Raises ValueError."""
     try:
         places = sorted((*one["data_offsets"], name) for name, one in tensors.items())
@@ -50,7 +50,7 @@ def _check_places(tensors: dict[str, Any], size: int) -> None:
         for begin, after, name in places:
             if begin != end or after < begin:
                 raise ValueError(f"the header leaves a gap before {name!r}, or has it overlap")
-            width = _BYTES.get(tensors[name]["dtype"])
+            width = _ITEM_BYTES.get(tensors[name]["dtype"])
             if width is not None and width * math.prod(tensors[name]["shape"]) != after - begin:
                 raise ValueError(f"the header gives {name!r} another size than its shape")
             end = after

@@ -23,9 +23,9 @@ from typing import Any
 from packager.checkpoint.run_folder import PIECES
 from packager.common.strict_json import read_json
 
-_LONGEST = 100_000_000  # as safetensors has it for a header
+_MAX_INDEX_BYTES = 100_000_000  # as safetensors has it for a header
 _PART_OF = "part_of"
-_DIMENSIONS, _WIDEST = 64, 1 << 62
+_MAX_DIMS, _MAX_ELEMENTS = 64, 1 << 62
 
 
 @dataclass(frozen=True)
@@ -75,46 +75,46 @@ def index_of(strings: Mapping[str, str]) -> str | None:
 
 def read(path: Path) -> Index:
     """An index file. Raises OSError or ValueError."""
-    if path.stat().st_size > _LONGEST:
+    if path.stat().st_size > _MAX_INDEX_BYTES:
         raise ValueError("it is too long to be an index")
     try:
         found = read_json(path.read_bytes())
         if found["schema"] != 1:
             raise ValueError(f"it is of schema {found['schema']!r}, and this packager reads schema 1")
-        tensors = {name: _spread(name, one) for name, one in found["tensors"].items()}
-        return Index(_beside(found["whole"]), tensors)
+        tensors = {name: _parse_tensor(name, one) for name, one in found["tensors"].items()}
+        return Index(_check_file_name(found["whole"]), tensors)
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"it is no index of pieces: {type(error).__name__}: {error}") from None
 
 
-def _spread(name: str, found: Any) -> Spread:
-    shape = _sizes(found["shape"])
+def _parse_tensor(name: str, found: Any) -> Spread:
+    shape = _parse_sizes(found["shape"])
     pieces = tuple(
-        Piece(_beside(one["file"]), _sizes(one["offset"]), _sizes(one["shape"])) for one in found["pieces"]
+        Piece(_check_file_name(one["file"]), _parse_sizes(one["offset"]), _parse_sizes(one["shape"])) for one in found["pieces"]
     )  # fmt: skip
     for one in pieces:
         if not len(one.offset) == len(one.shape) == len(shape):
             raise ValueError(f"a piece of {name} has another number of dimensions")
         if any(start + length > whole for start, length, whole in zip(one.offset, one.shape, shape, strict=True)):
             raise ValueError(f"a piece of {name} does not lie within it")
-    if sum(math.prod(one.shape) for one in pieces) != math.prod(shape) or _overlap(pieces):
+    if sum(math.prod(one.shape) for one in pieces) != math.prod(shape) or _any_overlap(pieces):
         raise ValueError(f"the pieces of {name} do not make up {list(shape)}")
     return Spread(str(found["dtype"]), shape, pieces)
 
 
-def _sizes(found: Any) -> tuple[int, ...]:
-    if not isinstance(found, list) or len(found) > _DIMENSIONS or math.prod(map(_size, found)) > _WIDEST:
+def _parse_sizes(found: Any) -> tuple[int, ...]:
+    if not isinstance(found, list) or len(found) > _MAX_DIMS or math.prod(map(_parse_size, found)) > _MAX_ELEMENTS:
         raise ValueError(f"{str(found)[:100]} is no shape")
     return tuple(found)
 
 
-def _size(found: Any) -> int:
+def _parse_size(found: Any) -> int:
     if type(found) is not int or found < 0:
         raise ValueError(f"{str(found)[:100]} is no size")
     return found
 
 
-def _overlap(pieces: Sequence[Piece]) -> bool:
+def _any_overlap(pieces: Sequence[Piece]) -> bool:
     """Whether two boxes share a value: in the order of where they begin, only near ones have to be compared."""
     if not pieces or not pieces[0].shape:
         return len(pieces) > 1
@@ -125,13 +125,13 @@ def _overlap(pieces: Sequence[Piece]) -> bool:
     open_ones: list[Piece] = []
     for one in ordered:
         open_ones = [other for other in open_ones if other.offset[axis] + other.shape[axis] > one.offset[axis]]
-        if any(_share(one, other) for other in open_ones):
+        if any(_boxes_overlap(one, other) for other in open_ones):
             return True
         open_ones.append(one)
     return False
 
 
-def _share(one: Piece, other: Piece) -> bool:
+def _boxes_overlap(one: Piece, other: Piece) -> bool:
     return all(
         begin < other_begin + other_length and other_begin < begin + length
         for begin, length, other_begin, other_length in zip(
@@ -140,7 +140,7 @@ def _share(one: Piece, other: Piece) -> bool:
     )
 
 
-def _beside(name: Any) -> str:
+def _check_file_name(name: Any) -> str:
     """The name of a file in the same folder, and no path."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\:\0"):
         raise ValueError(f"it names a path outside its folder: {name!r}")

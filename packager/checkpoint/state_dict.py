@@ -32,7 +32,7 @@ from packager.errors import CheckpointDigestWrong, CheckpointUnreadable, Weights
 
 MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
 _log = logging.getLogger("packager.checkpoint")
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # those of torch.nn that checkpoints hold
+_BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # those of torch.nn that checkpoints hold
 
 
 @dataclass(frozen=True)
@@ -96,26 +96,26 @@ def read_located(located: LocatedCheckpoint, weights: str, *, trust_pickle: bool
         content = content.state_dict()
     if not isinstance(content, Mapping):
         raise CheckpointUnreadable(str(path), where, f"it holds a {type(content).__name__}, not a state dict")
-    chosen = _pick(content, "auto" if located.chosen else weights, where)
-    _check_values(chosen.state, str(path), where)
+    chosen = _select_state(content, "auto" if located.chosen else weights, where)
+    _check_tensors(chosen.state, str(path), where)
     beside = {name: content[name] for name in chosen.beside} if not chosen.key else content
     return replace(
         chosen, about=told or about(beside, opened.metadata), format=opened.format, metadata=dict(opened.metadata)
     )  # fmt: skip
 
 
-def _pick(found: Mapping[Any, Any], weights: str, where: str | None) -> Checkpoint:
+def _select_state(found: Mapping[Any, Any], weights: str, where: str | None) -> Checkpoint:
     if weights in ("auto", "model") or (weights == "ema" and _is_averaged(found)):
         if _is_state_dict(found):
-            state = _tensors(found)
+            state = _extract_tensors(found)
             return Checkpoint(state, "", tuple(str(key) for key in found if key not in state))
-        return _first_of(found, MODEL_KEYS, weights, where)
+        return _select_first(found, MODEL_KEYS, weights, where)
     if weights == "ema":
-        return _ema(found, where)
-    return _at(found, weights, where)
+        return _select_ema(found, where)
+    return _select_by_path(found, weights, where)
 
 
-def _check_values(state: Mapping[str, torch.Tensor], named: str, where: str | None) -> None:
+def _check_tensors(state: Mapping[str, torch.Tensor], named: str, where: str | None) -> None:
     """Refuse tensors that are no plain arrays of values."""
     for name, one in state.items():
         if one.is_meta:
@@ -152,7 +152,7 @@ def _is_averaged(value: Any) -> bool:
     )
 
 
-def _tensors(value: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+def _extract_tensors(value: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
     counter = {AVERAGED} if _is_averaged(value) else set()
     tensors = {key: one for key, one in value.items() if isinstance(one, torch.Tensor) and key not in counter}
     return _with_metadata(tensors, value)
@@ -173,27 +173,27 @@ def _with_metadata(state: Mapping[str, torch.Tensor], *saved: object) -> Mapping
     return noted
 
 
-def _state_of(value: Any) -> Mapping[str, torch.Tensor] | None:
+def _as_state_dict(value: Any) -> Mapping[str, torch.Tensor] | None:
     """The state dict that a value is, or has; None where it has none."""
     if isinstance(value, torch.nn.Module):
         value = value.state_dict()
-    return _tensors(value) if _is_state_dict(value) else None
+    return _extract_tensors(value) if _is_state_dict(value) else None
 
 
 # -- where it is ----------------------------------------------------------------------------
 
 
-def _first_of(found: Mapping[Any, Any], keys: tuple[str, ...], weights: str, where: str | None) -> Checkpoint:
+def _select_first(found: Mapping[Any, Any], keys: tuple[str, ...], weights: str, where: str | None) -> Checkpoint:
     for key in keys:
-        state = _state_of(found.get(key))
+        state = _as_state_dict(found.get(key))
         if state is not None:
-            return Checkpoint(state, key, _others(found, key))
+            return Checkpoint(state, key, _other_keys(found, key))
     described = [f"{key}: {type(value).__name__}" for key, value in found.items()]
     why = f"looked for: {', '.join(keys)}\nthe file holds: {', '.join(described[:20]) or 'nothing'}"
     raise WeightsNotFound(weights, where, why, "name the key: checkpoint.weights: dotted.key")
 
 
-def _at(found: Mapping[Any, Any], dotted: str, where: str | None) -> Checkpoint:
+def _select_by_path(found: Mapping[Any, Any], dotted: str, where: str | None) -> Checkpoint:
     value: Any = found
     for part in dotted.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -201,55 +201,55 @@ def _at(found: Mapping[Any, Any], dotted: str, where: str | None) -> Checkpoint:
             why = f"there is no {part!r}"
             raise WeightsNotFound(dotted, where, why, did_you_mean(part, known[:20]))
         value = value[part]
-    state = _state_of(value)
+    state = _as_state_dict(value)
     if state is None:
         raise WeightsNotFound(dotted, where, f"it is a {type(value).__name__} without tensors")
-    return Checkpoint(state, dotted, _others(found, None))
+    return Checkpoint(state, dotted, _other_keys(found, None))
 
 
-def _others(found: Mapping[Any, Any], key: str | None) -> tuple[str, ...]:
+def _other_keys(found: Mapping[Any, Any], key: str | None) -> tuple[str, ...]:
     return tuple(str(one) for one in found if one != key)
 
 
 # -- averaged weights -----------------------------------------------------------------------
 
 
-def _ema(found: Mapping[Any, Any], where: str | None) -> Checkpoint:
+def _select_ema(found: Mapping[Any, Any], where: str | None) -> Checkpoint:
     """Averaged weights under a usual key: a state dict, or a shadow of the parameters."""
     for key in EMA_KEYS:
         inner = found.get(key)
         if isinstance(inner, Mapping) and "shadow_params" in inner:
-            shadow = _shadow_by_position(inner["shadow_params"], found, f"{key}.shadow_params", where)
-            return _with_buffers(shadow, f"{key}.shadow_params", key, found)
-        if isinstance(inner, Mapping) and _state_of(inner.get("shadow")) is not None:
-            return _with_buffers(_tensors(inner["shadow"]), f"{key}.shadow", key, found)
-        state = _state_of(inner)
+            shadow = _name_shadow_tensors(inner["shadow_params"], found, f"{key}.shadow_params", where)
+            return _add_buffers(shadow, f"{key}.shadow_params", key, found)
+        if isinstance(inner, Mapping) and _as_state_dict(inner.get("shadow")) is not None:
+            return _add_buffers(_extract_tensors(inner["shadow"]), f"{key}.shadow", key, found)
+        state = _as_state_dict(inner)
         if state is not None:
-            return _with_buffers(state, key, key, found)
-    return _first_of(found, EMA_KEYS, "ema", where)
+            return _add_buffers(state, key, key, found)
+    return _select_first(found, EMA_KEYS, "ema", where)
 
 
-def _with_buffers(
+def _add_buffers(
     shadow: Mapping[str, torch.Tensor], dotted: str, key: str, found: Mapping[Any, Any]
 ) -> Checkpoint:  # fmt: skip
     """A shadow of the parameters, and the rest from the model's own state dict, where the names are the same."""
-    own = _own_state(found)
+    own = _find_model_state(found)
     same_names = set(shadow) <= set(own)
     borrowed = tuple(name for name in own if name not in shadow) if same_names else ()
     state = {name: shadow.get(name, one) for name, one in own.items()} if borrowed else shadow
     if same_names:  # a shadow is often a plain dict: the versions are those of the model's own state dict then
         state = _with_metadata(state, shadow, own)
-    return Checkpoint(state, dotted, _others(found, key), borrowed=borrowed)
+    return Checkpoint(state, dotted, _other_keys(found, key), borrowed=borrowed)
 
 
-def _shadow_by_position(
+def _name_shadow_tensors(
     values: Any, found: Mapping[Any, Any], dotted: str, where: str | None
 ) -> Mapping[str, torch.Tensor]:
     """torch_ema keeps a list in the order of the parameters: the names are those of the model's own state dict."""
-    own = _own_state(found)
+    own = _find_model_state(found)
     names = [
         name for name, one in own.items()
-        if one.is_floating_point() and name.rpartition(".")[2] not in _BUFFERS
+        if one.is_floating_point() and name.rpartition(".")[2] not in _BUFFER_NAMES
     ]  # fmt: skip
     tensors = list(values) if isinstance(values, (list, tuple)) else []
     shapes = [tuple(one.shape) if isinstance(one, torch.Tensor) else None for one in tensors]
@@ -264,6 +264,6 @@ def _shadow_by_position(
     return dict(zip(names, tensors, strict=True))
 
 
-def _own_state(found: Mapping[Any, Any]) -> Mapping[str, torch.Tensor]:
-    states = (_state_of(found.get(key)) for key in MODEL_KEYS)
+def _find_model_state(found: Mapping[Any, Any]) -> Mapping[str, torch.Tensor]:
+    states = (_as_state_dict(found.get(key)) for key in MODEL_KEYS)
     return next((one for one in states if one is not None), {})

@@ -29,8 +29,8 @@ DTYPES = {
     torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
-_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-_EXACT_IN_JSON = 2**53  # what every reader of JSON takes for an integer
+_PLAIN_TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+_MAX_EXACT_JSON_INT = 2**53  # what every reader of JSON takes for an integer
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,20 @@ class _Encoder:
     def __init__(self, called: str) -> None:
         self._called = called
         self.tensors: dict[str, torch.Tensor] = {}
-        self._known: dict[Any, dict[str, Any]] = {}
+        self._seen: dict[Any, dict[str, Any]] = {}
 
     def walk(self, value: Any, path: str) -> Any:
         kind = type(value)
         if value is None or kind is bool:
             return value
         if kind is int:
-            return value if abs(value) < _EXACT_IN_JSON else {"int": hex(value)}
+            return value if abs(value) < _MAX_EXACT_JSON_INT else {"int": hex(value)}
         if kind is float:
             return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
         if kind is str:
             return self._text(value, path)
         if kind is list:
-            return [self.walk(one, _join(path, index)) for index, one in enumerate(value)]
+            return [self.walk(one, _join_path(path, index)) for index, one in enumerate(value)]
         if kind is dict:
             return self._dict(value, path)
         if isinstance(value, torch.Tensor):
@@ -103,7 +103,7 @@ class _Encoder:
         kind = type(value)
         if kind in (tuple, torch.Size):
             tag = "tuple" if kind is tuple else "size"
-            return {tag: [self.walk(one, _join(path, index)) for index, one in enumerate(value)]}
+            return {tag: [self.walk(one, _join_path(path, index)) for index, one in enumerate(value)]}
         if kind in (OrderedDict, Counter):
             return {"ordered" if kind is OrderedDict else "counter": self._dict(dict(value), path)}
         if kind is bytes:
@@ -114,7 +114,7 @@ class _Encoder:
             return {"dtype": str(value).removeprefix("torch.")}
         if kind is torch.device:
             return {"device": str(value)}
-        raise self.refusal(path, f"a {_class(value)}")
+        raise self.refusal(path, f"a {_class_name(value)}")
 
     def _text(self, value: str, path: str) -> str:
         try:
@@ -126,15 +126,15 @@ class _Encoder:
     def _dict(self, value: dict[Any, Any], path: str) -> Any:
         strange = [key for key in value if type(key) not in (str, int)]
         if strange:
-            raise self.refusal(path, f"a dict with the key {strange[0]!r}, a {_class(strange[0])}")
-        items = [(self.walk(key, path), self.walk(one, _join(path, key))) for key, one in value.items()]
+            raise self.refusal(path, f"a dict with the key {strange[0]!r}, a {_class_name(strange[0])}")
+        items = [(self.walk(key, path), self.walk(one, _join_path(path, key))) for key, one in value.items()]
         return {"dict": dict(items)} if all(type(key) is str for key in value) else {"items": [list(i) for i in items]}
 
     def _tensor(self, value: torch.Tensor, path: str) -> dict[str, Any]:
         if is_piece(value):
             return self._piece(value, path)
-        if type(value) not in _PLAIN_TENSORS or value.layout is not torch.strided or value.is_quantized:
-            raise self.refusal(path, f"a {_class(value)} of layout {value.layout}")
+        if type(value) not in _PLAIN_TENSOR_TYPES or value.layout is not torch.strided or value.is_quantized:
+            raise self.refusal(path, f"a {_class_name(value)} of layout {value.layout}")
         if value.is_meta:
             raise self.refusal(path, "a tensor on the meta device, without values")
         value = value.detach()
@@ -148,8 +148,8 @@ class _Encoder:
             value.is_conj(),
             value.is_neg(),
         )
-        if value.numel() > 0 and place in self._known:
-            return self._known[place]
+        if value.numel() > 0 and place in self._seen:
+            return self._seen[place]
         tag: dict[str, Any] = {"tensor": self._name(path)}
         flat = value.resolve_conj().resolve_neg()
         if flat.is_complex():
@@ -162,19 +162,19 @@ class _Encoder:
         if not flat.is_contiguous() and flat.permute(order).is_contiguous():
             flat, tag["order"] = flat.permute(order), order
         self.tensors[tag["tensor"]] = flat.contiguous()
-        self._known[place] = tag
+        self._seen[place] = tag
         return tag
 
     def _piece(self, value: Any, path: str) -> dict[str, Any]:
         local, cut = held(value), [type(one).__name__ for one in getattr(value, "placements", ())]
         if not set(cut) <= {"Shard", "Replicate"}:
             raise self.refusal(path, f"a tensor that is spread as {', '.join(cut)} over its ranks")
-        if type(local) not in _PLAIN_TENSORS or local.layout is not torch.strided or value.dtype not in DTYPES:
-            raise self.refusal(path, f"a spread {_class(local)} of {str(value.dtype).removeprefix('torch.')}")
+        if type(local) not in _PLAIN_TENSOR_TYPES or local.layout is not torch.strided or value.dtype not in DTYPES:
+            raise self.refusal(path, f"a spread {_class_name(local)} of {str(value.dtype).removeprefix('torch.')}")
         place = (local.data_ptr(), value.dtype, value.shape, local.stride(), local.device)
-        if local.numel() > 0 and place in self._known:
-            return self._known[place]
-        tag = self._known[place] = {"tensor": self._name(path)}
+        if local.numel() > 0 and place in self._seen:
+            return self._seen[place]
+        tag = self._seen[place] = {"tensor": self._name(path)}
         self.tensors[tag["tensor"]] = value
         return tag
 
@@ -185,7 +185,7 @@ class _Encoder:
         except (TypeError, ValueError):  # objects, texts, dates, the other byte order
             tensor = None
         if tensor is None:
-            raise self.refusal(path, f"a {_class(value)} of {value.dtype}")
+            raise self.refusal(path, f"a {_class_name(value)} of {value.dtype}")
         return {"array" if type(value) is np.ndarray else "scalar": self._tensor(tensor, path)}
 
     def _name(self, path: str) -> str:
@@ -199,7 +199,7 @@ class _Encoder:
 class _Decoder:
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
-        self._known: dict[str, torch.Tensor] = {}
+        self._seen: dict[str, torch.Tensor] = {}
 
     def walk(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -239,19 +239,19 @@ class _Decoder:
 
     def _tensor(self, tag: dict[str, Any]) -> torch.Tensor:
         name = tag["tensor"]
-        if name not in self._known:
+        if name not in self._seen:
             value = self._tensors[name]
             if "order" in tag:
                 back = sorted(range(len(tag["order"])), key=lambda axis: tag["order"][axis])
                 value = value.permute(back)
-            self._known[name] = torch.view_as_complex(value) if "complex" in tag else value
-        return self._known[name]
+            self._seen[name] = torch.view_as_complex(value) if "complex" in tag else value
+        return self._seen[name]
 
 
-def _join(path: str, key: object) -> str:
+def _join_path(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _class(value: object) -> str:
+def _class_name(value: object) -> str:
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

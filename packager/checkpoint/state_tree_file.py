@@ -46,7 +46,7 @@ def write_tensors(path: Path, tensors_by_name: Mapping[str, torch.Tensor], strin
         if tensor.numel() > 0:  # torch has no view of an empty one as bytes
             parts.append(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
     with ThreadPoolExecutor(max_workers=1) as other, path.open("wb") as stream:
-        digest = other.submit(_sha256, parts)
+        digest = other.submit(_digest_parts, parts)
         stream.writelines(parts)
         stream.flush()
         os.fsync(stream.fileno())
@@ -63,7 +63,7 @@ def write_text(path: Path, text: str) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _sha256(parts: Sequence[Any]) -> str:
+def _digest_parts(parts: Sequence[Any]) -> str:
     found = hashlib.sha256()
     for part in parts:
         found.update(part)
@@ -88,13 +88,13 @@ def read(path: Path, sha256: str, elsewhere: Mapping[str, torch.Tensor] = Mappin
     if found.hexdigest() != sha256:
         raise CheckpointDamaged(str(path), f"SHA-256 saved: {sha256}\nSHA-256 found: {found.hexdigest()}")
     try:
-        encoded = _encoded(content)
+        encoded = _parse_tree_file(content)
         return decode(Encoded({**encoded.tensors, **elsewhere}, encoded.document))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointDamaged(str(path), f"{type(error).__name__}: {error}") from None
 
 
-def _encoded(content: bytearray) -> Encoded:
+def _parse_tree_file(content: bytearray) -> Encoded:
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     document = json.loads(header.pop("__metadata__")["tree"])

@@ -35,16 +35,16 @@ class CacheInfo:
 
 def info() -> CacheInfo:
     """What the user's cache holds. Raises `CacheUnusable`."""
-    cache = _opened()
+    cache = _open_cache()
     return CacheInfo(str(cache.folder), {kind: Held(*found) for kind, found in cache.sizes().items()})
 
 
 def clean() -> int:
     """Empty the user's cache; returns the bytes that it held. Raises `CacheUnusable`."""
-    return _opened().clean()
+    return _open_cache().clean()
 
 
-def _opened() -> Cache:
+def _open_cache() -> Cache:
     try:
         return opened()
     except Unusable as why:

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from packager.common.progress import Event, Finished, Listener, Progressed, Recalled, Started
 
-_QUIET_SECONDS = 10  # between two plain lines on how far something has come
+_PROGRESS_INTERVAL_SECONDS = 10  # between two plain lines on how far something has come
 
 
 def is_terminal() -> bool:
@@ -32,27 +32,27 @@ def listening(quiet: bool) -> Iterator[Listener]:
     if quiet:
         yield lambda event: None
     elif is_terminal():
-        with _live() as listener:
+        with _show_live_progress() as listener:
             yield listener
     else:
-        yield _plain()
+        yield _make_plain_listener()
 
 
-def _plain() -> Listener:
+def _make_plain_listener() -> Listener:
     last, stream = time.monotonic(), sys.stderr
 
     def listen(event: Event) -> None:
         nonlocal last
         if not isinstance(event, Progressed):
-            _print_plain(event, stream)
-        elif time.monotonic() - last >= _QUIET_SECONDS:
+            _print_event(event, stream)
+        elif time.monotonic() - last >= _PROGRESS_INTERVAL_SECONDS:
             last = time.monotonic()
-            print(f"{event.stage:<12} {_so_far(event)}", file=stream, flush=True)
+            print(f"{event.stage:<12} {_format_transferred(event)}", file=stream, flush=True)
 
     return listen
 
 
-def _print_plain(event: Event, stream: TextIO) -> None:
+def _print_event(event: Event, stream: TextIO) -> None:
     if isinstance(event, Finished):
         print(f"{event.stage:<12} {event.seconds:6.1f} s", file=stream, flush=True)
     elif isinstance(event, Recalled):
@@ -61,13 +61,13 @@ def _print_plain(event: Event, stream: TextIO) -> None:
         print(f"note: {event.message}", file=stream, flush=True)
 
 
-def _so_far(event: Progressed) -> str:
+def _format_transferred(event: Progressed) -> str:
     """`12.0 of 48.0 MB`, or as many as there are."""
     return f"{event.done / 1e6:.1f} {f'of {event.total / 1e6:.1f} ' if event.total is not None else ''}MB"
 
 
 @contextmanager
-def _live() -> Iterator[Listener]:
+def _show_live_progress() -> Iterator[Listener]:
     from rich.console import Console
     from rich.markup import escape
     from rich.progress_bar import ProgressBar
@@ -82,7 +82,7 @@ def _live() -> Iterator[Listener]:
             elif isinstance(event, Progressed):
                 line = Table.grid(padding=(0, 1))
                 bar = ProgressBar(total=event.total, completed=event.done, width=30)
-                line.add_row(event.stage, bar, _so_far(event))
+                line.add_row(event.stage, bar, _format_transferred(event))
                 status.update(line)
             elif isinstance(event, Finished):
                 console.print(f"[green]✓[/] {event.stage:<12} [dim]{event.seconds:6.1f} s[/]")

@@ -35,7 +35,7 @@ from packager.common.progress import Listener, Stages, silent
 from packager.errors import CheckpointUnreadable, ExtraMissing
 from packager.runtime.loader import read_config
 
-_WEIGHTS = re.compile(r"^(data/\d+|constants/\d+|data/(weights|constants)/\w+_\d+)$")  # of a program's archive
+_SERIALIZED_WEIGHTS = re.compile(r"^(data/\d+|constants/\d+|data/(weights|constants)/\w+_\d+)$")  # of a program's archive
 
 
 def inspect(path: str | Path, listener: Listener = silent) -> dict[str, Any]:
@@ -53,15 +53,15 @@ def inspect(path: str | Path, listener: Listener = silent) -> dict[str, Any]:
         path.is_dir() and ((path / SUMS).exists() or not (holds_checkpoint(path) or run_folder.is_run(path)))
     ):
         with as_folder(path) as folder:
-            return _bundle(folder)
+            return _inspect_bundle(folder)
     if path.suffix == ".onnx" and path.exists():
-        return _onnx(path)
+        return _inspect_onnx(path)
     if path.is_dir() and run_folder.is_run(path):
         return {"kind": "run", "checkpoints": [asdict(row) for row in run_folder.table(path)]}
-    return _checkpoint(path)
+    return _inspect_checkpoint(path)
 
 
-def _bundle(path: Path) -> dict[str, Any]:
+def _inspect_bundle(path: Path) -> dict[str, Any]:
     config = read_config(path)
     try:
         seal = fingerprint((path / SUMS).read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def _bundle(path: Path) -> dict[str, Any]:
     return {"kind": "bundle", "fingerprint": seal, "config": config, "files": files}
 
 
-def _onnx(path: Path) -> dict[str, Any]:
+def _inspect_onnx(path: Path) -> dict[str, Any]:
     try:
         import onnx
     except ImportError as error:
@@ -104,41 +104,41 @@ def _onnx(path: Path) -> dict[str, Any]:
     }
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
+def _inspect_checkpoint(path: Path) -> dict[str, Any]:
     located = locate(path)
-    found = _described(path, located)
+    found = _inspect_by_format(path, located)
     if not located.chosen:
         return found
     strings = {name: one for name, one in found["metadata"].items() if name != "tree"}
     return {**found, "about": of_checkpoint(located.head.parent).as_json(), "metadata": strings}
 
 
-def _described(path: Path, located: LocatedCheckpoint) -> dict[str, Any]:
+def _inspect_by_format(path: Path, located: LocatedCheckpoint) -> dict[str, Any]:
     if located.head.suffix == ".safetensors":
-        return _safetensors(path, [located.head], "safetensors")
+        return _inspect_safetensors(path, [located.head], "safetensors")
     if located.head.name.endswith(run_folder.PIECES):
         index = piece_index(located.head, str(path), None)
-        found = _safetensors(path, [located.head.parent / index.whole], "")
+        found = _inspect_safetensors(path, [located.head.parent / index.whole], "")
         tensors = found["tensors"] | {name: f"{one.dtype}{list(one.shape)}" for name, one in index.tensors.items()}
         return {**found, "format": f"safetensors in pieces of {len(index.files())} ranks", "tensors": tensors}
     if located.head.name.endswith(INDEX):
         shards = [file for file in located.files[1:] if file.name != CONFIG]
         if all(shard.suffix == ".safetensors" for shard in shards):
-            found = _safetensors(path, shards, f"safetensors in {len(shards)} shards")
+            found = _inspect_safetensors(path, shards, f"safetensors in {len(shards)} shards")
             absent = sorted(set(weight_map(located.head, str(path), None)) - set(found["tensors"]))
             if absent:
                 why = f"{located.head.name} names {', '.join(absent[:5])}, and no shard has it"
                 raise CheckpointUnreadable(str(path), None, why)
             return found
     kind = program(located)
-    return _with_torch(path) if kind is None else _program(located.head, kind)
+    return _inspect_with_torch(path) if kind is None else _inspect_serialized_module(located.head, kind)
 
 
-def _program(path: Path, kind: str) -> dict[str, Any]:
+def _inspect_serialized_module(path: Path, kind: str) -> dict[str, Any]:
     """What is in the archive of a program: to know more, some of it would have to be run."""
     with zipfile.ZipFile(path) as archive:
         sizes = {one.filename.partition("/")[2]: one.file_size for one in archive.infolist()}
-    weights = {name: f"{size} bytes" for name, size in sizes.items() if _WEIGHTS.search(name)}
+    weights = {name: f"{size} bytes" for name, size in sizes.items() if _SERIALIZED_WEIGHTS.search(name)}
     return {
         "kind": "checkpoint",
         "format": f"{kind}, which holds its own forward()",
@@ -150,7 +150,7 @@ def _program(path: Path, kind: str) -> dict[str, Any]:
     }
 
 
-def _safetensors(path: Path, files: Sequence[Path], form: str) -> dict[str, Any]:
+def _inspect_safetensors(path: Path, files: Sequence[Path], form: str) -> dict[str, Any]:
     """Only the headers are read."""
     tensors, strings = {}, {}
     for file in files:
@@ -171,7 +171,7 @@ def _safetensors(path: Path, files: Sequence[Path], form: str) -> dict[str, Any]
     }
 
 
-def _with_torch(path: Path) -> dict[str, Any]:
+def _inspect_with_torch(path: Path) -> dict[str, Any]:
     try:
         from packager.checkpoint import read as read_checkpoint
     except ImportError as error:

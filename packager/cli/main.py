@@ -22,11 +22,11 @@ import click
 from packager.cli import stdio
 from packager.errors import PackagerError, Usage, render
 
-_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 
-@click.group(context_settings=_SETTINGS)
+@click.group(context_settings=_CONTEXT_SETTINGS)
 @click.version_option(package_name="torch-packager", prog_name="package")
 def cli() -> None:
     """One manifest and one PyTorch checkpoint in, one proven bundle out."""
@@ -66,14 +66,14 @@ def build(
     from packager.cli import console
     from packager.common import process_memory
 
-    _exclude({"--no-cache": no_cache, "--verify-cache": verify_cache})
-    _exclude({"--lock": lock, "--locked": locked})
+    _require_exclusive({"--no-cache": no_cache, "--verify-cache": verify_cache})
+    _require_exclusive({"--lock": lock, "--locked": locked})
 
     process_memory.share_one_arena()
     # torch's threads and those of the ONNX side share the cores: one that spins while it waits takes
     # time from one that works (ResNet-50: 8.4 s instead of 10.5 s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _stdout_kept(), console.listening(quiet=as_json) as listener:
+    with _redirect_stdout_to_stderr(), console.listening(quiet=as_json) as listener:
         result = run(
             manifest,
             output,
@@ -143,7 +143,7 @@ def vet(manifest: Path, as_json: bool) -> None:
     from packager.builder.vet import vet as run
     from packager.cli import console
 
-    with _stdout_kept(), console.listening(quiet=as_json) as listener:
+    with _redirect_stdout_to_stderr(), console.listening(quiet=as_json) as listener:
         report = run(manifest, listener)
     if as_json:
         print(json.dumps(report.as_json()))
@@ -155,8 +155,8 @@ def vet(manifest: Path, as_json: bool) -> None:
         "unexpected": ", ".join(report.unexpected) or "none",
         "cases": str(report.cases),
     }
-    console.table({**rows, **_about(report.about, {})})
-    console.columns(("", "name", "dtype", "shape"), _signature_rows(report.inputs, report.outputs))
+    console.table({**rows, **_format_about(report.about, {})})
+    console.columns(("", "name", "dtype", "shape"), _format_signature_rows(report.inputs, report.outputs))
     for note in report.notes:
         print(f"note: {note}")
     for what in report.not_checked:
@@ -184,16 +184,16 @@ def inspect(path: str, as_json: bool) -> None:
         console.table(
             {"bundle": f"{config['name']} {config['version']}", "fingerprint": found["fingerprint"], **artifacts}
         )
-        console.columns(("", "name", "dtype", "shape"), _signature_rows(config["inputs"], config["outputs"]))
+        console.columns(("", "name", "dtype", "shape"), _format_signature_rows(config["inputs"], config["outputs"]))
         console.columns(("file", "bytes"), list(found["files"].items()))
     elif found["kind"] == "onnx":
         console.table(
             {"onnx": f"{found['nodes']} nodes, {found['initializers']} initializers", "opset": str(found["opset"])}
         )
-        console.columns(("", "name", "dtype", "shape"), _signature_rows(found["inputs"], found["outputs"]))
+        console.columns(("", "name", "dtype", "shape"), _format_signature_rows(found["inputs"], found["outputs"]))
         console.columns(("operator", "count"), list(found["operators"].items()))
     elif found["kind"] == "run":
-        console.columns(("step", "epoch", "metrics", "bytes", "age", "", "path"), _run_rows(found["checkpoints"]))
+        console.columns(("step", "epoch", "metrics", "bytes", "age", "", "path"), _format_checkpoint_rows(found["checkpoints"]))
     else:
         beside = printable(", ".join(found["beside"])) or "nothing"
         key = f"under {found['key']!r}, beside it: {beside}" if found["key"] else "the file itself"
@@ -201,7 +201,7 @@ def inspect(path: str, as_json: bool) -> None:
             {
                 "checkpoint": f"{found['format']}, {len(found['tensors'])} tensors",
                 "state dict": key,
-                **_about(found["about"], found["metadata"]),
+                **_format_about(found["about"], found["metadata"]),
             }
         )
         console.columns(("tensor", "type"), [(printable(name), kind) for name, kind in found["tensors"].items()])
@@ -276,7 +276,7 @@ def schema(name: Any) -> None:
     print(text(name), end="")
 
 
-def _run_rows(checkpoints: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+def _format_checkpoint_rows(checkpoints: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     def row(one: Mapping[str, Any]) -> tuple[Any, ...]:
         metrics = " ".join(f"{name}={value:.6g}" for name, value in one["metrics"].items())
         marks = " ".join(name for name in ("best", "latest") if one[name])
@@ -286,14 +286,14 @@ def _run_rows(checkpoints: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]
     return [row(one) for one in checkpoints]
 
 
-def _exclude(flags: Mapping[str, bool]) -> None:
+def _require_exclusive(flags: Mapping[str, bool]) -> None:
     given = [name for name, value in flags.items() if value]
     if len(given) > 1:
         raise click.UsageError(f"{' and '.join(given)} exclude each other")
 
 
 @contextlib.contextmanager
-def _stdout_kept() -> Iterator[None]:
+def _redirect_stdout_to_stderr() -> Iterator[None]:
     """On stdout stands the result alone: what the user's code and the libraries print meanwhile goes to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)
@@ -306,7 +306,7 @@ def _stdout_kept() -> Iterator[None]:
         os.close(kept)
 
 
-def _about(about: Mapping[str, Any], strings: Mapping[str, str]) -> dict[str, str]:
+def _format_about(about: Mapping[str, Any], strings: Mapping[str, str]) -> dict[str, str]:
     from packager.checkpoint.metadata import About
     from packager.cli.console import printable
 
@@ -315,7 +315,7 @@ def _about(about: Mapping[str, Any], strings: Mapping[str, str]) -> dict[str, st
     return {title: printable(text) for title, text in rows.items()}
 
 
-def _signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def _format_signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     def row(kind: str, tensor: Mapping[str, Any]) -> tuple[str, ...]:
         shape = ", ".join("?" if dim is None else str(dim) for dim in tensor["shape"])
         return kind, tensor["name"], tensor["dtype"], f"[{shape}]"
@@ -329,19 +329,19 @@ def main() -> NoReturn:
     faulthandler.enable(2)  # torch, onnxruntime or the user's own library may end the process: then it says where
     # As at Ctrl-C: the staging folder goes, and whoever waits hears of it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    status = _flushed(_status(cli))
+    status = _flush_stdout(_run_command(cli))
     sys.stderr.flush()
     # The process has nothing left to do: tearing down an interpreter that holds torch takes 0.7 s.
     os._exit(status)
 
 
-def _status(command: Callable[..., Any]) -> int:
+def _run_command(command: Callable[..., Any]) -> int:
     try:
         command(standalone_mode=False, prog_name="package")
     except PackagerError as error:
-        return _report(error)
+        return _report_error(error)
     except click.UsageError as error:
-        return _report(Usage(error.format_message(), error.ctx.command_path if error.ctx else "package"))
+        return _report_error(Usage(error.format_message(), error.ctx.command_path if error.ctx else "package"))
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
@@ -355,25 +355,25 @@ def _status(command: Callable[..., Any]) -> int:
     return 0
 
 
-def _flushed(status: int) -> int:
+def _flush_stdout(status: int) -> int:
     """The status, or another where the answer does not reach whoever asked."""
     try:
         sys.stdout.flush()
     except PackagerError as error:
-        return _report(error)
+        return _report_error(error)
     except BrokenPipeError:
         stdio.give_up_stdout()
         return 2
     return status
 
 
-def _report(error: PackagerError) -> int:
-    _answer(error.as_json())
+def _report_error(error: PackagerError) -> int:
+    _print_error_json(error.as_json())
     print(render(error), file=sys.stderr)
     return error.exit_status
 
 
-def _answer(error: Mapping[str, object]) -> None:
+def _print_error_json(error: Mapping[str, object]) -> None:
     """The error on stdout for who asked for JSON; where that cannot be written, stderr has it."""
     if "--json" in sys.argv:
         with contextlib.suppress(PackagerError, BrokenPipeError):
@@ -382,7 +382,7 @@ def _answer(error: Mapping[str, object]) -> None:
 
 def _report_bug(error: Exception) -> int:
     message = f"{type(error).__name__}: {error}"
-    _answer({"code": "bug", "message": message, "where": None, "hint": "please report it"})
+    _print_error_json({"code": "bug", "message": message, "where": None, "hint": "please report it"})
     traceback.print_exception(error)
     print("error[bug]: this is a bug in packager, not in your model", file=sys.stderr)
     print(

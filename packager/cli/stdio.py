@@ -23,7 +23,7 @@ def prepare() -> None:
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")  # a file's name may be no UTF-8
     encoding = sys.stdout.encoding if sys.stdout is not None else "utf-8"
-    raw = _Stdout(1, "w", closefd=False)
+    raw = _CheckedStdout(1, "w", closefd=False)
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=raw.isatty()
     )
@@ -35,7 +35,7 @@ def give_up_stdout() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
 
 
-class _Stdout(io.FileIO):
+class _CheckedStdout(io.FileIO):
     """Raises `OutputRefused`, but for a pipe that nobody reads any more."""
 
     def write(self, content: Any) -> int:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from packager.errors import DataDoesNotFit
 
 Array = NDArray[np.generic]
-_MAGIC = (b"PK", b"\x93NUMPY")
-_HOW = "np.savez(file, name=array) writes one; a .safetensors file will do too"
+_NPZ_MAGIC = (b"PK", b"\x93NUMPY")
+_FORMAT_HINT = "np.savez(file, name=array) writes one; a .safetensors file will do too"
 
 
 def read_arrays(path: Path, where: str) -> dict[str, Array]:
@@ -19,13 +19,13 @@ def read_arrays(path: Path, where: str) -> dict[str, Array]:
     import safetensors.numpy
 
     if not path.is_file():
-        raise DataDoesNotFit(where, f"there is no file {path}", _HOW)
+        raise DataDoesNotFit(where, f"there is no file {path}", _FORMAT_HINT)
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.numpy.load_file(path))
         with path.open("rb") as stream:
-            if not stream.read(6).startswith(_MAGIC):
-                raise DataDoesNotFit(where, f"{path.name} does not begin as an .npz does", _HOW)
+            if not stream.read(6).startswith(_NPZ_MAGIC):
+                raise DataDoesNotFit(where, f"{path.name} does not begin as an .npz does", _FORMAT_HINT)
             stream.seek(0)
             found = np.load(stream, allow_pickle=False)
             arrays = dict(found) if isinstance(found, np.lib.npyio.NpzFile) else None

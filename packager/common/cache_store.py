@@ -35,17 +35,17 @@ from typing import Any
 
 from packager.common.hashing import sha256_file
 
-_LARGEST_BYTES = 10 << 30
-_LARGEST_DOWNLOADS_BYTES = 50 << 30  # these cost more to have again
-_OLDEST_SECONDS = 30 * 24 * 3600
-_TRIM_SECONDS = 24 * 3600  # trimmed once a day at most
-_USED_SECONDS = 3600  # the time of the last use is kept to the hour
-_SETTLED_NS = 2_000_000_000  # a file younger than this may change again without its times showing it
-_MADE = ("actions", "objects", "projects", "digests")
-_KINDS = (*_MADE, "downloads")
-_OWN_FOLDER = "builds-1"  # named for the format; nothing beside it is touched, whatever PACKAGER_CACHE names
-_NEW = "new"
-_NAME = re.compile(r"[0-9a-f]{64}")
+_MAX_BYTES = 10 << 30
+_MAX_DOWNLOAD_BYTES = 50 << 30  # these cost more to have again
+_MAX_AGE_SECONDS = 30 * 24 * 3600
+_TRIM_INTERVAL_SECONDS = 24 * 3600  # trimmed once a day at most
+_ACCESS_RESOLUTION_SECONDS = 3600  # the time of the last use is kept to the hour
+_MTIME_SETTLE_NS = 2_000_000_000  # a file younger than this may change again without its times showing it
+_BUILD_KINDS = ("actions", "objects", "projects", "digests")
+_KINDS = (*_BUILD_KINDS, "downloads")
+_FORMAT_FOLDER = "builds-1"  # named for the format; nothing beside it is touched, whatever PACKAGER_CACHE names
+_INCOMING = "new"
+_ENTRY_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Action:
     @property
     def id(self) -> str:
         """SHA-256 of the stage and its inputs."""
-        return _sha256(self.text().encode())
+        return _digest_bytes(self.text().encode())
 
     def text(self) -> str:
         """What is hashed: one line each, sorted."""
@@ -76,7 +76,7 @@ class Entry:
     @property
     def digest(self) -> str:
         """SHA-256 of the output: what a later stage that reads it takes for an input."""
-        return _sha256(json.dumps([self.record, self.files]).encode())
+        return _digest_bytes(json.dumps([self.record, self.files]).encode())
 
 
 class Unusable(Exception):
@@ -87,9 +87,9 @@ class Cache:
     """A cache folder. Raises `Unusable` where it cannot be made, cannot be written, or is somebody else's."""
 
     def __init__(self, folder: Path) -> None:
-        folder = folder.absolute() / _OWN_FOLDER
+        folder = folder.absolute() / _FORMAT_FOLDER
         self.folder = folder
-        self._checked: set[str] = set()
+        self._verified: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             owner = folder.stat().st_uid
@@ -108,14 +108,14 @@ class Cache:
         `files` has the files checked, without which nothing may be taken from them.
         """
         show(action)
-        path = self._place("actions", action.id)
-        found = _read(path)
+        path = self._path("actions", action.id)
+        found = _read_record(path)
         if found is None:
             return None
         try:
             entry = Entry(found["record"], found["files"])
             whole = found["inputs"] == dict(action.inputs)
-            whole = whole and (not files or all(self._holds(one) for one in entry.files.values()))
+            whole = whole and (not files or all(self._has_object(one) for one in entry.files.values()))
         except (KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
@@ -129,33 +129,33 @@ class Cache:
         """Keep what came out of an action. Raises OSError where there is no room."""
         show(action)
         for name, sha256 in entry.files.items():
-            self._add(files[name], sha256)
+            self._add_object(files[name], sha256)
         content = {"stage": action.stage, "inputs": dict(action.inputs), "record": entry.record, "files": entry.files}
-        _write(self._place("actions", action.id), content)
+        _write_record(self._path("actions", action.id), content)
 
     def object(self, sha256: str) -> Path:
         """Where a file lies."""
-        return self._place("objects", sha256)
+        return self._path("objects", sha256)
 
-    def _add(self, source: Path, sha256: str) -> None:
-        if self._holds(sha256):
+    def _add_object(self, source: Path, sha256: str) -> None:
+        if self._has_object(sha256):
             return
-        with self._temporary() as copy:
+        with self._temporary_file() as copy:
             shutil.copyfile(source, copy)
             if sha256_file(copy) != sha256:
                 raise OSError(errno.EIO, "a file changed while it was kept", str(source))
-            target = self._place("objects", sha256)
+            target = self._path("objects", sha256)
             target.parent.mkdir(exist_ok=True)
             os.replace(copy, target)
-        self._checked.add(sha256)
+        self._verified.add(sha256)
 
-    def _holds(self, sha256: str) -> bool:
-        path = self._place("objects", sha256)
-        if sha256 in self._checked:
+    def _has_object(self, sha256: str) -> bool:
+        path = self._path("objects", sha256)
+        if sha256 in self._verified:
             return path.exists()
         try:
             if sha256_file(path) == sha256:
-                self._checked.add(sha256)
+                self._verified.add(sha256)
                 return True
         except OSError:
             return False  # it is not there, or cannot be read
@@ -166,37 +166,37 @@ class Cache:
 
     def recall(self, name: str) -> dict[str, Any] | None:
         """What was remembered under a name."""
-        return _read(self._place("projects", _sha256(os.fsencode(name))))
+        return _read_record(self._path("projects", _digest_bytes(os.fsencode(name))))
 
     def remember(self, name: str, content: Mapping[str, Any]) -> None:
         """Remember something under a name. Raises OSError where there is no room."""
-        _write(self._place("projects", _sha256(os.fsencode(name))), content)
+        _write_record(self._path("projects", _digest_bytes(os.fsencode(name))), content)
 
     # -- digests ------------------------------------------------------------------------------
 
     def sha256(self, path: Path) -> str:
         """The digest of a file: remembered where path, size, times and inode are those it was computed for."""
-        place = self._place("digests", _sha256(os.fsencode(path.absolute())))
+        place = self._path("digests", _digest_bytes(os.fsencode(path.absolute())))
         status = path.stat()
         key = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
-        known = _read(place)
+        known = _read_record(place)
         if known is not None and known.get("key") == key:
             return str(known["sha256"])
         found = sha256_file(path)
-        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _MTIME_SETTLE_NS:
             with contextlib.suppress(OSError):  # it is computed again, and that is all
-                _write(place, {"key": key, "sha256": found})
+                _write_record(place, {"key": key, "sha256": found})
         return found
 
     # -- downloads ----------------------------------------------------------------------------
 
     def download(self, sha256: str) -> Path:
         """The folder of a downloaded checkpoint."""
-        return self._place("downloads", sha256)
+        return self._path("downloads", sha256)
 
     def arriving(self, name: str) -> Path:
         """The folder of one that is on its way, under whatever it is known by until its digest is."""
-        return self.folder / "downloads" / _NEW / _sha256(os.fsencode(name))
+        return self.folder / "downloads" / _INCOMING / _digest_bytes(os.fsencode(name))
 
     # -- upkeep -------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Cache:
         """How many files there are of each kind, and their bytes."""
         found = {}
         for kind in _KINDS:
-            sizes = [one.stat().st_size for entry in self._entries(kind) for one in _files(entry)]
+            sizes = [one.stat().st_size for entry in self._iterate_entries(kind) for one in _list_files(entry)]
             found[kind] = (len(sizes), sum(sizes))
         return found
 
@@ -212,48 +212,48 @@ class Cache:
         """Delete everything; returns how many bytes that were. A build that runs meanwhile builds what it misses."""
         freed = sum(size for _, size in self.sizes().values())
         for kind in _KINDS:
-            for path in self._entries(kind):
+            for path in self._iterate_entries(kind):
                 drop(path)
         return freed
 
-    def trim(self, *, largest: int = _LARGEST_BYTES, oldest: float = _OLDEST_SECONDS) -> None:
+    def trim(self, *, largest: int = _MAX_BYTES, oldest: float = _MAX_AGE_SECONDS) -> None:
         """Once a day, delete what was not used for long, and then the least used until the rest is small enough."""
         stamp = self.folder / "trimmed"
         now = time.time()
         with contextlib.suppress(OSError):
-            if now - stamp.stat().st_mtime < _TRIM_SECONDS:
+            if now - stamp.stat().st_mtime < _TRIM_INTERVAL_SECONDS:
                 return
         with contextlib.suppress(OSError):  # a disk that is full is trimmed all the same
             stamp.touch()
         self.trim_now(now, largest=largest, oldest=oldest)
-        self.trim_now(now, largest=_LARGEST_DOWNLOADS_BYTES, oldest=oldest, kinds=("downloads",))
+        self.trim_now(now, largest=_MAX_DOWNLOAD_BYTES, oldest=oldest, kinds=("downloads",))
 
-    def trim_now(self, now: float, *, largest: int, oldest: float, kinds: Sequence[str] = _MADE) -> None:
+    def trim_now(self, now: float, *, largest: int, oldest: float, kinds: Sequence[str] = _BUILD_KINDS) -> None:
         """Delete as `trim` does, whenever that was last done."""
         kept = []
         for kind in kinds:
-            for path in self._entries(kind):
+            for path in self._iterate_entries(kind):
                 with contextlib.suppress(FileNotFoundError):  # another build trims too
-                    kept.append((path.stat().st_mtime, sum(one.stat().st_size for one in _files(path)), path))
+                    kept.append((path.stat().st_mtime, sum(one.stat().st_size for one in _list_files(path)), path))
         total = sum(size for _, size, _ in kept)
         for modified, size, path in sorted(kept, key=lambda one: (one[0], str(one[2]))):
             if now - modified > oldest or total > largest:
                 drop(path)
                 total -= size
 
-    def _entries(self, kind: str) -> Iterator[Path]:
+    def _iterate_entries(self, kind: str) -> Iterator[Path]:
         """Every entry of a kind, and what a build that was killed left half written."""
-        yield from (self.folder / kind / _NEW).glob("*")
+        yield from (self.folder / kind / _INCOMING).glob("*")
         for place in (self.folder / kind).glob("[0-9a-f][0-9a-f]"):
-            named = (path for path in place.iterdir() if _NAME.fullmatch(path.name))
+            named = (path for path in place.iterdir() if _ENTRY_NAME.fullmatch(path.name))
             yield from (path for path in named if path.is_dir() == (kind == "downloads"))
 
-    def _place(self, kind: str, name: str) -> Path:
+    def _path(self, kind: str, name: str) -> Path:
         return self.folder / kind / name[:2] / name
 
     @contextlib.contextmanager
-    def _temporary(self) -> Iterator[Path]:
-        place = self.folder / "objects" / _NEW
+    def _temporary_file(self) -> Iterator[Path]:
+        place = self.folder / "objects" / _INCOMING
         place.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=place)
         os.close(handle)
@@ -297,28 +297,28 @@ def no_room(error: OSError) -> str:
     return "no space is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror or error)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read_record(path: Path) -> dict[str, Any] | None:
     """A record whose first line is the digest of the rest; None where it is absent or damaged, which ends it."""
     try:
         head, _, rest = path.read_bytes().partition(b"\n")
     except OSError:
         return None
-    if head != _sha256(rest).encode():
+    if head != _digest_bytes(rest).encode():
         drop(path)
         return None
     found: dict[str, Any] = json.loads(rest)
     return found
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def _write_record(path: Path, content: Mapping[str, Any]) -> None:
     rest = json.dumps(content).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.parent.parent / _NEW
+    new = path.parent.parent / _INCOMING
     new.mkdir(exist_ok=True)
     handle, name = tempfile.mkstemp(dir=new)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(_sha256(rest).encode() + b"\n" + rest)
+            stream.write(_digest_bytes(rest).encode() + b"\n" + rest)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -334,7 +334,7 @@ def drop(path: Path) -> None:
             path.unlink()
 
 
-def _files(entry: Path) -> list[Path]:
+def _list_files(entry: Path) -> list[Path]:
     """The files that an entry is made of."""
     return [one for one in entry.rglob("*") if one.is_file()] if entry.is_dir() else [entry]
 
@@ -342,9 +342,9 @@ def _files(entry: Path) -> list[Path]:
 def used(path: Path) -> None:
     """Let `trim` see that it is in use."""
     with contextlib.suppress(OSError):  # of no consequence but an earlier end
-        if time.time() - path.stat().st_mtime > _USED_SECONDS:
+        if time.time() - path.stat().st_mtime > _ACCESS_RESOLUTION_SECONDS:
             os.utime(path)
 
 
-def _sha256(content: bytes) -> str:
+def _digest_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()

@@ -51,7 +51,7 @@ class Damaged(Malformed):
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _ZipEntry:
     name: bytes
     size: int
     crc: int
@@ -65,8 +65,8 @@ def write(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]]]) 
     """
     entries = []
     for name, size, chunks in files:
-        entry = _Entry(name.encode(), size, 0, stream.tell())
-        stream.write(_header(entry))
+        entry = _ZipEntry(name.encode(), size, 0, stream.tell())
+        stream.write(_build_header(entry))
         crc = written = 0
         for chunk in chunks:
             crc = zlib.crc32(chunk, crc)
@@ -75,9 +75,9 @@ def write(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]]]) 
             raise Malformed(f"{name!r} has {written} bytes, and {size} were announced")
         entries.append(replace(entry, crc=crc))
         stream.seek(entry.offset)
-        stream.write(_header(entries[-1]))
+        stream.write(_build_header(entries[-1]))
         stream.seek(0, os.SEEK_END)
-    stream.write(_directory(entries, stream.tell()))
+    stream.write(_build_directory(entries, stream.tell()))
 
 
 def read(stream: IO[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
@@ -87,29 +87,29 @@ def read(stream: IO[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
     content; nothing of the archive is proven before the iteration has ended.
     """
     end = os.fstat(stream.fileno()).st_size
-    entries: list[_Entry] = []
-    while (entry := _next(stream, end)) is not None:
+    entries: list[_ZipEntry] = []
+    while (entry := _read_entry(stream, end)) is not None:
         if entries and entry.name <= entries[-1].name:
-            raise Malformed(f"{_shown(entry.name)} stands twice, or out of order")
+            raise Malformed(f"{_display_name(entry.name)} stands twice, or out of order")
         entries.append(entry)
         try:
             name = entry.name.decode()
         except UnicodeDecodeError:
-            raise Malformed(f"the name {_shown(entry.name)} is no UTF-8") from None
-        content = _content(stream, entry)
+            raise Malformed(f"the name {_display_name(entry.name)} is no UTF-8") from None
+        content = _read_content(stream, entry)
         yield name, content
         for _ in content:  # what the caller left
             pass
     _check_directory(stream, entries)
 
 
-def _header(entry: _Entry) -> bytes:
+def _build_header(entry: _ZipEntry) -> bytes:
     """What stands before the content of an entry, the padding included."""
     large = entry.size >= ZIP64_SIZE
     extra = struct.pack("<2H2Q", 1, 16, entry.size, entry.size) if large else b""  # 4.5.3
     padding = -(entry.offset + _HEADER.size + len(entry.name) + len(extra) + 4) % ALIGNMENT
     extra += struct.pack("<2sH", b"FB", padding) + bytes(padding)
-    size = _short(entry.size)
+    size = _zip32_value(entry.size)
     fixed = _HEADER.pack(
         b"PK\3\4", _ZIP64 if large else _PLAIN, _flags(entry), _STORED, _TIME, _DATE,
         entry.crc, size, size, len(entry.name), len(extra),
@@ -117,39 +117,39 @@ def _header(entry: _Entry) -> bytes:
     return fixed + entry.name + extra
 
 
-def _directory(entries: list[_Entry], offset: int) -> bytes:
+def _build_directory(entries: list[_ZipEntry], offset: int) -> bytes:
     """What stands behind the last content, at `offset`, up to the end of the file."""
-    records = b"".join(_record(one) for one in entries)
+    records = b"".join(_build_directory_record(one) for one in entries)
     count, end64 = len(entries), b""
     if count >= ZIP64_COUNT or len(records) >= ZIP64_SIZE or offset >= ZIP64_SIZE:
         end64 = _END64.pack(
             b"PK\6\6", _END64.size - 12, _MADE_BY, _ZIP64, 0, 0, count, count, len(records), offset
         ) + _LOCATOR64.pack(b"PK\6\7", 0, offset + len(records), 1)  # fmt: skip
     short_count = count if count < ZIP64_COUNT else _COUNT_IN_ZIP64
-    end = _END.pack(b"PK\5\6", 0, 0, short_count, short_count, _short(len(records)), _short(offset), 0)
+    end = _END.pack(b"PK\5\6", 0, 0, short_count, short_count, _zip32_value(len(records)), _zip32_value(offset), 0)
     return records + end64 + end
 
 
-def _record(entry: _Entry) -> bytes:
+def _build_directory_record(entry: _ZipEntry) -> bytes:
     large = [one for one in (entry.size, entry.size, entry.offset) if one >= ZIP64_SIZE]
     extra = struct.pack(f"<2H{len(large)}Q", 1, 8 * len(large), *large) if large else b""
-    size = _short(entry.size)
+    size = _zip32_value(entry.size)
     fixed = _RECORD.pack(
         b"PK\1\2", _MADE_BY, _ZIP64 if large else _PLAIN, _flags(entry), _STORED, _TIME, _DATE,
-        entry.crc, size, size, len(entry.name), len(extra), 0, 0, 0, _MODE, _short(entry.offset),
+        entry.crc, size, size, len(entry.name), len(extra), 0, 0, 0, _MODE, _zip32_value(entry.offset),
     )  # fmt: skip
     return fixed + entry.name + extra
 
 
-def _flags(entry: _Entry) -> int:
+def _flags(entry: _ZipEntry) -> int:
     return 0 if entry.name.isascii() else _UTF8
 
 
-def _short(number: int) -> int:
+def _zip32_value(number: int) -> int:
     return number if number < ZIP64_SIZE else _IN_ZIP64
 
 
-def _next(stream: IO[bytes], end: int) -> _Entry | None:
+def _read_entry(stream: IO[bytes], end: int) -> _ZipEntry | None:
     """The entry whose content the stream now stands at, or None where the directory begins."""
     offset = stream.tell()
     fixed = stream.read(_HEADER.size)
@@ -161,36 +161,36 @@ def _next(stream: IO[bytes], end: int) -> _Entry | None:
     _, _, flags, method, _, _, crc, size, _, name_length, extra_length = _HEADER.unpack(fixed)
     name, extra = stream.read(name_length), stream.read(extra_length)
     if flags & _ENCRYPTED:
-        raise Malformed(f"{_shown(name)} is encrypted")
+        raise Malformed(f"{_display_name(name)} is encrypted")
     if method != _STORED:
-        raise Malformed(f"{_shown(name)} is compressed, and entries are stored")
+        raise Malformed(f"{_display_name(name)} is compressed, and entries are stored")
     if flags & _DESCRIPTOR:
-        raise Malformed(f"{_shown(name)} has its size behind it, in a data descriptor")
+        raise Malformed(f"{_display_name(name)} has its size behind it, in a data descriptor")
     if size == _IN_ZIP64 and len(extra) >= 12:
         (size,) = struct.unpack_from("<Q", extra, 4)
-    entry = _Entry(name, size, crc, offset)
-    if fixed + name + extra != _header(entry):
-        raise Malformed(f"the header of {_shown(name)} says more than its name, size and CRC, or is not aligned")
+    entry = _ZipEntry(name, size, crc, offset)
+    if fixed + name + extra != _build_header(entry):
+        raise Malformed(f"the header of {_display_name(name)} says more than its name, size and CRC, or is not aligned")
     if size > end - stream.tell():
-        raise Malformed(f"{_shown(name)} claims {size} bytes, and the archive has {end - stream.tell()} more")
+        raise Malformed(f"{_display_name(name)} claims {size} bytes, and the archive has {end - stream.tell()} more")
     return entry
 
 
-def _content(stream: IO[bytes], entry: _Entry) -> Iterator[bytes]:
+def _read_content(stream: IO[bytes], entry: _ZipEntry) -> Iterator[bytes]:
     left, crc = entry.size, 0
     while left:
         chunk = stream.read(min(left, CHUNK_BYTES))
         if not chunk:
-            raise Malformed(f"{_shown(entry.name)} was cut off while it was read")
+            raise Malformed(f"{_display_name(entry.name)} was cut off while it was read")
         left -= len(chunk)
         crc = zlib.crc32(chunk, crc)
         yield chunk
     if crc != entry.crc:
-        raise Damaged(f"the content of {_shown(entry.name)} does not have its CRC")
+        raise Damaged(f"the content of {_display_name(entry.name)} does not have its CRC")
 
 
-def _check_directory(stream: IO[bytes], entries: list[_Entry]) -> None:
-    expected = _directory(entries, stream.tell())
+def _check_directory(stream: IO[bytes], entries: list[_ZipEntry]) -> None:
+    expected = _build_directory(entries, stream.tell())
     found = stream.read(len(expected) + 1)
     if found == expected:
         return
@@ -203,6 +203,6 @@ def _check_directory(stream: IO[bytes], entries: list[_Entry]) -> None:
     )
 
 
-def _shown(name: bytes) -> str:
+def _display_name(name: bytes) -> str:
     """A name as a message may show it, whatever is in it."""
     return repr(name[:200].decode(errors="backslashreplace"))

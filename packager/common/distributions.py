@@ -24,7 +24,7 @@ def tool_version(name: str) -> str:
 @functools.cache
 def version(name: str) -> str:
     """The version of an installed distribution; empty where it is not installed."""
-    found = _all().get(_normal(name))
+    found = _scan_distributions().get(_normalize_name(name))
     if found is not None:
         return found[0]
     from importlib import metadata
@@ -37,13 +37,13 @@ def version(name: str) -> str:
 
 def identity(name: str, sha256: Callable[[Path], str]) -> str:
     """The version of a distribution, and the digest of the RECORD of its files: a version may be installed twice."""
-    found = _all().get(_normal(name))
+    found = _scan_distributions().get(_normalize_name(name))
     record = Path(found[1], "RECORD") if found is not None else None
     return f"{version(name)} {sha256(record)[:12]}" if record is not None and record.exists() else version(name)
 
 
 @functools.cache
-def _all() -> dict[str, tuple[str, str]]:
+def _scan_distributions() -> dict[str, tuple[str, str]]:
     """Version and folder by normalized name; where a name is on the path twice, the first counts, as for an import."""
     found: dict[str, tuple[str, str]] = {}
     for folder in sys.path:
@@ -54,10 +54,10 @@ def _all() -> dict[str, tuple[str, str]]:
         for one in names:
             if one.endswith(".dist-info"):
                 name, _, number = one.removesuffix(".dist-info").partition("-")
-                found.setdefault(_normal(name), (number, os.path.join(folder, one)))
+                found.setdefault(_normalize_name(name), (number, os.path.join(folder, one)))
     return found
 
 
-def _normal(name: str) -> str:
+def _normalize_name(name: str) -> str:
     """As PEP 503 compares names."""
     return re.sub(r"[-_.]+", "-", name).lower()

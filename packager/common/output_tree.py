@@ -43,8 +43,8 @@ def flatten(value: Any) -> dict[str, Any]:
     if _is_tensor(value):
         return {"output_0": value}
     found: dict[str, Any] = {}
-    for name, item in _items(value, ""):
-        _collect(name, item, found)
+    for name, item in _child_items(value, ""):
+        _collect_tensors(name, item, found)
     if not found:
         raise NotTensors("", "value without any tensor")
     return found
@@ -68,7 +68,7 @@ def _is_tensor(value: Any) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "shape")
 
 
-def _collect(path: str, value: Any, found: dict[str, Any]) -> None:
+def _collect_tensors(path: str, value: Any, found: dict[str, Any]) -> None:
     if value is None:
         return
     if _is_tensor(value):
@@ -76,11 +76,11 @@ def _collect(path: str, value: Any, found: dict[str, Any]) -> None:
             raise NamesClash(path)
         found[path] = value
         return
-    for name, item in _items(value, path):
-        _collect(f"{path}.{name}", item, found)
+    for name, item in _child_items(value, path):
+        _collect_tensors(f"{path}.{name}", item, found)
 
 
-def _items(value: Any, path: str) -> list[tuple[str, Any]]:
+def _child_items(value: Any, path: str) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
         return [(str(key), item) for key, item in value.items()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

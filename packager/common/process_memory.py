@@ -12,13 +12,13 @@ import gc
 import platform
 from collections.abc import Iterator
 
-_LARGEST_KEPT_BLOCK = 1 << 30
-_KEEP_FREED_BYTES = (1 << 31) - 1
+_MMAP_THRESHOLD_BYTES = 1 << 30
+_TRIM_THRESHOLD_BYTES = (1 << 31) - 1
 _M_ARENA_MAX = -8  # mallopt(3)
 
 ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": str(_LARGEST_KEPT_BLOCK),
-    "MALLOC_TRIM_THRESHOLD_": str(_KEEP_FREED_BYTES),
+    "MALLOC_MMAP_THRESHOLD_": str(_MMAP_THRESHOLD_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(_TRIM_THRESHOLD_BYTES),
 }
 """For a child process whose work is copying models: keep freed blocks and use them again. glibc maps
 large blocks anew each time, and the kernel fills them with zeros page by page, which was more than

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_LONGEST = 300
-_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/:'\"]+/)+")
+_MAX_LENGTH = 300
+_ABSOLUTE_FOLDER = re.compile(r"(?<![\w.])/(?:[^\s/:'\"]+/)+")
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 
@@ -21,4 +21,4 @@ def impersonal(text: str, *folders: Path) -> str:
     """
     for folder in folders:
         text = text.replace(f"{folder}/", "")
-    return _ADDRESS.sub("0x…", _FOLDERS.sub("", text))[:_LONGEST]
+    return _ADDRESS.sub("0x…", _ABSOLUTE_FOLDER.sub("", text))[:_MAX_LENGTH]

@@ -33,17 +33,17 @@ def diff(a: str | Path, b: str | Path) -> DiffReport:
     that was broken when it was sealed.
     """
     with as_folder(Path(a)) as one, as_folder(Path(b)) as other:
-        return _report(open_bundle(one, "A"), open_bundle(other, "B"))
+        return _compare_bundles(open_bundle(one, "A"), open_bundle(other, "B"))
 
 
-def _report(before: Opened, after: Opened) -> DiffReport:
+def _compare_bundles(before: Opened, after: Opened) -> DiffReport:
     return DiffReport(
-        _side(before),
-        _side(after),
+        _describe_side(before),
+        _describe_side(after),
         (
             sections.identity(before, after),
             sections.signature(before, after),
-            *_graph_and_weights(before, after),
+            *_compare_graph_and_weights(before, after),
             sections.torchscript(before, after),
             sections.parity(before, after),
             sections.toolchain(before, after),
@@ -52,11 +52,11 @@ def _report(before: Opened, after: Opened) -> DiffReport:
     )
 
 
-def _side(one: Opened) -> Side:
+def _describe_side(one: Opened) -> Side:
     return Side(str(one.config.get("name")), str(one.config.get("version")), one.fingerprint, one.damage)
 
 
-def _graph_and_weights(before: Opened, after: Opened) -> tuple[Section, Section]:
+def _compare_graph_and_weights(before: Opened, after: Opened) -> tuple[Section, Section]:
     """From the models; where they are the same or cannot be read, the graph's section has what config.json claims."""
     reason = ""
     if before.onnx_digests() != after.onnx_digests():
@@ -70,7 +70,7 @@ def _graph_and_weights(before: Opened, after: Opened) -> tuple[Section, Section]
             if not (before.damage or after.damage):
                 raise
             reason = f"{error.message}: {error.why}"
-    claimed = tuple(differences(_claimed(before), _claimed(after)))
+    claimed = tuple(differences(_artifact_fields(before), _artifact_fields(after)))
     return Section("graph", claimed, reason), Section("weights", (), reason)
 
 
@@ -86,6 +86,6 @@ def _compare_models(before: Opened, after: Opened) -> tuple[Section, Section]:
     return Section("graph", graph), Section("weights", weights)
 
 
-def _claimed(one: Opened) -> dict[str, object]:
+def _artifact_fields(one: Opened) -> dict[str, object]:
     artifact = one.artifact("onnx") or {}
     return {name: value for name, value in artifact.items() if name not in ("path", "sha256", "data")}

@@ -18,27 +18,27 @@ _ABSENT = object()
 def differences(before: object, after: object, where: str = "") -> Iterator[Difference]:
     """Every field that differs, in the order of the record; a field that one side has not is None there."""
     if isinstance(before, dict) and isinstance(after, dict):
-        yield from _of_mappings(before, after, where)
-    elif isinstance(before, list) and isinstance(after, list) and _compound(before, after):
-        left, right = _by_name(before), _by_name(after)
+        yield from _compare_mappings(before, after, where)
+    elif isinstance(before, list) and isinstance(after, list) and _has_containers(before, after):
+        left, right = _index_by_name(before), _index_by_name(after)
         if left is None or right is None:
             for index, (one, other) in enumerate(zip_longest(before, after, fillvalue=_ABSENT)):
-                yield from _of_members(one, other, f"{where}[{index}]")
+                yield from _compare_members(one, other, f"{where}[{index}]")
             return
-        yield from _of_mappings(left, right, where)
+        yield from _compare_mappings(left, right, where)
         if [name for name in left if name in right] != [name for name in right if name in left]:
             yield Difference(where, list(left), list(right))
     elif json.dumps(before) != json.dumps(after):
         yield Difference(where, before, after)
 
 
-def _of_mappings(before: dict[str, object], after: dict[str, object], where: str) -> Iterator[Difference]:
+def _compare_mappings(before: dict[str, object], after: dict[str, object], where: str) -> Iterator[Difference]:
     for name in (*before, *(one for one in after if one not in before)):
         place = f"{where}.{name}" if where else name
-        yield from _of_members(before.get(name, _ABSENT), after.get(name, _ABSENT), place)
+        yield from _compare_members(before.get(name, _ABSENT), after.get(name, _ABSENT), place)
 
 
-def _of_members(before: object, after: object, where: str) -> Iterator[Difference]:
+def _compare_members(before: object, after: object, where: str) -> Iterator[Difference]:
     if before is _ABSENT:
         yield Difference(where, None, after)
     elif after is _ABSENT:
@@ -47,11 +47,11 @@ def _of_members(before: object, after: object, where: str) -> Iterator[Differenc
         yield from differences(before, after, where)
 
 
-def _compound(*lists: list[object]) -> bool:
+def _has_containers(*lists: list[object]) -> bool:
     return any(isinstance(one, (dict, list)) for members in lists for one in members)
 
 
-def _by_name(members: list[object]) -> dict[str, object] | None:
+def _index_by_name(members: list[object]) -> dict[str, object] | None:
     """The members by their names, each without it; None where they have none of their own."""
     found: dict[str, object] = {}
     for one in members:

@@ -20,9 +20,9 @@ from packager.differences.tensors import change
 from packager.errors import ModelUnreadable
 
 Content: TypeAlias = "bytes | mmap.mmap"
-_BLOCK = 1 << 20
-_TEXT_HEAD = 1 << 13
-_RECORD_BYTES = 1 << 26
+_BLOCK_BYTES = 1 << 20
+_TEXT_PROBE_BYTES = 1 << 13
+_MAX_RECORD_BYTES = 1 << 26
 
 
 class _Unreadable(Exception):
@@ -43,19 +43,19 @@ def first_difference(a: Path, b: Path, file: str) -> str:
     found, unread = "", ""
     try:
         if model.endswith(".onnx"):
-            found = _of_models(a / model, b / model, graph=file == model)
+            found = _compare_models(a / model, b / model, graph=file == model)
         elif file.endswith(".ts"):
-            found = _of_archives(a / file, b / file)
+            found = _compare_archives(a / file, b / file)
         elif file.endswith(".json"):
-            found = _of_records(a / file, b / file)
+            found = _compare_json(a / file, b / file)
         elif file.endswith(".safetensors"):
-            found = _of_tensor_files(a / file, b / file)
+            found = _compare_tensor_files(a / file, b / file)
     except _Unreadable as error:
         unread = f" ({error})"
-    return found or _of_contents(_content(a / file), _content(b / file)) + unread
+    return found or _compare_contents(_map_content(a / file), _map_content(b / file)) + unread
 
 
-def _of_models(before: Path, after: Path, *, graph: bool) -> str:
+def _compare_models(before: Path, after: Path, *, graph: bool) -> str:
     """The first node that differs, or else the first field, unless `graph` is false, or else the first weight."""
     try:
         from packager.differences import onnx_model
@@ -63,9 +63,9 @@ def _of_models(before: Path, after: Path, *, graph: bool) -> str:
         models = onnx_model.load(before), onnx_model.load(after)
         if graph and (node := onnx_model.first_node(*models)):
             place, field = node
-            return f"{place}: {field.where} {_values(field)}" if field.where else f"{place}: {_values(field)}"
+            return f"{place}: {field.where} {_format_values(field)}" if field.where else f"{place}: {_format_values(field)}"
         if graph and (found := next(onnx_model.graph_differences(*models), None)):
-            return f"{found.where}: {_values(found)}"
+            return f"{found.where}: {_format_values(found)}"
         weight = next(onnx_model.weight_differences(*models), None)
     except ModelUnreadable as error:
         raise _Unreadable(error.why) from None
@@ -75,29 +75,29 @@ def _of_models(before: Path, after: Path, *, graph: bool) -> str:
         raise _Unreadable(f"{error.name} is not installed") from None
     if weight is None:
         return ""
-    return f"weight {weight.where}: {weight.change.words() if weight.change else _values(weight)}"
+    return f"weight {weight.where}: {weight.change.words() if weight.change else _format_values(weight)}"
 
 
-def _of_records(before: Path, after: Path) -> str:
-    if max(before.stat().st_size, after.stat().st_size) > _RECORD_BYTES:
+def _compare_json(before: Path, after: Path) -> str:
+    if max(before.stat().st_size, after.stat().st_size) > _MAX_RECORD_BYTES:
         raise _Unreadable("large for JSON")
     try:
         records = [json.loads(path.read_text(encoding="utf-8")) for path in (before, after)]
         found = next(differences(*records), None)
     except (ValueError, RecursionError) as error:
         raise _Unreadable(f"no JSON: {error}") from None
-    return f"{found.where or 'the value'}: {_values(found)}" if found is not None else ""
+    return f"{found.where or 'the value'}: {_format_values(found)}" if found is not None else ""
 
 
-def _of_tensor_files(before: Path, after: Path) -> str:
+def _compare_tensor_files(before: Path, after: Path) -> str:
     try:
         with safetensors.safe_open(before, "np") as left, safetensors.safe_open(after, "np") as right:
-            return _of_tensors(left, right)
+            return _compare_tensors(left, right)
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _Unreadable(f"not read as tensors: {error}") from None  # numpy has not every dtype
 
 
-def _of_tensors(left: Any, right: Any) -> str:
+def _compare_tensors(left: Any, right: Any) -> str:
     names = set(left.keys()), set(right.keys())
     for name in sorted(names[0] | names[1]):
         if name not in names[0] or name not in names[1]:
@@ -110,10 +110,10 @@ def _of_tensors(left: Any, right: Any) -> str:
         if changed is not None:
             return f"tensor {name}: {changed.words()}"
     found = next(differences(left.metadata() or {}, right.metadata() or {}, "metadata"), None)
-    return f"{found.where}: {_values(found)}" if found is not None else ""
+    return f"{found.where}: {_format_values(found)}" if found is not None else ""
 
 
-def _of_archives(before: Path, after: Path) -> str:
+def _compare_archives(before: Path, after: Path) -> str:
     """The first entry that differs, by name; all of an archive lies in one folder, which is not told."""
     try:
         with zipfile.ZipFile(before) as left, zipfile.ZipFile(after) as right:
@@ -124,34 +124,34 @@ def _of_archives(before: Path, after: Path) -> str:
                     return f"{inner}: only the {'first' if name in names[0] else 'second'} has it"
                 contents = left.read(name), right.read(name)
                 if contents[0] != contents[1]:
-                    return f"{inner} {_of_contents(*contents)}"
+                    return f"{inner} {_compare_contents(*contents)}"
     except Exception as error:  # noqa: BLE001 (zipfile and its decompressors raise a dozen unrelated classes)
         raise _Unreadable(f"no archive: {error}") from None
     return ""
 
 
-def _values(found: Difference) -> str:
+def _format_values(found: Difference) -> str:
     return " and ".join(pair(found.before, found.after))
 
 
 # -- lines and bytes ------------------------------------------------------------------------
 
 
-def _content(path: Path) -> Content:
+def _map_content(path: Path) -> Content:
     if path.stat().st_size == 0:
         return b""  # which cannot be mapped
     with path.open("rb") as stream:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _of_contents(before: Content, after: Content) -> str:
+def _compare_contents(before: Content, after: Content) -> str:
     """The first line that differs, or of what is no text the first byte."""
-    offset = _first_offset(before, after)
+    offset = _find_first_offset(before, after)
     if offset is None:
         return "nothing: the bytes are the same"
-    if b"\0" not in before[:_TEXT_HEAD] + after[:_TEXT_HEAD]:
+    if b"\0" not in before[:_TEXT_PROBE_BYTES] + after[:_TEXT_PROBE_BYTES]:
         try:
-            lines = _line(before, offset), _line(after, offset)
+            lines = _line_at(before, offset), _line_at(after, offset)
         except UnicodeDecodeError:
             lines = None, None
         if lines[0] != lines[1]:
@@ -162,17 +162,17 @@ def _of_contents(before: Content, after: Content) -> str:
     return f"byte {offset}: {values[0]} and {values[1]}"
 
 
-def _first_offset(before: Content, after: Content) -> int | None:
+def _find_first_offset(before: Content, after: Content) -> int | None:
     """Where the contents part; the end of the shorter is a difference too."""
     shorter = min(len(before), len(after))
-    for start in range(0, shorter, _BLOCK):
-        end = min(start + _BLOCK, shorter)
+    for start in range(0, shorter, _BLOCK_BYTES):
+        end = min(start + _BLOCK_BYTES, shorter)
         if before[start:end] != after[start:end]:
             return start + parting(before[start:end], after[start:end])
     return None if len(before) == len(after) else shorter
 
 
-def _line(content: Content, offset: int) -> str | None:
+def _line_at(content: Content, offset: int) -> str | None:
     """The line of which the byte at `offset` is one; None where the content ends with the line before."""
     start = content.rfind(b"\n", 0, offset) + 1
     end = content.find(b"\n", offset)

@@ -29,7 +29,7 @@ from packager.errors import ModelUnreadable
 
 Plain: TypeAlias = "dict[str, Any]"
 _DTYPES = {"FLOAT": "float32", "DOUBLE": "float64"}
-_LONG_BYTES = 256
+_MAX_BYTES_SHOWN = 256
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ ABSENT = Model(Path(), {}, Counter(), (), {}, {})
 
 def load(path: Path) -> Model:
     """Read a model. Raises `ModelUnreadable`."""
-    with _wrapped(path):
+    with _translate_errors(path):
         proto = onnx.load(os.fspath(path), load_external_data=False)
         if not proto.HasField("graph"):  # an empty file is a protobuf too
             raise ValueError("it holds no graph")
-        nodes = [_node(one) for one in proto.graph.node]
-        return Model(path, _summary(proto), _operators(proto), nodes, _rest(proto), _weights(proto))
+        nodes = [_node_to_dict(one) for one in proto.graph.node]
+        return Model(path, _summarize_model(proto), _count_operators(proto), nodes, _remaining_fields(proto), _collect_weights(proto))
 
 
 @contextlib.contextmanager
-def _wrapped(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (DecodeError, OSError, ValueError, TypeError, LookupError, onnx.checker.ValidationError) as error:
@@ -92,15 +92,15 @@ def graph_differences(before: Model, after: Model) -> Iterator[Difference]:
 def first_node(before: Model, after: Model) -> tuple[str, Difference] | None:
     """The first node that differs, and its first field that does: none where operator or name are others."""
     for index, (left, right) in enumerate(zip_longest(before.nodes, after.nodes)):
-        if _label(left) != _label(right):
-            return f"node {index}", Difference("", _label(left), _label(right))
+        if _node_label(left) != _node_label(right):
+            return f"node {index}", Difference("", _node_label(left), _node_label(right))
         found = next(differences(left, right), None)
         if found is not None:
             return f"node {index} {left.get('name') or left['operator']}", found
     return None
 
 
-def _label(node: Plain | None) -> str | None:
+def _node_label(node: Plain | None) -> str | None:
     return None if node is None else f"{node['operator']} {node.get('name', '')}".rstrip()
 
 
@@ -108,22 +108,22 @@ def weight_differences(before: Model, after: Model) -> Iterator[Difference]:
     """Weights that one model alone has, of another dtype or shape, or with other values. Raises `ModelUnreadable`."""
     for name in before.weights | after.weights:
         left, right = before.weights.get(name), after.weights.get(name)
-        if left is None or right is None or _kind(left) != _kind(right):
-            yield Difference(name, left and _kind(left), right and _kind(right))
+        if left is None or right is None or _tensor_type(left) != _tensor_type(right):
+            yield Difference(name, left and _tensor_type(left), right and _tensor_type(right))
             continue
-        changed = change(_array(left, before.path), _array(right, after.path))
+        changed = change(_read_tensor(left, before.path), _read_tensor(right, after.path))
         if changed is not None:
-            yield Difference(name, _kind(left), _kind(right), changed)
+            yield Difference(name, _tensor_type(left), _tensor_type(right), changed)
 
 
-def _kind(tensor: onnx.TensorProto) -> str:
-    return f"{_dtype(tensor.data_type)}{list(tensor.dims)}"
+def _tensor_type(tensor: onnx.TensorProto) -> str:
+    return f"{_dtype_name(tensor.data_type)}{list(tensor.dims)}"
 
 
-def _array(tensor: onnx.TensorProto, path: Path) -> Array:
+def _read_tensor(tensor: onnx.TensorProto, path: Path) -> Array:
     if tensor.external_data:
         tensor = copy(tensor)  # some versions of onnx leave in it what they read
-    with _wrapped(path):
+    with _translate_errors(path):
         found: Array = onnx.numpy_helper.to_array(tensor, os.fspath(path.parent))
     return found
 
@@ -131,45 +131,45 @@ def _array(tensor: onnx.TensorProto, path: Path) -> Array:
 # -- parts of a model -----------------------------------------------------------------------
 
 
-def _summary(model: onnx.ModelProto) -> Plain:
+def _summarize_model(model: onnx.ModelProto) -> Plain:
     return {
         "ir_version": model.ir_version,
-        "opset": {_value(one.domain) or "ai.onnx": one.version for one in model.opset_import},
-        "inputs": [_interface(one) for one in model.graph.input],
-        "outputs": [_interface(one) for one in model.graph.output],
+        "opset": {_to_json_value(one.domain) or "ai.onnx": one.version for one in model.opset_import},
+        "inputs": [_describe_value(one) for one in model.graph.input],
+        "outputs": [_describe_value(one) for one in model.graph.output],
     }
 
 
-def _interface(value: onnx.ValueInfoProto) -> Plain:
+def _describe_value(value: onnx.ValueInfoProto) -> Plain:
     if not value.type.HasField("tensor_type"):
-        return _plain(value)
+        return _message_to_dict(value)
     kind = value.type.tensor_type
-    shape = [_dim(one) for one in kind.shape.dim] if kind.HasField("shape") else None
-    return {"name": _value(value.name), "dtype": _dtype(kind.elem_type), "shape": shape}
+    shape = [_describe_dim(one) for one in kind.shape.dim] if kind.HasField("shape") else None
+    return {"name": _to_json_value(value.name), "dtype": _dtype_name(kind.elem_type), "shape": shape}
 
 
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> object:
-    return dim.dim_value if dim.HasField("dim_value") else _value(dim.dim_param) or None
+def _describe_dim(dim: onnx.TensorShapeProto.Dimension) -> object:
+    return dim.dim_value if dim.HasField("dim_value") else _to_json_value(dim.dim_param) or None
 
 
-def _dtype(number: int) -> str:
+def _dtype_name(number: int) -> str:
     known = onnx.TensorProto.DataType.values()
     name = onnx.TensorProto.DataType.Name(number) if number in known else f"dtype {number}"
     return _DTYPES.get(name, name.lower())
 
 
-def _operators(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(_operator(node) for _, nodes, _ in _scopes(model) for node in nodes if node.op_type != "Constant")
+def _count_operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(_operator_name(node) for _, nodes, _ in _walk_scopes(model) for node in nodes if node.op_type != "Constant")
 
 
-def _operator(node: onnx.NodeProto) -> str:
-    domain = "" if node.domain in ("", "ai.onnx") else f"{_value(node.domain)}."
-    return f"{domain}{_value(node.op_type)}"
+def _operator_name(node: onnx.NodeProto) -> str:
+    domain = "" if node.domain in ("", "ai.onnx") else f"{_to_json_value(node.domain)}."
+    return f"{domain}{_to_json_value(node.op_type)}"
 
 
-def _weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+def _collect_weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     found = {}
-    for prefix, nodes, weights in _scopes(model):
+    for prefix, nodes, weights in _walk_scopes(model):
         found.update({f"{prefix}{one.name}": one for one in weights})
         for node in nodes:
             found.update({f"{prefix}{node.output[0]}": one.t for one in node.attribute if _is_weight(node, one)})
@@ -183,67 +183,67 @@ def _is_weight(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
 Scope: TypeAlias = "tuple[str, Sequence[onnx.NodeProto], Sequence[onnx.TensorProto]]"
 
 
-def _scopes(model: onnx.ModelProto) -> Iterator[Scope]:
+def _walk_scopes(model: onnx.ModelProto) -> Iterator[Scope]:
     """The graph, its subgraphs and the functions: what to put before the names in it, its nodes, its weights."""
-    yield from _with_inner("", model.graph.node, model.graph.initializer)
+    yield from _walk_scope("", model.graph.node, model.graph.initializer)
     for function in model.functions:
-        yield from _with_inner(f"{function.name}/", function.node, ())
+        yield from _walk_scope(f"{function.name}/", function.node, ())
 
 
-def _with_inner(prefix: str, nodes: Sequence[onnx.NodeProto], weights: Sequence[onnx.TensorProto]) -> Iterator[Scope]:
+def _walk_scope(prefix: str, nodes: Sequence[onnx.NodeProto], weights: Sequence[onnx.TensorProto]) -> Iterator[Scope]:
     yield prefix, nodes, weights
     for index, node in enumerate(nodes):
         for attribute in node.attribute:
             graphs = [attribute.g] if attribute.HasField("g") else attribute.graphs
             for position, graph in enumerate(graphs):
                 inner = f"{prefix}{node.name or f'{node.op_type} {index}'}/{attribute.name}/"
-                yield from _with_inner(inner if position == 0 else f"{inner}{position}/", graph.node, graph.initializer)
+                yield from _walk_scope(inner if position == 0 else f"{inner}{position}/", graph.node, graph.initializer)
 
 
 # -- as plain values ------------------------------------------------------------------------
 
 
-def _rest(model: onnx.ModelProto) -> Plain:
+def _remaining_fields(model: onnx.ModelProto) -> Plain:
     """What a model says beyond its summary, nodes and weights."""
-    graph = _plain(model.graph, leave_out=("node", "initializer", "input", "output"))
-    return {**_plain(model, leave_out=("ir_version", "opset_import", "graph")), "graph": graph}
+    graph = _message_to_dict(model.graph, leave_out=("node", "initializer", "input", "output"))
+    return {**_message_to_dict(model, leave_out=("ir_version", "opset_import", "graph")), "graph": graph}
 
 
-def _plain(message: Message, leave_out: tuple[str, ...] = ()) -> Plain:
+def _message_to_dict(message: Message, leave_out: tuple[str, ...] = ()) -> Plain:
     """The fields of a message that are set and not empty, in their order."""
     fields = message.ListFields()
-    return {field.name: _value(value) for field, value in fields if field.name not in leave_out and value != ""}
+    return {field.name: _to_json_value(value) for field, value in fields if field.name not in leave_out and value != ""}
 
 
-def _value(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     """As JSON has it; protobuf gives as bytes what should be text and is not."""
     if isinstance(value, onnx.NodeProto):
-        return _node(value)
+        return _node_to_dict(value)
     if isinstance(value, onnx.GraphProto):
-        return _plain(value, leave_out=("initializer",))
+        return _message_to_dict(value, leave_out=("initializer",))
     if isinstance(value, Message):
-        return _plain(value)
+        return _message_to_dict(value)
     if isinstance(value, bytes):
-        return _text(value)
-    return value if isinstance(value, (str, int, float)) else [_value(one) for one in value]
+        return _decode_bytes(value)
+    return value if isinstance(value, (str, int, float)) else [_to_json_value(one) for one in value]
 
 
-def _node(node: onnx.NodeProto) -> Plain:
-    attributes = {f"attribute {one.name}": _attribute(one) for one in node.attribute if not _is_weight(node, one)}
-    rest = _plain(node, leave_out=("op_type", "domain", "attribute"))
-    return {"operator": _operator(node), **attributes, **rest}
+def _node_to_dict(node: onnx.NodeProto) -> Plain:
+    attributes = {f"attribute {one.name}": _attribute_value(one) for one in node.attribute if not _is_weight(node, one)}
+    rest = _message_to_dict(node, leave_out=("op_type", "domain", "attribute"))
+    return {"operator": _operator_name(node), **attributes, **rest}
 
 
-def _attribute(attribute: onnx.AttributeProto) -> Any:
+def _attribute_value(attribute: onnx.AttributeProto) -> Any:
     """The value alone, where that is all that is set."""
-    fields = _plain(attribute, leave_out=("name", "type"))
+    fields = _message_to_dict(attribute, leave_out=("name", "type"))
     if not fields:
         return {"type": attribute.type}
     return next(iter(fields.values())) if len(fields) == 1 else fields
 
 
-def _text(value: bytes) -> str:
-    if len(value) > _LONG_BYTES:
+def _decode_bytes(value: bytes) -> str:
+    if len(value) > _MAX_BYTES_SHOWN:
         return f"{len(value)} bytes, sha256 {hashlib.sha256(value).hexdigest()}"
     try:
         text = value.decode()

@@ -73,12 +73,12 @@ def open_bundle(path: Path, side: str) -> Opened:
     config = read_config(path)
     _check_artifacts(path, config)
     try:
-        return _opened(path, side, config)
+        return _read_bundle(path, side, config)
     except OSError as error:
         raise NotABundle(str(path), f"it cannot be read: {error}") from None
 
 
-def _opened(folder: Path, side: str, config: Mapping[str, Any]) -> Opened:
+def _read_bundle(folder: Path, side: str, config: Mapping[str, Any]) -> Opened:
     try:
         text = (folder / layout.SUMS).read_bytes().decode()
         sums = parse_sums(text)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from packager.differences.tensors import Change
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_WIDTH = 60
-_BEFORE_CUT = 20
-_LINES = 20
+_MAX_WIDTH = 60
+_CONTEXT_BEFORE = 20
+_MAX_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Difference:
 
     def as_json(self) -> dict[str, object]:
         """The difference as JSON has it."""
-        found = {"where": self.where, "before": _as_json(self.before), "after": _as_json(self.after)}
+        found = {"where": self.where, "before": _to_json(self.before), "after": _to_json(self.after)}
         return found if self.change is None else {**found, "change": self.change.as_json()}
 
     def text(self) -> str:
@@ -104,17 +104,17 @@ class DiffReport:
                 yield from ("", section.name)
             if section.not_compared:
                 yield f"  not compared: {section.not_compared}"
-            yield from _rows(section.differences)
+            yield from _format_rows(section.differences)
         if self.same:
             yield "the same"
 
 
-def _rows(differences: tuple[Difference, ...]) -> Iterator[str]:
-    rows = [(shown(one.where), one.text()) for one in differences[:_LINES]]
+def _format_rows(differences: tuple[Difference, ...]) -> Iterator[str]:
+    rows = [(shown(one.where), one.text()) for one in differences[:_MAX_LINES]]
     width = max((len(where) for where, _ in rows), default=0)
     yield from (f"  {where:<{width}}  {text}" for where, text in rows)
-    if len(differences) > _LINES:
-        yield f"  … and {len(differences) - _LINES} more, which --json lists"
+    if len(differences) > _MAX_LINES:
+        yield f"  … and {len(differences) - _MAX_LINES} more, which --json lists"
 
 
 # -- values as text -------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def pair(before: object, after: object) -> tuple[str, str]:
         return f"{before:.{digits}g}", f"{after:.{digits}g}"
     left, right = shown(before), shown(after)
     common = parting(left, right)
-    return _cut(left, common), _cut(right, common)
+    return _excerpt(left, common), _excerpt(right, common)
 
 
 def parting(left: str | bytes, right: str | bytes) -> int:
@@ -147,19 +147,19 @@ def shown(value: object) -> str:
     return value if value and value.isprintable() else json.dumps(value)
 
 
-def _cut(text: str, common: int) -> str:
+def _excerpt(text: str, common: int) -> str:
     """What stands around the first difference."""
-    start = max(0, common - _BEFORE_CUT) if len(text) > _WIDTH else 0
-    end = start + _WIDTH
+    start = max(0, common - _CONTEXT_BEFORE) if len(text) > _MAX_WIDTH else 0
+    end = start + _MAX_WIDTH
     return ("…" if start else "") + text[start:end] + ("…" if len(text) > end else "")
 
 
-def _as_json(value: object) -> object:
+def _to_json(value: object) -> object:
     """The value, with the strings of the records for what JSON has not."""
     if isinstance(value, dict):
-        return {name: _as_json(one) for name, one in value.items()}
+        return {name: _to_json(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [_as_json(one) for one in value]
+        return [_to_json(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

@@ -19,14 +19,14 @@ def identity(before: Opened, after: Opened) -> Section:
 
     def facts(one: Opened) -> dict[str, object]:
         seal = {"fingerprint": one.fingerprint or None}
-        return {**_part(one, _IDENTITY), **seal, **{f"file {path}": sha256 for path, sha256 in one.digests.items()}}
+        return {**_config_fields(one, _IDENTITY), **seal, **{f"file {path}": sha256 for path, sha256 in one.digests.items()}}
 
     return Section("identity", tuple(differences(facts(before), facts(after))))
 
 
 def signature(before: Opened, after: Opened) -> Section:
     """Inputs, outputs and their order, and the sizes that dims may take."""
-    return Section("signature", tuple(differences(_part(before, _SIGNATURE), _part(after, _SIGNATURE))))
+    return Section("signature", tuple(differences(_config_fields(before, _SIGNATURE), _config_fields(after, _SIGNATURE))))
 
 
 def torchscript(before: Opened, after: Opened) -> Section:
@@ -42,7 +42,7 @@ def torchscript(before: Opened, after: Opened) -> Section:
 def parity(before: Opened, after: Opened) -> Section:
     """The verdicts, what was allowed, the largest errors, and the cases."""
     verdicts = tuple(differences(before.config.get("parity"), after.config.get("parity"), "verdict"))
-    found, reason = _evidence(before, after, layout.PARITY)
+    found, reason = _compare_records(before, after, layout.PARITY)
     told = [one for one in found if not one.where.endswith(".why")]  # words the numbers beside it
     told.sort(key=lambda one: one.where.startswith("cases"))  # many; the rest is what one looks for
     return Section("parity", (*verdicts, *told), reason)
@@ -51,7 +51,7 @@ def parity(before: Opened, after: Opened) -> Section:
 def toolchain(before: Opened, after: Opened) -> Section:
     """The versions of the tools, the digests of what the bundle was made from, and the machine."""
     versions = tuple(differences(before.config.get("source"), after.config.get("source")))
-    found, reason = _evidence(before, after, layout.BUILD)
+    found, reason = _compare_records(before, after, layout.BUILD)
     return Section("toolchain", (*versions, *found), reason)
 
 
@@ -65,11 +65,11 @@ def metadata(before: Opened, after: Opened) -> Section:
     return Section("metadata", tuple(differences(facts(before), facts(after))))
 
 
-def _part(one: Opened, names: tuple[str, ...]) -> dict[str, object]:
+def _config_fields(one: Opened, names: tuple[str, ...]) -> dict[str, object]:
     return {name: one.config.get(name) for name in names}
 
 
-def _evidence(before: Opened, after: Opened, name: str) -> tuple[tuple[Difference, ...], str]:
+def _compare_records(before: Opened, after: Opened, name: str) -> tuple[tuple[Difference, ...], str]:
     """The differences of a record, or the reason why they are not known; files with one digest are not read."""
     if before.digests.get(name) == after.digests.get(name):
         return (), ""

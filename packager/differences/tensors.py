@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from packager.parity.numerics.compare import root_mean_square
 
 Array = NDArray[np.generic]
-_BLOCK = 1 << 20
+_BLOCK_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -53,24 +53,24 @@ def change(before: Array, after: Array) -> Change | None:
     """How the values differ; None where they are the same, bit by bit."""
     changed = nonfinite = 0
     largest: float | None = None if before.dtype.kind == "O" else 0.0
-    for left, right in zip(_blocks(before), _blocks(after), strict=True):
-        different = _different(left, right)
+    for left, right in zip(_iterate_blocks(before), _iterate_blocks(after), strict=True):
+        different = _differing_mask(left, right)
         count = int(different.sum())
         changed += count
         if count and largest is not None:
-            distance, apart = _distance(left[different], right[different])
+            distance, apart = _max_distance(left[different], right[different])
             largest, nonfinite = max(largest, distance), nonfinite + apart
     if not changed:
         return None
-    return Change(changed, before.size, largest, None if largest is None else _relative(largest, before), nonfinite)
+    return Change(changed, before.size, largest, None if largest is None else _relative_to_rms(largest, before), nonfinite)
 
 
-def _blocks(array: Array) -> Iterator[Array]:
+def _iterate_blocks(array: Array) -> Iterator[Array]:
     flat = np.ascontiguousarray(array).reshape(-1)
-    return (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+    return (flat[start : start + _BLOCK_VALUES] for start in range(0, flat.size, _BLOCK_VALUES))
 
 
-def _different(left: Array, right: Array) -> NDArray[np.bool_]:
+def _differing_mask(left: Array, right: Array) -> NDArray[np.bool_]:
     if left.dtype.kind == "O":
         return np.asarray(left != right)
     width = left.dtype.itemsize
@@ -79,7 +79,7 @@ def _different(left: Array, right: Array) -> NDArray[np.bool_]:
     return different if width <= 8 else np.logical_or.reduce(different.reshape(left.size, -1), axis=1)
 
 
-def _distance(left: Array, right: Array) -> tuple[float, int]:
+def _max_distance(left: Array, right: Array) -> tuple[float, int]:
     """The largest distance between finite values, and how many pairs have none."""
     if left.dtype.kind in "biu":
         # Two's complement: the difference of the larger and the smaller is right modulo 2**64, hence right.
@@ -94,17 +94,17 @@ def _distance(left: Array, right: Array) -> tuple[float, int]:
     return float(distances.max(initial=0.0)), int(apart.sum())
 
 
-def _relative(distance: float, before: Array) -> float:
+def _relative_to_rms(distance: float, before: Array) -> float:
     if distance == 0.0:
         return 0.0
-    scale = _rms(before)
+    scale = _finite_rms(before)
     return distance / scale if scale else float("inf")
 
 
-def _rms(array: Array) -> float:
+def _finite_rms(array: Array) -> float:
     """The RMS of the finite values: that of the blocks' norms, on the scale of one value."""
     norms, count = [0.0], 0
-    for block in _blocks(array):
+    for block in _iterate_blocks(array):
         with np.errstate(over="ignore", invalid="ignore"):  # NaNs may signal
             values = np.abs(block.astype(np.complex128 if block.dtype.kind == "c" else np.float64))
         values = values[np.isfinite(values)]

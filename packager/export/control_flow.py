@@ -23,9 +23,9 @@ from typing import Any
 
 from packager.common.paths import PACKAGE
 
-_UNTOLD = ("equal", "allclose")  # of torch and of Tensor: they give a Python bool, and no warning
-_IN_THE_USERS_NAME = ("_tensor.py", "container.py")  # of torch's files: `x in tensor`, `layers[n]`
-_OURS = f"{PACKAGE}{os.sep}"
+_UNWARNED = ("equal", "allclose")  # of torch and of Tensor: they give a Python bool, and no warning
+_TRANSPARENT_TORCH_FILES = ("_tensor.py", "container.py")  # of torch's files: `x in tensor`, `layers[n]`
+_OWN_FOLDER = f"{PACKAGE}{os.sep}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def recorded() -> Iterator[Callable[[], Branches]]:
     libraries: set[str] = set()
 
     def note() -> None:
-        library, place = _place(f"{Path(torch.__file__).parent}{os.sep}")
+        library, place = _find_user_line(f"{Path(torch.__file__).parent}{os.sep}")
         if place:
             (libraries if library else own).add(place)
 
@@ -84,16 +84,16 @@ def recorded() -> Iterator[Callable[[], Branches]]:
         warnings.simplefilter("always")
         warnings.showwarning = show
         for owner in (torch, torch.Tensor):
-            for name in _UNTOLD:
-                stack.enter_context(_replaced(owner, name, watched(getattr(owner, name))))
-        stack.enter_context(_replaced(torch.Tensor, "__index__", watched(torch.Tensor.__index__)))
+            for name in _UNWARNED:
+                stack.enter_context(_patch_attribute(owner, name, watched(getattr(owner, name))))
+        stack.enter_context(_patch_attribute(torch.Tensor, "__index__", watched(torch.Tensor.__index__)))
         size: Any = torch.Tensor.nbytes
-        stack.enter_context(_replaced(torch.Tensor, "nbytes", property(watched(size.__get__))))
+        stack.enter_context(_patch_attribute(torch.Tensor, "nbytes", property(watched(size.__get__))))
         yield lambda: Branches(tuple(sorted(own)), tuple(sorted(libraries)))
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _patch_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     own, before = name in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -105,14 +105,14 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
 
 
-def _place(torch_folder: str) -> tuple[bool, str]:
+def _find_user_line(torch_folder: str) -> tuple[bool, str]:
     """The line that takes a number from data, and whether it is an installed one; empty where it only checks."""
-    skipped = (_OURS, str(Path(warnings.__file__)), str(Path(contextlib.__file__)), "<")
+    skipped = (_OWN_FOLDER, str(Path(warnings.__file__)), str(Path(contextlib.__file__)), "<")
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(skipped):
         frame = frame.f_back
     while frame is not None and frame.f_code.co_filename.startswith(torch_folder):
-        if Path(frame.f_code.co_filename).name not in _IN_THE_USERS_NAME:
+        if Path(frame.f_code.co_filename).name not in _TRANSPARENT_TORCH_FILES:
             return False, ""
         frame = frame.f_back
     if frame is None:

@@ -48,7 +48,7 @@ def from_torchscript(
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # torch's stubs
         try:
             torch.onnx.export(
-                _to_export(program),
+                _get_exportable_module(program),
                 inputs,
                 path,
                 dynamo=False,
@@ -62,7 +62,7 @@ def from_torchscript(
         except OSError:
             raise  # the disk's trouble, and not the exporter's
         except Exception as error:
-            raise failure(error, project.folder, _places(program, error)) from error
+            raise failure(error, project.folder, _format_source_ranges(program, error)) from error
     return Raw(path, weights.write(program.module.state_dict(), path.with_name(path.name + ".weights")))
 
 
@@ -70,7 +70,7 @@ def from_torch_export(
     project: Project, module: torch.nn.Module, names: Names, inputs: tuple[torch.Tensor, ...], path: Path
 ) -> Raw:
     """Trace the module with torch.export and write the graph to `path`. Raises `ExporterFailed`."""
-    dims = {name: _dim(name, limit) for name, limit in project.manifest.limits().items()}
+    dims = {name: _make_dynamic_dim(name, limit) for name, limit in project.manifest.limits().items()}
     weight_bytes = sum(one.numel() * one.element_size() for one in module.state_dict().values())
     # It reports its progress on the one, and on the other half of the graph where it fails.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -90,16 +90,16 @@ def from_torch_export(
             made, wanted = program.model.opset_imports.get(""), project.manifest.export.opset
             if made != wanted:  # where it cannot convert the graph, it warns and keeps its own opset
                 raise RuntimeError(f"it makes opset {made} of this model, and export.opset is {wanted}")
-            _keep_names(program.model.graph)
+            _rename_clashing_values(program.model.graph)
             program.save(str(path), external_data=weight_bytes > _INLINE_BYTES)
         except OSError:
             raise  # the disk's trouble, and not the exporter's
         except Exception as error:
-            raise failure(_root(error), project.folder) from error
+            raise failure(_get_root_cause(error), project.folder) from error
     return Raw(path)
 
 
-def _keep_names(graph: Any) -> None:
+def _rename_clashing_values(graph: Any) -> None:
     """Rename the inner values that are called like an input or an output: the exporter does not look for that."""
     from onnx_ir.traversal import RecursiveGraphIterator
 
@@ -111,7 +111,7 @@ def _keep_names(graph: Any) -> None:
                 value.name = f"{value.name}/inner"
 
 
-def _to_export(program: Program) -> torch.jit.ScriptModule:
+def _get_exportable_module(program: Program) -> torch.jit.ScriptModule:
     """What the exporter may have: it rewrites a program's functions in place, for good.
 
     Those of a trace are its own. A script shares its functions with every other script of the process, and
@@ -126,7 +126,7 @@ def _to_export(program: Program) -> torch.jit.ScriptModule:
     return copy
 
 
-def _places(program: Program, error: Exception) -> str:
+def _format_source_ranges(program: Program, error: Exception) -> str:
     """Where the operators that an error names come from, as TorchScript remembers it, the innermost call last."""
     graph: Any = program.module.inlined_graph
     named = dict.fromkeys(re.findall(r"\w+::\w+", str(error)))
@@ -134,7 +134,7 @@ def _places(program: Program, error: Exception) -> str:
     return "\n".join("\n".join(reversed(one.splitlines())) for one in ranges)
 
 
-def _dim(name: str, limit: DimLimits) -> Any:
+def _make_dynamic_dim(name: str, limit: DimLimits) -> Any:
     """A dynamic dim. torch knows none of one size only: that one may be one larger, which nobody is told."""
     most = limit.max if limit.max is None else max(limit.max, limit.min + 1)
     return torch.export.Dim(name, min=limit.min, max=most)
@@ -147,7 +147,7 @@ def _dynamic_shapes(project: Project, dims: Mapping[str, Any]) -> tuple[dict[int
     )
 
 
-def _root(error: Exception) -> BaseException:
+def _get_root_cause(error: Exception) -> BaseException:
     """torch.onnx wraps what torch.export said in advice; what was said first is the cause."""
     found: BaseException = error
     while found.__cause__ is not None:

@@ -34,9 +34,9 @@ from packager.export.control_flow import Branches
 from packager.export.exporters import ExporterFailed, FlatOutputs, failure
 from packager.export.graph.messages import Stage
 
-_CODE_BYTES = 1 << 20  # more than the program's code and its archive take beside the weights
+_CODE_ALLOWANCE_BYTES = 1 << 20  # more than the program's code and its archive take beside the weights
 # By name without the underscore of what works in place. A pool's or a maximum's indices are the second output.
-_DECIDING = frozenset({
+_DECISION_OPERATORS = frozenset({
     "topk", "sort", "msort", "argsort", "argmax", "argmin", "kthvalue", "median", "nanmedian", "mode", "nonzero",
     "nonzero_numpy", "unique", "unique_consecutive", "_unique2", "unique_dim", "count_nonzero", "any", "all",
     "round", "floor", "ceil", "trunc", "fix", "frac", "sign", "sgn", "signbit", "floor_divide", "remainder", "fmod",
@@ -44,12 +44,12 @@ _DECIDING = frozenset({
     "gt", "lt", "ge", "le", "eq", "ne", "greater", "less", "greater_equal", "less_equal", "not_equal", "isclose",
     "equal", "allclose", "logical_not", "logical_and", "logical_or", "logical_xor",
 })  # fmt: skip
-_INDEXING = frozenset({
+_INDEX_OPERATORS = frozenset({
     "max", "min", "cummax", "cummin", "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
     "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d",
     "fractional_max_pool3d",
 })  # fmt: skip
-_INTEGRAL = ("Bool", "Byte", "Char", "Short", "Int", "Long")
+_INTEGER_TYPES = ("Bool", "Byte", "Char", "Short", "Int", "Long")
 _MANGLED = re.compile(rb"___torch_mangle_\d+")
 
 
@@ -75,36 +75,36 @@ def trace(
 ) -> Program:
     """Record one call. Raises `ExporterFailed`."""
     with control_flow.recorded() as taken, torch.no_grad():
-        _take_a_name()
+        _reserve_modulelist_name()
         try:
             flat = FlatOutputs(module, names).eval()
             traced = torch.jit.trace(flat, inputs, check_trace=False)  # type: ignore[no-untyped-call]  # torch's stubs
         except Exception as error:
             raise failure(error, folder) from error
-    frozen = replace(taken(), rounded=_rounded(traced.inlined_graph))
-    return Program("trace", traced, frozen, bool(frozen.own) or _decides(traced.inlined_graph))
+    frozen = replace(taken(), rounded=_find_rounded_sizes(traced.inlined_graph))
+    return Program("trace", traced, frozen, bool(frozen.own) or _has_discrete_decisions(traced.inlined_graph))
 
 
 def script(module: torch.nn.Module, folder: Path) -> Program:
     """Compile the module's source. Raises `ExporterFailed`."""
-    _take_a_name()
+    _reserve_modulelist_name()
     try:
         scripted = torch.jit.script(module)
     except Exception as error:
         raise failure(error, folder) from error
     return Program(
-        "script", scripted, Branches(rounded=_rounded(scripted.inlined_graph)), _decides(scripted.inlined_graph)
+        "script", scripted, Branches(rounded=_find_rounded_sizes(scripted.inlined_graph)), _has_discrete_decisions(scripted.inlined_graph)
     )
 
 
-def _decides(graph: Any) -> bool:
-    return any(_is_decision(node) for node in _nodes(graph))
+def _has_discrete_decisions(graph: Any) -> bool:
+    return any(_is_decision(node) for node in _iter_nodes(graph))
 
 
-def _rounded(graph: Any) -> tuple[str, ...]:
+def _find_rounded_sizes(graph: Any) -> tuple[str, ...]:
     """Lines that make a size by a number that float32 has not: a scale of F.interpolate, a step of torch.arange."""
     found = set()
-    for node in _nodes(graph):
+    for node in _iter_nodes(graph):
         given = list(node.inputs())
         if node.kind().startswith(("aten::upsample_", "aten::_upsample_")):
             given = list(given[-1].node().inputs())  # the scales, where it has them
@@ -112,11 +112,11 @@ def _rounded(graph: Any) -> tuple[str, ...]:
             continue
         numbers = [one.toIValue() for one in given if one.type().kind() == "FloatType"]
         if any(number is not None and ctypes.c_float(number).value != number for number in numbers):
-            found.add(_user_line(node.sourceRange()))
+            found.add(_find_user_line(node.sourceRange()))
     return tuple(sorted(found))
 
 
-def _user_line(source: str) -> str:
+def _find_user_line(source: str) -> str:
     """The innermost line of a node's stack that is not torch's: `FILE(LINE): function` in a trace, else as Python's."""
     traced = re.findall(r"^(\S+)\((\d+)\): ", source, re.MULTILINE)
     for path, line in traced or reversed(re.findall(r'File "([^"]+)", line (\d+)', source)):
@@ -126,11 +126,11 @@ def _user_line(source: str) -> str:
     return "forward()"
 
 
-def _nodes(block: Any) -> Iterator[Any]:
+def _iter_nodes(block: Any) -> Iterator[Any]:
     for node in block.nodes():
         yield node
         for inner in node.blocks():
-            yield from _nodes(inner)
+            yield from _iter_nodes(inner)
 
 
 def _is_decision(node: Any) -> bool:
@@ -144,16 +144,16 @@ def _is_decision(node: Any) -> bool:
         return False
     if name in ("to", "type_as", "type", "int", "long", "Int", "Bool", "item"):
         made = [one.type() for one in node.outputs()]
-        return any(one.kind() != "TensorType" or one.scalarType() in _INTEGRAL for one in made)
+        return any(one.kind() != "TensorType" or one.scalarType() in _INTEGER_TYPES for one in made)
     if name in ("div", "div_", "divide", "divide_"):
         return len(list(node.inputs())) > 2 and list(node.inputs())[2].type().kind() != "NoneType"  # rounded
-    if name in _INDEXING:
+    if name in _INDEX_OPERATORS:
         return any(one.uses() for one in list(node.outputs())[1:])
-    return name in _DECIDING or name.removesuffix("_") in _DECIDING or "quantize" in name
+    return name in _DECISION_OPERATORS or name.removesuffix("_") in _DECISION_OPERATORS or "quantize" in name
 
 
 @functools.cache
-def _take_a_name() -> None:
+def _reserve_modulelist_name() -> None:
     """Let no program of this process have the first ModuleList, whose name is not mangled.
 
     The ONNX exporter knows a ModuleList by that name, and calls the nodes inside it `layers.0`; those in
@@ -168,19 +168,19 @@ def save(program: Program, path: Path, *, fold: bool, folder: Path) -> None:
     `fold` lets freezing fold batch normalization into convolutions. Raises `ExporterFailed`.
     """
     raw = path.with_name(path.name + ".raw")
-    _reserve(raw, sum(one.numel() * one.element_size() for one in program.module.state_dict().values()))
+    _reserve_disk_space(raw, sum(one.numel() * one.element_size() for one in program.module.state_dict().values()))
     try:
         frozen = torch.jit.freeze(program.module.eval(), optimize_numerics=fold)
         torch.jit.save(frozen, raw)
     except RuntimeError as error:
         raise failure(error, folder) from error
-    _take_apart(frozen.graph)
+    _free_weights(frozen.graph)
     del frozen
     canonical(raw, path)
     raw.unlink()
 
 
-def _take_apart(graph: Any) -> None:
+def _free_weights(graph: Any) -> None:
     """Free the weights, which freezing made constants of this graph.
 
     torch keeps the graph of every method that was ever compiled until the process ends: ResNet-50's 94 MB, to the end
@@ -192,11 +192,11 @@ def _take_apart(graph: Any) -> None:
         node.destroy()
 
 
-def _reserve(path: Path, weight_bytes: int) -> None:
+def _reserve_disk_space(path: Path, weight_bytes: int) -> None:
     """Raise the OSError of a full disk beforehand: where torch.jit.save meets one, its C++ ends the process."""
     if hasattr(os, "posix_fallocate"):
         with path.open("wb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, weight_bytes + _CODE_BYTES)
+            os.posix_fallocate(stream.fileno(), 0, weight_bytes + _CODE_ALLOWANCE_BYTES)
 
 
 def canonical(saved: Path, target: Path) -> None:

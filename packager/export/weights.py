@@ -15,8 +15,8 @@ import torch
 
 from packager.export.graph.messages import Weight
 
-_PAGE = 4096
-_ONNX_NAMES = {
+_PAGE_BYTES = 4096
+_ONNX_DTYPES = {
     torch.float32: "FLOAT", torch.float64: "DOUBLE", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16",
     torch.int8: "INT8", torch.int16: "INT16", torch.int32: "INT32", torch.int64: "INT64",
     torch.uint8: "UINT8", torch.uint16: "UINT16", torch.uint32: "UINT32", torch.uint64: "UINT64",
@@ -33,9 +33,9 @@ def write(state: Mapping[str, torch.Tensor], path: Path) -> tuple[Weight, ...]:
             key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
             if key not in places:
                 content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-                stream.seek(-(-stream.tell() // _PAGE) * _PAGE)
+                stream.seek(-(-stream.tell() // _PAGE_BYTES) * _PAGE_BYTES)
                 places[key] = (stream.tell(), content.nbytes)
                 stream.write(content.data)
             offset, length = places[key]
-            weights.append(Weight(name, _ONNX_NAMES[tensor.dtype], tuple(tensor.shape), offset, length))
+            weights.append(Weight(name, _ONNX_DTYPES[tensor.dtype], tuple(tensor.shape), offset, length))
     return tuple(weights)

@@ -23,10 +23,10 @@ from types import FunctionType, ModuleType
 from packager.common import distributions
 from packager.common.paths import PACKAGE
 
-_NEVER = ("/proc/", "/sys/")
-_BEYOND_PYTHON = (".pyc", ".so")
-_TOOLS = ("torch", "numpy", "onnx", "onnxscript", "onnxsim", "onnxruntime", "packager")  # every stage names them
-_ENDS = frozenset({*sys.stdlib_module_names, *_TOOLS})
+_IGNORED_PREFIXES = ("/proc/", "/sys/")
+_BINARY_SUFFIXES = (".pyc", ".so")
+_TOOLCHAIN = ("torch", "numpy", "onnx", "onnxscript", "onnxsim", "onnxruntime", "packager")  # every stage names them
+_SEARCH_BOUNDARY = frozenset({*sys.stdlib_module_names, *_TOOLCHAIN})
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def watched(folder: Path, entry: str, known: Sequence[Path]) -> Iterator[Watch]:
     that the code wrote to the temporary folder before importing it, as its text follows from the other inputs.
     """
     before, path_before = dict(sys.modules), {*sys.path}
-    elsewhere = (*_NEVER, *_prefixes(), *(f"{path}/" for path in known))
-    heard = _Heard({}, {str(path) for path in known}, set())
+    elsewhere = (*_IGNORED_PREFIXES, *_installed_prefixes(), *(f"{path}/" for path in known))
+    heard = _FileAccesses({}, {str(path) for path in known}, set())
     _install_hook()
-    _LISTENING.append(heard)
+    _ACTIVE.append(heard)
 
     def footprint() -> Footprint:
         loaded = imported(before)
@@ -115,35 +115,35 @@ def watched(folder: Path, entry: str, known: Sequence[Path]) -> Iterator[Watch]:
         # A generated file that was there before is an input, but its module is not part of the bundle's code digest.
         earlier = [path for path in map(_absolute, generated.values()) if path not in heard.written]
         others = [*earlier, *(one for one in heard.read if one not in own)]
-        others = [one for one in others if not one.startswith(elsewhere) and _is_data(one)]
+        others = [one for one in others if not one.startswith(elsewhere) and _is_data_file(one)]
         searched = {Path(one) for one in sys.path if one not in path_before and os.path.isdir(one)}
         searched -= {path.parent for path in generated.values()}
         searched |= {folder, *(path.parent for path in modules.values())}
-        reached = _reached([sys.modules[name] for name in {*loaded, entry} if name in sys.modules])
-        packages, loose = _distributions(reached - {name.partition(".")[0] for name in modules})
-        paths = {_relative(Path(one), folder) for one in (*others, *(one for one in loose if one not in own))}
-        folders = {_relative(one, folder) for one in searched}
-        named = {name: _relative(path, folder) for name, path in sorted(modules.items())}
+        reached = _find_used_packages([sys.modules[name] for name in {*loaded, entry} if name in sys.modules])
+        packages, loose = _find_distributions(reached - {name.partition(".")[0] for name in modules})
+        paths = {_display_path(Path(one), folder) for one in (*others, *(one for one in loose if one not in own))}
+        folders = {_display_path(one, folder) for one in searched}
+        named = {name: _display_path(path, folder) for name, path in sorted(modules.items())}
         placed = any(os.path.isabs(one) for one in (*paths, *folders, *named.values()))
         placed = placed or any(one in heard.relative for one in others)
         return Footprint(named, tuple(sorted(paths)), tuple(sorted(folders)), packages, placed)
 
     def changed() -> list[str]:
         return sorted(
-            _relative(Path(one), folder)
+            _display_path(Path(one), folder)
             for one, status in heard.read.items()
-            if one not in heard.written and not one.startswith(elsewhere) and _is_data(one) and status != _status(one)
+            if one not in heard.written and not one.startswith(elsewhere) and _is_data_file(one) and status != _stat_file(one)
         )
 
     try:
         yield Watch(footprint, changed)
     finally:
-        _LISTENING.remove(heard)
+        _ACTIVE.remove(heard)
 
 
 def imported(before: Mapping[str, object]) -> dict[str, Path]:
     """The user's own module files among those that are imported now and were not `before`."""
-    prefixes, found = _prefixes(), {}
+    prefixes, found = _installed_prefixes(), {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if before.get(name) is module or file is None or name.partition(".")[0] == "packager":
@@ -170,14 +170,14 @@ def _is_generated(path: Path, folder: Path, written: Collection[str]) -> bool:
     return is_temporary and not any(inside(path, entry) for entry in searched)
 
 
-def _prefixes() -> tuple[str, ...]:
+def _installed_prefixes() -> tuple[str, ...]:
     import sysconfig  # likewise
 
     paths = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
     return tuple(sorted(f"{path}/" for path in (*paths, str(PACKAGE))))
 
 
-def _reached(modules: Sequence[ModuleType]) -> set[str]:
+def _find_used_packages(modules: Sequence[ModuleType]) -> set[str]:
     """The top-level names of all modules that these ones use, and those in turn, whoever imported them first.
 
     What a module uses stands in its namespace: other modules, and the classes and functions of others. The
@@ -196,18 +196,18 @@ def _reached(modules: Sequence[ModuleType]) -> set[str]:
                 continue
             top = str(name).partition(".")[0]
             found.add(top)
-            if name not in seen and top not in _ENDS and name in sys.modules:
+            if name not in seen and top not in _SEARCH_BOUNDARY and name in sys.modules:
                 waiting.append(sys.modules[name])
             seen.add(name)
     return found - {"packager", "builtins", "__future__"}
 
 
-def _distributions(names: set[str]) -> tuple[tuple[str, ...], list[str]]:
+def _find_distributions(names: set[str]) -> tuple[tuple[str, ...], list[str]]:
     """The distributions that modules come from, and the files of those that come from none."""
     from importlib import metadata  # which takes longer than a build that has nothing to do
 
     known = metadata.packages_distributions()
-    wanted = names - _ENDS
+    wanted = names - _SEARCH_BOUNDARY
     found = {distribution for name in wanted for distribution in known.get(name, ())}
     files = [getattr(sys.modules.get(name), "__file__", None) for name in wanted if name not in known]
     return tuple(sorted(found)), [one for one in files if one is not None]
@@ -221,15 +221,15 @@ def inside(path: str | Path, folder: Path) -> Path | None:
     return None
 
 
-def _relative(path: Path, folder: Path) -> str:
+def _display_path(path: Path, folder: Path) -> str:
     return (inside(path, folder) or path).as_posix()
 
 
-def _is_data(name: str) -> bool:
-    return not name.endswith(_BEYOND_PYTHON) and os.path.isfile(name)
+def _is_data_file(name: str) -> bool:
+    return not name.endswith(_BINARY_SUFFIXES) and os.path.isfile(name)
 
 
-def _status(path: str) -> tuple[int, int, int] | None:
+def _stat_file(path: str) -> tuple[int, int, int] | None:
     """What tells whether a file is still the one that it was."""
     try:
         found = os.stat(path)
@@ -242,7 +242,7 @@ def _status(path: str) -> tuple[int, int, int] | None:
 
 
 @dataclass(eq=False)
-class _Heard:
+class _FileAccesses:
     """Files that were read, each with its status then; that were written; and that were named relatively."""
 
     read: dict[str, tuple[int, int, int] | None]
@@ -250,18 +250,18 @@ class _Heard:
     relative: set[str]
 
 
-_LISTENING: list[_Heard] = []
-_HOOKED: list[bool] = []
+_ACTIVE: list[_FileAccesses] = []
+_HOOK_INSTALLED: list[bool] = []
 
 
 def _install_hook() -> None:
-    if not _HOOKED:
-        sys.addaudithook(_hear)
-        _HOOKED.append(True)
+    if not _HOOK_INSTALLED:
+        sys.addaudithook(_audit_hook)
+        _HOOK_INSTALLED.append(True)
 
 
-def _hear(event: str, arguments: tuple[object, ...]) -> None:
-    if not _LISTENING:
+def _audit_hook(event: str, arguments: tuple[object, ...]) -> None:
+    if not _ACTIVE:
         return
     if event == "open":
         name, _, flags = arguments
@@ -269,19 +269,19 @@ def _hear(event: str, arguments: tuple[object, ...]) -> None:
             _hear_open(os.fsdecode(name), flags)
     elif event == "os.rename":
         names = [_absolute(os.fsdecode(one)) for one in arguments[:2] if isinstance(one, (str, bytes, os.PathLike))]
-        for heard in _LISTENING:
+        for heard in _ACTIVE:
             if names[0] in heard.written:
                 heard.written.add(names[-1])
 
 
 def _hear_open(given: str, flags: int) -> None:
     path = _absolute(given)
-    status = _status(path)  # before it is opened
+    status = _stat_file(path)  # before it is opened
     if flags & os.O_EXCL and status is not None:
         return  # which fails
     writes = flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_TRUNC
     creates = flags & os.O_CREAT and status is None  # those of tempfile are open for reading too
-    for heard in _LISTENING:
+    for heard in _ACTIVE:
         if writes or creates:
             heard.written.add(path)
         elif path not in heard.written:

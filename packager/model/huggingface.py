@@ -33,14 +33,14 @@ def construct(project: Project, located: LocatedCheckpoint, read: checkpoint.Che
     except ImportError:
         raise TransformersMissing(where, project.checkpoint_shown) from None
     try:
-        with _alone(transformers):
+        with _offline(transformers):
             config = transformers.AutoConfig.from_pretrained(
                 located.folder / CONFIG, local_files_only=True, trust_remote_code=False
             )
             if getattr(config, "quantization_config", None) is not None:
                 raise ValueError("config.json says that the weights are quantized, which is not supported")
             config.use_cache = False
-            module, info = _class(transformers, config).from_pretrained(
+            module, info = _find_model_class(transformers, config).from_pretrained(
                 None,
                 config=config,
                 state_dict=dict(read.state),
@@ -60,7 +60,7 @@ def construct(project: Project, located: LocatedCheckpoint, read: checkpoint.Che
     return module.to("cpu"), Fit({name: own[name] for name in own if name not in missing}, "", missing, unexpected)
 
 
-def _class(transformers: Any, config: Any) -> Any:
+def _find_model_class(transformers: Any, config: Any) -> Any:
     """The class that was saved, or else the base model of the configuration."""
     for name in getattr(config, "architectures", None) or ():
         found = getattr(transformers, str(name), None)
@@ -70,7 +70,7 @@ def _class(transformers: Any, config: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _alone(transformers: Any) -> Iterator[None]:
+def _offline(transformers: Any) -> Iterator[None]:
     """Without the network, and without its report on stderr: what it says there is told by `check`, or by a note."""
     hub: Any = importlib.import_module("huggingface_hub.constants")
     logging = transformers.utils.logging

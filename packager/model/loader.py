@@ -55,9 +55,9 @@ from packager.model import code_dependencies, huggingface, serialized
 from packager.project import preflight
 from packager.project.manifest import Project
 
-_MOST_OBJECTS = 200_000  # that are looked at for what refers to a parameter
-_SMALL_BYTES = 1 << 16  # of a parameter that a copy has for itself: a scale that a first call may set
-_STATE_BYTES = 1 << 24  # of a buffer, likewise: it may be what forward() keeps
+_MAX_VISITED_OBJECTS = 200_000  # that are looked at for what refers to a parameter
+_SMALL_PARAMETER_BYTES = 1 << 16  # of a parameter that a copy has for itself: a scale that a first call may set
+_LARGE_BUFFER_BYTES = 1 << 24  # of a buffer, likewise: it may be what forward() keeps
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Source:
 
         What earlier calls left in a module would be in the artifact, and a build that knows more calls it less.
         """
-        copied = None if self.untouched is None else _copied(self.untouched)
+        copied = None if self.untouched is None else _copy_module(self.untouched)
         return self.module if copied is None else copied
 
     def changed(self) -> tuple[str, ...]:
@@ -101,10 +101,10 @@ class Source:
             "rounded to the module's dtype": self.fit.narrowed,
         }
         damaged = [f"{one.partition(chr(10))[0]}; {self.taken} is taken" for one in self.passed_over]
-        return (*damaged, *(f"{what}: {_first_of(names)}" for what, names in told.items() if names))
+        return (*damaged, *(f"{what}: {_join_first(names)}" for what, names in told.items() if names))
 
 
-def _first_of(names: Sequence[str], shown: int = 10) -> str:
+def _join_first(names: Sequence[str], shown: int = 10) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return f"{', '.join(names[:shown])}{more}"
 
@@ -117,11 +117,11 @@ def opened(project: Project, located: LocatedCheckpoint | None = None) -> Iterat
     raises an error of `packager.errors` for an entry that does not import or is no Module, kwargs
     it does not take, and a checkpoint that cannot be read or does not fit.
     """
-    with _importing_from(project.folder), ExitStack() as stack:
+    with _import_path(project.folder), ExitStack() as stack:
 
         def opening() -> Source:
-            entry = None if project.manifest.model.entry is None else _entry(project)
-            found = _load(project, entry, located or preflight.located(project))
+            entry = None if project.manifest.model.entry is None else _resolve_entry(project)
+            found = _load_model(project, entry, located or preflight.located(project))
             if "torch._dynamo" in sys.modules:  # what is compiled computes the same without, and writes no files
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             return found
@@ -150,7 +150,7 @@ def user_frame(error: BaseException, folder: Path) -> str:
 
 
 @contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
+def _import_path(folder: Path) -> Iterator[None]:
     """Import with `folder` on the path; the user's own modules are taken out again afterwards.
 
     So is what their code put on the path, and the working directory is what it was: the cache is asked by both, before
@@ -172,12 +172,12 @@ def _importing_from(folder: Path) -> Iterator[None]:
         os.chdir(directory)
 
 
-def _named(project: Project) -> str:
+def _get_entry_name(project: Project) -> str:
     return project.manifest.model.entry or ""
 
 
-def _entry(project: Project) -> Callable[..., Any]:
-    entry, where = _named(project), project.where("model", "entry")
+def _resolve_entry(project: Project) -> Callable[..., Any]:
+    entry, where = _get_entry_name(project), project.where("model", "entry")
     place, _, attribute = entry.rpartition(":")
     module = _import_file(project, place) if place.endswith(".py") else _import_name(project, place)
     found: Any = module
@@ -195,7 +195,7 @@ def _entry(project: Project) -> Callable[..., Any]:
 
 
 def _import_file(project: Project, place: str) -> ModuleType:
-    entry, where = _named(project), project.where("model", "entry")
+    entry, where = _get_entry_name(project), project.where("model", "entry")
     path = Path(os.path.abspath(project.folder / place))  # links are not followed: code may ask where it lies
     if not path.is_file():
         near = sorted(str(one.relative_to(project.folder)) for one in project.folder.glob("*.py"))
@@ -217,7 +217,7 @@ def _import_file(project: Project, place: str) -> ModuleType:
 
 
 def _import_name(project: Project, place: str) -> ModuleType:
-    entry, where = _named(project), project.where("model", "entry")
+    entry, where = _get_entry_name(project), project.where("model", "entry")
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -232,7 +232,7 @@ def _import_name(project: Project, place: str) -> ModuleType:
 # -- the weights ----------------------------------------------------------------------------
 
 
-def _load(project: Project, entry: Callable[..., Any] | None, located: LocatedCheckpoint) -> Source:
+def _load_model(project: Project, entry: Callable[..., Any] | None, located: LocatedCheckpoint) -> Source:
     wanted = project.manifest.checkpoint
     if located.replaced():
         raise InputChanged(project.checkpoint_shown)
@@ -258,7 +258,7 @@ def _load(project: Project, entry: Callable[..., Any] | None, located: LocatedCh
             if isinstance(module, torch.jit.ScriptModule):
                 module = serialized.Program(module.eval())
     if entry is None:
-        _refuse_not_finite(where, fit.state, module.state_dict(keep_vars=True))
+        _check_finite(where, fit.state, module.state_dict(keep_vars=True))
     module.eval().requires_grad_(False)
     check_inputs(project, module)
     return Source(
@@ -271,18 +271,18 @@ def _load(project: Project, entry: Callable[..., Any] | None, located: LocatedCh
         borrowed=borrowed,
         passed_over=located.passed_over,
         taken=located.head.parent.name,
-        untouched=_copied(module),
+        untouched=_copy_module(module),
         versions=tuple(one._version for one in module.parameters()),
     )
 
 
-def _copied(module: torch.nn.Module) -> torch.nn.Module | None:
+def _copy_module(module: torch.nn.Module) -> torch.nn.Module | None:
     if any(isinstance(one, torch.jit.ScriptModule) for one in module.modules()):
         return None  # its weights would be copied too
     shared: list[torch.Tensor] = [
-        one for one in module.parameters() if one.nbytes > _SMALL_BYTES or type(one) is not torch.nn.Parameter
+        one for one in module.parameters() if one.nbytes > _SMALL_PARAMETER_BYTES or type(one) is not torch.nn.Parameter
     ]
-    shared += [one for one in module.buffers() if one.nbytes > _STATE_BYTES]
+    shared += [one for one in module.buffers() if one.nbytes > _LARGE_BUFFER_BYTES]
     try:
         return copy.deepcopy(module, {id(one): one for one in shared})
     except Exception:  # noqa: BLE001 (the user's objects may refuse to be copied in any way; what is not checked is said)
@@ -305,7 +305,7 @@ def _check_arguments(project: Project, entry: Callable[..., Any]) -> None:
         ]  # fmt: skip
         wrong = [name for name in kwargs if name not in known]
         hint = did_you_mean(wrong[0], known) if wrong else f"it takes: {', '.join(known)}"
-        raise ModelArgumentsWrong(_named(project), where, str(error), hint) from None
+        raise ModelArgumentsWrong(_get_entry_name(project), where, str(error), hint) from None
 
 
 def _construct(
@@ -320,7 +320,7 @@ def _construct(
     state = torch.random.get_rng_state()
     with _parameters_on_meta():
         try:
-            module = _unwrapped(entry(**project.manifest.model.kwargs))
+            module = _unwrap(entry(**project.manifest.model.kwargs))
         except (Exception, SystemExit):  # noqa: BLE001 (whatever it is, the plain way below meets it again and reports it)
             module = None
     random_used = not torch.equal(state, torch.random.get_rng_state())
@@ -332,13 +332,13 @@ def _construct(
         except StateDoesNotFit:
             pass  # in the plain way too, or else it is the shortcut's fault
         else:
-            if not _left_behind(module):
+            if not _has_stale_tensors(module):
                 return module, fit
-    module = _construct_plainly(project, entry)
+    module = _construct_without_meta(project, entry)
     return module, _load_weights(project, module, read, assign=False)
 
 
-def _left_behind(module: torch.nn.Module) -> bool:
+def _has_stale_tensors(module: torch.nn.Module) -> bool:
     """Whether the module reaches a tensor without a value, or a parameter that is none of its own any more.
 
     Lists, closures, partial functions and plain objects may hold a parameter too; what they hold was
@@ -353,20 +353,20 @@ def _left_behind(module: torch.nn.Module) -> bool:
         if id(found) in seen or isinstance(found, (type, ModuleType, str, bytes, int, float, torch.dtype)):
             continue
         seen.add(id(found))
-        if len(seen) > _MOST_OBJECTS:
+        if len(seen) > _MAX_VISITED_OBJECTS:
             return True  # too many to be sure
         if isinstance(found, torch.Tensor):
             if found.is_meta or (isinstance(found, torch.nn.Parameter) and id(found) not in own):
                 return True
         elif isinstance(found, FunctionType):
-            waiting += [cell.cell_contents for cell in found.__closure__ or () if _filled(cell)]
+            waiting += [cell.cell_contents for cell in found.__closure__ or () if _is_cell_filled(cell)]
             waiting += [found.__defaults__, found.__kwdefaults__, vars(found)]
         else:
             waiting += gc.get_referents(found)
     return False
 
 
-def _filled(cell: CellType) -> bool:
+def _is_cell_filled(cell: CellType) -> bool:
     try:
         cell.cell_contents  # noqa: B018 (that it can be read is the question)
     except ValueError:
@@ -374,10 +374,10 @@ def _filled(cell: CellType) -> bool:
     return True
 
 
-def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.Module:
-    name, where = _named(project), project.where("model", "entry")
+def _construct_without_meta(project: Project, entry: Callable[..., Any]) -> torch.nn.Module:
+    name, where = _get_entry_name(project), project.where("model", "entry")
     try:
-        module = _unwrapped(entry(**project.manifest.model.kwargs))
+        module = _unwrap(entry(**project.manifest.model.kwargs))
     except (Exception, SystemExit) as error:
         raise ModelConstructionFailed(name, where, user_frame(error, project.folder)) from error
     if not isinstance(module, torch.nn.Module):
@@ -388,7 +388,7 @@ def _construct_plainly(project: Project, entry: Callable[..., Any]) -> torch.nn.
     return module.to("cpu")
 
 
-def _unwrapped(made: Any) -> Any:
+def _unwrap(made: Any) -> Any:
     """A module without torch.compile and DataParallel around it or its parts, which no exporter follows.
 
     It computes the same. A LightningModule is told that torch.jit looks at it.
@@ -401,12 +401,12 @@ def _unwrapped(made: Any) -> Any:
         if hasattr(one, "_jit_is_scripting"):  # Lightning's: else torch.jit trips over a `trainer` that is not there
             vars(one)["_jit_is_scripting"] = True
         for name, child in list(one._modules.items()):  # each name of a part that has two
-            if child is not None and _inside(child) is not child:
-                one._modules[name] = _inside(child)
-    return _inside(made)
+            if child is not None and _unwrap_outermost(child) is not child:
+                one._modules[name] = _unwrap_outermost(child)
+    return _unwrap_outermost(made)
 
 
-def _inside(module: torch.nn.Module) -> torch.nn.Module:
+def _unwrap_outermost(module: torch.nn.Module) -> torch.nn.Module:
     if isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
         return module.get_submodule("module")
     compiled = type(module).__name__ == "OptimizedModule"  # torch._dynamo's, which is not imported for this
@@ -440,9 +440,9 @@ def _load_weights(
     wanted, where = project.manifest.checkpoint, project.where("checkpoint")
     everything = module.state_dict(keep_vars=True)
     own = {name: one for name, one in everything.items() if isinstance(one, torch.Tensor)}
-    _refuse_extra_state(where, [name for name in everything if name not in own])
-    _refuse_lazy(where, [name for name, one in own.items() if torch.nn.parameter.is_lazy(one)])
-    tied = _tied(module)
+    _check_extra_state(where, [name for name in everything if name not in own])
+    _check_not_lazy(where, [name for name, one in own.items() if torch.nn.parameter.is_lazy(one)])
+    tied = _find_tied_parameters(module)
     fit = checkpoint.fit(
         read.state,
         {name: tuple(one.shape) for name, one in own.items()},
@@ -455,15 +455,15 @@ def _load_weights(
     )
     if own and not fit.state:
         raise StateDoesNotFit(where, "no tensor of the checkpoint has a place in the module", "see checkpoint.prefix")
-    _refuse_other_numbers(where, fit.state, own)
-    _refuse_not_finite(where, fit.state, own)
+    _check_number_kinds(where, fit.state, own)
+    _check_finite(where, fit.state, own)
     state = {name: one.to(own[name].dtype) for name, one in fit.state.items()}
     narrowed = {
-        name: f"{name} ({_dtype(one)} → {_dtype(own[name])})"
+        name: f"{name} ({_format_dtype(one)} → {_format_dtype(own[name])})"
         for name, one in fit.state.items()
-        if _loses(one, own[name])
+        if _loses_precision(one, own[name])
     }
-    _refuse_not_finite(where, {name: state[name] for name in narrowed}, own)  # now: beyond what the dtype holds
+    _check_finite(where, {name: state[name] for name in narrowed}, own)  # now: beyond what the dtype holds
     fit = replace(fit, narrowed=tuple(narrowed.values()))
     metadata = module_metadata(fit.names, saved_metadata(read.state), saved_metadata(everything))
     _load_state(project, module, state, metadata, assign=assign)
@@ -500,31 +500,31 @@ def _load_state(
         raise StateDoesNotFit(project.where("checkpoint"), why, hint) from error
 
 
-def _refuse_extra_state(where: str, names: Sequence[str]) -> None:
+def _check_extra_state(where: str, names: Sequence[str]) -> None:
     if names:
         why = f"the module keeps state that is no tensor: {', '.join(names)}"
         raise StateDoesNotFit(where, why, "get_extra_state() is not supported; make it buffers")
 
 
-def _refuse_lazy(where: str, names: Sequence[str]) -> None:
+def _check_not_lazy(where: str, names: Sequence[str]) -> None:
     if names:
         why = f"before its first call the module does not know the shape of: {', '.join(names)}"
         raise StateDoesNotFit(where, why, "use the plain module in place of the Lazy one")
 
 
-def _refuse_other_numbers(where: str, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+def _check_number_kinds(where: str, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
     """Refuse what would be taken for something that it is not. Raises `StateDoesNotFit`."""
     complex_ones = [name for name, one in state.items() if one.is_complex() and not own[name].is_complex()]
     if complex_ones:
-        why = f"complex in the checkpoint, real in the module: {_first_of(complex_ones)}"
+        why = f"complex in the checkpoint, real in the module: {_join_first(complex_ones)}"
         raise StateDoesNotFit(where, why, "save real tensors, or make the parameters complex")
     integers = [
-        f"{name} ({_dtype(one)})"
+        f"{name} ({_format_dtype(one)})"
         for name, one in state.items()
         if isinstance(own[name], torch.nn.Parameter) and own[name].is_floating_point() and not _has_fractions(one)
     ]
     if integers:
-        why = f"integers in the checkpoint, parameters of floats in the module: {_first_of(integers)}"
+        why = f"integers in the checkpoint, parameters of floats in the module: {_join_first(integers)}"
         raise StateDoesNotFit(where, why, "quantized weights mean nothing without their scales: save the floats")
 
 
@@ -532,7 +532,7 @@ def _has_fractions(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _loses(found: torch.Tensor, own: torch.Tensor) -> bool:
+def _loses_precision(found: torch.Tensor, own: torch.Tensor) -> bool:
     """Whether values may change in the module's dtype."""
     if found.dtype == own.dtype or not found.is_floating_point():
         return False
@@ -542,13 +542,13 @@ def _loses(found: torch.Tensor, own: torch.Tensor) -> bool:
     return theirs.eps < ours.eps or theirs.max > ours.max
 
 
-def _dtype(tensor: torch.Tensor) -> str:
+def _format_dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _refuse_not_finite(where: str, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+def _check_finite(where: str, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
     """Refuse NaN and infinity; a buffer that is constructed with infinities, as masks are, may have them."""
-    bad = [name for name, one in state.items() if not _is_finite(one) and not _is_mask(one, own[name])]
+    bad = [name for name, one in state.items() if not _is_finite(one) and not _is_infinite_mask(one, own[name])]
     if bad:
         raise WeightsNotFinite(where, bad)
 
@@ -563,12 +563,12 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return all(bool(one.isfinite()) for one in plain.aminmax())
 
 
-def _is_mask(tensor: torch.Tensor, own: torch.Tensor) -> bool:
+def _is_infinite_mask(tensor: torch.Tensor, own: torch.Tensor) -> bool:
     plain_buffer = not isinstance(own, torch.nn.Parameter) and not own.is_meta
     return plain_buffer and bool(own.isinf().any()) and not bool(tensor.isnan().any())
 
 
-def _tied(module: torch.nn.Module) -> list[frozenset[str]]:
+def _find_tied_parameters(module: torch.nn.Module) -> list[frozenset[str]]:
     """Groups of parameter names that are one and the same parameter."""
     names: dict[int, set[str]] = {}
     for name, one in module.named_parameters(remove_duplicate=False):

@@ -30,17 +30,17 @@ from packager.parity.results import Coverage, Silent
 from packager.project.manifest import Project
 
 # Of a module that is dear, the largest of the cases that are small: a backward pass costs twice the forward pass.
-_CASES = 1
-_INPUT_ELEMENTS = 1 << 18
-_STATISTICS = ("running_mean", "running_var")
+_MAX_LARGE_MODEL_CASES = 1
+_MAX_INPUT_ELEMENTS = 1 << 18
+_RUNNING_STATISTICS = ("running_mean", "running_var")
 # Where a row costs next to nothing, more are drawn: some always, and others while they show what none did before.
 _CHEAP_PARAMETERS = 1 << 20
 _CHEAP_EXAMPLE_ELEMENTS = 1 << 12
-_ROWS = 32
-_ALWAYS = 8
-_MOST = 24
-_SHOWN = 20
-_TOLD = 2
+_EXTRA_CASE_ROWS = 32
+_MIN_EXTRA_CASES = 8
+_MAX_EXTRA_CASES = 24
+_MAX_LISTED_CHANNELS = 20
+_MAX_NAMED_PARAMETERS = 2
 
 Seen = dict[str, torch.Tensor]
 
@@ -53,25 +53,25 @@ def explore(project: Project, source: Source, grid: Grid) -> Grid:
     further: list[Case] = []
     try:
         for case in grid.cases:
-            _backward(project, source.module, case, seen)
-        for number in range(_MOST):
-            case = sample_grid.more(project, number, _ROWS)
-            before = _count(seen)
-            if number >= _ALWAYS and _complete(seen):
+            _mark_exercised(project, source.module, case, seen)
+        for number in range(_MAX_EXTRA_CASES):
+            case = sample_grid.more(project, number, _EXTRA_CASE_ROWS)
+            before = _count_exercised(seen)
+            if number >= _MIN_EXTRA_CASES and _all_exercised(seen):
                 break
-            _backward(project, source.module, case, seen)
-            if number < _ALWAYS or _count(seen) > before:
+            _mark_exercised(project, source.module, case, seen)
+            if number < _MIN_EXTRA_CASES or _count_exercised(seen) > before:
                 further.append(case)
     except Exception:  # noqa: BLE001 (no gradients: `measure` says so; a case that forward() refuses is told elsewhere)
-        further = [sample_grid.more(project, number, _ROWS) for number in range(_ALWAYS)]
+        further = [sample_grid.more(project, number, _EXTRA_CASE_ROWS) for number in range(_MIN_EXTRA_CASES)]
     return replace(grid, cases=(*grid.cases, *further))
 
 
-def _count(seen: Seen) -> int:
+def _count_exercised(seen: Seen) -> int:
     return sum(int(mask.sum()) for mask in seen.values())
 
 
-def _complete(seen: Seen) -> bool:
+def _all_exercised(seen: Seen) -> bool:
     return all(bool(mask.all()) for mask in seen.values())
 
 
@@ -82,12 +82,12 @@ def measure(project: Project, source: Source, cases: Sequence[Case]) -> Coverage
     """
     seen: Seen = {}
     used = 0
-    most = len(cases) if source.parameters <= _CHEAP_PARAMETERS else _CASES
+    most = len(cases) if source.parameters <= _CHEAP_PARAMETERS else _MAX_LARGE_MODEL_CASES
     try:
-        for case in _affordable(cases, most):
-            _backward(project, source.module, case, seen)
+        for case in _choose_affordable(cases, most):
+            _mark_exercised(project, source.module, case, seen)
             used += 1
-            if seen and _complete(seen):
+            if seen and _all_exercised(seen):
                 break
     except Exception as error:  # noqa: BLE001 (the user's code may forbid gradients in any way; recorded)
         return Coverage(0, 0, {}, f"not measured: {type(error).__name__} in the backward pass")
@@ -97,7 +97,7 @@ def measure(project: Project, source: Source, cases: Sequence[Case]) -> Coverage
     for name, mask in sorted(seen.items()):
         if not bool(mask.all()):
             indices = torch.nonzero(~mask).reshape(-1).tolist()
-            silent[name] = Silent(len(indices), len(mask), tuple(indices[:_SHOWN]))
+            silent[name] = Silent(len(indices), len(mask), tuple(indices[:_MAX_LISTED_CHANNELS]))
     channels = sum(len(mask) for mask in seen.values())
     exercised = channels - sum(one.count for one in silent.values())
     return Coverage(channels, exercised, silent, f"gradients of {used} of {len(cases)} cases")
@@ -122,31 +122,31 @@ def note(found: Coverage) -> str:
     if not found.silent:
         return "" if found.channels else f"what the samples exercise was {found.measured}"
     largest = sorted(found.silent.items(), key=lambda item: -item[1].count)
-    named = ", ".join(f"{name} ({one.count:,} of {one.of:,})" for name, one in largest[:_TOLD])
-    more = f" and {len(largest) - _TOLD} more" if len(largest) > _TOLD else ""
+    named = ", ".join(f"{name} ({one.count:,} of {one.of:,})" for name, one in largest[:_MAX_NAMED_PARAMETERS])
+    more = f" and {len(largest) - _MAX_NAMED_PARAMETERS} more" if len(largest) > _MAX_NAMED_PARAMETERS else ""
     silent = found.channels - found.exercised
     return f"no sample shows {silent:,} of {found.channels:,} channels of the weights: {named}{more}"
 
 
-def _affordable(cases: Sequence[Case], most: int) -> list[Case]:
+def _choose_affordable(cases: Sequence[Case], most: int) -> list[Case]:
     chosen: list[Case] = []
     elements = 0
     for case in sorted(cases, key=lambda case: (-case.elements, case.name)):
-        if elements + case.elements <= _INPUT_ELEMENTS and len(chosen) < most:
+        if elements + case.elements <= _MAX_INPUT_ELEMENTS and len(chosen) < most:
             chosen.append(case)
             elements += case.elements
     return chosen or [min(cases, key=lambda case: case.elements)]
 
 
-def _backward(project: Project, module: torch.nn.Module, case: Case, seen: Seen) -> None:
+def _mark_exercised(project: Project, module: torch.nn.Module, case: Case, seen: Seen) -> None:
     """Mark the channels that this case's outputs depend on; gradients are dropped as they come."""
     parameters, leaves = dict(module.named_parameters()), {}
     for name, tensor in {**parameters, **dict(module.named_buffers())}.items():
-        if tensor.is_floating_point() and tensor.dim() > 0 and not name.endswith(_STATISTICS):
+        if tensor.is_floating_point() and tensor.dim() > 0 and not name.endswith(_RUNNING_STATISTICS):
             leaves[name] = tensor.detach().requires_grad_()
-            mark = _marker(name, seen)
+            mark = _make_gradient_hook(name, seen)
             leaves[name].register_post_accumulate_grad_hook(mark)  # type: ignore[no-untyped-call]  # torch's stubs
-    with _gradients_of_padding(module):
+    with _enable_padding_gradients(module):
         try:
             with torch.enable_grad():
                 value = torch.func.functional_call(module, leaves, bind(project, list(case.inputs.values())))
@@ -163,7 +163,7 @@ def _backward(project: Project, module: torch.nn.Module, case: Case, seen: Seen)
 
 
 @contextmanager
-def _gradients_of_padding(module: torch.nn.Module) -> Iterator[None]:
+def _enable_padding_gradients(module: torch.nn.Module) -> Iterator[None]:
     """Let the row of an embedding that stands for padding have its gradient, which training forbids it."""
     kept = {one: one.padding_idx for one in module.modules() if isinstance(one, torch.nn.Embedding)}
     try:
@@ -175,7 +175,7 @@ def _gradients_of_padding(module: torch.nn.Module) -> Iterator[None]:
             one.padding_idx = padding
 
 
-def _marker(name: str, seen: Seen):  # type: ignore[no-untyped-def]  # torch's type of a hook is not public
+def _make_gradient_hook(name: str, seen: Seen):  # type: ignore[no-untyped-def]  # torch's type of a hook is not public
     def mark(leaf: torch.Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
         assert gradient is not None

@@ -39,11 +39,11 @@ ROWS = "row by row"
 PLAIN_KERNELS = "torch's own kernels"
 MOST_ROWS = 8
 _NUDGE_IN_EPSILONS = 64  # fewer are lost in the first sum, and what was tied stays so
-_NUDGE_OF_HALF_IN_EPSILONS = 4  # 64 of float16's would be six percent
+_HALF_NUDGE_IN_EPSILONS = 4  # 64 of float16's would be six percent
 
-_ORDERING = frozenset({"topk", "sort", "msort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median"})
-_STEPS, _STRIDE = 16, 7  # so many roundings at most; neighbours are several apart
-_MASKED = 1e4  # and more is no score, but what a mask puts in the place of one: equal everywhere, and meant to be
+_ORDERING_FUNCTIONS = frozenset({"topk", "sort", "msort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median"})
+_SPREAD_STEPS, _SPREAD_STRIDE = 16, 7  # so many roundings at most; neighbours are several apart
+_MASK_MAGNITUDE = 1e4  # and more is no score, but what a mask puts in the place of one: equal everywhere, and meant to be
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,19 @@ def evaluations(
     """Evaluate the chosen cases again; `known` are the outputs as the module gives them. The first is of all `wide`."""
 
     def plain(cases: Sequence[Case]) -> dict[str, Mapping[str, Array]]:
-        return {case.name: _plain(project, source, case) for case in cases}
+        return {case.name: _run_module(project, source, case) for case in cases}
 
-    found = [_oracle(project, source, chosen.wide)]
+    found = [_evaluate_float64(project, source, chosen.wide)]
     own_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stubs
-    with _threads(1) as before:
+    with _use_threads(1) as before:
         if before > 1:
             found.append(Evaluation(ONE_THREAD, plain((*chosen.wide[:1], *(() if own_kernels else chosen.others)))))
-    batched = [case for case in chosen.batches if 2 <= _rows(project, case, known[case.name]) <= MOST_ROWS][:1]
+    batched = [case for case in chosen.batches if 2 <= _count_rows(project, case, known[case.name]) <= MOST_ROWS][:1]
     if batched:
-        found.append(Evaluation(ROWS, {batched[0].name: _row_by_row(project, source, batched[0], known)}))
+        found.append(Evaluation(ROWS, {batched[0].name: _run_row_by_row(project, source, batched[0], known)}))
     if own_kernels:
         few = min((*batched, chosen.wide[0]), key=lambda case: case.elements)
-        with _plain_kernels():
+        with _disable_onednn():
             found.append(Evaluation(PLAIN_KERNELS, plain((few, *chosen.others))))
     return tuple(found)
 
@@ -103,57 +103,57 @@ def nudged(project: Project, source: Source, case: Case) -> Mapping[str, Array]:
     inputs = {name: _nudge(project, name, array) for name, array in case.inputs.items()}
     moved, state = replace(case, inputs=inputs), {}
     if all(array.dtype.kind != "f" for array in inputs.values()):
-        whole = _state(source.module)
-        state = {name: _one_ulp_away(one) if one.is_floating_point() else one for name, one in whole.items()}
+        whole = _get_state(source.module)
+        state = {name: _perturb_one_ulp(one) if one.is_floating_point() else one for name, one in whole.items()}
     looked_up = any(is_integer(one.dtype) and not has_mask([one]) for one in project.manifest.inputs.values())
-    with _TiesBroken() if looked_up else nullcontext():
-        return _with_state(project, source.module, state, moved, widen=False)
+    with _BreakTies() if looked_up else nullcontext():
+        return _run_with_state(project, source.module, state, moved, widen=False)
 
 
-class _TiesBroken(torch.overrides.TorchFunctionMode):
+class _BreakTies(torch.overrides.TorchFunctionMode):
     """While open, what an order is asked of is moved by a few roundings, each element by another number of them."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The function's own answer, on scores that are nowhere equal to the last bit."""
-        if getattr(function, "__name__", "") in _ORDERING and args and isinstance(args[0], torch.Tensor):
-            args = (_apart(args[0]), *args[1:])
+        if getattr(function, "__name__", "") in _ORDERING_FUNCTIONS and args and isinstance(args[0], torch.Tensor):
+            args = (_spread_scores(args[0]), *args[1:])
         return function(*args, **(kwargs or {}))
 
 
-def _apart(scores: torch.Tensor) -> torch.Tensor:
+def _spread_scores(scores: torch.Tensor) -> torch.Tensor:
     if not scores.is_floating_point():
         return scores
-    steps = torch.arange(scores.numel()).mul(_STRIDE).remainder(_STEPS).reshape(scores.shape).to(scores.dtype)
-    sizes = torch.where(scores.abs() < _MASKED, scores.abs(), 0)
+    steps = torch.arange(scores.numel()).mul(_SPREAD_STRIDE).remainder(_SPREAD_STEPS).reshape(scores.shape).to(scores.dtype)
+    sizes = torch.where(scores.abs() < _MASK_MAGNITUDE, scores.abs(), 0)
     return scores + sizes * steps * torch.finfo(scores.dtype).eps
 
 
 # -- the evaluations ------------------------------------------------------------------------
 
 
-def _oracle(project: Project, source: Source, cases: Sequence[Case]) -> Evaluation:
+def _evaluate_float64(project: Project, source: Source, cases: Sequence[Case]) -> Evaluation:
     """The same cases in float64, or else with parameters one unit in the last place away."""
-    state = _state(source.module)
+    state = _get_state(source.module)
     try:
         wide = {name: one.double() if one.is_floating_point() else one for name, one in state.items()}
         return Evaluation(
-            ORACLE, {one.name: _with_state(project, source.module, wide, one, widen=True) for one in cases}
+            ORACLE, {one.name: _run_with_state(project, source.module, wide, one, widen=True) for one in cases}
         )
     except Exception as error:  # noqa: BLE001 (the user's code may refuse float64 in any way)
         refused = type(error).__name__
     try:
-        moved = {name: _one_ulp_away(one) if one.is_floating_point() else one for name, one in state.items()}
-        found = {one.name: _with_state(project, source.module, moved, one, widen=False) for one in cases}
+        moved = {name: _perturb_one_ulp(one) if one.is_floating_point() else one for name, one in state.items()}
+        found = {one.name: _run_with_state(project, source.module, moved, one, widen=False) for one in cases}
     except Exception as error:  # noqa: BLE001 (recorded: nothing was measured in this way)
         return Evaluation(MOVED, {}, f"float64 gives {refused}, and they {type(error).__name__}")
     return Evaluation(MOVED, found, f"float64 gives {refused}")
 
 
-def _plain(project: Project, source: Source, case: Case) -> Mapping[str, Array]:
-    return _with_state(project, source.module, {}, case, widen=False)
+def _run_module(project: Project, source: Source, case: Case) -> Mapping[str, Array]:
+    return _run_with_state(project, source.module, {}, case, widen=False)
 
 
-def _rows(project: Project, case: Case, known: Mapping[str, Array]) -> int:
+def _count_rows(project: Project, case: Case, known: Mapping[str, Array]) -> int:
     """How many rows a case has, where every input and output seems to be a batch of them that may be one; else 0."""
     shapes = [spec.shape for spec in project.manifest.inputs.values()]
     batch = shapes[0][0] if shapes[0] else None
@@ -164,13 +164,13 @@ def _rows(project: Project, case: Case, known: Mapping[str, Array]) -> int:
     return size if whole and project.manifest.limits()[batch].min <= 1 else 0
 
 
-def _row_by_row(
+def _run_row_by_row(
     project: Project, source: Source, case: Case, known: Mapping[str, Mapping[str, Array]]
 ) -> dict[str, Array]:
     """The outputs of each row alone, put together; without those whose shape depends on the other rows."""
     size = len(next(iter(case.inputs.values())))
     rows = [
-        _plain(project, source, replace(case, inputs={name: one[row : row + 1] for name, one in case.inputs.items()}))
+        _run_module(project, source, replace(case, inputs={name: one[row : row + 1] for name, one in case.inputs.items()}))
         for row in range(size)
     ]
     return {
@@ -181,7 +181,7 @@ def _row_by_row(
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[int]:
+def _use_threads(count: int) -> Iterator[int]:
     """Run with so many of torch's threads; yields how many there were."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -192,7 +192,7 @@ def _threads(count: int) -> Iterator[int]:
 
 
 @contextmanager
-def _plain_kernels() -> Iterator[None]:
+def _disable_onednn() -> Iterator[None]:
     """Run without oneDNN, which has kernels of its own for convolutions, recurrent layers and much else."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the switch sets TF32's too, and says what that is for
@@ -200,11 +200,11 @@ def _plain_kernels() -> Iterator[None]:
             yield
 
 
-def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _get_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def _with_state(
+def _run_with_state(
     project: Project, module: torch.nn.Module, state: Mapping[str, torch.Tensor], case: Case, *, widen: bool
 ) -> Mapping[str, Array]:
     inputs: tuple[Any, ...] = bind(project, list(case.inputs.values()))
@@ -229,7 +229,7 @@ def restore_rnns(module: torch.nn.Module) -> None:
             one._init_flat_weights()
 
 
-def _one_ulp_away(tensor: torch.Tensor) -> torch.Tensor:
+def _perturb_one_ulp(tensor: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     sign = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.dtype) * 2 - 1
     return tensor * (1 + sign * torch.finfo(tensor.dtype).eps)
@@ -243,7 +243,7 @@ def _nudge(project: Project, name: str, array: Array) -> Array:
     generator = np.random.default_rng([project.manifest.parity.seed, *name.encode()])
     wide = array.astype(np.float64)
     span = 1.0 if spec.range is None else min(1.0, float(spec.range[1]) - float(spec.range[0]))
-    roundings = _NUDGE_IN_EPSILONS if array.dtype.itemsize > 2 else _NUDGE_OF_HALF_IN_EPSILONS
+    roundings = _NUDGE_IN_EPSILONS if array.dtype.itemsize > 2 else _HALF_NUDGE_IN_EPSILONS
     step = roundings * epsilon(array.dtype) * (np.abs(wide) + span)
     signs = 2 * generator.integers(0, 2, array.shape) - 1
     information = np.finfo(str(array.dtype))

@@ -41,13 +41,13 @@ from packager.project.manifest import Project, Tolerance
 
 # Noise is measured on so many cases at most, which together have at most so many input elements,
 # absolutely and in multiples of the (small) example's: float64 costs several times what float32 does.
-_NOISE_CASES = 64
-_NOISE_CASES_OF_LARGE = 8
+_MAX_NOISE_CASES = 64
+_MAX_NOISE_CASES_LARGE_MODEL = 8
 _LARGE_PARAMETERS = 1 << 20
-_NOISE_INPUT_ELEMENTS = 1 << 19
-_NOISE_EXAMPLES = 64
+_MAX_NOISE_INPUT_ELEMENTS = 1 << 19
+_MAX_NOISE_EXAMPLES = 64
 _FEW_INPUT_ELEMENTS = 1 << 16  # are few enough in any case
-_SAME_COMPUTATION = 100  # times the other noise: rows that differ by more depend on each other
+_MAX_ROW_NOISE_RATIO = 100  # times the other noise: rows that differ by more depend on each other
 _NOT_COPIED = "what forward() keeps from its first call, as the module cannot be copied"
 _ROWS_OF_ZEROS = "rows of zeros in a mask, on which forward() raises"
 
@@ -124,10 +124,10 @@ def check_repeatable(project: Project, source: Source, grid: Grid, known: Mappin
         raise ForwardChangesWeights(project.where("model"), changed)
     copied = replace(source, module=source.fresh())
     for called in (copied, source) if grid.contrast is grid.example else (copied,):  # by then nothing else had run
-        _refuse_other(project, first_outputs(project, called, grid.contrast), grid.contrast, known)
+        _check_same_outputs(project, first_outputs(project, called, grid.contrast), grid.contrast, known)
 
 
-def _refuse_other(project: Project, again: Mapping[str, Array], case: Case, known: Mapping[str, Array]) -> None:
+def _check_same_outputs(project: Project, again: Mapping[str, Array], case: Case, known: Mapping[str, Array]) -> None:
     for name, array in known.items():
         least = least_noise(array.dtype) if _is_float(array) else 0.0
         allowed = Limit(0.0, least)
@@ -159,7 +159,7 @@ def measure_floor(project: Project, source: Source, grid: Grid, known: Mapping[s
     check_repeatable(project, source, grid, known[contrast.name])
     if isinstance(project.manifest.parity.tolerance, Tolerance):
         return Floor((), known)
-    chosen = _cases_for_noise(grid, source.parameters)
+    chosen = _choose_noise_cases(grid, source.parameters)
     found = {case.name: known.get(case.name) or first_outputs(project, source, case) for case in chosen.each()}
     again = noise.evaluations(project, source, chosen, found)
     return Floor(again, {**known, **found})
@@ -213,12 +213,12 @@ def measure(
     decisions = declared(project, runs[0][1])
     undecided: tuple[str, ...] = ()
     if decides:
-        runs, undecided = _steady(project, source, runs)
+        runs, undecided = _replace_tied_cases(project, source, runs)
     if source.untouched is None:
         undecided = (*undecided, _NOT_COPIED)
     if any(case.kinds == ("low, unmasked",) for case in grid.cases):
         undecided = (*undecided, _ROWS_OF_ZEROS)
-    expectations, measured = _expectations(project, floor, runs, decisions)
+    expectations, measured = _make_reference_cases(project, floor, runs, decisions)
     return Reference(expectations, measured, names, tuple(case for case, _ in runs), undecided, known)
 
 
@@ -231,16 +231,16 @@ def early(project: Project, source: Source, grid: Grid, floor: Floor, *, decides
     found = floor.known[grid.contrast.name]
     if not any(array.size for array in found.values()):
         return ()
-    if decides and _undecided(found, noise.nudged(project, source, grid.contrast)):
+    if decides and _find_tied_output(found, noise.nudged(project, source, grid.contrast)):
         return ()
-    expectations, _ = _expectations(project, floor, runs, {})
+    expectations, _ = _make_reference_cases(project, floor, runs, {})
     return tuple(one for one in expectations if one.case == grid.contrast.name)
 
 
-def _expectations(
+def _make_reference_cases(
     project: Project, floor: Floor, runs: Sequence[Run], decisions: Mapping[str, Decision]
 ) -> tuple[tuple[Expectation, ...], dict[str, Noise]]:
-    judged = {name: _limits(project, floor, runs, name) for name in runs[0][1]}
+    judged = {name: _derive_tolerances(project, floor, runs, name) for name in runs[0][1]}
     oracle = next((one.outputs for one in floor.evaluations if one.name == ORACLE), {})
     expectations = tuple(
         Expectation(
@@ -249,7 +249,7 @@ def _expectations(
             found,
             {name: limits[case.name] for name, (_, limits) in judged.items()},
             case.sizes,
-            _wide(found, oracle.get(case.name, {})) if found is floor.known.get(case.name) else {},
+            _to_float64_outputs(found, oracle.get(case.name, {})) if found is floor.known.get(case.name) else {},
             decisions,
         )
         for case, found in runs
@@ -257,7 +257,7 @@ def _expectations(
     return expectations, {name: one for name, (one, _) in judged.items() if one is not None}
 
 
-def _limits(project: Project, floor: Floor, runs: Sequence[Run], name: str) -> tuple[Noise | None, dict[str, Limit]]:
+def _derive_tolerances(project: Project, floor: Floor, runs: Sequence[Run], name: str) -> tuple[Noise | None, dict[str, Limit]]:
     """How far one output may be, by case, and the noise behind it where that was measured."""
     tolerance, arrays = project.manifest.parity.tolerance, [found[name] for _, found in runs]
     cases = [case.name for case, _ in runs]
@@ -266,11 +266,11 @@ def _limits(project: Project, floor: Floor, runs: Sequence[Run], name: str) -> t
     if isinstance(tolerance, Tolerance):
         return None, dict.fromkeys(cases, Limit(tolerance.atol, tolerance.rtol))
     small = dict(zip(cases, scales(arrays), strict=True))
-    measured, by_case = _noise(project, floor, {case.name: found for case, found in runs}, name, small)
+    measured, by_case = _measure_output_noise(project, floor, {case.name: found for case, found in runs}, name, small)
     return measured, {case: limit(by_case[case], small[case]) for case in cases}
 
 
-def _wide(found: Mapping[str, Array], oracle: Mapping[str, Array]) -> dict[str, Array]:
+def _to_float64_outputs(found: Mapping[str, Array], oracle: Mapping[str, Array]) -> dict[str, Array]:
     """The float outputs in float64, where they are of the same shape; as they are where only one side is finite."""
     return {
         name: np.where(np.isfinite(array) & np.isfinite(oracle[name]), oracle[name], array.astype(np.float64))
@@ -286,7 +286,7 @@ def _is_float(array: Array) -> bool:
 # -- noise ----------------------------------------------------------------------------------
 
 
-def _noise(
+def _measure_output_noise(
     project: Project, floor: Floor, found: Mapping[str, Mapping[str, Array]], name: str, scale: Mapping[str, float]
 ) -> tuple[Noise, dict[str, float]]:
     """The floor of one output, and that of each case. Raises `NoiseTooLarge`."""
@@ -302,7 +302,7 @@ def _noise(
             parts[again.name] = shares
     least = least_noise(next(iter(found.values()))[name].dtype)
     others = [share for key, shares in parts.items() if key != ROWS for share in shares.values()]
-    if max(parts.get(ROWS, {}).values(), default=0.0) > _SAME_COMPUTATION * max([least, *others]):
+    if max(parts.get(ROWS, {}).values(), default=0.0) > _MAX_ROW_NOISE_RATIO * max([least, *others]):
         del parts[ROWS]  # the rows depend on each other: not the same computation
     measured: dict[str, float] = {}
     for shares in parts.values():
@@ -322,7 +322,7 @@ def _noise(
     return noise, by_case
 
 
-def _steady(project: Project, source: Source, runs: Sequence[Run]) -> tuple[list[Run], tuple[str, ...]]:
+def _replace_tied_cases(project: Project, source: Source, runs: Sequence[Run]) -> tuple[list[Run], tuple[str, ...]]:
     """The cases on which the module's decisions hang on no tie; others are drawn anew, or left out, and said to be.
 
     Raises `DecidedByTies` where that is most of them.
@@ -333,7 +333,7 @@ def _steady(project: Project, source: Source, runs: Sequence[Run]) -> tuple[list
         case: Case | None = original
         found, undecided = first, ""
         while case is not None:
-            undecided = _undecided(found, noise.nudged(project, source, case))
+            undecided = _find_tied_output(found, noise.nudged(project, source, case))
             if not undecided:
                 kept.append((case, found))
                 break
@@ -349,7 +349,7 @@ def _steady(project: Project, source: Source, runs: Sequence[Run]) -> tuple[list
     return kept, tuple(said)
 
 
-def _undecided(found: Mapping[str, Array], nudged: Mapping[str, Array]) -> str:
+def _find_tied_output(found: Mapping[str, Array], nudged: Mapping[str, Array]) -> str:
     """The first output that a nudge changes by more than rounding does; empty where none is."""
     for name, array in found.items():
         other = nudged[name]
@@ -369,55 +369,55 @@ def _same_nonfinite(array: Array, other: Array) -> bool:
     return bool(((np.isfinite(left) & np.isfinite(right)) | (left == right) | (np.isnan(left) & np.isnan(right))).all())
 
 
-def _cases_for_noise(grid: Grid, parameters: int) -> Chosen:
+def _choose_noise_cases(grid: Grid, parameters: int) -> Chosen:
     """Where even the example is large, a small case in float64, and the others in a cheaper way; else many cases."""
     if grid.example.elements > _FEW_INPUT_ELEMENTS:
-        wide = [min(grid.contrast, grid.example, key=_size)]
-        batches = [case for case in sorted((grid.contrast, grid.example), key=_size) if _is_of_few_rows(case)]
+        wide = [min(grid.contrast, grid.example, key=_size_key)]
+        batches = [case for case in sorted((grid.contrast, grid.example), key=_size_key) if _has_few_rows(case)]
     else:
-        wide = _largest(grid, parameters)
+        wide = _choose_largest(grid, parameters)
         # Some case has to be of a few rows, which can be evaluated one by one: else the example, which is small.
-        if not any(_is_of_few_rows(case) for case in wide):
+        if not any(_has_few_rows(case) for case in wide):
             wide.append(grid.example)
         batches = wide
-    return Chosen(tuple(wide), tuple(batches), tuple(_of_other_kinds(grid.cases, wide)))
+    return Chosen(tuple(wide), tuple(batches), tuple(_choose_other_kinds(grid.cases, wide)))
 
 
-def _largest(grid: Grid, parameters: int) -> list[Case]:
+def _choose_largest(grid: Grid, parameters: int) -> list[Case]:
     """The largest cases that can be afforded twice, as noise grows with size."""
-    limit = min(_NOISE_INPUT_ELEMENTS, max(_FEW_INPUT_ELEMENTS, _NOISE_EXAMPLES * grid.example.elements))
-    most = _NOISE_CASES if parameters <= _LARGE_PARAMETERS else _NOISE_CASES_OF_LARGE
+    limit = min(_MAX_NOISE_INPUT_ELEMENTS, max(_FEW_INPUT_ELEMENTS, _MAX_NOISE_EXAMPLES * grid.example.elements))
+    most = _MAX_NOISE_CASES if parameters <= _LARGE_PARAMETERS else _MAX_NOISE_CASES_LARGE_MODEL
     chosen: list[Case] = []
     elements = 0
-    for case in sorted(grid.cases, key=_size, reverse=True):
+    for case in sorted(grid.cases, key=_size_key, reverse=True):
         if elements + case.elements <= limit and len(chosen) < most:
             chosen.append(case)
             elements += case.elements
     return chosen
 
 
-def _of_other_kinds(cases: Sequence[Case], measured: Sequence[Case]) -> list[Case]:
+def _choose_other_kinds(cases: Sequence[Case], measured: Sequence[Case]) -> list[Case]:
     """A case for each kind of values that none of those measured has, as noise depends on them.
 
     An image of zeros had ten times the noise of a random one (ResNet-50 with two classes).
     """
-    seen = {kind for case in measured for kind in _kinds(case)}
+    seen = {kind for case in measured for kind in _get_value_kinds(case)}
     found = []
-    for case in sorted(cases, key=_size):
-        if not seen.issuperset(_kinds(case)):
-            seen.update(_kinds(case))
+    for case in sorted(cases, key=_size_key):
+        if not seen.issuperset(_get_value_kinds(case)):
+            seen.update(_get_value_kinds(case))
             found.append(case)
     return found
 
 
-def _kinds(case: Case) -> tuple[str, ...]:
+def _get_value_kinds(case: Case) -> tuple[str, ...]:
     return case.kinds or (case.fill,)
 
 
-def _is_of_few_rows(case: Case) -> bool:
+def _has_few_rows(case: Case) -> bool:
     first = next(iter(case.inputs.values()))
     return first.ndim > 0 and 2 <= len(first) <= noise.MOST_ROWS
 
 
-def _size(case: Case) -> tuple[int, str]:
+def _size_key(case: Case) -> tuple[int, str]:
     return case.elements, case.name

@@ -58,7 +58,7 @@ VERSION_PATTERN = (
 )
 
 
-_PATTERN_HINTS = {
+_HINTS_BY_PATTERN = {
     DECISION_PATTERN: "write argmax, top-5, rank, or threshold 0.5",
     NAME_PATTERN: "lower case letters, digits, '.', '_' and '-', starting with a letter or digit",
     VERSION_PATTERN: "a semantic version has three numbers, such as 1.0.0 or 1.2.0-rc.1",
@@ -72,11 +72,11 @@ def is_integer(dtype: str) -> bool:
     return dtype.startswith(("int", "uint"))
 
 
-class _Model(BaseModel):
+class _ManifestModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Model(_Model):
+class Model(_ManifestModel):
     """Where the module comes from."""
 
     entry: Annotated[str, Field(pattern=ENTRY_PATTERN)] | None = Field(
@@ -89,7 +89,7 @@ class Model(_Model):
     kwargs: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the entry")
 
 
-class Checkpoint(_Model):
+class Checkpoint(_ManifestModel):
     """Where the weights come from."""
 
     path: str = Field(
@@ -122,7 +122,7 @@ class Checkpoint(_Model):
 Dim = Annotated[str, Field(pattern=DIM_PATTERN)] | Annotated[int, Field(ge=0)]
 
 
-class Input(_Model):
+class Input(_ManifestModel):
     """One tensor that forward() takes."""
 
     dtype: DType = Field(description="the tensor's dtype")
@@ -133,7 +133,7 @@ class Input(_Model):
     )
 
     @model_validator(mode="after")
-    def _range_holds_a_value(self) -> Input:
+    def _check_range(self) -> Input:
         if self.range is None:
             if is_integer(self.dtype):
                 raise ValueError(
@@ -175,20 +175,20 @@ class Input(_Model):
         return first, last
 
 
-class DimLimits(_Model):
+class DimLimits(_ManifestModel):
     """The sizes that a dynamic dim may take."""
 
     min: int = Field(default=1, ge=0, description="the smallest size")
     max: int | None = Field(default=None, ge=1, description="the largest size; none if absent")
 
     @model_validator(mode="after")
-    def _in_order(self) -> DimLimits:
+    def _check_order(self) -> DimLimits:
         if self.max is not None and self.max < self.min:
             raise ValueError(f"min {self.min} is above max {self.max}")
         return self
 
 
-class Export(_Model):
+class Export(_ManifestModel):
     """How the module becomes ONNX."""
 
     opset: int = Field(default=20, ge=13, description="the ONNX opset")
@@ -200,7 +200,7 @@ class Export(_Model):
     )
 
 
-class Optimize(_Model):
+class Optimize(_ManifestModel):
     """What is done to the graph."""
 
     simplify: bool = Field(default=True, description="run onnxsim")
@@ -209,7 +209,7 @@ class Optimize(_Model):
     )
 
 
-class TorchScript(_Model):
+class TorchScript(_ManifestModel):
     """How the fallback is made."""
 
     method: Literal["auto", "trace", "script", "none"] = Field(
@@ -217,21 +217,21 @@ class TorchScript(_Model):
     )
 
 
-class Tolerance(_Model):
+class Tolerance(_ManifestModel):
     """Explicit limits: |actual - expected| ≤ atol + rtol * |expected|."""
 
     atol: float = Field(ge=0, allow_inf_nan=False, description="absolute part")
     rtol: float = Field(ge=0, allow_inf_nan=False, description="relative part")
 
 
-class Decision(_Model):
+class Decision(_ManifestModel):
     """What is decided by an output's scores."""
 
     rule: str = Field(pattern=DECISION_PATTERN, description="argmax, top-K, rank or threshold T")
     axis: int = Field(default=-1, description="the axis of the scores that are compared with each other")
 
 
-class Parity(_Model):
+class Parity(_ManifestModel):
     """How the artifacts are compared with the module."""
 
     samples: int = Field(
@@ -255,7 +255,7 @@ class Parity(_Model):
         return Decision(rule=found) if isinstance(found, str) else found
 
 
-class Target(_Model):
+class Target(_ManifestModel):
     """Where the bundle runs."""
 
     providers: list[str] = Field(
@@ -263,14 +263,14 @@ class Target(_Model):
     )
 
 
-def _unique(names: list[str]) -> list[str]:
+def _reject_duplicates(names: list[str]) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{', '.join(twice)} stands here more than once")
     return names
 
 
-class Manifest(_Model):
+class Manifest(_ManifestModel):
     """A package.yaml of schema 1: one model to package."""
 
     schema_: Literal[1] = Field(alias="schema", description="the manifest's schema")
@@ -288,7 +288,7 @@ class Manifest(_Model):
         json_schema_extra={"additionalProperties": False},  # other names match no pattern
     )
     outputs: (
-        Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_unique)] | None
+        Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_reject_duplicates)] | None
     ) = Field(default=None, description="names, in order; a dict's keys or output_0, … otherwise")
     dims: dict[str, DimLimits] = Field(default={}, description="limits of the named dims")
     export: Export = Export()
@@ -296,7 +296,7 @@ class Manifest(_Model):
     torchscript: TorchScript = TorchScript()
     parity: Parity = Parity()
     target: Target = Target()
-    assets: Annotated[list[str], AfterValidator(_unique)] = Field(
+    assets: Annotated[list[str], AfterValidator(_reject_duplicates)] = Field(
         default=[], description="files, relative to the manifest, to ship beside the model"
     )
 
@@ -370,15 +370,15 @@ def load(path: str | Path) -> Project:
     try:
         manifest = Manifest.model_validate(document.data)
     except ValidationError as error:
-        problems = validation_errors.explain(error, path, document, Manifest, _PATTERN_HINTS)
+        problems = validation_errors.explain(error, path, document, Manifest, _HINTS_BY_PATTERN)
         raise ManifestInvalid(str(path), problems) from None
-    problems = _contradictions(manifest, path, document)
+    problems = _find_contradictions(manifest, path, document)
     if problems:
         raise ManifestInvalid(str(path), problems)
     return Project(path, manifest, hashlib.sha256(raw).hexdigest(), document)
 
 
-def _contradictions(manifest: Manifest, path: Path, document: yaml_source.Document) -> list[Problem]:
+def _find_contradictions(manifest: Manifest, path: Path, document: yaml_source.Document) -> list[Problem]:
     """What no single field can see: fields that speak of each other."""
     found = []
     if manifest.model.entry is None and manifest.model.kwargs:

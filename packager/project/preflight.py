@@ -24,7 +24,7 @@ from packager.errors import (
 )
 from packager.project.manifest import Project
 
-_UNFIT = re.compile(r"[\0\n\r\\\\]")  # see packager.bundle.fingerprint
+_FORBIDDEN_IN_PATHS = re.compile(r"[\0\n\r\\\\]")  # see packager.bundle.fingerprint
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def assets(project: Project) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for index, asset in enumerate(project.manifest.assets):
         where = project.where("assets", index)
-        if _UNFIT.search(asset):
+        if _FORBIDDEN_IN_PATHS.search(asset):
             raise AssetNotFound(asset, where, "a path in a bundle has no line break, no NUL and no backslash")
         path = project.folder / asset  # and not where a link leads now
         if not path.is_file():

@@ -16,7 +16,7 @@ from packager.checkpoint.remote.urls import without_secrets
 from packager.errors import Problem, did_you_mean
 from packager.project.yaml_source import Document
 
-_TORCH_NAMES = {
+_TORCH_DTYPE_ALIASES = {
     "half": "float16", "float": "float32", "double": "float64",
     "byte": "uint8", "char": "int8", "short": "int16", "int": "int32", "long": "int64", "boolean": "bool",
 }  # fmt: skip
@@ -34,12 +34,12 @@ def explain(
 ) -> list[Problem]:
     """pydantic's findings about a `root`, in the order of the file; `hints` say in words what a pattern wants."""
     found: dict[tuple[str | int, ...], list[Problem]] = {}
-    details = [(_field(detail["loc"], document.data, detail["type"]), detail) for detail in error.errors()]
+    details = [(_strip_union_arms(detail["loc"], document.data, detail["type"]), detail) for detail in error.errors()]
     for field, detail in details:
         inside = any(other[: len(field)] == field and other != field for other, _ in details)
         if detail["type"] in ("literal_error", "string_type") and inside:
             continue  # the arm of a union that was not meant: the mapping's own problems follow
-        message, hint = _say(detail, field, root, hints)
+        message, hint = _describe_error(detail, field, root, hints)
         place = where(path, document, field)
         # A union complains once for each of its arms: the first complaint about a field stands.
         found.setdefault(field, [Problem(message, place, hint)])
@@ -47,7 +47,7 @@ def explain(
     return [problem for _, problems in ordered for problem in problems]
 
 
-def _field(location: Sequence[str | int], data: Any, kind: str) -> tuple[str | int, ...]:
+def _strip_union_arms(location: Sequence[str | int], data: Any, kind: str) -> tuple[str | int, ...]:
     """The user's field: pydantic's location without the arms of unions, which the file does not have."""
     field: list[str | int] = []
     for position, part in enumerate(location):
@@ -63,7 +63,7 @@ def _field(location: Sequence[str | int], data: Any, kind: str) -> tuple[str | i
     return tuple(field)
 
 
-def _say(
+def _describe_error(
     detail: Any, field: tuple[str | int, ...], root: type[BaseModel], hints: Mapping[str, str]
 ) -> tuple[str, str | None]:
     """What is wrong with a field and what would be right, from one of pydantic's details."""
@@ -71,14 +71,14 @@ def _say(
     if isinstance(found, str):
         found = without_secrets(found)
     if kind == "extra_forbidden":
-        known = _fields_at(field[:-1], root)
+        known = _field_names_at(field[:-1], root)
         return f"{field[-1]!r} is not a field here", did_you_mean(str(field[-1]), known)
     if kind == "missing":
         return f"the field {field[-1]!r} is missing", None
     if kind == "literal_error":
         names = [value.strip("'") for value in str(context["expected"]).replace(" or ", ", ").split(", ")]
-        meant = _TORCH_NAMES.get(str(found).removeprefix("torch."), str(found))
-        inside = _fields_at(field, root)
+        meant = _TORCH_DTYPE_ALIASES.get(str(found).removeprefix("torch."), str(found))
+        inside = _field_names_at(field, root)
         if inside and not isinstance(found, str):
             such = f"such as {{{', '.join(f'{name}: {found}' for name in inside)}}}"
             return f"found {found!r}, expected {context['expected']} or a mapping of {', '.join(inside)}", such
@@ -97,20 +97,20 @@ def _say(
     return f"found {found!r}: {message[0].lower()}{message[1:]}", None
 
 
-def _fields_at(field: Sequence[str | int], root: type[BaseModel]) -> list[str]:
+def _field_names_at(field: Sequence[str | int], root: type[BaseModel]) -> list[str]:
     """The names that the model at a field knows, for the nearest-name hint."""
     annotation: Any = root
     for part in field:
         if get_origin(annotation) in (dict, list):
             annotation = get_args(annotation)[-1]
-        elif (model := _model_in(annotation)) is not None:
+        elif (model := _find_model(annotation)) is not None:
             by_name = {info.alias or name: info for name, info in model.model_fields.items()}
             annotation = by_name[str(part)].annotation if part in by_name else None
-    model = _model_in(annotation)
+    model = _find_model(annotation)
     return [info.alias or name for name, info in model.model_fields.items()] if model else []
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _find_model(annotation: Any) -> type[BaseModel] | None:
     """The pydantic model in an annotation: itself, or an arm of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 Path = tuple[str | int, ...]
-_MOST_VALUES = 100_000  # a few lines of aliases to aliases can stand for billions of values
+_MAX_VALUES = 100_000  # a few lines of aliases to aliases can stand for billions of values
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ for _tag, _pattern, _first in (
     _CoreSchemaLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
-def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     """An integer of the core schema, where 010 is ten."""
     text = str(loader.construct_scalar(node))
     return int(text[2:], {"0o": 8, "0x": 16}[text[:2]]) if text[:2] in ("0o", "0x") else int(text)
 
 
-_CoreSchemaLoader.add_constructor("tag:yaml.org,2002:int", _int)
+_CoreSchemaLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def parse(text: str) -> Document:
@@ -78,7 +78,7 @@ def parse(text: str) -> Document:
     try:
         node = loader.get_single_node()
         lines: dict[Path, int] = {}
-        data = None if node is None else _build(loader, node, (), lines)
+        data = None if node is None else _convert_node(loader, node, (), lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         said = ", ".join(one for one in (error.context, error.problem) if one)
@@ -90,14 +90,14 @@ def parse(text: str) -> Document:
     return Document(data, lines)
 
 
-def _build(loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
+def _convert_node(loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
     lines.setdefault(path, node.start_mark.line + 1)
-    if len(lines) > _MOST_VALUES:
-        raise YamlError(node.start_mark.line + 1, f"more than {_MOST_VALUES} values, aliases counted as often as used")
+    if len(lines) > _MAX_VALUES:
+        raise YamlError(node.start_mark.line + 1, f"more than {_MAX_VALUES} values, aliases counted as often as used")
     if isinstance(node, yaml.SequenceNode):
-        return [_build(loader, item, (*path, index), lines) for index, item in enumerate(node.value)]
+        return [_convert_node(loader, item, (*path, index), lines) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        _check_text(node)
+        _reject_surrogates(node)
         try:
             return loader.construct_object(node)
         except (ValueError, LookupError, AttributeError):  # PyYAML's, for text that its tag does not fit
@@ -108,17 +108,17 @@ def _build(loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: dict[Pat
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise YamlError(line, "a key must be a single word")
-        _check_text(key_node)
+        _reject_surrogates(key_node)
         key = key_node.value
         if key in found:
             raise YamlError(line, f"the key {key!r} stands here twice")
         place = (*path, key)
         lines[place] = line
-        found[key] = _build(loader, value_node, place, lines)
+        found[key] = _convert_node(loader, value_node, place, lines)
     return found
 
 
-def _check_text(node: yaml.Node) -> None:
+def _reject_surrogates(node: yaml.Node) -> None:
     """Refuse half a surrogate pair, which an escape can write and no UTF-8 file can hold."""
     try:
         node.value.encode()

@@ -59,7 +59,7 @@ class Bundle:
         a named dim differs between inputs or leaves its limits. A bfloat16 input is given as float32.
         Raises `InferenceFailed` where the model cannot run on the values, such as an index beyond its table.
         """
-        _check(self.config, inputs)
+        _check_inputs(self.config, inputs)
         try:
             outputs: dict[str, Array] = self._backend.run(inputs)
         except Exception as error:
@@ -98,9 +98,9 @@ def load(
         seal = _check_files(folder, config, check_digests=verify or fingerprint is not None)
         if fingerprint is not None and fingerprint != seal:
             raise FingerprintWrong(str(folder), fingerprint, seal)
-        backend = _open(folder, config, fallback=fallback, providers=providers, threads=threads)
+        backend = _open_backend(folder, config, fallback=fallback, providers=providers, threads=threads)
         if selftest:
-            _selftest(folder, backend)
+            _run_selftest(folder, backend)
     return Bundle(Path(path), config, seal, backend)
 
 
@@ -115,13 +115,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise NotABundle(str(folder), "there is no such folder or .zip")
     for name in (layout.SUMS, layout.CONFIG):
         if not (folder / name).is_file():
-            raise _not_whole(folder, f"it has no {name}")
+            raise _incomplete_bundle_error(folder, f"it has no {name}")
     try:
         config = json.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))
     except OSError as error:
         raise NotABundle(str(folder), f"{layout.CONFIG} cannot be read: {error}") from None
     except (ValueError, RecursionError) as error:
-        raise _not_whole(folder, f"{layout.CONFIG} cannot be read: {error}") from None
+        raise _incomplete_bundle_error(folder, f"{layout.CONFIG} cannot be read: {error}") from None
     schema = config.get("schema") if isinstance(config, dict) else None
     if schema != layout.SCHEMA or isinstance(schema, bool):
         raise BundleSchemaUnknown(str(folder), schema)
@@ -129,7 +129,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _not_whole(folder: Path, why: str) -> NotABundle | IntegrityFailed:
+def _incomplete_bundle_error(folder: Path, why: str) -> NotABundle | IntegrityFailed:
     was_one = (folder / layout.FINGERPRINT).is_file()
     return IntegrityFailed(str(folder), why) if was_one else NotABundle(str(folder), why)
 
@@ -165,7 +165,7 @@ def _check_artifacts(folder: Path, config: Mapping[str, Any], sums: Mapping[str,
             raise IntegrityFailed(str(folder), f"{layout.CONFIG} names {path}, which {layout.SUMS} does not list")
 
 
-def _open(
+def _open_backend(
     folder: Path,
     config: Mapping[str, Any],
     *,
@@ -211,7 +211,7 @@ def open_torchscript(folder: Path, config: Mapping[str, Any], cause: str) -> Any
         raise BackendUnavailable(str(folder), why, "use the torch it was built with") from None
 
 
-def _check(config: Mapping[str, Any], inputs: Mapping[str, Array]) -> None:
+def _check_inputs(config: Mapping[str, Any], inputs: Mapping[str, Array]) -> None:
     wanted = config["inputs"]
     if not isinstance(inputs, Mapping):
         raise DataDoesNotFit("inputs", f"they are a {type(inputs).__name__}, not a mapping of arrays by name")
@@ -229,7 +229,7 @@ def _check(config: Mapping[str, Any], inputs: Mapping[str, Array]) -> None:
         dtype = "float32" if spec["dtype"] == "bfloat16" else spec["dtype"]
         if array.dtype != dtype or array.ndim != len(spec["shape"]):
             found = f"{array.dtype}{list(array.shape)}"
-            raise DataDoesNotFit(spec["name"], f"it is {found}, expected {dtype}{_shape(spec['shape'])}")
+            raise DataDoesNotFit(spec["name"], f"it is {found}, expected {dtype}{_format_shape(spec['shape'])}")
         for dim, size in zip(spec["shape"], array.shape, strict=True):
             _check_size(config, spec, dim, size, sizes)
 
@@ -239,7 +239,7 @@ def _check_size(
 ) -> None:
     if isinstance(dim, int):
         if size != dim:
-            raise DataDoesNotFit(spec["name"], f"its shape must be {_shape(spec['shape'])}; a dim of {dim} is {size}")
+            raise DataDoesNotFit(spec["name"], f"its shape must be {_format_shape(spec['shape'])}; a dim of {dim} is {size}")
         return
     limit = config["dims"][dim]
     if size < limit["min"] or (limit["max"] is not None and size > limit["max"]):
@@ -249,11 +249,11 @@ def _check_size(
         raise DataDoesNotFit(spec["name"], f"{dim} is {size} here and {sizes[dim]} in another input")
 
 
-def _shape(shape: Sequence[int | str]) -> str:
+def _format_shape(shape: Sequence[int | str]) -> str:
     return "[" + ", ".join(str(dim) for dim in shape) + "]"
 
 
-def _selftest(folder: Path, backend: Any) -> None:
+def _run_selftest(folder: Path, backend: Any) -> None:
     from packager.bundle.evidence import EvidenceMalformed, read_expectations
     from packager.parity.numerics.decisions import AxisMissing
     from packager.parity.numerics.verdict import judge

@@ -40,8 +40,8 @@ class OnnxBackend:
         available = onnxruntime.get_available_providers()
         wanted = [one for one in providers if one in available] or ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=wanted)
-        self.outputs = [(one.name, _dtype(one.type), tuple(one.shape)) for one in self._session.get_outputs()]
-        self.inputs = [(one.name, _dtype(one.type), tuple(one.shape)) for one in self._session.get_inputs()]
+        self.outputs = [(one.name, _numpy_dtype_name(one.type), tuple(one.shape)) for one in self._session.get_outputs()]
+        self.inputs = [(one.name, _numpy_dtype_name(one.type), tuple(one.shape)) for one in self._session.get_inputs()]
         self.output_names = [name for name, _, _ in self.outputs]
         self._bfloat16 = [one.name for one in self._session.get_inputs() if one.type == "tensor(bfloat16)"]
         self.providers: list[str] = self._session.get_providers()
@@ -69,7 +69,7 @@ def to_bfloat16(array: Array) -> NDArray[np.uint16]:
     return found
 
 
-def _dtype(kind: str) -> str:
+def _numpy_dtype_name(kind: str) -> str:
     """`tensor(float)` as numpy calls it."""
     name = kind.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(name, name)

@@ -71,7 +71,7 @@ class VerifyReport:
         }  # fmt: skip
 
 
-_UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
+_NOT_CHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
 _FAILED = {"onnx": "fail", "torchscript": "fail"}
 
 
@@ -83,33 +83,33 @@ def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool =
     """
     check_asked(fingerprint)
     with as_folder(Path(bundle)) as folder:
-        return _verify(folder, fingerprint, parity)
+        return _verify_folder(folder, fingerprint, parity)
 
 
-def _verify(folder: Path, fingerprint: str | None, parity: bool) -> VerifyReport:
+def _verify_folder(folder: Path, fingerprint: str | None, parity: bool) -> VerifyReport:
     config = read_config(folder)
-    seal, found, problems = _sealed(folder, fingerprint)
+    seal, found, problems = _check_seal(folder, fingerprint)
     if not found.whole or problems:
-        return VerifyReport(seal, found, tuple(problems), _UNCHECKED, ("parity: not replayed on files in doubt",))
+        return VerifyReport(seal, found, tuple(problems), _NOT_CHECKED, ("parity: not replayed on files in doubt",))
     problems = structure(folder, config)
     if problems or not parity:
         why = "not replayed on a malformed bundle" if problems else "not asked for"
-        return VerifyReport(seal, found, tuple(problems), _UNCHECKED, (f"parity: {why}",))
+        return VerifyReport(seal, found, tuple(problems), _NOT_CHECKED, (f"parity: {why}",))
     record = records.Config.model_validate(config)
-    session, problems = _session(folder, record)
+    session, problems = _open_session(folder, record)
     try:
         expectations = read_expectations(folder)
     except EvidenceMalformed as error:
         return VerifyReport(seal, found, tuple(problems), _FAILED, (f"evidence: {error}",))
-    misfits = _misfits(expectations, record) or _declared_misfits(session, expectations)
+    misfits = _check_case_signatures(expectations, record) or _check_declared_shapes(session, expectations)
     if problems or misfits:
         why = "parity: not replayed on a malformed bundle"
-        return VerifyReport(seal, found, (*problems, *misfits), _UNCHECKED, (why,))
-    verdicts, notes = _replay(folder, config, session, expectations)
+        return VerifyReport(seal, found, (*problems, *misfits), _NOT_CHECKED, (why,))
+    verdicts, notes = _replay_cases(folder, config, session, expectations)
     return VerifyReport(seal, found, (), verdicts, tuple(notes))
 
 
-def _sealed(folder: Path, expected: str | None) -> tuple[str, Integrity, list[str]]:
+def _check_seal(folder: Path, expected: str | None) -> tuple[str, Integrity, list[str]]:
     """The fingerprint computed anew, how the files differ from the sums, and what is wrong with the seal."""
     try:
         text = (folder / layout.SUMS).read_bytes().decode()
@@ -148,12 +148,12 @@ def structure(folder: Path, raw_config: Mapping[str, Any]) -> list[str]:
         record = records.Parity.model_validate_json((folder / layout.PARITY).read_bytes())
         records.Build.model_validate_json((folder / layout.BUILD).read_bytes())
     except (OSError, pydantic.ValidationError) as error:
-        return [_one_line(error, folder)]
+        return [_format_error(error, folder)]
     sums = parse_sums((folder / layout.SUMS).read_bytes().decode())
-    problems = _artifacts_listed(config, sums)
+    problems = _check_artifacts_listed(config, sums)
     expected = {layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD}
     expected |= {f"{layout.ASSETS}/{asset}" for asset in config.assets}
-    expected |= {path for path, _ in _files(config)}
+    expected |= {path for path, _ in _artifact_files(config)}
     problems += [f"{path} is missing from {layout.SUMS}" for path in sorted(expected - set(sums))]
     problems += [f"{path} belongs to no bundle" for path in sorted(set(sums) - expected)]
     for name, verdict in (("onnx", config.parity.onnx), ("torchscript", config.parity.torchscript)):
@@ -163,14 +163,14 @@ def structure(folder: Path, raw_config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _files(config: records.Config) -> list[tuple[str, str]]:
+def _artifact_files(config: records.Config) -> list[tuple[str, str]]:
     onnx, script = config.artifacts.onnx, config.artifacts.torchscript
     found = [(one.path, one.sha256) for one in (onnx, script) if one is not None]
     return found + ([(onnx.data.path, onnx.data.sha256)] if onnx is not None and onnx.data is not None else [])
 
 
-def _artifacts_listed(config: records.Config, sums: Mapping[str, str]) -> list[str]:
-    files = _files(config)
+def _check_artifacts_listed(config: records.Config, sums: Mapping[str, str]) -> list[str]:
+    files = _artifact_files(config)
     problems = [
         f"{layout.CONFIG} gives {path} another digest than {layout.SUMS}"
         for path, sha256 in files
@@ -179,7 +179,7 @@ def _artifacts_listed(config: records.Config, sums: Mapping[str, str]) -> list[s
     return problems if files else [*problems, f"{layout.CONFIG} names no artifact"]
 
 
-def _session(folder: Path, config: records.Config) -> tuple[OnnxBackend | None, list[str]]:
+def _open_session(folder: Path, config: records.Config) -> tuple[OnnxBackend | None, list[str]]:
     """The ONNX model, open, and where its signature is not the one of config.json."""
     if config.artifacts.onnx is None:
         return None, []
@@ -187,7 +187,7 @@ def _session(folder: Path, config: records.Config) -> tuple[OnnxBackend | None, 
     try:
         backend = OnnxBackend(folder / path, providers=config.providers, threads=None)
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)
-        return None, [f"{path} does not load: {_one_line(error, folder)}"]
+        return None, [f"{path} does not load: {_format_error(error, folder)}"]
     problems = []
     for what, ours, theirs in (("inputs", config.inputs, backend.inputs), ("outputs", config.outputs, backend.outputs)):
         if [one.name for one in ours] != [name for name, _, _ in theirs]:
@@ -210,7 +210,7 @@ def _shapes_agree(ours: Sequence[int | str | None], theirs: Sequence[int | str |
     )
 
 
-def _misfits(expectations: Sequence[Expectation], config: records.Config) -> list[str]:
+def _check_case_signatures(expectations: Sequence[Expectation], config: records.Config) -> list[str]:
     """Where the cases that travel are not of the signature of config.json."""
     problems = []
     for case in expectations:
@@ -223,7 +223,7 @@ def _misfits(expectations: Sequence[Expectation], config: records.Config) -> lis
                 array = arrays[one.name]
                 dtype = "float32" if one.dtype == "bfloat16" else one.dtype
                 if str(array.dtype) != dtype or not _shapes_agree(
-                    _resolved(one.shape, array.shape, sizes), array.shape
+                    _resolve_dims(one.shape, array.shape, sizes), array.shape
                 ):
                     problems.append(
                         f"evidence: case {case.case} has {one.name} as {array.dtype}{list(array.shape)}, "
@@ -232,7 +232,7 @@ def _misfits(expectations: Sequence[Expectation], config: records.Config) -> lis
     return problems
 
 
-def _declared_misfits(session: OnnxBackend | None, expectations: Sequence[Expectation]) -> list[str]:
+def _check_declared_shapes(session: OnnxBackend | None, expectations: Sequence[Expectation]) -> list[str]:
     """Where the model declares a size that an output of the evidence has not: config.json may leave it open."""
     problems = []
     for name, _, shape in session.outputs if session is not None else ():
@@ -244,7 +244,7 @@ def _declared_misfits(session: OnnxBackend | None, expectations: Sequence[Expect
     return problems
 
 
-def _resolved(shape: Sequence[int | str | None], found: Sequence[int], sizes: dict[str, int]) -> list[int | str | None]:
+def _resolve_dims(shape: Sequence[int | str | None], found: Sequence[int], sizes: dict[str, int]) -> list[int | str | None]:
     """A shape with its named dims filled in: what the first tensor that has a name shows counts for all others."""
     if len(shape) != len(found):
         return list(shape)
@@ -253,15 +253,15 @@ def _resolved(shape: Sequence[int | str | None], found: Sequence[int], sizes: di
     ]
 
 
-def _replay(
+def _replay_cases(
     folder: Path, config: Mapping[str, Any], session: OnnxBackend | None, expectations: Sequence[Expectation]
 ) -> tuple[dict[str, str], list[str]]:
-    verdicts, notes = dict(_UNCHECKED), []
+    verdicts, notes = dict(_NOT_CHECKED), []
     artifacts = config["artifacts"]
     if session is None:
         notes.append("onnx: the bundle has none")
     else:
-        _conclude("onnx", judge_session(session, expectations, folder), verdicts, notes)
+        _record_verdict("onnx", judge_session(session, expectations, folder), verdicts, notes)
         notes += [f"onnx: not replayed on {one}" for one in absent(config["providers"])]
     if artifacts["torchscript"] is None:
         notes.append("torchscript: the bundle has none")
@@ -279,16 +279,16 @@ def _replay(
             raise
         notes.append("torchscript: torch is not installed here")
     else:
-        _conclude("torchscript", judged, verdicts, notes)
+        _record_verdict("torchscript", judged, verdicts, notes)
     return verdicts, notes
 
 
-def _conclude(name: str, judgement: Judgement, verdicts: dict[str, str], notes: list[str]) -> None:
+def _record_verdict(name: str, judgement: Judgement, verdicts: dict[str, str], notes: list[str]) -> None:
     verdicts[name] = "pass" if judgement.passed else "fail"
     if judgement.reason:
         notes.append(f"{name}: {judgement.reason}")
 
 
-def _one_line(error: Exception, folder: Path) -> str:
+def _format_error(error: Exception, folder: Path) -> str:
     """A foreign error's text, in which a file of the bundle has its path inside it."""
     return " ".join(str(error).replace(f"{folder}{os.sep}", "").split())[:400]

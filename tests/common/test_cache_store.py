@@ -96,7 +96,7 @@ def test_an_object_that_is_gone_makes_its_entry_unknown(cache, tmp_path):
 
 def test_a_record_of_another_shape_is_unknown(cache):
     action = Action("stage", {"a": "1"})
-    caches._write(cache._place("actions", action.id), {"nothing": "of use"})
+    caches._write_record(cache._path("actions", action.id), {"nothing": "of use"})
     assert cache.find(action) is None
 
 
@@ -150,7 +150,7 @@ def settled(path):
 def test_a_digest_is_remembered_until_the_file_is_another(cache, tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"one")
-    monkeypatch.setattr(caches, "_SETTLED_NS", 0)
+    monkeypatch.setattr(caches, "_MTIME_SETTLE_NS", 0)
     first = cache.sha256(path)
     monkeypatch.setattr(caches, "sha256_file", lambda path: "read again")
     assert cache.sha256(path) == first

@@ -63,7 +63,7 @@ def command(capsys, monkeypatch):
     def run(*arguments):
         arguments = ["diff", *(str(one) for one in arguments)]
         monkeypatch.setattr("sys.argv", ["package", *arguments])
-        status = cli._status(cli.cli)
+        status = cli._run_command(cli.cli)
         return status, *capsys.readouterr()
 
     return run

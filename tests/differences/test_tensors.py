@@ -72,7 +72,7 @@ def test_the_blocks_in_which_an_array_is_walked_do_not_show(monkeypatch, block):
     before = np.arange(10, dtype=np.float32).reshape(2, 5)
     after = before.copy()
     after[1, 3] += 0.5
-    monkeypatch.setattr(tensors, "_BLOCK", block)
+    monkeypatch.setattr(tensors, "_BLOCK_VALUES", block)
     found = change(before, after)
     assert (found.changed, found.total, found.max_abs, found.nonfinite) == (1, 10, 0.5, 0)
     assert found.relative == pytest.approx(0.5 / math.sqrt(28.5), rel=1e-12)

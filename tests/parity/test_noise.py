@@ -76,8 +76,8 @@ def test_where_float64_is_refused_the_parameters_are_moved(opened, golden):
 
 def test_every_parameter_is_moved_by_one_unit_in_the_last_place_and_the_same_way_each_time():
     tensor = torch.linspace(-3, 3, 1000)
-    moved = noise._one_ulp_away(tensor)
-    assert torch.equal(moved, noise._one_ulp_away(tensor))
+    moved = noise._perturb_one_ulp(tensor)
+    assert torch.equal(moved, noise._perturb_one_ulp(tensor))
     steps = (moved - tensor).abs() / (tensor.abs() * torch.finfo(torch.float32).eps)
     assert ((steps > 0.4) & (steps < 2.1)).all()
     assert 300 < int((moved > tensor).sum()) < 700

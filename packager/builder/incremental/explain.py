@@ -30,18 +30,18 @@ def explain(
     return tuple(
         Explanation(one.stage, True, ())
         if one.stage in found
-        else Explanation(one.stage, False, _reasons(one, found, last) if asked else ("the cache was not asked",))
+        else Explanation(one.stage, False, _explain_miss(one, found, last) if asked else ("the cache was not asked",))
         for one in actions
     )
 
 
-def _reasons(action: Action, found: frozenset[str], last: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+def _explain_miss(action: Action, found: frozenset[str], last: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
     before = last.get(action.stage)
     if before is None:
         return ("nothing is known of a build before",)
     names = dict.fromkeys([*before, *action.inputs])
     changed = tuple(
-        f"{name}: {_short(before.get(name))} → {_short(action.inputs.get(name))}"
+        f"{name}: {_abbreviate(before.get(name))} → {_abbreviate(action.inputs.get(name))}"
         for name in names
         if before.get(name) != action.inputs.get(name)
     )
@@ -50,7 +50,7 @@ def _reasons(action: Action, found: frozenset[str], last: Mapping[str, Mapping[s
     return changed or ("nothing changed; it is in the cache no more",)
 
 
-def _short(value: str | None) -> str:
+def _abbreviate(value: str | None) -> str:
     if value is None:
         return "none"
     plain = value.strip('"')

@@ -36,7 +36,7 @@ def known(project: Project, located: LocatedCheckpoint, cache: Cache) -> Identit
 
     Raises `CheckpointDigestWrong`.
     """
-    record = cache.recall(_code(project, cache)) or cache.recall(_code_here(project, cache))
+    record = cache.recall(_code_key(project, cache)) or cache.recall(_code_key_at_location(project, cache))
     if record is None:
         return None
     used = Footprint(
@@ -59,7 +59,7 @@ def known(project: Project, located: LocatedCheckpoint, cache: Cache) -> Identit
 
 def last(project: Project, cache: Cache) -> Mapping[str, Mapping[str, str]]:
     """The inputs of each stage of the last build of this manifest; empty where there was none."""
-    record = cache.recall(_path(project))
+    record = cache.recall(_manifest_key(project))
     found: Mapping[str, Mapping[str, str]] = {} if record is None else record["actions"]
     return found
 
@@ -67,15 +67,15 @@ def last(project: Project, cache: Cache) -> Mapping[str, Mapping[str, str]]:
 def remember(project: Project, cache: Cache, used: Footprint, done: Sequence[Action]) -> None:
     """Remember the footprint and the inputs of this build. Raises OSError where there is no room."""
     plain: dict[str, Any] = asdict(used)
-    cache.remember(_code_here(project, cache) if used.placed else _code(project, cache), plain)
-    cache.remember(_path(project), {"actions": {one.stage: dict(one.inputs) for one in done}})
+    cache.remember(_code_key_at_location(project, cache) if used.placed else _code_key(project, cache), plain)
+    cache.remember(_manifest_key(project), {"actions": {one.stage: dict(one.inputs) for one in done}})
 
 
-def _path(project: Project) -> str:
+def _manifest_key(project: Project) -> str:
     return f"manifest {project.path.absolute()}"
 
 
-def _code(project: Project, cache: Cache) -> str:
+def _code_key(project: Project, cache: Cache) -> str:
     """The entry with the content of its file: two projects with the same entry do not forget each other."""
     model = project.manifest.model
     place = (model.entry or "").rpartition(":")[0]
@@ -87,6 +87,6 @@ def _code(project: Project, cache: Cache) -> str:
     return f"code {hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _code_here(project: Project, cache: Cache) -> str:
+def _code_key_at_location(project: Project, cache: Cache) -> str:
     """The same, in this place: for code that reads what lies outside the manifest's folder."""
-    return "\n".join((_code(project, cache), str(project.folder), os.getcwd(), *sys.path))
+    return "\n".join((_code_key(project, cache), str(project.folder), os.getcwd(), *sys.path))

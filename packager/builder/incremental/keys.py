@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 TOOLS = ("packager", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy")
 """The tools whose code decides what is in the artifacts."""
 
-_WRITERS = ("jinja2", "markupsafe", "pydantic", "pydantic_core", "onnx_ir", "safetensors")  # of the other files
+_BUNDLE_WRITERS = ("jinja2", "markupsafe", "pydantic", "pydantic_core", "onnx_ir", "safetensors")  # of the other files
 _CPU_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 
 Digest = Callable[[Path], str]
@@ -50,11 +50,11 @@ def source(project: Project, checkpoint_sha256: str, used: Footprint, sha256: Di
     fields = manifest.checkpoint.model_dump(mode="json", exclude={"path", "sha256"})
     return {
         **used.inputs(project.folder, sha256),
-        **{f"checkpoint.{name}": _text(value) for name, value in fields.items()},
+        **{f"checkpoint.{name}": _to_json(value) for name, value in fields.items()},
         "checkpoint": checkpoint_sha256,
         "model.entry": manifest.model.entry or "",
-        "model.kwargs": _text(manifest.model.kwargs),
-        **_versions("numpy", "torch", "safetensors"),
+        "model.kwargs": _to_json(manifest.model.kwargs),
+        **_collect_versions("numpy", "torch", "safetensors"),
         **python(),
         **machine(),  # a constructor may compute what depends on it
         **own(),
@@ -69,8 +69,8 @@ def reference(project: Project, source: Mapping[str, str], sha256: Digest) -> Ac
         "reference",
         {
             **source,
-            **_signature(project),
-            **{f"parity.{name}": _text(value) for name, value in parity.items()},
+            **_collect_signature(project),
+            **{f"parity.{name}": _to_json(value) for name, value in parity.items()},
             "parity.data": sha256(project.folder / data) if data is not None else "null",
         },
     )
@@ -80,7 +80,7 @@ def torchscript(project: Project, source: Mapping[str, str]) -> Action:
     """The fallback before it is judged."""
     return Action(
         "torchscript",
-        {**source, **_signature(project), **_section(project, "torchscript"), "parity.seed": _seed(project)},
+        {**source, **_collect_signature(project), **_collect_section(project, "torchscript"), "parity.seed": _get_trace_seed(project)},
     )
 
 
@@ -90,13 +90,13 @@ def onnx(project: Project, source: Mapping[str, str]) -> Action:
         "onnx",
         {
             **source,
-            **_signature(project),
-            **_section(project, "export"),
-            **_section(project, "optimize"),
-            **_section(project, "torchscript"),  # the trace or script that it may be exported from
-            "parity.seed": _seed(project),
-            "target.providers": _text(project.manifest.target.providers),
-            **_versions("onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime"),
+            **_collect_signature(project),
+            **_collect_section(project, "export"),
+            **_collect_section(project, "optimize"),
+            **_collect_section(project, "torchscript"),  # the trace or script that it may be exported from
+            "parity.seed": _get_trace_seed(project),
+            "target.providers": _to_json(project.manifest.target.providers),
+            **_collect_versions("onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime"),
         },
     )
 
@@ -104,9 +104,9 @@ def onnx(project: Project, source: Mapping[str, str]) -> Action:
 def judged(made: Action, output: Entry, reference: Entry, project: Project) -> Action:
     """An artifact on the cases of the reference."""
     runs_on = (
-        {"target.providers": _text(project.manifest.target.providers), **_versions("onnxruntime")}
+        {"target.providers": _to_json(project.manifest.target.providers), **_collect_versions("onnxruntime")}
         if made.stage == "onnx"
-        else _versions("torch")
+        else _collect_versions("torch")
     )
     return Action(
         f"{made.stage} parity",
@@ -128,10 +128,10 @@ def bundle(project: Project, source: Mapping[str, str], assets: Mapping[str, Pat
         "bundle",
         {
             **source,
-            **{f"manifest.{name}": _text(value) for name, value in fields.items()},
+            **{f"manifest.{name}": _to_json(value) for name, value in fields.items()},
             "manifest": project.sha256,
             **{name: sha256(path) for name, path in files(project, assets).items()},
-            **_versions(*TOOLS, *_WRITERS),
+            **_collect_versions(*TOOLS, *_BUNDLE_WRITERS),
         },
     )
 
@@ -221,26 +221,26 @@ def _is_field(name: str, values: Mapping[str, str]) -> bool:
 # -- the parts ------------------------------------------------------------------------------
 
 
-def _signature(project: Project) -> dict[str, str]:
+def _collect_signature(project: Project) -> dict[str, str]:
     manifest = project.manifest
     return {
-        "inputs": _text({name: spec.model_dump(mode="json") for name, spec in manifest.inputs.items()}),
-        "outputs": _text(manifest.outputs),
-        "dims": _text({name: limit.model_dump(mode="json") for name, limit in manifest.limits().items()}),
+        "inputs": _to_json({name: spec.model_dump(mode="json") for name, spec in manifest.inputs.items()}),
+        "outputs": _to_json(manifest.outputs),
+        "dims": _to_json({name: limit.model_dump(mode="json") for name, limit in manifest.limits().items()}),
     }
 
 
-def _section(project: Project, name: str) -> dict[str, str]:
+def _collect_section(project: Project, name: str) -> dict[str, str]:
     fields = getattr(project.manifest, name).model_dump(mode="json")
-    return {f"{name}.{field}": _text(value) for field, value in fields.items()}
+    return {f"{name}.{field}": _to_json(value) for field, value in fields.items()}
 
 
-def _seed(project: Project) -> str:
+def _get_trace_seed(project: Project) -> str:
     """The seed of the example that is traced."""
-    return _text(project.manifest.parity.seed)
+    return _to_json(project.manifest.parity.seed)
 
 
-def _versions(*tools: str) -> dict[str, str]:
+def _collect_versions(*tools: str) -> dict[str, str]:
     return {f"tool:{name}": distributions.tool_version(name) for name in tools}
 
 
@@ -291,5 +291,5 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _text(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, sort_keys=False)

@@ -43,12 +43,12 @@ from packager.parity.numerics.verdict import Expectation, Judgement
 from packager.parity.results import Coverage, Noise, Reference
 from packager.project.manifest import Project
 
-_FILES = {"onnx": (layout.ONNX, layout.ONNX_DATA), "torchscript": (layout.TORCHSCRIPT,)}
-_OUTPUTS = "outputs.safetensors"
+_ARTIFACT_FILES = {"onnx": (layout.ONNX, layout.ONNX_DATA), "torchscript": (layout.TORCHSCRIPT,)}
+_REFERENCE_OUTPUTS = "outputs.safetensors"
 
 
 @dataclass(frozen=True)
-class _Record:
+class _ReferenceRecord:
     """The reference without its arrays."""
 
     origin: Origin
@@ -65,10 +65,10 @@ class _Record:
     coverage: Coverage | None
 
 
-_RECORD = pydantic.TypeAdapter(_Record)
-_ONNX: pydantic.TypeAdapter[MadeOnnx] = pydantic.TypeAdapter(MadeOnnx)
-_TORCHSCRIPT: pydantic.TypeAdapter[MadeTorchScript] = pydantic.TypeAdapter(MadeTorchScript)
-_JUDGEMENT = pydantic.TypeAdapter(Judgement)
+_REFERENCE_ADAPTER = pydantic.TypeAdapter(_ReferenceRecord)
+_ONNX_ADAPTER: pydantic.TypeAdapter[MadeOnnx] = pydantic.TypeAdapter(MadeOnnx)
+_TORCHSCRIPT_ADAPTER: pydantic.TypeAdapter[MadeTorchScript] = pydantic.TypeAdapter(MadeTorchScript)
+_PARITY_ADAPTER = pydantic.TypeAdapter(Judgement)
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,18 @@ class Recalled:
 def recall(cache: Cache, project: Project, source: Mapping[str, str], grid: Grid) -> Recalled:
     """Ask the cache for every stage."""
     reference = cache.find(keys.reference(project, source, cache.sha256))
-    measured = None if reference is None else _measured(cache, reference, project, grid)
+    measured = None if reference is None else _load_reference(cache, reference, project, grid)
     reference = None if measured is None else reference
-    search = _Search(cache, project, reference)
-    torchscript = search.made(keys.torchscript(project, source), _TORCHSCRIPT)
-    onnx = search.made(keys.onnx(project, source), _ONNX)
+    search = _StageLookup(cache, project, reference)
+    torchscript = search.made(keys.torchscript(project, source), _TORCHSCRIPT_ADAPTER)
+    onnx = search.made(keys.onnx(project, source), _ONNX_ADAPTER)
     if measured is not None and onnx is not None and onnx.outputs != measured.outputs:
         onnx = None  # made for cases that showed other shapes
         search.forget("onnx")
     return Recalled(Known(measured, onnx, torchscript), search.files, frozenset(search.found))
 
 
-class _Search:
+class _StageLookup:
     """One round of questions to the cache: collects what was found on the way."""
 
     def __init__(self, cache: Cache, project: Project, reference: Entry | None) -> None:
@@ -104,7 +104,7 @@ class _Search:
 
     def made(self, action: Action, kind: pydantic.TypeAdapter[Made[Artifact]]) -> Made[Artifact] | None:
         """An artifact, with its judgement where that is known too."""
-        entry = self._find(action)
+        entry = self._find_entry(action)
         if entry is None and self._reference is not None:
             entry = self._cache.find(disputed(action, self._reference))
             self.found |= {action.stage, f"{action.stage} parity"} if entry is not None else set()
@@ -114,16 +114,16 @@ class _Search:
         self.files.update({name: self._cache.object(sha256) for name, sha256 in entry.files.items()})
         if made.proven or self._reference is None:
             return made
-        judgement = self._find(keys.judged(action, entry, self._reference, self._project))
-        return made if judgement is None else replace(made, judgement=_JUDGEMENT.validate_python(judgement.record))
+        judgement = self._find_entry(keys.judged(action, entry, self._reference, self._project))
+        return made if judgement is None else replace(made, judgement=_PARITY_ADAPTER.validate_python(judgement.record))
 
     def forget(self, stage: str) -> None:
         """What was found of a stage is of no use."""
         self.found -= {stage, f"{stage} parity"}
-        for name in _FILES[stage]:
+        for name in _ARTIFACT_FILES[stage]:
             self.files.pop(name, None)
 
-    def _find(self, action: Action) -> Entry | None:
+    def _find_entry(self, action: Action) -> Entry | None:
         entry = self._cache.find(action)
         if entry is not None:
             self.found.add(action.stage)
@@ -145,22 +145,22 @@ def plan(
     """What there is to keep of a build, stage by stage."""
     measured = results.measured
     outputs = _save_outputs(measured.reference, scratch)
-    files = {_OUTPUTS: sha256_file(outputs)}
-    reference = Entry(_plain(_record(measured)), files)
-    found = [Kept(keys.reference(project, source, sha256), reference, {_OUTPUTS: outputs})]
+    files = {_REFERENCE_OUTPUTS: sha256_file(outputs)}
+    reference = Entry(_to_json(_make_reference_record(measured)), files)
+    found = [Kept(keys.reference(project, source, sha256), reference, {_REFERENCE_OUTPUTS: outputs})]
     for action, made in (
         (keys.torchscript(project, source), results.torchscript),
         (keys.onnx(project, source), results.onnx),
     ):
-        paths = {name: bundle.folder / name for name in _FILES[action.stage] if name in bundle.digests}
+        paths = {name: bundle.folder / name for name in _ARTIFACT_FILES[action.stage] if name in bundle.digests}
         digests = {name: bundle.digests[name] for name in paths}
         if made.undisputed:
-            entry = Entry(_plain(replace(made, judgement=None)), digests)
-            judgement = Entry(_plain(made.judgement), {})
+            entry = Entry(_to_json(replace(made, judgement=None)), digests)
+            judgement = Entry(_to_json(made.judgement), {})
             found.append(Kept(action, entry, paths))
             found.append(Kept(keys.judged(action, entry, reference, project), judgement, {}))
         else:
-            found.append(Kept(disputed(action, reference), Entry(_plain(made), digests), paths))
+            found.append(Kept(disputed(action, reference), Entry(_to_json(made), digests), paths))
     return found
 
 
@@ -183,9 +183,9 @@ def disputed(action: Action, reference: Entry) -> Action:
 # -- the reference ----------------------------------------------------------------------------
 
 
-def _record(measured: Measured) -> _Record:
+def _make_reference_record(measured: Measured) -> _ReferenceRecord:
     reference = measured.reference
-    return _Record(
+    return _ReferenceRecord(
         measured.origin,
         measured.machine,
         measured.outputs,
@@ -208,15 +208,15 @@ def _save_outputs(reference: Reference, scratch: Path) -> Path:
         for kind, arrays in (("own", one.outputs), ("oracle", one.oracle))
         for name, array in arrays.items()
     }
-    path = scratch / _OUTPUTS
+    path = scratch / _REFERENCE_OUTPUTS
     safetensors.numpy.save_file(tensors, path)
     return path
 
 
-def _measured(cache: Cache, entry: Entry, project: Project, grid: Grid) -> Measured | None:
-    record = _RECORD.validate_python(entry.record)
+def _load_reference(cache: Cache, entry: Entry, project: Project, grid: Grid) -> Measured | None:
+    record = _REFERENCE_ADAPTER.validate_python(entry.record)
     try:
-        tensors = safetensors.numpy.load_file(cache.object(entry.files[_OUTPUTS]))
+        tensors = safetensors.numpy.load_file(cache.object(entry.files[_REFERENCE_OUTPUTS]))
     except OSError:
         return None  # the cache was emptied meanwhile
     own = {case.name: case for case in grid.cases if not case.kinds}  # the user's data are not drawn
@@ -245,6 +245,6 @@ def _measured(cache: Cache, entry: Entry, project: Project, grid: Grid) -> Measu
     return Measured(record.origin, record.machine, record.outputs, reference)
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     """A value as JSON has it."""
     return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")

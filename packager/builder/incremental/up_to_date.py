@@ -28,10 +28,10 @@ def remember(cache: Cache, manifest: Path, folder_name: str, bundle: Action, fil
         "inputs": dict(bundle.inputs),
         "files": {name: str(path) for name, path in files.items()},
         "folder_name": folder_name,
-        "lock": _digest_or_none(lock_of(manifest)),
+        "lock": _digest_lockfile(lock_of(manifest)),
         "own": keys.own_times(),
     }
-    cache.remember(_key(manifest), content)
+    cache.remember(_record_key(manifest), content)
 
 
 def unchanged(cache: Cache, manifest: Path, out: Path) -> tuple[str, Entry] | None:
@@ -39,12 +39,12 @@ def unchanged(cache: Cache, manifest: Path, out: Path) -> tuple[str, Entry] | No
 
     A lock must be as it was when it was last found to agree.
     """
-    known = cache.recall(_key(manifest))
+    known = cache.recall(_record_key(manifest))
     if known is None or known["own"] != keys.own_times():
         return None
     paths = {name: Path(path) for name, path in known["files"].items()}
     inputs = keys.RecordedInputs(known["inputs"], paths, manifest.absolute().parent)
-    if _digest_or_none(lock_of(manifest)) != known["lock"]:
+    if _digest_lockfile(lock_of(manifest)) != known["lock"]:
         return None
     try:
         if not keys.unchanged(inputs, cache.sha256):
@@ -63,7 +63,7 @@ def lock_of(manifest: Path) -> Path:
     return manifest.with_suffix(".lock") if manifest.suffix == ".yaml" else manifest.with_name(f"{manifest.name}.lock")
 
 
-def _digest_or_none(path: Path) -> str | None:
+def _digest_lockfile(path: Path) -> str | None:
     try:
         return sha256_file(path)
     except FileNotFoundError:
@@ -72,6 +72,6 @@ def _digest_or_none(path: Path) -> str | None:
         return f"unreadable: {error.errno}"  # the build will tell
 
 
-def _key(manifest: Path) -> str:
+def _record_key(manifest: Path) -> str:
     """The manifest, in this environment."""
     return "\n".join(("again", str(manifest.absolute()), os.getcwd(), sys.prefix, *sys.path))

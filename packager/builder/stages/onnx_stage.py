@@ -71,7 +71,7 @@ def candidates(project: Project, eager: Eager, program: Program | None, site: Si
             return exporters.from_torchscript(project, made, names, eager.example, path)
 
         label = f"torchscript, from the {made.method}"
-        return replace(_export(label, eager, project, site, write), frozen=made.frozen)
+        return replace(_run_exporter(label, eager, project, site, write), frozen=made.frozen)
 
     exported = False
     if wanted != "torch-export" and program is not None:
@@ -83,8 +83,8 @@ def candidates(project: Project, eager: Eager, program: Program | None, site: Si
         def from_module(path: Path) -> Raw:
             return exporters.from_torch_export(project, eager.source.fresh(), names, eager.example, path)
 
-        candidate = _export("torch-export", eager, project, site, from_module)
-        yield replace(candidate, frozen=_taken(project, eager, program) if candidate.failed is None else Branches())
+        candidate = _run_exporter("torch-export", eager, project, site, from_module)
+        yield replace(candidate, frozen=_detect_specialized(project, eager, program) if candidate.failed is None else Branches())
     if exported and program is not None and program.method == "trace" and project.manifest.torchscript.method == "auto":
         try:
             scripted = torchscript.script(eager.source.fresh(), project.folder)
@@ -109,7 +109,7 @@ def ship(
     """
     stages: list[Stage] = []
     not_taken: list[tuple[Candidate, NotTaken]] = []
-    for candidate, outcome in _outcomes(project, tried, rest, expected, site):
+    for candidate, outcome in _iter_outcomes(project, tried, rest, expected, site):
         if isinstance(outcome, Made):
             return replace(outcome, stages=(*stages, *outcome.stages))
         stages.append(Stage(f"export: {candidate.exporter}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0))
@@ -120,14 +120,14 @@ def ship(
         return Made(None, None, tuple(stages))
     if any(outcome.verdict == "fail" for _, outcome in not_taken):
         with site.stages.stage("where"):
-            problems = _located(project, eager, not_taken, expected.result(), site)
+            problems = _diagnose_rejections(project, eager, not_taken, expected.result(), site)
         branches = [branch for candidate, _ in not_taken for branch in candidate.frozen.own]
-        raise ParityFailed(problems, _otherwise(project), frozen_branches=branches)
-    problems = [_problem(candidate, outcome) for candidate, outcome in not_taken]
-    raise ExportFailed(project.where("export"), problems, _otherwise(project))
+        raise ParityFailed(problems, _format_fallback_hint(project), frozen_branches=branches)
+    problems = [_make_problem(candidate, outcome) for candidate, outcome in not_taken]
+    raise ExportFailed(project.where("export"), problems, _format_fallback_hint(project))
 
 
-def _otherwise(project: Project) -> str:
+def _format_fallback_hint(project: Project) -> str:
     if project.manifest.torchscript.method == "none":
         return "torchscript.method: auto and export.required: false ship TorchScript alone"
     return "export.required: false ships TorchScript alone"
@@ -140,15 +140,15 @@ def attempt(candidate: Candidate, expected: Future[Reference], project: Project,
     assert candidate.job is not None and candidate.optimized is not None
     optimized, job = candidate.optimized.result(), candidate.job
     if optimized.refused:
-        return _refused(optimized)
-    judgement = _place_and_judge(optimized, job, expected, site)
+        return _reject(optimized)
+    judgement = _stage_and_check(optimized, job, expected, site)
     if not judgement.passed:
         site.stages.tell(f"not proven with all passes ({judgement.reason}); proving them one by one")
         discard(site.writer)
         optimized = site.side.optimize(replace(job, expectations=expected.result().expectations, early=False)).result()
         if optimized.refused:
-            return _refused(optimized)
-        judgement = _place_and_judge(optimized, job, expected, site)
+            return _reject(optimized)
+        judgement = _stage_and_check(optimized, job, expected, site)
         if not judgement.passed:
             discard(site.writer)
             return NotTaken("fail" if judgement.loaded else "not-checked", judgement.reason)
@@ -160,15 +160,15 @@ def attempt(candidate: Candidate, expected: Future[Reference], project: Project,
         f"export: {candidate.exporter}", True, "pass", "", before.nodes, before.nodes, before.bytes, before.bytes,
         optimized.max_abs,
     )  # fmt: skip
-    stages = (taken, *(_judged_as_shipped(one, judgement) for one in optimized.stages))
-    return Made(_record(optimized, site.writer), judgement, stages, candidate.frozen)
+    stages = (taken, *(_with_shipped_error(one, judgement) for one in optimized.stages))
+    return Made(_make_artifact_record(optimized, site.writer), judgement, stages, candidate.frozen)
 
 
-def _refused(optimized: Optimized) -> NotTaken:
+def _reject(optimized: Optimized) -> NotTaken:
     return NotTaken("fail" if optimized.disproven else "not-checked", optimized.refused)
 
 
-def _judged_as_shipped(stage: Stage, judgement: Judgement) -> Stage:
+def _with_shipped_error(stage: Stage, judgement: Judgement) -> Stage:
     """The last pass was compared as what ships: on all cases, and not by itself."""
     if not stage.kept or stage.max_abs is not None:
         return stage
@@ -177,14 +177,14 @@ def _judged_as_shipped(stage: Stage, judgement: Judgement) -> Stage:
 
 def judge_again(made: MadeOnnx, project: Project, expected: Reference, site: Site) -> MadeOnnx | None:
     """A graph that an earlier build made, in the staged bundle, on the cases of this one; None where it fails."""
-    judgement = _judge(project.manifest.target.providers, expected.expectations, site)
+    judgement = _check_staged(project.manifest.target.providers, expected.expectations, site)
     if judgement.passed:
         return replace(made, judgement=judgement)
     discard(site.writer)
     return None
 
 
-def _export(label: str, eager: Eager, project: Project, site: Site, write: Callable[[Path], Raw]) -> Candidate:
+def _run_exporter(label: str, eager: Eager, project: Project, site: Site, write: Callable[[Path], Raw]) -> Candidate:
     folder = site.scratch / label.replace(", ", "-").replace(" ", "-")
     folder.mkdir(exist_ok=True)
     try:
@@ -205,7 +205,7 @@ def _export(label: str, eager: Eager, project: Project, site: Site, write: Calla
     return Candidate(label, job=job, optimized=site.side.optimize(job))
 
 
-def _taken(project: Project, eager: Eager, program: Program | None) -> Branches:
+def _detect_specialized(project: Project, eager: Eager, program: Program | None) -> Branches:
     """The branches that torch.export may have taken for good, of which it says nothing: those that a trace takes."""
     if program is not None and program.method == "trace":
         return program.frozen
@@ -216,14 +216,14 @@ def _taken(project: Project, eager: Eager, program: Program | None) -> Branches:
     return traced.frozen
 
 
-def _problem(candidate: Candidate, outcome: NotTaken, found: Finding | None = None) -> Problem:
+def _make_problem(candidate: Candidate, outcome: NotTaken, found: Finding | None = None) -> Problem:
     message = f"{candidate.exporter}: {outcome.cause}"
     if found is None:
         return Problem(message, outcome.where)
     return Problem(f"{message}\n{found.text}", outcome.where or found.where)
 
 
-def _located(
+def _diagnose_rejections(
     project: Project, eager: Eager, not_taken: Sequence[tuple[Candidate, NotTaken]], expected: Reference, site: Site
 ) -> list[Problem]:
     """Why each candidate was not taken, and the first node at fault of each that is wrong; the first is shown."""
@@ -231,15 +231,15 @@ def _located(
     place: Place | None = site.repro
     for candidate, outcome in not_taken:
         if outcome.verdict != "fail" or candidate.job is None:
-            problems.append(_problem(candidate, outcome))
+            problems.append(_make_problem(candidate, outcome))
             continue
         found = diagnose.find(project, eager.source.module, candidate.job.raw, expected.expectations, place)
-        problems.append(_problem(candidate, outcome, found))
+        problems.append(_make_problem(candidate, outcome, found))
         place = place if not found.shown else None
     return problems
 
 
-def _outcomes(
+def _iter_outcomes(
     project: Project,
     tried: Trying | None,
     rest: Iterator[Candidate],
@@ -252,22 +252,22 @@ def _outcomes(
         yield candidate, attempt(candidate, expected, project, site)
 
 
-def _place_and_judge(optimized: Optimized, job: OptimizeJob, expected: Future[Reference], site: Site) -> Judgement:
+def _stage_and_check(optimized: Optimized, job: OptimizeJob, expected: Future[Reference], site: Site) -> Judgement:
     assert optimized.facts is not None
     site.writer.adopt(layout.ONNX, job.target)
     if optimized.facts.external_data:
         site.writer.adopt(layout.ONNX_DATA, job.target.with_name(layout.ONNX_DATA))
-    return _judge(job.providers, _as_they_come(expected), site)
+    return _check_staged(job.providers, _await_cases(expected), site)
 
 
-def _judge(providers: Sequence[str], expectations: Iterable[Expectation], site: Site) -> Judgement:
+def _check_staged(providers: Sequence[str], expectations: Iterable[Expectation], site: Site) -> Judgement:
     with site.judging:
         judgement = judge_onnx(site.writer.folder / layout.ONNX, expectations, providers)
         process_memory.give_back()
     return judgement
 
 
-def _as_they_come(expected: Future[Reference]) -> Iterator[Expectation]:
+def _await_cases(expected: Future[Reference]) -> Iterator[Expectation]:
     """The cases, once they are there: until then the session can be made."""
     yield from expected.result().expectations
 
@@ -279,7 +279,7 @@ def discard(writer: Writer) -> None:
             writer.discard(path)
 
 
-def _record(optimized: Optimized, writer: Writer) -> records.OnnxArtifact:
+def _make_artifact_record(optimized: Optimized, writer: Writer) -> records.OnnxArtifact:
     facts = optimized.facts
     assert facts is not None
     data = None

@@ -33,7 +33,7 @@ from packager.parity.results import Reference
 from packager.project.manifest import Project
 from packager.runtime.check import first_line, judge_torchscript
 
-_NOT_LOCATED = (
+_NO_DIAGNOSIS = (
     "where a TorchScript program goes wrong is not looked for; with torchscript.method: none, the ONNX graph is"
 )
 
@@ -66,24 +66,24 @@ def compared(made: Program, project: Project, eager: Eager, site: Site) -> Progr
     """
     if not eager.early:
         return made
-    stage = _compared(made, project, eager)
+    stage = _check_on_probe(made, project, eager)
     made = replace(made, stages=(*made.stages, stage))
     if stage.verdict == "pass" or made.method == "script" or project.manifest.torchscript.method != "auto":
         return made
-    scripted = _scripted(made, made.stages, project, eager, site)
+    scripted = _script_instead(made, made.stages, project, eager, site)
     return scripted if scripted.unscriptable else compared(scripted, project, eager, site)
 
 
-def _scripted(made: Program, stages: tuple[Stage, ...], project: Project, eager: Eager, site: Site) -> Program:
+def _script_instead(made: Program, stages: tuple[Stage, ...], project: Project, eager: Eager, site: Site) -> Program:
     """The script of the module whose trace is wrong, as `stages` say; or that trace, with why there is none."""
-    site.stages.tell(f"{_disproven(made, stages).message}; scripting the module instead")
+    site.stages.tell(f"{_make_failure_problem(made, stages).message}; scripting the module instead")
     try:
         return replace(torchscript.script(eager.source.fresh(), project.folder), stages=stages)
     except ExporterFailed as failed:
         return replace(made, unscriptable=Problem(f"script: {failed.cause}", failed.where))
 
 
-def _compared(made: Program, project: Project, eager: Eager) -> Stage:
+def _check_on_probe(made: Program, project: Project, eager: Eager) -> Stage:
     names = tuple(eager.early[0].outputs)
 
     def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -105,7 +105,7 @@ def begin(project: Project, made: Program | None, site: Site) -> Future[Path] | 
     """Start saving the program's freest form in the background; None where none is to ship."""
     if made is None or project.manifest.torchscript.method == "none":
         return None
-    return site.background.submit(_save, project, made, site, True)
+    return site.background.submit(_save_program, project, made, site, True)
 
 
 def ship(
@@ -117,44 +117,44 @@ def ship(
     """
     if made is None or saving is None:
         return None
-    tried = _try(project, eager, made, saving, expected, site)
+    tried = _try_forms(project, eager, made, saving, expected, site)
     if isinstance(tried, Made):
         return tried
-    problems, compared = [_disproven(made, tried)], tried
+    problems, compared = [_make_failure_problem(made, tried)], tried
     if project.manifest.torchscript.method == "auto" and made.method == "trace":
         # One that was tried is not tried again: torch.jit fails in another way then, and that is not the cause.
-        scripted = made if made.unscriptable else _scripted(made, tried, project, eager, site)
+        scripted = made if made.unscriptable else _script_instead(made, tried, project, eager, site)
         if scripted.unscriptable is not None:
             problems.append(scripted.unscriptable)
         else:
-            again = site.background.submit(_save, project, scripted, site, True)
-            second = _try(project, eager, scripted, again, expected, site)
+            again = site.background.submit(_save_program, project, scripted, site, True)
+            second = _try_forms(project, eager, scripted, again, expected, site)
             if isinstance(second, Made):
                 return second
-            problems.append(_disproven(scripted, second))
+            problems.append(_make_failure_problem(scripted, second))
             compared = (*tried, *second)
     if all(stage.verdict != "fail" for stage in compared):
         raise TorchScriptFailed(project.where("torchscript"), problems)
     otherwise = "torchscript.method: none ships ONNX alone"
-    raise ParityFailed([*problems, Problem(_NOT_LOCATED)], otherwise, frozen_branches=made.frozen.own)
+    raise ParityFailed([*problems, Problem(_NO_DIAGNOSIS)], otherwise, frozen_branches=made.frozen.own)
 
 
-def _try(
+def _try_forms(
     project: Project, eager: Eager, made: Program, saving: Future[Path], expected: Reference, site: Site
 ) -> MadeTorchScript | tuple[Stage, ...]:
     """The first proven form, or the stages of all that were not."""
     stages: list[Stage] = list(made.stages)
     for fold in (True, False):
         try:
-            saved = saving.result() if fold else _save(project, made, site, False)
+            saved = saving.result() if fold else _save_program(project, made, site, False)
         except ExporterFailed as failed:
-            stages.append(_stage(made, "not-checked", failed.cause, fold=fold, optimize=False))
+            stages.append(_make_stage(made, "not-checked", failed.cause, fold=fold, optimize=False))
             continue
         sha256 = site.writer.adopt(layout.TORCHSCRIPT, saved)
         for optimize in (True, False) if fold else (False,):
-            judgement = _judge(eager.inputs, expected, site, optimize=optimize)
+            judgement = _check_staged(eager.inputs, expected, site, optimize=optimize)
             verdict = "pass" if judgement.passed else "fail"
-            stages.append(_stage(made, verdict, judgement.reason, fold=fold, optimize=optimize))
+            stages.append(_make_stage(made, verdict, judgement.reason, fold=fold, optimize=optimize))
             if judgement.passed:
                 artifact = records.TorchScriptArtifact(
                     path=layout.TORCHSCRIPT, sha256=sha256, method=made.method, optimize_for_inference=optimize
@@ -164,7 +164,7 @@ def _try(
     return tuple(stages)
 
 
-def _save(project: Project, made: Program, site: Site, fold: bool) -> Path:
+def _save_program(project: Project, made: Program, site: Site, fold: bool) -> Path:
     path = site.scratch / layout.TORCHSCRIPT
     torchscript.save(made, path, fold=fold, folder=project.folder)
     process_memory.give_back()
@@ -175,14 +175,14 @@ def judge_again(made: MadeTorchScript, project: Project, expected: Reference, si
     """A program that an earlier build made, in the staged bundle, on the cases of this one; None where it fails."""
     assert made.artifact is not None
     optimize = made.artifact.optimize_for_inference
-    judgement = _judge(signature.inputs(project.manifest), expected, site, optimize=optimize)
+    judgement = _check_staged(signature.inputs(project.manifest), expected, site, optimize=optimize)
     if judgement.passed:
         return replace(made, judgement=judgement)
     site.writer.discard(layout.TORCHSCRIPT)
     return None
 
 
-def _judge(inputs: Sequence[TensorSpec], expected: Reference, site: Site, *, optimize: bool) -> Judgement:
+def _check_staged(inputs: Sequence[TensorSpec], expected: Reference, site: Site, *, optimize: bool) -> Judgement:
     with site.judging:
         judgement = judge_torchscript(
             site.writer.folder / layout.TORCHSCRIPT,
@@ -195,12 +195,12 @@ def _judge(inputs: Sequence[TensorSpec], expected: Reference, site: Site, *, opt
     return judgement
 
 
-def _stage(made: Program, verdict: str, reason: str, *, fold: bool, optimize: bool) -> Stage:
+def _make_stage(made: Program, verdict: str, reason: str, *, fold: bool, optimize: bool) -> Stage:
     steps = [made.method, "freeze", *(["fold"] if fold else []), *(["optimize for inference"] if optimize else [])]
     return Stage(f"torchscript: {', '.join(steps)}", verdict == "pass", verdict, reason, 0, 0, 0, 0)
 
 
-def _disproven(made: Program, stages: tuple[Stage, ...]) -> Problem:
+def _make_failure_problem(made: Program, stages: tuple[Stage, ...]) -> Problem:
     if stages[-1].verdict == "not-checked":
         return Problem(f"{made.method}: {stages[-1].reason}")
     message = f"the {made.method} is not proven: {stages[-1].reason}"

@@ -26,8 +26,8 @@ from packager.errors import DownloadRefused, UrlUnreachable
 
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 LARGEST_BYTES = 64 << 30  # of a file whose size the server does not tell
-_WORTHWHILE_BYTES = 1 << 20  # a try that brought so much was none in vain
-_RECORDED_BYTES = 64 << 20  # so much may be lost when the process is killed
+_MIN_PROGRESS_BYTES = 1 << 20  # a try that brought so much was none in vain
+_RECORD_INTERVAL_BYTES = 64 << 20  # so much may be lost when the process is killed
 
 Result = TypeVar("Result")
 Report = Callable[[int, int | None], None]
@@ -56,17 +56,17 @@ def download(url: str, where: str | None, part: Path, known: Held | None, report
     """
 
     def attempt() -> Held | None:
-        good = _resumable(part)
+        good = _read_resume_point(part)
         start = Start(good.held.bytes, good.held.version) if good is not None else None
         try:
             with transport.opened(url, where, start, known.version if known else None) as body:
-                return None if body is None else _copy(body, part, good, url, where, report)
+                return None if body is None else _append_stream(body, part, good, url, where, report)
         except Broken as broken:
             if broken.anew:
                 forget(part)
             raise
 
-    return patiently(url, where, attempt, lambda: _length(part))
+    return patiently(url, where, attempt, lambda: _file_size(part))
 
 
 def patiently(url: str, where: str | None, attempt: Callable[[], Result], have: Callable[[], int]) -> Result:
@@ -79,20 +79,20 @@ def patiently(url: str, where: str | None, attempt: Callable[[], Result], have: 
             failure = broken
         reached = reached or failure.reached
         tries = tries + 1
-        if have() >= furthest + _WORTHWHILE_BYTES:
+        if have() >= furthest + _MIN_PROGRESS_BYTES:
             furthest, tries = have(), 1
         if not reached or tries > len(PAUSES_SECONDS):
-            raise _gave_up(url, where, failure, tries, have())
+            raise _gave_up_error(url, where, failure, tries, have())
         time.sleep(PAUSES_SECONDS[tries - 1])
 
 
 def forget(part: Path) -> None:
     """Drop what has come."""
     part.unlink(missing_ok=True)
-    _record(part).unlink(missing_ok=True)
+    _record_path(part).unlink(missing_ok=True)
 
 
-def _copy(body: Body, part: Path, good: _Good | None, url: str, where: str | None, report: Report) -> Held:
+def _append_stream(body: Body, part: Path, good: _ResumePoint | None, url: str, where: str | None, report: Report) -> Held:
     """Append what the stream brings, up to the size that was announced. Raises as `download` does, and `Broken`."""
     size = body.version.size
     limit = LARGEST_BYTES if size is None else size
@@ -109,15 +109,15 @@ def _copy(body: Body, part: Path, good: _Good | None, url: str, where: str | Non
                 stream.write(chunk)
                 found.update(chunk)
                 done += len(chunk)
-                if done - held.bytes >= _RECORDED_BYTES:
-                    held = _recorded(part, stream, Held(done, found.hexdigest(), body.version))
+                if done - held.bytes >= _RECORD_INTERVAL_BYTES:
+                    held = _write_record(part, stream, Held(done, found.hexdigest(), body.version))
                 report(done, size)
         finally:
-            held = _recorded(part, stream, Held(done, found.hexdigest(), body.version))
+            held = _write_record(part, stream, Held(done, found.hexdigest(), body.version))
         os.fsync(stream.fileno())
     if done > limit:
         forget(part)
-        raise _too_much(url, where, size)
+        raise _too_long_error(url, where, size)
     if size is not None and done < size:
         raise Broken(f"the connection ended after {done} of {size} bytes", reached=True)
     if not body.unchanged():
@@ -125,7 +125,7 @@ def _copy(body: Body, part: Path, good: _Good | None, url: str, where: str | Non
     return held
 
 
-def _too_much(url: str, where: str | None, size: int | None) -> DownloadRefused:
+def _too_long_error(url: str, where: str | None, size: int | None) -> DownloadRefused:
     if size is None:
         why = f"the server does not say how long it is, and sends more than {LARGEST_BYTES} bytes"
         return DownloadRefused(urls.shown(url), where, why, "is it a file? download it by hand, and name its path")
@@ -133,7 +133,7 @@ def _too_much(url: str, where: str | None, size: int | None) -> DownloadRefused:
     return DownloadRefused(urls.shown(url), where, why, "the server is at fault: download it by hand, and look at it")
 
 
-def _gave_up(url: str, where: str | None, failure: Broken, tries: int, have: int) -> UrlUnreachable:
+def _gave_up_error(url: str, where: str | None, failure: Broken, tries: int, have: int) -> UrlUnreachable:
     why = failure.why if tries < 2 else f"tried {tries} times: {failure.why}"
     kept = f"{have} bytes of it are kept: run it again, and it goes on from there"
     hint = kept if have else "check the network, the host's name and the proxy; what is pinned and here needs none"
@@ -143,32 +143,32 @@ def _gave_up(url: str, where: str | None, failure: Broken, tries: int, have: int
 # -- what has come already ----------------------------------------------------------------------
 
 
-def _record(part: Path) -> Path:
+def _record_path(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _recorded(part: Path, stream: IO[bytes], held: Held) -> Held:
+def _write_record(part: Path, stream: IO[bytes], held: Held) -> Held:
     """Write down what of `part` is good."""
     stream.flush()
-    new = _record(part).with_name(f"{part.name}.json.new")
+    new = _record_path(part).with_name(f"{part.name}.json.new")
     new.write_text(json.dumps(asdict(held)), encoding="utf-8")
-    os.replace(new, _record(part))
+    os.replace(new, _record_path(part))
     return held
 
 
 @dataclass(frozen=True)
-class _Good:
+class _ResumePoint:
     """What of a file's beginning is good, and the SHA-256 that goes on from there."""
 
     held: Held
     found: Any
 
 
-def _resumable(part: Path) -> _Good | None:
+def _read_resume_point(part: Path) -> _ResumePoint | None:
     """What of `part` can be gone on from; whatever else is there goes."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        held = Held.of(json.loads(_record(part).read_text(encoding="utf-8")))
-        if held.bytes and _length(part) >= held.bytes:
+        held = Held.of(json.loads(_record_path(part).read_text(encoding="utf-8")))
+        if held.bytes and _file_size(part) >= held.bytes:
             found = hashlib.sha256()
             with part.open("rb") as stream:
                 left = held.bytes
@@ -176,12 +176,12 @@ def _resumable(part: Path) -> _Good | None:
                     found.update(chunk)
                     left -= len(chunk)
             if found.hexdigest() == held.sha256:
-                return _Good(held, found)
+                return _ResumePoint(held, found)
     forget(part)
     return None
 
 
-def _length(part: Path) -> int:
+def _file_size(part: Path) -> int:
     try:
         return part.stat().st_size
     except FileNotFoundError:

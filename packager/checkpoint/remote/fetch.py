@@ -57,8 +57,8 @@ def at_hand(wanted: Remote, stages: Stages) -> Iterator[Path]:
     if local is not None:
         yield local
         return
-    with _cache(stages) as cache:
-        path = _fetch(wanted, cache, stages)
+    with _open_cache_or_temporary(stages) as cache:
+        path = _fetch_to_cache(wanted, cache, stages)
         try:
             yield path
         except PackagerError as error:
@@ -70,7 +70,7 @@ def at_hand(wanted: Remote, stages: Stages) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _cache(stages: Stages) -> Iterator[Cache]:
+def _open_cache_or_temporary(stages: Stages) -> Iterator[Cache]:
     """The user's cache; or one for this time only, where that cannot be used."""
     try:
         cache = opened()
@@ -83,18 +83,18 @@ def _cache(stages: Stages) -> Iterator[Cache]:
         yield Cache(Path(folder))
 
 
-def _fetch(wanted: Remote, cache: Cache, stages: Stages) -> Path:
+def _fetch_to_cache(wanted: Remote, cache: Cache, stages: Stages) -> Path:
     shown, name = urls.shown(wanted.url), urls.file_name(wanted.url)
     try:
-        path, found = _held(cache, wanted.sha256, name), wanted.sha256
+        path, found = _find_downloaded(cache, wanted.sha256, name), wanted.sha256
         if path is not None:
             stages.recall(STAGE)
             return path
-        with _arriving(cache, wanted.sha256 or wanted.url, stages) as folder:
-            path = _held(cache, wanted.sha256, name)  # whoever was waited for may have brought it
+        with _lock_incoming_folder(cache, wanted.sha256 or wanted.url, stages) as folder:
+            path = _find_downloaded(cache, wanted.sha256, name)  # whoever was waited for may have brought it
             if path is None:
                 with stages.stage(STAGE):
-                    path, found = _Arrival(wanted, cache, stages, folder).bring()
+                    path, found = _Download(wanted, cache, stages, folder).bring()
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = f"{'no space is left' if full else error.strerror or error}: {cache.folder}"
@@ -110,7 +110,7 @@ def _fetch(wanted: Remote, cache: Cache, stages: Stages) -> Path:
 # -- what is here -----------------------------------------------------------------------------
 
 
-def _held(cache: Cache, sha256: str | None, name: str) -> Path | None:
+def _find_downloaded(cache: Cache, sha256: str | None, name: str) -> Path | None:
     """What `locate` takes, of the checkpoint with this digest; None where it is not here, or not whole."""
     if sha256 is None or not (folder := cache.download(sha256)).is_dir():
         return None
@@ -120,7 +120,7 @@ def _held(cache: Cache, sha256: str | None, name: str) -> Path | None:
         same = [one for one in folder.iterdir() if one.is_file() and cache.sha256(one) == sha256]
         if same and name.endswith(SUFFIXES):
             path = folder / name
-            _link(same[0], path)
+            _link_or_copy(same[0], path)
     try:
         whole = digest(locate(path), cache.sha256) == sha256
     except UserError:
@@ -133,7 +133,7 @@ def _held(cache: Cache, sha256: str | None, name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def _arriving(cache: Cache, key: str, stages: Stages) -> Iterator[Path]:
+def _lock_incoming_folder(cache: Cache, key: str, stages: Stages) -> Iterator[Path]:
     """A folder for what is on its way, which no other process uses meanwhile."""
     alone = key if run_folder.LOCKS else f"{key} {os.getpid()}"  # without locks, nothing is shared
     folder = cache.arriving(alone)
@@ -148,7 +148,7 @@ def _arriving(cache: Cache, key: str, stages: Stages) -> Iterator[Path]:
                 return
 
 
-def _link(source: Path, target: Path) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     """The same file under a second name, or a copy where the disk has no such thing."""
     try:
         os.link(source, target)
@@ -160,7 +160,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Arrival:
+class _Download:
     """One checkpoint that is being brought to a folder of its own; `came` are its files so far, by name."""
 
     wanted: Remote
@@ -187,24 +187,24 @@ class _Arrival:
                 raise UrlNotAFile(shown, where, "it is a run of CheckpointManager", hint)
             head, others = pick(names, shown, where)
             at = urls.inside(url, head)
-        last = self._last()
-        self._file(at, head, last)
+        last = self._previous_download()
+        self._fetch_file(at, head, last)
         if head.endswith(INDEX):
             for shard in shards(self.files / head, shown, where):
                 name = shard.relative_to(self.files).as_posix()
-                self._file(urls.beside(at, name), name, last)
+                self._fetch_file(urls.beside(at, name), name, last)
         for name in others:
-            self._file(urls.inside(url, name), name, last)
+            self._fetch_file(urls.inside(url, name), name, last)
         path = self.files / head if names is None else self.files
         found = digest(locate(path, shown, where), lambda one: self.came[one.relative_to(self.files).as_posix()].sha256)
-        return self._settle(found, head if names is None else ""), found
+        return self._publish(found, head if names is None else ""), found
 
-    def _file(self, url: str, name: str, last: tuple[Path, Mapping[str, Held]]) -> None:
+    def _fetch_file(self, url: str, name: str, last: tuple[Path, Mapping[str, Held]]) -> None:
         """Bring one file, unless it is here already: from a try that failed, or from the last download."""
         target, part = self.files / name, self.folder / hashlib.sha256(name.encode()).hexdigest()
         record = part.with_suffix(".done")
         target.parent.mkdir(parents=True, exist_ok=True)
-        known, source = _finished(record, target), target
+        known, source = _read_finished(record, target), target
         if known is None and name in last[1]:
             known, source = last[1][name], last[0] / name
         came = download(url, self.wanted.where, part, known, lambda done, size: self.stages.progress(STAGE, done, size))
@@ -215,13 +215,13 @@ class _Arrival:
             came = known
             if source != target:
                 target.unlink(missing_ok=True)
-                _link(source, target)
+                _link_or_copy(source, target)
         record.write_text(json.dumps(asdict(came)), encoding="utf-8")
         self.came[name] = came
 
-    def _last(self) -> tuple[Path, Mapping[str, Held]]:
+    def _previous_download(self) -> tuple[Path, Mapping[str, Held]]:
         """What this URL gave the last time, as far as it is still here as it was."""
-        known = self.cache.recall(self._name) or {"sha256": "", "files": {}}
+        known = self.cache.recall(self._record_name) or {"sha256": "", "files": {}}
         folder = self.cache.download(known["sha256"]) if known["sha256"] else self.folder
         found = {name: Held.of(one) for name, one in known["files"].items()}
         return folder, {
@@ -230,25 +230,25 @@ class _Arrival:
             if (folder / name).is_file() and self.cache.sha256(folder / name) == one.sha256
         }
 
-    def _settle(self, sha256: str, name: str) -> Path:
+    def _publish(self, sha256: str, name: str) -> Path:
         """Put all of it under its digest in one step, and remember what the server said of it."""
         target = self.cache.download(sha256)
-        path = _held(self.cache, sha256, name)
+        path = _find_downloaded(self.cache, sha256, name)
         if path is None:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(self.files, target)
             path = target / name
         content = {"sha256": sha256, "files": {one: asdict(held) for one, held in self.came.items()}}
-        self.cache.remember(self._name, content)
+        self.cache.remember(self._record_name, content)
         drop(self.folder)
         return path
 
     @property
-    def _name(self) -> str:
+    def _record_name(self) -> str:
         return f"url {self.wanted.url}"
 
 
-def _finished(record: Path, target: Path) -> Held | None:
+def _read_finished(record: Path, target: Path) -> Held | None:
     """A file of a checkpoint of several, whose others did not come."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         held = Held.of(json.loads(record.read_text(encoding="utf-8")))

@@ -31,18 +31,18 @@ from packager.errors import (
 )
 
 CHUNK_BYTES = 4 << 20
-_BUFFERED_BYTES = 256 << 10  # aiohttp drops what nobody has read yet when a connection breaks
-_CONNECT_SECONDS, _SILENT_SECONDS = 30, 60  # to reach a server, and between two pieces of an answer
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP: not now
-_MARKS = (
+_READ_BUFFER_BYTES = 256 << 10  # aiohttp drops what nobody has read yet when a connection breaks
+_CONNECT_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS = 30, 60  # to reach a server, and between two pieces of an answer
+_TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)  # HTTP: not now
+_VERSION_FIELDS = (
     "ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "modified", "created", "VersionId",
     "generation", "md5Hash", "content_md5",
 )  # fmt: skip
-_PACKAGES = {
+_PROTOCOL_PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs",
     "hf": "huggingface_hub", "sftp": "paramiko", "ssh": "paramiko",
 }  # fmt: skip
-_CREDENTIALS = {
+_CREDENTIAL_HINTS = {
     "s3": "aws configure, AWS_PROFILE or AWS_ACCESS_KEY_ID are where s3fs looks",
     "gs": "gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS",
     "http": "~/.netrc, or a signed URL that has not expired",
@@ -98,18 +98,18 @@ def opened(url: str, where: str | None, start: Start | None, known: Version | No
     `UrlUnreachable`, `UrlNotAFile`, `DownloadRefused` or `ExtraMissing`.
     """
     with ExitStack() as stack:
-        with _translated(url, where):
-            system, path = _connect(url, where)
+        with _translate_errors(url, where):
+            system, path = _open_filesystem(url, where)
             if urls.is_http(url):
-                stream = _http_stream(system, path, start, known)
+                stream = _open_http_stream(system, path, start, known)
                 stack.callback(stream.close)
-                body = _http_body(stream, url, where, start, known)
+                body = _interpret_response(stream, url, where, start, known)
             else:
-                version = _version(system, path, url, where)
+                version = _read_version(system, path, url, where)
                 body = None
                 if known is None or not known.is_of(version):
                     stream = stack.enter_context(system.open(path, "rb", block_size=CHUNK_BYTES))
-                    body = _plain_body(system, path, url, where, stream, version, start)
+                    body = _open_plain_stream(system, path, url, where, stream, version, start)
         yield body
 
 
@@ -123,15 +123,15 @@ def names_in(url: str, where: str | None) -> list[str] | None:
             return None
         hint = "name the file, or the NAME.index.json of a sharded checkpoint"
         raise UrlNotAFile(urls.shown(url), where, "what a folder holds cannot be told over HTTP", hint)
-    with _translated(url, where):
-        system, path = _connect(url, where)
+    with _translate_errors(url, where):
+        system, path = _open_filesystem(url, where)
         if system.info(path)["type"] != "directory":
             return None
         found = system.ls(path, detail=True)
     return sorted({str(one["name"]).rstrip("/").rpartition("/")[2] for one in found})
 
 
-def _connect(url: str, where: str | None) -> tuple[Any, str]:
+def _open_filesystem(url: str, where: str | None) -> tuple[Any, str]:
     """The file system, with nothing in its memory of earlier answers, and the path in it."""
     protocol = re.split(r"::|://", url, maxsplit=1)[0].lower()
     what = f"reading {urls.shown(url)}"
@@ -148,7 +148,7 @@ def _connect(url: str, where: str | None) -> tuple[Any, str]:
     try:
         system, path = fsspec.url_to_fs(url, **options)
     except ImportError as error:
-        package = _PACKAGES.get(protocol)
+        package = _PROTOCOL_PACKAGES.get(protocol)
         hint = f"pip install {package}" if package else "pip install 'torch-packager[remote]'"
         raise ExtraMissing(package or error.name or "aiohttp", what, hint) from None
     except ValueError as error:
@@ -163,7 +163,7 @@ def _connect(url: str, where: str | None) -> tuple[Any, str]:
 # -- HTTP -------------------------------------------------------------------------------------
 
 
-def _http_stream(system: Any, url: str, start: Start | None, known: Version | None) -> Any:
+def _open_http_stream(system: Any, url: str, start: Start | None, known: Version | None) -> Any:
     """fsspec's stream of one request; its `r` is aiohttp's response."""
     aiohttp = importlib.import_module("aiohttp")
     headers = {**system.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
@@ -173,9 +173,9 @@ def _http_stream(system: Any, url: str, start: Start | None, known: Version | No
         headers["If-None-Match"] = known.marks["ETag"]
     elif known is not None and "Last-Modified" in known.marks:
         headers["If-Modified-Since"] = known.marks["Last-Modified"]
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_SECONDS, sock_read=_READ_TIMEOUT_SECONDS)
     # Without blocks it is a plain stream; the size, which is of no use to that, spares a question for it.
-    return system.open(url, "rb", block_size=0, size=1, headers=headers, timeout=timeout, read_bufsize=_BUFFERED_BYTES)
+    return system.open(url, "rb", block_size=0, size=1, headers=headers, timeout=timeout, read_bufsize=_READ_BUFFER_BYTES)
 
 
 def _validator(version: Version) -> str | None:
@@ -184,7 +184,7 @@ def _validator(version: Version) -> str | None:
     return etag if etag is not None and not etag.startswith("W/") else version.marks.get("Last-Modified")
 
 
-def _http_body(stream: Any, url: str, where: str | None, start: Start | None, known: Version | None) -> Body | None:
+def _interpret_response(stream: Any, url: str, where: str | None, start: Start | None, known: Version | None) -> Body | None:
     response = stream.r
     headers = response.headers
     if response.status == 304 and known is not None:
@@ -210,7 +210,7 @@ def _http_body(stream: Any, url: str, where: str | None, start: Start | None, kn
         return None  # a server that ignores the question, and tells all the same
 
     def read(most: int) -> bytes:
-        with _translated(url, where):
+        with _translate_errors(url, where):
             return bytes(stream.read(most))
 
     return Body(version, offset, read, lambda: True)
@@ -219,15 +219,15 @@ def _http_body(stream: Any, url: str, where: str | None, start: Start | None, kn
 # -- other file systems -----------------------------------------------------------------------
 
 
-def _version(system: Any, path: str, url: str, where: str | None) -> Version:
+def _read_version(system: Any, path: str, url: str, where: str | None) -> Version:
     info = system.info(path)
     if info["type"] == "directory":
         raise UrlNotAFile(urls.shown(url), where, "it is a folder", "name a file in it")
     size = info.get("size")
-    return Version(size, {name: str(info[name]) for name in _MARKS if info.get(name) is not None})
+    return Version(size, {name: str(info[name]) for name in _VERSION_FIELDS if info.get(name) is not None})
 
 
-def _plain_body(
+def _open_plain_stream(
     system: Any, path: str, url: str, where: str | None, stream: Any, version: Version, start: Start | None
 ) -> Body:  # fmt: skip
     offset = 0
@@ -236,13 +236,13 @@ def _plain_body(
         stream.seek(offset)
 
     def read(most: int) -> bytes:
-        with _translated(url, where):
+        with _translate_errors(url, where):
             return bytes(stream.read(most))
 
     def unchanged() -> bool:
-        with _translated(url, where):
+        with _translate_errors(url, where):
             system.invalidate_cache()
-            now = _version(system, path, url, where)
+            now = _read_version(system, path, url, where)
         return now == version
 
     return Body(version, offset, read, unchanged)
@@ -252,16 +252,16 @@ def _plain_body(
 
 
 @contextmanager
-def _translated(url: str, where: str | None) -> Iterator[None]:
+def _translate_errors(url: str, where: str | None) -> Iterator[None]:
     try:
         yield
     except (PackagerError, Broken):
         raise
     except Exception as error:  # noqa: BLE001 (every file system has exceptions of its own)
-        raise _translation(error, url, where) from None
+        raise _translate_error(error, url, where) from None
 
 
-def _translation(error: Exception, url: str, where: str | None) -> Exception:
+def _translate_error(error: Exception, url: str, where: str | None) -> Exception:
     """What a library's exception means: for the user, or for another try."""
     status = getattr(error, "status", None)  # aiohttp's
     status = status if isinstance(status, int) else None
@@ -270,7 +270,7 @@ def _translation(error: Exception, url: str, where: str | None) -> Exception:
     named = urls.shown(url)
     if status == 416:
         return Broken("the file is shorter than it was", reached=True, anew=True)
-    if status in _TRANSIENT:
+    if status in _TRANSIENT_STATUSES:
         return Broken(f"the server answers {status}", reached=True)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return UrlNotFound(named, where, f"the server answers {status or 404}" if urls.is_http(url) else "no such file")
@@ -279,17 +279,17 @@ def _translation(error: Exception, url: str, where: str | None) -> Exception:
     if isinstance(error, PermissionError) or status in (401, 403, 407) or "Credential" in type(error).__name__:
         kind = "http" if urls.is_http(url) else "gs" if url.lower().startswith("g") else "s3"
         why = f"the server answers {status}" if status else said
-        return UrlRefused(named, where, why, _CREDENTIALS[kind])
+        return UrlRefused(named, where, why, _CREDENTIAL_HINTS[kind])
     if status is not None:
         return UrlUnreachable(named, where, f"the server answers {status}", "open the URL in a browser, or with curl")
     if getattr(error, "errno", None) == errno.EBUSY:  # s3fs: its ETag is another one
         return Broken("the file changed meanwhile", reached=True, anew=True)
     if isinstance(error, (ValueError, TypeError, NotImplementedError)):
         return UrlUnsupported(named, where, said, "is it spelled right?")
-    return Broken(said, reached=_was_reached(error))
+    return Broken(said, reached=_is_server_reached(error))
 
 
-def _was_reached(error: Exception) -> bool:
+def _is_server_reached(error: Exception) -> bool:
     """Whether there was a connection that broke: a name that nobody knows or a closed port mend themselves rarely."""
     names = {one.__name__ for one in type(error).__mro__}
     return not names & {"ClientConnectorError", "EndpointConnectionError", "gaierror", "ConnectionRefusedError"}

@@ -15,10 +15,10 @@ from packager.errors import UrlUnsupported
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+"  # of two letters at least: one is a drive
 _IS_URL = re.compile(rf"{_SCHEME}(::{_SCHEME})*://")
-_LINK = re.compile(rf"::(?={_SCHEME}(?:::|://))")  # between the links of a chain: zip://best.pt::https://…
-_IN_TEXT = re.compile(rf"{_SCHEME}://[^\s'\"<>]*")
+_CHAIN_SEPARATOR = re.compile(rf"::(?={_SCHEME}(?:::|://))")  # between the links of a chain: zip://best.pt::https://…
+_URL_IN_TEXT = re.compile(rf"{_SCHEME}://[^\s'\"<>]*")
 _PASSWORD = re.compile(r"[^/@:\[]*:(?!\d*(?:[/?#]|$)).*?@")  # also one with a character that it may not hold
-_FIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_SAFE_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
 def is_url(text: str) -> bool:
@@ -33,12 +33,12 @@ def is_remote(text: str) -> bool:
 
 def shown(url: str) -> str:
     """A URL without name, password, query and fragment; `?…` stands where there was a query."""
-    return "::".join(_bare(one) for one in _LINK.split(url))
+    return "::".join(_redact_link(one) for one in _CHAIN_SEPARATOR.split(url))
 
 
 def without_secrets(text: str) -> str:
     """A text in which every URL is as it may be shown."""
-    return _IN_TEXT.sub(lambda found: shown(found[0]), text)
+    return _URL_IN_TEXT.sub(lambda found: shown(found[0]), text)
 
 
 def local_path(url: str, where: str | None) -> Path | None:
@@ -59,32 +59,32 @@ def is_http(url: str) -> bool:
 
 def file_name(url: str) -> str:
     """The last part of a URL's path, as a file may be called here; empty for one that ends with a slash."""
-    _, path, _, _ = _split(url)
+    _, path, _, _ = _split_url(url)
     folder, _, name = path.rpartition("/")
     if is_http(url):
         name = unquote(name) if folder else ""  # the host alone
-    if not name or _FIT.fullmatch(name):
+    if not name or _SAFE_FILE_NAME.fullmatch(name):
         return name
     suffix = Path(name.replace("\0", "")).suffix
-    return f"checkpoint{suffix}" if _FIT.fullmatch(suffix[1:]) else "checkpoint"
+    return f"checkpoint{suffix}" if _SAFE_FILE_NAME.fullmatch(suffix[1:]) else "checkpoint"
 
 
 def beside(url: str, name: str) -> str:
     """The URL of `name` in the folder of the file that `url` names; the query, which may give access, stays."""
-    before, path, query, rest = _split(url)
+    before, path, query, rest = _split_url(url)
     name = quote(name) if is_http(url) else name
     return f"{before}{path[: path.rfind('/') + 1]}{name}{query}{rest}"
 
 
 def inside(url: str, name: str) -> str:
     """The URL of `name` in the folder that `url` names."""
-    before, path, query, rest = _split(url)
+    before, path, query, rest = _split_url(url)
     return f"{before}{path.rstrip('/')}/{name}{query}{rest}"
 
 
-def _split(url: str) -> tuple[str, str, str, str]:
+def _split_url(url: str) -> tuple[str, str, str, str]:
     """The protocol, the path with its host, the query, and what a chain has after that."""
-    links = _LINK.split(url)
+    links = _CHAIN_SEPARATOR.split(url)
     at = next(number for number, link in enumerate(links) if "://" in link)
     protocol, _, address = links[at].partition("://")
     path = re.split(r"[?#]", address, maxsplit=1)[0]
@@ -93,7 +93,7 @@ def _split(url: str) -> tuple[str, str, str, str]:
     return before, path, address[len(path) :], rest
 
 
-def _bare(link: str) -> str:
+def _redact_link(link: str) -> str:
     protocol, found, address = link.partition("://")
     if not found:
         return link

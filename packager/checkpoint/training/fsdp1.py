@@ -29,7 +29,7 @@ def weights(module: torch.nn.Module) -> dict[str, Any]:
     """The state dict under the names of the module alone, spread over the ranks."""
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-    with _quietly():
+    with _suppress_warnings():
         return dict(get_model_state_dict(module))
 
 
@@ -37,7 +37,7 @@ def load_weights(module: torch.nn.Module, state: Mapping[str, Any]) -> None:
     """Put such a state dict back; it may also be a whole one, on every rank."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    with _quietly():
+    with _suppress_warnings():
         set_model_state_dict(
             module, dict(state), options=StateDictOptions(full_state_dict=not any(map(is_piece, state.values())))
         )
@@ -50,7 +50,7 @@ def optimizer_state(
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
     begun = any(ranks.of_every(bool(optimizer.state)))
-    with _quietly():
+    with _suppress_warnings():
         named: Any = get_optimizer_state_dict(module, optimizer)
     if not begun:  # to find the names, torch makes a step without an effect, of which nothing is to be left
         optimizer.state.clear()
@@ -82,12 +82,12 @@ def load_optimizer(
             own.update({key: one for key, one in group.items() if key != "params"})
         return
     found: Any = {"state": {name[key]: one for key, one in state["state"].items()}, "param_groups": groups}
-    with _quietly():
+    with _suppress_warnings():
         set_optimizer_state_dict(module, optimizer, found, options=StateDictOptions(strict=False))
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def _suppress_warnings() -> Iterator[None]:
     """torch warns of itself where it uses what it has deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -15,7 +15,7 @@ from packager.checkpoint.training.loop_state import unwrapped
 from packager.errors import HuggingFaceExportRefused
 
 # What transformers writes into such a folder.
-_EXPORTED = (
+_EXPORT_PATTERNS = (
     "config.json", "generation_config.json", "model*.safetensors", "model*.safetensors.index.json", "pytorch_model*",
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "preprocessor_config.json", "processor_config.json", "spiece.model", "sentencepiece*",
@@ -55,7 +55,7 @@ def export_huggingface(
         if tokenizer is not None:
             tokenizer.save_pretrained(str(fresh))
         if target.exists():
-            _refuse_strangers(target, fresh)
+            _refuse_foreign_files(target, fresh)
             os.rename(target, scratch / "before")
         os.rename(fresh, target)
     except OSError as error:
@@ -68,13 +68,13 @@ def export_huggingface(
     return target
 
 
-def _refuse_strangers(target: Path, fresh: Path) -> None:
+def _refuse_foreign_files(target: Path, fresh: Path) -> None:
     """An export is replaced as a whole: what is no export's would be lost with it."""
     new = set(os.listdir(fresh))
     strangers = [
         name
         for name in sorted(os.listdir(target))
-        if name not in new and not any(fnmatch(name, one) for one in _EXPORTED)
+        if name not in new and not any(fnmatch(name, one) for one in _EXPORT_PATTERNS)
     ]
     if strangers:
         why = f"it holds what no such export has: {', '.join(strangers[:5])}"

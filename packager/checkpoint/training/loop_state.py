@@ -33,7 +33,7 @@ Trees = dict[str, Any]
 _log = logging.getLogger("packager.checkpoint")
 
 # What torch.optim keeps for each element of a parameter.
-_MOMENTS = frozenset(
+_MOMENT_NAMES = frozenset(
     {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf"}
 )
 
@@ -78,9 +78,9 @@ class Present:
 
 def present(loop: Loop, ranks: Ranks) -> Present:
     """The state of a loop, nothing of it copied; all ranks together. Raises `StateNotExpressible`."""
-    model, ema = _weights(loop.model), None
+    model, ema = _get_weights(loop.model), None
     if loop.ema is not None:
-        ema = _weights(loop.ema) if isinstance(loop.ema, torch.nn.Module) else loop.ema.state_dict()
+        ema = _get_weights(loop.ema) if isinstance(loop.ema, torch.nn.Module) else loop.ema.state_dict()
     helpers = loop.helpers()
     if isinstance(loop.optimizer, torch.optim.Optimizer) and fsdp1.hides(loop.model):
         optimizer = helpers.pop("optimizer")
@@ -99,27 +99,27 @@ def capture(loop: Loop, extra: Any, ranks: Ranks) -> Trees:
     training: Trees = {
         "classes": {name: type(one).__qualname__ for name, one in loop.helpers().items()},
         **now.helpers,
-        "generators": ranks.of_every(_generator_states(loop)),
-        "random": ranks.of_every(_random_states()),
+        "generators": ranks.of_every(_get_generator_states(loop)),
+        "random": ranks.of_every(_get_random_states()),
         "extra": extra,
     }
     trees: Trees = {"model": now.model, "training": training}
     if loop.ema is not None:
         trees["ema"] = now.ema
     if isinstance(loop.ema, torch.nn.Module):
-        training["averaging"] = _beside(loop.ema)
+        training["averaging"] = _averaging_counters(loop.ema)
     return trees
 
 
 def differences(loop: Loop, now: Present, trees: Trees, rank: int = 0) -> list[str]:
     """Why the trees do not fit the loop, in words; nothing is changed."""
     training = trees["training"]
-    found = _weights_differ("model", now.model, trees["model"])
+    found = _find_weight_mismatches("model", now.model, trees["model"])
     if loop.ema is not None and "ema" not in trees:
         found.append("ema: the checkpoint holds none")
     elif isinstance(loop.ema, torch.nn.Module):
-        found += _weights_differ("ema", now.ema, trees["ema"])
-        if sorted(_beside(loop.ema)) != sorted(training.get("averaging", {})):
+        found += _find_weight_mismatches("ema", now.ema, trees["ema"])
+        if sorted(_averaging_counters(loop.ema)) != sorted(training.get("averaging", {})):
             found.append(f"ema: it was not saved from a {type(loop.ema).__qualname__}")
     for name, one in loop.helpers().items():
         if name not in training:
@@ -127,10 +127,10 @@ def differences(loop: Loop, now: Present, trees: Trees, rank: int = 0) -> list[s
         elif training["classes"][name] != type(one).__qualname__:
             found.append(f"{name}: saved from {training['classes'][name]}, here {type(one).__qualname__}")
         elif isinstance(one, torch.optim.Optimizer):
-            groups = _groups_differ(now.helpers[name]["param_groups"], training[name]["param_groups"])
-            found += groups or ([] if now.names else _moments_differ(one, training[name]))
+            groups = _find_group_mismatches(now.helpers[name]["param_groups"], training[name]["param_groups"])
+            found += groups or ([] if now.names else _find_moment_mismatches(one, training[name]))
     for name in loop.generators or {}:
-        if name not in _of_this_rank(training["generators"], rank):
+        if name not in _states_for_rank(training["generators"], rank):
             found.append(f"generators: the checkpoint holds no {name!r}")
     return found
 
@@ -138,7 +138,7 @@ def differences(loop: Loop, now: Present, trees: Trees, rank: int = 0) -> list[s
 def give_back(loop: Loop, now: Present, trees: Trees, rank: int = 0, *, random_states: bool) -> None:
     """Put a state that fits into the loop: each tensor to the device that its place is on."""
     training = trees["training"]
-    _load_weights(loop.model, trees["model"], _beside(loop.model))
+    _load_weights(loop.model, trees["model"], _averaging_counters(loop.model))
     if isinstance(loop.ema, torch.nn.Module):
         _load_weights(loop.ema, trees["ema"], training["averaging"])
     elif loop.ema is not None:
@@ -149,11 +149,11 @@ def give_back(loop: Loop, now: Present, trees: Trees, rank: int = 0, *, random_s
         elif now.names:
             fsdp1.load_optimizer(loop.model, one, training[name], now.names)
         else:
-            one.load_state_dict(_cut_states(now, training[name]))
+            one.load_state_dict(_shard_optimizer_state(now, training[name]))
     for name, generator in (loop.generators or {}).items():
-        _set_generator(generator, _of_this_rank(training["generators"], rank)[name])
+        _set_generator_state(generator, _states_for_rank(training["generators"], rank)[name])
     if random_states:
-        _set_random_states(_of_this_rank(training["random"], rank))
+        _set_random_states(_states_for_rank(training["random"], rank))
 
 
 # -- tensors that are spread over ranks ---------------------------------------------------------
@@ -166,9 +166,9 @@ def wanted(loop: Loop, now: Present, trees: Trees) -> dict[int, torch.Tensor]:
     if loop.ema is not None:
         pairs.append((trees["ema"], now.ema))
     for name, one in loop.helpers().items():
-        own = _like_parameters(now, training[name]) if isinstance(one, torch.optim.Optimizer) else now.helpers[name]
+        own = _parameter_tree(now, training[name]) if isinstance(one, torch.optim.Optimizer) else now.helpers[name]
         pairs.append((training[name], own))
-    return {id(empty): _room(empty, like) for saved, own in pairs for empty, like in _without_values(saved, own)}
+    return {id(empty): _allocate_like(empty, like) for saved, own in pairs for empty, like in _pair_meta_tensors(saved, own)}
 
 
 def filled(tree: Any, values: Mapping[int, torch.Tensor]) -> Any:
@@ -180,33 +180,33 @@ def filled(tree: Any, values: Mapping[int, torch.Tensor]) -> Any:
     return values.get(id(tree), tree) if isinstance(tree, torch.Tensor) else tree
 
 
-def _without_values(saved: Any, own: Any) -> Iterator[tuple[torch.Tensor, Any]]:
+def _pair_meta_tensors(saved: Any, own: Any) -> Iterator[tuple[torch.Tensor, Any]]:
     """Each tensor of a tree that has no values, and what the loop has in its place."""
     if isinstance(saved, torch.Tensor):
         if saved.is_meta:
             yield saved, own
     elif isinstance(saved, Mapping):
         for key, one in saved.items():
-            yield from _without_values(one, own.get(key) if isinstance(own, Mapping) else None)
+            yield from _pair_meta_tensors(one, own.get(key) if isinstance(own, Mapping) else None)
     elif isinstance(saved, (list, tuple)):
         alike = own if isinstance(own, (list, tuple)) and len(own) == len(saved) else [None] * len(saved)
         for one, here in zip(saved, alike, strict=True):
-            yield from _without_values(one, here)
+            yield from _pair_meta_tensors(one, here)
 
 
-def _room(empty: torch.Tensor, like: Any) -> torch.Tensor:
+def _allocate_like(empty: torch.Tensor, like: Any) -> torch.Tensor:
     if is_piece(like) and like.shape == empty.shape:
         return torch.empty_like(like, dtype=empty.dtype)
     return torch.empty(empty.shape, dtype=empty.dtype)
 
 
-def _like_parameters(now: Present, saved: Trees) -> Trees:
+def _parameter_tree(now: Present, saved: Trees) -> Trees:
     """An optimizer's state with the parameter itself for each of its moments: they are cut as it is."""
-    like = _by_number(now, saved)
+    like = _parameters_by_number(now, saved)
     return {"state": {number: dict.fromkeys(state, like.get(number)) for number, state in saved["state"].items()}}
 
 
-def _by_number(now: Present, saved: Trees) -> dict[int, torch.Tensor]:
+def _parameters_by_number(now: Present, saved: Trees) -> dict[int, torch.Tensor]:
     """The parameters by the numbers that the saved state has for them."""
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     return dict(zip(numbers, now.parameters.values(), strict=True))
@@ -217,23 +217,23 @@ def _by_number(now: Present, saved: Trees) -> dict[int, torch.Tensor]:
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     """The module inside its wrappers."""
-    while (inner := _inner(module)) is not None:
+    while (inner := _wrapped_attribute(module)) is not None:
         module = module.get_submodule(inner)
     return module
 
 
-def _inner(module: torch.nn.Module) -> str | None:
+def _wrapped_attribute(module: torch.nn.Module) -> str | None:
     """The attribute under which a wrapper keeps what it wraps."""
     if isinstance(module, (DataParallel, DistributedDataParallel, AveragedModel)):
         return "module"
     return "_orig_mod" if type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules else None
 
 
-def _plain_names(module: torch.nn.Module) -> dict[str, str]:
+def _unwrapped_names(module: torch.nn.Module) -> dict[str, str]:
     """For each key of the module's state dict its name without wrappers; keys of an AveragedModel itself left out."""
     heads = []
     for name, one in module.named_modules(remove_duplicate=False):
-        if inner := _inner(one):
+        if inner := _wrapped_attribute(one):
             head = f"{name}." if name else ""
             heads.append((f"{head}{inner}.", head))
     heads.sort(key=lambda one: -len(one[0]))  # the innermost first
@@ -256,20 +256,20 @@ def parameters(module: torch.nn.Module, weights: Mapping[str, Any]) -> int:
     return sum(one.numel() for one in module.parameters())
 
 
-def _weights(module: torch.nn.Module) -> dict[str, Any]:
+def _get_weights(module: torch.nn.Module) -> dict[str, Any]:
     if fsdp1.hides(module):
         if isinstance(module, AveragedModel):
             raise StateNotExpressible("ema", "an AveragedModel of a FullyShardedDataParallel")
         return fsdp1.weights(module)
     state = module.state_dict()
-    return {plain: state[key] for key, plain in _plain_names(module).items()}
+    return {plain: state[key] for key, plain in _unwrapped_names(module).items()}
 
 
-def _beside(module: torch.nn.Module) -> dict[str, Any]:
+def _averaging_counters(module: torch.nn.Module) -> dict[str, Any]:
     """What an AveragedModel counts, beside the weights that it averages."""
     if fsdp1.hides(module):
         return {}
-    names = _plain_names(module)
+    names = _unwrapped_names(module)
     return {key: one for key, one in module.state_dict().items() if key not in names}
 
 
@@ -278,27 +278,27 @@ def _load_weights(module: torch.nn.Module, weights: Mapping[str, Any], beside: M
         fsdp1.load_weights(module, weights)
         return
     own = module.state_dict()
-    state = OrderedDict((key, cut_like(weights[plain], own[key])) for key, plain in _plain_names(module).items())
+    state = OrderedDict((key, cut_like(weights[plain], own[key])) for key, plain in _unwrapped_names(module).items())
     state.update(beside)
     state._metadata = getattr(own, "_metadata", None)  # type: ignore[attr-defined]  # the versions of the layers' formats
     module.load_state_dict(state)
 
 
-def _weights_differ(what: str, own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+def _find_weight_mismatches(what: str, own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
     found = [f"{what}: not in the checkpoint: {name}" for name in own if name not in saved]
     found += [f"{what}: only in the checkpoint: {name}" for name in saved if name not in own]
     for name, here in own.items():
         there = saved.get(name)
-        if isinstance(here, torch.Tensor) and isinstance(there, torch.Tensor) and _kind(here) != _kind(there):
-            found.append(f"{what}: {name}: saved {_kind(there)}, here {_kind(here)}")
+        if isinstance(here, torch.Tensor) and isinstance(there, torch.Tensor) and _tensor_type(here) != _tensor_type(there):
+            found.append(f"{what}: {name}: saved {_tensor_type(there)}, here {_tensor_type(here)}")
     return found
 
 
-def _kind(tensor: torch.Tensor) -> str:
+def _tensor_type(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _groups_differ(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[str]:
+def _find_group_mismatches(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[str]:
     if len(own) != len(saved):
         return [f"optimizer: saved with {len(saved)} parameter groups, here {len(own)}"]
     found = []
@@ -313,13 +313,13 @@ def _groups_differ(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> li
     return found
 
 
-def _moments_differ(optimizer: torch.optim.Optimizer, saved: Trees) -> list[str]:
+def _find_moment_mismatches(optimizer: torch.optim.Optimizer, saved: Trees) -> list[str]:
     """An optimizer knows its parameters by their place alone: in another order, they would get each other's moments."""
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
     found = []
     for number, parameter in zip(numbers, parameters, strict=True):
-        for name in _MOMENTS & set(saved["state"].get(number, {})):
+        for name in _MOMENT_NAMES & set(saved["state"].get(number, {})):
             there = saved["state"][number][name]
             whole = type(there) is torch.Tensor and type(parameter) in (torch.Tensor, torch.nn.Parameter)
             if whole and there.shape != parameter.shape:
@@ -328,9 +328,9 @@ def _moments_differ(optimizer: torch.optim.Optimizer, saved: Trees) -> list[str]
     return sorted(found)
 
 
-def _cut_states(now: Present, saved: Trees) -> Trees:
+def _shard_optimizer_state(now: Present, saved: Trees) -> Trees:
     """An optimizer's state in which the moments of a parameter are cut as the parameter is."""
-    like = _by_number(now, saved)
+    like = _parameters_by_number(now, saved)
     states = {
         number: {name: cut_like(one, like.get(number)) for name, one in state.items()}
         for number, state in saved["state"].items()
@@ -341,11 +341,11 @@ def _cut_states(now: Present, saved: Trees) -> Trees:
 # -- generators -------------------------------------------------------------------------------
 
 
-def _generator_states(loop: Loop) -> Trees:
-    return {name: _generator_state(one) for name, one in (loop.generators or {}).items()}
+def _get_generator_states(loop: Loop) -> Trees:
+    return {name: _get_generator_state(one) for name, one in (loop.generators or {}).items()}
 
 
-def _of_this_rank(states: list[Trees], rank: int) -> Trees:
+def _states_for_rank(states: list[Trees], rank: int) -> Trees:
     """A run restored on more ranks than it was saved on has nothing for the others."""
     if rank >= len(states):
         _log.warning(
@@ -355,7 +355,7 @@ def _of_this_rank(states: list[Trees], rank: int) -> Trees:
     return states[rank]
 
 
-def _random_states() -> Trees:
+def _get_random_states() -> Trees:
     found: Trees = {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
@@ -377,13 +377,13 @@ def _set_random_states(states: Trees) -> None:
         torch.cuda.set_rng_state(state, index)
 
 
-def _generator_state(generator: Generator) -> Any:
+def _get_generator_state(generator: Generator) -> Any:
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     return generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
 
 
-def _set_generator(generator: Generator, state: Any) -> None:
+def _set_generator_state(generator: Generator, state: Any) -> None:
     if isinstance(generator, torch.Generator):
         generator.set_state(state)
     elif isinstance(generator, random.Random):

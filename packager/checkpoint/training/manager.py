@@ -49,10 +49,10 @@ from packager.errors import (
     StateNotExpressible,
 )
 
-_CALLED = {"model": "model", "ema": "ema", "training": ""}
-_EVERYTHING = Retention()
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_SEMANTIC = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)([-+][0-9A-Za-z.+-]+)?")
+_ERROR_PREFIXES = {"model": "model", "ema": "ema", "training": ""}
+_KEEP_ALL = Retention()
+_NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_VERSION_PATTERN = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)([-+][0-9A-Za-z.+-]+)?")
 _log = logging.getLogger("packager.checkpoint")
 T = TypeVar("T")
 
@@ -79,13 +79,13 @@ class CheckpointManager:
         self,
         folder: str | os.PathLike[str],
         *,
-        keep: Retention = _EVERYTHING,
+        keep: Retention = _KEEP_ALL,
         name: str = "model",
         version: str = "0.1.0",
     ) -> None:
-        if not _NAME.fullmatch(name):
+        if not _NAME_PATTERN.fullmatch(name):
             raise RunSettingsWrong(f"name is {name!r}, and is lower case letters, digits, '.', '_' and '-'")
-        if not _SEMANTIC.fullmatch(version):
+        if not _VERSION_PATTERN.fullmatch(version):
             raise RunSettingsWrong(f"version is {version!r}, and is a semantic version, such as 1.0.0")
         self.folder = Path(folder).absolute()
         self.keep = keep
@@ -145,30 +145,30 @@ class CheckpointManager:
             raise RunSettingsWrong(f"step is {step!r}, and is a whole number from 0")
         if epoch is not None and (type(epoch) is not int or epoch < 0):
             raise RunSettingsWrong(f"epoch is {epoch!r}, and is a whole number from 0, or None")
-        path, ranks = self.folder / name_of(step), self._of_this_run()
+        path, ranks = self.folder / name_of(step), self._current_ranks()
         loop = Loop(model, optimizer, scheduler, ema, scaler, generators)
         trees = capture(loop, extra, ranks)
 
-        def prepared() -> tuple[dict[str, _Held], dict[str, Any]]:
+        def prepared() -> tuple[dict[str, _FileToWrite], dict[str, Any]]:
             record = {
                 "schema": 1,
                 "name": self.name,
                 "version": self.version,
                 "step": step,
                 "epoch": epoch,
-                "metrics": {name: _number(name, one) for name, one in (metrics or {}).items()},
+                "metrics": {name: _metric_value(name, one) for name, one in (metrics or {}).items()},
                 "created": datetime.now(timezone.utc).isoformat(),
                 "revision": self._git_revision(),
                 "parameters": parameters(model, trees["model"]),
             }
-            files = {FILES[kind]: encode(tree, _CALLED[kind]) for kind, tree in trees.items()}
-            return {file: self._held(file, one, ranks, copied=not blocking) for file, one in files.items()}, record
+            files = {FILES[kind]: encode(tree, _ERROR_PREFIXES[kind]) for kind, tree in trees.items()}
+            return {file: self._select_local(file, one, ranks, copied=not blocking) for file, one in files.items()}, record
 
         saving, record = ranks.together(prepared)
         if blocking:
-            self._write(path, saving, record, ranks)
+            self._write_checkpoint(path, saving, record, ranks)
         else:
-            self._pending = self._background.submit(self._write, path, saving, record, ranks)
+            self._pending = self._background.submit(self._write_checkpoint, path, saving, record, ranks)
         return path
 
     def wait(self) -> None:
@@ -200,23 +200,23 @@ class CheckpointManager:
         except PackagerError as own:  # the error of the loop is the one to be seen
             _log.error("%s: %s", own.message, own.why)
 
-    def _of_this_run(self) -> Ranks:
+    def _current_ranks(self) -> Ranks:
         if self._ranks is None or self._ranks.is_over:
             self._ranks = of_this_run()
         return self._ranks
 
-    def _held(self, file: str, encoded: Encoded, ranks: Ranks, *, copied: bool) -> _Held:
+    def _select_local(self, file: str, encoded: Encoded, ranks: Ranks, *, copied: bool) -> _FileToWrite:
         """What of a file's tensors this rank is to write; with `copied`, in memory that training does not change."""
         pieces = encoded.pieces
         mine = {name: held(one).detach().contiguous() for name, one in pieces.items()}
         whole = encoded.whole if ranks.is_first else Encoded({}, None)
         if not copied:
-            return _Held(whole, pieces, mine)
-        everything = self._copied(file, {**whole.tensors, **mine})
+            return _FileToWrite(whole, pieces, mine)
+        everything = self._copy_to_staging(file, {**whole.tensors, **mine})
         whole = Encoded({name: everything[name] for name in whole.tensors}, whole.document)
-        return _Held(whole, pieces, {name: everything[name] for name in mine})
+        return _FileToWrite(whole, pieces, {name: everything[name] for name in mine})
 
-    def _copied(self, file: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _copy_to_staging(self, file: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors copied to memory of the manager's own, which the next save uses again."""
         copies, on_device = {}, False
         for name, tensor in tensors.items():
@@ -230,36 +230,36 @@ class CheckpointManager:
             torch.cuda.synchronize()
         return copies
 
-    def _write(self, path: Path, saving: Mapping[str, _Held], record: dict[str, Any], ranks: Ranks) -> None:
+    def _write_checkpoint(self, path: Path, saving: Mapping[str, _FileToWrite], record: dict[str, Any], ranks: Ranks) -> None:
         """Every rank writes what it holds; rank 0 begins and ends it."""
         with contextlib.ExitStack() as until_done:
             try:
-                temporary = ranks.first(lambda: _told(path, lambda: self._begin(path, until_done)))
+                temporary = ranks.first(lambda: _translate_os_errors(path, lambda: self._start_write(path, until_done)))
                 digests: dict[str, str] = {}
                 for file in ranks.first(lambda: [name for name, one in saving.items() if one.pieces]):
                     from packager.checkpoint.training import sharded_io  # torch.distributed.checkpoint takes a second
 
                     digests |= sharded_io.save(temporary, file, saving[file].pieces, saving[file].held, ranks)
-                ranks.first(lambda: _told(path, lambda: self._end(path, temporary, saving, digests, record)))
+                ranks.first(lambda: _translate_os_errors(path, lambda: self._finish_write(path, temporary, saving, digests, record)))
             except RankFailed as error:
                 raise CheckpointNotSaved(str(path), f"{error.message}: {error.why}") from error
-            self._history = [*self._history, _line(record)]
+            self._history = [*self._history, _history_line(record)]
 
-    def _begin(self, path: Path, until_done: contextlib.ExitStack) -> Path:
+    def _start_write(self, path: Path, until_done: contextlib.ExitStack) -> Path:
         """Be the only one who writes, clear up, and give the folder in which the checkpoint is made."""
         self.folder.mkdir(parents=True, exist_ok=True)
         until_done.enter_context(run_folder.writing(self.folder))
         self._clear_leftovers()
-        self._write_run()
+        self._write_run_file()
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=self.folder))
         until_done.callback(shutil.rmtree, temporary, ignore_errors=True)
         return temporary
 
-    def _end(
+    def _finish_write(
         self,
         path: Path,
         temporary: Path,
-        saving: Mapping[str, _Held],
+        saving: Mapping[str, _FileToWrite],
         digests: Mapping[str, str],
         record: dict[str, Any],
     ) -> None:
@@ -271,19 +271,19 @@ class CheckpointManager:
             file: {"sha256": digest, "bytes": (temporary / file).stat().st_size} for file, digest in digests.items()
         }
         number = 1 + max((one.number for one in self.list()), default=0)
-        history = [*self._history, _line(record)]
+        history = [*self._history, _history_line(record)]
         text = json.dumps({**record, "number": number, "files": files, "history": history}, indent=1)
         state_tree_file.write_text(temporary / RECORD, text)
         os.chmod(temporary, 0o755)
-        _sync(temporary)
+        _sync_folder(temporary)
         with run_folder.removing(path, wait=True):
             # Between these two renames a kill leaves the old one aside, and `_clear_leftovers` puts it back.
             if path.exists():
                 os.rename(path, self.folder / f".{path.name}.old")
             os.rename(temporary, path)
-        _sync(self.folder)
+        _sync_folder(self.folder)
         shutil.rmtree(self.folder / f".{path.name}.old", ignore_errors=True)
-        self._thin_out()
+        self._apply_retention()
 
     def _clear_leftovers(self) -> None:
         """What a killed process left: since we hold the lock, nobody is at work on any of it."""
@@ -294,7 +294,7 @@ class CheckpointManager:
             else:
                 shutil.rmtree(one, ignore_errors=True)
 
-    def _thin_out(self) -> None:
+    def _apply_retention(self) -> None:
         found = self.list()
         in_use = set()
         for one in found:
@@ -313,9 +313,9 @@ class CheckpointManager:
         except OSError as error:
             _log.warning("cannot be deleted: %s: %s", one.path, error.strerror)
 
-    def _write_run(self) -> None:
+    def _write_run_file(self) -> None:
         path = self.folder / RUN
-        metric, mode = self._metric()
+        metric, mode = self._run_metric()
         settings = {"name": self.name, "version": self.version, "metric": metric, "mode": mode}
         text = json.dumps({"schema": 1, **settings}, indent=1)
         try:
@@ -327,7 +327,7 @@ class CheckpointManager:
         state_tree_file.write_text(temporary, text)
         os.replace(temporary, path)
 
-    def _metric(self) -> tuple[str | None, str]:
+    def _run_metric(self) -> tuple[str | None, str]:
         """What is best; who does not say leaves it as it was, since a build of the run goes by it."""
         if self.keep.metric is None:
             with contextlib.suppress(CheckpointDamaged):  # written anew
@@ -368,7 +368,7 @@ class CheckpointManager:
 
         Raises `NoCheckpointYet`, `CheckpointNotFound`, `CheckpointDamaged`, `TrainingStateDiffers`.
         """
-        ranks = self._of_this_run()
+        ranks = self._current_ranks()
         ranks.together(self.wait)  # for every rank, what was being written is there now
         loop = Loop(model, optimizer, scheduler, ema, scaler, generators)
         if checkpoint not in (None, "latest", "best"):
@@ -376,24 +376,24 @@ class CheckpointManager:
             if not ranks.first(named.is_dir):
                 why = "expected: 'latest', 'best', or the folder of a checkpoint"
                 raise CheckpointNotFound(str(named), None, why)
-            return self._restored(named, loop, random, ranks)
-        in_order = ranks.first(lambda: self._in_order(best=checkpoint == "best"))
+            return self._restore_from(named, loop, random, ranks)
+        in_order = ranks.first(lambda: self._restore_candidates(best=checkpoint == "best"))
         for path in in_order:
             try:
-                return self._restored(path, loop, random, ranks)
+                return self._restore_from(path, loop, random, ranks)
             except CheckpointDamaged as error:
                 _log.warning("passed over: %s: %s", error.message, error.why)
         metric = f"has a number for {self.keep.metric!r}" if self.keep.metric else "is best: keep=Retention(metric=…)"
         why = f"none {metric}" if checkpoint == "best" else "it holds no checkpoint"
         raise NoCheckpointYet(str(self.folder), "no checkpoint in it is whole" if in_order else why)
 
-    def _in_order(self, *, best: bool) -> Sequence[Path]:
+    def _restore_candidates(self, *, best: bool) -> Sequence[Path]:
         """The checkpoints as `restore` tries them."""
         found = self.list()
         ranked = run_folder.ranked(found, self.keep.metric, self.keep.mode)
         return [one.path for one in (ranked if best else found[::-1])]
 
-    def _restored(self, path: Path, loop: Loop, random: bool, ranks: Ranks) -> Restored:
+    def _restore_from(self, path: Path, loop: Loop, random: bool, ranks: Ranks) -> Restored:
         one = ranks.together(lambda: run_folder.entry(path))
         extra = resume(one, loop, ranks, random_states=random)
         self._history = [*one.history]
@@ -401,7 +401,7 @@ class CheckpointManager:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _FileToWrite:
     """One file on its way: what rank 0 writes whole, the tensors that are spread, and what of them lies here."""
 
     whole: Encoded
@@ -409,7 +409,7 @@ class _Held:
     held: Mapping[str, torch.Tensor]
 
 
-def _told(path: Path, work: Callable[[], T]) -> T:
+def _translate_os_errors(path: Path, work: Callable[[], T]) -> T:
     """What the work gives. Raises `CheckpointNotSaved` for an OSError."""
     try:
         return work()
@@ -417,12 +417,12 @@ def _told(path: Path, work: Callable[[], T]) -> T:
         raise CheckpointNotSaved(str(path), error.strerror or str(error)) from error
 
 
-def _line(record: Mapping[str, Any]) -> dict[str, Any]:
+def _history_line(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the history says of a checkpoint."""
     return {name: record[name] for name in ("step", "epoch", "metrics")}
 
 
-def _number(name: str, metric: Any) -> float | str:
+def _metric_value(name: str, metric: Any) -> float | str:
     """A metric for JSON, which has no NaN and no infinities: they are written as Python spells them."""
     try:
         value = float(metric)
@@ -431,7 +431,7 @@ def _number(name: str, metric: Any) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _sync(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Have the disk keep which names a folder has."""
     handle = os.open(folder, os.O_RDONLY)
     try:

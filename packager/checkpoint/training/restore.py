@@ -29,26 +29,26 @@ def resume(one: Entry, loop: Loop, ranks: Ranks, *, random_states: bool) -> Any:
     """
     with contextlib.ExitStack() as until_read:
         ranks.together(lambda: until_read.enter_context(run_folder.reading(one.path)))
-        spread = _spread(one)
-        ranks.together(lambda: _check_files(one, spread, ranks))
-        indexes = ranks.together(lambda: {kind: _index(one, names) for kind, names in spread.items()})
-        empty = {kind: _without_values(index) for kind, index in indexes.items()}
-        trees = ranks.together(lambda: _trees(one, empty))
+        spread = _sharded_files(one)
+        ranks.together(lambda: _check_file_share(one, spread, ranks))
+        indexes = ranks.together(lambda: {kind: _read_index(one, names) for kind, names in spread.items()})
+        empty = {kind: _make_meta_tensors(index) for kind, index in indexes.items()}
+        trees = ranks.together(lambda: _read_trees(one, empty))
         now = present(loop, ranks)
-        ranks.together(lambda: _check(one, differences(loop, now, trees, ranks.rank)))
+        ranks.together(lambda: _refuse_mismatches(one, differences(loop, now, trees, ranks.rank)))
         if indexes:
-            trees = _with_values(one, trees, indexes, empty, wanted(loop, now, trees), ranks)
+            trees = _fill_trees(one, trees, indexes, empty, wanted(loop, now, trees), ranks)
     give_back(loop, now, trees, ranks.rank, random_states=random_states)
     return trees["training"]["extra"]
 
 
-def _spread(one: Entry) -> dict[str, list[str]]:
+def _sharded_files(one: Entry) -> dict[str, list[str]]:
     """For each kind that is in pieces, the index and the files that it leads to."""
     parts = {kind: run_folder.parts(one, file) for kind, file in FILES.items() if file in one.digests}
     return {kind: names for kind, names in parts.items() if len(names) > 1}
 
 
-def _check_files(one: Entry, spread: Mapping[str, Sequence[str]], ranks: Ranks) -> None:
+def _check_file_share(one: Entry, spread: Mapping[str, Sequence[str]], ranks: Ranks) -> None:
     """See whether this rank's share of the files is what was saved."""
     mine = [name for names in spread.values() for name in names][ranks.rank :: ranks.count]
     broken = run_folder.damage(one, mine) if mine else None
@@ -56,7 +56,7 @@ def _check_files(one: Entry, spread: Mapping[str, Sequence[str]], ranks: Ranks) 
         raise CheckpointDamaged(str(one.path), broken)
 
 
-def _index(one: Entry, names: Sequence[str]) -> sharded_index.Index:
+def _read_index(one: Entry, names: Sequence[str]) -> sharded_index.Index:
     path, files = one.path / names[0], [*names[2:]]
     try:
         found = sharded_index.read(path)
@@ -67,14 +67,14 @@ def _index(one: Entry, names: Sequence[str]) -> sharded_index.Index:
     return found
 
 
-def _without_values(index: sharded_index.Index) -> dict[str, torch.Tensor]:
+def _make_meta_tensors(index: sharded_index.Index) -> dict[str, torch.Tensor]:
     return {
         name: torch.empty(one.shape, dtype=state_tree_file.DTYPE_NAMED[one.dtype], device="meta")
         for name, one in index.tensors.items()
     }
 
 
-def _trees(one: Entry, empty: Empty) -> Trees:
+def _read_trees(one: Entry, empty: Empty) -> Trees:
     """The state as it was saved, without what is in pieces."""
     return {
         kind: state_tree_file.read(one.path / file, one.digests[file], empty.get(kind, {}))
@@ -83,12 +83,12 @@ def _trees(one: Entry, empty: Empty) -> Trees:
     }
 
 
-def _check(one: Entry, differ: Sequence[str]) -> None:
+def _refuse_mismatches(one: Entry, differ: Sequence[str]) -> None:
     if differ:
         raise TrainingStateDiffers(str(one.path), differ)
 
 
-def _with_values(
+def _fill_trees(
     one: Entry,
     trees: Trees,
     indexes: Mapping[str, sharded_index.Index],

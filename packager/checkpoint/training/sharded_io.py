@@ -55,9 +55,9 @@ def save(
     one: OSError's text as `RankFailed`.
     """
     names = ranks.first(lambda: list(pieces))  # where two names are one tensor, rank 0 has said which it is
-    writer = _Writer(folder, file, ranks.rank)
-    planner = _Planner({name: held[name] for name in names if name in pieces})
-    with _one_error():
+    writer = _ShardWriter(folder, file, ranks.rank)
+    planner = _LocalValuesPlanner({name: held[name] for name in names if name in pieces})
+    with _raise_first_failure():
         dcp_save(
             {name: pieces[name] for name in names if name in pieces},
             storage_writer=writer,
@@ -75,10 +75,10 @@ def load(folder: Path, index: Index, targets: Mapping[str, torch.Tensor], ranks:
     """
     if ranks.is_alone and not targets:
         return
-    with _one_error():
+    with _raise_first_failure():
         dcp_load(
             dict(targets),
-            storage_reader=_Reader(folder, index),
+            storage_reader=_ShardReader(folder, index),
             planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=ranks.group,
             no_dist=ranks.is_alone,
@@ -86,7 +86,7 @@ def load(folder: Path, index: Index, targets: Mapping[str, torch.Tensor], ranks:
 
 
 @contextlib.contextmanager
-def _one_error() -> Iterator[None]:
+def _raise_first_failure() -> Iterator[None]:
     """What DCP says of every rank that failed → the first of it, which every rank raises."""
     try:
         with reaching(), warnings.catch_warnings():
@@ -102,7 +102,7 @@ def _one_error() -> Iterator[None]:
         raise RankFailed(f"rank {rank} of the run failed", text) from None
 
 
-class _Planner(DefaultSavePlanner):
+class _LocalValuesPlanner(DefaultSavePlanner):
     """Takes the values from elsewhere than the tensors that are planned with: those may change meanwhile."""
 
     def __init__(self, held: Mapping[str, torch.Tensor]) -> None:
@@ -113,7 +113,7 @@ class _Planner(DefaultSavePlanner):
         return self._held[index.fqn]
 
 
-class _Writer(StorageWriter):
+class _ShardWriter(StorageWriter):
     def __init__(self, folder: Path, file: str, rank: int) -> None:
         self._folder, self._file, self._rank = folder, file, rank
         self.digests: dict[str, str] = {}
@@ -185,7 +185,7 @@ class _Writer(StorageWriter):
         return True
 
 
-class _Reader(StorageReader):
+class _ShardReader(StorageReader):
     def __init__(self, folder: Path, index: Index) -> None:
         self._folder, self._index = folder, index
 

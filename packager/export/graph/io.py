@@ -23,7 +23,7 @@ INLINE_BYTES = 1 << 16
 EXTERNAL_DATA_BYTES = 1 << 30
 """A model with more weights than this ships them in a file beside it."""
 
-_PAGE = 4096
+_PAGE_BYTES = 4096
 _LENGTH_DELIMITED = 2  # protobuf's wire type of strings, bytes and messages
 
 
@@ -41,7 +41,7 @@ def load(raw: Raw) -> onnx.ModelProto:
             data_type = onnx.TensorProto.DataType.Value(weight.dtype)
             tensor = model.graph.initializer.add(name=weight.name, data_type=data_type, dims=weight.shape)
             if weight.length > INLINE_BYTES:
-                _refer(tensor, location, weight.offset, weight.length)
+                _set_external_location(tensor, location, weight.offset, weight.length)
             else:
                 stream.seek(weight.offset)
                 tensor.raw_data = stream.read(weight.length)
@@ -57,9 +57,9 @@ def move_out(model: onnx.ModelProto, path: Path) -> None:
     with path.open("wb") as stream:
         for tensor in model.graph.initializer:
             if len(tensor.raw_data) > INLINE_BYTES:
-                offset = _next_page(stream)
+                offset = _align_to_page(stream)
                 stream.write(tensor.raw_data)
-                _refer(tensor, path.name, offset, len(tensor.raw_data))
+                _set_external_location(tensor, path.name, offset, len(tensor.raw_data))
                 tensor.ClearField("raw_data")
 
 
@@ -104,35 +104,35 @@ def _strip_nodes(nodes: Sequence[onnx.NodeProto]) -> None:
 
 def model_bytes(model: onnx.ModelProto) -> int:
     """The size of a model with all its weights."""
-    return model.ByteSize() + sum(_place(one)[2] for one in model.graph.initializer if one.external_data)
+    return model.ByteSize() + sum(_get_external_location(one)[2] for one in model.graph.initializer if one.external_data)
 
 
 def write(model: onnx.ModelProto, folder: Path, path: Path) -> bool:
     """Write a model whose references start from `folder` to `path`, whole or with `path`.data; returns whether so."""
     large = [one for one in model.graph.initializer if one.external_data]
-    external = sum(_place(one)[2] for one in large) > EXTERNAL_DATA_BYTES
+    external = sum(_get_external_location(one)[2] for one in large) > EXTERNAL_DATA_BYTES
     if external:
-        _write_beside(model, folder, path)
+        _write_with_external_data(model, folder, path)
     else:
-        _write_whole(model, large, folder, path)
+        _write_single_file(model, large, folder, path)
     return external
 
 
-def _write_beside(model: onnx.ModelProto, folder: Path, path: Path) -> None:
+def _write_with_external_data(model: onnx.ModelProto, folder: Path, path: Path) -> None:
     shipped = onnx.ModelProto()
     shipped.CopyFrom(model)
     data = path.with_name(path.name + ".data")
     with data.open("wb") as stream:
         for tensor in shipped.graph.initializer:
             if tensor.external_data:
-                source, start, length = _place(tensor)
-                offset = _next_page(stream)
-                _copy(folder / source, start, length, stream)
-                _refer(tensor, data.name, offset, length)
+                source, start, length = _get_external_location(tensor)
+                offset = _align_to_page(stream)
+                _copy_bytes(folder / source, start, length, stream)
+                _set_external_location(tensor, data.name, offset, length)
     path.write_bytes(shipped.SerializeToString())
 
 
-def _write_whole(model: onnx.ModelProto, large: list[onnx.TensorProto], folder: Path, path: Path) -> None:
+def _write_single_file(model: onnx.ModelProto, large: list[onnx.TensorProto], folder: Path, path: Path) -> None:
     """Protobuf by hand, as far as needed to stream the weights: fields may come in any order.
 
     https://protobuf.dev/programming-guides/encoding/
@@ -144,26 +144,26 @@ def _write_whole(model: onnx.ModelProto, large: list[onnx.TensorProto], folder: 
     small.graph.initializer.extend(kept)
     graph = small.graph.SerializeToString()
     small.ClearField("graph")
-    entries = list(_entries(large))
+    entries = list(_iter_initializer_fields(large))
     length = len(graph) + sum(len(head) + place[2] for head, place in entries)
     with path.open("wb") as stream:
         stream.write(small.SerializeToString())
-        stream.write(_key(onnx.ModelProto.GRAPH_FIELD_NUMBER) + _varint(length) + graph)
+        stream.write(_field_key(onnx.ModelProto.GRAPH_FIELD_NUMBER) + _varint(length) + graph)
         for head, (source, offset, size) in entries:
             stream.write(head)
-            _copy(folder / source, offset, size, stream)
+            _copy_bytes(folder / source, offset, size, stream)
 
 
-def _entries(tensors: list[onnx.TensorProto]) -> Iterator[tuple[bytes, tuple[str, int, int]]]:
+def _iter_initializer_fields(tensors: list[onnx.TensorProto]) -> Iterator[tuple[bytes, tuple[str, int, int]]]:
     """For each tensor the bytes of its initializer field up to its data, and where the data lies."""
     for tensor in tensors:
-        place = _place(tensor)
+        place = _get_external_location(tensor)
         fields = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims).SerializeToString()
-        fields += _key(onnx.TensorProto.RAW_DATA_FIELD_NUMBER) + _varint(place[2])
-        yield _key(onnx.GraphProto.INITIALIZER_FIELD_NUMBER) + _varint(len(fields) + place[2]) + fields, place
+        fields += _field_key(onnx.TensorProto.RAW_DATA_FIELD_NUMBER) + _varint(place[2])
+        yield _field_key(onnx.GraphProto.INITIALIZER_FIELD_NUMBER) + _varint(len(fields) + place[2]) + fields, place
 
 
-def _key(field_number: int) -> bytes:
+def _field_key(field_number: int) -> bytes:
     return _varint(field_number << 3 | _LENGTH_DELIMITED)
 
 
@@ -176,24 +176,24 @@ def _varint(value: int) -> bytes:
     return bytes(found)
 
 
-def _place(tensor: onnx.TensorProto) -> tuple[str, int, int]:
+def _get_external_location(tensor: onnx.TensorProto) -> tuple[str, int, int]:
     """File, offset and length of a tensor by reference."""
     entries = {one.key: one.value for one in tensor.external_data}
     return entries["location"], int(entries.get("offset", "0")), int(entries["length"])
 
 
-def _refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+def _set_external_location(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
     tensor.data_location = onnx.TensorProto.EXTERNAL
     del tensor.external_data[:]
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _next_page(stream: IO[bytes]) -> int:
-    return stream.seek(-(-stream.tell() // _PAGE) * _PAGE)
+def _align_to_page(stream: IO[bytes]) -> int:
+    return stream.seek(-(-stream.tell() // _PAGE_BYTES) * _PAGE_BYTES)
 
 
-def _copy(source: Path, offset: int, length: int, target: IO[bytes]) -> None:
+def _copy_bytes(source: Path, offset: int, length: int, target: IO[bytes]) -> None:
     with source.open("rb") as stream:
         stream.seek(offset)
         while length:

@@ -33,8 +33,8 @@ from packager.runtime.check import judge_onnx
 # pattern that onnxruntime's fusions know (288 against 354 nodes on MiniLM).
 _SKIPPED_OPTIMIZERS = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched"]
 # Each of the fusions starts from one of these.
-_FUSIBLE = frozenset({"Softmax", "LayerNormalization", "ReduceMean", "Erf", "Tanh", "Gelu", "SkipLayerNormalization"})
-_LEVELS = {
+_FUSION_ANCHORS = frozenset({"Softmax", "LayerNormalization", "ReduceMean", "Erf", "Tanh", "Gelu", "SkipLayerNormalization"})
+_ORT_LEVELS = {
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
 }
@@ -47,31 +47,31 @@ def optimize(job: OptimizeJob, began: Callable[[str], None]) -> Optimized:
     """Run the passes and write the result to `job.target`; `began` hears of each pass as it starts."""
     began("clean")
     model = io.load(job.raw)
-    refused = _baked(model, job)
+    refused = _find_signature_error(model, job)
     if refused:
         return Optimized(GraphSize(0, 0), (), None, refused)
     _clean(model, job)
     before = GraphSize(count_nodes(model.graph), io.model_bytes(model))
-    judgement = _prove(model, job)
+    judgement = _check_graph(model, job)
     if judgement is not None and not judgement.passed:
         what = "is not proven" if judgement.loaded else "does not load"
         refused = f"the exported graph {what}: {judgement.reason}"
         return Optimized(before, (), None, refused, disproven=judgement.loaded)
     stages = []
-    passes = list(_passes(job))
+    passes = list(_iter_passes(job))
     for name, apply in passes:
         began(name)
         # What comes of the last one ships, and is judged on all cases from the staged bundle: not here as well.
         prove = not (job.early and name == passes[-1][0])
-        model, stage = _attempt(name, apply, model, job, prove=prove)
+        model, stage = _try_pass(name, apply, model, job, prove=prove)
         stages.append(stage)
         process_memory.give_back()
     began("save")
     external = io.write(model, job.raw.path.parent, job.target)
-    return Optimized(before, tuple(stages), _facts(model, external), max_abs=_max_abs(judgement))
+    return Optimized(before, tuple(stages), _summarize(model, external), max_abs=_get_max_abs(judgement))
 
 
-def _passes(job: OptimizeJob) -> Iterator[tuple[str, Pass]]:
+def _iter_passes(job: OptimizeJob) -> Iterator[tuple[str, Pass]]:
     if job.simplify:
         yield "simplify", _simplify
     if job.level == "extended":
@@ -80,7 +80,7 @@ def _passes(job: OptimizeJob) -> Iterator[tuple[str, Pass]]:
         yield "optimize", _optimize
 
 
-def _attempt(
+def _try_pass(
     name: str, apply: Pass, model: onnx.ModelProto, job: OptimizeJob, *, prove: bool
 ) -> tuple[onnx.ModelProto, Stage]:
     before, before_bytes = count_nodes(model.graph), io.model_bytes(model)
@@ -93,7 +93,7 @@ def _attempt(
         size: int = before_bytes,
         judgement: Judgement | None = None,
     ) -> Stage:
-        return Stage(name, kept, verdict, reason, before, nodes, before_bytes, size, _max_abs(judgement))
+        return Stage(name, kept, verdict, reason, before, nodes, before_bytes, size, _get_max_abs(judgement))
 
     if name in job.skip:
         return model, stage(False, "not-checked", job.skip[name])
@@ -102,14 +102,14 @@ def _attempt(
     except Exception as error:  # noqa: BLE001 (a pass is foreign code; what it raises is recorded and the pass dropped)
         why = f"failed: {type(error).__name__}: {impersonal(str(error), job.raw.path.parent)}"
         return model, stage(False, "not-checked", why)
-    broken = _baked(found, job)  # before the dims get their names
+    broken = _find_signature_error(found, job)  # before the dims get their names
     _clean(found, job)
     nodes, size = count_nodes(found.graph), io.model_bytes(found)
     if broken:
         return model, stage(False, "fail", broken, nodes, size)
     if (nodes, size) >= (before, before_bytes):
         return model, stage(False, "not-checked", NOTHING_BETTER, nodes, size)
-    judgement = _prove(found, job) if prove else None
+    judgement = _check_graph(found, job) if prove else None
     if judgement is not None and not judgement.passed:
         graph = Graph(model, job.raw.path.parent, job.providers)
         reason = f"{judgement.reason}; {localize.between(graph, found, job.expectations)}"
@@ -117,7 +117,7 @@ def _attempt(
     return found, stage(True, "pass", "", nodes, size, judgement)
 
 
-def _prove(model: onnx.ModelProto, job: OptimizeJob) -> Judgement | None:
+def _check_graph(model: onnx.ModelProto, job: OptimizeJob) -> Judgement | None:
     """The graph as it is now on the cases of the job; None where there are none."""
     if not job.expectations:
         return None
@@ -127,7 +127,7 @@ def _prove(model: onnx.ModelProto, job: OptimizeJob) -> Judgement | None:
     return judge_onnx(candidate, job.expectations, job.providers, optimize=not job.early)
 
 
-def _max_abs(judgement: Judgement | None) -> float | None:
+def _get_max_abs(judgement: Judgement | None) -> float | None:
     return None if judgement is None else max((one.max_abs for one in judgement.outputs.values()), default=None)
 
 
@@ -145,37 +145,37 @@ def _simplify(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
     slim = onnx.ModelProto()
     slim.CopyFrom(model)
     large = [one for one in model.graph.initializer if one.external_data]
-    _keep(slim.graph.initializer, lambda one: not one.external_data)
+    _retain(slim.graph.initializer, lambda one: not one.external_data)
     slim.graph.input.extend(onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in large)
     simplified, _ = onnxsim.simplify(slim, skipped_optimizers=_SKIPPED_OPTIMIZERS, certify=False)
     found: onnx.ModelProto = simplified
     hidden = {one.name for one in large}
-    _keep(found.graph.input, lambda one: one.name not in hidden)
-    used = _names_used(found.graph)
+    _retain(found.graph.input, lambda one: one.name not in hidden)
+    used = _collect_read_names(found.graph)
     found.graph.initializer.extend(one for one in large if one.name in used)
     return found
 
 
 def _fuse(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
-    if not any(node.op_type in _FUSIBLE for node in model.graph.node):
+    if not any(node.op_type in _FUSION_ANCHORS for node in model.graph.node):
         return model
     from onnxruntime.transformers import optimizer  # and with it sympy, where there is something to fuse
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    _name_tanh_gelus(copy)
+    _rename_tanh_gelus(copy)
     folder = job.raw.path.parent
     onnx.load_external_data_for_model(copy, os.fspath(folder))
     # The BERT patterns are the general ones (attention, normalization, Gelu); zero heads: found in the graph.
     fused = optimizer.optimize_model(copy, model_type="bert", num_heads=0, hidden_size=0, opt_level=0)
     found: onnx.ModelProto = fused.model
-    if _contrib_nodes(found.graph) <= _contrib_nodes(model.graph):
+    if _count_contrib_nodes(found.graph) <= _count_contrib_nodes(model.graph):
         return model
     io.move_out(found, folder / "fused.weights")
     return found
 
 
-def _name_tanh_gelus(model: onnx.ModelProto) -> None:
+def _rename_tanh_gelus(model: onnx.ModelProto) -> None:
     """Gelu(approximate="tanh") → FastGelu: the fusion of a bias into Gelu does not look at the attribute.
 
     It makes BiasGelu of both, which is the exact one (onnxruntime 1.31, fusion_biasgelu.py).
@@ -197,7 +197,7 @@ def _optimize(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
     target = job.raw.path.with_name("optimized.onnx")
     source.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = _LEVELS[job.level]
+    options.graph_optimization_level = _ORT_LEVELS[job.level]
     options.optimized_model_filepath = os.fspath(target)
     options.log_severity_level = 3
     for key, value in (
@@ -213,7 +213,7 @@ def _optimize(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
 # -- the graph ------------------------------------------------------------------------------
 
 
-def _baked(model: onnx.ModelProto, job: OptimizeJob) -> str:
+def _find_signature_error(model: onnx.ModelProto, job: OptimizeJob) -> str:
     """Why the exported graph has not the signature asked for; empty where it has."""
     constants = {one.name for one in model.graph.initializer}
     inputs = [one for one in model.graph.input if one.name not in constants]
@@ -261,28 +261,28 @@ def count_nodes(graph: onnx.GraphProto) -> int:
     return total
 
 
-def _contrib_nodes(graph: onnx.GraphProto) -> int:
+def _count_contrib_nodes(graph: onnx.GraphProto) -> int:
     return sum(node.domain == "com.microsoft" for node in graph.node)
 
 
-def _names_used(graph: onnx.GraphProto) -> set[str]:
+def _collect_read_names(graph: onnx.GraphProto) -> set[str]:
     """Every value that a node of the graph, or of a subgraph, reads."""
     used = {name for node in graph.node for name in node.input} | {one.name for one in graph.output}
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-                used |= _names_used(inner)
+                used |= _collect_read_names(inner)
     return used
 
 
-def _keep(values: Any, wanted: Callable[[Any], bool]) -> None:
+def _retain(values: Any, wanted: Callable[[Any], bool]) -> None:
     """Keep the members of a repeated field that are wanted."""
     kept = [one for one in values if wanted(one)]
     del values[:]
     values.extend(kept)
 
 
-def _facts(model: onnx.ModelProto, external: bool) -> GraphFacts:
+def _summarize(model: onnx.ModelProto, external: bool) -> GraphFacts:
     versions = {one.domain: one.version for one in model.opset_import}
     used = {node.domain for node in model.graph.node}
     return GraphFacts(

@@ -34,12 +34,12 @@ from packager.export.graph.messages import GraphSize, Optimized, OptimizeJob
 
 
 @dataclass(frozen=True)
-class _Began:
+class _PassStarted:
     name: str
 
 
 @dataclass(frozen=True)
-class _Failed:
+class _JobFailed:
     error: Exception
 
 
@@ -88,9 +88,9 @@ class OnnxSide:
 
     def optimize(self, job: OptimizeJob) -> Future[Optimized]:
         """Run the passes; a pass that crashes is skipped, recorded, and the others run again."""
-        return self._threads.submit(self._optimize, job)
+        return self._threads.submit(self._run_job, job)
 
-    def _optimize(self, job: OptimizeJob) -> Optimized:
+    def _run_job(self, job: OptimizeJob) -> Optimized:
         while True:
             try:
                 answer: Optimized = self._exchange(job)
@@ -109,7 +109,7 @@ class OnnxSide:
             assert self._child.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # what a killed child did not read
                 self._child.stdin.close()
-            _finish(self._child)
+            _wait_for_exit(self._child)
             self._child = None
 
     def _start(self) -> None:
@@ -138,21 +138,21 @@ class OnnxSide:
             child.stdin.flush()
             while True:
                 message = pickle.load(child.stdout)
-                if not isinstance(message, _Began):
+                if not isinstance(message, _PassStarted):
                     break
                 during = message.name
         except (EOFError, BrokenPipeError, ConnectionResetError, pickle.UnpicklingError):
-            how = self._how_it_ended(child)
+            how = self._describe_exit(child)
             self._child = None
             with contextlib.suppress(BrokenPipeError):  # what it did not read
                 child.stdin.close()
             child.stdout.close()
             raise Crashed(during, how) from None
-        if isinstance(message, _Failed):
+        if isinstance(message, _JobFailed):
             raise message.error
         return message
 
-    def _how_it_ended(self, child: subprocess.Popen[bytes]) -> str:
+    def _describe_exit(self, child: subprocess.Popen[bytes]) -> str:
         status = child.wait()
         if status < 0:
             return signal.Signals(-status).name
@@ -161,7 +161,7 @@ class OnnxSide:
         return f"exit status {status}" + (f": {impersonal(lines[-1])}" if lines else "")
 
 
-def _finish(child: subprocess.Popen[bytes]) -> None:
+def _wait_for_exit(child: subprocess.Popen[bytes]) -> None:
     """Wait for a child that was told to end, and close the pipe that its answers came through."""
     child.wait()
     assert child.stdout is not None
@@ -193,7 +193,7 @@ def serve() -> None:
         pickle.dump(message, answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
-    began: Callable[[str], None] = lambda name: say(_Began(name))  # noqa: E731 (one line, one use)
+    began: Callable[[str], None] = lambda name: say(_PassStarted(name))  # noqa: E731 (one line, one use)
     while True:
         try:
             job = pickle.load(sys.stdin.buffer)
@@ -203,4 +203,4 @@ def serve() -> None:
         try:
             say(runner.optimize(job, began))
         except Exception as error:  # noqa: BLE001 (handed to the parent, which raises it there)
-            say(_Failed(error))
+            say(_JobFailed(error))

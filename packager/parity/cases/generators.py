@@ -32,17 +32,17 @@ Fill = Literal[
 CONSTANT: tuple[Fill, ...] = ("low", "low, unmasked", "high", "vanishing")
 """Kinds that give all elements the same value, or nearly: where a model ranks them, all are tied."""
 
-_KINDS: tuple[Fill, ...] = ("extremes", "long-tailed", "large", "padded", "low", "high", "vanishing")
-_DISTINCT = 1 << 17  # of a range of up to so many integers, each is drawn once before any comes again
-_LARGE = 4.0
+_VARIED_KINDS: tuple[Fill, ...] = ("extremes", "long-tailed", "large", "padded", "low", "high", "vanishing")
+_MAX_ENUMERABLE = 1 << 17  # of a range of up to so many integers, each is drawn once before any comes again
+_LARGE_SCALE = 4.0
 _SUBNORMALS = 8  # in a whole array: each costs some processors a hundred times what a normal number does
 _BFLOAT16_SUBNORMAL = 2.0**-133  # the smallest; such an input is drawn in float32
-_FAR_OUT = 30.0  # standard deviations; exp() of it is far from what float32 holds at most
+_OUTLIER_LIMIT = 30.0  # standard deviations; exp() of it is far from what float32 holds at most
 
 
 def kinds(specs: Sequence[Input]) -> tuple[Fill, ...]:
     """The kinds, beside random, that mean something to one of these inputs."""
-    return tuple(kind for kind in _KINDS if any(_fits(spec, kind) for spec in specs))
+    return tuple(kind for kind in _VARIED_KINDS if any(_is_applicable(spec, kind) for spec in specs))
 
 
 def has_mask(specs: Sequence[Input]) -> bool:
@@ -54,25 +54,25 @@ def draw(spec: Input, shape: tuple[int, ...], fill: Fill, generator: np.random.G
     """One array of a spec's dtype (float32 for bfloat16) with the given shape, every value within the range."""
     if fill == "low, unmasked":
         fill = "whole" if _is_mask(spec) else "low"
-    chosen: Fill = fill if _fits(spec, fill) else "random"
+    chosen: Fill = fill if _is_applicable(spec, fill) else "random"
     dtype = np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
     if chosen in ("padded", "whole"):
-        return (_padded(shape, generator) if chosen == "padded" else np.ones(shape, np.bool_)).astype(dtype)
+        return (_draw_padding_mask(shape, generator) if chosen == "padded" else np.ones(shape, np.bool_)).astype(dtype)
     if chosen in ("low", "high", "extremes"):
         least, most = (False, True) if spec.dtype == "bool" else spec.ends()
         high = generator.integers(0, 2, shape) == 1 if chosen == "extremes" else chosen == "high"
         return np.asarray(np.where(high, np.full(shape, most, dtype), np.full(shape, least, dtype)))
     if _is_mask(spec):
-        return _mask(shape, generator).astype(dtype)
+        return _draw_mask(shape, generator).astype(dtype)
     if is_swept(spec):
         return sweep(spec, shape, 0, generator)
     if is_integer(spec.dtype):
         least, most = spec.ends()
         return np.asarray(generator.integers(least, most, shape, dtype=dtype, endpoint=True))
-    return _floats(spec, shape, chosen, dtype, generator)
+    return _draw_floats(spec, shape, chosen, dtype, generator)
 
 
-def _fits(spec: Input, kind: Fill) -> bool:
+def _is_applicable(spec: Input, kind: Fill) -> bool:
     if kind in ("low", "high"):
         return spec.range is not None or spec.dtype == "bool"
     if kind == "extremes":
@@ -94,7 +94,7 @@ def _is_mask(spec: Input) -> bool:
     return spec.dtype == "bool" or integers
 
 
-def _mask(shape: tuple[int, ...], generator: np.random.Generator) -> Array:
+def _draw_mask(shape: tuple[int, ...], generator: np.random.Generator) -> Array:
     """Ones and zeros, and a one in every row: a row of zeros is another kind of input, low."""
     found = generator.integers(0, 2, shape).astype(np.bool_)
     if shape and shape[-1] > 0:
@@ -103,7 +103,7 @@ def _mask(shape: tuple[int, ...], generator: np.random.Generator) -> Array:
     return found
 
 
-def _padded(shape: tuple[int, ...], generator: np.random.Generator) -> Array:
+def _draw_padding_mask(shape: tuple[int, ...], generator: np.random.Generator) -> Array:
     """Ones up to a length of at least one, along the last axis."""
     if not shape or shape[-1] == 0:
         return np.ones(shape, dtype=np.bool_)
@@ -116,7 +116,7 @@ def is_swept(spec: Input) -> bool:
     if not is_integer(spec.dtype) or _is_mask(spec):
         return False
     least, most = spec.ends()
-    return bool(most - least < _DISTINCT)
+    return bool(most - least < _MAX_ENUMERABLE)
 
 
 def sweep(spec: Input, shape: tuple[int, ...], block: int, generator: np.random.Generator) -> Array:
@@ -127,7 +127,7 @@ def sweep(spec: Input, shape: tuple[int, ...], block: int, generator: np.random.
     return np.asarray((offsets + np.asarray(least, dtype)).astype(dtype).reshape(shape))
 
 
-def _floats(
+def _draw_floats(
     spec: Input, shape: tuple[int, ...], kind: Fill, dtype: np.dtype[Any], generator: np.random.Generator
 ) -> Array:
     if kind == "vanishing":
@@ -135,8 +135,8 @@ def _floats(
     if spec.range is None:
         if kind == "random":
             return generator.standard_normal(shape).astype(dtype)
-        far = generator.standard_t(1.5, shape) if kind == "long-tailed" else _LARGE * generator.standard_normal(shape)
-        values = np.clip(far, -_FAR_OUT, _FAR_OUT)
+        far = generator.standard_t(1.5, shape) if kind == "long-tailed" else _LARGE_SCALE * generator.standard_normal(shape)
+        values = np.clip(far, -_OUTLIER_LIMIT, _OUTLIER_LIMIT)
     else:
         share = generator.random(shape)
         share = share**8 if kind == "long-tailed" else share

@@ -23,13 +23,13 @@ from packager.parity.cases import generators
 from packager.parity.cases.generators import Fill
 from packager.project.manifest import DimLimits, Input, Project
 
-_LARGEST_CASE_BYTES = 64 << 20
+_MAX_CASE_BYTES = 64 << 20
 _LARGE_SIZES = (128, 64, 32, 16)  # for a dim that has no largest, the first that makes a case of at most so much
 _LARGE_CASE_BYTES = 1 << 20
-_TOGETHER = 8  # all dims at their largest are tried together where that is up to so many times the largest alone
-_COMBINATIONS = 4  # of small sizes, beside those where one dim differs from the example
-_FURTHER = 1000  # where the names of further cases start
-_FEW = 3  # rows of a kind, where they are cheap
+_ALL_LARGEST_FACTOR = 8  # all dims at their largest are tried together where that is up to so many times the largest alone
+_MAX_COMBINATIONS = 4  # of small sizes, beside those where one dim differs from the example
+_FIRST_EXTRA_CASE = 1000  # where the names of further cases start
+_ROWS_PER_KIND = 3  # rows of a kind, where they are cheap
 _CHEAP_ROW_BYTES = 1 << 16
 _VARIED_SIZE = 16  # of a dim that is no batch, in the cases that vary the values and not the sizes
 
@@ -75,19 +75,19 @@ def grid(project: Project) -> Grid:
     """The cases of a manifest, in a fixed order. Raises `DataDoesNotFit` for unfit `parity.data`."""
     manifest = project.manifest
     limits = manifest.limits()
-    example_sizes = _example_sizes(limits)
-    varied = _varied(manifest.inputs, limits, example_sizes)
-    sizes, left_out = _sizes(limits, example_sizes, manifest.inputs, [one for one, _ in varied])
+    example_sizes = _choose_example_sizes(limits)
+    varied = _plan_varied_cases(manifest.inputs, limits, example_sizes)
+    sizes, left_out = _choose_sizes(limits, example_sizes, manifest.inputs, [one for one, _ in varied])
     random: tuple[Fill, ...] = ("random",)
     # In the largest cases masks are whole, so that every position counts.
     whole: tuple[Fill, ...] = ("whole",) if generators.has_mask(tuple(manifest.inputs.values())) else random
     planned = [(one, whole if max(one.values(), default=0) > _VARIED_SIZE else random) for one in sizes] + varied
-    small, _ = _small(manifest.inputs, limits)
-    rows = sum(_rows(manifest.inputs, one) for one, _ in planned)
+    small, _ = _choose_small_sizes(manifest.inputs, limits)
+    rows = sum(_count_rows(manifest.inputs, one) for one, _ in planned)
     while rows < manifest.parity.samples:
         planned.append((small, random))
-        rows += _rows(manifest.inputs, small)
-    cases = [_case(project, sizes_of_case, kinds, index) for index, (sizes_of_case, kinds) in enumerate(planned)]
+        rows += _count_rows(manifest.inputs, small)
+    cases = [_make_case(project, sizes_of_case, kinds, index) for index, (sizes_of_case, kinds) in enumerate(planned)]
     example = next(case for case in cases if case.sizes == example_sizes)
     contrast = max(
         (case for case in cases if case.kinds == random),
@@ -98,7 +98,7 @@ def grid(project: Project) -> Grid:
         ),
     )
     if manifest.parity.data is not None:
-        cases.append(_data_case(project, manifest.parity.data))
+        cases.append(_load_data_case(project, manifest.parity.data))
     return Grid(tuple(cases), example, contrast, left_out)
 
 
@@ -118,15 +118,15 @@ def more(project: Project, number: int, rows: int) -> Case:
     """
     inputs, limits = project.manifest.inputs, project.manifest.limits()
     kinds = [kind for kind in generators.kinds(tuple(inputs.values())) if kind not in generators.CONSTANT] or ["random"]
-    small, batch = _small(inputs, limits)
+    small, batch = _choose_small_sizes(inputs, limits)
     sizes = small if batch is None else {**small, batch: _clamp(rows, limits[batch])}
     kind: Fill = "random" if number % 2 == 0 else kinds[number // 2 % len(kinds)]
-    return redrawn(project, f"{_FURTHER + number}", sizes, (kind,))
+    return redrawn(project, f"{_FIRST_EXTRA_CASE + number}", sizes, (kind,))
 
 
 def redrawn(project: Project, name: str, sizes: Mapping[str, int], kinds: tuple[Fill, ...]) -> Case:
     """The case of this name, sizes and kinds: the same values every time."""
-    return _case(project, sizes, kinds, int(name))
+    return _make_case(project, sizes, kinds, int(name))
 
 
 def calmer(project: Project, case: Case) -> Case | None:
@@ -138,7 +138,7 @@ def calmer(project: Project, case: Case) -> Case | None:
         return None
     kept = tuple(kind for kind in case.kinds if kind not in generators.CONSTANT)
     kinds: tuple[Fill, ...] = kept if kept and kept != case.kinds else ("random",)
-    return _case(project, case.sizes, kinds, int(case.name))
+    return _make_case(project, case.sizes, kinds, int(case.name))
 
 
 def resolve(shape: list[str | int], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -146,7 +146,7 @@ def resolve(shape: list[str | int], sizes: Mapping[str, int]) -> tuple[int, ...]
     return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in shape)
 
 
-def _example_sizes(limits: Mapping[str, DimLimits]) -> dict[str, int]:
+def _choose_example_sizes(limits: Mapping[str, DimLimits]) -> dict[str, int]:
     """2, 3, 4, … within the limits: small, but not the smallest, and different from each other where that fits."""
     found: dict[str, int] = {}
     for name, limit in sorted(limits.items(), key=lambda item: math.inf if item[1].max is None else item[1].max):
@@ -157,7 +157,7 @@ def _example_sizes(limits: Mapping[str, DimLimits]) -> dict[str, int]:
     return {name: found[name] for name in limits}
 
 
-def _prime_above(size: int) -> int:
+def _next_prime(size: int) -> int:
     return next(
         one for one in itertools.count(size + 1) if all(one % divisor for divisor in range(2, math.isqrt(one) + 1))
     )
@@ -167,7 +167,7 @@ def _clamp(size: int, limit: DimLimits) -> int:
     return max(limit.min, size if limit.max is None else min(size, limit.max))
 
 
-def _sizes(
+def _choose_sizes(
     limits: Mapping[str, DimLimits],
     example: Mapping[str, int],
     inputs: Mapping[str, Input],
@@ -181,51 +181,51 @@ def _sizes(
     left_out = []
     smallest = {name: limit.min for name, limit in limits.items()}
     for name, limit in limits.items():
-        prime = _clamp(_prime_above(example[name]), limit)
-        there = name == _batch(inputs) and any(one[name] == prime for one in varied)
+        prime = _clamp(_next_prime(example[name]), limit)
+        there = name == _get_batch_dim(inputs) and any(one[name] == prime for one in varied)
         for size in (limit.min, 2, *([] if there else [prime])):
             chosen.append({**example, name: _clamp(size, limit)})
-        beyond = limit.max if limit.max is not None else _large(inputs, smallest, name)
+        beyond = limit.max if limit.max is not None else _choose_large_size(inputs, smallest, name)
         if beyond is not None:
             chosen.append({**smallest, name: beyond})
         if limit.max is None:
             left_out.append(f"{name} beyond {max(one[name] for one in (*chosen, *varied))}")
     chosen.append(smallest)
-    chosen += _combinations(limits, example, chosen)
+    chosen += _combine_small_sizes(limits, example, chosen)
     largest = {name: example[name] if limit.max is None else limit.max for name, limit in limits.items()}
-    alone = max(_case_bytes(inputs, sizes) for sizes in chosen)
-    if _case_bytes(inputs, largest) <= _TOGETHER * alone:
+    alone = max(_count_case_bytes(inputs, sizes) for sizes in chosen)
+    if _count_case_bytes(inputs, largest) <= _ALL_LARGEST_FACTOR * alone:
         chosen.append(largest)
     elif largest not in chosen:
-        left_out.append(f"{_label(largest)} together")
+        left_out.append(f"{_format_sizes(largest)} together")
     kept: list[dict[str, int]] = []
     for sizes in chosen:
         if sizes in kept:
             continue
-        if sizes not in (example, smallest) and _case_bytes(inputs, sizes) > _LARGEST_CASE_BYTES:
-            left_out.append(f"{_label(sizes)}, whose inputs take more than 64 MiB")
+        if sizes not in (example, smallest) and _count_case_bytes(inputs, sizes) > _MAX_CASE_BYTES:
+            left_out.append(f"{_format_sizes(sizes)}, whose inputs take more than 64 MiB")
         else:
             kept.append(sizes)
     return kept, tuple(dict.fromkeys(left_out))
 
 
-def _combinations(
+def _combine_small_sizes(
     limits: Mapping[str, DimLimits], example: Mapping[str, int], known: Sequence[Mapping[str, int]]
 ) -> list[dict[str, int]]:
     """Small sizes of several dims at once, the smallest first, as many as the budget holds."""
     if len(limits) < 2:
         return []
     small = [
-        {_clamp(size, limit) for size in (limit.min, 2, _prime_above(example[name]))} for name, limit in limits.items()
+        {_clamp(size, limit) for size in (limit.min, 2, _next_prime(example[name]))} for name, limit in limits.items()
     ]
     every = (
         dict(zip(limits, one, strict=True)) for one in itertools.islice(itertools.product(*map(sorted, small)), 1000)
     )
     fresh = [one for one in every if one not in known]
-    return sorted(fresh, key=lambda one: math.prod(one.values()))[:_COMBINATIONS]
+    return sorted(fresh, key=lambda one: math.prod(one.values()))[:_MAX_COMBINATIONS]
 
 
-def _varied(
+def _plan_varied_cases(
     inputs: Mapping[str, Input], limits: Mapping[str, DimLimits], example: Mapping[str, int]
 ) -> list[tuple[dict[str, int], tuple[Fill, ...]]]:
     """Cases with every kind of values, each a case of a few rows; where rows are dear, a row each.
@@ -233,46 +233,46 @@ def _varied(
     What is constant stands alone in either case: noise is another there. The batch is a prime once.
     """
     kinds = generators.kinds(tuple(inputs.values()))
-    small, batch = _small(inputs, limits)
+    small, batch = _choose_small_sizes(inputs, limits)
     if batch is None:
         return [(small, (kind,)) for kind in kinds]
-    prime = {**small, batch: _clamp(_prime_above(example[batch]), limits[batch])}
-    if _case_bytes(inputs, prime) > _LARGEST_CASE_BYTES:
+    prime = {**small, batch: _clamp(_next_prime(example[batch]), limits[batch])}
+    if _count_case_bytes(inputs, prime) > _MAX_CASE_BYTES:
         prime = small
-    few = {**small, batch: _clamp(_FEW, limits[batch])}
+    few = {**small, batch: _clamp(_ROWS_PER_KIND, limits[batch])}
     alone = [(small, (kind,)) for kind in kinds if kind in generators.CONSTANT]
     others = [kind for kind in kinds if kind not in generators.CONSTANT]
-    if _case_bytes(inputs, {**small, batch: 1}) <= _CHEAP_ROW_BYTES:
+    if _count_case_bytes(inputs, {**small, batch: 1}) <= _CHEAP_ROW_BYTES:
         return [(prime, ("random",)), *((few, (kind,)) for kind in others), *alone]
     rows = max(1, prime[batch])
     mixed: tuple[Fill, ...] = (*others, "random")
     return [(prime, mixed[start : start + rows]) for start in range(0, len(mixed), rows)] + alone
 
 
-def _small(inputs: Mapping[str, Input], limits: Mapping[str, DimLimits]) -> tuple[dict[str, int], str | None]:
+def _choose_small_sizes(inputs: Mapping[str, Input], limits: Mapping[str, DimLimits]) -> tuple[dict[str, int], str | None]:
     """Sizes that exercise much and cost little: one row of moderate length; and the dim that counts the rows."""
     small = {
         name: _clamp(_VARIED_SIZE if _is_inner(name, inputs) else limit.min, limit) for name, limit in limits.items()
     }
-    return small, _batch(inputs)
+    return small, _get_batch_dim(inputs)
 
 
-def _batch(inputs: Mapping[str, Input]) -> str | None:
+def _get_batch_dim(inputs: Mapping[str, Input]) -> str | None:
     """The named first dim of the first input, which counts samples."""
     first = next(iter(inputs.values())).shape[:1]
     return first[0] if first and isinstance(first[0], str) else None
 
 
-def _rows(inputs: Mapping[str, Input], sizes: Mapping[str, int]) -> int:
+def _count_rows(inputs: Mapping[str, Input], sizes: Mapping[str, int]) -> int:
     """How many samples a case holds: its batch, or one."""
-    batch = _batch(inputs)
+    batch = _get_batch_dim(inputs)
     return 1 if batch is None else max(1, sizes[batch])
 
 
-def _large(inputs: Mapping[str, Input], smallest: Mapping[str, int], name: str) -> int | None:
+def _choose_large_size(inputs: Mapping[str, Input], smallest: Mapping[str, int], name: str) -> int | None:
     """A size for a dim without a largest that is far from the small ones, where that is cheap; else None."""
     sizes = [size for size in _LARGE_SIZES if size > smallest[name]]
-    return next((one for one in sizes if _case_bytes(inputs, {**smallest, name: one}) <= _LARGE_CASE_BYTES), None)
+    return next((one for one in sizes if _count_case_bytes(inputs, {**smallest, name: one}) <= _LARGE_CASE_BYTES), None)
 
 
 def _is_inner(name: str, inputs: Mapping[str, Input]) -> bool:
@@ -280,24 +280,24 @@ def _is_inner(name: str, inputs: Mapping[str, Input]) -> bool:
     return any(name in spec.shape[1:] for spec in inputs.values())
 
 
-def _case_bytes(inputs: Mapping[str, Input], sizes: Mapping[str, int]) -> int:
+def _count_case_bytes(inputs: Mapping[str, Input], sizes: Mapping[str, int]) -> int:
     return sum(8 * math.prod(resolve(list(spec.shape), sizes)) for spec in inputs.values())
 
 
-def _label(sizes: Mapping[str, int]) -> str:
+def _format_sizes(sizes: Mapping[str, int]) -> str:
     return " ".join(f"{name}={size}" for name, size in sizes.items()) or "fixed"
 
 
-def _case(project: Project, sizes: Mapping[str, int], kinds: tuple[Fill, ...], index: int) -> Case:
+def _make_case(project: Project, sizes: Mapping[str, int], kinds: tuple[Fill, ...], index: int) -> Case:
     inputs, seed = project.manifest.inputs, project.manifest.parity.seed
-    batch = _batch(inputs)
+    batch = _get_batch_dim(inputs)
     arrays = {}
     for name, spec in inputs.items():
         generator = np.random.default_rng([seed, index, *name.encode()])
         shape = resolve(list(spec.shape), sizes)
-        if index >= _FURTHER and kinds == ("random",) and generators.is_swept(spec):
-            sweep = np.random.default_rng([seed, _FURTHER, *name.encode()])
-            arrays[name] = generators.sweep(spec, shape, (index - _FURTHER) // 2, sweep)
+        if index >= _FIRST_EXTRA_CASE and kinds == ("random",) and generators.is_swept(spec):
+            sweep = np.random.default_rng([seed, _FIRST_EXTRA_CASE, *name.encode()])
+            arrays[name] = generators.sweep(spec, shape, (index - _FIRST_EXTRA_CASE) // 2, sweep)
             continue
         if kinds == ("random",) or batch is None or (kinds == ("vanishing",) and spec.shape[:1] == [batch]):
             arrays[name] = generators.draw(spec, shape, kinds[0], generator)
@@ -309,7 +309,7 @@ def _case(project: Project, sizes: Mapping[str, int], kinds: tuple[Fill, ...], i
     return Case(f"{index:03}", dict(sizes), kinds, arrays)
 
 
-def _data_case(project: Project, data: str) -> Case:
+def _load_data_case(project: Project, data: str) -> Case:
     path, where = project.folder / data, project.where("parity", "data")
     arrays = read_arrays(path, where)
     inputs = project.manifest.inputs

@@ -40,30 +40,30 @@ def outputs(runs: Sequence[tuple[Case, Mapping[str, Array]]]) -> tuple[TensorSpe
         if list(found) != list(first):
             why = f"{', '.join(first)} at {dict(runs[0][0].sizes)}, {', '.join(found)} at {dict(case.sizes)}"
             raise OutputsUnsupported("forward()", why, "return the same outputs at every size")
-    return tuple(_output(name, array, runs) for name, array in first.items())
+    return tuple(_infer_output(name, array, runs) for name, array in first.items())
 
 
-def _output(name: str, array: Array, runs: Sequence[tuple[Case, Mapping[str, Array]]]) -> TensorSpec:
+def _infer_output(name: str, array: Array, runs: Sequence[tuple[Case, Mapping[str, Array]]]) -> TensorSpec:
     arrays = [found[name] for _, found in runs]
     for (case, _), one in zip(runs, arrays, strict=True):
         if one.ndim != array.ndim or one.dtype != array.dtype:
-            why = f"{name} is {_seen(array, runs[0][0])} and {_seen(one, case)}"
+            why = f"{name} is {_format_array(array, runs[0][0])} and {_format_array(one, case)}"
             raise OutputsUnsupported(
                 "forward()", why, "give it one rank and dtype at every size; squeeze() names its dims"
             )
     shape = tuple(
-        _dim([(case.sizes, one.shape[axis]) for (case, _), one in zip(runs, arrays, strict=True)])
+        _infer_dim([(case.sizes, one.shape[axis]) for (case, _), one in zip(runs, arrays, strict=True)])
         for axis in range(array.ndim)
     )
     return TensorSpec(name, str(array.dtype), shape)
 
 
-def _seen(array: Array, case: Case) -> str:
+def _format_array(array: Array, case: Case) -> str:
     sizes = " ".join(f"{name}={size}" for name, size in case.sizes.items())
     return f"{array.dtype}{list(array.shape)}" + (f" at {sizes}" if sizes else f" in case {case.name}")
 
 
-def _dim(seen: Sequence[tuple[Mapping[str, int], int]]) -> int | str | None:
+def _infer_dim(seen: Sequence[tuple[Mapping[str, int], int]]) -> int | str | None:
     sizes, size = seen[0]
     if all(other == size for _, other in seen):
         return size

@@ -26,7 +26,7 @@ from packager.parity.numerics.tolerances import MULTIPLE
 from packager.parity.numerics.verdict import Expectation
 from packager.project.manifest import Project, Tolerance
 
-_LARGEST = 0.25  # of a value's own size: where more is allowed, nothing can be told apart
+_MAX_TOLERANCE_SHARE = 0.25  # of a value's own size: where more is allowed, nothing can be told apart
 
 
 @dataclass(frozen=True)
@@ -57,35 +57,35 @@ def find(
         tensors = dict(zip(inputs, bind(project, list(inputs.values())), strict=True))
         eager = torch_activations.Eager(module, tensors, project.manifest.outputs, project.folder)
         flow, called = torch_activations.run(eager, onnx_activations.MOST_BYTES)
-        reference = flow.within(_tolerances(project, eager, flow, wrong))
+        reference = flow.within(_measure_tolerances(project, eager, flow, wrong))
         suspect = onnx_activations.run(graph, inputs)
         found = localize.locate(reference, suspect, wrong)
     except NotSeen as why:
         return Finding(f"where it goes wrong was not found: {why}")
     clauses = localize.say(found, reference, suspect, "PyTorch's")
-    branch = _branch(found.nodes, module, called)
+    branch = _find_uncalled_module(found.nodes, module, called)
     if branch:
         clauses.append(f"the graph runs {branch}, and the module did not on this case")
-    clauses += _pitfalls(project, module, inputs)
+    clauses += _find_pitfalls(project, module, inputs)
     shown = False
     if place is not None and found.shows:
-        shown, said = _show(place, found, graph)
+        shown, said = _write_repro(place, found, graph)
         clauses.append(said)
     return Finding("\n".join(clauses), reference.values[found.stands_for].place, shown)
 
 
-def _tolerances(project: Project, eager: torch_activations.Eager, flow: Flow, wrong: localize.Wrong) -> list[float]:
+def _measure_tolerances(project: Project, eager: torch_activations.Eager, flow: Flow, wrong: localize.Wrong) -> list[float]:
     """What is allowed of each value on the way: measured for each as it is for outputs, unless it is written down."""
     if isinstance(project.manifest.parity.tolerance, Tolerance):
         return [wrong.relative] * len(flow.values)
     noise = torch_activations.noise(eager, flow, 3 * onnx_activations.MOST_BYTES)
-    found = [wrong.relative if one is None else min(MULTIPLE * one, _LARGEST) for one in noise]
+    found = [wrong.relative if one is None else min(MULTIPLE * one, _MAX_TOLERANCE_SHARE) for one in noise]
     for place in flow.outputs.values():
         found[place] = max(found[place], wrong.relative)
     return found
 
 
-def _show(place: Place, found: localize.Located, graph: Graph) -> tuple[bool, str]:
+def _write_repro(place: Place, found: localize.Located, graph: Graph) -> tuple[bool, str]:
     """Write the folder; whether it is there now, and what to say of it."""
     try:
         repro.write(place.folder, found, graph)
@@ -96,11 +96,11 @@ def _show(place: Place, found: localize.Located, graph: Graph) -> tuple[bool, st
     return True, f"{place.shown}/{repro.SHOW} shows it"
 
 
-def _branch(nodes: Sequence[onnx.NodeProto], module: torch.nn.Module, called: frozenset[str]) -> str:
+def _find_uncalled_module(nodes: Sequence[onnx.NodeProto], module: torch.nn.Module, called: frozenset[str]) -> str:
     """The innermost module that these nodes belong to by their exporter's word, if it was not called."""
     known = {name for name, _ in module.named_modules() if name}
     for node in nodes:
-        scope = _scope(node)
+        scope = _get_module_scope(node)
         paths = {".".join(scope[start:end]) for start in (0, 1) for end in range(start + 1, len(scope) + 1)}
         within = sorted(paths & known, key=len)
         if within and within[-1] not in called:
@@ -108,7 +108,7 @@ def _branch(nodes: Sequence[onnx.NodeProto], module: torch.nn.Module, called: fr
     return ""
 
 
-def _pitfalls(project: Project, module: torch.nn.Module, inputs: Mapping[str, Array]) -> list[str]:
+def _find_pitfalls(project: Project, module: torch.nn.Module, inputs: Mapping[str, Array]) -> list[str]:
     """What is known to be defined by PyTorch alone, where this module and this case have to do with it."""
     found = []
     specs = project.manifest.inputs
@@ -124,7 +124,7 @@ def _pitfalls(project: Project, module: torch.nn.Module, inputs: Mapping[str, Ar
     return found
 
 
-def _scope(node: onnx.NodeProto) -> list[str]:
+def _get_module_scope(node: onnx.NodeProto) -> list[str]:
     """The modules around a node, outermost first: `/model/left/Gemm`, or as torch.export notes it beside the node."""
     metadata: Mapping[str, str] = {one.key: one.value for one in node.metadata_props}
     noted = metadata.get("pkg.torch.onnx.name_scopes")

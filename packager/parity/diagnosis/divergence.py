@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from packager.parity.diagnosis.activations import INPUT, Flow, Value, typical
 from packager.parity.numerics.compare import Array, Distance, Limit, ShapesDiffer, compare
 
-_CANDIDATES, _NEIGHBOURS = 14, 2  # places for the right value; values that the first wrong node reads
-SUBSTITUTIONS = _CANDIDATES + 2 * _NEIGHBOURS
+_MAX_CANDIDATES, _MAX_NEIGHBORS = 14, 2  # places for the right value; values that the first wrong node reads
+SUBSTITUTIONS = _MAX_CANDIDATES + 2 * _MAX_NEIGHBORS
 """So many places are tried at most, each a run of what lies behind it."""
 
 Rule = Literal["all", "unlike", "whole"]
@@ -40,19 +40,19 @@ RULES: tuple[Rule, ...] = ("all", "unlike", "whole")
 """For what a matched value vouches: for all that it was computed from; for what is unlike anything in the other run,
 as what is nearly like something in it has its like, and is off; for what was not merely selected from."""
 
-_OF_THE_FIRST = 6  # of the candidates, at least so many for the first wrong value itself
-_OUTPUT = 1 << 30  # more than any number of values
-_ENOUGH = 2  # values made right: one may be by chance, as an activation does the same wherever it stands
-_EXPECTED = 8  # values of the reference that are looked for in the suspect
-_FAR = 0.5  # of its own size: an array that is so far from another may be that one, but others come first
-_LOOKED_AT = 64  # values behind a substitution
-_SAMPLES = 16  # elements that are looked at before whole arrays are compared
-_OFF = 0.01  # so far from another array, in its own size, an array is that one with an error
+_MIN_FIRST_CANDIDATES = 6  # of the candidates, at least so many for the first wrong value itself
+_OUTPUT_MATCHED = 1 << 30  # more than any number of values
+_MIN_MATCHED = 2  # values made right: one may be by chance, as an activation does the same wherever it stands
+_MAX_EXPECTED = 8  # values of the reference that are looked for in the suspect
+_FAR_DISTANCE = 0.5  # of its own size: an array that is so far from another may be that one, but others come first
+_MAX_DEPENDENTS = 64  # values behind a substitution
+_SAMPLE_SIZE = 16  # elements that are looked at before whole arrays are compared
+_NEAR_MISS = 0.01  # so far from another array, in its own size, an array is that one with an error
 # What takes some elements and leaves others: that it is right says nothing of the value that it takes them from.
-_SELECTING_ONNX = {"Compress", "Gather", "GatherElements", "GatherND", "MaxPool", "Slice", "Split", "TopK", "Where"}
-_SELECTING_ATEN = {"chunk", "gather", "index", "index_select", "max_pool2d", "narrow", "select", "slice", "split"}
-_SELECTING = frozenset(_SELECTING_ONNX | _SELECTING_ATEN | {"split_with_sizes", "topk", "unbind", "where"})
-_SHAPES = frozenset({"Shape", "Size"})
+_SELECTION_ONNX = {"Compress", "Gather", "GatherElements", "GatherND", "MaxPool", "Slice", "Split", "TopK", "Where"}
+_SELECTION_ATEN = {"chunk", "gather", "index", "index_select", "max_pool2d", "narrow", "select", "slice", "split"}
+_SELECTION_OPERATORS = frozenset(_SELECTION_ONNX | _SELECTION_ATEN | {"split_with_sizes", "topk", "unbind", "where"})
+_SHAPE_OPERATORS = frozenset({"Shape", "Size"})
 
 Substitute = Callable[[Mapping[int, Array], Sequence[int], Sequence[int]], Mapping[int, Array]]
 """(values to put in place of the suspect's, the readers that get them or () for all, values wanted) → those values."""
@@ -92,21 +92,21 @@ def part(reference: Flow, suspect: Flow, output: str, substitute: Substitute, ru
     if wanted is None:
         return None
     goal = suspect.outputs[output]
-    to_suspect, to_reference = _alike(reference, suspect)
+    to_suspect, to_reference = _match_values(reference, suspect)
     if goal in to_suspect[wanted]:  # it is only a little too far away for an output
         to_suspect[wanted].remove(goal)
         to_reference[goal].remove(wanted)
-    off = _off(reference, suspect) if rule == "unlike" else (frozenset[int](), frozenset[int]())
-    left = _see(reference, to_suspect, to_reference, off[0] | {wanted}, whole=rule == "whole")
-    right = _see(suspect, to_reference, to_suspect, off[1] | {goal}, whole=rule == "whole")
-    two = _Two(left, right, wanted, goal, substitute)
-    first = next((one for one in _ancestors(suspect, two.goal) if _is_first(right, one)), None)
-    targets = [one for one in _ancestors(reference, wanted) if _is_first(left, one)]
+    off = _find_near_misses(reference, suspect) if rule == "unlike" else (frozenset[int](), frozenset[int]())
+    left = _classify(reference, to_suspect, to_reference, off[0] | {wanted}, whole=rule == "whole")
+    right = _classify(suspect, to_reference, to_suspect, off[1] | {goal}, whole=rule == "whole")
+    two = _RunPair(left, right, wanted, goal, substitute)
+    first = next((one for one in _find_ancestors(suspect, two.goal) if _is_first_unsound(right, one)), None)
+    targets = [one for one in _find_ancestors(reference, wanted) if _is_first_unsound(left, one)]
     if first is None:  # what the suspect computes is right, and one more operation should have followed
-        return _missing(two, two.goal, targets[0] if targets else wanted, ())
-    targets.sort(key=lambda one: -len(_sources_in_common(left, one, right, first)))  # stable: else in order
+        return _make_missing(two, two.goal, targets[0] if targets else wanted, ())
+    targets.sort(key=lambda one: -len(_find_common_ancestors(left, one, right, first)))  # stable: else in order
     target = targets[0] if targets else wanted
-    return _by_substitution(two, first, target) or _parting(two, two.goal, wanted)
+    return _find_by_substitution(two, first, target) or _make_divergence(two, two.goal, wanted)
 
 
 def limit_of(value: Value) -> Limit:
@@ -133,7 +133,7 @@ def distance(expected: Value, actual: Array | None) -> Distance | None:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _MatchedRun:
     """One run, as far as the other one shows it: the values like each, which are sound, and who reads each."""
 
     flow: Flow
@@ -142,7 +142,7 @@ class _Seen:
     readers: tuple[tuple[int, ...], ...]
 
 
-def _alike(reference: Flow, suspect: Flow) -> tuple[list[list[int]], list[list[int]]]:
+def _match_values(reference: Flow, suspect: Flow) -> tuple[list[list[int]], list[list[int]]]:
     """For each value of the reference those of the suspect that equal it, and the other way round."""
     known: dict[tuple[str, tuple[int, ...]], list[tuple[int, NDArray[np.complex128]]]] = {}
     for place, value in enumerate(reference.values):
@@ -156,7 +156,7 @@ def _alike(reference: Flow, suspect: Flow) -> tuple[list[list[int]], list[list[i
             continue
         sample = _sample(value.array)
         for other, expected in known.get((value.array.dtype.str, value.array.shape), ()):
-            if _could_be(expected, sample, limit_of(reference.values[other])):
+            if _samples_agree(expected, sample, limit_of(reference.values[other])):
                 found = distance(reference.values[other], value.array)
                 if found is not None and found.allowed:
                     to_suspect[other].append(place)
@@ -164,19 +164,19 @@ def _alike(reference: Flow, suspect: Flow) -> tuple[list[list[int]], list[list[i
     return to_suspect, to_reference
 
 
-def _off(reference: Flow, suspect: Flow) -> tuple[frozenset[int], frozenset[int]]:
+def _find_near_misses(reference: Flow, suspect: Flow) -> tuple[frozenset[int], frozenset[int]]:
     """The values of each run that are nearly like one of the other: if they are not like any, they are off."""
     left, right = set(), set()
     for place, value in enumerate(reference.values):
-        if value.array is None or not _is_telling(value.array):
+        if value.array is None or not _is_distinctive(value.array):
             continue
-        size = _root_mean_square(value.array)
+        size = _finite_rms(value.array)
         for other, held in enumerate(suspect.values):
-            if held.array is None or not _fits(held, value.array):
+            if held.array is None or not _same_shape_and_dtype(held, value.array):
                 continue
-            if _root_mean_square_apart(_sample(value.array), _sample(held.array)) > 4 * _OFF * size:
+            if _rms_difference(_sample(value.array), _sample(held.array)) > 4 * _NEAR_MISS * size:
                 continue
-            if _root_mean_square_apart(value.array, held.array) <= _OFF * size:
+            if _rms_difference(value.array, held.array) <= _NEAR_MISS * size:
                 left.add(place)
                 right.add(other)
     return frozenset(left), frozenset(right)
@@ -184,30 +184,30 @@ def _off(reference: Flow, suspect: Flow) -> tuple[frozenset[int], frozenset[int]
 
 def _sample(array: Array) -> NDArray[np.complex128]:
     flat = array.reshape(-1)
-    return flat[:: max(1, flat.size // _SAMPLES)].astype(np.complex128)
+    return flat[:: max(1, flat.size // _SAMPLE_SIZE)].astype(np.complex128)
 
 
-def _could_be(expected: NDArray[np.complex128], actual: NDArray[np.complex128], limit: Limit) -> bool:
+def _samples_agree(expected: NDArray[np.complex128], actual: NDArray[np.complex128], limit: Limit) -> bool:
     with np.errstate(invalid="ignore", over="ignore"):
         near = np.abs(actual - expected) <= limit.atol + limit.rtol * np.abs(expected)
     return bool(np.all(near | (actual == expected) | (np.isnan(actual) & np.isnan(expected))))
 
 
-def _fits(value: Value, array: Array) -> bool:
+def _same_shape_and_dtype(value: Value, array: Array) -> bool:
     return value.array is not None and value.array.shape == array.shape and value.array.dtype == array.dtype
 
 
 # -- which value is sound -------------------------------------------------------------------
 
 
-def _see(
+def _classify(
     flow: Flow,
     alike: Sequence[Sequence[int]],
     back: Sequence[Sequence[int]],
     never: frozenset[int],
     *,
     whole: bool,
-) -> _Seen:
+) -> _MatchedRun:
     """`never` are values for which no other one vouches."""
     readers: list[list[int]] = [[] for _ in flow.values]
     for place, value in enumerate(flow.values):
@@ -220,25 +220,25 @@ def _see(
     ]
     vouched = [False] * len(flow.values)  # that it is right is seen in it, or behind it
     for place in reversed(range(len(flow.values))):
-        vouched[place] = bool(alone[place]) and _is_telling(flow.values[place].array)
+        vouched[place] = bool(alone[place]) and _is_distinctive(flow.values[place].array)
         if not vouched[place] and (place not in never or alike[place]):
             vouched[place] = any(
-                vouched[reader] and not (whole and flow.values[reader].operator in _SELECTING)
+                vouched[reader] and not (whole and flow.values[reader].operator in _SELECTION_OPERATORS)
                 for reader in readers[place]
             )
     # A shape is what is computed from it: where one is wrong, it shows in the array that gets it.
     shapes: list[bool] = []
     for value in flow.values:
         reads = value.reads
-        shapes.append(value.operator in _SHAPES or (bool(reads) and all(shapes[one] for one in reads)))
+        shapes.append(value.operator in _SHAPE_OPERATORS or (bool(reads) and all(shapes[one] for one in reads)))
     sound = (
         vouched[place] or bool(alike[place]) or value.operator == INPUT or (shapes[place] and place not in never)
         for place, value in enumerate(flow.values)
     )
-    return _Seen(flow, tuple(alone), tuple(sound), tuple(map(tuple, readers)))
+    return _MatchedRun(flow, tuple(alone), tuple(sound), tuple(map(tuple, readers)))
 
 
-def _is_telling(array: Array | None) -> bool:
+def _is_distinctive(array: Array | None) -> bool:
     """Whether an array that equals another one does so for a reason: shapes, masks and zeros do so by chance."""
     if array is None or array.dtype.kind not in "fc" or array.size == 0:
         return False
@@ -247,11 +247,11 @@ def _is_telling(array: Array | None) -> bool:
     return bool(np.any(finite != np.round(finite)))
 
 
-def _is_first(seen: _Seen, place: int) -> bool:
+def _is_first_unsound(seen: _MatchedRun, place: int) -> bool:
     return not seen.sound[place] and all(seen.sound[one] for one in seen.flow.values[place].reads)
 
 
-def _ancestors(flow: Flow, goal: int) -> list[int]:
+def _find_ancestors(flow: Flow, goal: int) -> list[int]:
     """What a value is computed from, and itself, in order."""
     found = {goal}
     for place in range(goal, -1, -1):
@@ -260,7 +260,7 @@ def _ancestors(flow: Flow, goal: int) -> list[int]:
     return sorted(found)
 
 
-def _behind(seen: _Seen, place: int) -> list[int]:
+def _find_descendants(seen: _MatchedRun, place: int) -> list[int]:
     """What is computed from a value, in order."""
     found = {place}
     for one in range(place, len(seen.flow.values)):
@@ -269,7 +269,7 @@ def _behind(seen: _Seen, place: int) -> list[int]:
     return sorted(found - {place})
 
 
-def _matched_sources(seen: _Seen, place: int) -> tuple[dict[int, int], set[int]]:
+def _find_matched_ancestors(seen: _MatchedRun, place: int) -> tuple[dict[int, int], set[int]]:
     """The nearest matched values that a value is computed from, with what each is like; and all on the way to it."""
     begins: dict[int, int] = {}
     between: set[int] = set()
@@ -284,93 +284,93 @@ def _matched_sources(seen: _Seen, place: int) -> tuple[dict[int, int], set[int]]
     return dict(sorted(begins.items())), between
 
 
-def _sources_in_common(left: _Seen, target: int, right: _Seen, first: int) -> set[int]:
-    begins, _ = _matched_sources(right, first)
+def _find_common_ancestors(left: _MatchedRun, target: int, right: _MatchedRun, first: int) -> set[int]:
+    begins, _ = _find_matched_ancestors(right, first)
     likes = {like for one in begins for like in right.alike[one]}
-    return likes & set(_matched_sources(left, target)[0])
+    return likes & set(_find_matched_ancestors(left, target)[0])
 
 
 # -- which value of the suspect stands for that of the reference ----------------------------
 
 
 @dataclass(frozen=True)
-class _Two:
+class _RunPair:
     """The reference and its right output, the suspect and its wrong one, and the way to run the suspect anew."""
 
-    left: _Seen
-    right: _Seen
+    left: _MatchedRun
+    right: _MatchedRun
     wanted: int
     goal: int
     substitute: Substitute
 
 
-def _by_substitution(two: _Two, first: int, target: int) -> Parting | None:
+def _find_by_substitution(two: _RunPair, first: int, target: int) -> Parting | None:
     """The place at which the reference's value makes the output right, or else most of what lies behind it."""
     best, most = None, 0
-    for parting, place, array, readers, behind in _attempts(two, first, target):
-        made_right = _made_right(two, place, array, readers, behind)
+    for parting, place, array, readers, behind in _iter_substitutions(two, first, target):
+        made_right = _count_matched(two, place, array, readers, behind)
         if made_right > most:
             best, most = parting, made_right
-        if most == _OUTPUT:
+        if most == _OUTPUT_MATCHED:
             break
-    return replace(best, confirmed=True) if best is not None and most >= _ENOUGH else None
+    return replace(best, confirmed=True) if best is not None and most >= _MIN_MATCHED else None
 
 
-def _attempts(
-    two: _Two, first: int, target: int
+def _iter_substitutions(
+    two: _RunPair, first: int, target: int
 ) -> Iterator[tuple[Parting, int, Array, tuple[int, ...], Sequence[int]]]:
     """What may be wrong, and the substitution that would show it: `SUBSTITUTIONS` at most, the likeliest first."""
     left, right = two.left.flow.values, two.right.flow.values
-    for read in [one for one in right[first].reads if two.right.alike[one]][:_NEIGHBOURS]:
+    for read in [one for one in right[first].reads if two.right.alike[one]][:_MAX_NEIGHBORS]:
         like = two.right.alike[read][0]
         array = left[like].array
-        if array is not None and _fits(right[first], array):
+        if array is not None and _same_shape_and_dtype(right[first], array):
             extra = Parting(first, {read: like}, (first,), like, extra=True, towards=target)
             yield extra, first, array, (), range(len(left))
     array = left[target].array
     if array is None or target == two.wanted:
         return
-    pairs = _pairs(two, first, target)
-    itself = [pair for pair in pairs if pair[0] == target][:_OF_THE_FIRST]
-    others = [pair for pair in pairs if pair not in itself][: _CANDIDATES - _OF_THE_FIRST]
+    pairs = _pair_candidates(two, first, target)
+    itself = [pair for pair in pairs if pair[0] == target][:_MIN_FIRST_CANDIDATES]
+    others = [pair for pair in pairs if pair not in itself][: _MAX_CANDIDATES - _MIN_FIRST_CANDIDATES]
     for expected, place in itself:
-        yield _parting(two, place, expected), place, array, (), _behind(two.left, expected)
-    for place in [one for one in right[first].reads if _fits(right[one], array)][:_NEIGHBOURS]:
+        yield _make_divergence(two, place, expected), place, array, (), _find_descendants(two.left, expected)
+    for place in [one for one in right[first].reads if _same_shape_and_dtype(right[one], array)][:_MAX_NEIGHBORS]:
         readers = tuple(one for one in two.right.readers[place] if not two.right.sound[one])
-        yield _missing(two, place, target, readers), place, array, readers, _behind(two.left, target)
+        yield _make_missing(two, place, target, readers), place, array, readers, _find_descendants(two.left, target)
     for expected, place in others:
         instead = left[expected].array
         assert instead is not None
-        yield _parting(two, place, expected), place, instead, (), _behind(two.left, expected)
+        yield _make_divergence(two, place, expected), place, instead, (), _find_descendants(two.left, expected)
 
 
-def _pairs(two: _Two, first: int, target: int) -> list[tuple[int, int]]:
+def _pair_candidates(two: _RunPair, first: int, target: int) -> list[tuple[int, int]]:
     """Values of the reference from `target` on, and those of the suspect from `first` on that could be they.
 
     The suspect may have no like of `target` itself, where it does two operations as one. In order, but pairs that
     are far apart last.
     """
-    behind = {first, *_behind(two.right, first)}
-    path = [one for one in _ancestors(two.right.flow, two.goal) if one in behind and not two.right.sound[one]]
-    wanted = set(_ancestors(two.left.flow, two.wanted))
-    expected = [one for one in (target, *_behind(two.left, target)) if one in wanted and not two.left.sound[one]]
+    behind = {first, *_find_descendants(two.right, first)}
+    path = [one for one in _find_ancestors(two.right.flow, two.goal) if one in behind and not two.right.sound[one]]
+    wanted = set(_find_ancestors(two.left.flow, two.wanted))
+    expected = [one for one in (target, *_find_descendants(two.left, target)) if one in wanted and not two.left.sound[one]]
     found = []
-    for order, one in enumerate(expected[:_EXPECTED]):
+    for order, one in enumerate(expected[:_MAX_EXPECTED]):
         array = two.left.flow.values[one].array
         for place in path if array is not None else ():
             held = two.right.flow.values[place].array
-            if array is not None and held is not None and _fits(two.right.flow.values[place], array):
-                apart = _root_mean_square_apart(array, held) / (_root_mean_square(array) or 1.0)
-                found.append((apart > _FAR, order, apart, one, place))
+            if array is not None and held is not None and _same_shape_and_dtype(two.right.flow.values[place], array):
+                apart = _rms_difference(array, held) / (_finite_rms(array) or 1.0)
+                found.append((apart > _FAR_DISTANCE, order, apart, one, place))
     return [(one, place) for *_, one, place in sorted(found)]
 
 
-def _root_mean_square_apart(one: Array, other: Array) -> float:
+def _rms_difference(one: Array, other: Array) -> float:
     with np.errstate(all="ignore"):
-        return _root_mean_square(one.astype(np.complex128) - other.astype(np.complex128))
+        return _finite_rms(one.astype(np.complex128) - other.astype(np.complex128))
 
 
-def _root_mean_square(array: Array) -> float:
+def _finite_rms(array: Array) -> float:
     """Of the finite elements; infinite where there are none."""
     with np.errstate(all="ignore"):
         sizes = np.abs(array.astype(np.complex128))
@@ -378,37 +378,37 @@ def _root_mean_square(array: Array) -> float:
         return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else float("inf")
 
 
-def _made_right(two: _Two, place: int, array: Array, readers: Sequence[int], behind: Sequence[int]) -> int:
+def _count_matched(two: _RunPair, place: int, array: Array, readers: Sequence[int], behind: Sequence[int]) -> int:
     """How many values the array in this place makes what the reference has `behind`; `_OUTPUT` if the output is one."""
     values = two.left.flow.values
     if place == two.goal and not readers:
-        return _OUTPUT if _is_like(values[two.wanted], array) else 0
+        return _OUTPUT_MATCHED if _matches(values[two.wanted], array) else 0
     expected = [one for one in behind if not two.left.sound[one]]
-    asked = [one for one in _behind(two.right, place) if not two.right.sound[one]][:_LOOKED_AT]
+    asked = [one for one in _find_descendants(two.right, place) if not two.right.sound[one]][:_MAX_DEPENDENTS]
     count = 0
     for one, actual in two.substitute({place: array}, readers, sorted({*asked, two.goal})).items():
-        if one == two.goal and _is_like(values[two.wanted], actual):
-            return _OUTPUT
-        count += _is_telling(actual) and any(_is_like(values[other], actual) for other in expected)
+        if one == two.goal and _matches(values[two.wanted], actual):
+            return _OUTPUT_MATCHED
+        count += _is_distinctive(actual) and any(_matches(values[other], actual) for other in expected)
     return count
 
 
-def _is_like(expected: Value, actual: Array) -> bool:
-    if expected.array is None or not _fits(expected, actual):
+def _matches(expected: Value, actual: Array) -> bool:
+    if expected.array is None or not _same_shape_and_dtype(expected, actual):
         return False
-    if not _could_be(_sample(expected.array), _sample(actual), limit_of(expected)):
+    if not _samples_agree(_sample(expected.array), _sample(actual), limit_of(expected)):
         return False
     found = distance(expected, actual)
     return found is not None and found.allowed
 
 
-def _missing(two: _Two, place: int, target: int, readers: tuple[int, ...]) -> Parting:
+def _make_missing(two: _RunPair, place: int, target: int, readers: tuple[int, ...]) -> Parting:
     if two.right.alike[place]:
         return Parting(place, {place: two.right.alike[place][0]}, (), target, missing=True, readers=readers)
-    begins, between = _matched_sources(two.right, place)
+    begins, between = _find_matched_ancestors(two.right, place)
     return Parting(place, begins, tuple(sorted(between)), target, missing=True, readers=readers)
 
 
-def _parting(two: _Two, end: int, target: int) -> Parting:
-    begins, between = _matched_sources(two.right, end)
+def _make_divergence(two: _RunPair, end: int, target: int) -> Parting:
+    begins, between = _find_matched_ancestors(two.right, end)
     return Parting(end, begins, tuple(sorted(between)), target)

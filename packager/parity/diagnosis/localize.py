@@ -29,7 +29,7 @@ from packager.parity.numerics.verdict import Expectation
 from packager.runtime.check import first_line
 from packager.runtime.onnx_backend import OnnxBackend
 
-_WHERE_EXACT = 1e-4  # the tolerance of values on the way to outputs that are all exact
+_EXACT_OUTPUT_TOLERANCE = 1e-4  # the tolerance of values on the way to outputs that are all exact
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Wrong:
         """The tolerance of this case's outputs, as one relative number; exact outputs have none."""
         return max(
             (
-                _relative(array, self.expectation.limits[name])
+                _to_relative_tolerance(array, self.expectation.limits[name])
                 for name, array in self.expectation.outputs.items()
                 if array.dtype.kind in "fc"
             ),
-            default=_WHERE_EXACT,
+            default=_EXACT_OUTPUT_TOLERANCE,
         )
 
 
@@ -90,13 +90,13 @@ def smallest_wrong(graph: Graph, expectations: Sequence[Expectation]) -> Wrong:
         backend = OnnxBackend(path, providers=graph.providers, threads=None, spin=False)
     except Exception as error:
         raise NotSeen(f"onnxruntime: {first_line(error, graph.folder)}") from error
-    for expectation in sorted(expectations, key=_size):
+    for expectation in sorted(expectations, key=_size_key):
         try:
             actual = backend.run(expectation.inputs)
         except Exception as error:  # noqa: BLE001 (as above: it does not run; said where no other case is wrong)
             refused = refused or f"case {expectation.case}: onnxruntime: {first_line(error, graph.folder)}"
             continue
-        found = _worst_output(expectation, actual)
+        found = _find_worst_output(expectation, actual)
         if found is not None:
             return Wrong(expectation, found)
     raise NotSeen(refused or "before it is optimized, the graph is right on every case")
@@ -108,17 +108,17 @@ def locate(reference: Flow, suspect: GraphFlow, wrong: Wrong) -> Located:
     actual = None if goal is None else suspect.flow.values[goal].array
     if actual is None:
         raise NotSeen(f"the output {wrong.output} does not depend on the inputs")
-    if _worst_output(wrong.expectation, {wrong.output: actual}) is None:
+    if _find_worst_output(wrong.expectation, {wrong.output: actual}) is None:
         raise NotSeen("node by node the graph is right on this case: it is wrong as onnxruntime optimizes it")
     found: list[Located] = []
     for rule in divergence.RULES:
-        found.append(_locate(reference, suspect, wrong, rule))
+        found.append(_localize_by_rule(reference, suspect, wrong, rule))
         if found[-1].shows and found[-1].parting.confirmed and len(found[-1].nodes) <= 1:
             break
     return min(found, key=lambda one: (not one.shows, not one.parting.confirmed, len(one.nodes)))
 
 
-def _locate(reference: Flow, suspect: GraphFlow, wrong: Wrong, rule: divergence.Rule) -> Located:
+def _localize_by_rule(reference: Flow, suspect: GraphFlow, wrong: Wrong, rule: divergence.Rule) -> Located:
     parting = divergence.part(reference, suspect.flow, wrong.output, suspect.substitute, rule)
     if parting is None:
         raise NotSeen(f"PyTorch does not compute the output {wrong.output} from the inputs")
@@ -144,31 +144,31 @@ def _locate(reference: Flow, suspect: GraphFlow, wrong: Wrong, rule: divergence.
 def say(located: Located, reference: Flow, suspect: GraphFlow, whose: str) -> list[str]:
     """What was found, in clauses; `whose` are the reference's values: "PyTorch's"."""
     parting = located.parting
-    there = f"{whose} {_operation(reference.values[located.stands_for])}"
+    there = f"{whose} {_describe_activation(reference.values[located.stands_for])}"
     if parting.missing:
         readers = [node for node in (suspect.nodes[one] for one in parting.readers) if node is not None]
-        before = _node(readers[0]) if readers else "the output"
+        before = _describe_node(readers[0]) if readers else "the output"
         return [f"first wrong: nothing in the graph does {there}", f"{before} gets what comes before it"]
     node = located.nodes[-1]
     others = len(located.nodes) - 1
     more = f" and the {others} nodes before it" if others > 1 else " and the one before it" if others else ""
-    text = f"first wrong: {_node(node)}{more}"
+    text = f"first wrong: {_describe_node(node)}{more}"
     text += f", which does more than {there}" if parting.extra else f", for {there}"
     if not located.shows:
         return [text, f"from {whose} values it computes what it should: no node alone is at fault, rounding adds up"]
-    return [text, f"its inputs agree within {located.agree:.2g} of the tolerance, {_apart(located)}"]
+    return [text, f"its inputs agree within {located.agree:.2g} of the tolerance, {_describe_error(located)}"]
 
 
-def _operation(value: Value) -> str:
+def _describe_activation(value: Value) -> str:
     inside = f" in module {value.module}" if value.module else ""
     return f"{value.operator}{inside}" + (f", {value.place}" if value.place else "")
 
 
-def _node(node: onnx.NodeProto) -> str:
+def _describe_node(node: onnx.NodeProto) -> str:
     return f"node {node.name or node.output[0]} ({node.op_type})"
 
 
-def _apart(located: Located) -> str:
+def _describe_error(located: Located) -> str:
     found, expected, actual = located.apart, located.expected, located.actual
     if found is None or found.worst is None:
         return f"its output is {actual.dtype}{list(actual.shape)}, expected {expected.dtype}{list(expected.shape)}"
@@ -177,14 +177,14 @@ def _apart(located: Located) -> str:
     return f"its output[{index}] is {found.worst.actual!r}, expected {found.worst.expected!r}{times}"
 
 
-def _size(expectation: Expectation) -> tuple[bool, int, int]:
+def _size_key(expectation: Expectation) -> tuple[bool, int, int]:
     """Small first; but last those on which too much looks alike: inputs of one value, and dims of sizes 1 and 2."""
     arrays = list(expectation.inputs.values())
     plain = all(one.size > 1 and bool(np.all(one == one.flat[0])) for one in arrays)
     return plain, sum(one.shape.count(1) + one.shape.count(2) for one in arrays), sum(one.size for one in arrays)
 
 
-def _worst_output(expectation: Expectation, actual: Mapping[str, Array]) -> str | None:
+def _find_worst_output(expectation: Expectation, actual: Mapping[str, Array]) -> str | None:
     """The output that is farthest beyond its limit; None where none is."""
     far: dict[str, float] = {}
     for name in actual:
@@ -199,7 +199,7 @@ def _worst_output(expectation: Expectation, actual: Mapping[str, Array]) -> str 
     return max(wrong, key=lambda name: (actual[name].dtype.kind in "fc", far[name]), default=None)
 
 
-def _relative(expected: Array, limit: Limit) -> float:
+def _to_relative_tolerance(expected: Array, limit: Limit) -> float:
     scale = typical(expected)
     return max(limit.rtol, limit.atol / scale if scale > 0 else 0.0)
 

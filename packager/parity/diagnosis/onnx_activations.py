@@ -47,21 +47,21 @@ class GraphFlow:
     ) -> dict[int, Array]:
         """Run the graph with some values replaced, for these readers or for all: see `where.Substitute`."""
         names = {self.flow.values[place].name: array for place, array in values.items()}
-        model = _with_values(self.graph.model, names, {id(self.nodes[one]) for one in readers})
+        model = _substitute_values(self.graph.model, names, {id(self.nodes[one]) for one in readers})
         asked = {self.flow.values[one].name: one for one in wanted if one not in values or readers}
         feeds = {**self.inputs, **{_substitute_name(name): array for name, array in names.items()}}
-        found = _run(self.graph, model, feeds, list(asked))
+        found = _run_session(self.graph, model, feeds, list(asked))
         return {asked[name]: array for name, array in found.items()}
 
 
 def run(graph: Graph, inputs: Mapping[str, Array]) -> GraphFlow:
     """All values on the way from the inputs. Raises `NotSeen` where the graph does not run so, or they are too many."""
-    computed = list(_computed(graph.model.graph, inputs))
+    computed = list(_iter_input_dependent(graph.model.graph, inputs))
     names = [name for _, name, _ in computed]
-    sizes = _sizes(graph, inputs, names)
+    sizes = _measure_bytes(graph, inputs, names)
     if sizes > MOST_BYTES:
         raise NotSeen(f"the values on the way take {sizes >> 20} MiB, more than the {MOST_BYTES >> 20} looked at")
-    arrays = {**inputs, **_run(graph, graph.model, inputs, names)}
+    arrays = {**inputs, **_run_session(graph, graph.model, inputs, names)}
     places = {name: place for place, name in enumerate([*inputs, *names])}
     values = [Value(name, INPUT, (), array) for name, array in inputs.items()]
     for node, name, reads in computed:
@@ -82,7 +82,7 @@ def cut_out(graph: Graph, begins: Mapping[str, Array], end: str, expected: Array
         made = [name for name in node.output if name in needed and name not in begins]
         if made:
             nodes.append(node)
-            needed.update(_reads(node))
+            needed.update(_list_read_names(node))
     kept = [one for one in graph.model.graph.initializer if one.name in needed and one.name not in begins]
     found = onnx.ModelProto(ir_version=graph.model.ir_version, producer_name="packager")
     found.opset_import.extend(graph.model.opset_import)
@@ -93,7 +93,7 @@ def cut_out(graph: Graph, begins: Mapping[str, Array], end: str, expected: Array
         found.graph.node.append(onnx.helper.make_node("Identity", [end], [_substitute_name(end)], "handed on"))
         end = _substitute_name(end)
     found.graph.initializer.extend(kept)
-    found.graph.input.extend(_declared(name, array) for name, array in begins.items() if name in needed)
+    found.graph.input.extend(_make_value_info(name, array) for name, array in begins.items() if name in needed)
     kind = onnx.helper.np_dtype_to_tensor_dtype(expected.dtype)
     found.graph.output.append(onnx.helper.make_tensor_value_info(end, kind, None))
     return found
@@ -103,17 +103,17 @@ def run_cut_out(graph: Graph, part: onnx.ModelProto, begins: Mapping[str, Array]
     """What a part of the graph computes from these values. Raises `NotSeen`."""
     taken = {one.name for one in part.graph.input}
     (output,) = (one.name for one in part.graph.output)
-    return _run(graph, part, {name: array for name, array in begins.items() if name in taken}, [output])[output]
+    return _run_session(graph, part, {name: array for name, array in begins.items() if name in taken}, [output])[output]
 
 
 # -- the graph ------------------------------------------------------------------------------
 
 
-def _computed(graph: onnx.GraphProto, inputs: Iterable[str]) -> Iterable[tuple[onnx.NodeProto, str, list[str]]]:
+def _iter_input_dependent(graph: onnx.GraphProto, inputs: Iterable[str]) -> Iterable[tuple[onnx.NodeProto, str, list[str]]]:
     """Every value that depends on the inputs, with its node and those of them that the node reads."""
     known = set(inputs)
     for node in graph.node:
-        reads = [name for name in _reads(node) if name in known]
+        reads = [name for name in _list_read_names(node) if name in known]
         if reads:
             for name in node.output:
                 if name:
@@ -121,19 +121,19 @@ def _computed(graph: onnx.GraphProto, inputs: Iterable[str]) -> Iterable[tuple[o
                     yield node, name, reads
 
 
-def _reads(node: onnx.NodeProto) -> list[str]:
+def _list_read_names(node: onnx.NodeProto) -> list[str]:
     """The names that a node reads, in its subgraphs too."""
     found = [name for name in node.input if name]
     for attribute in node.attribute:
         for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
             own = {name for one in graph.node for name in one.output} | {one.name for one in graph.input}
             own |= {one.name for one in graph.initializer}
-            inner = [name for one in graph.node for name in _reads(one)] + [one.name for one in graph.output]
+            inner = [name for one in graph.node for name in _list_read_names(one)] + [one.name for one in graph.output]
             found += [name for name in inner if name not in own]
     return found
 
 
-def _declared(name: str, array: Array) -> onnx.ValueInfoProto:
+def _make_value_info(name: str, array: Array) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(
         name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), list(array.shape)
     )
@@ -143,41 +143,41 @@ def _substitute_name(name: str) -> str:
     return f"{name}.substitute"
 
 
-def _with_values(model: onnx.ModelProto, names: Mapping[str, Array], readers: set[int]) -> onnx.ModelProto:
+def _substitute_values(model: onnx.ModelProto, names: Mapping[str, Array], readers: set[int]) -> onnx.ModelProto:
     """The model with further inputs in the place of values, read by the nodes of these ids, or by all."""
     chosen = [not readers or id(node) in readers for node in model.graph.node]
     found = onnx.ModelProto()
     found.CopyFrom(model)
     for node, reads in zip(found.graph.node, chosen, strict=True):
         if reads:
-            _rename(node, names)
-    found.graph.input.extend(_declared(_substitute_name(name), array) for name, array in names.items())
+            _rename_reads(node, names)
+    found.graph.input.extend(_make_value_info(_substitute_name(name), array) for name, array in names.items())
     return found
 
 
-def _rename(node: onnx.NodeProto, names: Mapping[str, Array]) -> None:
+def _rename_reads(node: onnx.NodeProto, names: Mapping[str, Array]) -> None:
     for place, name in enumerate(node.input):
         if name in names:
             node.input[place] = _substitute_name(name)
     for attribute in node.attribute:
         for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
             for inner in graph.node:
-                _rename(inner, names)
+                _rename_reads(inner, names)
 
 
 # -- the sessions ---------------------------------------------------------------------------
 
 
-def _sizes(graph: Graph, inputs: Mapping[str, Array], names: Sequence[str]) -> int:
+def _measure_bytes(graph: Graph, inputs: Mapping[str, Array], names: Sequence[str]) -> int:
     """The bytes of all these values together, at eight an element at most."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     model.graph.node.extend(onnx.helper.make_node("Size", [name], [f"{name}.size"]) for name in names)
-    found = _run(graph, model, inputs, [f"{name}.size" for name in names])
+    found = _run_session(graph, model, inputs, [f"{name}.size" for name in names])
     return 4 * sum(int(one) for one in found.values())
 
 
-def _run(graph: Graph, model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+def _run_session(graph: Graph, model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
     """The values of these names, as far as they are tensors that numpy has."""
     shown = onnx.ModelProto()
     shown.CopyFrom(model)

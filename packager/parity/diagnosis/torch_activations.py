@@ -23,7 +23,7 @@ from packager.parity.diagnosis.activations import INPUT, Flow, NotSeen, Value, t
 from packager.parity.numerics.compare import Array
 from packager.parity.numerics.tolerances import least_noise, ratio
 
-_NUMPY_HAS_NONE = (torch.bfloat16, torch.complex32)
+_NON_NUMPY_DTYPES = (torch.bfloat16, torch.complex32)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def run(eager: Eager, most_bytes: int) -> tuple[Flow, frozenset[str]]:
 
     Raises `NotSeen` where the values are too many, and what forward() raises.
     """
-    return _run(eager, eager.module, eager.inputs, most_bytes)
+    return _record(eager, eager.module, eager.inputs, most_bytes)
 
 
 def noise(eager: Eager, flow: Flow, most_bytes: int) -> list[float | None]:
@@ -50,14 +50,14 @@ def noise(eager: Eager, flow: Flow, most_bytes: int) -> list[float | None]:
     None where it has none: integers, and where the module does something else in float64 or does not run in it.
     """
     state = {**dict(eager.module.named_parameters()), **dict(eager.module.named_buffers())}
-    wide = {name: _widened(one) for name, one in state.items()}
-    inputs = {name: _widened(one) for name, one in eager.inputs.items()}
+    wide = {name: _to_float64(one) for name, one in state.items()}
+    inputs = {name: _to_float64(one) for name, one in eager.inputs.items()}
 
     def call(*given: torch.Tensor) -> Any:
         return torch.func.functional_call(eager.module, wide, given)
 
     try:
-        other, _ = _run(eager, call, inputs, most_bytes)
+        other, _ = _record(eager, call, inputs, most_bytes)
     except Exception:  # noqa: BLE001 (the user's code may refuse float64 in any way: then nothing is measured)
         return [None] * len(flow.values)
     finally:
@@ -66,24 +66,24 @@ def noise(eager: Eager, flow: Flow, most_bytes: int) -> list[float | None]:
                 one._init_flat_weights()  # where it keeps them too, functional_call has left the wide ones
     if [one.operator for one in other.values] != [one.operator for one in flow.values]:
         return [None] * len(flow.values)
-    return [_floor(one.array, two.array) for one, two in zip(flow.values, other.values, strict=True)]
+    return [_measure_floor(one.array, two.array) for one, two in zip(flow.values, other.values, strict=True)]
 
 
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
+def _to_float64(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _floor(array: Array | None, other: Array | None) -> float | None:
+def _measure_floor(array: Array | None, other: Array | None) -> float | None:
     if array is None or other is None or array.dtype.kind != "f" or array.shape != other.shape:
         return None
     return max(least_noise(array.dtype), ratio(array, other, typical(array)))
 
 
-def _run(
+def _record(
     eager: Eager, call: Callable[..., Any], inputs: Mapping[str, torch.Tensor], most_bytes: int
 ) -> tuple[Flow, frozenset[str]]:
     recorder = _Recorder(eager.folder, most_bytes)
-    with torch.inference_mode(), _in_small_steps(), _paths(eager.module, recorder):
+    with torch.inference_mode(), _disable_fast_path(), _track_modules(eager.module, recorder):
         for name, tensor in inputs.items():
             recorder.note(name, INPUT, (), [tensor])
         with recorder:
@@ -112,11 +112,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = list(_tensors((args, kwargs or {})))
+        given = list(_iter_tensors((args, kwargs or {})))
         reads = sorted({place for tensor in given for place in self._read(tensor)})
         returned = func(*args, **(kwargs or {}))
         if reads:
-            made = list(_tensors(returned))
+            made = list(_iter_tensors(returned))
             first = len(self.values)
             self.note("", str(func._schema.name).removeprefix("aten::"), tuple(reads), made)
             if func._schema.is_mutable:
@@ -127,7 +127,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def note(self, name: str, operator: str, reads: tuple[int, ...], made: Sequence[torch.Tensor]) -> None:
         """One operator's results, each a value."""
-        place = self._users_line() if operator != INPUT else None
+        place = self._find_user_line() if operator != INPUT else None
         module = self.modules[-1] if self.modules else None
         for tensor in made:
             self._left -= tensor.numel() * tensor.element_size()
@@ -135,7 +135,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
                 raise NotSeen("the values on the way take more memory than is spent on looking at them")
             self.computed[id(tensor)] = len(self.values)
             self._held.append(tensor)
-            self.values.append(Value(name, operator, reads, _array(tensor), module, place))
+            self.values.append(Value(name, operator, reads, _to_array(tensor), module, place))
 
     def _read(self, tensor: torch.Tensor) -> Iterator[int]:
         """The values that a tensor holds: the one that it was computed as, and what was written into it since."""
@@ -146,7 +146,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         if written is not None and (place is None or written > place):
             yield written
 
-    def _users_line(self) -> str | None:
+    def _find_user_line(self) -> str | None:
         """The innermost line of the user's own code on the stack: `model.py:41`."""
         frame = inspect.currentframe()
         while frame is not None:
@@ -161,7 +161,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
 
 @contextmanager
-def _in_small_steps() -> Iterator[None]:
+def _disable_fast_path() -> Iterator[None]:
     """Without the fast path of nn.MultiheadAttention and the encoder, in which a whole layer is one operator."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -172,7 +172,7 @@ def _in_small_steps() -> Iterator[None]:
 
 
 @contextmanager
-def _paths(module: torch.nn.Module, recorder: _Recorder) -> Iterator[None]:
+def _track_modules(module: torch.nn.Module, recorder: _Recorder) -> Iterator[None]:
     """Tell the recorder which module is at work. TorchScript calls its own from C++, and so tells of none."""
     hooks = []
     for name, one in module.named_modules():
@@ -195,19 +195,19 @@ def _paths(module: torch.nn.Module, recorder: _Recorder) -> Iterator[None]:
             hook.remove()
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _iter_tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for one in value:
-            yield from _tensors(one)
+            yield from _iter_tensors(one)
     elif isinstance(value, dict):
         for one in value.values():
-            yield from _tensors(one)
+            yield from _iter_tensors(one)
 
 
-def _array(tensor: torch.Tensor) -> Array | None:
-    if tensor.dtype in _NUMPY_HAS_NONE or tensor.layout != torch.strided or tensor.is_quantized:
+def _to_array(tensor: torch.Tensor) -> Array | None:
+    if tensor.dtype in _NON_NUMPY_DTYPES or tensor.layout != torch.strided or tensor.is_quantized:
         return None
     copy: Array = tensor.detach().resolve_conj().resolve_neg().clone().contiguous().numpy()
     return copy

@@ -92,17 +92,17 @@ def _compare_floats(expected: Array, actual: Array, limit: Limit) -> Distance:
         magnitude = np.abs(left_finite)
         scale = root_mean_square(left_finite[finite])
         allowed = limit.atol + limit.rtol * magnitude
-    excess = _ratio(difference, allowed)
+    excess = _divide(difference, allowed)
     excess[mismatched] = np.inf
     worst = np.unravel_index(int(np.argmax(excess)), expected.shape)
     return Distance(
         max_abs=float(difference.max()),
-        max_rel=float(_ratio(difference, np.maximum(magnitude, scale)).max()),
+        max_rel=float(_divide(difference, np.maximum(magnitude, scale)).max()),
         rms=root_mean_square(difference[finite]),
-        cosine=_cosine(left_finite[finite], right_finite[finite]),
+        cosine=_cosine_similarity(left_finite[finite], right_finite[finite]),
         mismatched_nonfinite=int(mismatched.sum()),
         excess=float(excess.max()),
-        worst=_worst(worst, expected, actual),
+        worst=_make_compared_element(worst, expected, actual),
     )
 
 
@@ -124,12 +124,12 @@ def _compare_exact(expected: Array, actual: Array) -> Distance:
     scale = root_mean_square(left)
     return Distance(
         max_abs=float(distance.max()),
-        max_rel=float(_ratio(distance, np.maximum(np.abs(left), scale)).max()),
+        max_rel=float(_divide(distance, np.maximum(np.abs(left), scale)).max()),
         rms=root_mean_square(distance),
-        cosine=_cosine(left, right),
+        cosine=_cosine_similarity(left, right),
         mismatched_nonfinite=0,
         excess=float(excess.max()),
-        worst=_worst(worst, expected, actual),
+        worst=_make_compared_element(worst, expected, actual),
     )
 
 
@@ -141,14 +141,14 @@ def root_mean_square(values: NDArray[np.float64]) -> float:
     return largest * float(np.sqrt(np.mean(np.square(values / largest))))
 
 
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+def _divide(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
     """part / whole, where 0 / 0 is 0, and x / 0 and whatever part is infinite are infinite."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         found: NDArray[np.float64] = np.where((part == 0.0) | np.isinf(part), part, part / whole)
     return found
 
 
-def _cosine(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
+def _cosine_similarity(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
     high_left, high_right = (float(np.abs(one).max()) if one.size else 0.0 for one in (left, right))
     if high_left == 0.0 or high_right == 0.0:
         return 1.0 if high_left == high_right else 0.0
@@ -158,6 +158,6 @@ def _cosine(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
     return max(-1.0, min(1.0, cosine))
 
 
-def _worst(index: tuple[np.intp, ...], expected: Array, actual: Array) -> Worst:
+def _make_compared_element(index: tuple[np.intp, ...], expected: Array, actual: Array) -> Worst:
     place = tuple(int(one) for one in index)
     return Worst(place, expected[place].item(), actual[place].item())

@@ -66,7 +66,7 @@ def agreement(expected: Array, actual: Array, limit: Limit, decision: Decision) 
     left, right = expected.astype(np.float64), actual.astype(np.float64)
     slack = decision.tie * (limit.atol + limit.rtol * np.abs(np.where(np.isfinite(left), left, 0.0)))
     if decision.rule.startswith("threshold"):
-        return _threshold(left, right, slack, decision.rule)
+        return _compare_threshold(left, right, slack, decision.rule)
     if not -left.ndim <= decision.axis < left.ndim:
         raise AxisMissing(f"it has {left.ndim} axes, and no axis {decision.axis}")
     if left.size == 0:
@@ -75,11 +75,11 @@ def agreement(expected: Array, actual: Array, limit: Limit, decision: Decision) 
         np.moveaxis(one, decision.axis, -1).reshape(-1, one.shape[decision.axis]) for one in (left, right, slack)
     )
     known = ~(np.isnan(left) | np.isnan(right)).any(axis=1)
-    same, tied = _ordered(left[known], right[known], slack[known], decision.rule)
+    same, tied = _compare_order(left[known], right[known], slack[known], decision.rule)
     return Agreement(decision.rule, int(known.sum()), int(same.sum()), int((tied & ~same).sum()))
 
 
-def _threshold(left: Scores, right: Scores, slack: Scores, rule: str) -> Agreement:
+def _compare_threshold(left: Scores, right: Scores, slack: Scores, rule: str) -> Agreement:
     threshold = float(rule.split()[1])
     known = ~(np.isnan(left) | np.isnan(right))
     same = (left > threshold) == (right > threshold)
@@ -87,7 +87,7 @@ def _threshold(left: Scores, right: Scores, slack: Scores, rule: str) -> Agreeme
     return Agreement(rule, int(known.sum()), int((same & known).sum()), int((tied & ~same & known).sum()))
 
 
-def _ordered(left: Scores, right: Scores, slack: Scores, rule: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _compare_order(left: Scores, right: Scores, slack: Scores, rule: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """For each row of scores, the largest first: whether the decision is the same, and whether it hangs on ties.
 
     Put into the order that `right` has, the scores of `left` would fall. They are tied where none stands behind

@@ -24,8 +24,8 @@ eight, and one for each side's own noise."""
 LARGEST_SHARE = 0.25
 """A limit of a quarter of the output's own size proves nothing."""
 
-_LEAST_NOISE_IN_EPSILONS = 4  # where the measured noise is by luck smaller than rounding itself
-_LOOKED_AT = 1 << 16  # of an array's elements, evenly spread, are enough to know its scale
+_MIN_NOISE_IN_EPSILONS = 4  # where the measured noise is by luck smaller than rounding itself
+_SAMPLE_SIZE = 1 << 16  # of an array's elements, evenly spread, are enough to know its scale
 _SENTINEL_SHARE = 1 / 16  # a value that so many elements have to the last bit is no measurement of anything
 
 
@@ -54,7 +54,7 @@ def floors(
 
 def least_noise(dtype: np.dtype[Any]) -> float:
     """The floor below which none is believed: a few roundings of a float dtype."""
-    return _LEAST_NOISE_IN_EPSILONS * epsilon(dtype)
+    return _MIN_NOISE_IN_EPSILONS * epsilon(dtype)
 
 
 def epsilon(dtype: np.dtype[Any]) -> float:
@@ -81,15 +81,15 @@ def scales(arrays: Sequence[Array]) -> list[float]:
     beside real ones, and on that scale nothing would show. Zeros count for nothing, nor does a value that
     many elements share to the last bit, as such masks do, while there are others.
     """
-    seen = [_magnitudes(one) for one in arrays]
+    seen = [_sample_magnitudes(one) for one in arrays]
     together = _lower_quartile(np.concatenate(seen)) if seen else 0.0
     return [max(_lower_quartile(one), together) for one in seen]
 
 
-def _magnitudes(array: Array) -> NDArray[np.float64]:
+def _sample_magnitudes(array: Array) -> NDArray[np.float64]:
     """A sample of the finite magnitudes that are not zero, in increasing order, sentinels aside."""
     flat = array.reshape(-1)
-    sample = flat[:: max(1, -(-flat.size // _LOOKED_AT))].astype(np.float64)
+    sample = flat[:: max(1, -(-flat.size // _SAMPLE_SIZE))].astype(np.float64)
     values, counts = np.unique(np.abs(sample[np.isfinite(sample) & (sample != 0.0)]), return_counts=True)
     genuine = counts <= max(2.0, _SENTINEL_SHARE * counts.sum())
     chosen = genuine if genuine.any() else np.ones_like(genuine)

@@ -105,24 +105,24 @@ def judge(run: Run, expectations: Iterable[Expectation]) -> Judgement:
             return Judgement(False, f"case {expectation.case}: {reason}", errors, worst)
         for name in expectation.outputs:
             try:
-                distances = _distances(expectation, name, actual[name])
+                distances = _compare_output(expectation, name, actual[name])
             except ShapesDiffer as difference:
-                reason = f"case {expectation.case}{_sizes(expectation)}, output {name}: {difference}"
+                reason = f"case {expectation.case}{_format_sizes(expectation)}, output {name}: {difference}"
                 return Judgement(False, reason, errors, worst)
             errors[name] = errors.get(name, OutputErrors(0.0, 0.0, 0.0, 1.0, 0, 0.0)).joined(*distances)
-            worst = _worse(worst, expectation.case, name, distances)
+            worst = _pick_worst(worst, expectation.case, name, distances)
             if name in expectation.decisions:
-                found = _decided(expectation, name, actual[name])
+                found = _compare_output_decisions(expectation, name, actual[name])
                 decided[name] = decided[name].joined(found) if name in decided else found
     # No case, no output, or no element in any of them, proves nothing: that is not a pass.
-    if worst is None or not all(_within(one) for one in errors.values()):
-        return Judgement(False, _say(worst), errors, worst, decided)
+    if worst is None or not all(_is_within_tolerance(one) for one in errors.values()):
+        return Judgement(False, _describe_worst(worst), errors, worst, decided)
     changed = [f"{name}: {one.disagreed} of {one.compared} decisions ({one.rule}) changed, beside ties"
                for name, one in decided.items() if one.disagreed]  # fmt: skip
     return Judgement(not changed, "; ".join(changed), errors, worst, decided)
 
 
-def _distances(expectation: Expectation, name: str, actual: Array) -> tuple[Distance, ...]:
+def _compare_output(expectation: Expectation, name: str, actual: Array) -> tuple[Distance, ...]:
     """How far an output is from PyTorch's, and from float64's where there is one. Raises `ShapesDiffer`."""
     limit = expectation.limits[name]
     distance = compare(expectation.outputs[name], actual, limit)
@@ -131,11 +131,11 @@ def _distances(expectation: Expectation, name: str, actual: Array) -> tuple[Dist
     return distance, compare(expectation.oracle[name], actual.astype(np.float64), limit)
 
 
-def _decided(expectation: Expectation, name: str, actual: Array) -> Agreement:
+def _compare_output_decisions(expectation: Expectation, name: str, actual: Array) -> Agreement:
     return agreement(expectation.outputs[name], actual, expectation.limits[name], expectation.decisions[name])
 
 
-def _worse(worst: WorstElement | None, case: str, name: str, distances: Iterable[Distance]) -> WorstElement | None:
+def _pick_worst(worst: WorstElement | None, case: str, name: str, distances: Iterable[Distance]) -> WorstElement | None:
     for one in distances:
         found = one.worst
         if found is not None and (worst is None or one.excess > worst.excess):
@@ -143,16 +143,16 @@ def _worse(worst: WorstElement | None, case: str, name: str, distances: Iterable
     return worst
 
 
-def _within(errors: OutputErrors) -> bool:
+def _is_within_tolerance(errors: OutputErrors) -> bool:
     return errors.mismatched_nonfinite == 0 and errors.excess <= 1.0 and (errors.from_oracle or 0.0) <= 1.0
 
 
-def _sizes(expectation: Expectation) -> str:
+def _format_sizes(expectation: Expectation) -> str:
     """` (batch=3 length=5)`: a dim that does not follow its input is told by them."""
     return f" ({' '.join(f'{name}={size}' for name, size in expectation.sizes.items())})" if expectation.sizes else ""
 
 
-def _say(worst: WorstElement | None) -> str:
+def _describe_worst(worst: WorstElement | None) -> str:
     if worst is None:
         return "no element was compared"
     place = f"{worst.output}[{', '.join(str(one) for one in worst.index)}] in case {worst.case}"

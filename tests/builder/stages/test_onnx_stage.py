@@ -54,7 +54,7 @@ def test_a_last_pass_that_breaks_parity_is_dropped_when_what_ships_is_judged(tmp
     text = LINEAR.replace("return self.layer(x)", "return torch.relu(self.layer(x))")
     manifest = project(tmp_path, text, inputs=FLOATS)
     monkeypatch.setattr(worker, "OnnxSide", InThisProcess)
-    monkeypatch.setattr(runner, "_optimize", scaled(runner._optimize))
+    monkeypatch.setattr(runner, "_run_job", scaled(runner._run_job))
     built = packager.build(manifest, tmp_path / "out", cache="off")
     assert packager.verify(built.bundle).ok
     stages = {one["name"]: one for one in json.loads((built.bundle / "evidence/parity.json").read_text())["stages"]}
