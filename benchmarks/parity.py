@@ -37,9 +37,9 @@ from report import put
 
 import packager
 from packager.bundle import layout
-from packager.bundle.evidence import read_expectations
+from packager.bundle.evidence import read_reference_cases
 from packager.common import output_tree
-from packager.parity.numerics.verdict import judge
+from packager.parity.numerics.verdict import check_parity
 from packager.runtime.torchscript_backend import TorchScriptBackend
 
 sys.path[:0] = [str(TESTS), str(TESTS / "mutants")]
@@ -147,7 +147,7 @@ def subject(architecture: Architecture, level: str, folder: Path) -> Subject:
     def eager(feed: Arrays) -> dict[str, Array]:
         with torch.inference_mode():
             value = module(*(torch.from_numpy(array) for array in feed.values()))
-        named = output_tree.select(output_tree.flatten(value), list(architecture.outputs))
+        named = output_tree.select_outputs(output_tree.flatten_outputs(value), list(architecture.outputs))
         return {name: tensor.numpy() for name, tensor in named.items()}
 
     expected = {rule.name: [(feed, eager(feed)) for feed in rule.feeds(architecture)] for rule in RULES}
@@ -224,13 +224,13 @@ def mutants(one: Subject, target: Path, places: int, apart: Apart) -> Iterator[B
 
 def runs(one: Subject) -> Iterator[Good]:
     """A good bundle under each number of threads and optimization level, and as TorchScript."""
-    expectations = read_expectations(one.bundle)
+    expectations = read_reference_cases(one.bundle)
     content = (one.bundle / layout.ONNX).read_bytes()
     for threads in (1, 2):
         for level in LEVELS:
             run = Session(content, level, threads).run
             found = peers(one, lambda _, run=run: run)
-            if not judge(run, expectations).passed:
+            if not check_parity(run, expectations).passed:
                 found.add(OURS)
             yield Good(one.name, f"{threads} threads, {level.name}", frozenset(found))
     config = json.loads((one.bundle / layout.CONFIG).read_text())

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from packager.bundle.evidence import read_expectations
-from packager.parity.numerics.tolerances import MULTIPLE
+from packager.bundle.evidence import read_reference_cases
+from packager.parity.numerics.tolerances import NOISE_MULTIPLE
 from packager.runtime.onnx_backend import OnnxBackend
 
 matplotlib.use("svg")
@@ -30,13 +30,13 @@ PICTURE = Path(__file__).resolve().parent.parent / "docs" / "parity.svg"
 def in_floors(bundle, run):
     """The distance of every float element from PyTorch's, in noise floors: its limit is MULTIPLE of them."""
     found = []
-    for case in read_expectations(bundle):
+    for case in read_reference_cases(bundle):
         actual = run(case.inputs)
         for name, expected in case.outputs.items():
             if expected.dtype.kind == "f":
-                limit = case.limits[name].atol + case.limits[name].rtol * np.abs(expected.astype(np.float64))
+                limit = case.tolerances[name].atol + case.tolerances[name].rtol * np.abs(expected.astype(np.float64))
                 distance = np.abs(actual[name].astype(np.float64) - expected)
-                found.append((MULTIPLE * distance / limit).reshape(-1))
+                found.append((NOISE_MULTIPLE * distance / limit).reshape(-1))
     return np.concatenate(found)
 
 
@@ -61,8 +61,8 @@ def main():
     bins = np.logspace(-3, 3, 61)
     axes.hist(np.maximum(right, bins[0]), bins, color="#2a7f9e", label="what ships")
     axes.hist(np.maximum(wrong, bins[0]), bins, color="#c8553d", alpha=0.75, label="one tensor 0.1 % too large")
-    axes.axvline(MULTIPLE, color="black", linewidth=1.2)
-    axes.text(MULTIPLE * 1.1, axes.get_ylim()[1] * 0.92, f"limit: {MULTIPLE} floors", fontsize=9)
+    axes.axvline(NOISE_MULTIPLE, color="black", linewidth=1.2)
+    axes.text(NOISE_MULTIPLE * 1.1, axes.get_ylim()[1] * 0.92, f"limit: {NOISE_MULTIPLE} floors", fontsize=9)
     axes.set_xscale("log")
     axes.set_xlabel("distance from PyTorch, in noise floors")
     axes.set_ylabel("elements")

@@ -23,7 +23,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "mutants")]
 from architectures import Architecture  # noqa: E402 (the path comes first)
 from wrong_signature import EXAMPLE  # noqa: E402
 
-from packager.project.manifest import Input  # noqa: E402
+from packager.project.manifest import InputSpec  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = Mapping[str, Array]
@@ -44,7 +44,7 @@ class Rule:
 
 
 def _feed(
-    architecture: Architecture, make: Callable[[Input, list[int]], Array], sizes: Sequence[int] = EXAMPLE
+    architecture: Architecture, make: Callable[[InputSpec, list[int]], Array], sizes: Sequence[int] = EXAMPLE
 ) -> dict[str, Array]:
     """One input of each kind, at the example's sizes or others that the manifest allows."""
     given = {
@@ -53,20 +53,20 @@ def _feed(
     }
     return {
         name: np.asarray(
-            make(Input.model_validate(spec), [given.get(dim, dim) for dim in spec["shape"]]), spec["dtype"]
+            make(InputSpec.model_validate(spec), [given.get(dim, dim) for dim in spec["shape"]]), spec["dtype"]
         )
         for name, spec in architecture.inputs.items()
     }
 
 
-def _random(seed: int, *, unit: bool) -> Callable[[Input, list[int]], Array]:
+def _random(seed: int, *, unit: bool) -> Callable[[InputSpec, list[int]], Array]:
     """Random ids and flags; floats in [0, 1), or as the manifest has them."""
     generator = np.random.default_rng(seed)
 
-    def make(spec: Input, shape: list[int]) -> Array:
+    def make(spec: InputSpec, shape: list[int]) -> Array:
         if spec.dtype == "bool":
             return generator.integers(0, 2, shape).astype(bool)
-        low, high = spec.ends() if spec.range is not None else (None, None)
+        low, high = spec.value_bounds() if spec.range is not None else (None, None)
         if low is not None and np.dtype(spec.dtype).kind in "iu":
             return generator.integers(low, high, shape, endpoint=True)
         if unit:

@@ -48,13 +48,13 @@ class PackagerError(Exception):
 
     def __str__(self) -> str:
         """All that is known of it: what a service's log says where it is not caught."""
-        return render(self)
+        return render_error(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How it goes to another process, where it is the same error."""
         return _rebuild_error, (type(self), self.__dict__)
 
-    def rename(self, old: str, new: str) -> None:
+    def replace_path(self, old: str, new: str) -> None:
         """Say `new` wherever `old` is named: for a temporary file, what the user knows it as."""
         self.message = self.message.replace(old, new)
         self.where = self.where and self.where.replace(old, new)
@@ -83,7 +83,7 @@ def _rebuild_error(kind: type[PackagerError], facts: dict[str, Any]) -> Packager
     return error
 
 
-def render(error: PackagerError) -> str:
+def render_error(error: PackagerError) -> str:
     """The error as plain text: `error[code]: …`, ` --> where`, why, each problem, `hint: …`."""
     lines = [f"error[{error.code}]: {error.message}"]
     if error.where:
@@ -101,12 +101,12 @@ def render(error: PackagerError) -> str:
     return "\n".join(lines)
 
 
-def did_you_mean(wrong: str, known: Sequence[str]) -> str | None:
+def did_you_mean(name: str, candidates: Sequence[str]) -> str | None:
     """The hint for a name that is not known: the nearest that is, or else all of them."""
-    near = get_close_matches(wrong, known, n=1, cutoff=0.6)
+    near = get_close_matches(name, candidates, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"known here: {', '.join(known)}" if known else None
+    return f"known here: {', '.join(candidates)}" if candidates else None
 
 
 class UserError(PackagerError):
@@ -702,8 +702,8 @@ class CacheDiffers(Refused):
 class RebuildFailed(UserError):
     code = "rebuild-failed"
 
-    def __init__(self, said: str) -> None:
-        super().__init__("the build in another process failed", why=said, hint="mend what it says, and ask again")
+    def __init__(self, output: str) -> None:
+        super().__init__("the build in another process failed", why=output, hint="mend what it says, and ask again")
 
 
 class BuildNotRepeatable(Refused):

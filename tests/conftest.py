@@ -87,7 +87,7 @@ def built(digits, tmp_path_factory):
 def archived(built, tmp_path_factory):
     """The archive of the built bundle."""
     target = tmp_path_factory.mktemp("archived") / f"{built.bundle.name}.zip"
-    archive.write(built.bundle, target)
+    archive.write_archive(built.bundle, target)
     return target
 
 

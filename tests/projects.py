@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from packager.bundle import layout
-from packager.bundle.fingerprint import digest, files_in, fingerprint, sums_text
+from packager.bundle.fingerprint import compute_fingerprint, format_sums, list_files, regular_file_digest
 
 ROOT = Path(__file__).parent.parent
 IMAGE = {"image": {"dtype": "float32", "shape": ["batch", 1, 8, 8], "range": [0, 1]}}
@@ -97,11 +97,11 @@ RESEALED = set()
 
 def reseal(bundle):
     """Make SHA256SUMS and FINGERPRINT those of the files as they are now; returns the fingerprint."""
-    text = sums_text({path: digest(bundle / path) for path in files_in(bundle)})
+    text = format_sums({path: regular_file_digest(bundle / path) for path in list_files(bundle)})
     (bundle / layout.SUMS).write_text(text)
-    (bundle / layout.FINGERPRINT).write_text(fingerprint(text) + "\n")
-    RESEALED.add(fingerprint(text))
-    return fingerprint(text)
+    (bundle / layout.FINGERPRINT).write_text(compute_fingerprint(text) + "\n")
+    RESEALED.add(compute_fingerprint(text))
+    return compute_fingerprint(text)
 
 
 def package(*arguments, cwd=None, env=None):

@@ -200,4 +200,4 @@ def test_every_manifest_and_part_of_one_shown_is_valid(block, tmp_path):
     missing = {} if is_whole(block) else {key: BASE[key] for key in BASE.keys() - yaml.safe_load(block).keys()}
     path = tmp_path / "package.yaml"
     path.write_text((yaml.safe_dump(missing) if missing else "") + block, encoding="utf-8")
-    assert manifest.load(path).manifest.name
+    assert manifest.load_manifest(path).manifest.name

@@ -9,7 +9,7 @@ from error_cases import CASES
 from messages import GOLDENS, mentions
 
 from packager import errors
-from packager.errors import PackagerError, Problem, Refused, UserError, did_you_mean, render
+from packager.errors import PackagerError, Problem, Refused, UserError, did_you_mean, render_error
 
 
 def concrete(base=PackagerError):
@@ -56,21 +56,23 @@ def test_an_error_is_a_refusal_or_the_users_to_mend(error_class):
 @pytest.mark.parametrize("error_class", concrete(), ids=names)
 def test_an_error_words_itself(error_class):
     error = error_class(**arguments(error_class))
-    assert render(error).startswith(f"error[{error_class.code}]: {error.message}")
+    assert render_error(error).startswith(f"error[{error_class.code}]: {error.message}")
     assert error.as_json()["code"] == error_class.code
-    assert str(error) == render(error) and error.message != ""  # what a service's log has of it
+    assert str(error) == render_error(error) and error.message != ""  # what a service's log has of it
 
 
 @pytest.mark.parametrize("error_class", concrete(), ids=names)
 def test_whatever_an_error_is_told_it_says(error_class):
     told = arguments(error_class)
-    rendered = render(error_class(**told))
+    rendered = render_error(error_class(**told))
     assert [name for name, value in told.items() if value != 7 and f"<{name}>" not in rendered] == []
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_whole_message_and_its_json(error_golden, name):
-    error_golden(name, f"{render(CASES[name])}\n\n{json.dumps(CASES[name].as_json(), indent=2, ensure_ascii=False)}\n")
+    error_golden(
+        name, f"{render_error(CASES[name])}\n\n{json.dumps(CASES[name].as_json(), indent=2, ensure_ascii=False)}\n"
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -98,14 +100,14 @@ class Sample(PackagerError):
 
 def test_an_error_reads_from_what_is_wrong_to_what_to_do():
     error = Sample("wrong", where="package.yaml:8: inputs", why="model.py:3\nValueError: no", hint="do it")
-    assert render(error) == (
+    assert render_error(error) == (
         "error[sample]: wrong\n --> package.yaml:8: inputs\n  model.py:3\n  ValueError: no\nhint: do it"
     )
 
 
 def test_problems_stand_between_the_message_and_the_hint():
     problems = [Problem("one\nof two lines", "package.yaml:2: name", "a hint"), Problem("another")]
-    assert render(Sample("wrong", where="package.yaml:9: export", problems=problems, hint="do it")) == (
+    assert render_error(Sample("wrong", where="package.yaml:9: export", problems=problems, hint="do it")) == (
         "error[sample]: wrong\n"
         " --> package.yaml:9: export\n"
         " --> package.yaml:2: name\n"
@@ -118,7 +120,7 @@ def test_problems_stand_between_the_message_and_the_hint():
 
 
 def test_an_error_without_a_hint_ends_without_one():
-    assert render(Sample("wrong", where="file:3", why="a tab")) == "error[sample]: wrong\n --> file:3\n  a tab"
+    assert render_error(Sample("wrong", where="file:3", why="a tab")) == "error[sample]: wrong\n --> file:3\n  a tab"
 
 
 def test_json_holds_what_the_text_holds():

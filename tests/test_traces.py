@@ -13,7 +13,7 @@ import traces
 from projects import ROOT, reseal
 
 from packager.bundle import layout
-from packager.bundle.fingerprint import digest, files_in, fingerprint, sums_text
+from packager.bundle.fingerprint import compute_fingerprint, format_sums, list_files, regular_file_digest
 
 TRACES = {
     "the user's folder": f"{os.path.expanduser('~')}/model.py",
@@ -29,9 +29,9 @@ TRACES = {
 
 def seal(bundle):
     """As a build seals a bundle, and not as a test does that tampers with one."""
-    text = sums_text({path: digest(bundle / path) for path in files_in(bundle)})
+    text = format_sums({path: regular_file_digest(bundle / path) for path in list_files(bundle)})
     (bundle / layout.SUMS).write_text(text)
-    (bundle / layout.FINGERPRINT).write_text(fingerprint(text) + "\n")
+    (bundle / layout.FINGERPRINT).write_text(compute_fingerprint(text) + "\n")
 
 
 @pytest.fixture

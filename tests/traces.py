@@ -17,7 +17,7 @@ from pathlib import Path
 from projects import RESEALED, ROOT
 
 from packager.bundle import layout
-from packager.bundle.fingerprint import SumsMalformed, fingerprint, integrity, parse_sums
+from packager.bundle.fingerprint import SumsMalformed, check_integrity, compute_fingerprint, parse_sums
 
 # Names of users and machines that are words of their own, which a bundle may well say.
 _COMMON = {"admin", "build", "builder", "debian", "docker", "localhost", "python", "root", "runner", "ubuntu", "user"}
@@ -80,10 +80,10 @@ def _seal(bundle: Path) -> str | None:
         return None
     try:
         text = sums.read_bytes().decode()
-        whole = integrity(bundle, parse_sums(text)).whole
+        whole = check_integrity(bundle, parse_sums(text)).is_intact
     except (OSError, UnicodeDecodeError, SumsMalformed):
         return None
-    return fingerprint(text) if whole else None
+    return compute_fingerprint(text) if whole else None
 
 
 def _says(content: bytes, name: str) -> bool:

@@ -12,11 +12,11 @@ from typing import Literal
 
 from packager.builder.incremental import up_to_date
 from packager.builder.incremental.explain import Explanation
-from packager.common.cache_store import Cache, Unusable, opened
-from packager.common.progress import Listener, Stages, silent
+from packager.common.cache_store import Cache, CacheUnavailable, open_cache
+from packager.common.progress import Listener, StageReporter, ignore_event
 
-CacheUse = Literal["use", "verify", "off"]
-LockUse = Literal["check", "write", "require"]
+CacheMode = Literal["use", "verify", "off"]
+LockMode = Literal["check", "write", "require"]
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def build(
     *,
     force: bool = False,
     archive: bool = False,
-    cache: CacheUse = "use",
-    lock: LockUse = "check",
+    cache: CacheMode = "use",
+    lock: LockMode = "check",
     check: bool = False,
-    listener: Listener = silent,
+    listener: Listener = ignore_event,
 ) -> BuildResult:
     """Build the bundle of a manifest into `out/NAME-VERSION`, replacing an earlier one in one step.
 
@@ -72,7 +72,7 @@ def build(
     `check` builds a second time, elsewhere, and refuses other bytes; `listener` hears of the progress.
     Raises the errors of `packager.errors`: nothing is left behind then.
     """
-    path, out, stages = Path(path), Path(out), Stages(listener)
+    path, out, stages = Path(path), Path(out), StageReporter(listener)
     store = None if cache == "off" else _open_cache(stages)
     if store is not None and cache == "use" and lock == "check" and not archive and not check:
         result = _restore_up_to_date(store, path, out, stages)
@@ -80,23 +80,23 @@ def build(
             return result
     from packager.builder import driver
 
-    return driver.build(path, out, driver.How(force, archive, cache, lock, check), store, stages)
+    return driver.build(path, out, driver.BuildOptions(force, archive, cache, lock, check), store, stages)
 
 
-def _open_cache(stages: Stages) -> Cache | None:
+def _open_cache(stages: StageReporter) -> Cache | None:
     try:
-        return opened()
-    except Unusable as why:
-        stages.tell(f"built without the cache: {why}")
+        return open_cache()
+    except CacheUnavailable as why:
+        stages.report_note(f"built without the cache: {why}")
         return None
 
 
-def _restore_up_to_date(store: Cache, path: Path, out: Path, stages: Stages) -> BuildResult | None:
-    found = up_to_date.unchanged(store, path, out)
+def _restore_up_to_date(store: Cache, path: Path, out: Path, stages: StageReporter) -> BuildResult | None:
+    found = up_to_date.find_up_to_date(store, path, out)
     if found is None:
         return None
     name, entry = found
-    stages.recall("bundle")
+    stages.report_cached("bundle")
     return BuildResult(
         bundle=out / name,
         archive=None,
@@ -104,7 +104,7 @@ def _restore_up_to_date(store: Cache, path: Path, out: Path, stages: Stages) -> 
         cached=True,
         parity=entry.record["parity"],
         stages=stages.seconds,
-        recalled=frozenset(stages.recalled),
+        recalled=frozenset(stages.cached),
         facts=entry.record["facts"],
         explanation=(Explanation("bundle", True, ()),),
     )

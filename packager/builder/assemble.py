@@ -11,87 +11,87 @@ from pathlib import Path
 from typing import Any
 
 from packager.builder.incremental import keys
-from packager.builder.results import Results
+from packager.builder.results import StageResults
 from packager.bundle import evidence, layout, readme, records
-from packager.bundle.writer import Writer
+from packager.bundle.writer import BundleWriter
 from packager.common import distributions
 from packager.parity.cases import signature
 from packager.parity.cases.sample_grid import Grid
 from packager.parity.cases.signature import TensorSpec
-from packager.parity.numerics.tolerances import MULTIPLE
-from packager.parity.numerics.verdict import Judgement
+from packager.parity.numerics.tolerances import NOISE_MULTIPLE
+from packager.parity.numerics.verdict import ParityResult
+from packager.project.manifest import ExplicitTolerance as ExplicitTolerance
 from packager.project.manifest import Project
-from packager.project.manifest import Tolerance as ExplicitTolerance
-from packager.runtime.onnx_backend import absent
+from packager.runtime.onnx_backend import describe_missing_providers
 from packager.runtime.verify import verify
 
 
 @dataclass(frozen=True)
-class Content:
+class BundleContents:
     """What a bundle is made from."""
 
     project: Project
     grid: Grid
-    results: Results
+    results: StageResults
     assets: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
-class Assembled:
+class SealedBundle:
     """The sealed bundle: its fingerprint, config.json, verdicts, and what the closing table says."""
 
     fingerprint: str
     config: Mapping[str, Any]
     parity: Mapping[str, str]
-    facts: Mapping[str, str]
+    summary: Mapping[str, str]
 
 
-def write(content: Content, writer: Writer) -> Assembled:
+def assemble_bundle(content: BundleContents, writer: BundleWriter) -> SealedBundle:
     """Write assets, evidence, config.json and README.md, seal the bundle, and verify what lies there then."""
     for name, path in content.assets.items():
         writer.add_file(f"{layout.ASSETS}/{name}", path)
-    measured = content.results.measured
-    expectations = measured.reference.expectations
-    golden = evidence.choose(expectations, measured.origin.weight_bytes)
-    writer.add_bytes(layout.GOLDEN, evidence.golden_bytes(expectations, golden))
+    measured = content.results.reference
+    expectations = measured.reference.reference_cases
+    golden = evidence.choose_golden_cases(expectations, measured.provenance.weight_bytes)
+    writer.add_bytes(layout.GOLDEN, evidence.serialize_golden_cases(expectations, golden))
     parity, config = _build_parity_record(content, golden), _build_config(content)
     writer.add_bytes(layout.PARITY, parity.to_bytes())
     writer.add_bytes(layout.BUILD, _build_environment_record(content).to_bytes())
     writer.add_bytes(layout.CONFIG, config.to_bytes())
-    writer.add_bytes(layout.README, readme.render(config, parity))
+    writer.add_bytes(layout.README, readme.render_readme(config, parity))
     seal = writer.seal()
     report = verify(writer.folder, parity=False)
     if not report.ok:
         raise AssertionError(f"the staged bundle does not verify: {report.integrity}, {report.structure}")
     plain = config.model_dump(mode="json", by_alias=True)
-    return Assembled(seal, plain, config.parity.model_dump(), _summarize(content, parity, writer.folder))
+    return SealedBundle(seal, plain, config.parity.model_dump(), _summarize(content, parity, writer.folder))
 
 
-def _build_config(content: Content) -> records.Config:
+def _build_config(content: BundleContents) -> records.BundleConfig:
     manifest, results = content.project.manifest, content.results
-    origin = results.measured.origin
+    origin = results.reference.provenance
     onnx, torchscript = results.onnx.artifact, results.torchscript.artifact
-    return records.Config(
+    return records.BundleConfig(
         schema_=1,
         name=manifest.name,
         version=manifest.version,
         description=manifest.description,
         license=manifest.license,
         authors=manifest.authors,
-        inputs=[_tensor_record(one) for one in signature.inputs(manifest)],
-        outputs=[_tensor_record(one) for one in results.measured.outputs],
-        dims={name: records.Dim(min=one.min, max=one.max) for name, one in manifest.limits().items()},
+        inputs=[_tensor_record(one) for one in signature.make_input_specs(manifest)],
+        outputs=[_tensor_record(one) for one in results.reference.outputs],
+        dims={name: records.DimRecord(min=one.min, max=one.max) for name, one in manifest.dim_limits().items()},
         artifacts=records.Artifacts(
             onnx=onnx,
             torchscript=torchscript,
         ),
         providers=manifest.target.providers,
         assets=sorted(content.assets),
-        source=records.Source(
+        source=records.SourceRecord(
             manifest_sha256=content.project.sha256,
             checkpoint_sha256=origin.checkpoint_sha256,
             code_sha256=origin.code_sha256,
-            toolchain={name: distributions.tool_version(name) for name in keys.TOOLS},
+            toolchain={name: distributions.tool_version(name) for name in keys.TOOLCHAIN},
         ),
         parity=records.ParityVerdicts(
             onnx="pass" if onnx else "not-checked",
@@ -101,34 +101,34 @@ def _build_config(content: Content) -> records.Config:
     )
 
 
-def _tensor_record(spec: TensorSpec) -> records.Tensor:
-    return records.Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape))
+def _tensor_record(spec: TensorSpec) -> records.TensorRecord:
+    return records.TensorRecord(name=spec.name, dtype=spec.dtype, shape=list(spec.shape))
 
 
-def _build_parity_record(content: Content, golden: frozenset[str]) -> records.Parity:
+def _build_parity_record(content: BundleContents, golden: frozenset[str]) -> records.ParityRecord:
     results = content.results
-    measured = results.measured
+    measured = results.reference
     cases = [
-        records.Case(
+        records.CaseRecord(
             name=case.name,
             sizes=dict(case.sizes),
-            fill=case.fill,
+            fill=case.value_description,
             golden=case.name in golden,
             outputs={
                 name: records.CaseOutput(
                     dtype=str(array.dtype),
                     shape=list(array.shape),
-                    atol=one.limits[name].atol,
-                    rtol=one.limits[name].rtol,
+                    atol=one.tolerances[name].atol,
+                    rtol=one.tolerances[name].rtol,
                 )
                 for name, array in one.outputs.items()
             },
         )
-        for case, one in zip(measured.reference.cases, measured.reference.expectations, strict=True)
+        for case, one in zip(measured.reference.cases, measured.reference.reference_cases, strict=True)
     ]
     coverage = measured.reference.coverage
     assert coverage is not None
-    return records.Parity(
+    return records.ParityRecord(
         schema_=1,
         verdict="pass",
         reference="the PyTorch module itself, eager, in its own dtypes, on the CPU",
@@ -137,27 +137,27 @@ def _build_parity_record(content: Content, golden: frozenset[str]) -> records.Pa
         tolerance={one.name: _tolerance_record(one, content) for one in measured.outputs},
         decisions={
             name: records.Decision.model_validate(one, from_attributes=True)
-            for name, one in measured.reference.expectations[0].decisions.items()
+            for name, one in measured.reference.reference_cases[0].decisions.items()
         },
         coverage=records.Coverage.model_validate(coverage, from_attributes=True),
         backends={
-            "onnx": _backend_record(results.onnx.judgement),
-            "torchscript": _backend_record(results.torchscript.judgement),
+            "onnx": _backend_record(results.onnx.parity),
+            "torchscript": _backend_record(results.torchscript.parity),
         },
         stages=[
-            records.Stage.model_validate(one, from_attributes=True)
+            records.StageRecord.model_validate(one, from_attributes=True)
             for one in (*results.onnx.stages, *results.torchscript.stages)
         ],
     )
 
 
-def _list_unchecked(content: Content) -> list[str]:
-    frozen = content.results.onnx.frozen.joined(content.results.torchscript.frozen)
+def _list_unchecked(content: BundleContents) -> list[str]:
+    frozen = content.results.onnx.specialized.merge(content.results.torchscript.specialized)
     return [
-        *(f"the sizes {sizes}" for sizes in content.grid.left_out),
-        *content.results.measured.reference.undecided,
-        *(frozen if _has_dynamic_inner_dims(content.project) else replace(frozen, rounded=())).said(),
-        *absent(content.project.manifest.target.providers),
+        *(f"the sizes {sizes}" for sizes in content.grid.skipped_sizes),
+        *content.results.reference.reference.uncompared,
+        *(frozen if _has_dynamic_inner_dims(content.project) else replace(frozen, rounded_size_lines=())).describe(),
+        *describe_missing_providers(content.project.manifest.target.providers),
     ]
 
 
@@ -166,11 +166,11 @@ def _has_dynamic_inner_dims(project: Project) -> bool:
     return any(isinstance(dim, str) for one in project.manifest.inputs.values() for dim in one.shape[1:])
 
 
-def _tolerance_record(spec: TensorSpec, content: Content) -> records.Tolerance:
+def _tolerance_record(spec: TensorSpec, content: BundleContents) -> records.ToleranceRecord:
     explicit = content.project.manifest.parity.tolerance
-    noise = content.results.measured.reference.noise.get(spec.name)
+    noise = content.results.reference.reference.noise.get(spec.name)
     if spec.dtype == "bool" or spec.dtype.startswith(("int", "uint")):
-        return records.Tolerance(
+        return records.ToleranceRecord(
             kind="exact",
             noise=None,
             parts={},
@@ -180,39 +180,39 @@ def _tolerance_record(spec: TensorSpec, content: Content) -> records.Tolerance:
             why=f"{spec.dtype} must agree exactly",
         )
     if isinstance(explicit, ExplicitTolerance):
-        return records.Tolerance(
+        return records.ToleranceRecord(
             kind="explicit", noise=None, parts={}, multiple=None, atol=explicit.atol, rtol=explicit.rtol,
             why=f"the manifest allows {explicit.atol:g} + {explicit.rtol:g} × |expected|",
         )  # fmt: skip
     assert noise is not None
-    rtol = MULTIPLE * noise.relative
-    return records.Tolerance(
-        kind="measured", noise=noise.relative, parts=dict(noise.parts), multiple=MULTIPLE, atol=None, rtol=rtol,
+    rtol = NOISE_MULTIPLE * noise.relative
+    return records.ToleranceRecord(
+        kind="measured", noise=noise.relative, parts=dict(noise.parts), multiple=NOISE_MULTIPLE, atol=None, rtol=rtol,
         why=(
-            f"up to {rtol:.3g} × (|expected| + what counts as small in it): {MULTIPLE} times the noise floor, "
+            f"up to {rtol:.3g} × (|expected| + what counts as small in it): {NOISE_MULTIPLE} times the noise floor, "
             f"{noise.typical:.3g} to {noise.relative:.3g} by case, that {spec.dtype} arithmetic costs this module, "
-            f"measured {noise.measured}"
+            f"measured {noise.description}"
         ),
     )  # fmt: skip
 
 
-def _backend_record(judgement: Judgement | None) -> records.Backend:
+def _backend_record(judgement: ParityResult | None) -> records.BackendVerdict:
     if judgement is None:
         why = "the bundle has none"
-        return records.Backend(verdict="not-checked", reason=why, outputs={}, decisions={}, worst=None)
+        return records.BackendVerdict(verdict="not-checked", reason=why, outputs={}, decisions={}, worst=None)
     worst = judgement.worst
-    return records.Backend(
+    return records.BackendVerdict(
         verdict="pass",
         reason="",
         outputs={
-            name: records.Errors(
+            name: records.OutputErrorsRecord(
                 max_abs=one.max_abs,
                 max_rel=one.max_rel,
                 rms=one.rms,
                 cosine=one.cosine,
                 mismatched_nonfinite=one.mismatched_nonfinite,
-                of_limit=one.excess,
-                of_limit_float64=one.from_oracle,
+                of_limit=one.error_over_limit,
+                of_limit_float64=one.error_over_limit_float64,
             )
             for name, one in judgement.outputs.items()
         },
@@ -222,27 +222,29 @@ def _backend_record(judgement: Judgement | None) -> records.Backend:
         },
         worst=None
         if worst is None
-        else records.Worst(
+        else records.WorstElementRecord(
             case=worst.case,
             output=worst.output,
             index=list(worst.index),
             expected=worst.expected,
             actual=worst.actual,
-            of_limit=worst.excess,
+            of_limit=worst.error_over_limit,
         ),
     )
 
 
-def _build_environment_record(content: Content) -> records.Build:
-    origin, machine = content.results.measured.origin, content.results.measured.machine
+def _build_environment_record(content: BundleContents) -> records.BuildRecord:
+    origin, machine = content.results.reference.provenance, content.results.reference.machine
     weights = f"key {origin.weights_key!r}" if origin.weights_key else "the file itself"
     steps = [
-        records.Step(name="weights", outcome=f"{weights}, prefix {origin.prefix!r}, {origin.parameters} parameters"),
-        records.Step(name="missing", outcome=", ".join(origin.missing) or "none"),
-        records.Step(name="unexpected", outcome=", ".join(origin.unexpected) or "none"),
-        records.Step(name="code", outcome=", ".join(origin.code_files) or "installed packages only"),
+        records.BuildStep(
+            name="weights", outcome=f"{weights}, prefix {origin.prefix!r}, {origin.parameters} parameters"
+        ),
+        records.BuildStep(name="missing", outcome=", ".join(origin.missing) or "none"),
+        records.BuildStep(name="unexpected", outcome=", ".join(origin.unexpected) or "none"),
+        records.BuildStep(name="code", outcome=", ".join(origin.code_files) or "installed packages only"),
     ]
-    return records.Build(
+    return records.BuildRecord(
         schema_=1,
         machine=platform.machine(),
         system=platform.system(),
@@ -253,10 +255,10 @@ def _build_environment_record(content: Content) -> records.Build:
     )
 
 
-def _summarize(content: Content, parity: records.Parity, folder: Path) -> dict[str, str]:
+def _summarize(content: BundleContents, parity: records.ParityRecord, folder: Path) -> dict[str, str]:
     facts = {"model": f"{content.project.manifest.name} {content.project.manifest.version}"}
     onnx, torchscript = content.results.onnx, content.results.torchscript.artifact
-    facts["parameters"] = f"{content.results.measured.origin.parameters:,}"
+    facts["parameters"] = f"{content.results.reference.provenance.parameters:,}"
     if onnx.artifact is not None:
         kept = [one for one in onnx.stages if one.kept and one.nodes_before]
         exporter = next(one.name for one in kept if one.name.startswith("export"))

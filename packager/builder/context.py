@@ -10,35 +10,35 @@ from threading import Semaphore
 
 import torch
 
-from packager.bundle.writer import Writer
-from packager.common.progress import Stages
-from packager.export.passes.worker import OnnxSide
-from packager.model.loader import Source
+from packager.bundle.writer import BundleWriter
+from packager.common.progress import StageReporter
+from packager.export.passes.worker import OnnxWorker
+from packager.model.loader import LoadedModel
 from packager.parity.cases.sample_grid import Grid
 from packager.parity.cases.signature import TensorSpec
-from packager.parity.diagnosis.diagnose import Place
+from packager.parity.diagnosis.diagnose import ReproTarget
 from packager.parity.numerics.compare import Array
-from packager.parity.numerics.verdict import Expectation
+from packager.parity.numerics.verdict import ReferenceCase
 
 
 @dataclass(frozen=True)
-class Eager:
+class EagerModel:
     """The module, its cases, the signature that two forward passes gave, and what those gave by case.
 
     `early` is what every stage is compared with, before the other cases have run.
     """
 
-    source: Source
+    loaded: LoadedModel
     grid: Grid
     example: tuple[torch.Tensor, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    known: Mapping[str, Mapping[str, Array]]
-    early: tuple[Expectation, ...] = ()
+    known_outputs: Mapping[str, Mapping[str, Array]]
+    probe: tuple[ReferenceCase, ...] = ()
 
 
 @dataclass(frozen=True)
-class Site:
+class BuildContext:
     """Where a bundle is built: scratch folder, the staged bundle's writer, who works, and who listens.
 
     `judging` is held while an artifact is judged: each wants memory for its weights, which two of large ones would take
@@ -46,9 +46,9 @@ class Site:
     """
 
     scratch: Path
-    writer: Writer
-    side: OnnxSide
-    background: ThreadPoolExecutor
-    stages: Stages
-    judging: Semaphore
-    repro: Place
+    writer: BundleWriter
+    worker: OnnxWorker
+    executor: ThreadPoolExecutor
+    stages: StageReporter
+    parity_semaphore: Semaphore
+    repro_target: ReproTarget

@@ -17,41 +17,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packager.builder import lockfile
-from packager.builder.api import BuildResult, CacheUse, LockUse
+from packager.builder.api import BuildResult, CacheMode, LockMode
 from packager.builder.incremental import explain, inputs, keys, up_to_date
 from packager.builder.incremental.explain import Explanation
-from packager.builder.incremental.inputs import Identity
-from packager.builder.incremental.up_to_date import lock_of
-from packager.builder.lockfile import Lock
+from packager.builder.incremental.inputs import BuildInputs
+from packager.builder.incremental.up_to_date import lockfile_path
+from packager.builder.lockfile import Lockfile
 from packager.bundle import layout, restore
-from packager.bundle.writer import Writer, check_archive, check_target, staging, users_problem
+from packager.bundle.writer import (
+    BundleWriter,
+    check_archive_target,
+    check_bundle_target,
+    stage_bundle,
+    translate_os_errors,
+)
 from packager.checkpoint.locate import FileVersion, LocatedCheckpoint
 from packager.checkpoint.remote import urls
 from packager.common import process_memory
-from packager.common.cache_store import Action, Cache, Entry, no_room
+from packager.common.cache_store import Cache, CacheEntry, CacheKey, describe_write_error
 from packager.common.hashing import sha256_file
-from packager.common.progress import Stages
+from packager.common.progress import StageReporter
 from packager.errors import BuildNotRepeatable, CacheDiffers, ExtraMissing, InputChanged
 from packager.project import manifest, preflight
 from packager.project.manifest import Project
 
 if TYPE_CHECKING:
-    from packager.builder.assemble import Assembled
-    from packager.builder.incremental.stage_cache import Kept, Recalled
-    from packager.builder.results import Results
-    from packager.export.passes.worker import OnnxSide
-    from packager.model.code_dependencies import Footprint
+    from packager.builder.assemble import SealedBundle
+    from packager.builder.incremental.stage_cache import CacheLookup, CacheWrite
+    from packager.builder.results import StageResults
+    from packager.export.passes.worker import OnnxWorker
+    from packager.model.code_dependencies import CodeDependencies
     from packager.parity.cases.sample_grid import Grid
 
 
 @dataclass(frozen=True)
-class How:
+class BuildOptions:
     """How a build is done, which changes nothing of what it makes: see `packager.builder.api.build`."""
 
     force: bool
     archive: bool
-    cache: CacheUse
-    lock: LockUse
+    cache: CacheMode
+    lock: LockMode
     check: bool
 
 
@@ -67,9 +73,9 @@ class _BuildRequest:
     out: Path
     shown: Path
     name: str
-    how: How
+    how: BuildOptions
     store: Cache | None
-    stages: Stages
+    stages: StageReporter
 
     @property
     def manifest(self) -> Path:
@@ -78,24 +84,24 @@ class _BuildRequest:
 
     def sha256(self, path: Path) -> str:
         """The digest of a file, from the cache's memory where there is one."""
-        return sha256_file(path) if self.store is None else self.store.sha256(path)
+        return sha256_file(path) if self.store is None else self.store.file_digest(path)
 
 
-def build(path: Path, out: Path, how: How, store: Cache | None, stages: Stages) -> BuildResult:
+def build(path: Path, out: Path, options: BuildOptions, cache: Cache | None, stages: StageReporter) -> BuildResult:
     """Build, and keep what is new in `store`. Raises the errors of `packager.errors`."""
-    project = manifest.load(path)
+    project = manifest.load_manifest(path)
     name = layout.folder_name(project.manifest.name, project.manifest.version)
-    check_target(out / name, force=how.force)
-    if how.archive:
-        check_archive(out / f"{name}.zip", force=how.force)
-    preflight.assets(project)
-    if how.lock != "write":
-        lockfile.check_there(project.folder / project.path.name, required=how.lock == "require")
-    with preflight.at_hand(project, stages) as project:
-        checkpoint = preflight.preflight(project)
-        result = _build(_BuildRequest(project, checkpoint, out.absolute(), out, name, how, store, stages))
-    if store is not None:
-        store.trim()
+    check_bundle_target(out / name, force=options.force)
+    if options.archive:
+        check_archive_target(out / f"{name}.zip", force=options.force)
+    preflight.resolve_assets(project)
+    if options.lock != "write":
+        lockfile.check_lockfile_present(project.folder / project.path.name, required=options.lock == "require")
+    with preflight.fetch_checkpoint(project, stages) as project:
+        checkpoint = preflight.check_project_files(project)
+        result = _build(_BuildRequest(project, checkpoint, out.absolute(), out, name, options, cache, stages))
+    if cache is not None:
+        cache.trim()
     return result
 
 
@@ -103,7 +109,7 @@ def _build(job: _BuildRequest) -> BuildResult:
     """From the cache as a whole, or as far as it has it not."""
     store = job.store
     asked = job.how.cache == "use" and not job.how.check
-    found = inputs.known(job.project, job.checkpoint, store) if store is not None and asked else None
+    found = inputs.find_build_inputs(job.project, job.checkpoint, store) if store is not None and asked else None
     result = _from_cache(job, store, found) if store is not None and found is not None else None
     return _anew(job, found) if result is None else result
 
@@ -124,7 +130,7 @@ def _result(
         cached=cached,
         parity=parity,
         stages=job.stages.seconds,
-        recalled=frozenset(job.stages.recalled),
+        recalled=frozenset(job.stages.cached),
         facts=facts,
         explanation=explanation,
     )
@@ -133,28 +139,30 @@ def _result(
 # -- the whole bundle from the cache --------------------------------------------------------
 
 
-def _from_cache(job: _BuildRequest, store: Cache, found: Identity) -> BuildResult | None:
+def _from_cache(job: _BuildRequest, store: Cache, found: BuildInputs) -> BuildResult | None:
     """The bundle as an earlier build made it; None where the cache has it no more."""
-    action = keys.bundle(job.project, found.source, preflight.assets(job.project), store.sha256)
-    entry = store.find(action, files=False)
+    action = keys.make_bundle_key(
+        job.project, found.module_inputs, preflight.resolve_assets(job.project), store.file_digest
+    )
+    entry = store.look_up(action, files=False)
     if entry is None:
         return None
     record, target = entry.record, job.out / job.name
-    lock = Lock.model_validate(record["lock"])
+    lock = Lockfile.model_validate(record["lock"])
     agrees = _hold_against_lock(job, lock)
-    if not restore.is_there(target, entry.files, store.sha256):
-        if store.find(action) is None:
+    if not restore.is_restored(target, entry.files, store.file_digest):
+        if store.look_up(action) is None:
             return None
         try:
-            with job.stages.stage("restore"), staging(job.out, job.name, force=job.how.force) as folder:
-                restore.write(Writer(folder / "bundle"), entry.files, store.object)
-        except restore.SourceDamaged:
+            with job.stages.stage("restore"), stage_bundle(job.out, job.name, force=job.how.force) as folder:
+                restore.restore_bundle(BundleWriter(folder / "bundle"), entry.files, store.object_path)
+        except restore.CachedFileDamaged:
             return None
-    job.stages.recall("bundle")
+    job.stages.report_cached("bundle")
     _beside(job, target, lock)
     explanation = (Explanation("bundle", True, ()),)
     if agrees:
-        _remember(job, store, action, found.used)
+        _remember(job, store, action, found.dependencies)
     return _result(job, str(record["fingerprint"]), record["parity"], record["facts"], explanation, cached=True)
 
 
@@ -166,19 +174,19 @@ class _StagedBundle:
     """A bundle on its way: its cases, what the cache knew, the scratch folder, and the writer that fills it."""
 
     grid: Grid
-    recalled: Recalled
+    recalled: CacheLookup
     scratch: Path
-    writer: Writer
+    writer: BundleWriter
 
 
-def _anew(job: _BuildRequest, found: Identity | None) -> BuildResult:
+def _anew(job: _BuildRequest, found: BuildInputs | None) -> BuildResult:
     """Find out what the cache does not have, assemble the bundle, and keep what is new."""
-    from packager.export.passes.worker import OnnxSide
+    from packager.export.passes.worker import OnnxWorker
 
     with (
-        process_memory.collector_paused(),
-        OnnxSide() as side,
-        staging(job.out, job.name, force=job.how.force) as folder,
+        process_memory.pause_garbage_collection(),
+        OnnxWorker() as side,
+        stage_bundle(job.out, job.name, force=job.how.force) as folder,
     ):
         if found is None:
             side.start()  # it imports while this process does
@@ -189,22 +197,22 @@ def _anew(job: _BuildRequest, found: Identity | None) -> BuildResult:
         except ModuleNotFoundError as error:
             raise _extra_missing(error) from None
         before = _versions(job.project)
-        grid = sample_grid.grid(job.project)
-        recalled = stage_cache.Recalled()
+        grid = sample_grid.build_grid(job.project)
+        recalled = stage_cache.CacheLookup()
         if found is not None and job.store is not None:
-            recalled = stage_cache.recall(job.store, job.project, found.source, grid)
-        writer = Writer(folder / "bundle")
+            recalled = stage_cache.load_stages(job.store, job.project, found.module_inputs, grid)
+        writer = BundleWriter(folder / "bundle")
         if not _taken(recalled, writer):
-            recalled = stage_cache.Recalled()
+            recalled = stage_cache.CacheLookup()
         staged = _StagedBundle(grid, recalled, folder, writer)
         results, used = _find_out(job, found, staged, side)
         with job.stages.stage("bundle"):
-            content = assemble.Content(job.project, grid, results, preflight.assets(job.project))
-            assembled = assemble.write(content, staged.writer)
+            content = assemble.BundleContents(job.project, grid, results, preflight.resolve_assets(job.project))
+            assembled = assemble.assemble_bundle(content, staged.writer)
             source = _source(job, results, used, before)
-            lock = lockfile.of(source, assembled.config, staged.writer.digests, assembled.fingerprint)
+            lock = lockfile.make_lockfile(source, assembled.config, staged.writer.digests, assembled.fingerprint)
             agrees = _hold_against_lock(job, lock)
-            action = keys.bundle(job.project, source, preflight.assets(job.project), job.sha256)
+            action = keys.make_bundle_key(job.project, source, preflight.resolve_assets(job.project), job.sha256)
         if job.how.check:
             with job.stages.stage("check"):
                 _check(job, staged.writer.folder)
@@ -213,53 +221,55 @@ def _anew(job: _BuildRequest, found: Identity | None) -> BuildResult:
     _beside(job, job.out / job.name, lock)
     if agrees and job.store is not None:
         _remember(job, job.store, action, used)
-    return _result(job, assembled.fingerprint, assembled.parity, assembled.facts, explanation, cached=False)
+    return _result(job, assembled.fingerprint, assembled.parity, assembled.summary, explanation, cached=False)
 
 
-def _taken(recalled: Recalled, writer: Writer) -> bool:
+def _taken(recalled: CacheLookup, writer: BundleWriter) -> bool:
     """Take what is known into the staged bundle; no, where the cache was emptied meanwhile."""
     try:
         for path, held in recalled.files.items():
             writer.add_file(path, held)
     except FileNotFoundError:
         for path in list(writer.digests):
-            writer.discard(path)
+            writer.remove_file(path)
         return False
     return True
 
 
-def _find_out(job: _BuildRequest, found: Identity | None, staged: _StagedBundle, side: OnnxSide) -> tuple[Results, Footprint]:
+def _find_out(
+    job: _BuildRequest, found: BuildInputs | None, staged: _StagedBundle, side: OnnxWorker
+) -> tuple[StageResults, CodeDependencies]:
     """Say what is known, and let the pipeline find out the rest."""
     recalled = staged.recalled
     for stage in ("reference", "torchscript", "onnx"):
-        if stage in recalled.found and (stage == "reference" or f"{stage} parity" in recalled.found):
-            job.stages.recall(stage)
-    results = recalled.known.results()
+        if stage in recalled.stages and (stage == "reference" or f"{stage} parity" in recalled.stages):
+            job.stages.report_cached(stage)
+    results = recalled.results.to_results()
     if results is not None and found is not None:
-        return results, found.used
-    if recalled.known.onnx is None and found is not None:
+        return results, found.dependencies
+    if recalled.results.onnx is None and found is not None:
         side.start()
     with job.stages.stage("import"):
         try:
             from packager.builder import pipeline
-            from packager.parity.diagnosis.diagnose import Place
+            from packager.parity.diagnosis.diagnose import ReproTarget
         except ModuleNotFoundError as error:
             raise _extra_missing(error) from None
-    repro = Place(job.out.parent / "repro" / job.name, str(job.shown.parent / "repro" / job.name))
-    begun = pipeline.Begun(
-        job.project, job.checkpoint, staged.grid, recalled.known, staged.scratch, staged.writer, repro
+    repro = ReproTarget(job.out.parent / "repro" / job.name, str(job.shown.parent / "repro" / job.name))
+    begun = pipeline.PipelineInputs(
+        job.project, job.checkpoint, staged.grid, recalled.results, staged.scratch, staged.writer, repro
     )
-    results, used = pipeline.run(begun, side=side, stages=job.stages)
+    results, used = pipeline.run_stages(begun, worker=side, stages=job.stages)
     # What did not run now, as it was known, is still of the code.
-    return results, used if found is None or recalled.known.measured is None else used.joined(found.used)
+    return results, used if found is None or recalled.results.reference is None else used.merge(found.dependencies)
 
 
 def _check(job: _BuildRequest, bundle: Path) -> None:
     """Build elsewhere, and compare. Raises `BuildNotRepeatable`, or `RebuildFailed`."""
     from packager.builder import rebuild
 
-    with rebuild.elsewhere(job.manifest) as other:
-        found = rebuild.compared(bundle, other)
+    with rebuild.rebuild_elsewhere(job.manifest) as other:
+        found = rebuild.compare_bundles(bundle, other)
     differing = [f"{path}: {difference}" for path, difference in found.items() if difference]
     if differing:
         raise BuildNotRepeatable(differing)
@@ -278,11 +288,13 @@ def _versions(project: Project) -> dict[str, FileVersion]:
     return {name: FileVersion.of(project.folder / name) for name in (*manifest.assets, *data)}
 
 
-def _source(job: _BuildRequest, results: Results, used: Footprint, before: Mapping[str, FileVersion]) -> dict[str, str]:
+def _source(
+    job: _BuildRequest, results: StageResults, used: CodeDependencies, before: Mapping[str, FileVersion]
+) -> dict[str, str]:
     """The inputs of the source, now that it is known what the code consists of. Raises `InputChanged`."""
     project = job.project
     if job.checkpoint.changed():
-        raise InputChanged(project.checkpoint_shown)
+        raise InputChanged(project.checkpoint_display_name)
     try:
         now = _versions(project)
     except OSError:  # one of them is gone
@@ -291,8 +303,10 @@ def _source(job: _BuildRequest, results: Results, used: Footprint, before: Mappi
         if not before[name].same_file(now[name]):
             raise InputChanged(name)
     if sha256_file(job.manifest) != project.sha256:
-        job.stages.tell(f"{project.path} changed while it was being built: the bundle is of what was read at first")
-    return keys.source(project, results.measured.origin.checkpoint_sha256, used, job.sha256)
+        job.stages.report_note(
+            f"{project.path} changed while it was being built: the bundle is of what was read at first"
+        )
+    return keys.collect_module_inputs(project, results.reference.provenance.checkpoint_sha256, used, job.sha256)
 
 
 # -- kept for the next build ----------------------------------------------------------------
@@ -301,12 +315,12 @@ def _source(job: _BuildRequest, results: Results, used: Footprint, before: Mappi
 def _kept(
     job: _BuildRequest,
     staged: _StagedBundle,
-    results: Results,
+    results: StageResults,
     source: Mapping[str, str],
-    assembled: Assembled,
-    lock: Lock,
-    bundle: Action,
-) -> list[Kept]:
+    assembled: SealedBundle,
+    lock: Lockfile,
+    bundle: CacheKey,
+) -> list[CacheWrite]:
     """What there is to keep: the stages' outputs, and the bundle as a whole."""
     from packager.builder.incremental import stage_cache
 
@@ -314,74 +328,74 @@ def _kept(
     record = {
         "fingerprint": assembled.fingerprint,
         "parity": dict(assembled.parity),
-        "facts": dict(assembled.facts),
+        "facts": dict(assembled.summary),
         "lock": lock.model_dump(by_alias=True),
     }
     paths = {path: writer.folder / path for path in writer.digests}
-    whole = stage_cache.Kept(bundle, Entry(record, dict(sorted(writer.digests.items()))), paths)
-    return [*stage_cache.plan(job.project, source, results, writer, staged.scratch, job.sha256), whole]
+    whole = stage_cache.CacheWrite(bundle, CacheEntry(record, dict(sorted(writer.digests.items()))), paths)
+    return [*stage_cache.plan_writes(job.project, source, results, writer, staged.scratch, job.sha256), whole]
 
 
 def _keep(
-    job: _BuildRequest, store: Cache, kept: Sequence[Kept], recalled: Recalled, used: Footprint
+    job: _BuildRequest, store: Cache, kept: Sequence[CacheWrite], recalled: CacheLookup, used: CodeDependencies
 ) -> tuple[Explanation, ...]:
     """Put into the cache what can be put there; says why each stage was done. Raises `CacheDiffers`."""
     from packager.builder.incremental import stage_cache
 
     done = [one.action for one in kept]
-    last = inputs.last(job.project, store)
-    explanation = explain.explain(done, recalled.found, last, asked=job.how.cache == "use")
+    last = inputs.load_last_inputs(job.project, store)
+    explanation = explain.explain(done, recalled.stages, last, cache_used=job.how.cache == "use")
     differing: list[str] = []
     try:
-        differing = stage_cache.keep(store, kept)
-        inputs.remember(job.project, store, used, done)
+        differing = stage_cache.write_stages(store, kept)
+        inputs.remember_inputs(job.project, store, used, done)
     except OSError as error:
-        job.stages.tell(f"the build could not be cached: {no_room(error)}")
+        job.stages.report_note(f"the build could not be cached: {describe_write_error(error)}")
     if differing and job.how.cache == "verify":
         raise CacheDiffers(differing)
     return explanation
 
 
-def _remember(job: _BuildRequest, store: Cache, bundle: Action, used: Footprint) -> None:
+def _remember(job: _BuildRequest, store: Cache, bundle: CacheKey, used: CodeDependencies) -> None:
     """Let the next build see at once that nothing has changed; not where only a server can tell."""
     project = job.project
     wanted = project.manifest.checkpoint
     remote = urls.is_remote(wanted.path)
     if remote and wanted.sha256 is None:
         return
-    checkpoint = {"checkpoint": project.checkpoint} if not remote else {}  # pinned: the manifest says which one
+    checkpoint = {"checkpoint": project.checkpoint_path} if not remote else {}  # pinned: the manifest says which one
     files = {
-        **used.files(project.folder),
-        **keys.files(project, preflight.assets(project)),
+        **used.locate_files(project.folder),
+        **keys.files(project, preflight.resolve_assets(project)),
         "manifest": job.manifest,
         **checkpoint,
     }
     try:
-        up_to_date.remember(store, job.manifest, job.name, bundle, files)
+        up_to_date.remember_build(store, job.manifest, job.name, bundle, files)
     except OSError as error:
-        job.stages.tell(f"the build could not be remembered: {no_room(error)}")
+        job.stages.report_note(f"the build could not be remembered: {describe_write_error(error)}")
 
 
 # -- beside the bundle ----------------------------------------------------------------------
 
 
-def _hold_against_lock(job: _BuildRequest, now: Lock) -> bool:
+def _hold_against_lock(job: _BuildRequest, now: Lockfile) -> bool:
     """Say what differs from the lock, unless it is to be written; whether nothing does. Raises `LockDrifted`."""
-    path = lock_of(job.manifest)
+    path = lockfile_path(job.manifest)
     if job.how.lock == "write":
         return True
-    differences = lockfile.check(path, now, required=job.how.lock == "require")
+    differences = lockfile.check_lockfile(path, now, required=job.how.lock == "require")
     for difference in differences:
-        job.stages.tell(f"differs from {path.name}: {difference}")
+        job.stages.report_note(f"differs from {path.name}: {difference}")
     return not differences
 
 
-def _beside(job: _BuildRequest, folder: Path, lock: Lock) -> None:
+def _beside(job: _BuildRequest, folder: Path, lock: Lockfile) -> None:
     """Write what is asked for beside a bundle that is in its place: the lock, and the archive."""
     if job.how.lock == "write":
-        lockfile.write(lock_of(job.manifest), lock)
+        lockfile.write_lockfile(lockfile_path(job.manifest), lock)
     if job.how.archive:
         from packager.bundle import archive
 
-        with job.stages.stage("archive"), users_problem(job.out):
-            archive.write(folder, job.out / f"{job.name}.zip")
+        with job.stages.stage("archive"), translate_os_errors(job.out):
+            archive.write_archive(folder, job.out / f"{job.name}.zip")

@@ -15,12 +15,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from packager.builder.incremental.up_to_date import lock_of
+from packager.builder.incremental.up_to_date import lockfile_path
 from packager.bundle import layout
 from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown, LockUnwritable
 
 
-class Lock(BaseModel):
+class Lockfile(BaseModel):
     """The digests and versions of one build; `code` is by module name or path, `artifacts` by path in the bundle."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -35,13 +35,15 @@ class Lock(BaseModel):
     fingerprint: str
 
 
-def of(source: Mapping[str, str], config: Mapping[str, object], sums: Mapping[str, str], fingerprint: str) -> Lock:
+def make_lockfile(
+    source: Mapping[str, str], config: Mapping[str, object], sums: Mapping[str, str], fingerprint: str
+) -> Lockfile:
     """The lock of a finished bundle: the inputs of its source, its config.json, the digests of its files."""
     toolchain: dict[str, str] = {**dict(config["source"]["toolchain"])}  # type: ignore[index]  # config.json is JSON
     toolchain["python"] = source["python"]
     versions = {name.partition(":")[2]: one for name, one in source.items() if name.startswith("package:")}
     packages = {name: one.partition(" ")[0] for name, one in versions.items()}
-    return Lock(
+    return Lockfile(
         name=str(config["name"]),
         version=str(config["version"]),
         checkpoint=source["checkpoint"],
@@ -51,12 +53,12 @@ def of(source: Mapping[str, str], config: Mapping[str, object], sums: Mapping[st
             if name.startswith(("code:", "read:")) and not os.path.isabs(name.partition(":")[2])
         },
         toolchain=dict(sorted({**packages, **toolchain}.items())),
-        artifacts={path: sha256 for path, sha256 in sorted(sums.items()) if not layout.is_measured(path)},
+        artifacts={path: sha256 for path, sha256 in sorted(sums.items()) if not layout.is_machine_dependent(path)},
         fingerprint=fingerprint,
     )
 
 
-def read(path: Path) -> Lock | None:
+def read_lockfile(path: Path) -> Lockfile | None:
     """The lock, or None where there is none. Raises `LockInvalid` or `LockSchemaUnknown`."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -68,13 +70,13 @@ def read(path: Path) -> Lock | None:
     if isinstance(schema, int) and schema > 1:
         raise LockSchemaUnknown(str(path), schema)
     try:
-        return Lock.model_validate(found)
+        return Lockfile.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         raise LockInvalid(str(path), f"{'.'.join(str(one) for one in first['loc'])}: {first['msg']}") from None
 
 
-def write(path: Path, lock: Lock) -> None:
+def write_lockfile(path: Path, lock: Lockfile) -> None:
     """Write the lock in one step. Raises `LockUnwritable`."""
     try:
         _write_atomically(path, json.dumps(lock.model_dump(by_alias=True), indent=2) + "\n")
@@ -94,7 +96,7 @@ def _write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def drift(locked: Lock, now: Lock) -> list[str]:
+def list_differences(locked: Lockfile, now: Lockfile) -> list[str]:
     """What differs, in words, what goes in before what comes out."""
     found = [
         f"{name}: {before} → {after}"
@@ -120,22 +122,22 @@ def drift(locked: Lock, now: Lock) -> list[str]:
     return found
 
 
-def check_there(manifest: Path, *, required: bool) -> None:
+def check_lockfile_present(manifest: Path, *, required: bool) -> None:
     """Before any work: refuse a lock that cannot be read, and one that is required and is not there."""
-    path = lock_of(manifest)
-    if read(path) is None and required:
+    path = lockfile_path(manifest)
+    if read_lockfile(path) is None and required:
         raise LockMissing(str(path))
 
 
-def check(path: Path, now: Lock, *, required: bool) -> list[str]:
+def check_lockfile(path: Path, now: Lockfile, *, required: bool) -> list[str]:
     """What differs from the lock; nothing where there is none, unless it is required.
 
     Raises `LockMissing`, `LockDrifted` where it is required and differs, and what `read` raises.
     """
-    locked = read(path)
+    locked = read_lockfile(path)
     if locked is None and required:
         raise LockMissing(str(path))
-    differences = [] if locked is None else drift(locked, now)
+    differences = [] if locked is None else list_differences(locked, now)
     if differences and required:
         raise LockDrifted(str(path), differences)
     return differences

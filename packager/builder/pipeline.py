@@ -28,43 +28,52 @@ import onnx as _onnx  # noqa: F401
 import onnxruntime
 import torch
 
-from packager.builder.context import Eager, Site
+from packager.builder.context import BuildContext, EagerModel
 from packager.builder.incremental import keys
-from packager.builder.results import Known, Machine, Made, MadeOnnx, MadeTorchScript, Measured, Origin, Results
+from packager.builder.results import (
+    ArtifactResult,
+    CachedResults,
+    MachineInfo,
+    OnnxResult,
+    Provenance,
+    ReferenceResult,
+    StageResults,
+    TorchScriptResult,
+)
 from packager.builder.stages import onnx_stage, torchscript_stage
-from packager.builder.stages.onnx_stage import Candidate, Trying
+from packager.builder.stages.onnx_stage import Candidate, PendingCandidate
 from packager.bundle import evidence
-from packager.bundle.writer import Writer
+from packager.bundle.writer import BundleWriter
 from packager.checkpoint.locate import LocatedCheckpoint
 from packager.common import process_memory
 from packager.common.hashing import sha256_file
-from packager.common.progress import Stages
+from packager.common.progress import StageReporter
 from packager.errors import InputChanged
-from packager.export.control_flow import Branches
-from packager.export.exporters import quietly
-from packager.export.passes.worker import OnnxSide
-from packager.export.torchscript import Program
+from packager.export.control_flow import SpecializedControlFlow
+from packager.export.exporters import silence_exporters
+from packager.export.passes.worker import OnnxWorker
+from packager.export.torchscript import TorchScriptProgram
 from packager.model import code_dependencies, host_settings, loader
-from packager.model.code_dependencies import Footprint
-from packager.model.loader import Source
+from packager.model.code_dependencies import CodeDependencies
+from packager.model.loader import LoadedModel
 from packager.parity import coverage, reference
 from packager.parity.cases import signature
 from packager.parity.cases.sample_grid import Grid
 from packager.parity.cases.signature import TensorSpec
-from packager.parity.diagnosis.diagnose import Place
-from packager.parity.numerics.verdict import Expectation
-from packager.parity.reference import Floor
+from packager.parity.diagnosis.diagnose import ReproTarget
+from packager.parity.numerics.verdict import ReferenceCase
+from packager.parity.reference import NoiseMeasurement
 from packager.parity.results import Reference
 from packager.project import preflight
 from packager.project.manifest import Project
-from packager.runtime.onnx_backend import absent
+from packager.runtime.onnx_backend import describe_missing_providers
 
 _JUDGED_AT_ONCE_BYTES = 1 << 28  # of weights: larger artifacts are judged one after the other
 _BRANCH_ADVICE = "no sample may show another; torchscript.method: script follows the data, where it can"
 
 
 @dataclass(frozen=True)
-class Begun:
+class PipelineInputs:
     """Where a build stands when the heavy half begins: its cases, its staged bundle, and what is known already.
 
     `repro` is the folder for what shows why an artifact is not proven.
@@ -73,89 +82,91 @@ class Begun:
     project: Project
     checkpoint: LocatedCheckpoint
     grid: Grid
-    known: Known
+    cached: CachedResults
     scratch: Path
-    writer: Writer
-    repro: Place
+    writer: BundleWriter
+    repro_target: ReproTarget
 
 
-def run(begun: Begun, *, side: OnnxSide, stages: Stages) -> tuple[Results, Footprint]:
+def run_stages(
+    inputs: PipelineInputs, *, worker: OnnxWorker, stages: StageReporter
+) -> tuple[StageResults, CodeDependencies]:
     """Find out what is not known, and what the user's code consists of.
 
     Raises the errors of `packager.errors`; `InputChanged` where the code changed while it ran.
     """
-    project, known = begun.project, begun.known
-    preflight.providers(project, onnxruntime.get_all_providers())
-    for provider in absent(project.manifest.target.providers):
-        stages.tell(f"not compared: {provider}")
+    project, known = inputs.project, inputs.cached
+    preflight.check_providers(project, onnxruntime.get_all_providers())
+    for provider in describe_missing_providers(project.manifest.target.providers):
+        stages.report_note(f"not compared: {provider}")
     with (
         host_settings.restored(),
-        code_dependencies.watched(project.folder, _entry_module(project), _accounted_for(begun)) as watch,
-        loader.opened(project, begun.checkpoint) as opening,
+        code_dependencies.track_dependencies(project.folder, _entry_module(project), _accounted_for(inputs)) as watch,
+        loader.open_model_loader(project, inputs.checkpoint) as opening,
         ExitStack() as stack,  # left only after the background threads have ended
         ThreadPoolExecutor(max_workers=2) as background,
-        _reference_to_come(side) as awaited,
+        _reference_to_come(worker) as awaited,
     ):
-        torch.set_num_threads(keys.cores())  # and not as the environment says: measured errors depend on it
+        torch.set_num_threads(keys.count_cores())  # and not as the environment says: measured errors depend on it
         with stages.stage("source"):
             found = opening()
             judging = Semaphore(2 if _weight_bytes(found) <= _JUDGED_AT_ONCE_BYTES else 1)
-            site = Site(begun.scratch, begun.writer, side, background, stages, judging, begun.repro)
-            eager = _eager(begun, found)
+            site = BuildContext(inputs.scratch, inputs.writer, worker, background, stages, judging, inputs.repro_target)
+            eager = _eager(inputs, found)
             for note in found.notes():
-                stages.tell(note)
-            process_memory.settle()
+                stages.report_note(note)
+            process_memory.freeze_garbage_collector()
         floor = None
-        if known.measured is None:
+        if known.reference is None:
             with stages.stage("noise"):
-                eager = replace(eager, grid=coverage.explore(project, eager.source, eager.grid))
-                floor = reference.measure_floor(project, eager.source, eager.grid, eager.known)
-                process_memory.give_back()
-        stack.enter_context(quietly())
+                eager = replace(eager, grid=coverage.add_extra_cases(project, eager.loaded, eager.grid))
+                floor = reference.measure_noise(project, eager.loaded, eager.grid, eager.known_outputs)
+                process_memory.release_memory()
+        stack.enter_context(silence_exporters())
         program, saving = None, None
         if known.onnx is None or known.torchscript is None:
             with stages.stage("trace"):
-                program = torchscript_stage.program(project, eager)
-                eager = replace(eager, early=_early(begun, eager, program, floor))
-                program = None if program is None else torchscript_stage.compared(program, project, eager, site)
-                saving = torchscript_stage.begin(project, program, site) if known.torchscript is None else None
+                program = torchscript_stage.make_program(project, eager)
+                eager = replace(eager, probe=_early(inputs, eager, program, floor))
+                program = None if program is None else torchscript_stage.check_program(program, project, eager, site)
+                saving = torchscript_stage.start_saving(project, program, site) if known.torchscript is None else None
         else:
-            eager = replace(eager, early=_early(begun, eager, None, floor))
+            eager = replace(eager, probe=_early(inputs, eager, None, floor))
         way = _Way(program, iter(()), None)
         if known.onnx is None:
             with stages.stage("export"):
                 way = _export(project, eager, program, awaited, site)
-                process_memory.give_back()
-        if known.measured is not None:
-            expected = known.measured.reference
+                process_memory.release_memory()
+        if known.reference is not None:
+            expected = known.reference.reference
             awaited.set_result(expected)
         else:
             assert floor is not None
             with stages.stage("reference"):
                 decides = _decides(program, known)
-                expected = reference.measure(
-                    project, eager.source, eager.grid, floor, known=eager.early, decides=decides
+                expected = reference.measure_reference(
+                    project, eager.loaded, eager.grid, floor, probe=eager.probe, has_discrete_decisions=decides
                 )  # fmt: skip
                 awaited.set_result(expected)
                 expected = _covered(project, eager, expected, stages)
-                process_memory.give_back()
+                process_memory.release_memory()
                 outputs = _outputs(eager, expected)
                 if outputs != eager.outputs:  # two passes were not enough to tell; the graph was given too much
                     eager = replace(eager, outputs=outputs)
                     way = _begin_again(project, eager, way, site)
-        torchscript = _torchscript(begun, eager, way.program, saving, expected, site)
-        onnx = _onnx_model(begun, eager, way, awaited, site)
-        for branch in onnx.frozen.joined(torchscript.frozen).own:  # of what ships
-            stages.tell(f"an artifact keeps the branch or number that {branch} took from data: {_BRANCH_ADVICE}")
-        seen, changed = watch.footprint(), watch.changed()
+        torchscript = _torchscript(inputs, eager, way.program, saving, expected, site)
+        onnx = _onnx_model(inputs, eager, way, awaited, site)
+        for branch in onnx.specialized.merge(torchscript.specialized).user_lines:  # of what ships
+            stages.report_note(f"an artifact keeps the branch or number that {branch} took from data: {_BRANCH_ADVICE}")
+        seen, changed = watch.collect(), watch.list_changed()
         if changed:
             raise InputChanged(changed[0])
-        measured = known.measured or _measured(project, eager, expected, seen)
-        return Results(measured, onnx, torchscript), seen
+        measured = known.reference or _measured(project, eager, expected, seen)
+        return StageResults(measured, onnx, torchscript), seen
 
 
 @contextmanager
-def _reference_to_come(side: OnnxSide) -> Iterator[Future[Reference]]:
+def _reference_to_come(side: OnnxWorker) -> Iterator[Future[Reference]]:
     """Yield a future of the reference, for threads that wait for it.
 
     Whatever the block raises cancels the future and the jobs of `side`: no thread then waits for an answer that never
@@ -174,9 +185,9 @@ def _reference_to_come(side: OnnxSide) -> Iterator[Future[Reference]]:
 class _Way:
     """The way to an ONNX model: the program to export from, the candidates to come, and the one being tried."""
 
-    program: Program | None
-    rest: Iterator[Candidate]
-    trying: Trying | None
+    program: TorchScriptProgram | None
+    remaining: Iterator[Candidate]
+    pending: PendingCandidate | None
 
 
 def _entry_module(project: Project) -> str:
@@ -187,81 +198,87 @@ def _entry_module(project: Project) -> str:
     return Path(place).stem if place.endswith(".py") else place
 
 
-def _accounted_for(begun: Begun) -> list[Path]:
+def _accounted_for(begun: PipelineInputs) -> list[Path]:
     """What is no part of the code's footprint, as it is an input of its own, or ours."""
     manifest, folder = begun.project.manifest, begun.project.folder
     data = [folder / manifest.parity.data] if manifest.parity.data is not None else []
-    return [begun.project.checkpoint, *begun.checkpoint.files, begun.scratch, *data]
+    return [begun.project.checkpoint_path, *begun.checkpoint.files, begun.scratch, *data]
 
 
 # -- the module -----------------------------------------------------------------------------
 
 
-def _eager(begun: Begun, opened: Source) -> Eager:
-    project, grid, known = begun.project, begun.grid, begun.known
-    example = loader.bind(project, list(grid.example.inputs.values()))
-    inputs = signature.inputs(project.manifest)
-    if known.measured is not None:
-        return Eager(opened, grid, example, inputs, known.measured.outputs, {})
-    first = reference.first_outputs(project, opened, grid.example)
-    reference.declared(project, first)  # before what takes long
-    other = grid.contrast
-    second = reference.first_outputs(project, opened, other)
-    outputs = signature.outputs([(grid.example, first), (other, second)])
-    grid, lowest = reference.answered(project, opened, grid)
-    return Eager(opened, grid, example, inputs, outputs, {grid.example.name: first, other.name: second, **lowest})
+def _eager(begun: PipelineInputs, opened: LoadedModel) -> EagerModel:
+    project, grid, known = begun.project, begun.grid, begun.cached
+    example = loader.bind_inputs(project, list(grid.example_case.inputs.values()))
+    inputs = signature.make_input_specs(project.manifest)
+    if known.reference is not None:
+        return EagerModel(opened, grid, example, inputs, known.reference.outputs, {})
+    first = reference.run_case(project, opened, grid.example_case)
+    reference.resolve_decisions(project, first)  # before what takes long
+    other = grid.probe_case
+    second = reference.run_case(project, opened, other)
+    outputs = signature.infer_output_specs([(grid.example_case, first), (other, second)])
+    grid, lowest = reference.drop_refused_masks(project, opened, grid)
+    return EagerModel(
+        opened, grid, example, inputs, outputs, {grid.example_case.name: first, other.name: second, **lowest}
+    )
 
 
-def _early(begun: Begun, eager: Eager, program: Program | None, floor: Floor | None) -> tuple[Expectation, ...]:
+def _early(
+    begun: PipelineInputs, eager: EagerModel, program: TorchScriptProgram | None, floor: NoiseMeasurement | None
+) -> tuple[ReferenceCase, ...]:
     """What every stage of the graph is compared with."""
-    if begun.known.measured is not None:
-        return begun.known.measured.reference.early
+    if begun.cached.reference is not None:
+        return begun.cached.reference.reference.probe
     assert floor is not None
-    return reference.early(begun.project, eager.source, eager.grid, floor, decides=_decides(program, begun.known))
+    return reference.measure_probe(
+        begun.project, eager.loaded, eager.grid, floor, has_discrete_decisions=_decides(program, begun.cached)
+    )
 
 
-def _covered(project: Project, eager: Eager, expected: Reference, stages: Stages) -> Reference:
+def _covered(project: Project, eager: EagerModel, expected: Reference, stages: StageReporter) -> Reference:
     """The reference, with what the cases that travel exercise."""
-    golden = evidence.choose(expected.expectations, _weight_bytes(eager.source))
-    found = coverage.measure(project, eager.source, [case for case in expected.cases if case.name in golden])
-    still = coverage.still([one for one in expected.expectations if one.case in golden])
-    for told in (*(f"not compared: {what}" for what in expected.undecided), coverage.note(found)):
+    golden = evidence.choose_golden_cases(expected.reference_cases, _weight_bytes(eager.loaded))
+    found = coverage.measure_coverage(project, eager.loaded, [case for case in expected.cases if case.name in golden])
+    still = coverage.count_constant_channels([one for one in expected.reference_cases if one.name in golden])
+    for told in (*(f"not compared: {what}" for what in expected.uncompared), coverage.describe_coverage(found)):
         if told:
-            stages.tell(told)
+            stages.report_note(told)
     return replace(expected, coverage=replace(found, still=still))
 
 
-def _measured(project: Project, eager: Eager, expected: Reference, used: Footprint) -> Measured:
-    return Measured(
-        _origin(project, eager.source, used),
-        Machine(torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()),
+def _measured(project: Project, eager: EagerModel, expected: Reference, used: CodeDependencies) -> ReferenceResult:
+    return ReferenceResult(
+        _origin(project, eager.loaded, used),
+        MachineInfo(torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()),
         eager.outputs,
         expected,
     )
 
 
-def _outputs(eager: Eager, expected: Reference) -> tuple[TensorSpec, ...]:
+def _outputs(eager: EagerModel, expected: Reference) -> tuple[TensorSpec, ...]:
     """The outputs' shapes as all cases show them."""
-    runs = [(case, one.outputs) for case, one in zip(expected.cases, expected.expectations, strict=True)]
-    return signature.outputs(runs)
+    runs = [(case, one.outputs) for case, one in zip(expected.cases, expected.reference_cases, strict=True)]
+    return signature.infer_output_specs(runs)
 
 
-def _origin(project: Project, found: Source, used: Footprint) -> Origin:
-    own = used.own_files()
-    return Origin(
+def _origin(project: Project, found: LoadedModel, used: CodeDependencies) -> Provenance:
+    own = used.list_project_files()
+    return Provenance(
         checkpoint_sha256=found.checkpoint_sha256,
         code_sha256=_code_digest(project.folder, own),
         code_files=tuple(sorted(own)),
         weights_key=found.weights_key,
-        prefix=found.fit.prefix,
-        missing=found.fit.missing,
-        unexpected=found.fit.unexpected,
+        prefix=found.key_match.prefix,
+        missing=found.key_match.missing,
+        unexpected=found.key_match.unexpected,
         parameters=found.parameters,
         weight_bytes=_weight_bytes(found),
     )
 
 
-def _weight_bytes(found: Source) -> int:
+def _weight_bytes(found: LoadedModel) -> int:
     return sum(one.numel() * one.element_size() for one in found.module.state_dict().values())
 
 
@@ -271,69 +288,84 @@ def _code_digest(folder: Path, files: dict[str, str]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _decides(program: Program | None, known: Known) -> bool:
+def _decides(program: TorchScriptProgram | None, known: CachedResults) -> bool:
     """Whether the module takes decisions: as its program says, be it of this build or of the one that is known."""
     if program is not None:
-        return program.decides
-    return known.torchscript is None or known.torchscript.decides
+        return program.has_discrete_decisions
+    return known.torchscript is None or known.torchscript.has_discrete_decisions
 
 
 # -- the artifacts --------------------------------------------------------------------------
 
 
-def _program(project: Project, eager: Eager, site: Site) -> Program | None:
+def _program(project: Project, eager: EagerModel, site: BuildContext) -> TorchScriptProgram | None:
     """A program, compared with what is known early; None where nothing needs one."""
-    program = torchscript_stage.program(project, eager)
-    return None if program is None else torchscript_stage.compared(program, project, eager, site)
+    program = torchscript_stage.make_program(project, eager)
+    return None if program is None else torchscript_stage.check_program(program, project, eager, site)
 
 
-def _export(project: Project, eager: Eager, program: Program | None, awaited: Future[Reference], site: Site) -> _Way:
+def _export(
+    project: Project,
+    eager: EagerModel,
+    program: TorchScriptProgram | None,
+    awaited: Future[Reference],
+    site: BuildContext,
+) -> _Way:
     """Export by the first exporter, and let what comes of it be tried while other things are done."""
-    rest = onnx_stage.candidates(project, eager, program, site)
+    rest = onnx_stage.iter_candidates(project, eager, program, site)
     first = next(rest, None)
     if first is None:
         return _Way(program, rest, None)
-    return _Way(program, rest, (first, site.background.submit(onnx_stage.attempt, first, awaited, project, site)))
+    return _Way(program, rest, (first, site.executor.submit(onnx_stage.check_candidate, first, awaited, project, site)))
 
 
-def _begin_again(project: Project, eager: Eager, way: _Way, site: Site) -> _Way:
+def _begin_again(project: Project, eager: EagerModel, way: _Way, site: BuildContext) -> _Way:
     """From a new program: the exporter has left other names in the first, which a build that knows more never sees."""
-    if way.trying is not None:
-        wait([way.trying[1]])  # it writes where the next candidate will
-        onnx_stage.discard(site.writer)
+    if way.pending is not None:
+        wait([way.pending[1]])  # it writes where the next candidate will
+        onnx_stage.discard_staged_onnx(site.writer)
     program = _program(project, eager, site)
-    return _Way(program, onnx_stage.candidates(project, eager, program, site), None)
+    return _Way(program, onnx_stage.iter_candidates(project, eager, program, site), None)
 
 
 def _torchscript(
-    begun: Begun, eager: Eager, program: Program | None, saving: Future[Path] | None, expected: Reference, site: Site
-) -> MadeTorchScript:
-    project, made = begun.project, begun.known.torchscript
-    if made is not None and made.proven:
+    begun: PipelineInputs,
+    eager: EagerModel,
+    program: TorchScriptProgram | None,
+    saving: Future[Path] | None,
+    expected: Reference,
+    site: BuildContext,
+) -> TorchScriptResult:
+    project, made = begun.project, begun.cached.torchscript
+    if made is not None and made.is_checked:
         return made
     with site.stages.stage("torchscript"):
         if made is not None:
-            judged = torchscript_stage.judge_again(made, project, expected, site)
+            judged = torchscript_stage.recheck_torchscript(made, project, expected, site)
             if judged is not None:
                 return judged
             program = program or _program(project, eager, site)
-            saving = torchscript_stage.begin(project, program, site)
-        shipped = torchscript_stage.ship(project, eager, program, saving, expected, site)
-    return shipped or Made(None, None, (), program.frozen if program else Branches())
+            saving = torchscript_stage.start_saving(project, program, site)
+        shipped = torchscript_stage.ship_torchscript(project, eager, program, saving, expected, site)
+    return shipped or ArtifactResult(None, None, (), program.specialized if program else SpecializedControlFlow())
 
 
-def _onnx_model(begun: Begun, eager: Eager, way: _Way, awaited: Future[Reference], site: Site) -> MadeOnnx:
-    project, made = begun.project, begun.known.onnx
-    if made is not None and made.proven:
+def _onnx_model(
+    begun: PipelineInputs, eager: EagerModel, way: _Way, awaited: Future[Reference], site: BuildContext
+) -> OnnxResult:
+    project, made = begun.project, begun.cached.onnx
+    if made is not None and made.is_checked:
         return made
     with site.stages.stage("onnx"):
         if made is not None:
             if made.outputs == eager.outputs:
-                judged = onnx_stage.judge_again(made, project, awaited.result(), site)
+                judged = onnx_stage.recheck_onnx(made, project, awaited.result(), site)
                 if judged is not None:
                     return judged
             else:
-                onnx_stage.discard(site.writer)  # its graph names other dims
+                onnx_stage.discard_staged_onnx(site.writer)  # its graph names other dims
             program = way.program or _program(project, eager, site)
-            way = _Way(program, onnx_stage.candidates(project, eager, program, site), None)
-        return replace(onnx_stage.ship(project, eager, way.trying, way.rest, awaited, site), outputs=eager.outputs)
+            way = _Way(program, onnx_stage.iter_candidates(project, eager, program, site), None)
+        return replace(
+            onnx_stage.ship_onnx(project, eager, way.pending, way.remaining, awaited, site), outputs=eager.outputs
+        )

@@ -15,26 +15,26 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from packager.bundle.archive import as_folder
+from packager.bundle.archive import open_as_folder
 from packager.bundle.fingerprint import parse_sums
 from packager.bundle.layout import SUMS
 from packager.common.paths import PACKAGE
 from packager.errors import RebuildFailed
-from packager.project.manifest import load
+from packager.project.manifest import load_manifest
 
 
-def rebuilt(manifest: Path, bundle: Path) -> dict[str, str]:
+def rebuild_and_compare(manifest: Path, bundle: Path) -> dict[str, str]:
     """Build a manifest elsewhere and compare every file with those of `bundle`.
 
     Raises `RebuildFailed`, and what `load` raises.
     """
-    load(manifest)  # what is wrong with it is said under the name that was given
-    with elsewhere(manifest) as other, as_folder(bundle) as folder:
-        return compared(folder, other)
+    load_manifest(manifest)  # what is wrong with it is said under the name that was given
+    with rebuild_elsewhere(manifest) as other, open_as_folder(bundle) as folder:
+        return compare_bundles(folder, other)
 
 
 @contextlib.contextmanager
-def elsewhere(manifest: Path) -> Iterator[Path]:
+def rebuild_elsewhere(manifest: Path) -> Iterator[Path]:
     """The folder of the bundle that a build elsewhere makes, for as long as the block runs. Raises `RebuildFailed`."""
     with tempfile.TemporaryDirectory(prefix="packager rebuild ") as scratch:
         project = Path(scratch) / "somewhere else"
@@ -42,13 +42,15 @@ def elsewhere(manifest: Path) -> Iterator[Path]:
         yield _run_build(project / manifest.name, Path(scratch))
 
 
-def compared(one: Path, other: Path) -> dict[str, str]:
+def compare_bundles(one: Path, other: Path) -> dict[str, str]:
     """The first difference of every file of two bundles, by path; empty where the bytes are the same."""
-    from packager.differences import first_difference
+    from packager.differences import find_first_difference
 
     left, right = (parse_sums((folder / SUMS).read_bytes().decode()) for folder in (one, other))
     paths = sorted({*left, *right})
-    return {path: "" if left.get(path) == right.get(path) else first_difference(one, other, path) for path in paths}
+    return {
+        path: "" if left.get(path) == right.get(path) else find_first_difference(one, other, path) for path in paths
+    }
 
 
 def _run_build(manifest: Path, scratch: Path) -> Path:

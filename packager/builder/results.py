@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from packager.bundle.records import OnnxArtifact, TorchScriptArtifact
-from packager.export.control_flow import Branches
-from packager.export.graph.messages import Stage
+from packager.export.control_flow import SpecializedControlFlow
+from packager.export.graph.messages import StageRecord
 from packager.parity.cases.signature import TensorSpec
-from packager.parity.numerics.verdict import Judgement
+from packager.parity.numerics.verdict import ParityResult
 from packager.parity.results import Reference
 
-Artifact = TypeVar("Artifact", OnnxArtifact, TorchScriptArtifact)
+ArtifactT = TypeVar("ArtifactT", OnnxArtifact, TorchScriptArtifact)
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """What the eager module was made from, and how the checkpoint fitted it."""
 
     checkpoint_sha256: str
@@ -34,7 +34,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineInfo:
     """The kind of machine that the evidence was measured on: torch's threads, and the CPU's capability."""
 
     threads: int
@@ -42,66 +42,66 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ReferenceResult:
     """The reference with the signature that it shows, and where all that comes from."""
 
-    origin: Origin
-    machine: Machine
+    provenance: Provenance
+    machine: MachineInfo
     outputs: tuple[TensorSpec, ...]
     reference: Reference
 
 
 @dataclass(frozen=True)
-class Made(Generic[Artifact]):
+class ArtifactResult(Generic[ArtifactT]):
     """One kind of artifact and the stages on the way; `frozen` are the branches and numbers that a trace keeps.
 
     `artifact` is None where the bundle has none. `judgement` is None there too, and where an artifact
     that an earlier build made is still to be judged on the cases of this one.
     """
 
-    artifact: Artifact | None
-    judgement: Judgement | None
-    stages: tuple[Stage, ...]
-    frozen: Branches = field(default_factory=Branches)
+    artifact: ArtifactT | None
+    parity: ParityResult | None
+    stages: tuple[StageRecord, ...]
+    specialized: SpecializedControlFlow = field(default_factory=SpecializedControlFlow)
     outputs: tuple[TensorSpec, ...] = ()  # the signature whose dims a graph names; of no use to TorchScript
-    decides: bool = True  # TorchScript's: whether the program may take a decision on floats
+    has_discrete_decisions: bool = True  # TorchScript's: whether the program may take a decision on floats
 
     @property
-    def proven(self) -> bool:
+    def is_checked(self) -> bool:
         """Whether nothing is left to be judged."""
-        return self.artifact is None or self.judgement is not None
+        return self.artifact is None or self.parity is not None
 
     @property
-    def undisputed(self) -> bool:
+    def case_independent(self) -> bool:
         """Whether no case had a say in what was made: other cases would lead to the same."""
         return self.artifact is not None and all(stage.verdict != "fail" for stage in self.stages)
 
 
-MadeOnnx = Made[OnnxArtifact]
-MadeTorchScript = Made[TorchScriptArtifact]
+OnnxResult = ArtifactResult[OnnxArtifact]
+TorchScriptResult = ArtifactResult[TorchScriptArtifact]
 
 
 @dataclass(frozen=True)
-class Results:
+class StageResults:
     """Everything that a bundle is assembled from, beside the manifest."""
 
-    measured: Measured
-    onnx: MadeOnnx
-    torchscript: MadeTorchScript
+    reference: ReferenceResult
+    onnx: OnnxResult
+    torchscript: TorchScriptResult
 
 
 @dataclass(frozen=True)
-class Known:
+class CachedResults:
     """What earlier builds found out: None where it is to be found out anew."""
 
-    measured: Measured | None = None
-    onnx: MadeOnnx | None = None
-    torchscript: MadeTorchScript | None = None
+    reference: ReferenceResult | None = None
+    onnx: OnnxResult | None = None
+    torchscript: TorchScriptResult | None = None
 
-    def results(self) -> Results | None:
+    def to_results(self) -> StageResults | None:
         """The results, where all of them are known."""
-        if self.measured is None or self.onnx is None or self.torchscript is None:
+        if self.reference is None or self.onnx is None or self.torchscript is None:
             return None
-        if not (self.onnx.proven and self.torchscript.proven):
+        if not (self.onnx.is_checked and self.torchscript.is_checked):
             return None
-        return Results(self.measured, self.onnx, self.torchscript)
+        return StageResults(self.reference, self.onnx, self.torchscript)

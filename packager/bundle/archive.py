@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from packager.bundle import layout
-from packager.bundle.fingerprint import files_in
+from packager.bundle.fingerprint import list_files
 from packager.common import deterministic_zip
 from packager.common.hashing import CHUNK_BYTES
 from packager.errors import ArchiveRefused, IntegrityFailed, OutputRefused, PackagerError
@@ -34,7 +34,7 @@ _SUFFIX = ".zip"
 _MAX_DEPTH = 32
 
 
-def write(folder: Path, target: Path) -> None:
+def write_archive(folder: Path, target: Path) -> None:
     """Write the archive of a bundle's folder, in one step: nobody sees half of it.
 
     Raises `OutputRefused` where the folder holds what no archive can (links, names that are no paths,
@@ -42,16 +42,16 @@ def write(folder: Path, target: Path) -> None:
     """
     from tempfile import TemporaryDirectory
 
-    outside = {name for name in layout.OUTSIDE if os.path.lexists(folder / name)}
-    paths = sorted({*files_in(folder), *outside}, key=os.fsencode)
+    outside = {name for name in layout.UNSEALED_FILES if os.path.lexists(folder / name)}
+    paths = sorted({*list_files(folder), *outside}, key=os.fsencode)
     if not paths:
         raise OutputRefused(str(target), f"there are no files in {folder}", "give the folder of a bundle")
     with TemporaryDirectory(prefix=".archive-", dir=target.parent) as place:
         made = Path(place) / "made"
         try:
             with made.open("wb") as stream:
-                deterministic_zip.write(stream, (_archive_member(folder, path) for path in paths))
-        except deterministic_zip.Malformed as error:
+                deterministic_zip.write_zip(stream, (_archive_member(folder, path) for path in paths))
+        except deterministic_zip.ZipMalformed as error:
             raise OutputRefused(str(target), str(error), "take it out, or build the bundle anew") from None
         os.replace(made, target)
 
@@ -62,7 +62,7 @@ def is_archive(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def as_folder(path: Path) -> Iterator[Path]:
+def open_as_folder(path: Path) -> Iterator[Path]:
     """The bundle's folder: the path itself, or for an archive a private copy, which goes with the block.
 
     Whatever `PackagerError` leaves the block names the archive, not the copy. Raises `ArchiveRefused`
@@ -77,9 +77,9 @@ def as_folder(path: Path) -> Iterator[Path]:
         try:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="packager-")))
             _unpack(path, folder)
-        except deterministic_zip.Damaged as error:
+        except deterministic_zip.ZipEntryDamaged as error:
             raise IntegrityFailed(str(path), str(error)) from None
-        except deterministic_zip.Malformed as error:
+        except deterministic_zip.ZipMalformed as error:
             hint = "fetch it again, or unpack it and give the folder"
             raise ArchiveRefused(str(path), str(error), hint) from None
         except OSError as error:
@@ -88,7 +88,7 @@ def as_folder(path: Path) -> Iterator[Path]:
         try:
             yield folder
         except PackagerError as error:
-            error.rename(str(folder), str(path))
+            error.replace_path(str(folder), str(path))
             raise
 
 
@@ -96,7 +96,7 @@ def _archive_member(folder: Path, path: str) -> tuple[str, int, Iterator[bytes]]
     _check_member_path(path)
     found = (folder / path).lstat()
     if not stat.S_ISREG(found.st_mode):
-        raise deterministic_zip.Malformed(f"{path!r} is no regular file")
+        raise deterministic_zip.ZipMalformed(f"{path!r} is no regular file")
     return path, found.st_size, _read_chunks(folder / path)
 
 
@@ -108,14 +108,14 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
 
 def _unpack(path: Path, folder: Path) -> None:
     with path.open("rb") as stream:
-        for name, chunks in deterministic_zip.read(stream):
+        for name, chunks in deterministic_zip.read_zip(stream):
             _check_member_path(name)
             target = folder / name
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 created = target.open("xb")
             except (FileExistsError, NotADirectoryError):
-                raise deterministic_zip.Malformed(f"{name[:200]!r} stands in the place of another entry") from None
+                raise deterministic_zip.ZipMalformed(f"{name[:200]!r} stands in the place of another entry") from None
             with created:
                 created.writelines(chunks)
 
@@ -124,12 +124,12 @@ def _check_member_path(path: str) -> None:
     """Raise `Malformed` for a path that leads out of the bundle, or that no bundle has."""
     parts, shown = path.split("/"), repr(path[:200])
     if any(part in ("", ".", "..") for part in parts):
-        raise deterministic_zip.Malformed(f"{shown} is no path inside a bundle")
+        raise deterministic_zip.ZipMalformed(f"{shown} is no path inside a bundle")
     if any(character in path for character in "\n\r\0\\"):
-        raise deterministic_zip.Malformed(f"a path in a bundle has no line break, no NUL and no backslash: {shown}")
+        raise deterministic_zip.ZipMalformed(f"a path in a bundle has no line break, no NUL and no backslash: {shown}")
     if len(parts) > _MAX_DEPTH + 1:
-        raise deterministic_zip.Malformed(f"{shown} lies more than {_MAX_DEPTH} folders deep")
+        raise deterministic_zip.ZipMalformed(f"{shown} lies more than {_MAX_DEPTH} folders deep")
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise deterministic_zip.Malformed(f"{shown} is no UTF-8") from None
+        raise deterministic_zip.ZipMalformed(f"{shown} is no UTF-8") from None

@@ -44,12 +44,12 @@ class Integrity:
     changed: tuple[str, ...] = ()
 
     @property
-    def whole(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether nothing differs."""
         return not (self.missing or self.extra or self.changed)
 
 
-def sums_text(digests: Mapping[str, str]) -> str:
+def format_sums(digests: Mapping[str, str]) -> str:
     """The text of SHA256SUMS for hex digests by path. Raises ValueError for a path with a line break."""
     for path in digests:
         if "\n" in path or "\r" in path or "\\" in path:
@@ -58,13 +58,13 @@ def sums_text(digests: Mapping[str, str]) -> str:
     return "".join(f"{digests[path]}  {path}\n" for path in ordered)
 
 
-def check_asked(asked: str | None) -> None:
+def check_fingerprint_syntax(expected: str | None) -> None:
     """Refuse to look for what is no fingerprint. Raises `FingerprintMalformed`."""
-    if asked is not None and not _FINGERPRINT.fullmatch(asked):
-        raise FingerprintMalformed(asked)
+    if expected is not None and not _FINGERPRINT.fullmatch(expected):
+        raise FingerprintMalformed(expected)
 
 
-def fingerprint(sums: str) -> str:
+def compute_fingerprint(sums: str) -> str:
     """`h1:` + base64(SHA-256(text of SHA256SUMS))."""
     return "h1:" + base64.b64encode(hashlib.sha256(sums.encode()).digest()).decode()
 
@@ -81,7 +81,7 @@ def parse_sums(text: str) -> dict[str, str]:
             raise SumsMalformed(f"line {number} names a path outside the bundle: {path}")
         found[path] = digest
     try:
-        same = sums_text(found) == text
+        same = format_sums(found) == text
     except ValueError as error:
         raise SumsMalformed(str(error)) from None
     if not same:
@@ -89,25 +89,27 @@ def parse_sums(text: str) -> dict[str, str]:
     return found
 
 
-def files_in(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     """Every path below the folder, sorted, but for what is outside the fingerprint; links are not followed."""
     found = []
     for root, folders, files in os.walk(folder, followlinks=False):
         linked = [name for name in folders if (Path(root) / name).is_symlink()]
         found += [(Path(root) / name).relative_to(folder).as_posix() for name in (*files, *linked)]
-    return sorted(set(found) - layout.OUTSIDE, key=os.fsencode)  # a stranger's name need not be UTF-8
+    return sorted(set(found) - layout.UNSEALED_FILES, key=os.fsencode)  # a stranger's name need not be UTF-8
 
 
-def integrity(folder: Path, sums: Mapping[str, str]) -> Integrity:
+def check_integrity(folder: Path, sums: Mapping[str, str]) -> Integrity:
     """Compare the files of a folder with their listed digests. A link is never what was listed.
 
     Raises `NotABundle` where a file may not be read.
     """
-    present = files_in(folder)
+    present = list_files(folder)
     listed = [path for path in sums if path in set(present)]
     with ThreadPoolExecutor(max_workers=2) as threads:  # hashlib lets go of the interpreter
         try:
-            digests = dict(zip(listed, threads.map(lambda path: digest(folder / path), listed), strict=True))
+            digests = dict(
+                zip(listed, threads.map(lambda path: regular_file_digest(folder / path), listed), strict=True)
+            )
         except OSError as error:
             named = Path(str(error.filename)).name
             raise NotABundle(str(folder), f"{named} cannot be read: {error.strerror}") from None
@@ -118,7 +120,7 @@ def integrity(folder: Path, sums: Mapping[str, str]) -> Integrity:
     )
 
 
-def digest(path: Path) -> str:
+def regular_file_digest(path: Path) -> str:
     """SHA-256 of a regular file in hex; empty for anything else, which equals no digest."""
     if not stat.S_ISREG(path.lstat().st_mode):
         return ""

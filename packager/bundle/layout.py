@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA = 1
+SCHEMA_VERSION = 1
 
 CONFIG = "config.json"
 ONNX = "model.onnx"
@@ -17,7 +17,7 @@ SUMS = "SHA256SUMS"
 FINGERPRINT = "FINGERPRINT"
 SIGNATURE = "model.sig"
 
-OUTSIDE = frozenset({SUMS, FINGERPRINT, SIGNATURE})
+UNSEALED_FILES = frozenset({SUMS, FINGERPRINT, SIGNATURE})
 """What the fingerprint does not cover: the sums it is made from, itself, and a signature of it."""
 
 
@@ -26,6 +26,6 @@ def folder_name(name: str, version: str) -> str:
     return f"{name}-{version}"
 
 
-def is_measured(path: str) -> bool:
+def is_machine_dependent(path: str) -> bool:
     """Whether a file tells of errors as they were measured, and is the same only on the same kind of machine."""
     return path.startswith("evidence/") or path == README

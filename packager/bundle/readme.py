@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import jinja2
 
-from packager.bundle.records import Config, Parity
+from packager.bundle.records import BundleConfig, ParityRecord
 from packager.common.paths import data_folder
 
 _MAX_LISTED_PARAMETERS = 3  # of the parameters of which the samples do not show all
 
 
-def render(config: Config, parity: Parity) -> bytes:
+def render_readme(config: BundleConfig, parity: ParityRecord) -> bytes:
     """The README of a bundle as UTF-8."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(data_folder("templates")),
@@ -21,7 +21,9 @@ def render(config: Config, parity: Parity) -> bytes:
         autoescape=False,
     )
     environment.filters["shape"] = _format_shape
-    largest = sorted(parity.coverage.silent.items(), key=lambda item: (-item[1].count, item[0]))[:_MAX_LISTED_PARAMETERS]
+    largest = sorted(parity.coverage.silent.items(), key=lambda item: (-item[1].count, item[0]))[
+        :_MAX_LISTED_PARAMETERS
+    ]
     left_out = sum(not case.golden for case in parity.cases)
     text = environment.get_template("README.md.j2").render(
         config=config, parity=parity, largest=largest, left_out=left_out

@@ -13,11 +13,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
-from packager.parity.numerics.decisions import PATTERN as RULE
+from packager.parity.numerics.decisions import RULE_PATTERN as RULE
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Verdict = Literal["pass", "fail", "not-checked"]
-Measured = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]})]
+JsonFloat = Annotated[
+    float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]})
+]
 
 
 class _Record(BaseModel):
@@ -32,7 +34,7 @@ class _Record(BaseModel):
 # -- config.json ----------------------------------------------------------------------------
 
 
-class Tensor(_Record):
+class TensorRecord(_Record):
     """One input or output. A dim is a size, the name of a dynamic dim, or null where it depends on more."""
 
     name: str
@@ -40,7 +42,7 @@ class Tensor(_Record):
     shape: list[int | str | None]
 
 
-class Dim(_Record):
+class DimRecord(_Record):
     """The sizes a dynamic dim may take; no max: any."""
 
     min: int
@@ -51,14 +53,14 @@ class OnnxData(_Record):
     """The weights beside the model, where they are external."""
 
     path: str
-    sha256: Digest
+    sha256: Sha256Hex
 
 
 class OnnxArtifact(_Record):
     """The ONNX model; `nodes` counts those of subgraphs too, constants not."""
 
     path: str
-    sha256: Digest
+    sha256: Sha256Hex
     data: OnnxData | None = None
     opset: int
     ir_version: int
@@ -70,7 +72,7 @@ class TorchScriptArtifact(_Record):
     """The TorchScript fallback; `optimize_for_inference` says whether the loader may apply it."""
 
     path: str
-    sha256: Digest
+    sha256: Sha256Hex
     method: Literal["trace", "script"]
     optimize_for_inference: bool
 
@@ -82,12 +84,12 @@ class Artifacts(_Record):
     torchscript: TorchScriptArtifact | None
 
 
-class Source(_Record):
+class SourceRecord(_Record):
     """What the bundle was made from."""
 
-    manifest_sha256: Digest
-    checkpoint_sha256: Digest
-    code_sha256: Digest
+    manifest_sha256: Sha256Hex
+    checkpoint_sha256: Sha256Hex
+    code_sha256: Sha256Hex
     toolchain: dict[str, str]
 
 
@@ -98,7 +100,7 @@ class ParityVerdicts(_Record):
     torchscript: Literal["pass", "not-checked"]
 
 
-class Config(_Record):
+class BundleConfig(_Record):
     """config.json: what a bundle is and how to load it."""
 
     schema_: Literal[1] = Field(alias="schema")
@@ -107,13 +109,13 @@ class Config(_Record):
     description: str
     license: str | None
     authors: list[str]
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-    dims: dict[str, Dim]
+    inputs: list[TensorRecord]
+    outputs: list[TensorRecord]
+    dims: dict[str, DimRecord]
     artifacts: Artifacts
     providers: list[str]
     assets: list[str]
-    source: Source
+    source: SourceRecord
     parity: ParityVerdicts
     metadata: dict[str, JsonValue]
 
@@ -130,7 +132,7 @@ class CaseOutput(_Record):
     rtol: float
 
 
-class Case(_Record):
+class CaseRecord(_Record):
     """One case; `golden` says whether its tensors travel in golden.safetensors."""
 
     name: str
@@ -140,7 +142,7 @@ class Case(_Record):
     outputs: dict[str, CaseOutput]
 
 
-class Tolerance(_Record):
+class ToleranceRecord(_Record):
     """How far one output may be from PyTorch's, and why that far; `parts` are what the noise was measured as."""
 
     kind: Literal["measured", "explicit", "exact"]
@@ -152,19 +154,19 @@ class Tolerance(_Record):
     why: str
 
 
-class Errors(_Record):
+class OutputErrorsRecord(_Record):
     """The largest errors of one output over all cases, the smallest cosine; `of_limit` is the largest error / limit.
 
     `of_limit_float64` is the same against the module in float64, on the cases where that was run; else null.
     """
 
-    max_abs: Measured
-    max_rel: Measured
-    rms: Measured
-    cosine: Measured
+    max_abs: JsonFloat
+    max_rel: JsonFloat
+    rms: JsonFloat
+    cosine: JsonFloat
     mismatched_nonfinite: int
-    of_limit: Measured
-    of_limit_float64: Measured | None
+    of_limit: JsonFloat
+    of_limit_float64: JsonFloat | None
 
 
 class Decision(_Record):
@@ -184,7 +186,7 @@ class Agreement(_Record):
     ties: int
 
 
-class Silent(_Record):
+class UnexercisedChannels(_Record):
     """Channels of one parameter that no sample shows: how many, of how many, and the first of them."""
 
     count: int
@@ -202,32 +204,32 @@ class Coverage(_Record):
     measured: str
     channels: int
     exercised: int
-    silent: dict[str, Silent]
+    silent: dict[str, UnexercisedChannels]
     still: dict[str, int]
 
 
-class Worst(_Record):
+class WorstElementRecord(_Record):
     """The element nearest to its limit."""
 
     case: str
     output: str
     index: list[int]
-    expected: Measured | int | bool
-    actual: Measured | int | bool
-    of_limit: Measured
+    expected: JsonFloat | int | bool
+    actual: JsonFloat | int | bool
+    of_limit: JsonFloat
 
 
-class Backend(_Record):
+class BackendVerdict(_Record):
     """The verdict on one artifact."""
 
     verdict: Verdict
     reason: str
-    outputs: dict[str, Errors]
+    outputs: dict[str, OutputErrorsRecord]
     decisions: dict[str, Agreement]
-    worst: Worst | None
+    worst: WorstElementRecord | None
 
 
-class Stage(_Record):
+class StageRecord(_Record):
     """One step on the way. A kept stage passes because what ships contains it and was proven.
 
     `max_abs` is its own largest error on the one case that is known by then; null where it was not compared by itself.
@@ -241,35 +243,35 @@ class Stage(_Record):
     nodes_after: int
     bytes_before: int
     bytes_after: int
-    max_abs: Measured | None
+    max_abs: JsonFloat | None
 
 
-class Parity(_Record):
+class ParityRecord(_Record):
     """evidence/parity.json: what was compared with what, how far apart it was, and how far it might have been."""
 
     schema_: Literal[1] = Field(alias="schema")
     verdict: Literal["pass"]
     reference: str
-    cases: list[Case]
+    cases: list[CaseRecord]
     not_checked: list[str]
-    tolerance: dict[str, Tolerance]
+    tolerance: dict[str, ToleranceRecord]
     decisions: dict[str, Decision]
     coverage: Coverage
-    backends: dict[Literal["onnx", "torchscript"], Backend]
-    stages: list[Stage]
+    backends: dict[Literal["onnx", "torchscript"], BackendVerdict]
+    stages: list[StageRecord]
 
 
 # -- evidence/build.json --------------------------------------------------------------------
 
 
-class Step(_Record):
+class BuildStep(_Record):
     """One step of the build and its outcome."""
 
     name: str
     outcome: str
 
 
-class Build(_Record):
+class BuildRecord(_Record):
     """evidence/build.json: the kind of machine the errors were measured on, and the steps' outcomes."""
 
     schema_: Literal[1] = Field(alias="schema")
@@ -278,4 +280,4 @@ class Build(_Record):
     python: str
     threads: int
     capability: str
-    steps: list[Step]
+    steps: list[BuildStep]

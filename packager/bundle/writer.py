@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from packager.bundle import layout
-from packager.bundle.fingerprint import fingerprint, sums_text
+from packager.bundle.fingerprint import compute_fingerprint, format_sums
 from packager.common.hashing import CHUNK_BYTES, sha256_file
 from packager.errors import OutputRefused
 
@@ -48,7 +48,7 @@ _HINTS_BY_ERRNO = {
 }
 
 
-class Writer:
+class BundleWriter:
     """Writes the files of one bundle into a folder and remembers their digests."""
 
     def __init__(self, folder: Path) -> None:
@@ -72,22 +72,22 @@ class Writer:
         self.digests[path] = found.hexdigest()
         return self.digests[path]
 
-    def adopt(self, path: str, source: Path) -> str:
+    def move_file(self, path: str, source: Path) -> str:
         """Move a finished file of the same filesystem in and hash what lies there; returns its digest."""
         target = self._target(path)
         os.replace(source, target)
         self.digests[path] = sha256_file(target)
         return self.digests[path]
 
-    def discard(self, path: str) -> None:
+    def remove_file(self, path: str) -> None:
         """Take a file out again, as when it was not proven."""
         (self.folder / path).unlink()
         del self.digests[path]
 
     def seal(self) -> str:
         """Write SHA256SUMS and FINGERPRINT; returns the fingerprint."""
-        text = sums_text(self.digests)
-        found = fingerprint(text)
+        text = format_sums(self.digests)
+        found = compute_fingerprint(text)
         (self.folder / layout.SUMS).write_text(text, encoding="utf-8", newline="\n")
         (self.folder / layout.FINGERPRINT).write_text(found + "\n", encoding="utf-8", newline="\n")
         return found
@@ -99,15 +99,15 @@ class Writer:
 
 
 @contextlib.contextmanager
-def staging(out: Path, name: str, *, force: bool) -> Iterator[Path]:
+def stage_bundle(out: Path, name: str, *, force: bool) -> Iterator[Path]:
     """A private folder beside `out/name`; when the block ends well, its `bundle` takes that place.
 
     Raises `OutputRefused` where `out` cannot be written, or `out/name` is there, is no bundle, and
     `force` is not given; an OSError inside the block that is the user's to mend becomes one too.
     """
     target = out / name
-    with users_problem(out):
-        check_target(target, force=force)
+    with translate_os_errors(out):
+        check_bundle_target(target, force=force)
         with _create_folder(out), _create_locked_folder(out, name) as folder:
             bundle = folder / "bundle"
             bundle.mkdir()
@@ -137,7 +137,7 @@ def _create_folder(out: Path) -> Iterator[None]:
                 one.rmdir()
 
 
-def check_target(target: Path, *, force: bool) -> None:
+def check_bundle_target(target: Path, *, force: bool) -> None:
     """Refuse to replace what is not a bundle. Raises `OutputRefused`."""
     if not os.path.lexists(target) or force:
         return
@@ -147,7 +147,7 @@ def check_target(target: Path, *, force: bool) -> None:
         )
 
 
-def check_archive(target: Path, *, force: bool) -> None:
+def check_archive_target(target: Path, *, force: bool) -> None:
     """Refuse to replace a file that is no bundle's archive. Raises `OutputRefused`."""
     if not os.path.lexists(target) or force:
         return
@@ -215,7 +215,7 @@ def _try_lock(lock: IO[str]) -> bool:
 
 
 @contextlib.contextmanager
-def users_problem(out: Path) -> Iterator[None]:
+def translate_os_errors(out: Path) -> Iterator[None]:
     """An OSError that is the user's to mend, as a full disk is, becomes `OutputRefused`."""
     try:
         yield

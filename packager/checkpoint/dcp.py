@@ -35,7 +35,7 @@ _ALLOWED_CLASSES = {
 _DTYPES = {str(one).removeprefix("torch.") for one in vars(torch).values() if isinstance(one, torch.dtype)}
 
 
-def read(located: LocatedCheckpoint, where: str | None, unpickled: Callable[..., Any]) -> dict[str, Any]:
+def read_dcp(located: LocatedCheckpoint, where: str | None, unpickle: Callable[..., Any]) -> dict[str, Any]:
     """Everything in the folder but the optimizer's state, nested as it was saved; `unpickled` reads one chunk.
 
     Raises `CheckpointUnreadable` or `CheckpointNeedsCode`.
@@ -53,7 +53,7 @@ def read(located: LocatedCheckpoint, where: str | None, unpickled: Callable[...,
             if path[0].startswith("optim"):
                 found.setdefault(path[0], {})
                 continue
-            chunks = [_read_chunk(located, info, where, unpickled) for _, info in places.get(name, [])]
+            chunks = [_read_chunk(located, info, where, unpickle) for _, info in places.get(name, [])]
             offsets = [getattr(index, "offset", None) for index, _ in places.get(name, [])]
             _set_nested(found, path, _assemble_tensor(name, described, chunks, offsets))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:

@@ -39,12 +39,12 @@ class Fit:
     prefix: str
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    narrowed: tuple[str, ...] = ()
+    downcast: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Forgiven:
+class Allowances:
     """What may be missing or left over: nothing where `strict`, but for the patterns."""
 
     strict: bool
@@ -81,8 +81,10 @@ def fit(
         for name, tensor in renamed.items()
         if name in shapes and tuple(tensor.shape) != tuple(shapes[name])
     ]
-    forgiven = Forgiven(strict, tuple(allow_missing), tuple(allow_unexpected))
-    check(missing, unexpected, wrong, forgiven, in_file=list(renamed), in_module=list(shapes), where=where)
+    forgiven = Allowances(strict, tuple(allow_missing), tuple(allow_unexpected))
+    check_key_match(
+        missing, unexpected, wrong, forgiven, checkpoint_names=list(renamed), module_names=list(shapes), where=where
+    )
     kept = {name: tensor for name, tensor in renamed.items() if name in shapes}
     return Fit(kept, prefix_used, tuple(missing), tuple(unexpected), names=names)
 
@@ -141,27 +143,29 @@ def _refuse_untied(
             raise StateDoesNotFit(where, why, "untie them in the module, or save what it really has")
 
 
-def check(
+def check_key_match(
     missing: Sequence[str],
     unexpected: Sequence[str],
-    wrong: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
-    forgiven: Forgiven,
+    shape_mismatches: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
+    allowances: Allowances,
     *,
-    in_file: Sequence[str],
-    in_module: Sequence[str],
+    checkpoint_names: Sequence[str],
+    module_names: Sequence[str],
     where: str | None,
 ) -> None:
     """Refuse what is missing, left over, or of another shape (name, the module's, the checkpoint's).
 
     Raises `StateDoesNotFit`.
     """
-    refused_missing = [name for name in missing if forgiven.strict and not _matches_any(name, forgiven.missing)]
-    refused_unexpected = [name for name in unexpected if forgiven.strict and not _matches_any(name, forgiven.unexpected)]
-    if refused_missing or refused_unexpected or wrong:
+    refused_missing = [name for name in missing if allowances.strict and not _matches_any(name, allowances.missing)]
+    refused_unexpected = [
+        name for name in unexpected if allowances.strict and not _matches_any(name, allowances.unexpected)
+    ]
+    if refused_missing or refused_unexpected or shape_mismatches:
         # A name that fits is taken: only what has no counterpart may be another's.
-        left_over = sorted(set(in_file) - set(in_module))
-        without = sorted(set(in_module) - set(in_file))
-        why = _format_mismatch(refused_missing, refused_unexpected, wrong, left_over, without)
+        left_over = sorted(set(checkpoint_names) - set(module_names))
+        without = sorted(set(module_names) - set(checkpoint_names))
+        why = _format_mismatch(refused_missing, refused_unexpected, shape_mismatches, left_over, without)
         raise StateDoesNotFit(where, why, _suggest_fix(refused_missing, refused_unexpected))
 
 
@@ -245,7 +249,10 @@ def _format_mismatch(
         width = max(len(name) for name, _, _ in wrong[:_MAX_ROWS])
         lines.append("shapes that differ:")
         lines.append(f"  {'':{width}}  {'module':18}  checkpoint")
-        lines += [f"  {name:{width}}  {_format_shape(ours):18}  {_format_shape(theirs)}" for name, ours, theirs in wrong[:_MAX_ROWS]]
+        lines += [
+            f"  {name:{width}}  {_format_shape(ours):18}  {_format_shape(theirs)}"
+            for name, ours, theirs in wrong[:_MAX_ROWS]
+        ]
         lines += [f"  and {len(wrong) - _MAX_ROWS} more"] if len(wrong) > _MAX_ROWS else []
     return "\n".join(lines)
 

@@ -27,19 +27,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packager.checkpoint import run_folder, sharded_index
-from packager.checkpoint.safetensors_header import metadata, read_header
+from packager.checkpoint.safetensors_header import get_metadata, read_header
 from packager.common.hashing import sha256_file
-from packager.common.strict_json import read_json
+from packager.common.strict_json import parse_strict_json
 from packager.errors import CheckpointNotFound, CheckpointUnreadable
 
-INDEX = ".index.json"
-DCP = ".metadata"
-CONFIG = "config.json"
+SHARD_INDEX_SUFFIX = ".index.json"
+DCP_METADATA_FILE = ".metadata"
+HUGGINGFACE_CONFIG_FILE = "config.json"
 _USUAL_WEIGHT_NAMES = (
     "model.safetensors", "pytorch_model.safetensors", "diffusion_pytorch_model.safetensors",
     "pytorch_model.bin", "model.pt", "model.pth",
 )  # fmt: skip
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 _MAX_JSON_BYTES = 100_000_000  # as safetensors has it for a header
 _SETTLED_NS = 2_000_000_000  # file times are as coarse as this; a file younger than that may change unnoticed
 
@@ -81,8 +81,8 @@ class LocatedCheckpoint:
     path: Path
     files: tuple[Path, ...]
     versions: Mapping[Path, FileVersion]
-    chosen: bool = False
-    passed_over: tuple[str, ...] = ()
+    from_run: bool = False
+    skipped_checkpoints: tuple[str, ...] = ()
     digests: Mapping[Path, str] = field(default_factory=dict)
 
     @property
@@ -118,9 +118,9 @@ class LocatedCheckpoint:
             return True
 
 
-def locate(
+def locate_files(
     path: Path,
-    named: str | None = None,
+    display_name: str | None = None,
     where: str | None = None,
     weights: str = "auto",
     sha256: Callable[[Path], str] = sha256_file,
@@ -131,13 +131,13 @@ def locate(
     to be told whether that file is whole. Raises `CheckpointNotFound`,
     `CheckpointUnreadable`, or what `run_folder.chosen` raises.
     """
-    called = named or str(path)
+    called = display_name or str(path)
     if _path_kind(path, called, where) == "folder":
         if run_folder.is_run(path) or run_folder.is_checkpoint(path):
             return _locate_in_run(path, called, where, weights, sha256)
         files = _list_folder_files(path, called, where)
-    elif path.name.endswith(INDEX):
-        files = [path, *shards(path, called, where)]
+    elif path.name.endswith(SHARD_INDEX_SUFFIX):
+        files = [path, *list_shards(path, called, where)]
     elif (index := _find_piece_index(path, called, where)) is not None:
         files = [index, *_list_piece_files(index, called, where)]
     else:
@@ -147,7 +147,7 @@ def locate(
     return LocatedCheckpoint(path, tuple(files), {file: FileVersion.of(file) for file in files})
 
 
-def digest(located: LocatedCheckpoint, sha256: Callable[[Path], str]) -> str:
+def digest_checkpoint(located: LocatedCheckpoint, sha256: Callable[[Path], str]) -> str:
     """One file: its SHA-256. Several: SHA-256 over sorted `sha256  name` lines. Raises OSError.
 
     `sha256` is asked only about files whose digest was not found while they were located.
@@ -159,16 +159,16 @@ def digest(located: LocatedCheckpoint, sha256: Callable[[Path], str]) -> str:
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def program(located: LocatedCheckpoint) -> str | None:
+def detect_serialized_module(located: LocatedCheckpoint) -> str | None:
     """`TorchScript` or `an exported program` where the one file holds its own forward(); None where it does not."""
     try:
         with zipfile.ZipFile(located.head) as archive:
-            return program_in(archive.namelist())
+            return detect_serialized_module_in(archive.namelist())
     except Exception:  # noqa: BLE001 (zipfile raises several unrelated classes; whoever reads the file will tell)
         return None
 
 
-def program_in(names: Sequence[str]) -> str | None:
+def detect_serialized_module_in(names: Sequence[str]) -> str | None:
     """The same for the names of an archive's entries, which all lie in one folder."""
     inside = [name.partition("/")[2] for name in names]
     if any(name.startswith("code/") for name in inside):
@@ -202,7 +202,7 @@ def _describe_neighbors(path: Path) -> str | None:
     if path.is_symlink():
         return f"it is a symbolic link to {os.readlink(path)}, which is not there"
     beside = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
-    near = [name for name in beside if name.endswith((*SUFFIXES, INDEX))]
+    near = [name for name in beside if name.endswith((*WEIGHT_SUFFIXES, SHARD_INDEX_SUFFIX))]
     return f"beside it: {', '.join(near)}" if near else None
 
 
@@ -226,9 +226,12 @@ def _check_file(file: Path, named: str, where: str | None, *, alone: bool) -> No
 # -- folders and shards -----------------------------------------------------------------------
 
 
-def holds_checkpoint(folder: Path) -> bool:
+def contains_checkpoint(folder: Path) -> bool:
     """Whether a folder has something in it that a checkpoint is made of."""
-    return any(name == DCP or name.endswith((INDEX, *SUFFIXES)) for name in os.listdir(folder))
+    return any(
+        name == DCP_METADATA_FILE or name.endswith((SHARD_INDEX_SUFFIX, *WEIGHT_SUFFIXES))
+        for name in os.listdir(folder)
+    )
 
 
 def _list_folder_files(folder: Path, named: str, where: str | None) -> list[Path]:
@@ -236,22 +239,22 @@ def _list_folder_files(folder: Path, named: str, where: str | None) -> list[Path
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise CheckpointUnreadable(named, where, str(error.strerror), None) from None
-    head, others = pick(names, named, where)
-    parts = shards(folder / head, named, where) if head.endswith(INDEX) else []
+    head, others = pick_head(names, named, where)
+    parts = list_shards(folder / head, named, where) if head.endswith(SHARD_INDEX_SUFFIX) else []
     return [folder / head, *parts, *(folder / name for name in others)]
 
 
-def pick(names: Sequence[str], named: str, where: str | None) -> tuple[str, list[str]]:
+def pick_head(names: Sequence[str], named: str, where: str | None) -> tuple[str, list[str]]:
     """The head among the names in a folder, and what else belongs to it by its name: shards are for the head to say.
 
     Raises `CheckpointUnreadable`.
     """
-    if DCP in names:
-        return DCP, [name for name in names if name.endswith(".distcp")]
-    config = [CONFIG] if CONFIG in names else []
-    indexes = [name for name in names if name.endswith(INDEX)]
+    if DCP_METADATA_FILE in names:
+        return DCP_METADATA_FILE, [name for name in names if name.endswith(".distcp")]
+    config = [HUGGINGFACE_CONFIG_FILE] if HUGGINGFACE_CONFIG_FILE in names else []
+    indexes = [name for name in names if name.endswith(SHARD_INDEX_SUFFIX)]
     usual = [name for name in _USUAL_WEIGHT_NAMES if name in names]
-    weights = [name for name in names if name.endswith(SUFFIXES)]
+    weights = [name for name in names if name.endswith(WEIGHT_SUFFIXES)]
     if "adapter_config.json" in names and not usual and not indexes:
         raise CheckpointUnreadable(named, where, "it holds an adapter (PEFT), not the weights of a model: merge them")
     if usual and not (indexes and usual[0].endswith(".bin")):
@@ -279,7 +282,7 @@ def _locate_in_run(
         digests[file] = sha256(file)
         return digests[file]
 
-    chosen = run_folder.chosen(folder, weights, hashed)
+    chosen = run_folder.choose_checkpoint(folder, weights, hashed)
     files = chosen.files
     if len(files) > 1 and set(_list_piece_files(files[0], named, where)) != set(files[1:]):
         raise CheckpointUnreadable(named, where, f"{files[0].name} names other files than there are")
@@ -287,20 +290,20 @@ def _locate_in_run(
         folder,
         files,
         versions={file: versions[file] for file in files},
-        chosen=True,
-        passed_over=chosen.passed_over,
+        from_run=True,
+        skipped_checkpoints=chosen.skipped_checkpoints,
         digests={file: digests[file] for file in files},
     )
 
 
 def _find_piece_index(path: Path, named: str, where: str | None) -> Path | None:
     """The index that a file is, or that lies beside it where the file is what all ranks had the same."""
-    if path.name.endswith(run_folder.PIECES):
+    if path.name.endswith(run_folder.PIECES_SUFFIX):
         return path
     if path.suffix != ".safetensors":
         return None
     stem, rank, _ = path.stem.partition(".rank-")
-    index = path.with_name(run_folder.pieces_of(f"{stem}.safetensors"))
+    index = path.with_name(run_folder.pieces_index_name(f"{stem}.safetensors"))
     if not index.is_file():
         if named_index := _read_owning_index(path):
             why = f"it is a part of a checkpoint in pieces: name its {named_index}, or their folder"
@@ -314,28 +317,28 @@ def _find_piece_index(path: Path, named: str, where: str | None) -> Path | None:
 def _read_owning_index(path: Path) -> str | None:
     """The index that a safetensors file says it is a part of."""
     try:
-        return sharded_index.index_of(metadata(read_header(path)))
+        return sharded_index.get_owning_index(get_metadata(read_header(path)))
     except (OSError, ValueError):
         return None  # whoever reads the file will tell
 
 
 def _list_piece_files(index: Path, named: str, where: str | None) -> list[Path]:
     """The file of what is whole, and those of the pieces."""
-    found = piece_index(index, named, where)
+    found = load_piece_index(index, named, where)
     return [index.parent / name for name in (found.whole, *found.files())]
 
 
-def piece_index(index: Path, named: str, where: str | None) -> sharded_index.Index:
+def load_piece_index(index: Path, named: str, where: str | None) -> sharded_index.PieceIndex:
     """The index of tensors in pieces. Raises `CheckpointUnreadable`."""
     try:
-        return sharded_index.read(index)
+        return sharded_index.read_piece_index(index)
     except (OSError, ValueError) as error:
         raise CheckpointUnreadable(named, where, f"{index.name}: {error}") from None
 
 
-def shards(index: Path, named: str, where: str | None) -> list[Path]:
+def list_shards(index: Path, named: str, where: str | None) -> list[Path]:
     """The shards that an index names, each in the index's own folder or below."""
-    names = sorted(set(weight_map(index, named, where).values()))
+    names = sorted(set(read_weight_map(index, named, where).values()))
     for name in names:
         parts = name.replace("\\", "/").split("/")
         if not name or ".." in parts or name.startswith("/") or ":" in parts[0] or "\0" in name:
@@ -343,12 +346,12 @@ def shards(index: Path, named: str, where: str | None) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def weight_map(index: Path, named: str, where: str | None) -> dict[str, str]:
+def read_weight_map(index: Path, named: str, where: str | None) -> dict[str, str]:
     """Which shard each tensor is in, as an index says."""
     try:
         if index.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError("it is too long to be an index")
-        found = read_json(index.read_bytes())
+        found = parse_strict_json(index.read_bytes())
         shards = found["weight_map"]
         if not shards or not all(isinstance(name, str) for name in shards.values()):
             raise ValueError("weight_map names no shards")

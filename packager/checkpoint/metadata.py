@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from packager.checkpoint.run_folder import EMA, TRAINING, entry
-from packager.checkpoint.safetensors_header import metadata, read_header
+from packager.checkpoint.run_folder import EMA_FILE, TRAINING_FILE, read_checkpoint
+from packager.checkpoint.safetensors_header import get_metadata, read_header
 from packager.errors import CheckpointDamaged
 
 EMA_KEYS = (
     "ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema_state", "shadow", "averaged_model",
     "swa_model", "swa_state_dict",
 )  # fmt: skip
-AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts in it
+AVERAGED_COUNTER_KEY = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts in it
 _EPOCH_KEYS = ("epoch", "current_epoch", "last_epoch")
 _STEP_KEYS = ("global_step", "step", "iteration", "iter", "num_updates")
 _METRIC_KEYS = ("metrics", "best_metrics", "metric", "scores", "results", "logs", "best")
@@ -34,7 +34,7 @@ _MAX_DEPTH = 6
 _MAX_VALUES = 1000  # values that are shown
 _MAX_TEXT_LENGTH = 300
 
-Plain = Any
+PlainValue = Any
 """None, bool, int, float, str, or lists and dicts of these: what JSON has."""
 
 
@@ -48,7 +48,7 @@ class About:
     epoch: int | None = None
     step: int | None = None
     metrics: Mapping[str, float | str] = field(default_factory=dict)
-    hyperparameters: Mapping[str, Plain] = field(default_factory=dict)
+    hyperparameters: Mapping[str, PlainValue] = field(default_factory=dict)
     optimizer: bool = False
     scheduler: bool = False
     ema: bool = False
@@ -76,7 +76,7 @@ class About:
         return {title: text for title, text in found.items() if text}
 
 
-def about(found: Mapping[Any, Any], strings: Mapping[str, str]) -> About:
+def describe_contents(found: Mapping[Any, Any], strings: Mapping[str, str]) -> About:
     """Describe what a file held; `strings` are those of a safetensors file."""
     whole: dict[str, Any] = {**strings, **{str(key): value for key, value in found.items()}}
     names = [name.lower() for name in whole]
@@ -88,24 +88,24 @@ def about(found: Mapping[Any, Any], strings: Mapping[str, str]) -> About:
         hyperparameters=_collect_hyperparameters(whole),
         optimizer=any("optim" in name for name in names) or any(_is_optimizer(value) for value in whole.values()),
         scheduler=any("sched" in name for name in names),
-        ema=any(name in EMA_KEYS or name == AVERAGED for name in names),
+        ema=any(name in EMA_KEYS or name == AVERAGED_COUNTER_KEY for name in names),
     )
 
 
-def of_checkpoint(folder: Path) -> About:
+def describe_run_checkpoint(folder: Path) -> About:
     """What the record of one checkpoint of a run says. Raises `CheckpointDamaged` or `RunSchemaUnknown`."""
-    record = entry(folder)
+    record = read_checkpoint(folder)
     try:
-        training = json.loads(metadata(read_header(folder / TRAINING))["tree"])["dict"]
+        training = json.loads(get_metadata(read_header(folder / TRAINING_FILE))["tree"])["dict"]
     except (OSError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointDamaged(str(folder), f"{TRAINING}: {type(error).__name__}: {error}") from None
+        raise CheckpointDamaged(str(folder), f"{TRAINING_FILE}: {type(error).__name__}: {error}") from None
     return About(
         epoch=record.epoch,
         step=record.step,
         metrics={name: one if math.isfinite(one) else str(one) for name, one in record.metrics.items()},
         optimizer="optimizer" in training,
         scheduler="scheduler" in training,
-        ema=EMA in record.digests,
+        ema=EMA_FILE in record.digests,
         name=record.name,
         version=record.version,
         revision=record.revision,
@@ -123,7 +123,9 @@ def _find_count(whole: Mapping[str, Any], names: Sequence[str]) -> int | None:
 
 def _collect_metrics(whole: Mapping[str, Any]) -> dict[str, float | str]:
     """Single numbers at the top, in a dict of metrics, and the best score that Lightning's callbacks keep."""
-    given = {name: value for name, value in whole.items() if name not in (*_EPOCH_KEYS, *_STEP_KEYS, AVERAGED)}
+    given = {
+        name: value for name, value in whole.items() if name not in (*_EPOCH_KEYS, *_STEP_KEYS, AVERAGED_COUNTER_KEY)
+    }
     for name in _METRIC_KEYS:
         inner = whole.get(name)
         given.update({str(key): value for key, value in inner.items()} if isinstance(inner, Mapping) else {})
@@ -147,15 +149,17 @@ def _to_number(value: Any) -> float | None:
     return value if isinstance(value, float) or abs(value) < 1 << 63 else None
 
 
-def _collect_hyperparameters(whole: Mapping[str, Any]) -> dict[str, Plain]:
-    found: dict[str, Plain] = {}
+def _collect_hyperparameters(whole: Mapping[str, Any]) -> dict[str, PlainValue]:
+    found: dict[str, PlainValue] = {}
     left = [_MAX_VALUES]
     for name in _HYPERPARAMETER_KEYS:
         value = whole.get(name)
         if isinstance(value, argparse.Namespace):
             value = vars(value)
         if isinstance(value, Mapping) and not _is_optimizer(value):
-            found.update({str(key): _to_plain_value(one, left, _MAX_DEPTH) for key, one in list(value.items())[:_MAX_VALUES]})
+            found.update(
+                {str(key): _to_plain_value(one, left, _MAX_DEPTH) for key, one in list(value.items())[:_MAX_VALUES]}
+            )
     return found
 
 
@@ -164,7 +168,7 @@ def _is_optimizer(value: Any) -> bool:
     return isinstance(value, Mapping) and {"state", "param_groups"} <= set(value)
 
 
-def _to_plain_value(value: Any, left: list[int], depth: int) -> Plain:
+def _to_plain_value(value: Any, left: list[int], depth: int) -> PlainValue:
     """A value as JSON has it; `left` counts down how many more are shown."""
     left[0] -= 1
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():

@@ -26,16 +26,23 @@ import safetensors.torch
 import torch
 
 from packager.checkpoint import dcp, pickle_scan
-from packager.checkpoint.locate import DCP, INDEX, LocatedCheckpoint, piece_index, program_in, weight_map
-from packager.checkpoint.run_folder import PIECES
-from packager.checkpoint.safetensors_header import metadata, read_header
-from packager.checkpoint.state_tree import DTYPES
-from packager.checkpoint.state_tree_file import DTYPE_NAMED
+from packager.checkpoint.locate import (
+    DCP_METADATA_FILE,
+    SHARD_INDEX_SUFFIX,
+    LocatedCheckpoint,
+    detect_serialized_module_in,
+    load_piece_index,
+    read_weight_map,
+)
+from packager.checkpoint.run_folder import PIECES_SUFFIX
+from packager.checkpoint.safetensors_header import get_metadata, read_header
+from packager.checkpoint.state_tree import SAFETENSORS_DTYPES
+from packager.checkpoint.state_tree_file import TORCH_DTYPES
 from packager.errors import CheckpointNeedsCode, CheckpointUnreadable
 
 
 @dataclass(frozen=True)
-class Opened:
+class CheckpointContent:
     """What the files hold: whatever was saved, and the strings that safetensors keeps beside its tensors."""
 
     content: Any
@@ -43,19 +50,19 @@ class Opened:
     metadata: dict[str, str]
 
 
-def open_checkpoint(located: LocatedCheckpoint, *, trust_pickle: bool, where: str | None) -> Opened:
+def open_checkpoint(located: LocatedCheckpoint, *, trust_pickle: bool, where: str | None) -> CheckpointContent:
     """Open what `packager.checkpoint.locate` found: a file, the shards of an index, or a folder.
 
     Raises `CheckpointNotFound`, `CheckpointUnreadable` or `CheckpointNeedsCode`.
     """
     opener = _CheckpointReader(located, trust_pickle, where)
-    if located.head.name == DCP:
-        return Opened(dcp.read(located, where, opener.unpickled), "torch.distributed.checkpoint", {})
-    if located.head.name.endswith(INDEX):
-        return opener.shards()
-    if located.head.name.endswith(PIECES):
-        return opener.pieces()
-    return opener.file(located.head)
+    if located.head.name == DCP_METADATA_FILE:
+        return CheckpointContent(dcp.read_dcp(located, where, opener.unpickle), "torch.distributed.checkpoint", {})
+    if located.head.name.endswith(SHARD_INDEX_SUFFIX):
+        return opener.read_shards()
+    if located.head.name.endswith(PIECES_SUFFIX):
+        return opener.read_pieces()
+    return opener.read_file(located.head)
 
 
 @dataclass(frozen=True)
@@ -66,27 +73,27 @@ class _CheckpointReader:
     trust_pickle: bool
     where: str | None
 
-    def file(self, path: Path) -> Opened:
+    def read_file(self, path: Path) -> CheckpointContent:
         """One file of weights."""
         if path.suffix == ".safetensors":
             tensors, strings = self._read_safetensors(path)
-            return Opened(tensors, "safetensors", strings)
+            return CheckpointContent(tensors, "safetensors", strings)
         with path.open("rb") as stream:
-            zipped = stream.read(4) == pickle_scan.ZIP
+            zipped = stream.read(4) == pickle_scan.ZIP_MAGIC
         if zipped:
             self._check_archive(path)
-        if not self.trust_pickle and pickle_scan.asks_for_bytearray(path, zipped=zipped):
+        if not self.trust_pickle and pickle_scan.contains_bytearray(path, zipped=zipped):
             raise self._unreadable_error(path, "it asks for a bytearray, which may be of any size: save it as a tensor")
-        return Opened(self.unpickled(path, path, zipped=zipped), "pytorch", {})
+        return CheckpointContent(self.unpickle(path, path, zipped=zipped), "pytorch", {})
 
-    def shards(self) -> Opened:
+    def read_shards(self) -> CheckpointContent:
         """All shards of an index as one state dict, each tensor from the shard that the index says."""
         named = str(self.located.path)
-        wanted = weight_map(self.located.head, named, self.where)
+        wanted = read_weight_map(self.located.head, named, self.where)
         found: dict[str, Any] = {}
         formats, strings = set(), {}
         for shard in sorted(set(wanted.values())):
-            opened = self.file(self.located.head.parent / shard)
+            opened = self.read_file(self.located.head.parent / shard)
             if not isinstance(opened.content, dict):
                 raise self._unreadable_error(self.located.head.parent / shard, "it is no state dict")
             formats.add(opened.format)
@@ -97,33 +104,35 @@ class _CheckpointReader:
                 why = f"{self.located.head.name} says that {shard} holds {', '.join(absent[:5])}, and it does not"
                 raise CheckpointUnreadable(named, self.where, why)
             found.update({name: one for name, one in opened.content.items() if name in here})
-        return Opened(found, f"{' and '.join(sorted(formats))} in {len(set(wanted.values()))} shards", strings)
+        return CheckpointContent(
+            found, f"{' and '.join(sorted(formats))} in {len(set(wanted.values()))} shards", strings
+        )
 
-    def pieces(self) -> Opened:
+    def read_pieces(self) -> CheckpointContent:
         """What several ranks wrote, each tensor put together from its pieces."""
         folder, named = self.located.head.parent, str(self.located.path)
-        index = piece_index(self.located.head, named, self.where)
+        index = load_piece_index(self.located.head, named, self.where)
         found, strings = self._read_safetensors(folder / index.whole)
         parts = {file: self._read_safetensors(folder / file)[0] for file in index.files()}
         for name, one in index.tensors.items():
-            if one.dtype not in DTYPE_NAMED:
+            if one.dtype not in TORCH_DTYPES:
                 raise CheckpointUnreadable(named, self.where, f"{name} is of the dtype {one.dtype!r}")
             boxes = [(piece, parts[piece.file].get(name)) for piece in one.pieces]
             for piece, part in boxes:
-                if part is None or tuple(part.shape) != piece.shape or DTYPES.get(part.dtype) != one.dtype:
+                if part is None or tuple(part.shape) != piece.shape or SAFETENSORS_DTYPES.get(part.dtype) != one.dtype:
                     why = f"{piece.file} does not hold the piece of {name} that {self.located.head.name} says"
                     raise CheckpointUnreadable(named, self.where, why)
             if len(boxes) == 1 and boxes[0][0].shape == one.shape:
                 found[name] = parts[boxes[0][0].file][name]
                 continue
-            found[name] = torch.empty(one.shape, dtype=DTYPE_NAMED[one.dtype])
+            found[name] = torch.empty(one.shape, dtype=TORCH_DTYPES[one.dtype])
             for piece, _ in boxes:
                 place = zip(piece.offset, piece.shape, strict=True)
                 box = tuple(slice(begin, begin + length) for begin, length in place)
                 found[name][box] = parts[piece.file][name]
-        return Opened(found, f"safetensors in pieces of {len(parts)} ranks", strings)
+        return CheckpointContent(found, f"safetensors in pieces of {len(parts)} ranks", strings)
 
-    def unpickled(self, source: Path | IO[bytes], file: Path, *, zipped: bool) -> Any:
+    def unpickle(self, source: Path | IO[bytes], file: Path, *, zipped: bool) -> Any:
         """What torch.save wrote into a file, or into the part of it that a stream holds."""
         mapped = zipped and isinstance(source, Path)
         with torch.serialization.safe_globals(_safe_globals()), warnings.catch_warnings():
@@ -131,23 +140,27 @@ class _CheckpointReader:
             try:
                 return torch.load(source, map_location="cpu", weights_only=not self.trust_pickle, mmap=mapped)
             except pickle.UnpicklingError as error:
-                names = pickle_scan.names_wanted(source, str(error), zipped=zipped)
+                names = pickle_scan.find_unsafe_globals(source, str(error), zipped=zipped)
                 if names:
                     raise CheckpointNeedsCode(str(file), self.where, names) from None
-                raise self._unreadable_error(file, pickle_scan.cause(source, error, zipped=zipped)) from None
+                raise self._unreadable_error(
+                    file, pickle_scan.explain_load_error(source, error, zipped=zipped)
+                ) from None
             except Exception as error:  # noqa: BLE001 (torch and pickle raise a dozen unrelated classes for damaged bytes)
-                raise self._unreadable_error(file, pickle_scan.cause(source, error, zipped=zipped)) from None
+                raise self._unreadable_error(
+                    file, pickle_scan.explain_load_error(source, error, zipped=zipped)
+                ) from None
 
     def _read_safetensors(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         try:
-            strings = metadata(read_header(path))
+            strings = get_metadata(read_header(path))
             tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
             # the latter two for a dtype that torch has not
             with path.open("rb") as stream:
-                if stream.read(4) == pickle_scan.ZIP:
+                if stream.read(4) == pickle_scan.ZIP_MAGIC:
                     raise self._unreadable_error(path, "it is a ZIP as torch.save writes it: call it .pt") from None
-            raise self._unreadable_error(path, f"as safetensors: {pickle_scan.first_line(error)}") from None
+            raise self._unreadable_error(path, f"as safetensors: {pickle_scan.first_error_line(error)}") from None
         return tensors, strings
 
     def _check_archive(self, path: Path) -> None:
@@ -158,9 +171,11 @@ class _CheckpointReader:
         except zipfile.BadZipFile:
             raise self._unreadable_error(path, "the file is cut off: its directory is missing") from None
         except Exception as error:  # noqa: BLE001 (zipfile raises several unrelated classes for a damaged directory)
-            raise self._unreadable_error(path, f"its directory is damaged: {pickle_scan.first_line(error)}") from None
+            raise self._unreadable_error(
+                path, f"its directory is damaged: {pickle_scan.first_error_line(error)}"
+            ) from None
         names = [one.filename for one in entries]
-        holds = program_in(names)
+        holds = detect_serialized_module_in(names)
         if holds is not None:
             what = "a TorchScript archive" if holds == "TorchScript" else f"{holds} (.pt2)"
             raise self._unreadable_error(path, f"it is {what}, not a checkpoint")
@@ -168,7 +183,9 @@ class _CheckpointReader:
             raise self._unreadable_error(path, "it is a ZIP, and none of torch.save's: it has no data.pkl")
         packed = [one.filename for one in entries if one.compress_type != zipfile.ZIP_STORED]
         if packed:
-            raise self._unreadable_error(path, f"its entry {packed[0]} is compressed, and torch.save compresses nothing")
+            raise self._unreadable_error(
+                path, f"its entry {packed[0]} is compressed, and torch.save compresses nothing"
+            )
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise self._unreadable_error(path, f"its entry {twice} stands there twice")

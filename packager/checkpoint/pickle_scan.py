@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import torch
 
-ZIP = b"PK\x03\x04"
+ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # what torch.save's old form begins with, after a few operations
 _BEGINNING_BYTES = 24
 _MAX_PROTOCOL = 3
@@ -39,7 +39,7 @@ _SAFE_PREFIXES = (
 )
 
 
-def names_wanted(source: Path | IO[bytes], message: str, *, zipped: bool) -> list[str]:
+def find_unsafe_globals(source: Path | IO[bytes], message: str, *, zipped: bool) -> list[str]:
     """The classes and functions that a refused pickle asks for; `message` is what torch says of it.
 
     Those that tensors are made of are none where it is no file of torch.save: to trust it would not make it one.
@@ -56,7 +56,7 @@ def names_wanted(source: Path | IO[bytes], message: str, *, zipped: bool) -> lis
     return sorted(names)
 
 
-def asks_for_bytearray(path: Path, *, zipped: bool) -> bool:
+def contains_bytearray(path: Path, *, zipped: bool) -> bool:
     """Whether a pickle makes one, which torch's weights-only reading allows, also of so many zeros.
 
     What is damaged is told by whoever reads it.
@@ -71,21 +71,21 @@ def asks_for_bytearray(path: Path, *, zipped: bool) -> bool:
     return False
 
 
-def cause(source: Path | IO[bytes], error: Exception, *, zipped: bool) -> str:
+def explain_load_error(source: Path | IO[bytes], error: Exception, *, zipped: bool) -> str:
     """Why torch did not read it, in a sentence: what the file is instead, or what torch says without its advice."""
     instead = None if zipped else _identify_file(_read_beginning(source))
     if instead:
         return instead
     reason = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
     if reason is None:
-        return first_line(error)
+        return first_error_line(error)
     if "Unsupported operand" in reason[1] and _pickle_protocol(source, zipped=zipped) > _MAX_PROTOCOL:
         protocol = f"protocol {_pickle_protocol(source, zipped=zipped)}"
         return f"it is pickled in {protocol}, and without running code only protocol 2 is read, which torch.save writes"
     return reason[1]
 
 
-def first_line(error: BaseException) -> str:
+def first_error_line(error: BaseException) -> str:
     """An error's own words, without what its library adds below them."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankGroup:
     """This process among those of the run; alone, it is rank 0 of 1, without a group.
 
     The group is torch.distributed's, which ends it with all others in `destroy_process_group`. It is not held
@@ -33,23 +33,25 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
-    reference: weakref.ref[Any] | None = None
+    group_reference: weakref.ref[Any] | None = None
 
     @property
     def is_alone(self) -> bool:
         """Whether this is a run without torch.distributed."""
-        return self.reference is None
+        return self.group_reference is None
 
     @property
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the run that these ranks were of has ended, or has only now begun."""
-        return self.is_alone == initialized() or (self.reference is not None and self.reference() is None)
+        return self.is_alone == is_distributed() or (
+            self.group_reference is not None and self.group_reference() is None
+        )
 
     @property
     def group(self) -> Any:
         """The process group; None without torch.distributed. Raises `RankFailed` where it was ended."""
-        found = None if self.reference is None else self.reference()
-        if self.reference is not None and found is None:
+        found = None if self.group_reference is None else self.group_reference()
+        if self.group_reference is not None and found is None:
             raise RankFailed("another rank of the run cannot be reached", "destroy_process_group() was called")
         return found
 
@@ -58,29 +60,29 @@ class Ranks:
         """Whether this is the rank that writes what is there once."""
         return self.rank == 0
 
-    def of_every(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """What each rank has, by rank."""
         if self.is_alone:
             return [value]
         found: list[Any] = [None] * self.count
-        with reaching():
+        with translate_rank_errors():
             distributed.all_gather_object(found, value, group=self.group)
         return found
 
-    def together(self, work: Callable[[], T]) -> T:
+    def run_on_all(self, work: Callable[[], T]) -> T:
         """What the work gives on this rank. Raises on every rank where it raises on one."""
         value, error = _capture_error(work)
-        for rank, other in enumerate(self.of_every(_transferable_error(error))):
+        for rank, other in enumerate(self.gather(_transferable_error(error))):
             if other is not None:
                 raise error or _revive_error(other, rank)
         return value  # type: ignore[return-value]  # there is one where there is no error
 
-    def first(self, work: Callable[[], T]) -> T:
+    def run_on_first(self, work: Callable[[], T]) -> T:
         """What the work gives on rank 0, which alone does it, on every rank; it raises on every rank too."""
         value, error = _capture_error(work) if self.is_first else (None, None)
         if not self.is_alone:
             told = [(value, _transferable_error(error))]
-            with reaching():
+            with translate_rank_errors():
                 distributed.broadcast_object_list(told, group_src=0, group=self.group)
             value, other = told[0]
             error = error or (None if other is None else _revive_error(other, 0))
@@ -89,22 +91,22 @@ class Ranks:
         return value  # type: ignore[return-value]  # there is one where there is no error
 
 
-def initialized() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of a run of torch.distributed."""
     return distributed.is_available() and distributed.is_initialized()
 
 
-def of_this_run() -> Ranks:
+def create_rank_group() -> RankGroup:
     """The ranks of this run, in a group that is made here: every rank must call this, at the same point."""
-    if not initialized():
-        return Ranks()
-    with reaching():
+    if not is_distributed():
+        return RankGroup()
+    with translate_rank_errors():
         group = distributed.new_group(backend="gloo")
-    return Ranks(distributed.get_rank(), distributed.get_world_size(), weakref.ref(group))
+    return RankGroup(distributed.get_rank(), distributed.get_world_size(), weakref.ref(group))
 
 
 @contextlib.contextmanager
-def reaching() -> Iterator[None]:
+def translate_rank_errors() -> Iterator[None]:
     """While open, a failure of torch.distributed is a rank that cannot be reached: `RankFailed`."""
     try:
         yield
@@ -113,13 +115,13 @@ def reaching() -> Iterator[None]:
         raise RankFailed("another rank of the run cannot be reached", text) from error
 
 
-def is_piece(value: object) -> bool:
+def is_sharded(value: object) -> bool:
     """Whether a tensor is spread over ranks, and this one holds a piece of it."""
     # By name: importing torch.distributed.tensor takes seconds that a run on one rank need not wait.
     return isinstance(value, torch.Tensor) and type(value).__name__ in ("DTensor", "ShardedTensor")
 
 
-def held(piece: Any) -> torch.Tensor:
+def local_shard(piece: Any) -> torch.Tensor:
     """What of a spread tensor lies on this rank; empty where nothing does."""
     if type(piece).__name__ == "DTensor":
         local: torch.Tensor = piece.to_local()
@@ -128,9 +130,9 @@ def held(piece: Any) -> torch.Tensor:
     return shards[0].tensor if shards else torch.empty(0, dtype=piece.dtype)
 
 
-def cut_like(value: Any, like: Any) -> Any:
+def shard_like(value: Any, like: Any) -> Any:
     """A whole tensor as the DTensor that `like` is; anything else, and what has another shape, as it is."""
-    if type(like).__name__ != "DTensor" or not isinstance(value, torch.Tensor) or is_piece(value):
+    if type(like).__name__ != "DTensor" or not isinstance(value, torch.Tensor) or is_sharded(value):
         return value
     if value.shape != like.shape:
         return value

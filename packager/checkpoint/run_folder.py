@@ -38,19 +38,19 @@ try:
 except ImportError:  # Windows: nobody else is seen there
     fcntl = None  # type: ignore[assignment]  # the only way to say that a module is absent
 
-RUN, RECORD = "run.json", "checkpoint.json"
-MODEL, EMA, TRAINING = "model.safetensors", "ema.safetensors", "training.safetensors"
-FILES = {"model": MODEL, "ema": EMA, "training": TRAINING}
-PIECES = ".pieces.json"
+RUN_FILE, RECORD_FILE = "run.json", "checkpoint.json"
+MODEL_FILE, EMA_FILE, TRAINING_FILE = "model.safetensors", "ema.safetensors", "training.safetensors"
+FILES_BY_KIND = {"model": MODEL_FILE, "ema": EMA_FILE, "training": TRAINING_FILE}
+PIECES_SUFFIX = ".pieces.json"
 _CHECKPOINT_NAME = re.compile(r"step-\d{8,}")
 _REPLACED_NAME = re.compile(r"\.(step-\d{8,})\.old")
 _log = logging.getLogger("packager.checkpoint")
 
-Digest = Callable[[Path], str]
+FileDigest = Callable[[Path], str]
 
 
 @dataclass(frozen=True)
-class Entry:
+class CheckpointEntry:
     """One checkpoint of a run, as its checkpoint.json tells it; `number` counts the saves of the run."""
 
     path: Path
@@ -69,7 +69,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckpointRow:
     """One line of the table of a run."""
 
     step: int
@@ -83,16 +83,16 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenCheckpoint:
     """The files that a manifest's `path: runs/` means, the head first, and the checkpoint they belong to.
 
     `passed_over` says which would have come before, and are damaged.
     """
 
-    checkpoint: Entry
+    checkpoint: CheckpointEntry
     files: tuple[Path, ...]
-    why: str
-    passed_over: tuple[str, ...] = ()
+    reason: str
+    skipped_checkpoints: tuple[str, ...] = ()
 
 
 # -- reading ----------------------------------------------------------------------------------
@@ -100,57 +100,57 @@ class Chosen:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run folder, or was one before its run.json was lost."""
-    return (folder / RUN).is_file() or any(_iterate_checkpoint_folders(folder))
+    return (folder / RUN_FILE).is_file() or any(_iterate_checkpoint_folders(folder))
 
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is one checkpoint."""
-    return (folder / RECORD).is_file()
+    return (folder / RECORD_FILE).is_file()
 
 
-def name_of(step: int) -> str:
+def checkpoint_folder_name(step: int) -> str:
     """The folder of a step; such names sort as the steps do."""
     return f"step-{step:08d}"
 
 
-def pieces_of(file: str) -> str:
+def pieces_index_name(file: str) -> str:
     """The index of the pieces that belong to a file of a checkpoint."""
-    return file.removesuffix(".safetensors") + PIECES
+    return file.removesuffix(".safetensors") + PIECES_SUFFIX
 
 
-def piece_file(file: str, rank: int) -> str:
+def piece_file_name(file: str, rank: int) -> str:
     """Where a rank writes its pieces of what belongs to a file."""
     return f"{file.removesuffix('.safetensors')}.rank-{rank:05d}.safetensors"
 
 
-def parts(one: Entry, file: str) -> list[str]:
+def list_parts(one: CheckpointEntry, file: str) -> list[str]:
     """The file, or where it has pieces their index, it, and the files of the pieces."""
-    index, stem = pieces_of(file), file.removesuffix(".safetensors")
+    index, stem = pieces_index_name(file), file.removesuffix(".safetensors")
     if index not in one.digests:
         return [file]
     return [index, file, *sorted(name for name in one.digests if name.startswith(f"{stem}.rank-"))]
 
 
-def entries(folder: Path) -> list[Entry]:
+def list_checkpoints(folder: Path) -> list[CheckpointEntry]:
     """The checkpoints of a run in the order they were saved; one that cannot be read is skipped with a warning."""
     found = []
     for path in _iterate_checkpoint_folders(folder):
         try:
-            found.append(entry(path))
+            found.append(read_checkpoint(path))
         except CheckpointDamaged as error:
             _log.warning("skipped: %s: %s", error.message, error.why)
     return sorted(found, key=lambda one: (one.number, one.step))
 
 
-def entry(path: Path) -> Entry:
+def read_checkpoint(path: Path) -> CheckpointEntry:
     """One checkpoint's folder. Raises `CheckpointDamaged` or `RunSchemaUnknown`; digests are not looked at."""
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
         if record["schema"] != 1:
-            raise RunSchemaUnknown(str(path / RECORD), record["schema"])
-        if not {MODEL, TRAINING} <= set(record["files"]):
-            raise ValueError(f"it lists no {MODEL} or no {TRAINING}")
-        return Entry(
+            raise RunSchemaUnknown(str(path / RECORD_FILE), record["schema"])
+        if not {MODEL_FILE, TRAINING_FILE} <= set(record["files"]):
+            raise ValueError(f"it lists no {MODEL_FILE} or no {TRAINING_FILE}")
+        return CheckpointEntry(
             path=path,
             number=int(record["number"]),
             step=int(record["step"]),
@@ -166,22 +166,22 @@ def entry(path: Path) -> Entry:
             history=tuple(record["history"]),
         )
     except OSError as error:
-        raise CheckpointDamaged(str(path), f"{RECORD}: {error.strerror or error}") from None
+        raise CheckpointDamaged(str(path), f"{RECORD_FILE}: {error.strerror or error}") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointDamaged(str(path), f"{RECORD}: {type(error).__name__}: {error}") from None
+        raise CheckpointDamaged(str(path), f"{RECORD_FILE}: {type(error).__name__}: {error}") from None
 
 
-def latest(found: Sequence[Entry]) -> Entry | None:
+def find_latest(found: Sequence[CheckpointEntry]) -> CheckpointEntry | None:
     """The checkpoint that was saved last."""
     return max(found, key=lambda one: (one.number, one.step), default=None)
 
 
-def best(found: Sequence[Entry], metric: str | None, mode: str) -> Entry | None:
+def find_best(found: Sequence[CheckpointEntry], metric: str | None, mode: str) -> CheckpointEntry | None:
     """The first checkpoint with the best value of the metric; None where there is no metric, or no number in it."""
-    return next(iter(ranked(found, metric, mode)), None)
+    return next(iter(rank_by_metric(found, metric, mode)), None)
 
 
-def ranked(found: Sequence[Entry], metric: str | None, mode: str) -> list[Entry]:
+def rank_by_metric(found: Sequence[CheckpointEntry], metric: str | None, mode: str) -> list[CheckpointEntry]:
     """The checkpoints that have a number for the metric, the best first, and of equals the earlier."""
     if metric is None:
         return []
@@ -190,27 +190,27 @@ def ranked(found: Sequence[Entry], metric: str | None, mode: str) -> list[Entry]
     return sorted(measured, key=lambda one: (sign * one.metrics[metric], one.number, one.step))
 
 
-def settings(folder: Path) -> tuple[str | None, str]:
+def read_run_settings(folder: Path) -> tuple[str | None, str]:
     """The metric of a run and whether its best value is the `min` or the `max`; no metric where run.json has none."""
     try:
-        record = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         schema, metric, mode = record["schema"], record["metric"], record["mode"]
     except FileNotFoundError:
         return None, "min"
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise CheckpointDamaged(str(folder / RUN), f"{type(error).__name__}: {error}") from None
+        raise CheckpointDamaged(str(folder / RUN_FILE), f"{type(error).__name__}: {error}") from None
     if schema != 1:
-        raise RunSchemaUnknown(str(folder / RUN), schema)
+        raise RunSchemaUnknown(str(folder / RUN_FILE), schema)
     return metric, mode
 
 
-def table(folder: Path, now: datetime | None = None) -> list[Row]:
+def tabulate_checkpoints(folder: Path, now: datetime | None = None) -> list[CheckpointRow]:
     """A line for each checkpoint, the last saved at the end. Raises `CheckpointDamaged`, `RunSchemaUnknown`."""
-    found, (metric, mode) = entries(folder), settings(folder)
-    first, last = best(found, metric, mode), latest(found)
+    found, (metric, mode) = list_checkpoints(folder), read_run_settings(folder)
+    first, last = find_best(found, metric, mode), find_latest(found)
     now = now or datetime.now(timezone.utc)
     return [
-        Row(
+        CheckpointRow(
             step=one.step,
             epoch=one.epoch,
             metrics=one.metrics,
@@ -224,7 +224,7 @@ def table(folder: Path, now: datetime | None = None) -> list[Row]:
     ]
 
 
-def damage(one: Entry, names: Sequence[str] = (), sha256: Digest = sha256_file) -> str | None:
+def find_damage(one: CheckpointEntry, names: Sequence[str] = (), sha256: FileDigest = sha256_file) -> str | None:
     """Why a checkpoint, or these files of it, are not what was saved; None where they are."""
     for name in names or one.digests:
         path = one.path / name
@@ -237,29 +237,29 @@ def damage(one: Entry, names: Sequence[str] = (), sha256: Digest = sha256_file) 
     return None
 
 
-def chosen(folder: Path, weights: str = "auto", sha256: Digest = sha256_file) -> Chosen:
+def choose_checkpoint(folder: Path, weights: str = "auto", sha256: FileDigest = sha256_file) -> ChosenCheckpoint:
     """The weights that a run folder, or one checkpoint's folder, stands for.
 
     `auto` is the best checkpoint's model where the run has a metric, and else the latest's; `model` and `ema` are
     that checkpoint's file of the name. A damaged one is passed over, and that is said. Raises `NoCheckpointYet`,
     `CheckpointDamaged`.
     """
-    file = EMA if weights == "ema" else MODEL
+    file = EMA_FILE if weights == "ema" else MODEL_FILE
     if is_checkpoint(folder):
-        ordered, why = [entry(folder)], "the checkpoint that was named"
+        ordered, why = [read_checkpoint(folder)], "the checkpoint that was named"
     else:
-        found, (metric, mode) = entries(folder), settings(folder)
-        ordered = ranked(found, metric, mode)
+        found, (metric, mode) = list_checkpoints(folder), read_run_settings(folder)
+        ordered = rank_by_metric(found, metric, mode)
         why = f"the best {metric}" if ordered else "the latest"
         ordered = ordered or sorted(found, key=lambda one: -one.number)
     passed_over: list[str] = []
     for one in ordered:
         if file not in one.digests:
             raise NoCheckpointYet(str(folder), f"{one.path.name} has no {file}")
-        names = parts(one, file)
-        broken = damage(one, names, sha256)
+        names = list_parts(one, file)
+        broken = find_damage(one, names, sha256)
         if broken is None:
-            return Chosen(one, tuple(one.path / name for name in names), why, tuple(passed_over))
+            return ChosenCheckpoint(one, tuple(one.path / name for name in names), why, tuple(passed_over))
         passed_over.append(f"{one.path.name} is not what was saved: {broken}")
     raise NoCheckpointYet(str(folder), "no checkpoint in it is whole" if ordered else "it holds no checkpoint")
 
@@ -281,12 +281,12 @@ def _iterate_checkpoint_folders(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def lock_for_reading(path: Path) -> Iterator[None]:
     """While open, nobody deletes or replaces this checkpoint. Raises `CheckpointDamaged` where it is gone."""
     try:
-        with (path / RECORD).open("rb") as stream:
-            lock(stream, shared=True)
-            if not still_there(stream, path / RECORD):
+        with (path / RECORD_FILE).open("rb") as stream:
+            lock_file(stream, shared=True)
+            if not is_same_file(stream, path / RECORD_FILE):
                 raise FileNotFoundError(2, "it was deleted")
             yield
     except FileNotFoundError as error:
@@ -294,30 +294,30 @@ def reading(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def removing(path: Path, *, wait: bool) -> Iterator[bool]:
+def lock_for_removal(path: Path, *, wait: bool) -> Iterator[bool]:
     """Yields whether nobody reads this checkpoint; while open, nobody begins to."""
     try:
-        stream = (path / RECORD).open("r+b")
+        stream = (path / RECORD_FILE).open("r+b")
     except OSError:
         yield True  # nobody can read it
         return
     with stream:
-        yield lock(stream, shared=False, wait=wait)
+        yield lock_file(stream, shared=False, wait=wait)
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def lock_for_writing(folder: Path) -> Iterator[None]:
     """While open, this is the only one that changes which checkpoints there are."""
     with (folder / ".lock").open("ab") as stream:
-        lock(stream, shared=False)
+        lock_file(stream, shared=False)
         yield
 
 
-LOCKS = fcntl is not None
+LOCKS_SUPPORTED = fcntl is not None
 """Whether `lock` locks anything here."""
 
 
-def lock(stream: IO[bytes], *, shared: bool, wait: bool = True) -> bool:
+def lock_file(stream: IO[bytes], *, shared: bool, wait: bool = True) -> bool:
     """Lock an open file; whether that was done. `shared` is for those that only read; it ends with the stream."""
     if fcntl is None:
         return True
@@ -333,7 +333,7 @@ def lock(stream: IO[bytes], *, shared: bool, wait: bool = True) -> bool:
     return True
 
 
-def still_there(stream: IO[bytes], path: Path) -> bool:
+def is_same_file(stream: IO[bytes], path: Path) -> bool:
     """Whether a path still leads to the file that was opened."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))

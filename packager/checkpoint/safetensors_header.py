@@ -10,9 +10,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from packager.common.strict_json import read_json
+from packager.common.strict_json import parse_strict_json
 
-METADATA = "__metadata__"
+METADATA_KEY = "__metadata__"
 _MAX_HEADER_BYTES = 100_000_000  # as in safetensors
 _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
@@ -30,15 +30,15 @@ def read_header(path: Path) -> dict[str, Any]:
         if length > _MAX_HEADER_BYTES:
             raise ValueError("the header is too long")
         try:
-            header = read_json(stream.read(length))
+            header = parse_strict_json(stream.read(length))
         except RecursionError:
             raise ValueError("the header is nested too deeply") from None
     if not isinstance(header, dict):
         raise ValueError("the header is no mapping")  # noqa: TRY004 (of the file, and not of an argument)
     for name, one in header.items():
-        if name != METADATA and not (isinstance(one, dict) and {"dtype", "shape", "data_offsets"} <= set(one)):
+        if name != METADATA_KEY and not (isinstance(one, dict) and {"dtype", "shape", "data_offsets"} <= set(one)):
             raise ValueError(f"the header does not say where {name!r} is")
-    _check_offsets({name: one for name, one in header.items() if name != METADATA}, size - 8 - length)
+    _check_offsets({name: one for name, one in header.items() if name != METADATA_KEY}, size - 8 - length)
     return header
 
 
@@ -60,7 +60,7 @@ def _check_offsets(tensors: dict[str, Any], size: int) -> None:
         raise ValueError(f"the header tells of {end} bytes of tensors, and the file holds {size}")
 
 
-def metadata(header: dict[str, Any]) -> dict[str, str]:
+def get_metadata(header: dict[str, Any]) -> dict[str, str]:
     """The strings that were saved beside the tensors."""
-    found = header.get(METADATA)
+    found = header.get(METADATA_KEY)
     return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}

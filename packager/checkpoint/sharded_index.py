@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from packager.checkpoint.run_folder import PIECES
-from packager.common.strict_json import read_json
+from packager.checkpoint.run_folder import PIECES_SUFFIX
+from packager.common.strict_json import parse_strict_json
 
 _MAX_INDEX_BYTES = 100_000_000  # as safetensors has it for a header
 _PART_OF = "part_of"
@@ -38,7 +38,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Spread:
+class TensorPieces:
     """One tensor: its dtype as safetensors writes it, its whole shape, and the pieces that make it up."""
 
     dtype: str
@@ -47,47 +47,47 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Index:
+class PieceIndex:
     """The tensors that are in pieces, by name, and the file that holds the others."""
 
     whole: str
-    tensors: Mapping[str, Spread]
+    tensors: Mapping[str, TensorPieces]
 
     def files(self) -> list[str]:
         """The files that hold the pieces, sorted."""
         return sorted({piece.file for one in self.tensors.values() for piece in one.pieces})
 
-    def as_text(self) -> str:
+    def to_json(self) -> str:
         """What `read` reads."""
         tensors = {name: asdict(one) for name, one in self.tensors.items()}
         return json.dumps({"schema": 1, "whole": self.whole, "tensors": tensors}, separators=(",", ":"))
 
 
-def part_of(index: str) -> dict[str, str]:
+def part_of_metadata(index: str) -> dict[str, str]:
     """What a safetensors file says beside its tensors, that it is not taken for the whole checkpoint."""
     return {_PART_OF: index}
 
 
-def index_of(strings: Mapping[str, str]) -> str | None:
+def get_owning_index(strings: Mapping[str, str]) -> str | None:
     """The index that a file is a part of, as `part_of` has it say."""
     return strings.get(_PART_OF)
 
 
-def read(path: Path) -> Index:
+def read_piece_index(path: Path) -> PieceIndex:
     """An index file. Raises OSError or ValueError."""
     if path.stat().st_size > _MAX_INDEX_BYTES:
         raise ValueError("it is too long to be an index")
     try:
-        found = read_json(path.read_bytes())
+        found = parse_strict_json(path.read_bytes())
         if found["schema"] != 1:
             raise ValueError(f"it is of schema {found['schema']!r}, and this packager reads schema 1")
         tensors = {name: _parse_tensor(name, one) for name, one in found["tensors"].items()}
-        return Index(_check_file_name(found["whole"]), tensors)
+        return PieceIndex(_check_file_name(found["whole"]), tensors)
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"it is no index of pieces: {type(error).__name__}: {error}") from None
 
 
-def _parse_tensor(name: str, found: Any) -> Spread:
+def _parse_tensor(name: str, found: Any) -> TensorPieces:
     shape = _parse_sizes(found["shape"])
     pieces = tuple(
         Piece(_check_file_name(one["file"]), _parse_sizes(one["offset"]), _parse_sizes(one["shape"])) for one in found["pieces"]
@@ -99,7 +99,7 @@ def _parse_tensor(name: str, found: Any) -> Spread:
             raise ValueError(f"a piece of {name} does not lie within it")
     if sum(math.prod(one.shape) for one in pieces) != math.prod(shape) or _any_overlap(pieces):
         raise ValueError(f"the pieces of {name} do not make up {list(shape)}")
-    return Spread(str(found["dtype"]), shape, pieces)
+    return TensorPieces(str(found["dtype"]), shape, pieces)
 
 
 def _parse_sizes(found: Any) -> tuple[int, ...]:
@@ -144,6 +144,6 @@ def _check_file_name(name: Any) -> str:
     """The name of a file in the same folder, and no path."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\:\0"):
         raise ValueError(f"it names a path outside its folder: {name!r}")
-    if name.endswith(PIECES):
+    if name.endswith(PIECES_SUFFIX):
         raise ValueError(f"it names an index: {name!r}")
     return name

@@ -22,12 +22,18 @@ from typing import Any
 import torch
 
 from packager.checkpoint import run_folder
-from packager.checkpoint.locate import LocatedCheckpoint, digest, locate
-from packager.checkpoint.metadata import AVERAGED, EMA_KEYS, About, about, of_checkpoint
+from packager.checkpoint.locate import LocatedCheckpoint, digest_checkpoint, locate_files
+from packager.checkpoint.metadata import (
+    AVERAGED_COUNTER_KEY,
+    EMA_KEYS,
+    About,
+    describe_contents,
+    describe_run_checkpoint,
+)
 from packager.checkpoint.open_files import open_checkpoint
 from packager.checkpoint.remote import urls
 from packager.common.hashing import sha256_file
-from packager.common.progress import Stages, silent
+from packager.common.progress import StageReporter, ignore_event
 from packager.errors import CheckpointDigestWrong, CheckpointUnreadable, WeightsNotFound, did_you_mean
 
 MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
@@ -48,7 +54,7 @@ class Checkpoint:
     key: str
     beside: tuple[str, ...]
     about: About = field(default_factory=About)
-    borrowed: tuple[str, ...] = ()
+    from_model_weights: tuple[str, ...] = ()
     format: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -70,11 +76,11 @@ def read(
     if isinstance(path, str) and urls.is_url(path):
         from packager.checkpoint.remote import fetch
 
-        with fetch.at_hand(fetch.Remote(path, sha256, where), Stages(silent)) as fetched:
+        with fetch.fetch_remote(fetch.RemoteCheckpoint(path, sha256, where), StageReporter(ignore_event)) as fetched:
             return read(fetched, weights, trust_pickle=trust_pickle, where=where, sha256=sha256)
     path = Path(path)
-    located = locate(path, where=where, weights=weights)
-    if sha256 is not None and (found := digest(located, sha256_file)) != sha256:
+    located = locate_files(path, where=where, weights=weights)
+    if sha256 is not None and (found := digest_checkpoint(located, sha256_file)) != sha256:
         raise CheckpointDigestWrong(str(path), where, sha256, found)
     return read_located(located, weights, trust_pickle=trust_pickle, where=where)
 
@@ -85,22 +91,22 @@ def read_located(located: LocatedCheckpoint, weights: str, *, trust_pickle: bool
     Raises `CheckpointUnreadable`, `CheckpointNeedsCode` or `WeightsNotFound`.
     """
     path = located.path
-    for damaged in located.passed_over:
+    for damaged in located.skipped_checkpoints:
         _log.warning("passed over: %s", damaged)
     # A run that goes on must not delete it meanwhile; what is mapped then stays.
-    with run_folder.reading(located.head.parent) if located.chosen else nullcontext():
+    with run_folder.lock_for_reading(located.head.parent) if located.from_run else nullcontext():
         opened = open_checkpoint(located, trust_pickle=trust_pickle, where=where)
-        told = of_checkpoint(located.head.parent) if located.chosen else None
+        told = describe_run_checkpoint(located.head.parent) if located.from_run else None
     content = opened.content
     if isinstance(content, torch.nn.Module):
         content = content.state_dict()
     if not isinstance(content, Mapping):
         raise CheckpointUnreadable(str(path), where, f"it holds a {type(content).__name__}, not a state dict")
-    chosen = _select_state(content, "auto" if located.chosen else weights, where)
+    chosen = _select_state(content, "auto" if located.from_run else weights, where)
     _check_tensors(chosen.state, str(path), where)
     beside = {name: content[name] for name in chosen.beside} if not chosen.key else content
     return replace(
-        chosen, about=told or about(beside, opened.metadata), format=opened.format, metadata=dict(opened.metadata)
+        chosen, about=told or describe_contents(beside, opened.metadata), format=opened.format, metadata=dict(opened.metadata)
     )  # fmt: skip
 
 
@@ -147,13 +153,13 @@ def _is_averaged(value: Any) -> bool:
     """Whether it is the state dict of an `AveragedModel`."""
     return (
         _is_state_dict(value)
-        and isinstance(value.get(AVERAGED), torch.Tensor)
-        and all(key == AVERAGED or key.startswith("module.") for key in value)
+        and isinstance(value.get(AVERAGED_COUNTER_KEY), torch.Tensor)
+        and all(key == AVERAGED_COUNTER_KEY or key.startswith("module.") for key in value)
     )
 
 
 def _extract_tensors(value: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
-    counter = {AVERAGED} if _is_averaged(value) else set()
+    counter = {AVERAGED_COUNTER_KEY} if _is_averaged(value) else set()
     tensors = {key: one for key, one in value.items() if isinstance(one, torch.Tensor) and key not in counter}
     return _with_metadata(tensors, value)
 
@@ -239,7 +245,7 @@ def _add_buffers(
     state = {name: shadow.get(name, one) for name, one in own.items()} if borrowed else shadow
     if same_names:  # a shadow is often a plain dict: the versions are those of the model's own state dict then
         state = _with_metadata(state, shadow, own)
-    return Checkpoint(state, dotted, _other_keys(found, key), borrowed=borrowed)
+    return Checkpoint(state, dotted, _other_keys(found, key), from_model_weights=borrowed)
 
 
 def _name_shadow_tensors(

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from packager.checkpoint.ranks import held, is_piece
+from packager.checkpoint.ranks import is_sharded, local_shard
 from packager.errors import StateNotExpressible
 
-DTYPES = {
+SAFETENSORS_DTYPES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.uint16: "U16", torch.int16: "I16",
     torch.uint32: "U32", torch.int32: "I32", torch.uint64: "U64", torch.int64: "I64", torch.float16: "F16",
     torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
@@ -34,7 +34,7 @@ _MAX_EXACT_JSON_INT = 2**53  # what every reader of JSON takes for an integer
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedTree:
     """The tensors of a tree by name, each contiguous where it was made, and the tree as JSON.
 
     A tensor that is spread over ranks stays as it is; `pieces` are those, and `whole` is the rest.
@@ -44,27 +44,27 @@ class Encoded:
     document: Any
 
     @property
-    def pieces(self) -> dict[str, torch.Tensor]:
-        return {name: one for name, one in self.tensors.items() if is_piece(one)}
+    def sharded(self) -> dict[str, torch.Tensor]:
+        return {name: one for name, one in self.tensors.items() if is_sharded(one)}
 
     @property
-    def whole(self) -> Encoded:
-        return Encoded({name: one for name, one in self.tensors.items() if not is_piece(one)}, self.document)
+    def unsharded(self) -> EncodedTree:
+        return EncodedTree({name: one for name, one in self.tensors.items() if not is_sharded(one)}, self.document)
 
 
-def encode(tree: Any, called: str = "") -> Encoded:
+def encode_tree(tree: Any, label: str = "") -> EncodedTree:
     """Take a tree apart; its tensors are not copied where they are contiguous. `called` is its name in errors.
 
     Raises `StateNotExpressible`.
     """
-    encoder = _Encoder(called)
+    encoder = _Encoder(label)
     try:
-        return Encoded(encoder.tensors, encoder.walk(tree, ""))
+        return EncodedTree(encoder.tensors, encoder.walk(tree, ""))
     except RecursionError:
         raise encoder.refusal("", "nested without an end") from None
 
 
-def decode(encoded: Encoded) -> Any:
+def decode_tree(encoded: EncodedTree) -> Any:
     """The tree again. Raises LookupError, TypeError or ValueError for a document that `encode` did not write."""
     return _Decoder(encoded.tensors).walk(encoded.document)
 
@@ -131,7 +131,7 @@ class _Encoder:
         return {"dict": dict(items)} if all(type(key) is str for key in value) else {"items": [list(i) for i in items]}
 
     def _tensor(self, value: torch.Tensor, path: str) -> dict[str, Any]:
-        if is_piece(value):
+        if is_sharded(value):
             return self._piece(value, path)
         if type(value) not in _PLAIN_TENSOR_TYPES or value.layout is not torch.strided or value.is_quantized:
             raise self.refusal(path, f"a {_class_name(value)} of layout {value.layout}")
@@ -154,7 +154,7 @@ class _Encoder:
         flat = value.resolve_conj().resolve_neg()
         if flat.is_complex():
             flat, tag["complex"] = torch.view_as_real(flat), True
-        if flat.dtype not in DTYPES:
+        if flat.dtype not in SAFETENSORS_DTYPES:
             raise self.refusal(path, f"a tensor of {str(value.dtype).removeprefix('torch.')}")
         # Where the dimensions lie in another order, as in channels_last, the order is kept and nothing is copied.
         strides = flat.stride()
@@ -166,10 +166,14 @@ class _Encoder:
         return tag
 
     def _piece(self, value: Any, path: str) -> dict[str, Any]:
-        local, cut = held(value), [type(one).__name__ for one in getattr(value, "placements", ())]
+        local, cut = local_shard(value), [type(one).__name__ for one in getattr(value, "placements", ())]
         if not set(cut) <= {"Shard", "Replicate"}:
             raise self.refusal(path, f"a tensor that is spread as {', '.join(cut)} over its ranks")
-        if type(local) not in _PLAIN_TENSOR_TYPES or local.layout is not torch.strided or value.dtype not in DTYPES:
+        if (
+            type(local) not in _PLAIN_TENSOR_TYPES
+            or local.layout is not torch.strided
+            or value.dtype not in SAFETENSORS_DTYPES
+        ):
             raise self.refusal(path, f"a spread {_class_name(local)} of {str(value.dtype).removeprefix('torch.')}")
         place = (local.data_ptr(), value.dtype, value.shape, local.stride(), local.device)
         if local.numel() > 0 and place in self._seen:

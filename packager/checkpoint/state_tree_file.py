@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from packager.checkpoint.state_tree import DTYPES, Encoded, decode
+from packager.checkpoint.state_tree import SAFETENSORS_DTYPES, EncodedTree, decode_tree
 from packager.errors import CheckpointDamaged
 
-DTYPE_NAMED = {name: dtype for dtype, name in DTYPES.items()}
+TORCH_DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
 _CHUNK_BYTES = 1 << 22
 
 
-def write(path: Path, encoded: Encoded, strings: Mapping[str, str] = MappingProxyType({})) -> str:
+def write_tree(path: Path, encoded: EncodedTree, strings: Mapping[str, str] = MappingProxyType({})) -> str:
     """Write a tree and have the disk keep it; returns the file's SHA-256. Raises OSError."""
     return write_tensors(path, encoded.tensors, {"tree": json.dumps(encoded.document), **strings})
 
@@ -38,7 +38,11 @@ def write_tensors(path: Path, tensors_by_name: Mapping[str, torch.Tensor], strin
     end = 0
     for name, tensor in tensors:
         begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
     head = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     parts: list[Any] = [len(head).to_bytes(8, "little"), head]
@@ -53,7 +57,7 @@ def write_tensors(path: Path, tensors_by_name: Mapping[str, torch.Tensor], strin
         return digest.result()
 
 
-def write_text(path: Path, text: str) -> str:
+def write_text_durably(path: Path, text: str) -> str:
     """Write a line of text and have the disk keep it; returns the file's SHA-256. Raises OSError."""
     content = f"{text}\n".encode()
     with path.open("wb") as stream:
@@ -70,7 +74,7 @@ def _digest_parts(parts: Sequence[Any]) -> str:
     return found.hexdigest()
 
 
-def read(path: Path, sha256: str, elsewhere: Mapping[str, torch.Tensor] = MappingProxyType({})) -> Any:
+def read_tree(path: Path, sha256: str, external_tensors: Mapping[str, torch.Tensor] = MappingProxyType({})) -> Any:
     """The tree of a file that has this digest; `elsewhere` are tensors of the tree that it does not hold.
 
     Raises `CheckpointDamaged` for any other digest.
@@ -89,12 +93,12 @@ def read(path: Path, sha256: str, elsewhere: Mapping[str, torch.Tensor] = Mappin
         raise CheckpointDamaged(str(path), f"SHA-256 saved: {sha256}\nSHA-256 found: {found.hexdigest()}")
     try:
         encoded = _parse_tree_file(content)
-        return decode(Encoded({**encoded.tensors, **elsewhere}, encoded.document))
+        return decode_tree(EncodedTree({**encoded.tensors, **external_tensors}, encoded.document))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointDamaged(str(path), f"{type(error).__name__}: {error}") from None
 
 
-def _parse_tree_file(content: bytearray) -> Encoded:
+def _parse_tree_file(content: bytearray) -> EncodedTree:
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     document = json.loads(header.pop("__metadata__")["tree"])
@@ -105,5 +109,5 @@ def _parse_tree_file(content: bytearray) -> Encoded:
         tensor = torch.empty(end - begin, dtype=torch.uint8)
         if end > begin:
             tensor.copy_(torch.frombuffer(content, dtype=torch.uint8, count=end - begin, offset=start + begin))
-        tensors[name] = tensor.view(DTYPE_NAMED[one["dtype"]]).reshape(one["shape"])
-    return Encoded(tensors, document)
+        tensors[name] = tensor.view(TORCH_DTYPES[one["dtype"]]).reshape(one["shape"])
+    return EncodedTree(tensors, document)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from packager.common.cache_store import Cache, Unusable, opened
+from packager.common.cache_store import Cache, CacheUnavailable, open_cache
 from packager.errors import CacheUnusable
 
 
 @dataclass(frozen=True)
-class Held:
+class KindUsage:
     """So many files of so many bytes."""
 
     files: int
@@ -25,7 +25,7 @@ class CacheInfo:
     """Where the cache is, and what it holds of each kind: see `packager.common.cache_store`."""
 
     folder: str
-    kinds: Mapping[str, Held]
+    kinds: Mapping[str, KindUsage]
 
     def as_json(self) -> dict[str, object]:
         """The object that `package cache info --json` prints."""
@@ -33,19 +33,19 @@ class CacheInfo:
         return {"folder": self.folder, **kinds}
 
 
-def info() -> CacheInfo:
+def get_cache_info() -> CacheInfo:
     """What the user's cache holds. Raises `CacheUnusable`."""
     cache = _open_cache()
-    return CacheInfo(str(cache.folder), {kind: Held(*found) for kind, found in cache.sizes().items()})
+    return CacheInfo(str(cache.folder), {kind: KindUsage(*found) for kind, found in cache.usage().items()})
 
 
-def clean() -> int:
+def clear_cache() -> int:
     """Empty the user's cache; returns the bytes that it held. Raises `CacheUnusable`."""
-    return _open_cache().clean()
+    return _open_cache().clear()
 
 
 def _open_cache() -> Cache:
     try:
-        return opened()
-    except Unusable as why:
+        return open_cache()
+    except CacheUnavailable as why:
         raise CacheUnusable(str(why)) from None

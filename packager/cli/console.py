@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from packager.common.progress import Event, Finished, Listener, Progressed, Recalled, Started
+from packager.common.progress import Event, Listener, StageCached, StageFinished, StageProgressed, StageStarted
 
 _PROGRESS_INTERVAL_SECONDS = 10  # between two plain lines on how far something has come
 
@@ -24,7 +24,7 @@ def is_terminal() -> bool:
 
 
 @contextmanager
-def listening(quiet: bool) -> Iterator[Listener]:
+def show_progress(quiet: bool) -> Iterator[Listener]:
     """A listener for progress: a live display on a terminal, plain lines elsewhere, nothing when quiet.
 
     It writes to stderr as it is now: what torch's exporters write there meanwhile is sent elsewhere.
@@ -43,7 +43,7 @@ def _make_plain_listener() -> Listener:
 
     def listen(event: Event) -> None:
         nonlocal last
-        if not isinstance(event, Progressed):
+        if not isinstance(event, StageProgressed):
             _print_event(event, stream)
         elif time.monotonic() - last >= _PROGRESS_INTERVAL_SECONDS:
             last = time.monotonic()
@@ -53,15 +53,15 @@ def _make_plain_listener() -> Listener:
 
 
 def _print_event(event: Event, stream: TextIO) -> None:
-    if isinstance(event, Finished):
+    if isinstance(event, StageFinished):
         print(f"{event.stage:<12} {event.seconds:6.1f} s", file=stream, flush=True)
-    elif isinstance(event, Recalled):
+    elif isinstance(event, StageCached):
         print(f"{event.stage:<12} cached", file=stream, flush=True)
-    elif not isinstance(event, (Started, Progressed)):
+    elif not isinstance(event, (StageStarted, StageProgressed)):
         print(f"note: {event.message}", file=stream, flush=True)
 
 
-def _format_transferred(event: Progressed) -> str:
+def _format_transferred(event: StageProgressed) -> str:
     """`12.0 of 48.0 MB`, or as many as there are."""
     return f"{event.done / 1e6:.1f} {f'of {event.total / 1e6:.1f} ' if event.total is not None else ''}MB"
 
@@ -77,16 +77,16 @@ def _show_live_progress() -> Iterator[Listener]:
     with console.status("") as status:
 
         def listen(event: Event) -> None:
-            if isinstance(event, Started):
+            if isinstance(event, StageStarted):
                 status.update(f"{event.stage} …")
-            elif isinstance(event, Progressed):
+            elif isinstance(event, StageProgressed):
                 line = Table.grid(padding=(0, 1))
                 bar = ProgressBar(total=event.total, completed=event.done, width=30)
                 line.add_row(event.stage, bar, _format_transferred(event))
                 status.update(line)
-            elif isinstance(event, Finished):
+            elif isinstance(event, StageFinished):
                 console.print(f"[green]✓[/] {event.stage:<12} [dim]{event.seconds:6.1f} s[/]")
-            elif isinstance(event, Recalled):
+            elif isinstance(event, StageCached):
                 console.print(f"[green]✓[/] {event.stage:<12} [dim]cached[/]")
             else:
                 console.print(f"[yellow]•[/] {escape(event.message)}")
@@ -94,19 +94,19 @@ def _show_live_progress() -> Iterator[Listener]:
         yield listen
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """A text of somebody else's, in which nothing speaks to the terminal."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
-def table(rows: Mapping[str, str]) -> None:
+def print_key_values(rows: Mapping[str, str]) -> None:
     """Two columns on stdout: what, and what of it."""
     width = max(len(name) for name in rows)
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table with a header on stdout, every column as wide as it needs."""
     cells = [[str(one) for one in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]

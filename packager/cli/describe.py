@@ -14,31 +14,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from packager.bundle.archive import as_folder, is_archive
-from packager.bundle.fingerprint import fingerprint
+from packager.bundle.archive import is_archive, open_as_folder
+from packager.bundle.fingerprint import compute_fingerprint
 from packager.bundle.layout import SUMS
 from packager.checkpoint import run_folder
 from packager.checkpoint.locate import (
-    CONFIG,
-    INDEX,
+    HUGGINGFACE_CONFIG_FILE,
+    SHARD_INDEX_SUFFIX,
     LocatedCheckpoint,
-    holds_checkpoint,
-    locate,
-    piece_index,
-    program,
-    weight_map,
+    contains_checkpoint,
+    detect_serialized_module,
+    load_piece_index,
+    locate_files,
+    read_weight_map,
 )
-from packager.checkpoint.metadata import about, of_checkpoint
+from packager.checkpoint.metadata import describe_contents, describe_run_checkpoint
 from packager.checkpoint.remote import urls
-from packager.checkpoint.safetensors_header import METADATA, metadata, read_header
-from packager.common.progress import Listener, Stages, silent
+from packager.checkpoint.safetensors_header import METADATA_KEY, get_metadata, read_header
+from packager.common.progress import Listener, StageReporter, ignore_event
 from packager.errors import CheckpointUnreadable, ExtraMissing
 from packager.runtime.loader import read_config
 
-_SERIALIZED_WEIGHTS = re.compile(r"^(data/\d+|constants/\d+|data/(weights|constants)/\w+_\d+)$")  # of a program's archive
+_SERIALIZED_WEIGHTS = re.compile(
+    r"^(data/\d+|constants/\d+|data/(weights|constants)/\w+_\d+)$"
+)  # of a program's archive
 
 
-def inspect(path: str | Path, listener: Listener = silent) -> dict[str, Any]:
+def inspect(path: str | Path, listener: Listener = ignore_event) -> dict[str, Any]:
     """A description under `kind`: bundle, onnx, run or checkpoint. Raises the error of whatever cannot be read.
 
     `path` may be a URL; `listener` hears of the download.
@@ -46,25 +48,25 @@ def inspect(path: str | Path, listener: Listener = silent) -> dict[str, Any]:
     if isinstance(path, str) and urls.is_url(path):
         from packager.checkpoint.remote import fetch
 
-        with fetch.at_hand(fetch.Remote(path), Stages(listener)) as fetched:
+        with fetch.fetch_remote(fetch.RemoteCheckpoint(path), StageReporter(listener)) as fetched:
             return inspect(fetched)
     path = Path(path)
     if is_archive(path) or (
-        path.is_dir() and ((path / SUMS).exists() or not (holds_checkpoint(path) or run_folder.is_run(path)))
+        path.is_dir() and ((path / SUMS).exists() or not (contains_checkpoint(path) or run_folder.is_run(path)))
     ):
-        with as_folder(path) as folder:
+        with open_as_folder(path) as folder:
             return _inspect_bundle(folder)
     if path.suffix == ".onnx" and path.exists():
         return _inspect_onnx(path)
     if path.is_dir() and run_folder.is_run(path):
-        return {"kind": "run", "checkpoints": [asdict(row) for row in run_folder.table(path)]}
+        return {"kind": "run", "checkpoints": [asdict(row) for row in run_folder.tabulate_checkpoints(path)]}
     return _inspect_checkpoint(path)
 
 
 def _inspect_bundle(path: Path) -> dict[str, Any]:
     config = read_config(path)
     try:
-        seal = fingerprint((path / SUMS).read_text(encoding="utf-8"))
+        seal = compute_fingerprint((path / SUMS).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         seal = f"unreadable: {error}"
     files = {one.relative_to(path).as_posix(): one.stat().st_size for one in sorted(path.rglob("*")) if one.is_file()}
@@ -105,32 +107,32 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
 
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:
-    located = locate(path)
+    located = locate_files(path)
     found = _inspect_by_format(path, located)
-    if not located.chosen:
+    if not located.from_run:
         return found
     strings = {name: one for name, one in found["metadata"].items() if name != "tree"}
-    return {**found, "about": of_checkpoint(located.head.parent).as_json(), "metadata": strings}
+    return {**found, "about": describe_run_checkpoint(located.head.parent).as_json(), "metadata": strings}
 
 
 def _inspect_by_format(path: Path, located: LocatedCheckpoint) -> dict[str, Any]:
     if located.head.suffix == ".safetensors":
         return _inspect_safetensors(path, [located.head], "safetensors")
-    if located.head.name.endswith(run_folder.PIECES):
-        index = piece_index(located.head, str(path), None)
+    if located.head.name.endswith(run_folder.PIECES_SUFFIX):
+        index = load_piece_index(located.head, str(path), None)
         found = _inspect_safetensors(path, [located.head.parent / index.whole], "")
         tensors = found["tensors"] | {name: f"{one.dtype}{list(one.shape)}" for name, one in index.tensors.items()}
         return {**found, "format": f"safetensors in pieces of {len(index.files())} ranks", "tensors": tensors}
-    if located.head.name.endswith(INDEX):
-        shards = [file for file in located.files[1:] if file.name != CONFIG]
+    if located.head.name.endswith(SHARD_INDEX_SUFFIX):
+        shards = [file for file in located.files[1:] if file.name != HUGGINGFACE_CONFIG_FILE]
         if all(shard.suffix == ".safetensors" for shard in shards):
             found = _inspect_safetensors(path, shards, f"safetensors in {len(shards)} shards")
-            absent = sorted(set(weight_map(located.head, str(path), None)) - set(found["tensors"]))
+            absent = sorted(set(read_weight_map(located.head, str(path), None)) - set(found["tensors"]))
             if absent:
                 why = f"{located.head.name} names {', '.join(absent[:5])}, and no shard has it"
                 raise CheckpointUnreadable(str(path), None, why)
             return found
-    kind = program(located)
+    kind = detect_serialized_module(located)
     return _inspect_with_torch(path) if kind is None else _inspect_serialized_module(located.head, kind)
 
 
@@ -144,7 +146,7 @@ def _inspect_serialized_module(path: Path, kind: str) -> dict[str, Any]:
         "format": f"{kind}, which holds its own forward()",
         "key": "",
         "beside": [],
-        "about": about({}, {}).as_json(),
+        "about": describe_contents({}, {}).as_json(),
         "metadata": {"files": str(len(sizes)), "bytes": str(sum(sizes.values()))},
         "tensors": weights,
     }
@@ -158,14 +160,14 @@ def _inspect_safetensors(path: Path, files: Sequence[Path], form: str) -> dict[s
             header = read_header(file)
         except (OSError, ValueError) as error:
             raise CheckpointUnreadable(str(file), None, f"as safetensors: {error}") from None
-        strings.update(metadata(header))
-        tensors.update({name: f"{one['dtype']}{one['shape']}" for name, one in header.items() if name != METADATA})
+        strings.update(get_metadata(header))
+        tensors.update({name: f"{one['dtype']}{one['shape']}" for name, one in header.items() if name != METADATA_KEY})
     return {
         "kind": "checkpoint",
         "format": form,
         "key": "",
         "beside": [],
-        "about": about({}, strings).as_json(),
+        "about": describe_contents({}, strings).as_json(),
         "metadata": strings,
         "tensors": tensors,
     }

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import click
 
 from packager.cli import stdio
-from packager.errors import PackagerError, Usage, render
+from packager.errors import PackagerError, Usage, render_error
 
 _CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -69,11 +69,11 @@ def build(
     _require_exclusive({"--no-cache": no_cache, "--verify-cache": verify_cache})
     _require_exclusive({"--lock": lock, "--locked": locked})
 
-    process_memory.share_one_arena()
+    process_memory.use_single_arena()
     # torch's threads and those of the ONNX side share the cores: one that spins while it waits takes
     # time from one that works (ResNet-50: 8.4 s instead of 10.5 s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _redirect_stdout_to_stderr(), console.listening(quiet=as_json) as listener:
+    with _redirect_stdout_to_stderr(), console.show_progress(quiet=as_json) as listener:
         result = run(
             manifest,
             output,
@@ -92,7 +92,7 @@ def build(
     rows = {**result.facts, "bundle": str(result.bundle)}
     if result.archive is not None:
         rows["archive"] = str(result.archive)
-    console.table({**rows, "fingerprint": result.fingerprint})
+    console.print_key_values({**rows, "fingerprint": result.fingerprint})
 
 
 @cli.command()
@@ -108,26 +108,26 @@ def verify(bundle: Path, fingerprint: str | None, no_parity: bool, rebuild: Path
 
     report = run(bundle, fingerprint=fingerprint, parity=not no_parity)
     if rebuild is not None:
-        from packager.builder.rebuild import rebuilt
+        from packager.builder.rebuild import rebuild_and_compare
 
-        report = report.with_rebuild(rebuilt(rebuild, bundle))
+        report = report.with_rebuild(rebuild_and_compare(rebuild, bundle))
     if as_json:
         print(json.dumps(report.as_json()))
     else:
         found = report.integrity
         rows = {"fingerprint": report.fingerprint or "unknown"}
-        rows["integrity"] = "pass" if found.whole else "FAIL"
+        rows["integrity"] = "pass" if found.is_intact else "FAIL"
         for title, paths in (("missing", found.missing), ("not listed", found.extra), ("changed", found.changed)):
             if paths:
                 rows[f"  {title}"] = ", ".join(paths)
         rows["structure"] = "FAIL: " + "; ".join(report.structure) if report.structure else "pass"
-        if not report.structure and not found.whole:
+        if not report.structure and not found.is_intact:
             rows["structure"] = "not-checked"
         rows.update(
             {f"parity {name}": verdict if verdict != "fail" else "FAIL" for name, verdict in report.parity.items()}
         )
         rows.update({f"rebuilt {path}": difference or "the same bytes" for path, difference in report.rebuild.items()})
-        console.table(rows)
+        console.print_key_values(rows)
         for note in report.notes:
             print(f"note: {note}")
         print("ok" if report.ok else "NOT ok")
@@ -143,7 +143,7 @@ def vet(manifest: Path, as_json: bool) -> None:
     from packager.builder.vet import vet as run
     from packager.cli import console
 
-    with _redirect_stdout_to_stderr(), console.listening(quiet=as_json) as listener:
+    with _redirect_stdout_to_stderr(), console.show_progress(quiet=as_json) as listener:
         report = run(manifest, listener)
     if as_json:
         print(json.dumps(report.as_json()))
@@ -155,8 +155,8 @@ def vet(manifest: Path, as_json: bool) -> None:
         "unexpected": ", ".join(report.unexpected) or "none",
         "cases": str(report.cases),
     }
-    console.table({**rows, **_format_about(report.about, {})})
-    console.columns(("", "name", "dtype", "shape"), _format_signature_rows(report.inputs, report.outputs))
+    console.print_key_values({**rows, **_format_about(report.about, {})})
+    console.print_table(("", "name", "dtype", "shape"), _format_signature_rows(report.inputs, report.outputs))
     for note in report.notes:
         print(f"note: {note}")
     for what in report.not_checked:
@@ -170,10 +170,10 @@ def vet(manifest: Path, as_json: bool) -> None:
 def inspect(path: str, as_json: bool) -> None:
     """Show what a bundle, a checkpoint or an ONNX file holds, at PATH or URL."""
     from packager.cli import console
-    from packager.cli.console import printable
+    from packager.cli.console import escape_unprintable
     from packager.cli.describe import inspect as run
 
-    with console.listening(quiet=as_json) as listener:
+    with console.show_progress(quiet=as_json) as listener:
         found = run(path, listener)
     if as_json:
         print(json.dumps(found))
@@ -181,30 +181,34 @@ def inspect(path: str, as_json: bool) -> None:
     if found["kind"] == "bundle":
         config = found["config"]
         artifacts = {name: one["path"] if one else "none" for name, one in config["artifacts"].items()}
-        console.table(
+        console.print_key_values(
             {"bundle": f"{config['name']} {config['version']}", "fingerprint": found["fingerprint"], **artifacts}
         )
-        console.columns(("", "name", "dtype", "shape"), _format_signature_rows(config["inputs"], config["outputs"]))
-        console.columns(("file", "bytes"), list(found["files"].items()))
+        console.print_table(("", "name", "dtype", "shape"), _format_signature_rows(config["inputs"], config["outputs"]))
+        console.print_table(("file", "bytes"), list(found["files"].items()))
     elif found["kind"] == "onnx":
-        console.table(
+        console.print_key_values(
             {"onnx": f"{found['nodes']} nodes, {found['initializers']} initializers", "opset": str(found["opset"])}
         )
-        console.columns(("", "name", "dtype", "shape"), _format_signature_rows(found["inputs"], found["outputs"]))
-        console.columns(("operator", "count"), list(found["operators"].items()))
+        console.print_table(("", "name", "dtype", "shape"), _format_signature_rows(found["inputs"], found["outputs"]))
+        console.print_table(("operator", "count"), list(found["operators"].items()))
     elif found["kind"] == "run":
-        console.columns(("step", "epoch", "metrics", "bytes", "age", "", "path"), _format_checkpoint_rows(found["checkpoints"]))
+        console.print_table(
+            ("step", "epoch", "metrics", "bytes", "age", "", "path"), _format_checkpoint_rows(found["checkpoints"])
+        )
     else:
-        beside = printable(", ".join(found["beside"])) or "nothing"
+        beside = escape_unprintable(", ".join(found["beside"])) or "nothing"
         key = f"under {found['key']!r}, beside it: {beside}" if found["key"] else "the file itself"
-        console.table(
+        console.print_key_values(
             {
                 "checkpoint": f"{found['format']}, {len(found['tensors'])} tensors",
                 "state dict": key,
                 **_format_about(found["about"], found["metadata"]),
             }
         )
-        console.columns(("tensor", "type"), [(printable(name), kind) for name, kind in found["tensors"].items()])
+        console.print_table(
+            ("tensor", "type"), [(escape_unprintable(name), kind) for name, kind in found["tensors"].items()]
+        )
 
 
 @cli.command()
@@ -250,11 +254,11 @@ def info(as_json: bool) -> None:
     """Show where the cache is and what it holds."""
     from packager.cli import cache_usage, console
 
-    found = cache_usage.info()
+    found = cache_usage.get_cache_info()
     if as_json:
         print(json.dumps(found.as_json()))
         return
-    console.table({"folder": found.folder, **{kind: str(one) for kind, one in found.kinds.items()}})
+    console.print_key_values({"folder": found.folder, **{kind: str(one) for kind, one in found.kinds.items()}})
 
 
 @cache.command()
@@ -263,7 +267,7 @@ def clean(as_json: bool) -> None:
     """Delete everything in the cache."""
     from packager.cli import cache_usage
 
-    freed = cache_usage.clean()
+    freed = cache_usage.clear_cache()
     print(json.dumps({"freed_bytes": freed}) if as_json else f"{freed} bytes freed")
 
 
@@ -271,9 +275,9 @@ def clean(as_json: bool) -> None:
 @click.argument("name", type=click.Choice(["manifest", "config", "parity"]))
 def schema(name: Any) -> None:
     """Print a JSON Schema."""
-    from packager.cli.schemas import text
+    from packager.cli.schemas import render_schema
 
-    print(text(name), end="")
+    print(render_schema(name), end="")
 
 
 def _format_checkpoint_rows(checkpoints: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
@@ -308,14 +312,16 @@ def _redirect_stdout_to_stderr() -> Iterator[None]:
 
 def _format_about(about: Mapping[str, Any], strings: Mapping[str, str]) -> dict[str, str]:
     from packager.checkpoint.metadata import About
-    from packager.cli.console import printable
+    from packager.cli.console import escape_unprintable
 
     metadata = ", ".join(f"{name}: {value}" for name, value in strings.items())
     rows = {**About(**about).rows(), **({"metadata": metadata} if metadata else {})}
-    return {title: printable(text) for title, text in rows.items()}
+    return {title: escape_unprintable(text) for title, text in rows.items()}
 
 
-def _format_signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def _format_signature_rows(
+    inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, ...]]:
     def row(kind: str, tensor: Mapping[str, Any]) -> tuple[str, ...]:
         shape = ", ".join("?" if dim is None else str(dim) for dim in tensor["shape"])
         return kind, tensor["name"], tensor["dtype"], f"[{shape}]"
@@ -325,7 +331,7 @@ def _format_signature_rows(inputs: Sequence[Mapping[str, Any]], outputs: Sequenc
 
 def main() -> NoReturn:
     """Run the command and exit with its status."""
-    stdio.prepare()
+    stdio.prepare_streams()
     faulthandler.enable(2)  # torch, onnxruntime or the user's own library may end the process: then it says where
     # As at Ctrl-C: the staging folder goes, and whoever waits hears of it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -346,7 +352,7 @@ def _run_command(command: Callable[..., Any]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        stdio.give_up_stdout()
+        stdio.discard_stdout()
         return 2
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 2
@@ -362,14 +368,14 @@ def _flush_stdout(status: int) -> int:
     except PackagerError as error:
         return _report_error(error)
     except BrokenPipeError:
-        stdio.give_up_stdout()
+        stdio.discard_stdout()
         return 2
     return status
 
 
 def _report_error(error: PackagerError) -> int:
     _print_error_json(error.as_json())
-    print(render(error), file=sys.stderr)
+    print(render_error(error), file=sys.stderr)
     return error.exit_status
 
 

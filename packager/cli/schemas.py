@@ -10,8 +10,12 @@ from pydantic import BaseModel
 from packager.bundle import records
 from packager.project.manifest import Manifest
 
-Name = Literal["manifest", "config", "parity"]
-_MODELS: dict[str, type[BaseModel]] = {"manifest": Manifest, "config": records.Config, "parity": records.Parity}
+SchemaName = Literal["manifest", "config", "parity"]
+_MODELS: dict[str, type[BaseModel]] = {
+    "manifest": Manifest,
+    "config": records.BundleConfig,
+    "parity": records.ParityRecord,
+}
 _TITLES = {
     "manifest": "package.yaml, schema 1",
     "config": "config.json of a bundle, schema 1",
@@ -19,7 +23,7 @@ _TITLES = {
 }
 
 
-def schema(name: Name) -> dict[str, Any]:
+def generate_schema(name: SchemaName) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of `name`."""
     generated = _MODELS[name].model_json_schema(by_alias=True)
     return {
@@ -29,6 +33,6 @@ def schema(name: Name) -> dict[str, Any]:
     }
 
 
-def text(name: Name) -> str:
+def render_schema(name: SchemaName) -> str:
     """The schema as the text of schemas/NAME.schema.json."""
-    return json.dumps(schema(name), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(generate_schema(name), indent=2, ensure_ascii=False) + "\n"

@@ -10,7 +10,7 @@ from typing import Any
 from packager.errors import OutputRefused
 
 
-def prepare() -> None:
+def prepare_streams() -> None:
     """Make the process's streams such."""
     # What the caller closed is /dev/null: the next file opened would be taken for it.
     for number in (0, 1, 2):
@@ -30,7 +30,7 @@ def prepare() -> None:
     sys.__stdout__ = sys.stdout  # type: ignore[misc]  # kept, as one that cannot be written must not be closed
 
 
-def give_up_stdout() -> None:
+def discard_stdout() -> None:
     """Let nothing more be written to it: whoever reads it is gone, or there is no room."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
 
@@ -44,6 +44,6 @@ class _CheckedStdout(io.FileIO):
         except BrokenPipeError:
             raise
         except OSError as error:
-            give_up_stdout()
+            discard_stdout()
             why = str(error.strerror)
             raise OutputRefused("standard output", why, "make room, or write elsewhere", what="the answer") from None

@@ -49,7 +49,7 @@ _ENTRY_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Action:
+class CacheKey:
     """One stage with everything that goes into it, by name."""
 
     stage: str
@@ -58,16 +58,16 @@ class Action:
     @property
     def id(self) -> str:
         """SHA-256 of the stage and its inputs."""
-        return _digest_bytes(self.text().encode())
+        return _digest_bytes(self.canonical_text().encode())
 
-    def text(self) -> str:
+    def canonical_text(self) -> str:
         """What is hashed: one line each, sorted."""
         lines = [f"{name}: {json.dumps(self.inputs[name])}\n" for name in sorted(self.inputs)]
         return f"stage: {self.stage}\n" + "".join(lines)
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """What came out of an action: small results as JSON has them, and files by name with their digests."""
 
     record: Mapping[str, Any]
@@ -79,7 +79,7 @@ class Entry:
         return _digest_bytes(json.dumps([self.record, self.files]).encode())
 
 
-class Unusable(Exception):
+class CacheUnavailable(Exception):
     """The cache cannot be used, and why."""
 
 
@@ -94,46 +94,46 @@ class Cache:
             folder.mkdir(parents=True, exist_ok=True)
             owner = folder.stat().st_uid
         except OSError as error:
-            raise Unusable(f"{error.strerror}: {folder.parent}") from None
+            raise CacheUnavailable(f"{error.strerror}: {folder.parent}") from None
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise Unusable(f"{folder} cannot be written")
+            raise CacheUnavailable(f"{folder} cannot be written")
         if hasattr(os, "geteuid") and owner != os.geteuid():
-            raise Unusable(f"{folder} belongs to another user")
+            raise CacheUnavailable(f"{folder} belongs to another user")
 
     # -- actions ------------------------------------------------------------------------------
 
-    def find(self, action: Action, *, files: bool = True) -> Entry | None:
+    def look_up(self, action: CacheKey, *, files: bool = True) -> CacheEntry | None:
         """What came out of an action before; None where that is not known, or damaged, and then it goes.
 
         `files` has the files checked, without which nothing may be taken from them.
         """
-        show(action)
+        print_key_debug(action)
         path = self._path("actions", action.id)
         found = _read_record(path)
         if found is None:
             return None
         try:
-            entry = Entry(found["record"], found["files"])
+            entry = CacheEntry(found["record"], found["files"])
             whole = found["inputs"] == dict(action.inputs)
             whole = whole and (not files or all(self._has_object(one) for one in entry.files.values()))
         except (KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
-            drop(path)
+            delete_quietly(path)
             return None
-        for one in (path, *(self.object(sha256) for sha256 in entry.files.values())):
-            used(one)
+        for one in (path, *(self.object_path(sha256) for sha256 in entry.files.values())):
+            touch_entry(one)
         return entry
 
-    def put(self, action: Action, entry: Entry, files: Mapping[str, Path]) -> None:
+    def put(self, action: CacheKey, entry: CacheEntry, files: Mapping[str, Path]) -> None:
         """Keep what came out of an action. Raises OSError where there is no room."""
-        show(action)
+        print_key_debug(action)
         for name, sha256 in entry.files.items():
             self._add_object(files[name], sha256)
         content = {"stage": action.stage, "inputs": dict(action.inputs), "record": entry.record, "files": entry.files}
         _write_record(self._path("actions", action.id), content)
 
-    def object(self, sha256: str) -> Path:
+    def object_path(self, sha256: str) -> Path:
         """Where a file lies."""
         return self._path("objects", sha256)
 
@@ -159,22 +159,22 @@ class Cache:
                 return True
         except OSError:
             return False  # it is not there, or cannot be read
-        drop(path)
+        delete_quietly(path)
         return False
 
     # -- projects -----------------------------------------------------------------------------
 
-    def recall(self, name: str) -> dict[str, Any] | None:
+    def load_record(self, name: str) -> dict[str, Any] | None:
         """What was remembered under a name."""
         return _read_record(self._path("projects", _digest_bytes(os.fsencode(name))))
 
-    def remember(self, name: str, content: Mapping[str, Any]) -> None:
+    def save_record(self, name: str, content: Mapping[str, Any]) -> None:
         """Remember something under a name. Raises OSError where there is no room."""
         _write_record(self._path("projects", _digest_bytes(os.fsencode(name))), content)
 
     # -- digests ------------------------------------------------------------------------------
 
-    def sha256(self, path: Path) -> str:
+    def file_digest(self, path: Path) -> str:
         """The digest of a file: remembered where path, size, times and inode are those it was computed for."""
         place = self._path("digests", _digest_bytes(os.fsencode(path.absolute())))
         status = path.stat()
@@ -190,17 +190,17 @@ class Cache:
 
     # -- downloads ----------------------------------------------------------------------------
 
-    def download(self, sha256: str) -> Path:
+    def download_folder(self, sha256: str) -> Path:
         """The folder of a downloaded checkpoint."""
         return self._path("downloads", sha256)
 
-    def arriving(self, name: str) -> Path:
+    def incoming_folder(self, name: str) -> Path:
         """The folder of one that is on its way, under whatever it is known by until its digest is."""
         return self.folder / "downloads" / _INCOMING / _digest_bytes(os.fsencode(name))
 
     # -- upkeep -------------------------------------------------------------------------------
 
-    def sizes(self) -> dict[str, tuple[int, int]]:
+    def usage(self) -> dict[str, tuple[int, int]]:
         """How many files there are of each kind, and their bytes."""
         found = {}
         for kind in _KINDS:
@@ -208,15 +208,15 @@ class Cache:
             found[kind] = (len(sizes), sum(sizes))
         return found
 
-    def clean(self) -> int:
+    def clear(self) -> int:
         """Delete everything; returns how many bytes that were. A build that runs meanwhile builds what it misses."""
-        freed = sum(size for _, size in self.sizes().values())
+        freed = sum(size for _, size in self.usage().values())
         for kind in _KINDS:
             for path in self._iterate_entries(kind):
-                drop(path)
+                delete_quietly(path)
         return freed
 
-    def trim(self, *, largest: int = _MAX_BYTES, oldest: float = _MAX_AGE_SECONDS) -> None:
+    def trim(self, *, max_bytes: int = _MAX_BYTES, max_age_seconds: float = _MAX_AGE_SECONDS) -> None:
         """Once a day, delete what was not used for long, and then the least used until the rest is small enough."""
         stamp = self.folder / "trimmed"
         now = time.time()
@@ -225,8 +225,8 @@ class Cache:
                 return
         with contextlib.suppress(OSError):  # a disk that is full is trimmed all the same
             stamp.touch()
-        self.trim_now(now, largest=largest, oldest=oldest)
-        self.trim_now(now, largest=_MAX_DOWNLOAD_BYTES, oldest=oldest, kinds=("downloads",))
+        self.trim_now(now, largest=max_bytes, oldest=max_age_seconds)
+        self.trim_now(now, largest=_MAX_DOWNLOAD_BYTES, oldest=max_age_seconds, kinds=("downloads",))
 
     def trim_now(self, now: float, *, largest: int, oldest: float, kinds: Sequence[str] = _BUILD_KINDS) -> None:
         """Delete as `trim` does, whenever that was last done."""
@@ -238,7 +238,7 @@ class Cache:
         total = sum(size for _, size, _ in kept)
         for modified, size, path in sorted(kept, key=lambda one: (one[0], str(one[2]))):
             if now - modified > oldest or total > largest:
-                drop(path)
+                delete_quietly(path)
                 total -= size
 
     def _iterate_entries(self, kind: str) -> Iterator[Path]:
@@ -263,15 +263,15 @@ class Cache:
             Path(name).unlink(missing_ok=True)
 
 
-def opened(where: Mapping[str, str] = os.environ) -> Cache:
+def open_cache(environment: Mapping[str, str] = os.environ) -> Cache:
     """The user's cache: PACKAGER_CACHE, or packager/ in the system's folder for caches. Raises `Unusable`."""
     try:
-        return Cache(default_folder(where))
+        return Cache(default_cache_folder(environment))
     except RuntimeError as error:  # there is no home folder
-        raise Unusable(str(error)) from None
+        raise CacheUnavailable(str(error)) from None
 
 
-def default_folder(where: Mapping[str, str]) -> Path:
+def default_cache_folder(where: Mapping[str, str]) -> Path:
     """PACKAGER_CACHE, or else `packager` where the system keeps caches."""
     if where.get("PACKAGER_CACHE"):
         return Path(where["PACKAGER_CACHE"])
@@ -282,17 +282,17 @@ def default_folder(where: Mapping[str, str]) -> Path:
     return Path(where.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packager"
 
 
-def show(action: Action) -> None:
+def print_key_debug(action: CacheKey) -> None:
     """With PACKAGER_DEBUG_HASH=1, print what is hashed and what that gives."""
     if os.environ.get("PACKAGER_DEBUG_HASH") == "1":
         print(
-            f"HASH {action.id}\n" + "".join(f"  {line}\n" for line in action.text().splitlines()),
+            f"HASH {action.id}\n" + "".join(f"  {line}\n" for line in action.canonical_text().splitlines()),
             end="",
             file=sys.stderr,
         )
 
 
-def no_room(error: OSError) -> str:
+def describe_write_error(error: OSError) -> str:
     """Why something could not be cached, in words."""
     return "no space is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror or error)
 
@@ -304,7 +304,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     if head != _digest_bytes(rest).encode():
-        drop(path)
+        delete_quietly(path)
         return None
     found: dict[str, Any] = json.loads(rest)
     return found
@@ -325,7 +325,7 @@ def _write_record(path: Path, content: Mapping[str, Any]) -> None:
         raise
 
 
-def drop(path: Path) -> None:
+def delete_quietly(path: Path) -> None:
     """Delete what is of no use. Where it cannot be, it stays of no use."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -339,7 +339,7 @@ def _list_files(entry: Path) -> list[Path]:
     return [one for one in entry.rglob("*") if one.is_file()] if entry.is_dir() else [entry]
 
 
-def used(path: Path) -> None:
+def touch_entry(path: Path) -> None:
     """Let `trim` see that it is in use."""
     with contextlib.suppress(OSError):  # of no consequence but an earlier end
         if time.time() - path.stat().st_mtime > _ACCESS_RESOLUTION_SECONDS:

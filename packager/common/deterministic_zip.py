@@ -23,9 +23,9 @@ from typing import IO
 from packager.common.hashing import CHUNK_BYTES
 
 ALIGNMENT = 64
-ZIP64_SIZE = 0xFFFF_FFFF
+ZIP64_SIZE_LIMIT = 0xFFFF_FFFF
 """Sizes and places from here on stand in ZIP64 fields, and numbers of entries from `ZIP64_COUNT` on."""
-ZIP64_COUNT = 0xFFFF
+ZIP64_COUNT_LIMIT = 0xFFFF
 
 _HEADER = struct.Struct("<4s5H3L2H")  # 4.3.7
 _RECORD = struct.Struct("<4s6H3L5H2L")  # 4.3.12
@@ -42,11 +42,11 @@ _STORED = 0
 _TIME, _DATE = 0, 1 << 5 | 1  # 1980-01-01, the first that a header can carry
 
 
-class Malformed(ValueError):
+class ZipMalformed(ValueError):
     """These bytes are no such archive, or these files cannot be put into one."""
 
 
-class Damaged(Malformed):
+class ZipEntryDamaged(ZipMalformed):
     """The content of an entry is not what its CRC was made from."""
 
 
@@ -58,7 +58,7 @@ class _ZipEntry:
     offset: int
 
 
-def write(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]]]) -> None:
+def write_zip(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]]]) -> None:
     """Write an archive to an empty stream: for each file its name, its size and its content in chunks.
 
     The files come in the order of their names' bytes. Raises `Malformed` where a content has another size.
@@ -72,7 +72,7 @@ def write(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]]]) 
             crc = zlib.crc32(chunk, crc)
             written += stream.write(chunk)
         if written != size:
-            raise Malformed(f"{name!r} has {written} bytes, and {size} were announced")
+            raise ZipMalformed(f"{name!r} has {written} bytes, and {size} were announced")
         entries.append(replace(entry, crc=crc))
         stream.seek(entry.offset)
         stream.write(_build_header(entries[-1]))
@@ -80,7 +80,7 @@ def write(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]]]) 
     stream.write(_build_directory(entries, stream.tell()))
 
 
-def read(stream: IO[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
+def read_zip(stream: IO[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
     """Each file of an archive, from its first byte to its last: the name, and the content in chunks.
 
     Together the contents are never larger than the archive. Raises `Malformed`, or `Damaged` from a
@@ -90,12 +90,12 @@ def read(stream: IO[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
     entries: list[_ZipEntry] = []
     while (entry := _read_entry(stream, end)) is not None:
         if entries and entry.name <= entries[-1].name:
-            raise Malformed(f"{_display_name(entry.name)} stands twice, or out of order")
+            raise ZipMalformed(f"{_display_name(entry.name)} stands twice, or out of order")
         entries.append(entry)
         try:
             name = entry.name.decode()
         except UnicodeDecodeError:
-            raise Malformed(f"the name {_display_name(entry.name)} is no UTF-8") from None
+            raise ZipMalformed(f"the name {_display_name(entry.name)} is no UTF-8") from None
         content = _read_content(stream, entry)
         yield name, content
         for _ in content:  # what the caller left
@@ -105,7 +105,7 @@ def read(stream: IO[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
 
 def _build_header(entry: _ZipEntry) -> bytes:
     """What stands before the content of an entry, the padding included."""
-    large = entry.size >= ZIP64_SIZE
+    large = entry.size >= ZIP64_SIZE_LIMIT
     extra = struct.pack("<2H2Q", 1, 16, entry.size, entry.size) if large else b""  # 4.5.3
     padding = -(entry.offset + _HEADER.size + len(entry.name) + len(extra) + 4) % ALIGNMENT
     extra += struct.pack("<2sH", b"FB", padding) + bytes(padding)
@@ -121,17 +121,17 @@ def _build_directory(entries: list[_ZipEntry], offset: int) -> bytes:
     """What stands behind the last content, at `offset`, up to the end of the file."""
     records = b"".join(_build_directory_record(one) for one in entries)
     count, end64 = len(entries), b""
-    if count >= ZIP64_COUNT or len(records) >= ZIP64_SIZE or offset >= ZIP64_SIZE:
+    if count >= ZIP64_COUNT_LIMIT or len(records) >= ZIP64_SIZE_LIMIT or offset >= ZIP64_SIZE_LIMIT:
         end64 = _END64.pack(
             b"PK\6\6", _END64.size - 12, _MADE_BY, _ZIP64, 0, 0, count, count, len(records), offset
         ) + _LOCATOR64.pack(b"PK\6\7", 0, offset + len(records), 1)  # fmt: skip
-    short_count = count if count < ZIP64_COUNT else _COUNT_IN_ZIP64
+    short_count = count if count < ZIP64_COUNT_LIMIT else _COUNT_IN_ZIP64
     end = _END.pack(b"PK\5\6", 0, 0, short_count, short_count, _zip32_value(len(records)), _zip32_value(offset), 0)
     return records + end64 + end
 
 
 def _build_directory_record(entry: _ZipEntry) -> bytes:
-    large = [one for one in (entry.size, entry.size, entry.offset) if one >= ZIP64_SIZE]
+    large = [one for one in (entry.size, entry.size, entry.offset) if one >= ZIP64_SIZE_LIMIT]
     extra = struct.pack(f"<2H{len(large)}Q", 1, 8 * len(large), *large) if large else b""
     size = _zip32_value(entry.size)
     fixed = _RECORD.pack(
@@ -146,7 +146,7 @@ def _flags(entry: _ZipEntry) -> int:
 
 
 def _zip32_value(number: int) -> int:
-    return number if number < ZIP64_SIZE else _IN_ZIP64
+    return number if number < ZIP64_SIZE_LIMIT else _IN_ZIP64
 
 
 def _read_entry(stream: IO[bytes], end: int) -> _ZipEntry | None:
@@ -157,22 +157,24 @@ def _read_entry(stream: IO[bytes], end: int) -> _ZipEntry | None:
         stream.seek(offset)
         return None
     if len(fixed) < _HEADER.size or not fixed.startswith(b"PK\3\4"):
-        raise Malformed(f"at byte {offset} of {end} stands neither an entry of a ZIP nor its directory")
+        raise ZipMalformed(f"at byte {offset} of {end} stands neither an entry of a ZIP nor its directory")
     _, _, flags, method, _, _, crc, size, _, name_length, extra_length = _HEADER.unpack(fixed)
     name, extra = stream.read(name_length), stream.read(extra_length)
     if flags & _ENCRYPTED:
-        raise Malformed(f"{_display_name(name)} is encrypted")
+        raise ZipMalformed(f"{_display_name(name)} is encrypted")
     if method != _STORED:
-        raise Malformed(f"{_display_name(name)} is compressed, and entries are stored")
+        raise ZipMalformed(f"{_display_name(name)} is compressed, and entries are stored")
     if flags & _DESCRIPTOR:
-        raise Malformed(f"{_display_name(name)} has its size behind it, in a data descriptor")
+        raise ZipMalformed(f"{_display_name(name)} has its size behind it, in a data descriptor")
     if size == _IN_ZIP64 and len(extra) >= 12:
         (size,) = struct.unpack_from("<Q", extra, 4)
     entry = _ZipEntry(name, size, crc, offset)
     if fixed + name + extra != _build_header(entry):
-        raise Malformed(f"the header of {_display_name(name)} says more than its name, size and CRC, or is not aligned")
+        raise ZipMalformed(
+            f"the header of {_display_name(name)} says more than its name, size and CRC, or is not aligned"
+        )
     if size > end - stream.tell():
-        raise Malformed(f"{_display_name(name)} claims {size} bytes, and the archive has {end - stream.tell()} more")
+        raise ZipMalformed(f"{_display_name(name)} claims {size} bytes, and the archive has {end - stream.tell()} more")
     return entry
 
 
@@ -181,12 +183,12 @@ def _read_content(stream: IO[bytes], entry: _ZipEntry) -> Iterator[bytes]:
     while left:
         chunk = stream.read(min(left, CHUNK_BYTES))
         if not chunk:
-            raise Malformed(f"{_display_name(entry.name)} was cut off while it was read")
+            raise ZipMalformed(f"{_display_name(entry.name)} was cut off while it was read")
         left -= len(chunk)
         crc = zlib.crc32(chunk, crc)
         yield chunk
     if crc != entry.crc:
-        raise Damaged(f"the content of {_display_name(entry.name)} does not have its CRC")
+        raise ZipEntryDamaged(f"the content of {_display_name(entry.name)} does not have its CRC")
 
 
 def _check_directory(stream: IO[bytes], entries: list[_ZipEntry]) -> None:
@@ -195,10 +197,10 @@ def _check_directory(stream: IO[bytes], entries: list[_ZipEntry]) -> None:
     if found == expected:
         return
     if found.startswith(expected):
-        raise Malformed("something stands behind its end")
+        raise ZipMalformed("something stands behind its end")
     if expected.startswith(found):
-        raise Malformed("it is cut off in its directory")
-    raise Malformed(
+        raise ZipMalformed("it is cut off in its directory")
+    raise ZipMalformed(
         "its directory is not that of its entries: others, links, other permissions, places that overlap, or a comment"
     )
 

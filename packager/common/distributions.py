@@ -18,11 +18,11 @@ DISTRIBUTION = "torch-packager"  # what pip installs and pyproject.toml names; t
 
 def tool_version(name: str) -> str:
     """The version of a tool as cache keys and config.json name it: `packager` for ourselves. Empty if not installed."""
-    return version(DISTRIBUTION if name == "packager" else name)
+    return installed_version(DISTRIBUTION if name == "packager" else name)
 
 
 @functools.cache
-def version(name: str) -> str:
+def installed_version(name: str) -> str:
     """The version of an installed distribution; empty where it is not installed."""
     found = _scan_distributions().get(_normalize_name(name))
     if found is not None:
@@ -35,11 +35,15 @@ def version(name: str) -> str:
         return ""
 
 
-def identity(name: str, sha256: Callable[[Path], str]) -> str:
+def distribution_identity(name: str, sha256: Callable[[Path], str]) -> str:
     """The version of a distribution, and the digest of the RECORD of its files: a version may be installed twice."""
     found = _scan_distributions().get(_normalize_name(name))
     record = Path(found[1], "RECORD") if found is not None else None
-    return f"{version(name)} {sha256(record)[:12]}" if record is not None and record.exists() else version(name)
+    return (
+        f"{installed_version(name)} {sha256(record)[:12]}"
+        if record is not None and record.exists()
+        else installed_version(name)
+    )
 
 
 @functools.cache

@@ -13,28 +13,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-class NotTensors(Exception):
+class NotATensor(Exception):
     """forward() returned something that is no tensor; `path` says where in its return value."""
 
     def __init__(self, path: str, found: str) -> None:
         super().__init__(f"{path or 'the return value'} is a {found}, not a tensor")
 
 
-class NamesClash(Exception):
+class DuplicateOutputName(Exception):
     """Two tensors of what forward() returns would have one name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"two tensors of the return value would be called {name}")
 
 
-class NamesDoNotFit(Exception):
+class OutputNamesMismatch(Exception):
     """The names asked for are neither keys of what forward() returns nor as many as it returns."""
 
     def __init__(self, asked: Sequence[str], returned: Sequence[str]) -> None:
         super().__init__(f"outputs asks for {', '.join(asked)}; forward() returns {', '.join(returned)}")
 
 
-def flatten(value: Any) -> dict[str, Any]:
+def flatten_outputs(value: Any) -> dict[str, Any]:
     """Every tensor in `value`, in order, under a name of its own: its keys, or `output_0`, ….
 
     Nested values join their names with a dot; `None` is left out, as in transformers' outputs.
@@ -46,11 +46,11 @@ def flatten(value: Any) -> dict[str, Any]:
     for name, item in _child_items(value, ""):
         _collect_tensors(name, item, found)
     if not found:
-        raise NotTensors("", "value without any tensor")
+        raise NotATensor("", "value without any tensor")
     return found
 
 
-def select(flat: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+def select_outputs(flat: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
     """The outputs under the names asked for: picked by key, or else renamed in order.
 
     Raises `NamesDoNotFit`, also where renaming would give one output the key of another.
@@ -60,7 +60,7 @@ def select(flat: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, An
     if all(name in flat for name in names):
         return {name: flat[name] for name in names}
     if len(names) != len(flat) or any(name in flat and name != key for name, key in zip(names, flat, strict=True)):
-        raise NamesDoNotFit(names, list(flat))
+        raise OutputNamesMismatch(names, list(flat))
     return dict(zip(names, flat.values(), strict=True))
 
 
@@ -73,7 +73,7 @@ def _collect_tensors(path: str, value: Any, found: dict[str, Any]) -> None:
         return
     if _is_tensor(value):
         if path in found:
-            raise NamesClash(path)
+            raise DuplicateOutputName(path)
         found[path] = value
         return
     for name, item in _child_items(value, path):
@@ -89,4 +89,4 @@ def _child_items(value: Any, path: str) -> list[tuple[str, Any]]:
         return [(name, getattr(value, name)) for name in value._fields]
     if isinstance(value, (tuple, list)):
         return [(f"output_{index}" if not path else str(index), item) for index, item in enumerate(value)]
-    raise NotTensors(path, type(value).__name__)
+    raise NotATensor(path, type(value).__name__)

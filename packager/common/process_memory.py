@@ -16,7 +16,7 @@ _MMAP_THRESHOLD_BYTES = 1 << 30
 _TRIM_THRESHOLD_BYTES = (1 << 31) - 1
 _M_ARENA_MAX = -8  # mallopt(3)
 
-ENVIRONMENT = {
+WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(_MMAP_THRESHOLD_BYTES),
     "MALLOC_TRIM_THRESHOLD_": str(_TRIM_THRESHOLD_BYTES),
 }
@@ -25,7 +25,7 @@ large blocks anew each time, and the kernel fills them with zeros page by page, 
 half of the time of the ONNX passes on ResNet-50 (3.5 s against 1.4 s). Other allocators take no notice."""
 
 
-def share_one_arena() -> None:
+def use_single_arena() -> None:
     """Let all threads of this process allocate from one arena, before there are any threads.
 
     By default each thread frees into an arena of its own, where no other finds it again: ResNet-50 took
@@ -36,7 +36,7 @@ def share_one_arena() -> None:
 
 
 @contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
+def pause_garbage_collection() -> Iterator[None]:
     """No collection of cycles but in `give_back`: on importing torch and transformers it takes 1.4 s of 3.9 s."""
     enabled = gc.isenabled()
     gc.disable()
@@ -48,12 +48,12 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def settle() -> None:
+def freeze_garbage_collector() -> None:
     """What is there now stays: later collections need not look at it."""
     gc.freeze()
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Collect the cycles made since `settle`, and hand what is free back to the system, where glibc allocates."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":

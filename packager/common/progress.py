@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Started:
+class StageStarted:
     """A stage began."""
 
     stage: str
 
 
 @dataclass(frozen=True)
-class Finished:
+class StageFinished:
     """A stage ended well after so many seconds of the wall clock."""
 
     stage: str
@@ -24,14 +24,14 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Told:
+class Note:
     """Something the user should know: which exporter was taken, what was dropped and why."""
 
     message: str
 
 
 @dataclass(frozen=True)
-class Progressed:
+class StageProgressed:
     """A stage that moves bytes has come so far; `total` is None where nobody knows."""
 
     stage: str
@@ -40,47 +40,47 @@ class Progressed:
 
 
 @dataclass(frozen=True)
-class Recalled:
+class StageCached:
     """A stage was not done: the cache had what it gives."""
 
     stage: str
 
 
-Event = Started | Finished | Progressed | Recalled | Told
+Event = StageStarted | StageFinished | StageProgressed | StageCached | Note
 Listener = Callable[[Event], None]
 
 
-def silent(event: Event) -> None:
+def ignore_event(event: Event) -> None:
     """A listener that does nothing."""
 
 
-class Stages:
+class StageReporter:
     """Announces stages to a listener and remembers how long each took."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self.seconds: dict[str, float] = {}
-        self.recalled: set[str] = set()
+        self.cached: set[str] = set()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Announce a stage, run the block, announce its end."""
-        self._listener(Started(name))
+        self._listener(StageStarted(name))
         began = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-        self._listener(Finished(name, self.seconds[name]))
+        self._listener(StageFinished(name, self.seconds[name]))
 
-    def progress(self, name: str, done: int, total: int | None) -> None:
+    def report_progress(self, name: str, done: int, total: int | None) -> None:
         """Say how many bytes a stage has moved."""
-        self._listener(Progressed(name, done, total))
+        self._listener(StageProgressed(name, done, total))
 
-    def recall(self, name: str) -> None:
+    def report_cached(self, name: str) -> None:
         """Announce a stage whose outcome the cache had."""
         self.seconds[name] = 0.0
-        self.recalled.add(name)
-        self._listener(Recalled(name))
+        self.cached.add(name)
+        self._listener(StageCached(name))
 
-    def tell(self, message: str) -> None:
+    def report_note(self, message: str) -> None:
         """Say something the user should know."""
-        self._listener(Told(message))
+        self._listener(Note(message))

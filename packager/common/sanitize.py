@@ -14,7 +14,7 @@ _ABSOLUTE_FOLDER = re.compile(r"(?<![\w.])/(?:[^\s/:'\"]+/)+")
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 
-def impersonal(text: str, *folders: Path) -> str:
+def sanitize_message(text: str, *folders: Path) -> str:
     """The text, of a length that does for a record, with file names for absolute paths and without addresses.
 
     Paths are known by their form, or, as a name may hold a blank, by the `folders` that they start with.

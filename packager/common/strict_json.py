@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 
-def read_json(content: bytes) -> Any:
+def parse_strict_json(content: bytes) -> Any:
     """JSON in which no key stands twice. Raises ValueError or RecursionError."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,15 +15,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from packager.bundle.archive import as_folder
+from packager.bundle.archive import open_as_folder
 from packager.differences import sections
-from packager.differences.fields import differences
-from packager.differences.first import first_difference
-from packager.differences.opened_bundle import Opened, open_bundle
+from packager.differences.fields import find_differences
+from packager.differences.first import find_first_difference
+from packager.differences.opened_bundle import OpenedBundle, open_bundle
 from packager.differences.report import Difference, DiffReport, Section, Side
 from packager.errors import ModelUnreadable
 
-__all__ = ["DiffReport", "Difference", "Section", "Side", "diff", "first_difference"]
+__all__ = ["DiffReport", "Difference", "Section", "Side", "diff", "find_first_difference"]
 
 
 def diff(a: str | Path, b: str | Path) -> DiffReport:
@@ -32,31 +32,31 @@ def diff(a: str | Path, b: str | Path) -> DiffReport:
     Raises `NotABundle`, `BundleSchemaUnknown` or `ArchiveRefused`, and `ModelUnreadable` for an ONNX model
     that was broken when it was sealed.
     """
-    with as_folder(Path(a)) as one, as_folder(Path(b)) as other:
+    with open_as_folder(Path(a)) as one, open_as_folder(Path(b)) as other:
         return _compare_bundles(open_bundle(one, "A"), open_bundle(other, "B"))
 
 
-def _compare_bundles(before: Opened, after: Opened) -> DiffReport:
+def _compare_bundles(before: OpenedBundle, after: OpenedBundle) -> DiffReport:
     return DiffReport(
         _describe_side(before),
         _describe_side(after),
         (
-            sections.identity(before, after),
-            sections.signature(before, after),
+            sections.compare_identity(before, after),
+            sections.compare_signature(before, after),
             *_compare_graph_and_weights(before, after),
-            sections.torchscript(before, after),
-            sections.parity(before, after),
-            sections.toolchain(before, after),
-            sections.metadata(before, after),
+            sections.compare_torchscript(before, after),
+            sections.compare_parity(before, after),
+            sections.compare_toolchain(before, after),
+            sections.compare_metadata(before, after),
         ),
     )
 
 
-def _describe_side(one: Opened) -> Side:
+def _describe_side(one: OpenedBundle) -> Side:
     return Side(str(one.config.get("name")), str(one.config.get("version")), one.fingerprint, one.damage)
 
 
-def _compare_graph_and_weights(before: Opened, after: Opened) -> tuple[Section, Section]:
+def _compare_graph_and_weights(before: OpenedBundle, after: OpenedBundle) -> tuple[Section, Section]:
     """From the models; where they are the same or cannot be read, the graph's section has what config.json claims."""
     reason = ""
     if before.onnx_digests() != after.onnx_digests():
@@ -70,22 +70,22 @@ def _compare_graph_and_weights(before: Opened, after: Opened) -> tuple[Section, 
             if not (before.damage or after.damage):
                 raise
             reason = f"{error.message}: {error.why}"
-    claimed = tuple(differences(_artifact_fields(before), _artifact_fields(after)))
+    claimed = tuple(find_differences(_artifact_fields(before), _artifact_fields(after)))
     return Section("graph", claimed, reason), Section("weights", (), reason)
 
 
-def _compare_models(before: Opened, after: Opened) -> tuple[Section, Section]:
+def _compare_models(before: OpenedBundle, after: OpenedBundle) -> tuple[Section, Section]:
     from packager.differences import onnx_model
 
     paths = before.onnx_path(), after.onnx_path()
-    models = [onnx_model.ABSENT if one is None else onnx_model.load(one) for one in paths]
-    graph, weights = tuple(onnx_model.graph_differences(*models)), tuple(onnx_model.weight_differences(*models))
+    models = [onnx_model.NO_MODEL if one is None else onnx_model.load_onnx_model(one) for one in paths]
+    graph, weights = tuple(onnx_model.compare_graphs(*models)), tuple(onnx_model.compare_weights(*models))
     if not graph and not weights:  # such as weights in another order
         digests = before.onnx_digests(), after.onnx_digests()
-        graph = tuple(replace(one, where=f"bytes of {one.where}") for one in differences(*digests))
+        graph = tuple(replace(one, where=f"bytes of {one.where}") for one in find_differences(*digests))
     return Section("graph", graph), Section("weights", weights)
 
 
-def _artifact_fields(one: Opened) -> dict[str, object]:
+def _artifact_fields(one: OpenedBundle) -> dict[str, object]:
     artifact = one.artifact("onnx") or {}
     return {name: value for name, value in artifact.items() if name not in ("path", "sha256", "data")}

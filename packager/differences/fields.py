@@ -15,7 +15,7 @@ from packager.differences.report import Difference
 _ABSENT = object()
 
 
-def differences(before: object, after: object, where: str = "") -> Iterator[Difference]:
+def find_differences(before: object, after: object, where: str = "") -> Iterator[Difference]:
     """Every field that differs, in the order of the record; a field that one side has not is None there."""
     if isinstance(before, dict) and isinstance(after, dict):
         yield from _compare_mappings(before, after, where)
@@ -44,7 +44,7 @@ def _compare_members(before: object, after: object, where: str) -> Iterator[Diff
     elif after is _ABSENT:
         yield Difference(where, before, None)
     else:
-        yield from differences(before, after, where)
+        yield from find_differences(before, after, where)
 
 
 def _has_containers(*lists: list[object]) -> bool:

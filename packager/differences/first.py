@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 
 import safetensors
 
-from packager.differences.fields import differences
-from packager.differences.report import Difference, pair, parting
-from packager.differences.tensors import change
+from packager.differences.fields import find_differences
+from packager.differences.report import Difference, common_prefix_length, format_pair
+from packager.differences.tensors import measure_change
 from packager.errors import ModelUnreadable
 
-Content: TypeAlias = "bytes | mmap.mmap"
+FileContent: TypeAlias = "bytes | mmap.mmap"
 _BLOCK_BYTES = 1 << 20
 _TEXT_PROBE_BYTES = 1 << 13
 _MAX_RECORD_BYTES = 1 << 26
@@ -29,7 +29,7 @@ class _Unreadable(Exception):
     """The file is not what its name says, or what reads it is not installed."""
 
 
-def first_difference(a: Path, b: Path, file: str) -> str:
+def find_first_difference(a: Path, b: Path, file: str) -> str:
     """What first differs between the file `file`, a path inside of a bundle, of the bundles' folders `a` and `b`.
 
     Raises ValueError for a path that leads out of a bundle, and OSError where a file cannot be read.
@@ -60,13 +60,17 @@ def _compare_models(before: Path, after: Path, *, graph: bool) -> str:
     try:
         from packager.differences import onnx_model
 
-        models = onnx_model.load(before), onnx_model.load(after)
-        if graph and (node := onnx_model.first_node(*models)):
+        models = onnx_model.load_onnx_model(before), onnx_model.load_onnx_model(after)
+        if graph and (node := onnx_model.find_first_node_difference(*models)):
             place, field = node
-            return f"{place}: {field.where} {_format_values(field)}" if field.where else f"{place}: {_format_values(field)}"
-        if graph and (found := next(onnx_model.graph_differences(*models), None)):
+            return (
+                f"{place}: {field.where} {_format_values(field)}"
+                if field.where
+                else f"{place}: {_format_values(field)}"
+            )
+        if graph and (found := next(onnx_model.compare_graphs(*models), None)):
             return f"{found.where}: {_format_values(found)}"
-        weight = next(onnx_model.weight_differences(*models), None)
+        weight = next(onnx_model.compare_weights(*models), None)
     except ModelUnreadable as error:
         raise _Unreadable(error.why) from None
     except ImportError as error:
@@ -75,7 +79,7 @@ def _compare_models(before: Path, after: Path, *, graph: bool) -> str:
         raise _Unreadable(f"{error.name} is not installed") from None
     if weight is None:
         return ""
-    return f"weight {weight.where}: {weight.change.words() if weight.change else _format_values(weight)}"
+    return f"weight {weight.where}: {weight.change.text() if weight.change else _format_values(weight)}"
 
 
 def _compare_json(before: Path, after: Path) -> str:
@@ -83,7 +87,7 @@ def _compare_json(before: Path, after: Path) -> str:
         raise _Unreadable("large for JSON")
     try:
         records = [json.loads(path.read_text(encoding="utf-8")) for path in (before, after)]
-        found = next(differences(*records), None)
+        found = next(find_differences(*records), None)
     except (ValueError, RecursionError) as error:
         raise _Unreadable(f"no JSON: {error}") from None
     return f"{found.where or 'the value'}: {_format_values(found)}" if found is not None else ""
@@ -106,10 +110,10 @@ def _compare_tensors(left: Any, right: Any) -> str:
         kinds = [f"{one.get_dtype()}{one.get_shape()}" for one in slices]
         if kinds[0] != kinds[1]:
             return f"tensor {name}: {kinds[0]} and {kinds[1]}"
-        changed = change(left.get_tensor(name), right.get_tensor(name))
+        changed = measure_change(left.get_tensor(name), right.get_tensor(name))
         if changed is not None:
-            return f"tensor {name}: {changed.words()}"
-    found = next(differences(left.metadata() or {}, right.metadata() or {}, "metadata"), None)
+            return f"tensor {name}: {changed.text()}"
+    found = next(find_differences(left.metadata() or {}, right.metadata() or {}, "metadata"), None)
     return f"{found.where}: {_format_values(found)}" if found is not None else ""
 
 
@@ -131,20 +135,20 @@ def _compare_archives(before: Path, after: Path) -> str:
 
 
 def _format_values(found: Difference) -> str:
-    return " and ".join(pair(found.before, found.after))
+    return " and ".join(format_pair(found.before, found.after))
 
 
 # -- lines and bytes ------------------------------------------------------------------------
 
 
-def _map_content(path: Path) -> Content:
+def _map_content(path: Path) -> FileContent:
     if path.stat().st_size == 0:
         return b""  # which cannot be mapped
     with path.open("rb") as stream:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _compare_contents(before: Content, after: Content) -> str:
+def _compare_contents(before: FileContent, after: FileContent) -> str:
     """The first line that differs, or of what is no text the first byte."""
     offset = _find_first_offset(before, after)
     if offset is None:
@@ -156,23 +160,25 @@ def _compare_contents(before: Content, after: Content) -> str:
             lines = None, None
         if lines[0] != lines[1]:
             texts = [line and line.strip() for line in lines]
-            shown = pair(*(texts if texts[0] != texts[1] else lines))  # indentation is told where nothing else differs
+            shown = format_pair(
+                *(texts if texts[0] != texts[1] else lines)
+            )  # indentation is told where nothing else differs
             return f"line {before[:offset].count(10) + 1}: {shown[0]} and {shown[1]}"
     values = [f"{one[offset]:#04x}" if offset < len(one) else "the end" for one in (before, after)]
     return f"byte {offset}: {values[0]} and {values[1]}"
 
 
-def _find_first_offset(before: Content, after: Content) -> int | None:
+def _find_first_offset(before: FileContent, after: FileContent) -> int | None:
     """Where the contents part; the end of the shorter is a difference too."""
     shorter = min(len(before), len(after))
     for start in range(0, shorter, _BLOCK_BYTES):
         end = min(start + _BLOCK_BYTES, shorter)
         if before[start:end] != after[start:end]:
-            return start + parting(before[start:end], after[start:end])
+            return start + common_prefix_length(before[start:end], after[start:end])
     return None if len(before) == len(after) else shorter
 
 
-def _line_at(content: Content, offset: int) -> str | None:
+def _line_at(content: FileContent, offset: int) -> str | None:
     """The line of which the byte at `offset` is one; None where the content ends with the line before."""
     start = content.rfind(b"\n", 0, offset) + 1
     end = content.find(b"\n", offset)

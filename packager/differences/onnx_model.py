@@ -22,43 +22,50 @@ import onnx
 import onnx.numpy_helper
 from google.protobuf.message import DecodeError, Message
 
-from packager.differences.fields import differences
+from packager.differences.fields import find_differences
 from packager.differences.report import Difference
-from packager.differences.tensors import Array, change
+from packager.differences.tensors import Array, measure_change
 from packager.errors import ModelUnreadable
 
-Plain: TypeAlias = "dict[str, Any]"
+JsonObject: TypeAlias = "dict[str, Any]"
 _DTYPES = {"FLOAT": "float32", "DOUBLE": "float64"}
 _MAX_BYTES_SHOWN = 256
 
 
 @dataclass(frozen=True)
-class Model:
+class OnnxModel:
     """A model: versions, inputs and outputs, how often each operator occurs, the graph's nodes, the rest, the weights.
 
     The weights are by name, and of those beside the model it is only known where they lie.
     """
 
     path: Path
-    summary: Plain
+    summary: JsonObject
     operators: Counter[str]
-    nodes: Sequence[Plain]
-    rest: Plain
+    nodes: Sequence[JsonObject]
+    other_fields: JsonObject
     weights: dict[str, onnx.TensorProto]
 
 
-ABSENT = Model(Path(), {}, Counter(), (), {}, {})
+NO_MODEL = OnnxModel(Path(), {}, Counter(), (), {}, {})
 """What a bundle without an ONNX model is compared as."""
 
 
-def load(path: Path) -> Model:
+def load_onnx_model(path: Path) -> OnnxModel:
     """Read a model. Raises `ModelUnreadable`."""
     with _translate_errors(path):
         proto = onnx.load(os.fspath(path), load_external_data=False)
         if not proto.HasField("graph"):  # an empty file is a protobuf too
             raise ValueError("it holds no graph")
         nodes = [_node_to_dict(one) for one in proto.graph.node]
-        return Model(path, _summarize_model(proto), _count_operators(proto), nodes, _remaining_fields(proto), _collect_weights(proto))
+        return OnnxModel(
+            path,
+            _summarize_model(proto),
+            _count_operators(proto),
+            nodes,
+            _remaining_fields(proto),
+            _collect_weights(proto),
+        )
 
 
 @contextlib.contextmanager
@@ -72,46 +79,46 @@ def _translate_errors(path: Path) -> Iterator[None]:
 # -- side by side ---------------------------------------------------------------------------
 
 
-def graph_differences(before: Model, after: Model) -> Iterator[Difference]:
+def compare_graphs(before: OnnxModel, after: OnnxModel) -> Iterator[Difference]:
     """What differs between two models but for their weights: of the nodes the counts, and where they first differ."""
-    yield from differences(before.summary, after.summary)
-    yield from differences({"nodes": before.operators.total()}, {"nodes": after.operators.total()})
+    yield from find_differences(before.summary, after.summary)
+    yield from find_differences({"nodes": before.operators.total()}, {"nodes": after.operators.total()})
     for name in before.operators | after.operators:
         counts = before.operators[name], after.operators[name]
         if counts[0] != counts[1]:
             yield Difference(f"operator {name}", *counts)
-    if before is ABSENT or after is ABSENT:
+    if before is NO_MODEL or after is NO_MODEL:
         return
-    node = first_node(before, after)
+    node = find_first_node_difference(before, after)
     if node is not None:
         place, field = node
         yield replace(field, where=f"first at {place}" + (f": {field.where}" if field.where else ""))
-    yield from differences(before.rest, after.rest)
+    yield from find_differences(before.other_fields, after.other_fields)
 
 
-def first_node(before: Model, after: Model) -> tuple[str, Difference] | None:
+def find_first_node_difference(before: OnnxModel, after: OnnxModel) -> tuple[str, Difference] | None:
     """The first node that differs, and its first field that does: none where operator or name are others."""
     for index, (left, right) in enumerate(zip_longest(before.nodes, after.nodes)):
         if _node_label(left) != _node_label(right):
             return f"node {index}", Difference("", _node_label(left), _node_label(right))
-        found = next(differences(left, right), None)
+        found = next(find_differences(left, right), None)
         if found is not None:
             return f"node {index} {left.get('name') or left['operator']}", found
     return None
 
 
-def _node_label(node: Plain | None) -> str | None:
+def _node_label(node: JsonObject | None) -> str | None:
     return None if node is None else f"{node['operator']} {node.get('name', '')}".rstrip()
 
 
-def weight_differences(before: Model, after: Model) -> Iterator[Difference]:
+def compare_weights(before: OnnxModel, after: OnnxModel) -> Iterator[Difference]:
     """Weights that one model alone has, of another dtype or shape, or with other values. Raises `ModelUnreadable`."""
     for name in before.weights | after.weights:
         left, right = before.weights.get(name), after.weights.get(name)
         if left is None or right is None or _tensor_type(left) != _tensor_type(right):
             yield Difference(name, left and _tensor_type(left), right and _tensor_type(right))
             continue
-        changed = change(_read_tensor(left, before.path), _read_tensor(right, after.path))
+        changed = measure_change(_read_tensor(left, before.path), _read_tensor(right, after.path))
         if changed is not None:
             yield Difference(name, _tensor_type(left), _tensor_type(right), changed)
 
@@ -131,7 +138,7 @@ def _read_tensor(tensor: onnx.TensorProto, path: Path) -> Array:
 # -- parts of a model -----------------------------------------------------------------------
 
 
-def _summarize_model(model: onnx.ModelProto) -> Plain:
+def _summarize_model(model: onnx.ModelProto) -> JsonObject:
     return {
         "ir_version": model.ir_version,
         "opset": {_to_json_value(one.domain) or "ai.onnx": one.version for one in model.opset_import},
@@ -140,7 +147,7 @@ def _summarize_model(model: onnx.ModelProto) -> Plain:
     }
 
 
-def _describe_value(value: onnx.ValueInfoProto) -> Plain:
+def _describe_value(value: onnx.ValueInfoProto) -> JsonObject:
     if not value.type.HasField("tensor_type"):
         return _message_to_dict(value)
     kind = value.type.tensor_type
@@ -159,7 +166,9 @@ def _dtype_name(number: int) -> str:
 
 
 def _count_operators(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(_operator_name(node) for _, nodes, _ in _walk_scopes(model) for node in nodes if node.op_type != "Constant")
+    return Counter(
+        _operator_name(node) for _, nodes, _ in _walk_scopes(model) for node in nodes if node.op_type != "Constant"
+    )
 
 
 def _operator_name(node: onnx.NodeProto) -> str:
@@ -203,13 +212,13 @@ def _walk_scope(prefix: str, nodes: Sequence[onnx.NodeProto], weights: Sequence[
 # -- as plain values ------------------------------------------------------------------------
 
 
-def _remaining_fields(model: onnx.ModelProto) -> Plain:
+def _remaining_fields(model: onnx.ModelProto) -> JsonObject:
     """What a model says beyond its summary, nodes and weights."""
     graph = _message_to_dict(model.graph, leave_out=("node", "initializer", "input", "output"))
     return {**_message_to_dict(model, leave_out=("ir_version", "opset_import", "graph")), "graph": graph}
 
 
-def _message_to_dict(message: Message, leave_out: tuple[str, ...] = ()) -> Plain:
+def _message_to_dict(message: Message, leave_out: tuple[str, ...] = ()) -> JsonObject:
     """The fields of a message that are set and not empty, in their order."""
     fields = message.ListFields()
     return {field.name: _to_json_value(value) for field, value in fields if field.name not in leave_out and value != ""}
@@ -228,7 +237,7 @@ def _to_json_value(value: Any) -> Any:
     return value if isinstance(value, (str, int, float)) else [_to_json_value(one) for one in value]
 
 
-def _node_to_dict(node: onnx.NodeProto) -> Plain:
+def _node_to_dict(node: onnx.NodeProto) -> JsonObject:
     attributes = {f"attribute {one.name}": _attribute_value(one) for one in node.attribute if not _is_weight(node, one)}
     rest = _message_to_dict(node, leave_out=("op_type", "domain", "attribute"))
     return {"operator": _operator_name(node), **attributes, **rest}

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from packager.bundle import layout
-from packager.bundle.fingerprint import SumsMalformed, digest, files_in, fingerprint, integrity, parse_sums
+from packager.bundle.fingerprint import (
+    SumsMalformed,
+    check_integrity,
+    compute_fingerprint,
+    list_files,
+    parse_sums,
+    regular_file_digest,
+)
 from packager.errors import ModelUnreadable, NotABundle
 from packager.runtime.loader import read_config
 
@@ -25,7 +32,7 @@ class RecordUnreadable(Exception):
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedBundle:
     """A bundle: `side` is A or B, `digests` those of the files now, empty for what is no regular file."""
 
     side: str
@@ -58,7 +65,7 @@ class Opened:
             raise ModelUnreadable(str(self.folder / path), f"{layout.CONFIG} names it, and there is no such file")
         return self.folder / path
 
-    def record(self, name: str) -> object:
+    def read_record(self, name: str) -> object:
         """The content of a JSON file. Raises `RecordUnreadable`."""
         if not self.digests.get(name):
             raise RecordUnreadable(f"{self.side} has no {name}")
@@ -68,7 +75,7 @@ class Opened:
             raise RecordUnreadable(f"{name} of {self.side} cannot be read: {error}") from None
 
 
-def open_bundle(path: Path, side: str) -> Opened:
+def open_bundle(path: Path, side: str) -> OpenedBundle:
     """Open a bundle's folder. Raises `NotABundle` or `BundleSchemaUnknown`."""
     config = read_config(path)
     _check_artifacts(path, config)
@@ -78,25 +85,25 @@ def open_bundle(path: Path, side: str) -> Opened:
         raise NotABundle(str(path), f"it cannot be read: {error}") from None
 
 
-def _read_bundle(folder: Path, side: str, config: Mapping[str, Any]) -> Opened:
+def _read_bundle(folder: Path, side: str, config: Mapping[str, Any]) -> OpenedBundle:
     try:
         text = (folder / layout.SUMS).read_bytes().decode()
         sums = parse_sums(text)
     except (UnicodeDecodeError, SumsMalformed) as error:
-        digests = {path: digest(folder / path) for path in files_in(folder)}
-        return Opened(side, folder, config, "", digests, (f"{layout.SUMS}: {error}",))
-    seal = fingerprint(text)
-    found = integrity(folder, sums)
+        digests = {path: regular_file_digest(folder / path) for path in list_files(folder)}
+        return OpenedBundle(side, folder, config, "", digests, (f"{layout.SUMS}: {error}",))
+    seal = compute_fingerprint(text)
+    found = check_integrity(folder, sums)
     kept = {path: sha256 for path, sha256 in sums.items() if path not in found.missing}
-    digests = {**kept, **{path: digest(folder / path) for path in (*found.changed, *found.extra)}}
+    digests = {**kept, **{path: regular_file_digest(folder / path) for path in (*found.changed, *found.extra)}}
     damage = {"missing": list(found.missing), "not listed": list(found.extra), "changed on disk": list(found.changed)}
     written = folder / layout.FINGERPRINT
     if not written.exists():
         damage["missing"].append(layout.FINGERPRINT)
-    elif digest(written) != hashlib.sha256(f"{seal}\n".encode()).hexdigest():
+    elif regular_file_digest(written) != hashlib.sha256(f"{seal}\n".encode()).hexdigest():
         damage["changed on disk"].append(layout.FINGERPRINT)
     lines = tuple(f"{what}: {', '.join(paths)}" for what, paths in damage.items() if paths)
-    return Opened(side, folder, config, seal, digests, lines)
+    return OpenedBundle(side, folder, config, seal, digests, lines)
 
 
 def _check_artifacts(folder: Path, config: Mapping[str, Any]) -> None:

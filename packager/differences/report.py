@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from packager.differences.tensors import Change
+    from packager.differences.tensors import TensorChange
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_WIDTH = 60
@@ -28,7 +28,7 @@ class Difference:
     where: str
     before: object
     after: object
-    change: Change | None = None
+    change: TensorChange | None = None
 
     def as_json(self) -> dict[str, object]:
         """The difference as JSON has it."""
@@ -38,8 +38,8 @@ class Difference:
     def text(self) -> str:
         """What became of what, in one line."""
         if self.change is not None:
-            return f"{self.before}, {self.change.words(relative=True)}"
-        before, after = pair(self.before, self.after)
+            return f"{self.before}, {self.change.text(relative=True)}"
+        before, after = format_pair(self.before, self.after)
         if self.before is None:
             return f"added: {after}"
         return f"removed: {before}" if self.after is None else f"{before} → {after}"
@@ -97,7 +97,7 @@ class DiffReport:
     def lines(self) -> Iterator[str]:
         """The report as text; a section with many differences is cut short, and says so."""
         for letter, side in (("A", self.before), ("B", self.after)):
-            yield f"{letter}  {shown(side.name)} {shown(side.version)}  {side.fingerprint or 'no fingerprint'}"
+            yield f"{letter}  {format_value(side.name)} {format_value(side.version)}  {side.fingerprint or 'no fingerprint'}"
             yield from (f"{letter}  {line}" for line in side.damage)
         for section in self.sections:
             if section.differences or section.not_compared:
@@ -110,7 +110,7 @@ class DiffReport:
 
 
 def _format_rows(differences: tuple[Difference, ...]) -> Iterator[str]:
-    rows = [(shown(one.where), one.text()) for one in differences[:_MAX_LINES]]
+    rows = [(format_value(one.where), one.text()) for one in differences[:_MAX_LINES]]
     width = max((len(where) for where, _ in rows), default=0)
     yield from (f"  {where:<{width}}  {text}" for where, text in rows)
     if len(differences) > _MAX_LINES:
@@ -120,23 +120,23 @@ def _format_rows(differences: tuple[Difference, ...]) -> Iterator[str]:
 # -- values as text -------------------------------------------------------------------------
 
 
-def pair(before: object, after: object) -> tuple[str, str]:
+def format_pair(before: object, after: object) -> tuple[str, str]:
     """Two values as short texts that differ where the values do."""
     if isinstance(before, float) and isinstance(after, float):
         digits = next((one for one in range(2, 17) if f"{before:.{one}g}" != f"{after:.{one}g}"), 17)
         return f"{before:.{digits}g}", f"{after:.{digits}g}"
-    left, right = shown(before), shown(after)
-    common = parting(left, right)
+    left, right = format_value(before), format_value(after)
+    common = common_prefix_length(left, right)
     return _excerpt(left, common), _excerpt(right, common)
 
 
-def parting(left: str | bytes, right: str | bytes) -> int:
+def common_prefix_length(left: str | bytes, right: str | bytes) -> int:
     """Where two texts part: the length of what they begin with in common."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((index for index, (one, other) in pairs if one != other), min(len(left), len(right)))
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as text without control characters; a digest is cut to twelve of its digits."""
     if value is None:
         return "none"

@@ -20,7 +20,7 @@ _BLOCK_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Change:
+class TensorChange:
     """`changed` of `total` values differ, by `max_abs` at most, which is `relative` to the RMS of those before.
 
     `max_abs` is None for strings; `relative` is infinite where the values before are all zero; `nonfinite`
@@ -39,7 +39,7 @@ class Change:
         told = {name: "Infinity" if one == float("inf") else one for name, one in distances.items()}
         return {"changed": self.changed, "total": self.total, **told, "nonfinite": self.nonfinite}
 
-    def words(self, *, relative: bool = False) -> str:
+    def text(self, *, relative: bool = False) -> str:
         """`3 of 1280 values differ, by 1.2e-07 at most`."""
         found = f"{self.changed} of {self.total} values {'differs' if self.changed == 1 else 'differ'}"
         if self.max_abs is not None and self.changed > self.nonfinite:
@@ -49,7 +49,7 @@ class Change:
         return found + (f", {self.nonfinite} of them by a NaN or an infinity" if self.nonfinite else "")
 
 
-def change(before: Array, after: Array) -> Change | None:
+def measure_change(before: Array, after: Array) -> TensorChange | None:
     """How the values differ; None where they are the same, bit by bit."""
     changed = nonfinite = 0
     largest: float | None = None if before.dtype.kind == "O" else 0.0
@@ -62,7 +62,9 @@ def change(before: Array, after: Array) -> Change | None:
             largest, nonfinite = max(largest, distance), nonfinite + apart
     if not changed:
         return None
-    return Change(changed, before.size, largest, None if largest is None else _relative_to_rms(largest, before), nonfinite)
+    return TensorChange(
+        changed, before.size, largest, None if largest is None else _relative_to_rms(largest, before), nonfinite
+    )
 
 
 def _iterate_blocks(array: Array) -> Iterator[Array]:

@@ -29,35 +29,40 @@ _OWN_FOLDER = f"{PACKAGE}{os.sep}"
 
 
 @dataclass(frozen=True)
-class Branches:
+class SpecializedControlFlow:
     """Lines such as `model.py:13`, and `transformers/masking_utils.py:244` in `libraries`; sorted.
 
     `rounded` are those where a size comes of a number that float32 has not, 0.7 or 0.1: PyTorch rounds the size in
     float64, onnxruntime's Resize and Range in float32, which is another size now and then.
     """
 
-    own: tuple[str, ...] = ()
-    libraries: tuple[str, ...] = ()
-    rounded: tuple[str, ...] = ()
+    user_lines: tuple[str, ...] = ()
+    library_lines: tuple[str, ...] = ()
+    rounded_size_lines: tuple[str, ...] = ()
 
-    def said(self) -> list[str]:
+    def describe(self) -> list[str]:
         """What is not checked because of them."""
-        found = [f"the branch or number that {place} takes from other data" for place in self.own]
-        if self.libraries:
-            found.append(f"the branches and numbers that libraries take from other data: {', '.join(self.libraries)}")
-        return [*found, *(f"the sizes at which float32 rounds otherwise what {place} scales" for place in self.rounded)]
+        found = [f"the branch or number that {place} takes from other data" for place in self.user_lines]
+        if self.library_lines:
+            found.append(
+                f"the branches and numbers that libraries take from other data: {', '.join(self.library_lines)}"
+            )
+        return [
+            *found,
+            *(f"the sizes at which float32 rounds otherwise what {place} scales" for place in self.rounded_size_lines),
+        ]
 
-    def joined(self, other: Branches) -> Branches:
+    def merge(self, other: SpecializedControlFlow) -> SpecializedControlFlow:
         """These and those."""
-        return Branches(
-            tuple(sorted({*self.own, *other.own})),
-            tuple(sorted({*self.libraries, *other.libraries})),
-            tuple(sorted({*self.rounded, *other.rounded})),
+        return SpecializedControlFlow(
+            tuple(sorted({*self.user_lines, *other.user_lines})),
+            tuple(sorted({*self.library_lines, *other.library_lines})),
+            tuple(sorted({*self.rounded_size_lines, *other.rounded_size_lines})),
         )
 
 
 @contextmanager
-def recorded() -> Iterator[Callable[[], Branches]]:
+def record_control_flow() -> Iterator[Callable[[], SpecializedControlFlow]]:
     """While open, a trace is watched; the call gives what it took. Warnings belong to the process, so one at a time."""
     import torch
 
@@ -89,7 +94,7 @@ def recorded() -> Iterator[Callable[[], Branches]]:
         stack.enter_context(_patch_attribute(torch.Tensor, "__index__", watched(torch.Tensor.__index__)))
         size: Any = torch.Tensor.nbytes
         stack.enter_context(_patch_attribute(torch.Tensor, "nbytes", property(watched(size.__get__))))
-        yield lambda: Branches(tuple(sorted(own)), tuple(sorted(libraries)))
+        yield lambda: SpecializedControlFlow(tuple(sorted(own)), tuple(sorted(libraries)))
 
 
 @contextmanager
@@ -119,7 +124,7 @@ def _find_user_line(torch_folder: str) -> tuple[bool, str]:
         return False, "forward()"
     if _only_raises(frame.f_code.co_filename, frame.f_lineno):
         return False, ""
-    library, name = called(frame.f_code.co_filename)
+    library, name = name_source_file(frame.f_code.co_filename)
     return library, f"{name}:{frame.f_lineno}"
 
 
@@ -129,7 +134,7 @@ def _only_raises(path: str, line: int) -> bool:
     return text.startswith("assert ") or (text.startswith("if ") and following.startswith("raise "))
 
 
-def called(path: str) -> tuple[bool, str]:
+def name_source_file(path: str) -> tuple[bool, str]:
     """Whether a file is an installed one, and what it is called: `transformers/masking_utils.py`, `model.py`."""
     *before, name = Path(path).parts
     for installed in ("site-packages", "dist-packages"):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from packager.common import output_tree
-from packager.common.sanitize import impersonal
-from packager.model.code_dependencies import inside
+from packager.common.sanitize import sanitize_message
+from packager.model.code_dependencies import relative_inside
 
 
 class ExporterFailed(Exception):
@@ -27,7 +27,7 @@ class ExporterFailed(Exception):
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def silence_exporters() -> Iterator[None]:
     """While torch's exporters work: they warn and log at length, in every thread, of their own deprecation.
 
     What matters comes back as an error, in the graph, or from the gate. Python's filters of warnings
@@ -59,11 +59,11 @@ class FlatOutputs(torch.nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs of the manifest, in its order."""
-        flat: Mapping[str, Any] = output_tree.flatten(self.model(*inputs))
-        return tuple(output_tree.select(flat, self._names).values())
+        flat: Mapping[str, Any] = output_tree.flatten_outputs(self.model(*inputs))
+        return tuple(output_tree.select_outputs(flat, self._names).values())
 
 
-def failure(error: BaseException, folder: Path, places: str = "") -> ExporterFailed:
+def to_exporter_failed(error: BaseException, folder: Path, places: str = "") -> ExporterFailed:
     """What an exporter raised, as one sentence, with the user's line where its text, traceback or `places` name one."""
     text = str(error).strip()
     frames = re.findall(r'File "([^"]+)", line (\d+)', text)
@@ -73,8 +73,8 @@ def failure(error: BaseException, folder: Path, places: str = "") -> ExporterFai
         traceback = traceback.tb_next
     frames += re.findall(r"(\S+\.py)\((\d+)\)", text)
     frames += re.findall(r'File "([^"]+)", line (\d+)', places) + re.findall(r"(\S+\.py)\((\d+)\)", places)
-    own = [(name, line) for name, line in frames if inside(name, folder)]
+    own = [(name, line) for name, line in frames if relative_inside(name, folder)]
     where = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = next((line for line in lines if not line.startswith(("#", "=", "-", "Failed to export"))), "no message")
-    return ExporterFailed(f"{type(error).__name__}: {impersonal(cause, folder, folder.resolve())}", where)
+    return ExporterFailed(f"{type(error).__name__}: {sanitize_message(cause, folder, folder.resolve())}", where)

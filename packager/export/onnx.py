@@ -20,25 +20,25 @@ from typing import Any
 import torch
 
 from packager.export import weights
-from packager.export.exporters import FlatOutputs, failure
-from packager.export.graph.messages import Raw
-from packager.export.torchscript import Program
+from packager.export.exporters import FlatOutputs, to_exporter_failed
+from packager.export.graph.messages import ExportedGraph
+from packager.export.torchscript import TorchScriptProgram
 from packager.project.manifest import DimLimits, Project
 
 _INLINE_BYTES = 1 << 30  # beyond this the exporter's file keeps the weights beside it; protobuf ends at 2 GiB
 
 
 @dataclass(frozen=True)
-class Names:
+class TensorNames:
     """The tensors' names in the graph, in order."""
 
     inputs: Sequence[str]
     outputs: Sequence[str]
 
 
-def from_torchscript(
-    project: Project, program: Program, names: Names, inputs: tuple[torch.Tensor, ...], path: Path
-) -> Raw:
+def export_from_torchscript(
+    project: Project, program: TorchScriptProgram, names: TensorNames, inputs: tuple[torch.Tensor, ...], path: Path
+) -> ExportedGraph:
     """Convert a traced or scripted program: the graph to `path`, the weights beside it. Raises `ExporterFailed`."""
     axes = {
         name: {axis: dim for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
@@ -62,15 +62,17 @@ def from_torchscript(
         except OSError:
             raise  # the disk's trouble, and not the exporter's
         except Exception as error:
-            raise failure(error, project.folder, _format_source_ranges(program, error)) from error
-    return Raw(path, weights.write(program.module.state_dict(), path.with_name(path.name + ".weights")))
+            raise to_exporter_failed(error, project.folder, _format_source_ranges(program, error)) from error
+    return ExportedGraph(
+        path, weights.write_weights(program.module.state_dict(), path.with_name(path.name + ".weights"))
+    )
 
 
-def from_torch_export(
-    project: Project, module: torch.nn.Module, names: Names, inputs: tuple[torch.Tensor, ...], path: Path
-) -> Raw:
+def export_with_torch_export(
+    project: Project, module: torch.nn.Module, names: TensorNames, inputs: tuple[torch.Tensor, ...], path: Path
+) -> ExportedGraph:
     """Trace the module with torch.export and write the graph to `path`. Raises `ExporterFailed`."""
-    dims = {name: _make_dynamic_dim(name, limit) for name, limit in project.manifest.limits().items()}
+    dims = {name: _make_dynamic_dim(name, limit) for name, limit in project.manifest.dim_limits().items()}
     weight_bytes = sum(one.numel() * one.element_size() for one in module.state_dict().values())
     # It reports its progress on the one, and on the other half of the graph where it fails.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -95,8 +97,8 @@ def from_torch_export(
         except OSError:
             raise  # the disk's trouble, and not the exporter's
         except Exception as error:
-            raise failure(_get_root_cause(error), project.folder) from error
-    return Raw(path)
+            raise to_exporter_failed(_get_root_cause(error), project.folder) from error
+    return ExportedGraph(path)
 
 
 def _rename_clashing_values(graph: Any) -> None:
@@ -111,7 +113,7 @@ def _rename_clashing_values(graph: Any) -> None:
                 value.name = f"{value.name}/inner"
 
 
-def _get_exportable_module(program: Program) -> torch.jit.ScriptModule:
+def _get_exportable_module(program: TorchScriptProgram) -> torch.jit.ScriptModule:
     """What the exporter may have: it rewrites a program's functions in place, for good.
 
     Those of a trace are its own. A script shares its functions with every other script of the process, and
@@ -126,7 +128,7 @@ def _get_exportable_module(program: Program) -> torch.jit.ScriptModule:
     return copy
 
 
-def _format_source_ranges(program: Program, error: Exception) -> str:
+def _format_source_ranges(program: TorchScriptProgram, error: Exception) -> str:
     """Where the operators that an error names come from, as TorchScript remembers it, the innermost call last."""
     graph: Any = program.module.inlined_graph
     named = dict.fromkeys(re.findall(r"\w+::\w+", str(error)))

@@ -30,9 +30,9 @@ import torch
 from packager.common import deterministic_zip
 from packager.errors import Problem
 from packager.export import control_flow
-from packager.export.control_flow import Branches
-from packager.export.exporters import ExporterFailed, FlatOutputs, failure
-from packager.export.graph.messages import Stage
+from packager.export.control_flow import SpecializedControlFlow
+from packager.export.exporters import ExporterFailed, FlatOutputs, to_exporter_failed
+from packager.export.graph.messages import StageRecord
 
 _CODE_ALLOWANCE_BYTES = 1 << 20  # more than the program's code and its archive take beside the weights
 # By name without the underscore of what works in place. A pool's or a maximum's indices are the second output.
@@ -54,7 +54,7 @@ _MANGLED = re.compile(rb"___torch_mangle_\d+")
 
 
 @dataclass(frozen=True)
-class Program:
+class TorchScriptProgram:
     """A TorchScript module, how it was made, and the lines whose branch or number, taken from data, a trace keeps.
 
     `decides` is whether it may take a decision on floats: an order, an index, a comparison, a step. `stages` is
@@ -64,36 +64,41 @@ class Program:
 
     method: Literal["trace", "script"]
     module: torch.jit.ScriptModule
-    frozen: Branches
-    decides: bool
-    stages: tuple[Stage, ...] = ()
-    unscriptable: Problem | None = None
+    specialized: SpecializedControlFlow
+    has_discrete_decisions: bool
+    stages: tuple[StageRecord, ...] = ()
+    script_failure: Problem | None = None
 
 
 def trace(
     module: torch.nn.Module, names: Sequence[str] | None, inputs: tuple[torch.Tensor, ...], folder: Path
-) -> Program:
+) -> TorchScriptProgram:
     """Record one call. Raises `ExporterFailed`."""
-    with control_flow.recorded() as taken, torch.no_grad():
+    with control_flow.record_control_flow() as taken, torch.no_grad():
         _reserve_modulelist_name()
         try:
             flat = FlatOutputs(module, names).eval()
             traced = torch.jit.trace(flat, inputs, check_trace=False)  # type: ignore[no-untyped-call]  # torch's stubs
         except Exception as error:
-            raise failure(error, folder) from error
-    frozen = replace(taken(), rounded=_find_rounded_sizes(traced.inlined_graph))
-    return Program("trace", traced, frozen, bool(frozen.own) or _has_discrete_decisions(traced.inlined_graph))
+            raise to_exporter_failed(error, folder) from error
+    frozen = replace(taken(), rounded_size_lines=_find_rounded_sizes(traced.inlined_graph))
+    return TorchScriptProgram(
+        "trace", traced, frozen, bool(frozen.user_lines) or _has_discrete_decisions(traced.inlined_graph)
+    )
 
 
-def script(module: torch.nn.Module, folder: Path) -> Program:
+def script(module: torch.nn.Module, folder: Path) -> TorchScriptProgram:
     """Compile the module's source. Raises `ExporterFailed`."""
     _reserve_modulelist_name()
     try:
         scripted = torch.jit.script(module)
     except Exception as error:
-        raise failure(error, folder) from error
-    return Program(
-        "script", scripted, Branches(rounded=_find_rounded_sizes(scripted.inlined_graph)), _has_discrete_decisions(scripted.inlined_graph)
+        raise to_exporter_failed(error, folder) from error
+    return TorchScriptProgram(
+        "script",
+        scripted,
+        SpecializedControlFlow(rounded_size_lines=_find_rounded_sizes(scripted.inlined_graph)),
+        _has_discrete_decisions(scripted.inlined_graph),
     )
 
 
@@ -120,7 +125,7 @@ def _find_user_line(source: str) -> str:
     """The innermost line of a node's stack that is not torch's: `FILE(LINE): function` in a trace, else as Python's."""
     traced = re.findall(r"^(\S+)\((\d+)\): ", source, re.MULTILINE)
     for path, line in traced or reversed(re.findall(r'File "([^"]+)", line (\d+)', source)):
-        library, name = control_flow.called(path)
+        library, name = control_flow.name_source_file(path)
         if not (library and name.startswith("torch/")):
             return f"{name}:{line}"
     return "forward()"
@@ -162,7 +167,7 @@ def _reserve_modulelist_name() -> None:
     torch.jit.script(torch.nn.ModuleList())
 
 
-def save(program: Program, path: Path, *, fold: bool, folder: Path) -> None:
+def save(program: TorchScriptProgram, path: Path, *, fold: bool, folder: Path) -> None:
     """Freeze the program and write it to `path`, the same bytes every time.
 
     `fold` lets freezing fold batch normalization into convolutions. Raises `ExporterFailed`.
@@ -173,10 +178,10 @@ def save(program: Program, path: Path, *, fold: bool, folder: Path) -> None:
         frozen = torch.jit.freeze(program.module.eval(), optimize_numerics=fold)
         torch.jit.save(frozen, raw)
     except RuntimeError as error:
-        raise failure(error, folder) from error
+        raise to_exporter_failed(error, folder) from error
     _free_weights(frozen.graph)
     del frozen
-    canonical(raw, path)
+    write_canonical(raw, path)
     raw.unlink()
 
 
@@ -199,7 +204,7 @@ def _reserve_disk_space(path: Path, weight_bytes: int) -> None:
             os.posix_fallocate(stream.fileno(), 0, weight_bytes + _CODE_ALLOWANCE_BYTES)
 
 
-def canonical(saved: Path, target: Path) -> None:
+def write_canonical(saved: Path, target: Path) -> None:
     """Write the archive anew without what changes from run to run: see the module's docstring."""
     numbers: dict[bytes, bytes] = {}
 
@@ -221,7 +226,7 @@ def canonical(saved: Path, target: Path) -> None:
                 found = archive.read(name) if content is None else content
                 yield f"model/{inner}", len(found), [found]
 
-        deterministic_zip.write(stream, files())
+        deterministic_zip.write_zip(stream, files())
 
 
-__all__ = ["ExporterFailed", "Program", "canonical", "save", "script", "trace"]
+__all__ = ["ExporterFailed", "TorchScriptProgram", "write_canonical", "save", "script", "trace"]

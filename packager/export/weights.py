@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from packager.export.graph.messages import Weight
+from packager.export.graph.messages import ExternalWeight
 
 _PAGE_BYTES = 4096
 _ONNX_DTYPES = {
@@ -24,7 +24,7 @@ _ONNX_DTYPES = {
 }  # fmt: skip
 
 
-def write(state: Mapping[str, torch.Tensor], path: Path) -> tuple[Weight, ...]:
+def write_weights(state: Mapping[str, torch.Tensor], path: Path) -> tuple[ExternalWeight, ...]:
     """Write the tensors' bytes, little-endian as ONNX wants them; returns where each lies."""
     places: dict[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype], tuple[int, int]] = {}
     weights = []
@@ -37,5 +37,5 @@ def write(state: Mapping[str, torch.Tensor], path: Path) -> tuple[Weight, ...]:
                 places[key] = (stream.tell(), content.nbytes)
                 stream.write(content.data)
             offset, length = places[key]
-            weights.append(Weight(name, _ONNX_DTYPES[tensor.dtype], tuple(tensor.shape), offset, length))
+            weights.append(ExternalWeight(name, _ONNX_DTYPES[tensor.dtype], tuple(tensor.shape), offset, length))
     return tuple(weights)

@@ -30,49 +30,49 @@ _SEARCH_BOUNDARY = frozenset({*sys.stdlib_module_names, *_TOOLCHAIN})
 
 
 @dataclass(frozen=True)
-class Footprint:
+class CodeDependencies:
     """Modules by name, files that were read, and folders that were searched: paths, relative to the manifest's
     folder where they lie in it. `packages` are the distributions that the code uses; `placed` says that another
     folder, or another working directory, might have made it another footprint.
     """
 
     modules: Mapping[str, str]
-    data: tuple[str, ...]
-    folders: tuple[str, ...]
+    read_files: tuple[str, ...]
+    searched_folders: tuple[str, ...]
     packages: tuple[str, ...]
-    placed: bool
+    location_dependent: bool
 
-    def joined(self, other: Footprint) -> Footprint:
+    def merge(self, other: CodeDependencies) -> CodeDependencies:
         """Both together, of the same code."""
-        return Footprint(
+        return CodeDependencies(
             {**self.modules, **other.modules},
-            tuple(sorted({*self.data, *other.data})),
-            tuple(sorted({*self.folders, *other.folders})),
+            tuple(sorted({*self.read_files, *other.read_files})),
+            tuple(sorted({*self.searched_folders, *other.searched_folders})),
             tuple(sorted({*self.packages, *other.packages})),
-            self.placed or other.placed,
+            self.location_dependent or other.location_dependent,
         )
 
-    def files(self, folder: Path) -> dict[str, Path]:
+    def locate_files(self, folder: Path) -> dict[str, Path]:
         """Where every input that is a digest of a file lies."""
         return {
             **{f"code:{name}": folder / path for name, path in self.modules.items()},
-            **{f"read:{path}": folder / path for path in self.data},
+            **{f"read:{path}": folder / path for path in self.read_files},
         }
 
-    def inputs(self, folder: Path, sha256: Callable[[Path], str]) -> dict[str, str]:
+    def collect_inputs(self, folder: Path, sha256: Callable[[Path], str]) -> dict[str, str]:
         """What of it decides about a build, as text by name. Raises OSError."""
         return {
-            **{name: sha256(path) for name, path in self.files(folder).items()},
-            **{f"importable:{path}": importable(folder / path) for path in self.folders},
-            **{f"package:{name}": distributions.identity(name, sha256) for name in self.packages},
+            **{name: sha256(path) for name, path in self.locate_files(folder).items()},
+            **{f"importable:{path}": list_importable(folder / path) for path in self.searched_folders},
+            **{f"package:{name}": distributions.distribution_identity(name, sha256) for name in self.packages},
         }
 
-    def own_files(self) -> dict[str, str]:
+    def list_project_files(self) -> dict[str, str]:
         """What a bundle's code digest covers: the modules, and what was read from the manifest's own folder."""
-        return {**self.modules, **{path: path for path in self.data if not os.path.isabs(path)}}
+        return {**self.modules, **{path: path for path in self.read_files if not os.path.isabs(path)}}
 
 
-def importable(folder: Path) -> str:
+def list_importable(folder: Path) -> str:
     """The names that can be imported from a folder. Raises OSError."""
     found = []
     with os.scandir(folder) as entries:
@@ -86,15 +86,15 @@ def importable(folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Watch:
+class DependencyTracker:
     """What tells what was seen so far: the footprint, and which of its files were changed since they were read."""
 
-    footprint: Callable[[], Footprint]
-    changed: Callable[[], list[str]]
+    collect: Callable[[], CodeDependencies]
+    list_changed: Callable[[], list[str]]
 
 
 @contextmanager
-def watched(folder: Path, entry: str, known: Sequence[Path]) -> Iterator[Watch]:
+def track_dependencies(folder: Path, entry: str, excluded: Sequence[Path]) -> Iterator[DependencyTracker]:
     """While open, note what is imported and read.
 
     `entry` is the module that the manifest names; `known` are files and folders that are accounted for
@@ -102,13 +102,13 @@ def watched(folder: Path, entry: str, known: Sequence[Path]) -> Iterator[Watch]:
     that the code wrote to the temporary folder before importing it, as its text follows from the other inputs.
     """
     before, path_before = dict(sys.modules), {*sys.path}
-    elsewhere = (*_IGNORED_PREFIXES, *_installed_prefixes(), *(f"{path}/" for path in known))
-    heard = _FileAccesses({}, {str(path) for path in known}, set())
+    elsewhere = (*_IGNORED_PREFIXES, *_installed_prefixes(), *(f"{path}/" for path in excluded))
+    heard = _FileAccesses({}, {str(path) for path in excluded}, set())
     _install_hook()
     _ACTIVE.append(heard)
 
-    def footprint() -> Footprint:
-        loaded = imported(before)
+    def footprint() -> CodeDependencies:
+        loaded = find_imported(before)
         generated = {name: path for name, path in loaded.items() if _is_generated(path, folder, heard.written)}
         modules = {name: path for name, path in loaded.items() if name not in generated}
         own = {_absolute(path) for path in loaded.values()}
@@ -126,22 +126,25 @@ def watched(folder: Path, entry: str, known: Sequence[Path]) -> Iterator[Watch]:
         named = {name: _display_path(path, folder) for name, path in sorted(modules.items())}
         placed = any(os.path.isabs(one) for one in (*paths, *folders, *named.values()))
         placed = placed or any(one in heard.relative for one in others)
-        return Footprint(named, tuple(sorted(paths)), tuple(sorted(folders)), packages, placed)
+        return CodeDependencies(named, tuple(sorted(paths)), tuple(sorted(folders)), packages, placed)
 
     def changed() -> list[str]:
         return sorted(
             _display_path(Path(one), folder)
             for one, status in heard.read.items()
-            if one not in heard.written and not one.startswith(elsewhere) and _is_data_file(one) and status != _stat_file(one)
+            if one not in heard.written
+            and not one.startswith(elsewhere)
+            and _is_data_file(one)
+            and status != _stat_file(one)
         )
 
     try:
-        yield Watch(footprint, changed)
+        yield DependencyTracker(footprint, changed)
     finally:
         _ACTIVE.remove(heard)
 
 
-def imported(before: Mapping[str, object]) -> dict[str, Path]:
+def find_imported(before: Mapping[str, object]) -> dict[str, Path]:
     """The user's own module files among those that are imported now and were not `before`."""
     prefixes, found = _installed_prefixes(), {}
     for name, module in list(sys.modules.items()):
@@ -163,11 +166,11 @@ def _is_generated(path: Path, folder: Path, written: Collection[str]) -> bool:
     import tempfile  # an unchanged build does without it
 
     temporary = Path(tempfile.gettempdir())
-    is_temporary = inside(path, temporary) is not None and inside(path, folder) is None
+    is_temporary = relative_inside(path, temporary) is not None and relative_inside(path, folder) is None
     if _absolute(path) in written:
         return is_temporary or not path.exists()
     searched = [Path(entry) for entry in sys.path if Path(entry).absolute() != temporary]
-    return is_temporary and not any(inside(path, entry) for entry in searched)
+    return is_temporary and not any(relative_inside(path, entry) for entry in searched)
 
 
 def _installed_prefixes() -> tuple[str, ...]:
@@ -213,7 +216,7 @@ def _find_distributions(names: set[str]) -> tuple[tuple[str, ...], list[str]]:
     return tuple(sorted(found)), [one for one in files if one is not None]
 
 
-def inside(path: str | Path, folder: Path) -> Path | None:
+def relative_inside(path: str | Path, folder: Path) -> Path | None:
     """The path from the folder on, where it lies in it: a folder that was reached over a link has two names."""
     for root in (folder, folder.resolve()):
         if Path(path).is_relative_to(root):
@@ -222,7 +225,7 @@ def inside(path: str | Path, folder: Path) -> Path | None:
 
 
 def _display_path(path: Path, folder: Path) -> str:
-    return (inside(path, folder) or path).as_posix()
+    return (relative_inside(path, folder) or path).as_posix()
 
 
 def _is_data_file(name: str) -> bool:

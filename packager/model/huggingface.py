@@ -16,26 +16,28 @@ from typing import Any
 import torch
 
 from packager import checkpoint
-from packager.checkpoint.key_matching import Fit, Forgiven, check
-from packager.checkpoint.locate import CONFIG, LocatedCheckpoint
+from packager.checkpoint.key_matching import Allowances, Fit, check_key_match
+from packager.checkpoint.locate import HUGGINGFACE_CONFIG_FILE, LocatedCheckpoint
 from packager.errors import ModelConstructionFailed, TransformersMissing
 from packager.project.manifest import Project
 
 
-def construct(project: Project, located: LocatedCheckpoint, read: checkpoint.Checkpoint) -> tuple[torch.nn.Module, Fit]:
+def load_pretrained(
+    project: Project, located: LocatedCheckpoint, read: checkpoint.Checkpoint
+) -> tuple[torch.nn.Module, Fit]:
     """The module that a folder's config.json names, with its weights.
 
     Raises `TransformersMissing`, `ModelConstructionFailed` or `StateDoesNotFit`.
     """
-    wanted, where = project.manifest.checkpoint, project.where("checkpoint", "path")
+    wanted, where = project.manifest.checkpoint, project.field_location("checkpoint", "path")
     try:
         import transformers
     except ImportError:
-        raise TransformersMissing(where, project.checkpoint_shown) from None
+        raise TransformersMissing(where, project.checkpoint_display_name) from None
     try:
         with _offline(transformers):
             config = transformers.AutoConfig.from_pretrained(
-                located.folder / CONFIG, local_files_only=True, trust_remote_code=False
+                located.folder / HUGGINGFACE_CONFIG_FILE, local_files_only=True, trust_remote_code=False
             )
             if getattr(config, "quantization_config", None) is not None:
                 raise ValueError("config.json says that the weights are quantized, which is not supported")
@@ -51,12 +53,14 @@ def construct(project: Project, located: LocatedCheckpoint, read: checkpoint.Che
             )
     except Exception as error:
         text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise ModelConstructionFailed(project.checkpoint_shown, where, text) from error
+        raise ModelConstructionFailed(project.checkpoint_display_name, where, text) from error
     missing, unexpected = tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"]))
     wrong = [(name, tuple(ours), tuple(theirs)) for name, theirs, ours in sorted(info["mismatched_keys"])]
-    forgiven = Forgiven(wanted.strict, tuple(wanted.allow_missing), tuple(wanted.allow_unexpected))
+    forgiven = Allowances(wanted.strict, tuple(wanted.allow_missing), tuple(wanted.allow_unexpected))
     own = module.state_dict()
-    check(missing, unexpected, wrong, forgiven, in_file=list(read.state), in_module=list(own), where=where)
+    check_key_match(
+        missing, unexpected, wrong, forgiven, checkpoint_names=list(read.state), module_names=list(own), where=where
+    )
     return module.to("cpu"), Fit({name: own[name] for name in own if name not in missing}, "", missing, unexpected)
 
 

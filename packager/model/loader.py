@@ -34,7 +34,7 @@ import torch
 
 from packager import checkpoint
 from packager.checkpoint.key_matching import module_metadata
-from packager.checkpoint.locate import CONFIG, LocatedCheckpoint, digest
+from packager.checkpoint.locate import HUGGINGFACE_CONFIG_FILE, LocatedCheckpoint, digest_checkpoint
 from packager.checkpoint.state_dict import read_located, saved_metadata
 from packager.common.hashing import sha256_file
 from packager.common.paths import PACKAGE
@@ -61,7 +61,7 @@ _LARGE_BUFFER_BYTES = 1 << 24  # of a buffer, likewise: it may be what forward()
 
 
 @dataclass(frozen=True)
-class Source:
+class LoadedModel:
     """The user's module with its weights, and the digests of what it was made from.
 
     `untouched` is a copy that shares the large weights and has not been called: what the first call keeps is not in it.
@@ -69,38 +69,42 @@ class Source:
     """
 
     module: torch.nn.Module
-    fit: checkpoint.Fit
+    key_match: checkpoint.Fit
     weights_key: str
     parameters: int
     checkpoint_sha256: str
     about: checkpoint.About
-    borrowed: tuple[str, ...] = ()
-    passed_over: tuple[str, ...] = ()
-    taken: str = ""
-    untouched: torch.nn.Module | None = None
-    versions: tuple[int, ...] = ()
+    from_model_weights: tuple[str, ...] = ()
+    skipped_checkpoints: tuple[str, ...] = ()
+    chosen_checkpoint: str = ""
+    pristine: torch.nn.Module | None = None
+    parameter_versions: tuple[int, ...] = ()
 
-    def fresh(self) -> torch.nn.Module:
+    def pristine_copy(self) -> torch.nn.Module:
         """A module that was never called, for an artifact to be made of; the one that was, where it cannot be copied.
 
         What earlier calls left in a module would be in the artifact, and a build that knows more calls it less.
         """
-        copied = None if self.untouched is None else _copy_module(self.untouched)
+        copied = None if self.pristine is None else _copy_module(self.pristine)
         return self.module if copied is None else copied
 
-    def changed(self) -> tuple[str, ...]:
+    def changed_parameters(self) -> tuple[str, ...]:
         """The parameters that were written to since they were loaded."""
         named = self.module.named_parameters()
-        return tuple(name for (name, one), version in zip(named, self.versions, strict=True) if one._version != version)
+        return tuple(
+            name for (name, one), version in zip(named, self.parameter_versions, strict=True) if one._version != version
+        )
 
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how the weights came to be."""
         told = {
-            "not in the checkpoint, so as the constructor left them": self.fit.missing,
-            "not among the averaged weights, so from the model's own in the checkpoint": self.borrowed,
-            "rounded to the module's dtype": self.fit.narrowed,
+            "not in the checkpoint, so as the constructor left them": self.key_match.missing,
+            "not among the averaged weights, so from the model's own in the checkpoint": self.from_model_weights,
+            "rounded to the module's dtype": self.key_match.downcast,
         }
-        damaged = [f"{one.partition(chr(10))[0]}; {self.taken} is taken" for one in self.passed_over]
+        damaged = [
+            f"{one.partition(chr(10))[0]}; {self.chosen_checkpoint} is taken" for one in self.skipped_checkpoints
+        ]
         return (*damaged, *(f"{what}: {_join_first(names)}" for what, names in told.items() if names))
 
 
@@ -110,7 +114,9 @@ def _join_first(names: Sequence[str], shown: int = 10) -> str:
 
 
 @contextmanager
-def opened(project: Project, located: LocatedCheckpoint | None = None) -> Iterator[Callable[[], Source]]:
+def open_model_loader(
+    project: Project, located: LocatedCheckpoint | None = None
+) -> Iterator[Callable[[], LoadedModel]]:
     """Yields what loads the eager module. The user's code stays importable while the context is open.
 
     `located` are the files of the checkpoint as `preflight.located` found them, where the caller knows them. The call
@@ -119,9 +125,9 @@ def opened(project: Project, located: LocatedCheckpoint | None = None) -> Iterat
     """
     with _import_path(project.folder), ExitStack() as stack:
 
-        def opening() -> Source:
+        def opening() -> LoadedModel:
             entry = None if project.manifest.model.entry is None else _resolve_entry(project)
-            found = _load_model(project, entry, located or preflight.located(project))
+            found = _load_model(project, entry, located or preflight.locate_checkpoint(project))
             if "torch._dynamo" in sys.modules:  # what is compiled computes the same without, and writes no files
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             return found
@@ -129,13 +135,13 @@ def opened(project: Project, located: LocatedCheckpoint | None = None) -> Iterat
         yield opening
 
 
-def user_frame(error: BaseException, folder: Path) -> str:
+def format_user_frame(error: BaseException, folder: Path) -> str:
     """The last line of the user's own code in a traceback, with the message: `model.py:12 in forward: …`."""
     if isinstance(error, SyntaxError) and error.filename is not None:  # no frame is in the file that does not compile
         line = f"\n  {error.text.strip()}" if error.text else ""
         return f"{Path(error.filename).name}:{error.lineno}{line}\n{type(error).__name__}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if code_dependencies.inside(frame.filename, folder)]
+    own = [frame for frame in frames if code_dependencies.relative_inside(frame.filename, folder)]
     message = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
     chosen = own or [frame for frame in frames if str(PACKAGE) not in frame.filename]
     if not chosen:
@@ -162,7 +168,7 @@ def _import_path(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in code_dependencies.imported(before):
+        for name in code_dependencies.find_imported(before):
             if name in before:
                 sys.modules[name] = before[name]
             else:
@@ -177,7 +183,7 @@ def _get_entry_name(project: Project) -> str:
 
 
 def _resolve_entry(project: Project) -> Callable[..., Any]:
-    entry, where = _get_entry_name(project), project.where("model", "entry")
+    entry, where = _get_entry_name(project), project.field_location("model", "entry")
     place, _, attribute = entry.rpartition(":")
     module = _import_file(project, place) if place.endswith(".py") else _import_name(project, place)
     found: Any = module
@@ -195,7 +201,7 @@ def _resolve_entry(project: Project) -> Callable[..., Any]:
 
 
 def _import_file(project: Project, place: str) -> ModuleType:
-    entry, where = _get_entry_name(project), project.where("model", "entry")
+    entry, where = _get_entry_name(project), project.field_location("model", "entry")
     path = Path(os.path.abspath(project.folder / place))  # links are not followed: code may ask where it lies
     if not path.is_file():
         near = sorted(str(one.relative_to(project.folder)) for one in project.folder.glob("*.py"))
@@ -212,67 +218,67 @@ def _import_file(project: Project, place: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         if shadowed is not None:
             sys.modules[path.stem] = shadowed
-        raise EntryImportFailed(entry, where, user_frame(error, project.folder)) from error
+        raise EntryImportFailed(entry, where, format_user_frame(error, project.folder)) from error
     return module
 
 
 def _import_name(project: Project, place: str) -> ModuleType:
-    entry, where = _get_entry_name(project), project.where("model", "entry")
+    entry, where = _get_entry_name(project), project.field_location("model", "entry")
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
             hint = f"write {place}.py:…" if (project.folder / f"{place}.py").exists() else None
             raise EntryNotFound(entry, where, f"there is no module {place!r}", hint) from None
-        raise EntryImportFailed(entry, where, user_frame(error, project.folder)) from error
+        raise EntryImportFailed(entry, where, format_user_frame(error, project.folder)) from error
     except (Exception, SystemExit) as error:
-        raise EntryImportFailed(entry, where, user_frame(error, project.folder)) from error
+        raise EntryImportFailed(entry, where, format_user_frame(error, project.folder)) from error
 
 
 # -- the weights ----------------------------------------------------------------------------
 
 
-def _load_model(project: Project, entry: Callable[..., Any] | None, located: LocatedCheckpoint) -> Source:
+def _load_model(project: Project, entry: Callable[..., Any] | None, located: LocatedCheckpoint) -> LoadedModel:
     wanted = project.manifest.checkpoint
     if located.replaced():
-        raise InputChanged(project.checkpoint_shown)
-    sha256 = digest(located, sha256_file)  # before anything in it is parsed
-    preflight.pin(project, sha256)
-    where = project.where("checkpoint", "path")
+        raise InputChanged(project.checkpoint_display_name)
+    sha256 = digest_checkpoint(located, sha256_file)  # before anything in it is parsed
+    preflight.check_checkpoint_digest(project, sha256)
+    where = project.field_location("checkpoint", "path")
     about = checkpoint.About()
     borrowed: tuple[str, ...] = ()
-    if entry is None and CONFIG not in {file.name for file in located.files}:
-        (module, fit), key = serialized.construct(located, where), ""
+    if entry is None and HUGGINGFACE_CONFIG_FILE not in {file.name for file in located.files}:
+        (module, fit), key = serialized.load_serialized(located, where), ""
     else:
         try:
             read = read_located(located, wanted.weights, trust_pickle=wanted.trust_pickle, where=where)
         except WeightsNotFound as error:
-            error.where = project.where("checkpoint", "weights")
+            error.where = project.field_location("checkpoint", "weights")
             raise
-        about, key, borrowed = read.about, read.key, read.borrowed
+        about, key, borrowed = read.about, read.key, read.from_model_weights
         if entry is None:
-            module, fit = huggingface.construct(project, located, read)
+            module, fit = huggingface.load_pretrained(project, located, read)
         else:
             _check_arguments(project, entry)
             module, fit = _construct(project, entry, read)
             if isinstance(module, torch.jit.ScriptModule):
-                module = serialized.Program(module.eval())
+                module = serialized.SerializedModule(module.eval())
     if entry is None:
         _check_finite(where, fit.state, module.state_dict(keep_vars=True))
     module.eval().requires_grad_(False)
     check_inputs(project, module)
-    return Source(
+    return LoadedModel(
         module=module,
-        fit=fit,
+        key_match=fit,
         weights_key=key,
         parameters=sum(one.numel() for one in module.parameters()),
         checkpoint_sha256=sha256,
         about=about,
-        borrowed=borrowed,
-        passed_over=located.passed_over,
-        taken=located.head.parent.name,
-        untouched=_copy_module(module),
-        versions=tuple(one._version for one in module.parameters()),
+        from_model_weights=borrowed,
+        skipped_checkpoints=located.skipped_checkpoints,
+        chosen_checkpoint=located.head.parent.name,
+        pristine=_copy_module(module),
+        parameter_versions=tuple(one._version for one in module.parameters()),
     )
 
 
@@ -291,7 +297,7 @@ def _copy_module(module: torch.nn.Module) -> torch.nn.Module | None:
 
 def _check_arguments(project: Project, entry: Callable[..., Any]) -> None:
     kwargs = project.manifest.model.kwargs
-    where = project.where("model", "kwargs") if kwargs else project.where("model", "entry")
+    where = project.field_location("model", "kwargs") if kwargs else project.field_location("model", "entry")
     try:
         signature = inspect.signature(entry)
     except ValueError:
@@ -375,11 +381,11 @@ def _is_cell_filled(cell: CellType) -> bool:
 
 
 def _construct_without_meta(project: Project, entry: Callable[..., Any]) -> torch.nn.Module:
-    name, where = _get_entry_name(project), project.where("model", "entry")
+    name, where = _get_entry_name(project), project.field_location("model", "entry")
     try:
         module = _unwrap(entry(**project.manifest.model.kwargs))
     except (Exception, SystemExit) as error:
-        raise ModelConstructionFailed(name, where, user_frame(error, project.folder)) from error
+        raise ModelConstructionFailed(name, where, format_user_frame(error, project.folder)) from error
     if not isinstance(module, torch.nn.Module):
         raise EntryNotModule(name, where, f"{name} returned a {type(module).__name__}")
     if isinstance(module, torch.jit.ScriptModule) and not module.state_dict():
@@ -437,7 +443,7 @@ def _load_weights(
     project: Project, module: torch.nn.Module, read: checkpoint.Checkpoint, *, assign: bool
 ) -> checkpoint.Fit:
     """Put the checkpoint's tensors into the module, in the dtypes of the module: copied, or `assign`ed without one."""
-    wanted, where = project.manifest.checkpoint, project.where("checkpoint")
+    wanted, where = project.manifest.checkpoint, project.field_location("checkpoint")
     everything = module.state_dict(keep_vars=True)
     own = {name: one for name, one in everything.items() if isinstance(one, torch.Tensor)}
     _check_extra_state(where, [name for name in everything if name not in own])
@@ -464,7 +470,7 @@ def _load_weights(
         if _loses_precision(one, own[name])
     }
     _check_finite(where, {name: state[name] for name in narrowed}, own)  # now: beyond what the dtype holds
-    fit = replace(fit, narrowed=tuple(narrowed.values()))
+    fit = replace(fit, downcast=tuple(narrowed.values()))
     metadata = module_metadata(fit.names, saved_metadata(read.state), saved_metadata(everything))
     _load_state(project, module, state, metadata, assign=assign)
     for group in tied if assign else ():
@@ -495,9 +501,9 @@ def _load_state(
     try:
         module.load_state_dict(noted, strict=False, assign=assign)
     except (Exception, SystemExit) as error:
-        why = f"the module refuses to load it: {user_frame(error, project.folder)}"
+        why = f"the module refuses to load it: {format_user_frame(error, project.folder)}"
         hint = "_load_from_state_dict() and the hooks of the module run as in torch; save the weights again from it"
-        raise StateDoesNotFit(project.where("checkpoint"), why, hint) from error
+        raise StateDoesNotFit(project.field_location("checkpoint"), why, hint) from error
 
 
 def _check_extra_state(where: str, names: Sequence[str]) -> None:
@@ -586,7 +592,7 @@ def check_inputs(project: Project, module: torch.nn.Module) -> None:
     positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     known = [one.name for one in positional]
     takes_more = any(one.kind is one.VAR_POSITIONAL for one in parameters)
-    where = project.where("inputs")
+    where = project.field_location("inputs")
     takes = f"forward() takes: {', '.join(known)}"
     if len(names) > len(known) and not takes_more:
         raise InputsDoNotFit(where, f"{takes}\nthe manifest gives {len(names)}: {', '.join(names)}", "remove inputs")
@@ -600,13 +606,13 @@ def check_inputs(project: Project, module: torch.nn.Module) -> None:
     for position, name in enumerate(names):
         if name in known and known.index(name) != position:
             raise InputsDoNotFit(
-                project.where("inputs", name),
+                project.field_location("inputs", name),
                 f"{takes}\n{name} is input {position + 1} of the manifest and parameter {known.index(name) + 1}",
                 "list the inputs in the order of forward(), without gaps; a small wrapper Module can reorder them",
             )
 
 
-def bind(project: Project, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+def bind_inputs(project: Project, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
     """numpy arrays, in the manifest's order, as the tensors that forward() is called with.
 
     numpy has no bfloat16: such an input comes as float32 and is rounded here, as the loader does.

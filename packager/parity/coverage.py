@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from packager.common import output_tree
-from packager.model.loader import Source, bind
+from packager.model.loader import LoadedModel, bind_inputs
 from packager.parity.cases import sample_grid
-from packager.parity.cases.sample_grid import Case, Grid
-from packager.parity.noise import restore_rnns
-from packager.parity.numerics.verdict import Expectation
-from packager.parity.results import Coverage, Silent
+from packager.parity.cases.sample_grid import Grid, InputCase
+from packager.parity.noise import restore_rnn_weights
+from packager.parity.numerics.verdict import ReferenceCase
+from packager.parity.results import ChannelCoverage, UnexercisedChannels
 from packager.project.manifest import Project
 
 # Of a module that is dear, the largest of the cases that are small: a backward pass costs twice the forward pass.
@@ -42,20 +42,20 @@ _MAX_EXTRA_CASES = 24
 _MAX_LISTED_CHANNELS = 20
 _MAX_NAMED_PARAMETERS = 2
 
-Seen = dict[str, torch.Tensor]
+ChannelMasks = dict[str, torch.Tensor]
 
 
-def explore(project: Project, source: Source, grid: Grid) -> Grid:
+def add_extra_cases(project: Project, source: LoadedModel, grid: Grid) -> Grid:
     """The grid, and for a small module further cases that show channels which the grid does not."""
-    if source.parameters > _CHEAP_PARAMETERS or grid.example.elements > _CHEAP_EXAMPLE_ELEMENTS:
+    if source.parameters > _CHEAP_PARAMETERS or grid.example_case.element_count > _CHEAP_EXAMPLE_ELEMENTS:
         return grid
-    seen: Seen = {}
-    further: list[Case] = []
+    seen: ChannelMasks = {}
+    further: list[InputCase] = []
     try:
         for case in grid.cases:
             _mark_exercised(project, source.module, case, seen)
         for number in range(_MAX_EXTRA_CASES):
-            case = sample_grid.more(project, number, _EXTRA_CASE_ROWS)
+            case = sample_grid.draw_extra_case(project, number, _EXTRA_CASE_ROWS)
             before = _count_exercised(seen)
             if number >= _MIN_EXTRA_CASES and _all_exercised(seen):
                 break
@@ -63,24 +63,24 @@ def explore(project: Project, source: Source, grid: Grid) -> Grid:
             if number < _MIN_EXTRA_CASES or _count_exercised(seen) > before:
                 further.append(case)
     except Exception:  # noqa: BLE001 (no gradients: `measure` says so; a case that forward() refuses is told elsewhere)
-        further = [sample_grid.more(project, number, _EXTRA_CASE_ROWS) for number in range(_MIN_EXTRA_CASES)]
+        further = [sample_grid.draw_extra_case(project, number, _EXTRA_CASE_ROWS) for number in range(_MIN_EXTRA_CASES)]
     return replace(grid, cases=(*grid.cases, *further))
 
 
-def _count_exercised(seen: Seen) -> int:
+def _count_exercised(seen: ChannelMasks) -> int:
     return sum(int(mask.sum()) for mask in seen.values())
 
 
-def _all_exercised(seen: Seen) -> bool:
+def _all_exercised(seen: ChannelMasks) -> bool:
     return all(bool(mask.all()) for mask in seen.values())
 
 
-def measure(project: Project, source: Source, cases: Sequence[Case]) -> Coverage:
+def measure_coverage(project: Project, source: LoadedModel, cases: Sequence[InputCase]) -> ChannelCoverage:
     """Run the module backwards on `cases`, until every channel has shown; on a few of them where that is dear.
 
     What forbids it is recorded, and nothing is claimed then.
     """
-    seen: Seen = {}
+    seen: ChannelMasks = {}
     used = 0
     most = len(cases) if source.parameters <= _CHEAP_PARAMETERS else _MAX_LARGE_MODEL_CASES
     try:
@@ -90,24 +90,24 @@ def measure(project: Project, source: Source, cases: Sequence[Case]) -> Coverage
             if seen and _all_exercised(seen):
                 break
     except Exception as error:  # noqa: BLE001 (the user's code may forbid gradients in any way; recorded)
-        return Coverage(0, 0, {}, f"not measured: {type(error).__name__} in the backward pass")
+        return ChannelCoverage(0, 0, {}, f"not measured: {type(error).__name__} in the backward pass")
     if not seen:
-        return Coverage(0, 0, {}, "not measured: no output has a gradient")
+        return ChannelCoverage(0, 0, {}, "not measured: no output has a gradient")
     silent = {}
     for name, mask in sorted(seen.items()):
         if not bool(mask.all()):
             indices = torch.nonzero(~mask).reshape(-1).tolist()
-            silent[name] = Silent(len(indices), len(mask), tuple(indices[:_MAX_LISTED_CHANNELS]))
+            silent[name] = UnexercisedChannels(len(indices), len(mask), tuple(indices[:_MAX_LISTED_CHANNELS]))
     channels = sum(len(mask) for mask in seen.values())
     exercised = channels - sum(one.count for one in silent.values())
-    return Coverage(channels, exercised, silent, f"gradients of {used} of {len(cases)} cases")
+    return ChannelCoverage(channels, exercised, silent, f"gradients of {used} of {len(cases)} cases")
 
 
-def still(expectations: Sequence[Expectation]) -> dict[str, int]:
+def count_constant_channels(reference_cases: Sequence[ReferenceCase]) -> dict[str, int]:
     """How many channels of each output have one value in all cases: along the last axis where its size is fixed."""
     found = {}
-    for name in expectations[0].outputs:
-        arrays = [one.outputs[name] for one in expectations if one.outputs[name].size]
+    for name in reference_cases[0].outputs:
+        arrays = [one.outputs[name] for one in reference_cases if one.outputs[name].size]
         if not arrays or arrays[0].ndim == 0 or len({array.shape[-1] for array in arrays}) > 1:
             continue
         rows = np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
@@ -117,7 +117,7 @@ def still(expectations: Sequence[Expectation]) -> dict[str, int]:
     return found
 
 
-def note(found: Coverage) -> str:
+def describe_coverage(found: ChannelCoverage) -> str:
     """What the user should know of it, in a line; empty where every channel shows."""
     if not found.silent:
         return "" if found.channels else f"what the samples exercise was {found.measured}"
@@ -128,17 +128,17 @@ def note(found: Coverage) -> str:
     return f"no sample shows {silent:,} of {found.channels:,} channels of the weights: {named}{more}"
 
 
-def _choose_affordable(cases: Sequence[Case], most: int) -> list[Case]:
-    chosen: list[Case] = []
+def _choose_affordable(cases: Sequence[InputCase], most: int) -> list[InputCase]:
+    chosen: list[InputCase] = []
     elements = 0
-    for case in sorted(cases, key=lambda case: (-case.elements, case.name)):
-        if elements + case.elements <= _MAX_INPUT_ELEMENTS and len(chosen) < most:
+    for case in sorted(cases, key=lambda case: (-case.element_count, case.name)):
+        if elements + case.element_count <= _MAX_INPUT_ELEMENTS and len(chosen) < most:
             chosen.append(case)
-            elements += case.elements
-    return chosen or [min(cases, key=lambda case: case.elements)]
+            elements += case.element_count
+    return chosen or [min(cases, key=lambda case: case.element_count)]
 
 
-def _mark_exercised(project: Project, module: torch.nn.Module, case: Case, seen: Seen) -> None:
+def _mark_exercised(project: Project, module: torch.nn.Module, case: InputCase, seen: ChannelMasks) -> None:
     """Mark the channels that this case's outputs depend on; gradients are dropped as they come."""
     parameters, leaves = dict(module.named_parameters()), {}
     for name, tensor in {**parameters, **dict(module.named_buffers())}.items():
@@ -149,11 +149,11 @@ def _mark_exercised(project: Project, module: torch.nn.Module, case: Case, seen:
     with _enable_padding_gradients(module):
         try:
             with torch.enable_grad():
-                value = torch.func.functional_call(module, leaves, bind(project, list(case.inputs.values())))
+                value = torch.func.functional_call(module, leaves, bind_inputs(project, list(case.inputs.values())))
         finally:
-            restore_rnns(module)
+            restore_rnn_weights(module)
     generator = torch.Generator().manual_seed(0)
-    named = output_tree.select(output_tree.flatten(value), project.manifest.outputs)
+    named = output_tree.select_outputs(output_tree.flatten_outputs(value), project.manifest.outputs)
     told = [one for one in named.values() if one.requires_grad and bool(torch.isfinite(one).all())]
     if told:
         noise = [torch.randn(one.shape, generator=generator).to(one.dtype) for one in told]
@@ -175,7 +175,7 @@ def _enable_padding_gradients(module: torch.nn.Module) -> Iterator[None]:
             one.padding_idx = padding
 
 
-def _make_gradient_hook(name: str, seen: Seen):  # type: ignore[no-untyped-def]  # torch's type of a hook is not public
+def _make_gradient_hook(name: str, seen: ChannelMasks):  # type: ignore[no-untyped-def]  # torch's type of a hook is not public
     def mark(leaf: torch.Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
         assert gradient is not None

@@ -25,25 +25,29 @@ import numpy as np
 import torch
 
 from packager.common import output_tree
-from packager.model.loader import Source, bind
+from packager.model.loader import LoadedModel, bind_inputs
 from packager.parity.cases.generators import has_mask
-from packager.parity.cases.sample_grid import Case
+from packager.parity.cases.sample_grid import InputCase
 from packager.parity.numerics.compare import Array
-from packager.parity.numerics.tolerances import epsilon
-from packager.project.manifest import Project, is_integer
+from packager.parity.numerics.tolerances import get_machine_epsilon
+from packager.project.manifest import Project, is_integer_dtype
 
-ORACLE = "float64"
-MOVED = "parameters one unit in the last place away"
+FLOAT64 = "float64"
+PERTURBED_PARAMETERS = "parameters one unit in the last place away"
 ONE_THREAD = "one thread"
-ROWS = "row by row"
+ROW_BY_ROW = "row by row"
 PLAIN_KERNELS = "torch's own kernels"
-MOST_ROWS = 8
+MAX_ROWS = 8
 _NUDGE_IN_EPSILONS = 64  # fewer are lost in the first sum, and what was tied stays so
 _HALF_NUDGE_IN_EPSILONS = 4  # 64 of float16's would be six percent
 
-_ORDERING_FUNCTIONS = frozenset({"topk", "sort", "msort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median"})
+_ORDERING_FUNCTIONS = frozenset(
+    {"topk", "sort", "msort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median"}
+)
 _SPREAD_STEPS, _SPREAD_STRIDE = 16, 7  # so many roundings at most; neighbours are several apart
-_MASK_MAGNITUDE = 1e4  # and more is no score, but what a mask puts in the place of one: equal everywhere, and meant to be
+_MASK_MAGNITUDE = (
+    1e4  # and more is no score, but what a mask puts in the place of one: equal everywhere, and meant to be
+)
 
 
 @dataclass(frozen=True)
@@ -56,45 +60,54 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class NoiseCases:
     """The cases to evaluate again: `wide` in float64, the first of them on one thread too; one of `batches` by rows.
 
     `others` have values of kinds that none of `wide` has: those are evaluated once, as cheaply as can be.
     """
 
-    wide: tuple[Case, ...]
-    batches: tuple[Case, ...]
-    others: tuple[Case, ...]
+    float64_cases: tuple[InputCase, ...]
+    batch_cases: tuple[InputCase, ...]
+    other_kind_cases: tuple[InputCase, ...]
 
-    def each(self) -> list[Case]:
+    def all_cases(self) -> list[InputCase]:
         """Every case once."""
-        return list({case.name: case for case in (*self.wide, *self.batches, *self.others)}.values())
+        return list(
+            {case.name: case for case in (*self.float64_cases, *self.batch_cases, *self.other_kind_cases)}.values()
+        )
 
 
-def evaluations(
-    project: Project, source: Source, chosen: Chosen, known: Mapping[str, Mapping[str, Array]]
+def evaluate_variants(
+    project: Project, source: LoadedModel, noise_cases: NoiseCases, outputs: Mapping[str, Mapping[str, Array]]
 ) -> tuple[Evaluation, ...]:
     """Evaluate the chosen cases again; `known` are the outputs as the module gives them. The first is of all `wide`."""
 
-    def plain(cases: Sequence[Case]) -> dict[str, Mapping[str, Array]]:
+    def plain(cases: Sequence[InputCase]) -> dict[str, Mapping[str, Array]]:
         return {case.name: _run_module(project, source, case) for case in cases}
 
-    found = [_evaluate_float64(project, source, chosen.wide)]
+    found = [_evaluate_float64(project, source, noise_cases.float64_cases)]
     own_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stubs
     with _use_threads(1) as before:
         if before > 1:
-            found.append(Evaluation(ONE_THREAD, plain((*chosen.wide[:1], *(() if own_kernels else chosen.others)))))
-    batched = [case for case in chosen.batches if 2 <= _count_rows(project, case, known[case.name]) <= MOST_ROWS][:1]
+            found.append(
+                Evaluation(
+                    ONE_THREAD,
+                    plain((*noise_cases.float64_cases[:1], *(() if own_kernels else noise_cases.other_kind_cases))),
+                )
+            )
+    batched = [
+        case for case in noise_cases.batch_cases if 2 <= _count_rows(project, case, outputs[case.name]) <= MAX_ROWS
+    ][:1]
     if batched:
-        found.append(Evaluation(ROWS, {batched[0].name: _run_row_by_row(project, source, batched[0], known)}))
+        found.append(Evaluation(ROW_BY_ROW, {batched[0].name: _run_row_by_row(project, source, batched[0], outputs)}))
     if own_kernels:
-        few = min((*batched, chosen.wide[0]), key=lambda case: case.elements)
+        few = min((*batched, noise_cases.float64_cases[0]), key=lambda case: case.element_count)
         with _disable_onednn():
-            found.append(Evaluation(PLAIN_KERNELS, plain((few, *chosen.others))))
+            found.append(Evaluation(PLAIN_KERNELS, plain((few, *noise_cases.other_kind_cases))))
     return tuple(found)
 
 
-def nudged(project: Project, source: Source, case: Case) -> Mapping[str, Array]:
+def run_nudged(project: Project, source: LoadedModel, case: InputCase) -> Mapping[str, Array]:
     """The outputs with the float inputs, or else the parameters, moved by a few roundings.
 
     Where there are integers to look up, equal ones give equal scores whatever the parameters are, and so exact ties:
@@ -105,7 +118,7 @@ def nudged(project: Project, source: Source, case: Case) -> Mapping[str, Array]:
     if all(array.dtype.kind != "f" for array in inputs.values()):
         whole = _get_state(source.module)
         state = {name: _perturb_one_ulp(one) if one.is_floating_point() else one for name, one in whole.items()}
-    looked_up = any(is_integer(one.dtype) and not has_mask([one]) for one in project.manifest.inputs.values())
+    looked_up = any(is_integer_dtype(one.dtype) and not has_mask([one]) for one in project.manifest.inputs.values())
     with _BreakTies() if looked_up else nullcontext():
         return _run_with_state(project, source.module, state, moved, widen=False)
 
@@ -123,7 +136,9 @@ class _BreakTies(torch.overrides.TorchFunctionMode):
 def _spread_scores(scores: torch.Tensor) -> torch.Tensor:
     if not scores.is_floating_point():
         return scores
-    steps = torch.arange(scores.numel()).mul(_SPREAD_STRIDE).remainder(_SPREAD_STEPS).reshape(scores.shape).to(scores.dtype)
+    steps = (
+        torch.arange(scores.numel()).mul(_SPREAD_STRIDE).remainder(_SPREAD_STEPS).reshape(scores.shape).to(scores.dtype)
+    )
     sizes = torch.where(scores.abs() < _MASK_MAGNITUDE, scores.abs(), 0)
     return scores + sizes * steps * torch.finfo(scores.dtype).eps
 
@@ -131,13 +146,13 @@ def _spread_scores(scores: torch.Tensor) -> torch.Tensor:
 # -- the evaluations ------------------------------------------------------------------------
 
 
-def _evaluate_float64(project: Project, source: Source, cases: Sequence[Case]) -> Evaluation:
+def _evaluate_float64(project: Project, source: LoadedModel, cases: Sequence[InputCase]) -> Evaluation:
     """The same cases in float64, or else with parameters one unit in the last place away."""
     state = _get_state(source.module)
     try:
         wide = {name: one.double() if one.is_floating_point() else one for name, one in state.items()}
         return Evaluation(
-            ORACLE, {one.name: _run_with_state(project, source.module, wide, one, widen=True) for one in cases}
+            FLOAT64, {one.name: _run_with_state(project, source.module, wide, one, widen=True) for one in cases}
         )
     except Exception as error:  # noqa: BLE001 (the user's code may refuse float64 in any way)
         refused = type(error).__name__
@@ -145,15 +160,15 @@ def _evaluate_float64(project: Project, source: Source, cases: Sequence[Case]) -
         moved = {name: _perturb_one_ulp(one) if one.is_floating_point() else one for name, one in state.items()}
         found = {one.name: _run_with_state(project, source.module, moved, one, widen=False) for one in cases}
     except Exception as error:  # noqa: BLE001 (recorded: nothing was measured in this way)
-        return Evaluation(MOVED, {}, f"float64 gives {refused}, and they {type(error).__name__}")
-    return Evaluation(MOVED, found, f"float64 gives {refused}")
+        return Evaluation(PERTURBED_PARAMETERS, {}, f"float64 gives {refused}, and they {type(error).__name__}")
+    return Evaluation(PERTURBED_PARAMETERS, found, f"float64 gives {refused}")
 
 
-def _run_module(project: Project, source: Source, case: Case) -> Mapping[str, Array]:
+def _run_module(project: Project, source: LoadedModel, case: InputCase) -> Mapping[str, Array]:
     return _run_with_state(project, source.module, {}, case, widen=False)
 
 
-def _count_rows(project: Project, case: Case, known: Mapping[str, Array]) -> int:
+def _count_rows(project: Project, case: InputCase, known: Mapping[str, Array]) -> int:
     """How many rows a case has, where every input and output seems to be a batch of them that may be one; else 0."""
     shapes = [spec.shape for spec in project.manifest.inputs.values()]
     batch = shapes[0][0] if shapes[0] else None
@@ -161,16 +176,18 @@ def _count_rows(project: Project, case: Case, known: Mapping[str, Array]) -> int
         return 0
     size = case.sizes[batch]
     whole = all(array.shape[:1] == (size,) for array in known.values())
-    return size if whole and project.manifest.limits()[batch].min <= 1 else 0
+    return size if whole and project.manifest.dim_limits()[batch].min <= 1 else 0
 
 
 def _run_row_by_row(
-    project: Project, source: Source, case: Case, known: Mapping[str, Mapping[str, Array]]
+    project: Project, source: LoadedModel, case: InputCase, known: Mapping[str, Mapping[str, Array]]
 ) -> dict[str, Array]:
     """The outputs of each row alone, put together; without those whose shape depends on the other rows."""
     size = len(next(iter(case.inputs.values())))
     rows = [
-        _run_module(project, source, replace(case, inputs={name: one[row : row + 1] for name, one in case.inputs.items()}))
+        _run_module(
+            project, source, replace(case, inputs={name: one[row : row + 1] for name, one in case.inputs.items()})
+        )
         for row in range(size)
     ]
     return {
@@ -205,21 +222,21 @@ def _get_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _run_with_state(
-    project: Project, module: torch.nn.Module, state: Mapping[str, torch.Tensor], case: Case, *, widen: bool
+    project: Project, module: torch.nn.Module, state: Mapping[str, torch.Tensor], case: InputCase, *, widen: bool
 ) -> Mapping[str, Array]:
-    inputs: tuple[Any, ...] = bind(project, list(case.inputs.values()))
+    inputs: tuple[Any, ...] = bind_inputs(project, list(case.inputs.values()))
     if widen:
         inputs = tuple(one.double() if one.is_floating_point() else one for one in inputs)
     try:
         with torch.inference_mode():
             value = torch.func.functional_call(module, dict(state), inputs)
     finally:
-        restore_rnns(module)
-    named = output_tree.select(output_tree.flatten(value), project.manifest.outputs)
+        restore_rnn_weights(module)
+    named = output_tree.select_outputs(output_tree.flatten_outputs(value), project.manifest.outputs)
     return {name: to_numpy(tensor) for name, tensor in named.items()}
 
 
-def restore_rnns(module: torch.nn.Module) -> None:
+def restore_rnn_weights(module: torch.nn.Module) -> None:
     """Let recurrent layers hold their own weights again: they keep a list, in which functional_call leaves others.
 
     A trace would take those for constants.
@@ -244,10 +261,10 @@ def _nudge(project: Project, name: str, array: Array) -> Array:
     wide = array.astype(np.float64)
     span = 1.0 if spec.range is None else min(1.0, float(spec.range[1]) - float(spec.range[0]))
     roundings = _NUDGE_IN_EPSILONS if array.dtype.itemsize > 2 else _HALF_NUDGE_IN_EPSILONS
-    step = roundings * epsilon(array.dtype) * (np.abs(wide) + span)
+    step = roundings * get_machine_epsilon(array.dtype) * (np.abs(wide) + span)
     signs = 2 * generator.integers(0, 2, array.shape) - 1
     information = np.finfo(str(array.dtype))
-    least, most = spec.ends() if spec.range is not None else (information.min, information.max)
+    least, most = spec.value_bounds() if spec.range is not None else (information.min, information.max)
     # No farther out than the range, or than a user's own data are; infinities, of masks, stay what they are.
     low, high = np.minimum(wide, float(least)), np.maximum(wide, float(most))
     with np.errstate(over="ignore", invalid="ignore"):

@@ -27,17 +27,25 @@ from packager.errors import (
     OutputsUnsupported,
     did_you_mean,
 )
-from packager.model.loader import Source, bind, user_frame
+from packager.model.loader import LoadedModel, bind_inputs, format_user_frame
 from packager.parity import noise
 from packager.parity.cases import generators, sample_grid
-from packager.parity.cases.sample_grid import Case, Grid
-from packager.parity.noise import ORACLE, ROWS, Chosen, Evaluation
-from packager.parity.numerics.compare import Array, Limit, ShapesDiffer, compare
-from packager.parity.numerics.decisions import Decision
-from packager.parity.numerics.tolerances import LARGEST_SHARE, MULTIPLE, floors, least_noise, limit, ratio, scales
-from packager.parity.numerics.verdict import Expectation
-from packager.parity.results import Noise, Reference
-from packager.project.manifest import Project, Tolerance
+from packager.parity.cases.sample_grid import Grid, InputCase
+from packager.parity.noise import FLOAT64, ROW_BY_ROW, Evaluation, NoiseCases
+from packager.parity.numerics.compare import Array, ElementTolerance, ShapesDiffer, compare
+from packager.parity.numerics.decisions import DecisionRule
+from packager.parity.numerics.tolerances import (
+    MAX_TOLERANCE_SHARE,
+    NOISE_MULTIPLE,
+    derive_noise_floors,
+    derive_tolerance,
+    estimate_scales,
+    get_minimum_noise,
+    measure_relative_difference,
+)
+from packager.parity.numerics.verdict import ReferenceCase
+from packager.parity.results import OutputNoise, Reference
+from packager.project.manifest import ExplicitTolerance, Project
 
 # Noise is measured on so many cases at most, which together have at most so many input elements,
 # absolutely and in multiples of the (small) example's: float64 costs several times what float32 does.
@@ -51,41 +59,41 @@ _MAX_ROW_NOISE_RATIO = 100  # times the other noise: rows that differ by more de
 _NOT_COPIED = "what forward() keeps from its first call, as the module cannot be copied"
 _ROWS_OF_ZEROS = "rows of zeros in a mask, on which forward() raises"
 
-Run = tuple[Case, Mapping[str, Array]]
+EagerRun = tuple[InputCase, Mapping[str, Array]]
 
 
-def call(
+def call_module(
     module: torch.nn.Module, inputs: Sequence[torch.Tensor], names: Sequence[str] | None
 ) -> dict[str, torch.Tensor]:
     """The module's outputs by name. Raises `outputs.NotTensors`, `outputs.NamesDoNotFit`, or what forward() raises."""
     with torch.inference_mode():
-        flat = output_tree.flatten(module(*inputs))
+        flat = output_tree.flatten_outputs(module(*inputs))
         for name, one in flat.items():
             if not isinstance(one, torch.Tensor):  # numpy's arrays have a dtype and a shape too
-                raise output_tree.NotTensors(name, type(one).__name__)
-        return output_tree.select(flat, names)
+                raise output_tree.NotATensor(name, type(one).__name__)
+        return output_tree.select_outputs(flat, names)
 
 
-def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Array]:
+def run_case(project: Project, source: LoadedModel, case: InputCase) -> dict[str, Array]:
     """One forward pass, with every way in which it can fail put in words.
 
     Raises `ForwardFailed` with the last line of the user's code, or `OutputsUnsupported`.
     """
-    where = project.where("inputs")
+    where = project.field_location("inputs")
     try:
-        found = call(source.module, bind(project, list(case.inputs.values())), project.manifest.outputs)
-    except output_tree.NotTensors as error:
+        found = call_module(source.module, bind_inputs(project, list(case.inputs.values())), project.manifest.outputs)
+    except output_tree.NotATensor as error:
         raise OutputsUnsupported(
             where, str(error), "return tensors, alone or in tuples, dicts or dataclasses"
         ) from None
-    except output_tree.NamesClash as error:
+    except output_tree.DuplicateOutputName as error:
         raise OutputsUnsupported(where, str(error), "rename one of them in forward()") from None
-    except output_tree.NamesDoNotFit as error:
-        raise OutputsUnsupported(project.where("outputs"), str(error), "one name for each, or keys") from None
+    except output_tree.OutputNamesMismatch as error:
+        raise OutputsUnsupported(project.field_location("outputs"), str(error), "one name for each, or keys") from None
     except (Exception, SystemExit) as error:
         described = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in case.inputs.items())
-        sample = f"{case.name} ({described}), whose values are {case.fill}"
-        raise ForwardFailed(where, sample, user_frame(error, project.folder)) from error
+        sample = f"{case.name} ({described}), whose values are {case.value_description}"
+        raise ForwardFailed(where, sample, format_user_frame(error, project.folder)) from error
     for name, tensor in found.items():
         if tensor.is_complex():
             why = f"{name} is a {tensor.dtype} tensor; onnxruntime has none"
@@ -97,75 +105,84 @@ def first_outputs(project: Project, source: Source, case: Case) -> dict[str, Arr
     return {name: noise.to_numpy(tensor) for name, tensor in found.items()}
 
 
-def answered(project: Project, source: Source, grid: Grid) -> tuple[Grid, dict[str, dict[str, Array]]]:
+def drop_refused_masks(project: Project, source: LoadedModel, grid: Grid) -> tuple[Grid, dict[str, dict[str, Array]]]:
     """The grid without rows of zeros in a mask where forward() raises on them; and what it gives for them elsewhere.
 
     Attention over nothing is undefined, and no manifest can say that a mask has a one in each row. That those rows
     were left out stands in `Reference.undecided`. Raises as `first_outputs` does, but `ForwardFailed`.
     """
-    low = next((case for case in grid.cases if case.kinds == ("low",)), None)
+    low = next((case for case in grid.cases if case.value_kinds == ("low",)), None)
     if low is None or not generators.has_mask(tuple(project.manifest.inputs.values())):
         return grid, {}
     try:
-        return grid, {low.name: first_outputs(project, source, low)}
+        return grid, {low.name: run_case(project, source, low)}
     except ForwardFailed:
-        return sample_grid.unmasked(project, grid), {}
+        return sample_grid.redraw_without_empty_masks(project, grid), {}
 
 
-def check_repeatable(project: Project, source: Source, grid: Grid, known: Mapping[str, Array]) -> None:
+def check_repeatable(project: Project, source: LoadedModel, grid: Grid, outputs: Mapping[str, Array]) -> None:
     """Run the contrast again, and refuse a module that gives something else: no artifact could be compared with it.
 
     `known` is what it gave after the example had run. Now it is run on a copy that was never called, where there is
     one, so that what a first call computes and keeps shows too: an artifact would hold it as it was after the first
     sample. Rounding may differ from call to call by the least noise. Raises `NotRepeatable` or `ForwardChangesWeights`.
     """
-    changed = source.changed()
+    changed = source.changed_parameters()
     if changed:
-        raise ForwardChangesWeights(project.where("model"), changed)
-    copied = replace(source, module=source.fresh())
-    for called in (copied, source) if grid.contrast is grid.example else (copied,):  # by then nothing else had run
-        _check_same_outputs(project, first_outputs(project, called, grid.contrast), grid.contrast, known)
+        raise ForwardChangesWeights(project.field_location("model"), changed)
+    copied = replace(source, module=source.pristine_copy())
+    for called in (
+        (copied, source) if grid.probe_case is grid.example_case else (copied,)
+    ):  # by then nothing else had run
+        _check_same_outputs(project, run_case(project, called, grid.probe_case), grid.probe_case, outputs)
 
 
-def _check_same_outputs(project: Project, again: Mapping[str, Array], case: Case, known: Mapping[str, Array]) -> None:
+def _check_same_outputs(
+    project: Project, again: Mapping[str, Array], case: InputCase, known: Mapping[str, Array]
+) -> None:
     for name, array in known.items():
-        least = least_noise(array.dtype) if _is_float(array) else 0.0
-        allowed = Limit(0.0, least)
+        least = get_minimum_noise(array.dtype) if _is_float(array) else 0.0
+        allowed = ElementTolerance(0.0, least)
         try:
-            same = name in again and compare(array, again[name], allowed).allowed
+            same = name in again and compare(array, again[name], allowed).within_tolerance
         except ShapesDiffer:
             same = False
         if not same:
-            raise NotRepeatable(project.where("model"), name, case.name)
+            raise NotRepeatable(project.field_location("model"), name, case.name)
 
 
 @dataclass(frozen=True)
-class Floor:
+class NoiseMeasurement:
     """What was evaluated before the artifacts are made: again, and the outputs by case that are known by now."""
 
     evaluations: tuple[Evaluation, ...]
-    known: Mapping[str, Mapping[str, Array]]
+    outputs: Mapping[str, Mapping[str, Array]]
 
 
-def measure_floor(project: Project, source: Source, grid: Grid, known: Mapping[str, Mapping[str, Array]]) -> Floor:
+def measure_noise(
+    project: Project, source: LoadedModel, grid: Grid, outputs: Mapping[str, Mapping[str, Array]]
+) -> NoiseMeasurement:
     """Evaluate the module again on a few cases, for its noise; not with an explicit tolerance.
 
     `known` are outputs by case that are there already. Raises as `first_outputs` does, or `NotRepeatable`.
     """
-    contrast = grid.contrast
-    for case in (grid.example, contrast):  # in this order: the first call is one, and the copy's first call the other
-        if case.name not in known:
-            known = {**known, case.name: first_outputs(project, source, case)}
-    check_repeatable(project, source, grid, known[contrast.name])
-    if isinstance(project.manifest.parity.tolerance, Tolerance):
-        return Floor((), known)
+    contrast = grid.probe_case
+    for case in (
+        grid.example_case,
+        contrast,
+    ):  # in this order: the first call is one, and the copy's first call the other
+        if case.name not in outputs:
+            outputs = {**outputs, case.name: run_case(project, source, case)}
+    check_repeatable(project, source, grid, outputs[contrast.name])
+    if isinstance(project.manifest.parity.tolerance, ExplicitTolerance):
+        return NoiseMeasurement((), outputs)
     chosen = _choose_noise_cases(grid, source.parameters)
-    found = {case.name: known.get(case.name) or first_outputs(project, source, case) for case in chosen.each()}
-    again = noise.evaluations(project, source, chosen, found)
-    return Floor(again, {**known, **found})
+    found = {case.name: outputs.get(case.name) or run_case(project, source, case) for case in chosen.all_cases()}
+    again = noise.evaluate_variants(project, source, chosen, found)
+    return NoiseMeasurement(again, {**outputs, **found})
 
 
-def declared(project: Project, found: Mapping[str, Array]) -> dict[str, Decision]:
+def resolve_decisions(project: Project, found: Mapping[str, Array]) -> dict[str, DecisionRule]:
     """What the manifest declares some of these outputs to be for; one forward pass is enough to tell whether it fits.
 
     Raises `OutputsUnsupported` where an output has the name of an input, or `DecisionDoesNotFit`.
@@ -173,14 +190,14 @@ def declared(project: Project, found: Mapping[str, Array]) -> dict[str, Decision
     shared = [name for name in found if name in project.manifest.inputs]
     if shared:
         why = f"{shared[0]!r} is the name of an input and of an output of forward()"
-        raise OutputsUnsupported(project.where("inputs", shared[0]), why, "name the outputs in the manifest")
+        raise OutputsUnsupported(project.field_location("inputs", shared[0]), why, "name the outputs in the manifest")
     parity = project.manifest.parity
     # Each side may be a floor off, and a floor from the truth. Of an explicit limit it is the same share: with the
     # whole of it, whatever decision follows from numbers that it allows would hang on a tie.
-    tie = 2 / MULTIPLE
+    tie = 2 / NOISE_MULTIPLE
     fitting = {}
     for name in parity.decisions:
-        one, where = parity.decision(name), project.where("parity", "decisions", name)
+        one, where = parity.decision_for(name), project.field_location("parity", "decisions", name)
         assert one is not None
         if name not in found:
             raise DecisionDoesNotFit(where, f"there is no output {name!r}", did_you_mean(name, list(found)))
@@ -189,12 +206,18 @@ def declared(project: Project, found: Mapping[str, Array]) -> dict[str, Decision
         if not one.rule.startswith("threshold") and not -found[name].ndim <= one.axis < found[name].ndim:
             why = f"{name} has {found[name].ndim} axes, and no axis {one.axis}"
             raise DecisionDoesNotFit(where, why, "axis counts from 0, or from the last as -1")
-        fitting[name] = Decision(one.rule, one.axis, tie)
+        fitting[name] = DecisionRule(one.rule, one.axis, tie)
     return fitting
 
 
-def measure(
-    project: Project, source: Source, grid: Grid, floor: Floor, *, known: tuple[Expectation, ...], decides: bool
+def measure_reference(
+    project: Project,
+    source: LoadedModel,
+    grid: Grid,
+    measurement: NoiseMeasurement,
+    *,
+    probe: tuple[ReferenceCase, ...],
+    has_discrete_decisions: bool,
 ) -> Reference:
     """Run the module on every case, and say how far an artifact may be; `known` is what `early` gave.
 
@@ -202,54 +225,58 @@ def measure(
     Raises as `first_outputs` does, `NoiseTooLarge` where the floor is so high that nothing could be told
     apart, or `DecidedByTies`.
     """
-    runs: list[Run] = [
-        (case, floor.known.get(case.name) or first_outputs(project, source, case)) for case in grid.cases
+    runs: list[EagerRun] = [
+        (case, measurement.outputs.get(case.name) or run_case(project, source, case)) for case in grid.cases
     ]
     names = tuple(runs[0][1])
     for case, found in runs:
         if tuple(found) != names:
             why = f"{', '.join(found)} at {dict(case.sizes)}, {', '.join(names)} at {dict(grid.cases[0].sizes)}"
-            raise OutputsUnsupported(project.where("inputs"), why, "return the same outputs at every size")
-    decisions = declared(project, runs[0][1])
+            raise OutputsUnsupported(project.field_location("inputs"), why, "return the same outputs at every size")
+    decisions = resolve_decisions(project, runs[0][1])
     undecided: tuple[str, ...] = ()
-    if decides:
+    if has_discrete_decisions:
         runs, undecided = _replace_tied_cases(project, source, runs)
-    if source.untouched is None:
+    if source.pristine is None:
         undecided = (*undecided, _NOT_COPIED)
-    if any(case.kinds == ("low, unmasked",) for case in grid.cases):
+    if any(case.value_kinds == ("low, unmasked",) for case in grid.cases):
         undecided = (*undecided, _ROWS_OF_ZEROS)
-    expectations, measured = _make_reference_cases(project, floor, runs, decisions)
-    return Reference(expectations, measured, names, tuple(case for case, _ in runs), undecided, known)
+    expectations, measured = _make_reference_cases(project, measurement, runs, decisions)
+    return Reference(expectations, measured, names, tuple(case for case, _ in runs), undecided, probe)
 
 
-def early(project: Project, source: Source, grid: Grid, floor: Floor, *, decides: bool) -> tuple[Expectation, ...]:
+def measure_probe(
+    project: Project, source: LoadedModel, grid: Grid, measurement: NoiseMeasurement, *, has_discrete_decisions: bool
+) -> tuple[ReferenceCase, ...]:
     """What is known before the other cases ran: one case, so that every stage on the way can be compared with it.
 
     None where a tie decides what comes out there, or nothing comes out. Raises `NoiseTooLarge`.
     """
-    runs: list[Run] = [(case, floor.known[case.name]) for case in grid.cases if case.name in floor.known]
-    found = floor.known[grid.contrast.name]
+    runs: list[EagerRun] = [
+        (case, measurement.outputs[case.name]) for case in grid.cases if case.name in measurement.outputs
+    ]
+    found = measurement.outputs[grid.probe_case.name]
     if not any(array.size for array in found.values()):
         return ()
-    if decides and _find_tied_output(found, noise.nudged(project, source, grid.contrast)):
+    if has_discrete_decisions and _find_tied_output(found, noise.run_nudged(project, source, grid.probe_case)):
         return ()
-    expectations, _ = _make_reference_cases(project, floor, runs, {})
-    return tuple(one for one in expectations if one.case == grid.contrast.name)
+    expectations, _ = _make_reference_cases(project, measurement, runs, {})
+    return tuple(one for one in expectations if one.name == grid.probe_case.name)
 
 
 def _make_reference_cases(
-    project: Project, floor: Floor, runs: Sequence[Run], decisions: Mapping[str, Decision]
-) -> tuple[tuple[Expectation, ...], dict[str, Noise]]:
+    project: Project, floor: NoiseMeasurement, runs: Sequence[EagerRun], decisions: Mapping[str, DecisionRule]
+) -> tuple[tuple[ReferenceCase, ...], dict[str, OutputNoise]]:
     judged = {name: _derive_tolerances(project, floor, runs, name) for name in runs[0][1]}
-    oracle = next((one.outputs for one in floor.evaluations if one.name == ORACLE), {})
+    oracle = next((one.outputs for one in floor.evaluations if one.name == FLOAT64), {})
     expectations = tuple(
-        Expectation(
+        ReferenceCase(
             case.name,
             case.inputs,
             found,
             {name: limits[case.name] for name, (_, limits) in judged.items()},
             case.sizes,
-            _to_float64_outputs(found, oracle.get(case.name, {})) if found is floor.known.get(case.name) else {},
+            _to_float64_outputs(found, oracle.get(case.name, {})) if found is floor.outputs.get(case.name) else {},
             decisions,
         )
         for case, found in runs
@@ -257,17 +284,19 @@ def _make_reference_cases(
     return expectations, {name: one for name, (one, _) in judged.items() if one is not None}
 
 
-def _derive_tolerances(project: Project, floor: Floor, runs: Sequence[Run], name: str) -> tuple[Noise | None, dict[str, Limit]]:
+def _derive_tolerances(
+    project: Project, floor: NoiseMeasurement, runs: Sequence[EagerRun], name: str
+) -> tuple[OutputNoise | None, dict[str, ElementTolerance]]:
     """How far one output may be, by case, and the noise behind it where that was measured."""
     tolerance, arrays = project.manifest.parity.tolerance, [found[name] for _, found in runs]
     cases = [case.name for case, _ in runs]
     if not _is_float(arrays[0]):
-        return None, dict.fromkeys(cases, Limit(0.0, 0.0))
-    if isinstance(tolerance, Tolerance):
-        return None, dict.fromkeys(cases, Limit(tolerance.atol, tolerance.rtol))
-    small = dict(zip(cases, scales(arrays), strict=True))
+        return None, dict.fromkeys(cases, ElementTolerance(0.0, 0.0))
+    if isinstance(tolerance, ExplicitTolerance):
+        return None, dict.fromkeys(cases, ElementTolerance(tolerance.atol, tolerance.rtol))
+    small = dict(zip(cases, estimate_scales(arrays), strict=True))
     measured, by_case = _measure_output_noise(project, floor, {case.name: found for case, found in runs}, name, small)
-    return measured, {case: limit(by_case[case], small[case]) for case in cases}
+    return measured, {case: derive_tolerance(by_case[case], small[case]) for case in cases}
 
 
 def _to_float64_outputs(found: Mapping[str, Array], oracle: Mapping[str, Array]) -> dict[str, Array]:
@@ -287,28 +316,32 @@ def _is_float(array: Array) -> bool:
 
 
 def _measure_output_noise(
-    project: Project, floor: Floor, found: Mapping[str, Mapping[str, Array]], name: str, scale: Mapping[str, float]
-) -> tuple[Noise, dict[str, float]]:
+    project: Project,
+    floor: NoiseMeasurement,
+    found: Mapping[str, Mapping[str, Array]],
+    name: str,
+    scale: Mapping[str, float],
+) -> tuple[OutputNoise, dict[str, float]]:
     """The floor of one output, and that of each case. Raises `NoiseTooLarge`."""
     parts: dict[str, dict[str, float]] = {}
     for again in floor.evaluations:
         shares = {
-            case: ratio(found[case][name], other[name], scale[case])
+            case: measure_relative_difference(found[case][name], other[name], scale[case])
             for case, other in again.outputs.items()
-            if case in found and found[case] is floor.known.get(case)  # and not drawn anew
+            if case in found and found[case] is floor.outputs.get(case)  # and not drawn anew
             if name in other and other[name].shape == found[case][name].shape
         }
         if shares:
             parts[again.name] = shares
-    least = least_noise(next(iter(found.values()))[name].dtype)
-    others = [share for key, shares in parts.items() if key != ROWS for share in shares.values()]
-    if max(parts.get(ROWS, {}).values(), default=0.0) > _MAX_ROW_NOISE_RATIO * max([least, *others]):
-        del parts[ROWS]  # the rows depend on each other: not the same computation
+    least = get_minimum_noise(next(iter(found.values()))[name].dtype)
+    others = [share for key, shares in parts.items() if key != ROW_BY_ROW for share in shares.values()]
+    if max(parts.get(ROW_BY_ROW, {}).values(), default=0.0) > _MAX_ROW_NOISE_RATIO * max([least, *others]):
+        del parts[ROW_BY_ROW]  # the rows depend on each other: not the same computation
     measured: dict[str, float] = {}
     for shares in parts.values():
         measured.update({case: max(share, measured.get(case, 0.0)) for case, share in shares.items()})
     wide = floor.evaluations[0].outputs or measured
-    by_case = floors(
+    by_case = derive_noise_floors(
         {case: share for case, share in measured.items() if case in wide},
         {case: share for case, share in measured.items() if case not in wide},
         list(found),
@@ -316,36 +349,40 @@ def _measure_output_noise(
     )
     relative = max(by_case.values())
     largest = {key: max(shares.values()) for key, shares in parts.items()}
-    noise = Noise(relative, min(by_case.values()), largest, floor.evaluations[0].note)
-    if MULTIPLE * relative >= LARGEST_SHARE:
-        raise NoiseTooLarge(project.where("parity"), name, f"{relative:.2g}", noise.measured)
+    noise = OutputNoise(relative, min(by_case.values()), largest, floor.evaluations[0].note)
+    if NOISE_MULTIPLE * relative >= MAX_TOLERANCE_SHARE:
+        raise NoiseTooLarge(project.field_location("parity"), name, f"{relative:.2g}", noise.description)
     return noise, by_case
 
 
-def _replace_tied_cases(project: Project, source: Source, runs: Sequence[Run]) -> tuple[list[Run], tuple[str, ...]]:
+def _replace_tied_cases(
+    project: Project, source: LoadedModel, runs: Sequence[EagerRun]
+) -> tuple[list[EagerRun], tuple[str, ...]]:
     """The cases on which the module's decisions hang on no tie; others are drawn anew, or left out, and said to be.
 
     Raises `DecidedByTies` where that is most of them.
     """
-    kept: list[Run] = []
+    kept: list[EagerRun] = []
     said, example = [], ""
     for original, first in runs:
-        case: Case | None = original
+        case: InputCase | None = original
         found, undecided = first, ""
         while case is not None:
-            undecided = _find_tied_output(found, noise.nudged(project, source, case))
+            undecided = _find_tied_output(found, noise.run_nudged(project, source, case))
             if not undecided:
                 kept.append((case, found))
                 break
-            case = sample_grid.calmer(project, case)
-            found = found if case is None else first_outputs(project, source, case)
+            case = sample_grid.redraw_less_tied(project, case)
+            found = found if case is None else run_case(project, source, case)
         if case is None:
-            example = f"{original.name} ({original.fill}), where a tie decides {undecided}"
+            example = f"{original.name} ({original.value_description}), where a tie decides {undecided}"
             said.append(f"the case {example}")
         elif case is not original:
-            said.append(f"{original.fill} together (case {original.name}), where a tie decides what comes out")
+            said.append(
+                f"{original.value_description} together (case {original.name}), where a tie decides what comes out"
+            )
     if 2 * len(kept) < len(runs):
-        raise DecidedByTies(project.where("parity"), example, len(kept), len(runs))
+        raise DecidedByTies(project.field_location("parity"), example, len(kept), len(runs))
     return kept, tuple(said)
 
 
@@ -358,7 +395,11 @@ def _find_tied_output(found: Mapping[str, Array], nudged: Mapping[str, Array]) -
         if not _is_float(array):
             if not np.array_equal(array, other):
                 return name
-        elif not _same_nonfinite(array, other) or MULTIPLE * ratio(array, other, scales([array])[0]) >= LARGEST_SHARE:
+        elif (
+            not _same_nonfinite(array, other)
+            or NOISE_MULTIPLE * measure_relative_difference(array, other, estimate_scales([array])[0])
+            >= MAX_TOLERANCE_SHARE
+        ):
             return name
     return ""
 
@@ -369,34 +410,36 @@ def _same_nonfinite(array: Array, other: Array) -> bool:
     return bool(((np.isfinite(left) & np.isfinite(right)) | (left == right) | (np.isnan(left) & np.isnan(right))).all())
 
 
-def _choose_noise_cases(grid: Grid, parameters: int) -> Chosen:
+def _choose_noise_cases(grid: Grid, parameters: int) -> NoiseCases:
     """Where even the example is large, a small case in float64, and the others in a cheaper way; else many cases."""
-    if grid.example.elements > _FEW_INPUT_ELEMENTS:
-        wide = [min(grid.contrast, grid.example, key=_size_key)]
-        batches = [case for case in sorted((grid.contrast, grid.example), key=_size_key) if _has_few_rows(case)]
+    if grid.example_case.element_count > _FEW_INPUT_ELEMENTS:
+        wide = [min(grid.probe_case, grid.example_case, key=_size_key)]
+        batches = [case for case in sorted((grid.probe_case, grid.example_case), key=_size_key) if _has_few_rows(case)]
     else:
         wide = _choose_largest(grid, parameters)
         # Some case has to be of a few rows, which can be evaluated one by one: else the example, which is small.
         if not any(_has_few_rows(case) for case in wide):
-            wide.append(grid.example)
+            wide.append(grid.example_case)
         batches = wide
-    return Chosen(tuple(wide), tuple(batches), tuple(_choose_other_kinds(grid.cases, wide)))
+    return NoiseCases(tuple(wide), tuple(batches), tuple(_choose_other_kinds(grid.cases, wide)))
 
 
-def _choose_largest(grid: Grid, parameters: int) -> list[Case]:
+def _choose_largest(grid: Grid, parameters: int) -> list[InputCase]:
     """The largest cases that can be afforded twice, as noise grows with size."""
-    limit = min(_MAX_NOISE_INPUT_ELEMENTS, max(_FEW_INPUT_ELEMENTS, _MAX_NOISE_EXAMPLES * grid.example.elements))
+    limit = min(
+        _MAX_NOISE_INPUT_ELEMENTS, max(_FEW_INPUT_ELEMENTS, _MAX_NOISE_EXAMPLES * grid.example_case.element_count)
+    )
     most = _MAX_NOISE_CASES if parameters <= _LARGE_PARAMETERS else _MAX_NOISE_CASES_LARGE_MODEL
-    chosen: list[Case] = []
+    chosen: list[InputCase] = []
     elements = 0
     for case in sorted(grid.cases, key=_size_key, reverse=True):
-        if elements + case.elements <= limit and len(chosen) < most:
+        if elements + case.element_count <= limit and len(chosen) < most:
             chosen.append(case)
-            elements += case.elements
+            elements += case.element_count
     return chosen
 
 
-def _choose_other_kinds(cases: Sequence[Case], measured: Sequence[Case]) -> list[Case]:
+def _choose_other_kinds(cases: Sequence[InputCase], measured: Sequence[InputCase]) -> list[InputCase]:
     """A case for each kind of values that none of those measured has, as noise depends on them.
 
     An image of zeros had ten times the noise of a random one (ResNet-50 with two classes).
@@ -410,14 +453,14 @@ def _choose_other_kinds(cases: Sequence[Case], measured: Sequence[Case]) -> list
     return found
 
 
-def _get_value_kinds(case: Case) -> tuple[str, ...]:
-    return case.kinds or (case.fill,)
+def _get_value_kinds(case: InputCase) -> tuple[str, ...]:
+    return case.value_kinds or (case.value_description,)
 
 
-def _has_few_rows(case: Case) -> bool:
+def _has_few_rows(case: InputCase) -> bool:
     first = next(iter(case.inputs.values()))
-    return first.ndim > 0 and 2 <= len(first) <= noise.MOST_ROWS
+    return first.ndim > 0 and 2 <= len(first) <= noise.MAX_ROWS
 
 
-def _size_key(case: Case) -> tuple[int, str]:
-    return case.elements, case.name
+def _size_key(case: InputCase) -> tuple[int, str]:
+    return case.element_count, case.name

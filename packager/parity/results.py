@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from packager.parity.cases.sample_grid import Case
-from packager.parity.numerics.verdict import Expectation
+from packager.parity.cases.sample_grid import InputCase
+from packager.parity.numerics.verdict import ReferenceCase
 
 
 @dataclass(frozen=True)
-class Noise:
+class OutputNoise:
     """The noise floor of one output: the largest of all cases, the `typical` one, and the largest by evaluation.
 
     All are relative to |output| + what counts as small in it (`packager.parity.numerics.tolerances`). `note` says what
@@ -23,7 +23,7 @@ class Noise:
     note: str = ""
 
     @property
-    def measured(self) -> str:
+    def description(self) -> str:
         """How it was found, in words."""
         parts = ", ".join(f"{name} ({part:.2g})" for name, part in self.parts.items())
         words = f"against {parts}" if parts else "not measured"
@@ -31,7 +31,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Silent:
+class UnexercisedChannels:
     """Channels of one parameter that no sample shows: how many, of how many, and the first of them."""
 
     count: int
@@ -40,7 +40,7 @@ class Silent:
 
 
 @dataclass(frozen=True)
-class Coverage:
+class ChannelCoverage:
     """How many channels of the weights there are, how many some sample shows, and which none does; and how it is known.
 
     `still` counts the channels of an output that have one value in all cases.
@@ -48,7 +48,7 @@ class Coverage:
 
     channels: int
     exercised: int
-    silent: Mapping[str, Silent]
+    silent: Mapping[str, UnexercisedChannels]
     measured: str
     still: Mapping[str, int] = field(default_factory=dict)
 
@@ -62,10 +62,10 @@ class Reference:
     before the other cases ran.
     """
 
-    expectations: tuple[Expectation, ...]
-    noise: Mapping[str, Noise]
+    reference_cases: tuple[ReferenceCase, ...]
+    noise: Mapping[str, OutputNoise]
     names: tuple[str, ...]
-    cases: tuple[Case, ...]
-    undecided: tuple[str, ...] = ()
-    early: tuple[Expectation, ...] = ()
-    coverage: Coverage | None = None
+    cases: tuple[InputCase, ...]
+    uncompared: tuple[str, ...] = ()
+    probe: tuple[ReferenceCase, ...] = ()
+    coverage: ChannelCoverage | None = None

@@ -37,7 +37,7 @@ from packager.errors import (
     Problem,
     did_you_mean,
 )
-from packager.parity.numerics.decisions import PATTERN as DECISION_PATTERN
+from packager.parity.numerics.decisions import RULE_PATTERN as DECISION_PATTERN
 from packager.project import validation_errors, yaml_source
 
 DType = Literal[
@@ -67,7 +67,7 @@ _HINTS_BY_PATTERN = {
 }
 
 
-def is_integer(dtype: str) -> bool:
+def is_integer_dtype(dtype: str) -> bool:
     """Whether a manifest dtype is one of the integers (bool is not)."""
     return dtype.startswith(("int", "uint"))
 
@@ -76,7 +76,7 @@ class _ManifestModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Model(_ManifestModel):
+class ModelSection(_ManifestModel):
     """Where the module comes from."""
 
     entry: Annotated[str, Field(pattern=ENTRY_PATTERN)] | None = Field(
@@ -89,7 +89,7 @@ class Model(_ManifestModel):
     kwargs: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the entry")
 
 
-class Checkpoint(_ManifestModel):
+class CheckpointSection(_ManifestModel):
     """Where the weights come from."""
 
     path: str = Field(
@@ -119,23 +119,23 @@ class Checkpoint(_ManifestModel):
     )
 
 
-Dim = Annotated[str, Field(pattern=DIM_PATTERN)] | Annotated[int, Field(ge=0)]
+InputDim = Annotated[str, Field(pattern=DIM_PATTERN)] | Annotated[int, Field(ge=0)]
 
 
-class Input(_ManifestModel):
+class InputSpec(_ManifestModel):
     """One tensor that forward() takes."""
 
     dtype: DType = Field(description="the tensor's dtype")
-    shape: list[Dim] = Field(description="sizes, and names for the dims that stay dynamic; [] is a scalar")
+    shape: list[InputDim] = Field(description="sizes, and names for the dims that stay dynamic; [] is a scalar")
     range: Annotated[list[float | int], Field(min_length=2, max_length=2)] | None = Field(
         default=None,
         description="[low, high] with low ≤ x < high, for samples; needed for integers",
     )
 
     @model_validator(mode="after")
-    def _check_range(self) -> Input:
+    def _check_range(self) -> InputSpec:
         if self.range is None:
-            if is_integer(self.dtype):
+            if is_integer_dtype(self.dtype):
                 raise ValueError(
                     f"an {self.dtype} input needs a range: [low, high], low ≤ x < high, "
                     "such as [0, 30522] for token ids"
@@ -146,23 +146,23 @@ class Input(_ManifestModel):
         low, high = self.range
         if not -sys.float_info.max <= low < high <= sys.float_info.max:
             raise ValueError(f"the range [{low}, {high}] holds no value: low must be below high, both finite")
-        if is_integer(self.dtype):
+        if is_integer_dtype(self.dtype):
             if low != int(low) or high != int(high):
                 raise ValueError(f"the range [{low}, {high}] of an integer input must be of whole numbers")
             bits = int(self.dtype.removeprefix("u").removeprefix("int"))
             least, most = (0, 2**bits) if self.dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1))
             if low < least or high > most:
                 raise ValueError(f"the range [{low}, {high}] leaves {self.dtype}, which is [{least}, {most}]")
-        first, last = self.ends()
+        first, last = self.value_bounds()
         if first > last:
             raise ValueError(f"the range [{low}, {high}] holds no value that {self.dtype} has")
         return self
 
-    def ends(self) -> tuple[Any, Any]:
+    def value_bounds(self) -> tuple[Any, Any]:
         """The smallest and the largest value of the dtype with low ≤ x < high, of an input that has a range."""
         assert self.range is not None
         low, high = self.range
-        if is_integer(self.dtype):
+        if is_integer_dtype(self.dtype):
             return int(low), int(high) - 1
         # bfloat16 is drawn as float32. A bound may lie between two values of the dtype, or beyond all of them.
         dtype = np.dtype("float32" if self.dtype == "bfloat16" else self.dtype).type
@@ -188,7 +188,7 @@ class DimLimits(_ManifestModel):
         return self
 
 
-class Export(_ManifestModel):
+class ExportSection(_ManifestModel):
     """How the module becomes ONNX."""
 
     opset: int = Field(default=20, ge=13, description="the ONNX opset")
@@ -200,7 +200,7 @@ class Export(_ManifestModel):
     )
 
 
-class Optimize(_ManifestModel):
+class OptimizeSection(_ManifestModel):
     """What is done to the graph."""
 
     simplify: bool = Field(default=True, description="run onnxsim")
@@ -209,7 +209,7 @@ class Optimize(_ManifestModel):
     )
 
 
-class TorchScript(_ManifestModel):
+class TorchScriptSection(_ManifestModel):
     """How the fallback is made."""
 
     method: Literal["auto", "trace", "script", "none"] = Field(
@@ -217,21 +217,21 @@ class TorchScript(_ManifestModel):
     )
 
 
-class Tolerance(_ManifestModel):
+class ExplicitTolerance(_ManifestModel):
     """Explicit limits: |actual - expected| ≤ atol + rtol * |expected|."""
 
     atol: float = Field(ge=0, allow_inf_nan=False, description="absolute part")
     rtol: float = Field(ge=0, allow_inf_nan=False, description="relative part")
 
 
-class Decision(_ManifestModel):
+class DecisionSpec(_ManifestModel):
     """What is decided by an output's scores."""
 
     rule: str = Field(pattern=DECISION_PATTERN, description="argmax, top-K, rank or threshold T")
     axis: int = Field(default=-1, description="the axis of the scores that are compared with each other")
 
 
-class Parity(_ManifestModel):
+class ParitySection(_ManifestModel):
     """How the artifacts are compared with the module."""
 
     samples: int = Field(
@@ -241,21 +241,21 @@ class Parity(_ManifestModel):
         description="how many samples, at least, a row of a batch each; every dim size is tried",
     )
     seed: int = Field(default=0, ge=0, description="seed of the samples")
-    tolerance: Literal["auto"] | Tolerance = Field(
+    tolerance: Literal["auto"] | ExplicitTolerance = Field(
         default="auto", description="auto measures what float32 costs this model; or explicit {atol, rtol}"
     )
     data: str | None = Field(default=None, description="an .npz or .safetensors file with real inputs")
-    decisions: dict[str, Annotated[str, Field(pattern=DECISION_PATTERN)] | Decision] = Field(
+    decisions: dict[str, Annotated[str, Field(pattern=DECISION_PATTERN)] | DecisionSpec] = Field(
         default={}, description="what is decided by an output, which must agree too: argmax, top-K, rank, threshold T"
     )
 
-    def decision(self, output: str) -> Decision | None:
+    def decision_for(self, output: str) -> DecisionSpec | None:
         """What is decided by an output; None where nothing is declared."""
         found = self.decisions.get(output)
-        return Decision(rule=found) if isinstance(found, str) else found
+        return DecisionSpec(rule=found) if isinstance(found, str) else found
 
 
-class Target(_ManifestModel):
+class TargetSection(_ManifestModel):
     """Where the bundle runs."""
 
     providers: list[str] = Field(
@@ -280,27 +280,28 @@ class Manifest(_ManifestModel):
     license: str | None = Field(default=None, description="an SPDX license expression")
     authors: list[str] = Field(default=[], description="who made the model")
     metadata: dict[str, JsonValue] = Field(default={}, description="anything else, copied into config.json")
-    model: Model = Model()
-    checkpoint: Checkpoint
-    inputs: dict[Annotated[str, Field(pattern=DIM_PATTERN)], Input] = Field(
+    model: ModelSection = ModelSection()
+    checkpoint: CheckpointSection
+    inputs: dict[Annotated[str, Field(pattern=DIM_PATTERN)], InputSpec] = Field(
         min_length=1,
         description="in the order of forward()'s parameters",
         json_schema_extra={"additionalProperties": False},  # other names match no pattern
     )
     outputs: (
-        Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_reject_duplicates)] | None
+        Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_reject_duplicates)]
+        | None
     ) = Field(default=None, description="names, in order; a dict's keys or output_0, … otherwise")
     dims: dict[str, DimLimits] = Field(default={}, description="limits of the named dims")
-    export: Export = Export()
-    optimize: Optimize = Optimize()
-    torchscript: TorchScript = TorchScript()
-    parity: Parity = Parity()
-    target: Target = Target()
+    export: ExportSection = ExportSection()
+    optimize: OptimizeSection = OptimizeSection()
+    torchscript: TorchScriptSection = TorchScriptSection()
+    parity: ParitySection = ParitySection()
+    target: TargetSection = TargetSection()
     assets: Annotated[list[str], AfterValidator(_reject_duplicates)] = Field(
         default=[], description="files, relative to the manifest, to ship beside the model"
     )
 
-    def limits(self) -> dict[str, DimLimits]:
+    def dim_limits(self) -> dict[str, DimLimits]:
         """Every named dim of the inputs, in order of appearance, with its limits."""
         names = [dim for spec in self.inputs.values() for dim in spec.shape if isinstance(dim, str)]
         return {name: self.dims.get(name, DimLimits()) for name in dict.fromkeys(names)}
@@ -313,8 +314,8 @@ class Project:
     path: Path
     manifest: Manifest
     sha256: str
-    document: yaml_source.Document
-    fetched: Path | None = (
+    document: yaml_source.YamlDocument
+    downloaded_checkpoint: Path | None = (
         None  # where the checkpoint is, if its path is a URL: see `packager.project.preflight.at_hand`
     )
     folder: Path = dataclasses.field(init=False)  # where relative paths start, also after somebody's chdir
@@ -325,21 +326,21 @@ class Project:
         object.__setattr__(self, "folder", folder.resolve() if ".." in folder.parts else folder)
 
     @property
-    def checkpoint(self) -> Path:
+    def checkpoint_path(self) -> Path:
         """Where the checkpoint is on this machine."""
-        return self.fetched or self.folder / self.manifest.checkpoint.path
+        return self.downloaded_checkpoint or self.folder / self.manifest.checkpoint.path
 
     @property
-    def checkpoint_shown(self) -> str:
+    def checkpoint_display_name(self) -> str:
         """The checkpoint as the manifest calls it, without the secrets of a URL."""
-        return urls.shown(self.manifest.checkpoint.path)
+        return urls.redact_url(self.manifest.checkpoint.path)
 
-    def where(self, *field: str | int) -> str:
+    def field_location(self, *field: str | int) -> str:
         """`package.yaml:12: inputs.image`, for an error about a field."""
-        return validation_errors.where(self.path, self.document, field)
+        return validation_errors.format_location(self.path, self.document, field)
 
 
-def load(path: str | Path) -> Project:
+def load_manifest(path: str | Path) -> Project:
     """Read and validate a manifest.
 
     Raises `ManifestNotFound`, `ManifestUnreadable`, `ManifestEmpty`, `ManifestSyntax`,
@@ -357,7 +358,7 @@ def load(path: str | Path) -> Project:
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestUnreadable(str(path), str(error)) from None
     try:
-        document = yaml_source.parse(text)
+        document = yaml_source.parse_yaml(text)
     except yaml_source.YamlError as error:
         raise ManifestSyntax(f"{path}:{error.line}", error.message) from None
     if document.data is None:
@@ -366,11 +367,11 @@ def load(path: str | Path) -> Project:
         raise ManifestSyntax(f"{path}:1", "a manifest is a mapping of fields, such as `name: digits-cnn`")
     schema = document.data.get("schema", 1)
     if schema != 1 or isinstance(schema, bool):
-        raise ManifestSchemaUnknown(validation_errors.where(path, document, ("schema",)), schema)
+        raise ManifestSchemaUnknown(validation_errors.format_location(path, document, ("schema",)), schema)
     try:
         manifest = Manifest.model_validate(document.data)
     except ValidationError as error:
-        problems = validation_errors.explain(error, path, document, Manifest, _HINTS_BY_PATTERN)
+        problems = validation_errors.describe_validation_error(error, path, document, Manifest, _HINTS_BY_PATTERN)
         raise ManifestInvalid(str(path), problems) from None
     problems = _find_contradictions(manifest, path, document)
     if problems:
@@ -378,23 +379,23 @@ def load(path: str | Path) -> Project:
     return Project(path, manifest, hashlib.sha256(raw).hexdigest(), document)
 
 
-def _find_contradictions(manifest: Manifest, path: Path, document: yaml_source.Document) -> list[Problem]:
+def _find_contradictions(manifest: Manifest, path: Path, document: yaml_source.YamlDocument) -> list[Problem]:
     """What no single field can see: fields that speak of each other."""
     found = []
     if manifest.model.entry is None and manifest.model.kwargs:
-        where = validation_errors.where(path, document, ("model", "kwargs"))
+        where = validation_errors.format_location(path, document, ("model", "kwargs"))
         found.append(Problem("kwargs are for an entry, and there is none", where, "name it: model.entry"))
-    named = list(manifest.limits())
+    named = list(manifest.dim_limits())
     for name in manifest.dims:
         if name not in named:
-            where = validation_errors.where(path, document, ("dims", name))
+            where = validation_errors.format_location(path, document, ("dims", name))
             found.append(Problem(f"no input has a dim {name!r}", where, did_you_mean(name, named)))
     for name in manifest.outputs or []:
         if name in manifest.inputs:
-            where = validation_errors.where(path, document, ("outputs",))
+            where = validation_errors.format_location(path, document, ("outputs",))
             found.append(Problem(f"{name!r} is the name of an input too", where, "give the output another name"))
     if manifest.torchscript.method == "none" and not manifest.export.required:
-        where = validation_errors.where(path, document, ("export", "required"))
+        where = validation_errors.format_location(path, document, ("export", "required"))
         hint = "set torchscript.method: auto, or export.required: true"
         found.append(Problem("a bundle without TorchScript needs its ONNX model", where, hint))
     return found

@@ -9,9 +9,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from packager.checkpoint.locate import CONFIG, LocatedCheckpoint, locate, program
+from packager.checkpoint.locate import (
+    HUGGINGFACE_CONFIG_FILE,
+    LocatedCheckpoint,
+    detect_serialized_module,
+    locate_files,
+)
 from packager.checkpoint.remote import urls
-from packager.common.progress import Stages
+from packager.common.progress import StageReporter
 from packager.errors import (
     AssetNotFound,
     CheckpointDigestWrong,
@@ -28,7 +33,7 @@ _FORBIDDEN_IN_PATHS = re.compile(r"[\0\n\r\\\\]")  # see packager.bundle.fingerp
 
 
 @contextmanager
-def at_hand(project: Project, stages: Stages) -> Iterator[Project]:
+def fetch_checkpoint(project: Project, stages: StageReporter) -> Iterator[Project]:
     """Yields the project with its checkpoint on this machine. Raises what `fetch.at_hand` does."""
     wanted = project.manifest.checkpoint
     if not urls.is_url(wanted.path):
@@ -36,52 +41,52 @@ def at_hand(project: Project, stages: Stages) -> Iterator[Project]:
         return
     from packager.checkpoint.remote import fetch
 
-    where, pinned = project.where("checkpoint", "path"), project.where("checkpoint", "sha256")
-    with fetch.at_hand(fetch.Remote(wanted.path, wanted.sha256, where, pinned), stages) as path:
-        yield replace(project, fetched=path)
+    where, pinned = project.field_location("checkpoint", "path"), project.field_location("checkpoint", "sha256")
+    with fetch.fetch_remote(fetch.RemoteCheckpoint(wanted.path, wanted.sha256, where, pinned), stages) as path:
+        yield replace(project, downloaded_checkpoint=path)
 
 
-def preflight(project: Project) -> LocatedCheckpoint:
+def check_project_files(project: Project) -> LocatedCheckpoint:
     """Check the checkpoint, the assets and `parity.data`; returns the checkpoint's files, which a build locates once.
 
     Raises what `located`, `assets` and `data` raise.
     """
-    checkpoint = located(project)
-    assets(project)
-    data(project)
+    checkpoint = locate_checkpoint(project)
+    resolve_assets(project)
+    check_data_file(project)
     return checkpoint
 
 
-def located(project: Project) -> LocatedCheckpoint:
+def locate_checkpoint(project: Project) -> LocatedCheckpoint:
     """The files of the checkpoint, which says what module it belongs to where the manifest does not.
 
     Raises `CheckpointNotFound`, `CheckpointUnreadable`, `CheckpointNeedsCode` or `EntryNeeded`.
     """
-    named = project.checkpoint_shown
-    where = project.where("checkpoint", "path")
-    found = locate(project.checkpoint, named, where, project.manifest.checkpoint.weights)
-    if project.manifest.model.entry is None and all(file.name != CONFIG for file in found.files):
-        holds = program(found)
+    named = project.checkpoint_display_name
+    where = project.field_location("checkpoint", "path")
+    found = locate_files(project.checkpoint_path, named, where, project.manifest.checkpoint.weights)
+    if project.manifest.model.entry is None and all(file.name != HUGGINGFACE_CONFIG_FILE for file in found.files):
+        holds = detect_serialized_module(found)
         if holds is None:
-            raise EntryNeeded(project.where("model"), named)
+            raise EntryNeeded(project.field_location("model"), named)
         if not project.manifest.checkpoint.trust_pickle:
             raise CheckpointNeedsCode(named, where, [f"the program that it holds ({holds})"])
     return found
 
 
-def pin(project: Project, sha256: str) -> None:
+def check_checkpoint_digest(project: Project, sha256: str) -> None:
     """Hold the checkpoint's digest against the one the manifest asks for. Raises `CheckpointDigestWrong`."""
     wanted = project.manifest.checkpoint
     if wanted.sha256 not in (None, sha256):
-        where = project.where("checkpoint", "sha256")
-        raise CheckpointDigestWrong(project.checkpoint_shown, where, wanted.sha256 or "", sha256)
+        where = project.field_location("checkpoint", "sha256")
+        raise CheckpointDigestWrong(project.checkpoint_display_name, where, wanted.sha256 or "", sha256)
 
 
-def assets(project: Project) -> dict[str, Path]:
+def resolve_assets(project: Project) -> dict[str, Path]:
     """The assets' files by their path in the bundle's assets/. Raises `AssetNotFound`."""
     found: dict[str, Path] = {}
     for index, asset in enumerate(project.manifest.assets):
-        where = project.where("assets", index)
+        where = project.field_location("assets", index)
         if _FORBIDDEN_IN_PATHS.search(asset):
             raise AssetNotFound(asset, where, "a path in a bundle has no line break, no NUL and no backslash")
         path = project.folder / asset  # and not where a link leads now
@@ -100,28 +105,28 @@ def assets(project: Project) -> dict[str, Path]:
     return found
 
 
-def data(project: Project) -> None:
+def check_data_file(project: Project) -> None:
     """Check the file of real inputs, where the manifest names one. Raises `DataDoesNotFit`."""
     if project.manifest.parity.data is None:
         return
-    path, where = project.folder / project.manifest.parity.data, project.where("parity", "data")
+    path, where = project.folder / project.manifest.parity.data, project.field_location("parity", "data")
     if not path.is_file():
         raise DataDoesNotFit(where, f"there is no file {path}", "an .npz or .safetensors file with an array per input")
     if not os.access(path, os.R_OK):
         raise DataDoesNotFit(where, f"{path} cannot be read")
 
 
-def providers(project: Project, known: Sequence[str]) -> None:
+def check_providers(project: Project, available: Sequence[str]) -> None:
     """Refuse execution providers that onnxruntime has never heard of. Raises `ManifestInvalid`."""
     kind = "ExecutionProvider"
     problems = [
         Problem(
             f"onnxruntime has no {name!r}",
-            project.where("target", "providers", index),
-            did_you_mean(name.removesuffix(kind) + kind, known),
+            project.field_location("target", "providers", index),
+            did_you_mean(name.removesuffix(kind) + kind, available),
         )
         for index, name in enumerate(project.manifest.target.providers)
-        if name not in known
+        if name not in available
     ]
     if problems:
         raise ManifestInvalid(str(project.path), problems)

@@ -12,9 +12,9 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from packager.checkpoint.remote.urls import without_secrets
+from packager.checkpoint.remote.urls import redact_text
 from packager.errors import Problem, did_you_mean
-from packager.project.yaml_source import Document
+from packager.project.yaml_source import YamlDocument
 
 _TORCH_DTYPE_ALIASES = {
     "half": "float16", "float": "float32", "double": "float64",
@@ -23,14 +23,14 @@ _TORCH_DTYPE_ALIASES = {
 """What torch calls its dtypes beside their names with a size: torch.float is 32 bits wide, and numpy's float 64."""
 
 
-def where(path: Path, document: Document, field: Sequence[str | int]) -> str:
+def format_location(path: Path, document: YamlDocument, field: Sequence[str | int]) -> str:
     """`package.yaml:12: inputs.image`."""
     dotted = ".".join(str(part) for part in field)
-    return f"{path}:{document.line(tuple(field))}" + (f": {dotted}" if dotted else "")
+    return f"{path}:{document.line_of(tuple(field))}" + (f": {dotted}" if dotted else "")
 
 
-def explain(
-    error: ValidationError, path: Path, document: Document, root: type[BaseModel], hints: Mapping[str, str]
+def describe_validation_error(
+    error: ValidationError, path: Path, document: YamlDocument, root: type[BaseModel], hints: Mapping[str, str]
 ) -> list[Problem]:
     """pydantic's findings about a `root`, in the order of the file; `hints` say in words what a pattern wants."""
     found: dict[tuple[str | int, ...], list[Problem]] = {}
@@ -40,10 +40,10 @@ def explain(
         if detail["type"] in ("literal_error", "string_type") and inside:
             continue  # the arm of a union that was not meant: the mapping's own problems follow
         message, hint = _describe_error(detail, field, root, hints)
-        place = where(path, document, field)
+        place = format_location(path, document, field)
         # A union complains once for each of its arms: the first complaint about a field stands.
         found.setdefault(field, [Problem(message, place, hint)])
-    ordered = sorted(found.items(), key=lambda item: (document.line(item[0]), len(item[0])))
+    ordered = sorted(found.items(), key=lambda item: (document.line_of(item[0]), len(item[0])))
     return [problem for _, problems in ordered for problem in problems]
 
 
@@ -69,7 +69,7 @@ def _describe_error(
     """What is wrong with a field and what would be right, from one of pydantic's details."""
     kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
     if isinstance(found, str):
-        found = without_secrets(found)
+        found = redact_text(found)
     if kind == "extra_forbidden":
         known = _field_names_at(field[:-1], root)
         return f"{field[-1]!r} is not a field here", did_you_mean(str(field[-1]), known)

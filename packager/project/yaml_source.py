@@ -15,18 +15,18 @@ from typing import Any
 
 import yaml
 
-Path = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 _MAX_VALUES = 100_000  # a few lines of aliases to aliases can stand for billions of values
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """What a YAML file says (`data`), and the 1-based line of each field (`lines`)."""
 
     data: Any
-    lines: Mapping[Path, int]
+    lines: Mapping[FieldPath, int]
 
-    def line(self, path: Path) -> int:
+    def line_of(self, path: FieldPath) -> int:
         """The line of a field, or of the nearest field around it that the file has."""
         while path and path not in self.lines:
             path = path[:-1]
@@ -68,7 +68,7 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 _CoreSchemaLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
-def parse(text: str) -> Document:
+def parse_yaml(text: str) -> YamlDocument:
     """Parse one YAML document. Raises `YamlError` with the line at fault."""
     try:
         loader = _CoreSchemaLoader(text)
@@ -77,7 +77,7 @@ def parse(text: str) -> Document:
         raise YamlError(line, f"the character U+{ord(text[error.position]):04X} may not stand in YAML") from None
     try:
         node = loader.get_single_node()
-        lines: dict[Path, int] = {}
+        lines: dict[FieldPath, int] = {}
         data = None if node is None else _convert_node(loader, node, (), lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -87,10 +87,10 @@ def parse(text: str) -> Document:
         raise YamlError(1, "it contains itself, or is nested too deeply") from None
     finally:
         loader.dispose()
-    return Document(data, lines)
+    return YamlDocument(data, lines)
 
 
-def _convert_node(loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
+def _convert_node(loader: yaml.SafeLoader, node: yaml.Node, path: FieldPath, lines: dict[FieldPath, int]) -> Any:
     lines.setdefault(path, node.start_mark.line + 1)
     if len(lines) > _MAX_VALUES:
         raise YamlError(node.start_mark.line + 1, f"more than {_MAX_VALUES} values, aliases counted as often as used")

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packager.bundle import layout
-from packager.bundle.archive import as_folder
-from packager.bundle.fingerprint import SumsMalformed, check_asked, integrity, parse_sums
-from packager.bundle.fingerprint import fingerprint as fingerprint_of
+from packager.bundle.archive import open_as_folder
+from packager.bundle.fingerprint import SumsMalformed, check_fingerprint_syntax, check_integrity, parse_sums
+from packager.bundle.fingerprint import compute_fingerprint as fingerprint_of
 from packager.errors import (
     BackendUnavailable,
     BundleSchemaUnknown,
@@ -35,16 +35,16 @@ from packager.errors import (
 from packager.runtime.onnx_backend import OnnxBackend
 
 Array = NDArray[np.generic]
-log = logging.getLogger("packager")
+_log = logging.getLogger("packager")
 
 
 class Bundle:
     """A loaded bundle. `run` may be called from several threads at once."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any], seal: str, backend: Any) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], fingerprint: str, backend: Any) -> None:
         self.path = path
         self.config = config
-        self.fingerprint = seal
+        self.fingerprint = fingerprint
         self.name: str = config["name"]
         self.version: str = config["version"]
         self.inputs: list[dict[str, Any]] = config["inputs"]
@@ -92,8 +92,8 @@ def load(
     the bundle's evidence. Raises `NotABundle`, `ArchiveRefused`, `BundleSchemaUnknown`,
     `IntegrityFailed`, `FingerprintMalformed`, `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`.
     """
-    check_asked(fingerprint)
-    with as_folder(Path(path)) as folder:
+    check_fingerprint_syntax(fingerprint)
+    with open_as_folder(Path(path)) as folder:
         config = read_config(folder)
         seal = _check_files(folder, config, check_digests=verify or fingerprint is not None)
         if fingerprint is not None and fingerprint != seal:
@@ -123,7 +123,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _incomplete_bundle_error(folder, f"{layout.CONFIG} cannot be read: {error}") from None
     schema = config.get("schema") if isinstance(config, dict) else None
-    if schema != layout.SCHEMA or isinstance(schema, bool):
+    if schema != layout.SCHEMA_VERSION or isinstance(schema, bool):
         raise BundleSchemaUnknown(str(folder), schema)
     found: dict[str, Any] = config
     return found
@@ -142,8 +142,8 @@ def _check_files(folder: Path, config: Mapping[str, Any], *, check_digests: bool
         raise IntegrityFailed(str(folder), f"{layout.SUMS}: {error}") from None
     _check_artifacts(folder, config, sums)
     if check_digests:
-        found = integrity(folder, sums)
-        if not found.whole:
+        found = check_integrity(folder, sums)
+        if not found.is_intact:
             parts = (("missing", found.missing), ("not listed", found.extra), ("changed", found.changed))
             why = "\n".join(f"{title}: {', '.join(paths)}" for title, paths in parts if paths)
             raise IntegrityFailed(str(folder), why)
@@ -186,12 +186,12 @@ def _open_backend(
     if artifacts["torchscript"] is None or not fallback:
         hint = "load with fallback=True" if artifacts["torchscript"] else "use the onnxruntime it was built with"
         raise BackendUnavailable(str(folder), cause, hint)
-    backend = open_torchscript(folder, config, cause)
-    log.warning("%s falls back to TorchScript: %s", layout.folder_name(config["name"], config["version"]), cause)
+    backend = open_torchscript_backend(folder, config, cause)
+    _log.warning("%s falls back to TorchScript: %s", layout.folder_name(config["name"], config["version"]), cause)
     return backend
 
 
-def open_torchscript(folder: Path, config: Mapping[str, Any], cause: str) -> Any:
+def open_torchscript_backend(folder: Path, config: Mapping[str, Any], cause: str) -> Any:
     """The bundle's TorchScript model. Raises `BackendUnavailable` where torch is not installed or refuses it."""
     try:
         from packager.runtime.torchscript_backend import TorchScriptBackend
@@ -239,7 +239,9 @@ def _check_size(
 ) -> None:
     if isinstance(dim, int):
         if size != dim:
-            raise DataDoesNotFit(spec["name"], f"its shape must be {_format_shape(spec['shape'])}; a dim of {dim} is {size}")
+            raise DataDoesNotFit(
+                spec["name"], f"its shape must be {_format_shape(spec['shape'])}; a dim of {dim} is {size}"
+            )
         return
     limit = config["dims"][dim]
     if size < limit["min"] or (limit["max"] is not None and size > limit["max"]):
@@ -254,12 +256,12 @@ def _format_shape(shape: Sequence[int | str]) -> str:
 
 
 def _run_selftest(folder: Path, backend: Any) -> None:
-    from packager.bundle.evidence import EvidenceMalformed, read_expectations
+    from packager.bundle.evidence import EvidenceMalformed, read_reference_cases
     from packager.parity.numerics.decisions import AxisMissing
-    from packager.parity.numerics.verdict import judge
+    from packager.parity.numerics.verdict import check_parity
 
     try:
-        judgement = judge(backend.run, read_expectations(folder, first_only=True))
+        judgement = check_parity(backend.run, read_reference_cases(folder, first_only=True))
     except (EvidenceMalformed, AxisMissing) as error:
         raise SelftestFailed(str(folder), f"evidence: {error}") from None
     if not judgement.passed:

@@ -26,7 +26,13 @@ class OnnxBackend:
     name = "onnx"
 
     def __init__(
-        self, path: Path, *, providers: Sequence[str], threads: int | None, spin: bool = True, optimize: bool = True
+        self,
+        path: Path,
+        *,
+        providers: Sequence[str],
+        threads: int | None,
+        allow_spinning: bool = True,
+        optimize: bool = True,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, and need not be printed too
@@ -35,12 +41,14 @@ class OnnxBackend:
         if not optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")
-        if not spin:
+        if not allow_spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         available = onnxruntime.get_available_providers()
         wanted = [one for one in providers if one in available] or ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=wanted)
-        self.outputs = [(one.name, _numpy_dtype_name(one.type), tuple(one.shape)) for one in self._session.get_outputs()]
+        self.outputs = [
+            (one.name, _numpy_dtype_name(one.type), tuple(one.shape)) for one in self._session.get_outputs()
+        ]
         self.inputs = [(one.name, _numpy_dtype_name(one.type), tuple(one.shape)) for one in self._session.get_inputs()]
         self.output_names = [name for name, _, _ in self.outputs]
         self._bfloat16 = [one.name for one in self._session.get_inputs() if one.type == "tensor(bfloat16)"]
@@ -54,7 +62,7 @@ class OnnxBackend:
         return dict(zip(self.output_names, self._session.run(None, feed), strict=True))
 
 
-def absent(providers: Sequence[str]) -> list[str]:
+def describe_missing_providers(providers: Sequence[str]) -> list[str]:
     """What is said of execution providers that this machine has not: nothing is compared there."""
     missing = sorted(set(providers) - set(onnxruntime.get_available_providers()))
     return [f"{one}, which this machine has not" for one in missing]

@@ -39,8 +39,8 @@ class TorchScriptBackend:
         """Arrays by input name in, arrays by output name out."""
         tensors = [self._tensor(inputs[name], dtype) for name, dtype in self._inputs]
         with torch.inference_mode():
-            flat = output_tree.flatten(self._module(*tensors))
-        return {name: one.numpy().copy() for name, one in output_tree.select(flat, self.output_names).items()}
+            flat = output_tree.flatten_outputs(self._module(*tensors))
+        return {name: one.numpy().copy() for name, one in output_tree.select_outputs(flat, self.output_names).items()}
 
     @staticmethod
     def _tensor(array: Array, dtype: str) -> torch.Tensor:

@@ -16,14 +16,14 @@ from typing import Any
 import pydantic
 
 from packager.bundle import layout, records
-from packager.bundle.archive import as_folder
-from packager.bundle.evidence import EvidenceMalformed, read_expectations
-from packager.bundle.fingerprint import Integrity, SumsMalformed, check_asked, integrity, parse_sums
-from packager.bundle.fingerprint import fingerprint as fingerprint_of
-from packager.parity.numerics.verdict import Expectation, Judgement
-from packager.runtime.check import judge_session, judge_torchscript
+from packager.bundle.archive import open_as_folder
+from packager.bundle.evidence import EvidenceMalformed, read_reference_cases
+from packager.bundle.fingerprint import Integrity, SumsMalformed, check_fingerprint_syntax, check_integrity, parse_sums
+from packager.bundle.fingerprint import compute_fingerprint as fingerprint_of
+from packager.parity.numerics.verdict import ParityResult, ReferenceCase
+from packager.runtime.check import check_onnx_session, check_torchscript
 from packager.runtime.loader import read_config
-from packager.runtime.onnx_backend import OnnxBackend, absent
+from packager.runtime.onnx_backend import OnnxBackend, describe_missing_providers
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         """Whether nothing was found against the bundle."""
-        same = all(not difference or layout.is_measured(path) for path, difference in self.rebuild.items())
-        return self.integrity.whole and not self.structure and "fail" not in self.parity.values() and same
+        same = all(not difference or layout.is_machine_dependent(path) for path, difference in self.rebuild.items())
+        return self.integrity.is_intact and not self.structure and "fail" not in self.parity.values() and same
 
     def with_rebuild(self, rebuild: Mapping[str, str]) -> VerifyReport:
         """This report with what a new build gave."""
         differing = [path for path, difference in rebuild.items() if difference]
         found = replace(self, rebuild=rebuild)
-        if not differing or not all(layout.is_measured(path) for path in differing):
+        if not differing or not all(layout.is_machine_dependent(path) for path in differing):
             return found
         why = "what was measured differs alone, as it does on another kind of machine"
         return replace(found, notes=(*self.notes, f"rebuilt: {why}"))
@@ -81,24 +81,24 @@ def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool =
     Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` where there is nothing to verify,
     `IntegrityFailed` where an archive or a config.json was damaged, and `FingerprintMalformed`.
     """
-    check_asked(fingerprint)
-    with as_folder(Path(bundle)) as folder:
+    check_fingerprint_syntax(fingerprint)
+    with open_as_folder(Path(bundle)) as folder:
         return _verify_folder(folder, fingerprint, parity)
 
 
 def _verify_folder(folder: Path, fingerprint: str | None, parity: bool) -> VerifyReport:
     config = read_config(folder)
     seal, found, problems = _check_seal(folder, fingerprint)
-    if not found.whole or problems:
+    if not found.is_intact or problems:
         return VerifyReport(seal, found, tuple(problems), _NOT_CHECKED, ("parity: not replayed on files in doubt",))
-    problems = structure(folder, config)
+    problems = check_structure(folder, config)
     if problems or not parity:
         why = "not replayed on a malformed bundle" if problems else "not asked for"
         return VerifyReport(seal, found, tuple(problems), _NOT_CHECKED, (f"parity: {why}",))
-    record = records.Config.model_validate(config)
+    record = records.BundleConfig.model_validate(config)
     session, problems = _open_session(folder, record)
     try:
-        expectations = read_expectations(folder)
+        expectations = read_reference_cases(folder)
     except EvidenceMalformed as error:
         return VerifyReport(seal, found, tuple(problems), _FAILED, (f"evidence: {error}",))
     misfits = _check_case_signatures(expectations, record) or _check_declared_shapes(session, expectations)
@@ -116,7 +116,7 @@ def _check_seal(folder: Path, expected: str | None) -> tuple[str, Integrity, lis
         sums = parse_sums(text)
     except (OSError, UnicodeDecodeError, SumsMalformed) as error:
         return "", Integrity(changed=(layout.SUMS,)), [f"{layout.SUMS}: {error}"]
-    seal, found = fingerprint_of(text), integrity(folder, sums)
+    seal, found = fingerprint_of(text), check_integrity(folder, sums)
     problems = []
     try:
         written = _read_regular(folder / layout.FINGERPRINT).decode()
@@ -141,12 +141,12 @@ def _read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def structure(folder: Path, raw_config: Mapping[str, Any]) -> list[str]:
+def check_structure(folder: Path, raw_config: Mapping[str, Any]) -> list[str]:
     """What is malformed: records against their models, and the records against the files they speak of."""
     try:
-        config = records.Config.model_validate(raw_config)
-        record = records.Parity.model_validate_json((folder / layout.PARITY).read_bytes())
-        records.Build.model_validate_json((folder / layout.BUILD).read_bytes())
+        config = records.BundleConfig.model_validate(raw_config)
+        record = records.ParityRecord.model_validate_json((folder / layout.PARITY).read_bytes())
+        records.BuildRecord.model_validate_json((folder / layout.BUILD).read_bytes())
     except (OSError, pydantic.ValidationError) as error:
         return [_format_error(error, folder)]
     sums = parse_sums((folder / layout.SUMS).read_bytes().decode())
@@ -163,13 +163,13 @@ def structure(folder: Path, raw_config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _artifact_files(config: records.Config) -> list[tuple[str, str]]:
+def _artifact_files(config: records.BundleConfig) -> list[tuple[str, str]]:
     onnx, script = config.artifacts.onnx, config.artifacts.torchscript
     found = [(one.path, one.sha256) for one in (onnx, script) if one is not None]
     return found + ([(onnx.data.path, onnx.data.sha256)] if onnx is not None and onnx.data is not None else [])
 
 
-def _check_artifacts_listed(config: records.Config, sums: Mapping[str, str]) -> list[str]:
+def _check_artifacts_listed(config: records.BundleConfig, sums: Mapping[str, str]) -> list[str]:
     files = _artifact_files(config)
     problems = [
         f"{layout.CONFIG} gives {path} another digest than {layout.SUMS}"
@@ -179,7 +179,7 @@ def _check_artifacts_listed(config: records.Config, sums: Mapping[str, str]) -> 
     return problems if files else [*problems, f"{layout.CONFIG} names no artifact"]
 
 
-def _open_session(folder: Path, config: records.Config) -> tuple[OnnxBackend | None, list[str]]:
+def _open_session(folder: Path, config: records.BundleConfig) -> tuple[OnnxBackend | None, list[str]]:
     """The ONNX model, open, and where its signature is not the one of config.json."""
     if config.artifacts.onnx is None:
         return None, []
@@ -210,14 +210,14 @@ def _shapes_agree(ours: Sequence[int | str | None], theirs: Sequence[int | str |
     )
 
 
-def _check_case_signatures(expectations: Sequence[Expectation], config: records.Config) -> list[str]:
+def _check_case_signatures(expectations: Sequence[ReferenceCase], config: records.BundleConfig) -> list[str]:
     """Where the cases that travel are not of the signature of config.json."""
     problems = []
     for case in expectations:
         sizes: dict[str, int] = {}
         for ours, arrays in ((config.inputs, case.inputs), (config.outputs, case.outputs)):
             if {one.name for one in ours} != set(arrays):
-                problems.append(f"evidence: case {case.case} has {', '.join(arrays)}")
+                problems.append(f"evidence: case {case.name} has {', '.join(arrays)}")
                 continue
             for one in ours:
                 array = arrays[one.name]
@@ -226,25 +226,27 @@ def _check_case_signatures(expectations: Sequence[Expectation], config: records.
                     _resolve_dims(one.shape, array.shape, sizes), array.shape
                 ):
                     problems.append(
-                        f"evidence: case {case.case} has {one.name} as {array.dtype}{list(array.shape)}, "
+                        f"evidence: case {case.name} has {one.name} as {array.dtype}{list(array.shape)}, "
                         f"and {layout.CONFIG} as {one.dtype}{one.shape}"
                     )
     return problems
 
 
-def _check_declared_shapes(session: OnnxBackend | None, expectations: Sequence[Expectation]) -> list[str]:
+def _check_declared_shapes(session: OnnxBackend | None, expectations: Sequence[ReferenceCase]) -> list[str]:
     """Where the model declares a size that an output of the evidence has not: config.json may leave it open."""
     problems = []
     for name, _, shape in session.outputs if session is not None else ():
         for case in expectations:
             found = case.outputs[name].shape if name in case.outputs else ()
             if any(isinstance(one, int) and one != size for one, size in zip(shape, found, strict=False)):
-                problems.append(f"the model declares {name} as {list(shape)}, and case {case.case} has {list(found)}")
+                problems.append(f"the model declares {name} as {list(shape)}, and case {case.name} has {list(found)}")
                 break
     return problems
 
 
-def _resolve_dims(shape: Sequence[int | str | None], found: Sequence[int], sizes: dict[str, int]) -> list[int | str | None]:
+def _resolve_dims(
+    shape: Sequence[int | str | None], found: Sequence[int], sizes: dict[str, int]
+) -> list[int | str | None]:
     """A shape with its named dims filled in: what the first tensor that has a name shows counts for all others."""
     if len(shape) != len(found):
         return list(shape)
@@ -254,20 +256,20 @@ def _resolve_dims(shape: Sequence[int | str | None], found: Sequence[int], sizes
 
 
 def _replay_cases(
-    folder: Path, config: Mapping[str, Any], session: OnnxBackend | None, expectations: Sequence[Expectation]
+    folder: Path, config: Mapping[str, Any], session: OnnxBackend | None, expectations: Sequence[ReferenceCase]
 ) -> tuple[dict[str, str], list[str]]:
     verdicts, notes = dict(_NOT_CHECKED), []
     artifacts = config["artifacts"]
     if session is None:
         notes.append("onnx: the bundle has none")
     else:
-        _record_verdict("onnx", judge_session(session, expectations, folder), verdicts, notes)
-        notes += [f"onnx: not replayed on {one}" for one in absent(config["providers"])]
+        _record_verdict("onnx", check_onnx_session(session, expectations, folder), verdicts, notes)
+        notes += [f"onnx: not replayed on {one}" for one in describe_missing_providers(config["providers"])]
     if artifacts["torchscript"] is None:
         notes.append("torchscript: the bundle has none")
         return verdicts, notes
     try:
-        judged = judge_torchscript(
+        judged = check_torchscript(
             folder / artifacts["torchscript"]["path"],
             expectations,
             inputs=[(one["name"], one["dtype"]) for one in config["inputs"]],
@@ -283,7 +285,7 @@ def _replay_cases(
     return verdicts, notes
 
 
-def _record_verdict(name: str, judgement: Judgement, verdicts: dict[str, str], notes: list[str]) -> None:
+def _record_verdict(name: str, judgement: ParityResult, verdicts: dict[str, str], notes: list[str]) -> None:
     verdicts[name] = "pass" if judgement.passed else "fail"
     if judgement.reason:
         notes.append(f"{name}: {judgement.reason}")

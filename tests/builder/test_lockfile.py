@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packager.builder import lockfile
-from packager.builder.incremental.up_to_date import lock_of
-from packager.builder.lockfile import Lock
-from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown, LockUnwritable, render
+from packager.builder.incremental.up_to_date import lockfile_path
+from packager.builder.lockfile import Lockfile
+from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown, LockUnwritable, render_error
 
-LOCK = Lock(
+LOCK = Lockfile(
     name="net",
     version="1.0.0",
     checkpoint="c" * 64,
@@ -22,32 +22,32 @@ LOCK = Lock(
 )
 WORDS = st.dictionaries(st.sampled_from("abc"), st.sampled_from("xyz"), max_size=3)
 LOCKS = st.builds(
-    Lock, name=st.just("net"), version=st.sampled_from(["1.0.0", "2.0.0"]), checkpoint=st.sampled_from("xy"),
+    Lockfile, name=st.just("net"), version=st.sampled_from(["1.0.0", "2.0.0"]), checkpoint=st.sampled_from("xy"),
     code=WORDS, toolchain=WORDS, artifacts=WORDS, fingerprint=st.sampled_from(["h1:x", "h1:y"]),
 )  # fmt: skip
 
 
 def test_it_stands_beside_the_manifest_under_its_name(tmp_path):
-    assert lock_of(tmp_path / "package.yaml") == tmp_path / "package.lock"
-    assert lock_of(tmp_path / "package.yml") == tmp_path / "package.yml.lock"
+    assert lockfile_path(tmp_path / "package.yaml") == tmp_path / "package.lock"
+    assert lockfile_path(tmp_path / "package.yml") == tmp_path / "package.yml.lock"
 
 
 @given(LOCKS)
 def test_what_is_written_is_read(tmp_path_factory, lock):
     path = tmp_path_factory.mktemp("lock") / "package.lock"
-    lockfile.write(path, lock)
-    assert lockfile.read(path) == lock
+    lockfile.write_lockfile(path, lock)
+    assert lockfile.read_lockfile(path) == lock
     assert [one.name for one in path.parent.iterdir()] == ["package.lock"]
 
 
 @given(LOCKS, LOCKS)
 def test_two_locks_differ_in_words_just_where_they_differ(one, other):
-    assert (lockfile.drift(one, other) == []) == (one == other)
+    assert (lockfile.list_differences(one, other) == []) == (one == other)
 
 
 def test_every_difference_is_named(tmp_path, golden):
     path = tmp_path / "package.lock"
-    lockfile.write(path, LOCK)
+    lockfile.write_lockfile(path, LOCK)
     now = LOCK.model_copy(
         update={
             "version": "1.0.1",
@@ -59,9 +59,9 @@ def test_every_difference_is_named(tmp_path, golden):
         }
     )
     with pytest.raises(LockDrifted) as drifted:
-        lockfile.check(path, now, required=True)
+        lockfile.check_lockfile(path, now, required=True)
     golden(
-        render(drifted.value),
+        render_error(drifted.value),
         "error[lock-drifted]",
         path,
         "1.0.0",
@@ -78,15 +78,15 @@ def test_every_difference_is_named(tmp_path, golden):
         "package build --lock",
         "toolchain",
     )
-    assert len(lockfile.check(path, now, required=False)) == 6
+    assert len(lockfile.check_lockfile(path, now, required=False)) == 6
 
 
 def test_no_lock_is_no_difference_unless_one_is_required(tmp_path):
-    assert lockfile.check(tmp_path / "package.lock", LOCK, required=False) == []
+    assert lockfile.check_lockfile(tmp_path / "package.lock", LOCK, required=False) == []
     with pytest.raises(LockMissing):
-        lockfile.check(tmp_path / "package.lock", LOCK, required=True)
+        lockfile.check_lockfile(tmp_path / "package.lock", LOCK, required=True)
     with pytest.raises(LockMissing):
-        lockfile.check_there(tmp_path / "package.yaml", required=True)
+        lockfile.check_lockfile_present(tmp_path / "package.yaml", required=True)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_no_lock_is_no_difference_unless_one_is_required(tmp_path):
 def test_a_lock_that_does_not_parse_is_refused_before_any_work(tmp_path, content, facts, golden):
     (tmp_path / "package.lock").write_text(content)
     with pytest.raises(LockInvalid) as refused:
-        lockfile.check_there(tmp_path / "package.yaml", required=False)
+        lockfile.check_lockfile_present(tmp_path / "package.yaml", required=False)
     assert refused.value.exit_status == 2
     golden(refused.value.why, *facts)
 
@@ -109,10 +109,10 @@ def test_a_lock_that_does_not_parse_is_refused_before_any_work(tmp_path, content
 def test_a_lock_of_a_newer_schema_is_refused(tmp_path):
     (tmp_path / "package.lock").write_text('{"schema": 2, "what": "ever"}')
     with pytest.raises(LockSchemaUnknown, match=r"\b2\b.*\b1\b"):
-        lockfile.check_there(tmp_path / "package.yaml", required=False)
+        lockfile.check_lockfile_present(tmp_path / "package.yaml", required=False)
 
 
 def test_a_lock_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(LockUnwritable) as refused:
-        lockfile.write(tmp_path / "gone" / "package.lock", LOCK)
+        lockfile.write_lockfile(tmp_path / "gone" / "package.lock", LOCK)
     assert (refused.value.why, refused.value.exit_status) == ("No such file or directory", 2)

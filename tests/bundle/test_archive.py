@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from messages import mentions
 
 from packager.bundle import archive as module
-from packager.bundle.archive import as_folder, is_archive, write
-from packager.bundle.fingerprint import fingerprint
-from packager.bundle.writer import Writer
+from packager.bundle.archive import is_archive, open_as_folder, write_archive
+from packager.bundle.fingerprint import compute_fingerprint
+from packager.bundle.writer import BundleWriter
 from packager.cli.describe import inspect
 from packager.common import deterministic_zip
-from packager.errors import ArchiveRefused, IntegrityFailed, OutputRefused, PackagerError, render
+from packager.errors import ArchiveRefused, IntegrityFailed, OutputRefused, PackagerError, render_error
 from packager.runtime.loader import load
 from packager.runtime.verify import verify
 
@@ -36,7 +36,7 @@ CONTENTS = {
 
 def small(folder, contents=CONTENTS):
     """A sealed folder of a few small files: no model, but all that an archive is about."""
-    writer = Writer(folder)
+    writer = BundleWriter(folder)
     for path, content in contents.items():
         writer.add_bytes(path, content)
     writer.seal()
@@ -50,7 +50,7 @@ def files(folder):
 def entries(contents):
     """The bytes of an archive of any entries in any order."""
     with tempfile.TemporaryFile() as stream:
-        deterministic_zip.write(stream, ((name, len(content), [content]) for name, content in contents))
+        deterministic_zip.write_zip(stream, ((name, len(content), [content]) for name, content in contents))
         stream.seek(0)
         return stream.read()
 
@@ -59,7 +59,7 @@ def refused(path, content=None, kind=ArchiveRefused):
     """What is wrong with an archive."""
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(kind) as caught, as_folder(path):
+    with pytest.raises(kind) as caught, open_as_folder(path):
         pass
     assert caught.value.message.startswith(f"{path} ")
     return caught.value.why
@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def good(folder):
     """The bytes of a good archive."""
-    write(folder, folder.parent / "good.zip")
+    write_archive(folder, folder.parent / "good.zip")
     return (folder.parent / "good.zip").read_bytes()
 
 
@@ -95,7 +95,7 @@ def test_the_same_files_give_the_same_bytes_whatever_their_times_modes_and_order
     (other / "empty folder").mkdir()
     before = os.umask(0o077)
     try:
-        write(other, tmp_path / "other.zip")
+        write_archive(other, tmp_path / "other.zip")
     finally:
         os.umask(before)
     assert (tmp_path / "other.zip").read_bytes() == good
@@ -106,7 +106,7 @@ def test_another_process_elsewhere_and_later_gives_the_same_bytes(folder, good, 
     time.tzset()
     shutil.copytree(folder, tmp_path / "copy")
     monkeypatch.chdir(tmp_path)
-    write(Path("copy"), Path("copy.zip"))
+    write_archive(Path("copy"), Path("copy.zip"))
     assert (tmp_path / "copy.zip").read_bytes() == good
 
 
@@ -125,15 +125,15 @@ def test_every_file_is_stored_aligned_and_in_order(folder, good, path):
 def test_a_signature_travels_too(folder, tmp_path):
     signed = shutil.copytree(folder, tmp_path / "signed")
     (signed / "model.sig").write_text("signed")
-    write(signed, tmp_path / "signed.zip")
-    with as_folder(tmp_path / "signed.zip") as found:
+    write_archive(signed, tmp_path / "signed.zip")
+    with open_as_folder(tmp_path / "signed.zip") as found:
         assert files(found) == files(signed)
 
 
 def test_what_is_written_has_the_mode_of_any_file_and_nothing_is_left_beside_it(folder, tmp_path):
     before = os.umask(0o027)
     try:
-        write(folder, tmp_path / "x.zip")
+        write_archive(folder, tmp_path / "x.zip")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "x.zip").stat().st_mode) == 0o640
@@ -145,11 +145,11 @@ def test_an_earlier_archive_is_replaced_in_one_step_or_kept(folder, good, tmp_pa
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "link").symlink_to("config.json")
     with pytest.raises(OutputRefused):
-        write(broken, tmp_path / "x.zip")
+        write_archive(broken, tmp_path / "x.zip")
     assert (tmp_path / "x.zip").read_text() == "earlier"
     assert sorted(os.listdir(tmp_path)) == ["broken", "x.zip"]
     with (tmp_path / "x.zip").open() as reader:
-        write(folder, tmp_path / "x.zip")
+        write_archive(folder, tmp_path / "x.zip")
         assert reader.read() == "earlier"
     assert (tmp_path / "x.zip").read_bytes() == good
 
@@ -173,8 +173,8 @@ def test_a_folder_that_no_archive_can_hold_is_refused(folder, tmp_path, change, 
     changed = shutil.copytree(folder, tmp_path / "changed")
     change(changed)
     with pytest.raises(OutputRefused) as caught:
-        write(changed, tmp_path / "x.zip")
-    golden(render(caught.value), "error[output-refused]", f"{tmp_path}/x.zip", *facts)
+        write_archive(changed, tmp_path / "x.zip")
+    golden(render_error(caught.value), "error[output-refused]", f"{tmp_path}/x.zip", *facts)
 
 
 def deep(folder):
@@ -185,7 +185,7 @@ def deep(folder):
 def test_a_folder_without_files_is_no_bundle(tmp_path, golden):
     for name in ("empty", "nowhere"):
         with pytest.raises(OutputRefused) as caught:
-            write(tmp_path / name, tmp_path / "x.zip")
+            write_archive(tmp_path / name, tmp_path / "x.zip")
         golden(caught.value.why, tmp_path / name)
         (tmp_path / "empty").mkdir(exist_ok=True)
 
@@ -194,32 +194,32 @@ def test_a_folder_without_files_is_no_bundle(tmp_path, golden):
 
 
 def test_an_archive_is_unpacked_for_as_long_as_it_is_needed(folder, path, temporary):
-    with as_folder(path) as found:
+    with open_as_folder(path) as found:
         assert files(found) == files(folder)
         assert stat.S_IMODE(found.stat().st_mode) == 0o700
         assert found.parent == temporary
-        write(found, path.with_name("again.zip"))
+        write_archive(found, path.with_name("again.zip"))
     assert not found.exists()
     assert path.with_name("again.zip").read_bytes() == path.read_bytes()
 
 
 def test_the_unpacked_folder_goes_whatever_happens(path, temporary):
-    with pytest.raises(KeyboardInterrupt), as_folder(path):
+    with pytest.raises(KeyboardInterrupt), open_as_folder(path):
         raise KeyboardInterrupt
 
 
 def test_an_error_names_the_archive_and_not_the_folder(path, temporary, golden):
-    with pytest.raises(OutputRefused) as caught, as_folder(path) as found:
+    with pytest.raises(OutputRefused) as caught, open_as_folder(path) as found:
         raise OutputRefused(str(found), f"see {found}/x", f"remove {found}")
-    golden(render(caught.value), "error[output-refused]", path, f"{path}/x", "see", "remove")
-    assert str(caught.value) == render(caught.value)
+    golden(render_error(caught.value), "error[output-refused]", path, f"{path}/x", "see", "remove")
+    assert str(caught.value) == render_error(caught.value)
 
 
 def test_a_folder_is_itself_also_where_it_is_called_zip(folder, tmp_path):
     named = shutil.copytree(folder, tmp_path / "net.zip")
     for one in (folder, named, tmp_path / "nowhere.zip", Path(__file__)):
         assert not is_archive(one)
-        with as_folder(one) as found:
+        with open_as_folder(one) as found:
             assert found is one
 
 
@@ -228,7 +228,7 @@ def test_the_fingerprint_is_the_folders(folder, path):
     assert inspect(path) == inspect(folder)
     assert inspect(path)["fingerprint"] == (folder / "FINGERPRINT").read_text().strip()
     with zipfile.ZipFile(path) as archive:
-        assert fingerprint(archive.read("SHA256SUMS").decode()) == inspect(folder)["fingerprint"]
+        assert compute_fingerprint(archive.read("SHA256SUMS").decode()) == inspect(folder)["fingerprint"]
 
 
 def test_the_line_of_shell_in_the_module_unpacks_and_checks_it(path):
@@ -247,7 +247,7 @@ def test_the_message_reads_as_a_whole(tmp_path, golden):
     (tmp_path / "x.zip").write_text("hello")
     with pytest.raises(ArchiveRefused) as caught:
         load(tmp_path / "x.zip")
-    golden(render(caught.value), "error[archive-refused]", f"{tmp_path}/x.zip", "0", "5")
+    golden(render_error(caught.value), "error[archive-refused]", f"{tmp_path}/x.zip", "0", "5")
     assert caught.value.exit_status == 2
 
 
@@ -257,7 +257,7 @@ def test_no_byte_of_an_archive_can_be_another(path, good, temporary):
             changed = bytearray(good)
             changed[position] ^= mask
             path.write_bytes(changed)
-            with pytest.raises((ArchiveRefused, IntegrityFailed)), as_folder(path):
+            with pytest.raises((ArchiveRefused, IntegrityFailed)), open_as_folder(path):
                 pass
 
 
@@ -284,8 +284,8 @@ def test_whatever_is_taken_for_an_archive_is_what_its_files_give(good, folder, d
         path.write_bytes(changed)
         again, refusal = None, ""
         try:
-            with as_folder(path) as found:
-                write(found, Path(place) / "again.zip")
+            with open_as_folder(path) as found:
+                write_archive(found, Path(place) / "again.zip")
                 again = (Path(place) / "again.zip").read_bytes()
         except (ArchiveRefused, IntegrityFailed) as error:
             refusal = error.message
@@ -344,7 +344,7 @@ def test_names_that_no_file_system_holds_are_refused(path, temporary, golden):
     golden(refused(path, entries([("d/" * 33 + "x", b"")])), "d/" * 33 + "x", "32")
     deepest = entries([("d/" * 32 + "x", b"")])
     path.write_bytes(deepest)
-    with as_folder(path) as found:
+    with open_as_folder(path) as found:
         assert (found / ("d/" * 32 + "x")).is_file()
     assert refused(path, entries([("x" * 300, b"")])) == "File name too long"
     assert len(refused(path, entries([("x/" * 30_000, b"")]))) < 300
@@ -363,7 +363,7 @@ def test_entries_that_stand_twice_or_out_of_order_are_refused(path, names, golde
 def test_the_order_is_that_of_bytes(path):
     names = ["B", "a", "z", "\u00e9", "\ud7ff", "\ue000", "\U00010000"]
     path.write_bytes(entries([(name, b"") for name in names]))
-    with as_folder(path) as found:
+    with open_as_folder(path) as found:
         assert sorted(os.listdir(found), key=str.encode) == names
 
 
@@ -421,7 +421,7 @@ def test_a_content_without_its_crc_is_a_matter_of_integrity(path, good, golden):
     path.write_bytes(changed)
     with pytest.raises(IntegrityFailed) as caught:
         verify(path)
-    golden(render(caught.value), "error[integrity-failed]", path, "config.json", "CRC")
+    golden(render_error(caught.value), "error[integrity-failed]", path, "config.json", "CRC")
     assert caught.value.exit_status == 1
     changed = patched(good, b"PK\3\4", 14, b"\0\0\0\0")
     golden(refused(path, changed, IntegrityFailed), "FINGERPRINT", "CRC")
@@ -442,7 +442,7 @@ def test_bytes_before_between_or_behind_are_refused(path, good, golden):
 def test_a_resealed_archive_of_a_changed_bundle_has_another_fingerprint(folder, path):
     other = shutil.copytree(folder, path.parent / "other")
     (other / "config.json").write_text(json.dumps({"schema": 1, "name": "other"}))
-    write(other, path)
+    write_archive(other, path)
     assert verify(path).integrity.changed == ("config.json",)
 
 
@@ -467,4 +467,4 @@ def test_a_machine_without_room_is_refused_and_told_where_to_find_some(path, mon
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(ArchiveRefused) as caught:
         verify(path)
-    golden(render(caught.value), "error[archive-refused]", path, "TMPDIR")
+    golden(render_error(caught.value), "error[archive-refused]", path, "TMPDIR")

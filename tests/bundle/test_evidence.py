@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 
 from packager.bundle import records
-from packager.bundle.evidence import EvidenceMalformed, choose, golden_bytes, read_expectations
-from packager.parity.numerics.compare import Limit
-from packager.parity.numerics.decisions import Decision
-from packager.parity.numerics.verdict import Expectation, judge
+from packager.bundle.evidence import (
+    EvidenceMalformed,
+    choose_golden_cases,
+    read_reference_cases,
+    serialize_golden_cases,
+)
+from packager.parity.numerics.compare import ElementTolerance
+from packager.parity.numerics.decisions import DecisionRule
+from packager.parity.numerics.verdict import ReferenceCase, check_parity
 
 DTYPES = [
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
@@ -21,16 +26,16 @@ def case(name, *, inputs=None, outputs=None, size=1):
     """A case of `size` bytes, or with these arrays."""
     inputs = {"x": np.zeros(size, np.uint8)} if inputs is None else inputs
     outputs = {"y": np.zeros(0, np.uint8)} if outputs is None else outputs
-    limits = {output: Limit(number / 7, 1e-5 * number) for number, output in enumerate(outputs)}
-    return Expectation(name, inputs, outputs, limits)
+    limits = {output: ElementTolerance(number / 7, 1e-5 * number) for number, output in enumerate(outputs)}
+    return ReferenceCase(name, inputs, outputs, limits)
 
 
 def write(folder, expectations, golden, decisions=None):
     """The two files of a bundle that hold its evidence."""
     (folder / "evidence").mkdir(exist_ok=True)
-    (folder / "evidence/golden.safetensors").write_bytes(golden_bytes(expectations, golden))
+    (folder / "evidence/golden.safetensors").write_bytes(serialize_golden_cases(expectations, golden))
     cases = [
-        records.Case(
+        records.CaseRecord(
             name=one.case,
             sizes=dict(one.sizes),
             fill="random",
@@ -47,7 +52,7 @@ def write(folder, expectations, golden, decisions=None):
         )
         for one in expectations
     ]
-    record = records.Parity(
+    record = records.ParityRecord(
         schema_=1,
         verdict="pass",
         reference="",
@@ -92,16 +97,16 @@ def test_what_is_written_is_read_again(tmp_path):
     }
     expectations = [case("000", inputs=inputs, outputs=outputs), case("data"), case("001", size=9)]
     write(tmp_path, expectations, frozenset({"000", "data", "001"}))
-    found = read_expectations(tmp_path)
-    assert [one.case for one in found] == ["000", "data", "001"]
+    found = read_reference_cases(tmp_path)
+    assert [one.name for one in found] == ["000", "data", "001"]
     assert all(same(*pair) for pair in zip(found, expectations, strict=True))
 
 
 def test_sizes_and_decisions_come_back_with_every_case(tmp_path):
-    declared = {"y": Decision("top-5", 1, 0.25)}
+    declared = {"y": DecisionRule("top-5", 1, 0.25)}
     written = [replace(case("000"), sizes={"batch": 3}), replace(case("001"), sizes={"batch": 1})]
     write(tmp_path, written, frozenset({"000", "001"}), declared)
-    found = read_expectations(tmp_path)
+    found = read_reference_cases(tmp_path)
     assert [(dict(one.sizes), dict(one.decisions)) for one in found] == [
         ({"batch": 3}, declared), ({"batch": 1}, declared)
     ]  # fmt: skip
@@ -117,40 +122,42 @@ def test_how_an_array_lies_in_memory_makes_no_difference(tmp_path):
     }
     plain = {name: np.ascontiguousarray(array) for name, array in strange.items()}
     write(tmp_path, [case("000", inputs=strange, outputs={"y": table.T})], frozenset({"000"}))
-    assert same(read_expectations(tmp_path)[0], case("000", inputs=plain, outputs={"y": table.T.copy()}))
+    assert same(read_reference_cases(tmp_path)[0], case("000", inputs=plain, outputs={"y": table.T.copy()}))
 
 
 def test_the_same_cases_give_the_same_bytes():
     expectations = [case("000", inputs={"b": np.ones(3), "a": np.ones(2, np.int64)}), case("001", size=7)]
     both = frozenset({"000", "001"})
-    assert golden_bytes(expectations, both) == golden_bytes(expectations[::-1], frozenset(sorted(both)[::-1]))
+    assert serialize_golden_cases(expectations, both) == serialize_golden_cases(
+        expectations[::-1], frozenset(sorted(both)[::-1])
+    )
 
 
 def test_a_case_that_does_not_travel_is_not_in_the_file(tmp_path):
     expectations = [case("000"), case("001", size=1000), case("002")]
     write(tmp_path, expectations, frozenset({"000", "002"}))
-    assert [one.case for one in read_expectations(tmp_path)] == ["000", "002"]
+    assert [one.name for one in read_reference_cases(tmp_path)] == ["000", "002"]
     assert (tmp_path / "evidence/golden.safetensors").stat().st_size < 1000
 
 
 def test_the_first_alone_is_read_where_one_is_enough(tmp_path):
     write(tmp_path, [case("000", size=9), case("001"), case("002")], frozenset({"001", "002"}))
-    assert [one.case for one in read_expectations(tmp_path, first_only=True)] == ["001"]
+    assert [one.name for one in read_reference_cases(tmp_path, first_only=True)] == ["001"]
 
 
 def test_cases_with_names_that_begin_alike_are_told_apart(tmp_path):
     expectations = [case("1", inputs={"x": np.ones(1)}), case("10", inputs={"x": np.zeros(1), "y": np.zeros(1)})]
     write(tmp_path, expectations, frozenset({"1", "10"}))
-    assert [list(one.inputs) for one in read_expectations(tmp_path)] == [["x"], ["x", "y"]]
+    assert [list(one.inputs) for one in read_reference_cases(tmp_path)] == [["x"], ["x", "y"]]
 
 
 def test_what_comes_back_is_judged_as_what_was_written(tmp_path):
     expectation = case("000", inputs={"x": np.ones(2)}, outputs={"y": np.ones(2), "z": np.ones(2)})
     write(tmp_path, [expectation], frozenset({"000"}))
-    found = read_expectations(tmp_path)
-    assert judge(lambda inputs: {"y": inputs["x"], "z": inputs["x"] + 0.1}, found).passed
-    assert not judge(lambda inputs: {"y": inputs["x"], "z": inputs["x"] + 0.2}, found).passed
-    assert not judge(lambda inputs: {"y": inputs["x"] + 0.1, "z": inputs["x"]}, found).passed
+    found = read_reference_cases(tmp_path)
+    assert check_parity(lambda inputs: {"y": inputs["x"], "z": inputs["x"] + 0.1}, found).passed
+    assert not check_parity(lambda inputs: {"y": inputs["x"], "z": inputs["x"] + 0.2}, found).passed
+    assert not check_parity(lambda inputs: {"y": inputs["x"] + 0.1, "z": inputs["x"]}, found).passed
 
 
 # -- how much travels -----------------------------------------------------------------------
@@ -160,33 +167,33 @@ MB = 1_000_000
 
 def test_cases_travel_up_to_ten_megabytes():
     cases = [case(f"{number:03}", size=MB) for number in range(15)]
-    assert choose(cases, weight_bytes=0) == {f"{number:03}" for number in range(10)}
-    assert choose(cases[:10], weight_bytes=0) == {f"{number:03}" for number in range(10)}
+    assert choose_golden_cases(cases, weight_bytes=0) == {f"{number:03}" for number in range(10)}
+    assert choose_golden_cases(cases[:10], weight_bytes=0) == {f"{number:03}" for number in range(10)}
 
 
 def test_more_travels_with_a_large_model():
     cases = [case(f"{number:03}", size=MB) for number in range(15)]
-    assert len(choose(cases, weight_bytes=240 * MB)) == 12
-    assert len(choose(cases, weight_bytes=199 * MB)) == 10
+    assert len(choose_golden_cases(cases, weight_bytes=240 * MB)) == 12
+    assert len(choose_golden_cases(cases, weight_bytes=199 * MB)) == 10
 
 
 def test_the_smallest_case_travels_however_large_it_is():
     cases = [case("000", size=13 * MB), case("001", size=12 * MB), case("002", size=14 * MB)]
-    assert choose(cases, weight_bytes=0) == {"001"}
+    assert choose_golden_cases(cases, weight_bytes=0) == {"001"}
 
 
 def test_the_smallest_travel_first():
     cases = [case("000", size=9 * MB), case("001", size=2 * MB), case("002", size=3 * MB)]
-    assert choose(cases, weight_bytes=0) == {"001", "002"}
+    assert choose_golden_cases(cases, weight_bytes=0) == {"001", "002"}
 
 
 def test_outputs_weigh_as_much_as_inputs():
     cases = [case("000", outputs={"y": np.zeros(11 * MB, np.uint8)}), case("001", size=2)]
-    assert choose(cases, weight_bytes=0) == {"001"}
+    assert choose_golden_cases(cases, weight_bytes=0) == {"001"}
 
 
 def test_without_a_case_nothing_travels():
-    assert choose([], weight_bytes=MB) == frozenset()
+    assert choose_golden_cases([], weight_bytes=MB) == frozenset()
 
 
 # -- what is malformed ----------------------------------------------------------------------
@@ -206,7 +213,7 @@ def test_a_file_of_the_evidence_that_is_missing_or_broken(evidence, name, conten
     if content is not None:
         (evidence / name).write_bytes(content)
     with pytest.raises(EvidenceMalformed) as caught:
-        read_expectations(evidence.parent)
+        read_reference_cases(evidence.parent)
     assert ": " in str(caught.value)
 
 
@@ -214,7 +221,7 @@ def test_a_decision_that_is_malformed(evidence):
     record = json.loads((evidence / "parity.json").read_text())
     (evidence / "parity.json").write_text(json.dumps({**record, "decisions": {"y": {"rule": "argmax"}}}))
     with pytest.raises(EvidenceMalformed, match="'axis'"):
-        read_expectations(evidence.parent)
+        read_reference_cases(evidence.parent)
 
 
 @pytest.mark.parametrize(
@@ -232,5 +239,5 @@ def test_a_record_that_speaks_of_other_tensors(evidence, change, cause):
     change(record["cases"][0])
     (evidence / "parity.json").write_text(json.dumps(record))
     with pytest.raises(EvidenceMalformed) as caught:
-        read_expectations(evidence.parent)
+        read_reference_cases(evidence.parent)
     assert cause in str(caught.value)

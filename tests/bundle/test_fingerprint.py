@@ -12,8 +12,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from packager.bundle import fingerprint as module
-from packager.bundle.fingerprint import Integrity, SumsMalformed, fingerprint, integrity, parse_sums, sums_text
-from packager.bundle.writer import Writer
+from packager.bundle.fingerprint import (
+    Integrity,
+    SumsMalformed,
+    check_integrity,
+    compute_fingerprint,
+    format_sums,
+    parse_sums,
+)
+from packager.bundle.writer import BundleWriter
 from packager.errors import IntegrityFailed, NotABundle
 from packager.runtime.loader import load
 from packager.runtime.verify import verify
@@ -29,7 +36,7 @@ A, B = "a" * 64, "b" * 64
 @pytest.fixture
 def sealed(tmp_path):
     """A folder with a few sealed files: enough for the fingerprint, no model."""
-    writer = Writer(tmp_path / "bundle")
+    writer = BundleWriter(tmp_path / "bundle")
     writer.add_bytes("config.json", b'{"schema": 1}\n')
     writer.add_bytes("evidence/golden.safetensors", bytes(range(256)))
     writer.add_bytes("assets/a b.txt", b"")
@@ -62,13 +69,13 @@ def test_the_fingerprint_is_hash1_of_gos_dirhash(digests):
     for path in sorted(digests, key=lambda path: path.encode("utf-8")):
         whole.update(f"{digests[path]}  {path}\n".encode())
     expected = "h1:" + base64.standard_b64encode(whole.digest()).decode("ascii")
-    assert fingerprint(sums_text(digests)) == expected
+    assert compute_fingerprint(format_sums(digests)) == expected
 
 
 def test_the_fingerprint_of_a_known_text_never_changes():
     text = f"{A}  a/b.txt\n{B}  b.txt\n"
-    assert sums_text({"b.txt": B, "a/b.txt": A}) == text
-    assert fingerprint(text) == "h1:d9dlsgQ9brZnlyEwKf5ZjNPPGz5acslXuLhUFeR7IG0="
+    assert format_sums({"b.txt": B, "a/b.txt": A}) == text
+    assert compute_fingerprint(text) == "h1:d9dlsgQ9brZnlyEwKf5ZjNPPGz5acslXuLhUFeR7IG0="
 
 
 def test_the_lines_of_shell_in_the_module_give_the_same(sealed):
@@ -90,7 +97,7 @@ def test_another_name_or_another_digest_is_another_fingerprint(digests, data):
     assume(other_path not in digests and other_digest != digests[path])
     rest = {name: digest for name, digest in digests.items() if name != path}
     variants = [digests, rest, {**rest, other_path: digests[path]}, {**rest, path: other_digest}]
-    assert len({fingerprint(sums_text(one)) for one in variants}) == 4
+    assert len({compute_fingerprint(format_sums(one)) for one in variants}) == 4
 
 
 # -- SHA256SUMS -----------------------------------------------------------------------------
@@ -98,19 +105,19 @@ def test_another_name_or_another_digest_is_another_fingerprint(digests, data):
 
 @given(SUMS)
 def test_what_is_written_is_read_again(digests):
-    assert parse_sums(sums_text(digests)) == digests
+    assert parse_sums(format_sums(digests)) == digests
 
 
 @given(SUMS)
 def test_paths_stand_in_the_order_of_their_bytes_however_they_came(digests):
-    paths = list(parse_sums(sums_text(dict(reversed(digests.items())))))
+    paths = list(parse_sums(format_sums(dict(reversed(digests.items())))))
     assert paths == sorted(digests, key=str.encode)
 
 
 @st.composite
 def changed_texts(draw):
     """The text of SHA256SUMS, and the same with something put in, taken out, written over or moved."""
-    text = sums_text(draw(SUMS.filter(bool)))
+    text = format_sums(draw(SUMS.filter(bool)))
     start = draw(st.integers(0, len(text)))
     end = draw(st.integers(start, min(len(text), start + 3)))
     alphabet = "ab0A \n\r\t/\\.*\u2028\x85\x0b" + string.hexdigits
@@ -130,7 +137,7 @@ def test_a_changed_text_is_refused_unless_it_is_just_what_another_bundle_writes(
         found = parse_sums(changed)
     except SumsMalformed:
         found = None
-    assert found is None or (sums_text(found) == changed and found != parse_sums(text))
+    assert found is None or (format_sums(found) == changed and found != parse_sums(text))
 
 
 @given(st.text(alphabet="ab0  \n/.", max_size=200) | st.text(max_size=50))
@@ -140,7 +147,7 @@ def test_any_text_is_refused_or_is_what_would_be_written(text):
     except SumsMalformed:
         found = {}
         text = ""
-    assert sums_text(found) == text
+    assert format_sums(found) == text
 
 
 @pytest.mark.parametrize(
@@ -180,21 +187,21 @@ def test_a_path_that_leads_out_of_the_bundle_is_refused(path, golden):
 @pytest.mark.parametrize("path", ["a\nb", "a\rb", "a\\b"])
 def test_a_path_that_sha256sum_would_escape_is_not_written(path, golden):
     with pytest.raises(ValueError) as caught:
-        sums_text({path: A})
+        format_sums({path: A})
     golden(caught.value, repr(path))
 
 
 @pytest.mark.parametrize("path", ["a b", " a", "a ", "...", "a\u2028b", "a\x85b", "a\x0bb", "é", "*a", "~", "a:b"])
 def test_an_odd_name_is_a_name(path):
-    assert parse_sums(sums_text({path: A})) == {path: A}
+    assert parse_sums(format_sums({path: A})) == {path: A}
 
 
 # -- a folder against its sums --------------------------------------------------------------
 
 
 def test_a_bundle_as_it_was_written_is_whole(sealed):
-    found = integrity(sealed, sums(sealed))
-    assert found == Integrity() and found.whole
+    found = check_integrity(sealed, sums(sealed))
+    assert found == Integrity() and found.is_intact
 
 
 @pytest.mark.parametrize("path", ["config.json", "evidence/golden.safetensors", "assets/a b.txt", "assets/été.txt"])
@@ -208,9 +215,9 @@ def test_every_file_is_missed_and_every_changed_byte_is_seen(sealed, path):
         changes = [content + b"\n", b"", content[:-1], *flipped]
     for change in changes:
         target.write_bytes(change)
-        assert integrity(sealed, expected) == Integrity(changed=(path,))
+        assert check_integrity(sealed, expected) == Integrity(changed=(path,))
     target.unlink()
-    assert integrity(sealed, expected) == Integrity(missing=(path,))
+    assert check_integrity(sealed, expected) == Integrity(missing=(path,))
 
 
 def test_a_digest_is_compared_to_its_last_digit(sealed):
@@ -218,7 +225,7 @@ def test_a_digest_is_compared_to_its_last_digit(sealed):
     for place in range(64):
         digest = expected["config.json"]
         other = digest[:place] + ("0" if digest[place] != "0" else "1") + digest[place + 1 :]
-        assert integrity(sealed, {**expected, "config.json": other}) == Integrity(changed=("config.json",))
+        assert check_integrity(sealed, {**expected, "config.json": other}) == Integrity(changed=("config.json",))
 
 
 @pytest.mark.parametrize(
@@ -228,23 +235,23 @@ def test_a_file_that_is_not_listed_is_an_intruder(sealed, path):
     expected = sums(sealed)
     (sealed / path).parent.mkdir(parents=True, exist_ok=True)
     (sealed / path).touch()
-    assert integrity(sealed, expected) == Integrity(extra=(path,))
+    assert check_integrity(sealed, expected) == Integrity(extra=(path,))
 
 
 def test_a_signature_is_outside_the_fingerprint(sealed):
     (sealed / "model.sig").write_text("signed")
-    assert integrity(sealed, sums(sealed)).whole
+    assert check_integrity(sealed, sums(sealed)).is_intact
 
 
 def test_files_in_a_folder_named_like_what_is_outside_are_intruders(sealed):
     (sealed / "model.sig").mkdir()
     (sealed / "model.sig" / "payload").touch()
-    assert integrity(sealed, sums(sealed)) == Integrity(extra=("model.sig/payload",))
+    assert check_integrity(sealed, sums(sealed)) == Integrity(extra=("model.sig/payload",))
 
 
 def test_a_renamed_file_is_one_missing_and_one_extra(sealed):
     (sealed / "config.json").rename(sealed / "Config.json")
-    assert integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",), extra=("Config.json",))
+    assert check_integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",), extra=("Config.json",))
 
 
 def test_whatever_differs_is_listed_together_and_sorted(sealed):
@@ -254,46 +261,46 @@ def test_whatever_differs_is_listed_together_and_sorted(sealed):
     for name in ("z", "b", "é"):
         (sealed / name).touch()
     (sealed / "assets" / "a b.txt").unlink()
-    found = integrity(sealed, expected)
+    found = check_integrity(sealed, expected)
     assert found == Integrity(("assets/a b.txt",), ("b", "z", "é"), ("assets/été.txt", "config.json"))
-    assert not found.whole
+    assert not found.is_intact
 
 
 def test_a_link_is_never_what_was_listed_though_it_leads_to_the_same_bytes(sealed, tmp_path):
     shutil.move(sealed / "config.json", tmp_path / "config.json")
     (sealed / "config.json").symlink_to(tmp_path / "config.json")
-    assert integrity(sealed, sums(sealed)) == Integrity(changed=("config.json",))
+    assert check_integrity(sealed, sums(sealed)) == Integrity(changed=("config.json",))
 
 
 def test_a_linked_folder_is_not_entered(sealed, tmp_path):
     shutil.move(sealed / "assets", tmp_path / "assets")
     (sealed / "assets").symlink_to(tmp_path / "assets")
     missing = ("assets/a b.txt", "assets/été.txt")
-    assert integrity(sealed, sums(sealed)) == Integrity(missing=missing, extra=("assets",))
+    assert check_integrity(sealed, sums(sealed)) == Integrity(missing=missing, extra=("assets",))
 
 
 def test_links_that_lead_nowhere_or_in_circles_are_intruders(sealed):
     (sealed / "dangling").symlink_to("nowhere")
     (sealed / "circle").symlink_to(".")
-    assert integrity(sealed, sums(sealed)) == Integrity(extra=("circle", "dangling"))
+    assert check_integrity(sealed, sums(sealed)) == Integrity(extra=("circle", "dangling"))
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(sealed):
     (sealed / "config.json").unlink()
     os.mkfifo(sealed / "config.json")
-    assert integrity(sealed, sums(sealed)) == Integrity(changed=("config.json",))
+    assert check_integrity(sealed, sums(sealed)) == Integrity(changed=("config.json",))
 
 
 def test_a_folder_in_the_place_of_a_file_is_a_missing_file(sealed):
     (sealed / "config.json").unlink()
     (sealed / "config.json").mkdir()
-    assert integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",))
+    assert check_integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",))
 
 
 def test_an_intruder_may_have_a_name_that_is_no_text(sealed):
     with open(os.fsencode(sealed) + b"/\xff\xfe", "wb"):
         pass
-    assert integrity(sealed, sums(sealed)) == Integrity(extra=(os.fsdecode(b"\xff\xfe"),))
+    assert check_integrity(sealed, sums(sealed)) == Integrity(extra=(os.fsdecode(b"\xff\xfe"),))
 
 
 # -- the seal as files ----------------------------------------------------------------------
@@ -318,7 +325,7 @@ def test_a_fingerprint_file_holds_the_fingerprint_and_nothing_else(sealed):
         assert not report.ok and report.structure[0].startswith("FINGERPRINT ")
         assert report.integrity.changed == ("FINGERPRINT",)
     (sealed / "FINGERPRINT").write_bytes(seal)
-    assert verify(sealed, parity=False).integrity.whole
+    assert verify(sealed, parity=False).integrity.is_intact
 
 
 def test_a_file_that_may_not_be_read_is_said_to_be_one(tmp_path, monkeypatch, golden):
@@ -329,5 +336,5 @@ def test_a_file_that_may_not_be_read_is_said_to_be_one(tmp_path, monkeypatch, go
 
     monkeypatch.setattr("packager.bundle.fingerprint.sha256_file", refuse)  # root may read everything
     with pytest.raises(NotABundle) as caught:
-        integrity(tmp_path, {"model.onnx": "0" * 64})
+        check_integrity(tmp_path, {"model.onnx": "0" * 64})
     golden(caught.value.why, "model.onnx")

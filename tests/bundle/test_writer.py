@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from packager.bundle import archive
-from packager.bundle.fingerprint import fingerprint, integrity, parse_sums
-from packager.bundle.writer import Writer, check_archive, staging
-from packager.errors import OutputRefused, render
+from packager.bundle.fingerprint import check_integrity, compute_fingerprint, parse_sums
+from packager.bundle.writer import BundleWriter, check_archive_target, stage_bundle
+from packager.errors import OutputRefused, render_error
 
 HOLDER = """
 import sys, time
@@ -30,14 +30,14 @@ with staging(Path(sys.argv[1]), "net-1.0.0", force=False) as folder:
 
 
 def write_bundle(folder, text="new"):
-    writer = Writer(folder)
+    writer = BundleWriter(folder)
     writer.add_bytes("config.json", text.encode())
     writer.seal()
 
 
 def stage(out, text="new", *, force=False, error=None):
     """Put a small bundle at `out/net-1.0.0`, or fail with `error` when it is ready."""
-    with staging(out, "net-1.0.0", force=force) as folder:
+    with stage_bundle(out, "net-1.0.0", force=force) as folder:
         write_bundle(folder / "bundle", text)
         if error is not None:
             raise error
@@ -75,12 +75,12 @@ def test_every_way_in_writes_the_bytes_and_remembers_their_digest(tmp_path):
     contents = {"empty": b"", "large": os.urandom(3_000_000), "text": "été\r\n".encode()}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    writer = Writer(tmp_path / "bundle")
+    writer = BundleWriter(tmp_path / "bundle")
     for name, content in contents.items():
         digest = hashlib.sha256(content).hexdigest()
         assert writer.add_bytes(f"a/{name}", content) == digest
         assert writer.add_file(f"b/deep/{name}", tmp_path / name) == digest
-        assert writer.adopt(f"c/{name}", tmp_path / name) == digest
+        assert writer.move_file(f"c/{name}", tmp_path / name) == digest
         for path in (f"a/{name}", f"b/deep/{name}", f"c/{name}"):
             assert writer.digests[path] == digest
             assert (tmp_path / "bundle" / path).read_bytes() == content
@@ -89,15 +89,15 @@ def test_every_way_in_writes_the_bytes_and_remembers_their_digest(tmp_path):
 def test_what_is_copied_stays_and_what_is_adopted_moves(tmp_path):
     for name in ("copied", "moved"):
         (tmp_path / name).write_text(name)
-    writer = Writer(tmp_path / "bundle")
+    writer = BundleWriter(tmp_path / "bundle")
     writer.add_file("copied", tmp_path / "copied")
-    writer.adopt("moved", tmp_path / "moved")
+    writer.move_file("moved", tmp_path / "moved")
     assert names(tmp_path) == ["bundle", "copied"]
     assert names(tmp_path / "bundle") == ["copied", "moved"]
 
 
 def test_what_is_written_twice_counts_as_it_was_written_last(tmp_path):
-    writer = Writer(tmp_path / "bundle")
+    writer = BundleWriter(tmp_path / "bundle")
     writer.add_bytes("file", b"a longer content")
     writer.add_bytes("file", b"short")
     assert writer.digests == {"file": hashlib.sha256(b"short").hexdigest()}
@@ -105,23 +105,23 @@ def test_what_is_written_twice_counts_as_it_was_written_last(tmp_path):
 
 
 def test_what_is_discarded_was_never_there(tmp_path):
-    writer = Writer(tmp_path / "bundle")
+    writer = BundleWriter(tmp_path / "bundle")
     writer.add_bytes("model.onnx", b"unproven")
     writer.add_bytes("config.json", b"{}")
-    writer.discard("model.onnx")
+    writer.remove_file("model.onnx")
     assert list(writer.digests) == names(tmp_path / "bundle") == ["config.json"]
 
 
 def test_a_sealed_bundle_is_whole(tmp_path):
-    writer = Writer(tmp_path / "bundle")
+    writer = BundleWriter(tmp_path / "bundle")
     for path in ("z", "a/z", "a/é", "a.b", "B"):
         writer.add_bytes(path, path.encode())
     seal = writer.seal()
     text = (tmp_path / "bundle" / "SHA256SUMS").read_bytes().decode()
     assert parse_sums(text) == writer.digests
-    assert fingerprint(text) == seal
+    assert compute_fingerprint(text) == seal
     assert (tmp_path / "bundle" / "FINGERPRINT").read_bytes() == f"{seal}\n".encode()
-    assert integrity(tmp_path / "bundle", writer.digests).whole
+    assert check_integrity(tmp_path / "bundle", writer.digests).is_intact
 
 
 # -- staging: one step ----------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_a_block_that_ends_well_leaves_the_bundle_and_nothing_else(tmp_path):
 
 
 def test_what_lies_beside_the_bundle_in_the_staging_folder_does_not_ship(tmp_path):
-    with staging(tmp_path, "net-1.0.0", force=False) as folder:
+    with stage_bundle(tmp_path, "net-1.0.0", force=False) as folder:
         (folder / "raw.onnx").write_bytes(b"scratch")
         write_bundle(folder / "bundle")
     assert names(tmp_path) == ["net-1.0.0"]
@@ -149,17 +149,17 @@ def test_a_bundle_is_as_readable_as_any_folder(tmp_path):
 
 def test_an_old_bundle_is_whole_until_the_new_one_takes_its_place(tmp_path):
     stage(tmp_path, "old")
-    with staging(tmp_path, "net-1.0.0", force=False) as folder:
+    with stage_bundle(tmp_path, "net-1.0.0", force=False) as folder:
         write_bundle(folder / "bundle", "new")
         assert (tmp_path / "net-1.0.0" / "config.json").read_text() == "old"
         old = parse_sums((tmp_path / "net-1.0.0" / "SHA256SUMS").read_text())
-        assert integrity(tmp_path / "net-1.0.0", old).whole
+        assert check_integrity(tmp_path / "net-1.0.0", old).is_intact
     assert (tmp_path / "net-1.0.0" / "config.json").read_text() == "new"
     assert names(tmp_path) == ["net-1.0.0"]
 
 
 def test_nothing_of_the_old_bundle_is_left_in_the_new(tmp_path):
-    with staging(tmp_path, "net-1.0.0", force=False) as folder:
+    with stage_bundle(tmp_path, "net-1.0.0", force=False) as folder:
         write_bundle(folder / "bundle")
         (folder / "bundle" / "model.ts").touch()
     stage(tmp_path)
@@ -168,20 +168,20 @@ def test_nothing_of_the_old_bundle_is_left_in_the_new(tmp_path):
 
 def test_a_zip_that_is_no_bundle_s_archive_is_not_replaced_without_force(tmp_path, golden):
     target = tmp_path / "net-1.0.0.zip"
-    check_archive(target, force=False)
+    check_archive_target(target, force=False)
     target.write_text("notes")
     with pytest.raises(OutputRefused) as caught:
-        check_archive(target, force=False)
+        check_archive_target(target, force=False)
     golden(caught.value.why)
-    check_archive(target, force=True)
+    check_archive_target(target, force=True)
     stage(tmp_path)
-    archive.write(tmp_path / "net-1.0.0", target)
-    check_archive(target, force=False)
+    archive.write_archive(tmp_path / "net-1.0.0", target)
+    check_archive_target(target, force=False)
 
 
 def test_other_bundles_are_left_alone(tmp_path):
     stage(tmp_path)
-    with staging(tmp_path, "net-2.0.0", force=False) as folder:
+    with stage_bundle(tmp_path, "net-2.0.0", force=False) as folder:
         write_bundle(folder / "bundle")
     assert names(tmp_path) == ["net-1.0.0", "net-2.0.0"]
 
@@ -215,7 +215,7 @@ def test_the_old_bundle_stays_after_an_error(tmp_path):
 
 def test_the_old_bundle_comes_back_where_the_new_one_cannot_take_its_place(tmp_path):
     stage(tmp_path, "old")
-    with pytest.raises(FileNotFoundError), staging(tmp_path, "net-1.0.0", force=False) as folder:
+    with pytest.raises(FileNotFoundError), stage_bundle(tmp_path, "net-1.0.0", force=False) as folder:
         shutil.rmtree(folder / "bundle")
     assert names(tmp_path) == ["net-1.0.0"]
     assert (tmp_path / "net-1.0.0" / "config.json").read_text() == "old"
@@ -223,9 +223,9 @@ def test_the_old_bundle_comes_back_where_the_new_one_cannot_take_its_place(tmp_p
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device that is always full is Linux's")
 def test_a_full_disk_is_the_users_to_mend(tmp_path, golden):
-    with pytest.raises(OutputRefused) as caught, staging(tmp_path / "out", "net-1.0.0", force=False):
+    with pytest.raises(OutputRefused) as caught, stage_bundle(tmp_path / "out", "net-1.0.0", force=False):
         Path("/dev/full").write_text("x")
-    golden(render(caught.value), "error[output-refused]", f"{tmp_path}/out")
+    golden(render_error(caught.value), "error[output-refused]", f"{tmp_path}/out")
     assert names(tmp_path) == []
 
 
@@ -258,7 +258,7 @@ def test_a_file_in_the_place_of_the_output_folder_is_refused(tmp_path, out, gold
 
 @pytest.mark.parametrize("length", [237, 238, 250, 300])
 def test_a_name_that_is_too_long_for_a_file_is_refused(tmp_path, length, golden):
-    with pytest.raises(OutputRefused) as caught, staging(tmp_path / "out", length * "a", force=False):
+    with pytest.raises(OutputRefused) as caught, stage_bundle(tmp_path / "out", length * "a", force=False):
         pass
     assert not (tmp_path / "out").exists() or names(tmp_path / "out") == []
     golden(caught.value.hint)
@@ -290,9 +290,9 @@ def test_what_is_no_bundle_is_not_replaced_without_force(tmp_path, kind, golden)
     occupied(kind, target)
     before = names(tmp_path)
     entered = []
-    with pytest.raises(OutputRefused) as caught, staging(tmp_path, "net-1.0.0", force=False):
+    with pytest.raises(OutputRefused) as caught, stage_bundle(tmp_path, "net-1.0.0", force=False):
         entered.append(True)
-    golden(render(caught.value), "error[output-refused]", target, "force")
+    golden(render_error(caught.value), "error[output-refused]", target, "force")
     assert not entered
     assert names(tmp_path) == before
     stage(tmp_path, force=True)
@@ -341,7 +341,7 @@ def test_the_staging_folder_of_a_living_process_is_left_alone(tmp_path, holder):
 def test_threads_of_one_process_do_not_clear_each_others_folders(tmp_path):
     def build(number):
         for _ in range(20):
-            with staging(tmp_path, f"net-{number}.0.0", force=False) as folder:
+            with stage_bundle(tmp_path, f"net-{number}.0.0", force=False) as folder:
                 write_bundle(folder / "bundle", str(number))
         return number
 
@@ -360,19 +360,19 @@ def test_what_only_looks_like_a_leftover_is_kept(tmp_path, name):
 
 
 def test_folders_made_for_a_bundle_that_fails_are_gone_again(tmp_path):
-    with pytest.raises(RuntimeError), staging(tmp_path / "a/b/c", "net-1.0.0", force=False):
+    with pytest.raises(RuntimeError), stage_bundle(tmp_path / "a/b/c", "net-1.0.0", force=False):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_for_its_name_leaves_none_of_those_around_it(tmp_path):
-    with pytest.raises(OutputRefused) as refused, staging(tmp_path / "a" / ("x" * 300), "net", force=False):
+    with pytest.raises(OutputRefused) as refused, stage_bundle(tmp_path / "a" / ("x" * 300), "net", force=False):
         pass
     assert refused.value.why == "File name too long"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_where_no_folder_can_be_made_is_refused(golden):
-    with pytest.raises(OutputRefused) as refused, staging(Path("/proc/nowhere"), "net", force=False):
+    with pytest.raises(OutputRefused) as refused, stage_bundle(Path("/proc/nowhere"), "net", force=False):
         pass
     golden(refused.value.why)

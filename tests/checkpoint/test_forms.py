@@ -21,7 +21,7 @@ from torch_ema import ExponentialMovingAverage
 
 from packager import checkpoint
 from packager.checkpoint.metadata import About
-from packager.errors import CheckpointNeedsCode, CheckpointUnreadable, WeightsNotFound, render
+from packager.errors import CheckpointNeedsCode, CheckpointUnreadable, WeightsNotFound, render_error
 
 
 class Net(nn.Module):
@@ -245,7 +245,7 @@ def refusal(path, kind=CheckpointUnreadable, **settings):
 def test_a_shard_that_is_missing_is_refused(tmp_path, trained, golden):
     index = sharded(tmp_path / "out", trained[0])
     (index.parent / "model-00002-of-00002.safetensors").unlink()
-    golden(render(refusal(index)), "error[checkpoint-unreadable]", index, "model-00002-of-00002.safetensors")
+    golden(render_error(refusal(index)), "error[checkpoint-unreadable]", index, "model-00002-of-00002.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_a_shadow_of_the_parameters_takes_its_buffers_from_the_model(tmp_path, t
     saved = {"shadow": shadow} if not nested else {"ema": {"decay": 0.9, "shadow": shadow}}
     torch.save({"model": module.state_dict(), **saved}, tmp_path / "best.pt")
     found = checkpoint.read(tmp_path / "best.pt", "ema")
-    assert found.borrowed == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
+    assert found.from_model_weights == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
     assert found.key == ("ema.shadow" if nested else "shadow")
     expected = {**module.state_dict(), **shadow}
     assert all(torch.equal(found.state[name], one) for name, one in expected.items())
@@ -476,7 +476,10 @@ def test_averaged_parameters_without_buffers_take_them_from_the_model_whatever_t
     shadow = {name: one.detach().clone() for name, one in averaged.module.named_parameters()}
     torch.save({"model": module.state_dict(), key: shadow}, tmp_path / "best.pt")
     found = checkpoint.read(tmp_path / "best.pt", "ema")
-    assert (found.key, found.borrowed) == (key, ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"))
+    assert (found.key, found.from_model_weights) == (
+        key,
+        ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"),
+    )
     assert all(torch.equal(found.state[name], one) for name, one in {**module.state_dict(), **shadow}.items())
 
 
@@ -495,7 +498,7 @@ def test_the_list_that_torch_ema_keeps_gets_the_names_of_the_model_s_parameters(
     saved["ema"]["shadow_params"].pop()
     torch.save(saved, tmp_path / "best.pt")
     golden(
-        render(refusal(tmp_path / "best.pt", WeightsNotFound, weights="ema")),
+        render_error(refusal(tmp_path / "best.pt", WeightsNotFound, weights="ema")),
         "error[weights-not-found]",
         "checkpoint.weights",
         "ema.shadow_params",

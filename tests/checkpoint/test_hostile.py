@@ -19,7 +19,7 @@ from messages import mentions
 from projects import package, project
 
 from packager import checkpoint, cli
-from packager.errors import CheckpointNeedsCode, CheckpointNotFound, CheckpointUnreadable, WeightsNotFound, render
+from packager.errors import CheckpointNeedsCode, CheckpointNotFound, CheckpointUnreadable, WeightsNotFound, render_error
 
 STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4), "layer.bias": torch.tensor([1.0, 2.0, 3.0])}
 
@@ -93,7 +93,7 @@ def test_a_bomb_in_the_metadata_of_a_distributed_checkpoint_is_not_run(tmp_path,
         for trust_pickle in (False, True):
             error = refusal(distributed, where="package.yaml:7: checkpoint.path", trust_pickle=trust_pickle)
             golden(
-                render(error),
+                render_error(error),
                 "error[checkpoint-unreadable]",
                 distributed,
                 "package.yaml:7: checkpoint.path",
@@ -265,7 +265,7 @@ def test_compressed_entries_are_refused_before_one_is_unpacked(tmp_path, golden)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/9", bytes(200_000_000))
     assert path.stat().st_size < 1_000_000
-    golden(render(refusal(path)), "error[checkpoint-unreadable]", path, "archive/data.pkl")
+    golden(render_error(refusal(path)), "error[checkpoint-unreadable]", path, "archive/data.pkl")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

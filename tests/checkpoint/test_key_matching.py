@@ -6,7 +6,7 @@ from messages import mentions
 from projects import project
 
 from packager import checkpoint
-from packager.errors import StateDoesNotFit, WeightsNotFinite, render
+from packager.errors import StateDoesNotFit, WeightsNotFinite, render_error
 from packager.model import loader
 from packager.project import manifest
 
@@ -114,7 +114,7 @@ def test_missing_and_unexpected_keys_are_listed_with_the_nearest_names(golden):
 def test_shapes_that_differ_are_a_table(golden):
     state = {**STATE, "encoder.weight": torch.zeros(3, 5), "head.weight": torch.zeros(10, 3)}
     golden(
-        render(refused(state)),
+        render_error(refused(state)),
         "error[state-does-not-fit]",
         "encoder.weight",
         "[3, 4]",
@@ -199,7 +199,7 @@ def test_one_name_of_a_tied_weight_is_enough():
 
 
 def loaded(path):
-    with loader.opened(manifest.load(path)) as opening:
+    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
         return opening()
 
 

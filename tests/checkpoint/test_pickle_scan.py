@@ -26,7 +26,7 @@ def test_every_name_is_found_in_any_protocol_also_where_its_text_is_remembered(
     path.write_bytes(pickle.dumps([texts, [NAMED[name] for name in names], names, texts], protocol))
     wanted = {pickle.dumps(NAMED[name], 0).decode()[1:].split("\np")[0].replace("\n", ".") for name in names}
     allowed = {"collections.Counter"}  # of a library whose names torch allows
-    found = pickle_scan.names_wanted(path, "", zipped=False)
+    found = pickle_scan.find_unsafe_globals(path, "", zipped=False)
     assert set(found) == wanted - allowed
 
 
@@ -40,4 +40,4 @@ def test_what_torch_says_is_told_without_its_advice(tmp_path):
         ("a first line\nand a second", "a first line"),
         ("", "UnpicklingError"),
     ]:
-        assert pickle_scan.cause(path, pickle.UnpicklingError(text), zipped=True) == cause
+        assert pickle_scan.explain_load_error(path, pickle.UnpicklingError(text), zipped=True) == cause

@@ -135,7 +135,7 @@ def test_a_manager_that_does_not_say_what_is_best_leaves_it_as_it_was(tmp_path):
         step=1, model=model, metrics={"loss": 1}
     )
     CheckpointManager(tmp_path).save(step=2, model=model, metrics={"loss": 0})
-    assert run_folder.settings(tmp_path) == ("loss", "max")
+    assert run_folder.read_run_settings(tmp_path) == ("loss", "max")
 
 
 def test_moments_of_another_shape_than_their_parameter_are_told(tmp_path):

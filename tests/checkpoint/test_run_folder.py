@@ -16,7 +16,7 @@ from torch import nn
 from packager.checkpoint import run_folder
 from packager.checkpoint.training.manager import CheckpointManager
 from packager.checkpoint.training.retention import Retention
-from packager.errors import CheckpointDamaged, NoCheckpointYet, RunSchemaUnknown, render
+from packager.errors import CheckpointDamaged, NoCheckpointYet, RunSchemaUnknown, render_error
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def test_a_run_folder_is_read_without_torch(name):
 
 
 def test_the_table_has_a_line_for_each_checkpoint(run):
-    now = datetime.fromisoformat(run_folder.entries(run)[0].created) + timedelta(hours=1)
-    rows = run_folder.table(run, now)
+    now = datetime.fromisoformat(run_folder.list_checkpoints(run)[0].created) + timedelta(hours=1)
+    rows = run_folder.tabulate_checkpoints(run, now)
     assert [(one.step, one.epoch, one.best, one.latest) for one in rows] == [
         (0, 0, False, False), (1, 0, False, False), (2, 1, True, False), (3, 1, False, True),
     ]  # fmt: skip
@@ -63,8 +63,8 @@ def test_a_checkpoint_says_what_it_is(run):
     assert record["metrics"] == {"loss": "nan"}
     assert [one["step"] for one in record["history"]] == [0, 1, 2, 3]
     assert sorted(record["files"]) == ["ema.safetensors", "model.safetensors", "training.safetensors"]
-    found = run_folder.entry(run / "step-00000003")
-    assert run_folder.damage(found) is None
+    found = run_folder.read_checkpoint(run / "step-00000003")
+    assert run_folder.find_damage(found) is None
     assert json.loads((run / "run.json").read_text()) == {
         "schema": 1, "name": "net", "version": "0.1.0", "metric": "loss", "mode": "min",
     }  # fmt: skip
@@ -78,24 +78,26 @@ def test_a_folder_knows_whether_it_is_a_run_or_a_checkpoint(run, tmp_path):
 
 @pytest.mark.parametrize(("weights", "file"), [("auto", "model"), ("model", "model"), ("ema", "ema")])
 def test_a_manifest_means_the_best_checkpoint(run, weights, file, golden):
-    found = run_folder.chosen(run, weights)
+    found = run_folder.choose_checkpoint(run, weights)
     assert found.files == (run / f"step-00000002/{file}.safetensors",)
-    golden(found.why)
+    golden(found.reason)
 
 
 def test_without_a_metric_a_manifest_means_the_latest(run):
     (run / "run.json").unlink()
-    assert run_folder.chosen(run).files == (run / "step-00000003/model.safetensors",)
-    assert run_folder.chosen(run / "step-00000001").files == (run / "step-00000001/model.safetensors",)
+    assert run_folder.choose_checkpoint(run).files == (run / "step-00000003/model.safetensors",)
+    assert run_folder.choose_checkpoint(run / "step-00000001").files == (run / "step-00000001/model.safetensors",)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(run):
     spoil(run / "step-00000002/model.safetensors")
-    chosen = run_folder.chosen(run)
+    chosen = run_folder.choose_checkpoint(run)
     assert chosen.checkpoint.step == 1
-    (said,) = chosen.passed_over
+    (said,) = chosen.skipped_checkpoints
     mentions(said, "step-00000002", "model.safetensors", "SHA-256")
-    assert run_folder.damage(run_folder.entry(run / "step-00000002")).startswith("model.safetensors\nSHA-256 saved:")
+    assert run_folder.find_damage(run_folder.read_checkpoint(run / "step-00000002")).startswith(
+        "model.safetensors\nSHA-256 saved:"
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,20 +105,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(run):
 )
 def test_a_record_that_cannot_be_read_is_passed_over_with_a_warning(run, caplog, content):
     (run / "step-00000003/checkpoint.json").write_text(content)
-    assert [one.step for one in run_folder.entries(run)] == [0, 1, 2]
+    assert [one.step for one in run_folder.list_checkpoints(run)] == [0, 1, 2]
     assert "skipped:" in caplog.text
     with pytest.raises(CheckpointDamaged):
-        run_folder.entry(run / "step-00000003")
+        run_folder.read_checkpoint(run / "step-00000003")
 
 
 def test_a_newer_schema_is_refused(run, golden):
     (run / "step-00000000/checkpoint.json").write_text('{"schema": 2}')
     with pytest.raises(RunSchemaUnknown) as caught:
-        run_folder.entry(run / "step-00000000")
-    golden(render(caught.value), "error[run-schema-unknown]", run / "step-00000000/checkpoint.json", "2", "1")
+        run_folder.read_checkpoint(run / "step-00000000")
+    golden(render_error(caught.value), "error[run-schema-unknown]", run / "step-00000000/checkpoint.json", "2", "1")
     (run / "run.json").write_text('{"schema": 2, "metric": null, "mode": "min"}')
     with pytest.raises(RunSchemaUnknown):
-        run_folder.settings(run)
+        run_folder.read_run_settings(run)
 
 
 @pytest.mark.parametrize(("spoiled", "facts"), [((), ()), ((0, 1, 2, 3), ())])
@@ -125,22 +127,26 @@ def test_where_there_is_nothing_to_take_it_says_so(run, tmp_path, spoiled, facts
         spoil(run / f"step-0000000{step}/model.safetensors")
     folder = run if spoiled else tmp_path / "empty"
     with pytest.raises(NoCheckpointYet) as caught:
-        run_folder.chosen(folder)
+        run_folder.choose_checkpoint(folder)
     golden(caught.value.why, *facts)
 
 
 def test_averaged_weights_that_were_not_kept_are_not_made_up(tmp_path, golden):
     CheckpointManager(tmp_path).save(step=1, model=nn.Linear(1, 1))
     with pytest.raises(NoCheckpointYet) as caught:
-        run_folder.chosen(tmp_path, "ema")
+        run_folder.choose_checkpoint(tmp_path, "ema")
     golden(caught.value.why, "step-00000001", "ema.safetensors")
 
 
 def test_who_reads_holds_off_who_deletes(run):
     path = run / "step-00000001"
-    with run_folder.reading(path), run_folder.reading(path), run_folder.removing(path, wait=False) as free:
+    with (
+        run_folder.lock_for_reading(path),
+        run_folder.lock_for_reading(path),
+        run_folder.lock_for_removal(path, wait=False) as free,
+    ):
         assert not free
-    with run_folder.removing(path, wait=False) as free:
+    with run_folder.lock_for_removal(path, wait=False) as free:
         assert free
 
 
@@ -151,12 +157,12 @@ def test_who_comes_too_late_is_told(run, golden):
     def read():
         reached.set()
         try:
-            with run_folder.reading(path):
+            with run_folder.lock_for_reading(path):
                 pass
         except CheckpointDamaged as error:
             caught.append(error)
 
-    with run_folder.removing(path, wait=False):
+    with run_folder.lock_for_removal(path, wait=False):
         thread = threading.Thread(target=read)
         thread.start()
         reached.wait()

@@ -12,8 +12,8 @@ from messages import mentions
 from projects import package
 
 from packager.checkpoint import read, sharded_index
-from packager.checkpoint.sharded_index import Index, Piece, Spread
-from packager.checkpoint.state_tree import DTYPES
+from packager.checkpoint.sharded_index import Piece, PieceIndex, TensorPieces
+from packager.checkpoint.state_tree import SAFETENSORS_DTYPES
 from packager.errors import CheckpointUnreadable
 
 
@@ -30,13 +30,15 @@ def write(folder, tensors, cuts, whole):
             file = f"model.rank-{number:05d}.safetensors"
             files.setdefault(file, {})[name] = one[tuple(slice(*pair) for pair in box)].contiguous()
             found.append(Piece(file, tuple(begin for begin, _ in box), tuple(end - begin for begin, end in box)))
-        spread[name] = Spread(DTYPES[one.dtype], tuple(one.shape), tuple(found) if one.numel() else ())
+        spread[name] = TensorPieces(
+            SAFETENSORS_DTYPES[one.dtype], tuple(one.shape), tuple(found) if one.numel() else ()
+        )
     folder.mkdir(exist_ok=True)
     for file, held in files.items():
         safetensors.torch.save_file(held, folder / file)
     safetensors.torch.save_file(whole, folder / "model.safetensors")
-    index = Index("model.safetensors", spread)
-    (folder / "model.pieces.json").write_text(index.as_text())
+    index = PieceIndex("model.safetensors", spread)
+    (folder / "model.pieces.json").write_text(index.to_json())
     return index
 
 
@@ -50,7 +52,7 @@ def test_whatever_way_tensors_are_cut_they_are_put_together(tmp_path_factory, sh
     tensors = {f"t{number}": torch.randn(shape).to(dtype) for number, shape in enumerate(shapes)}
     whole = {"buffer": torch.arange(3)}
     index = write(folder, tensors, {name: cut[: one.dim()] for name, one in tensors.items()}, whole)
-    assert sharded_index.read(folder / "model.pieces.json") == index
+    assert sharded_index.read_piece_index(folder / "model.pieces.json") == index
     found = read(folder / "model.pieces.json").state
     assert set(found) == {*tensors, "buffer"}
     assert all(torch.equal(found[name], one) and found[name].dtype == one.dtype for name, one in tensors.items())

@@ -22,7 +22,7 @@ from packager.errors import (
     CheckpointNotFound,
     CheckpointUnreadable,
     WeightsNotFound,
-    render,
+    render_error,
 )
 from packager.model import loader
 from packager.project import manifest
@@ -119,7 +119,7 @@ def test_an_ema_that_is_not_there_says_what_was_looked_for_and_what_is_there(tmp
     with pytest.raises(WeightsNotFound) as caught:
         checkpoint.read(tmp_path / "best.pt", "ema", where="package.yaml:7: checkpoint.path")
     golden(
-        render(caught.value),
+        render_error(caught.value),
         "error[weights-not-found]",
         "checkpoint.weights",
         "package.yaml:7: checkpoint.path",
@@ -140,7 +140,7 @@ def test_a_dotted_key_that_is_not_there_names_the_nearest(tmp_path, golden):
     torch.save({"run": {"student": STATE}}, tmp_path / "best.pt")
     with pytest.raises(WeightsNotFound) as caught:
         checkpoint.read(tmp_path / "best.pt", "run.studnet")
-    golden(render(caught.value), "error[weights-not-found]", "checkpoint.weights", "run.studnet", "student")
+    golden(render_error(caught.value), "error[weights-not-found]", "checkpoint.weights", "run.studnet", "student")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_an_absent_file_names_the_checkpoints_beside_it(tmp_path, golden):
     with pytest.raises(CheckpointNotFound) as caught:
         checkpoint.read(tmp_path / "best.pt", where="package.yaml:7: checkpoint.path")
     golden(
-        render(caught.value),
+        render_error(caught.value),
         "error[checkpoint-not-found]",
         tmp_path / "best.pt",
         "package.yaml:7: checkpoint.path",
@@ -208,7 +208,10 @@ def test_an_unreadable_checkpoint_reads_as_a_whole(tmp_path, golden):
     with pytest.raises(CheckpointUnreadable) as caught:
         checkpoint.read(tmp_path / "best.pt", where="package.yaml:7: checkpoint.path")
     golden(
-        render(caught.value), "error[checkpoint-unreadable]", tmp_path / "best.pt", "package.yaml:7: checkpoint.path"
+        render_error(caught.value),
+        "error[checkpoint-unreadable]",
+        tmp_path / "best.pt",
+        "package.yaml:7: checkpoint.path",
     )
 
 
@@ -337,7 +340,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_of_it_is_run(tmp
         checkpoint.read(tmp_path / "best.pt", where="package.yaml:7: checkpoint.path")
     assert not marker.exists()
     golden(
-        render(caught.value),
+        render_error(caught.value),
         "error[checkpoint-needs-code]",
         tmp_path / "best.pt",
         "package.yaml:7: checkpoint.path",
@@ -390,18 +393,25 @@ def test_a_pickle_hidden_behind_a_second_zip_member_is_not_run(tmp_path):
 
 def test_a_pin_that_the_file_does_not_have_is_refused(tmp_path, golden):
     path = project(tmp_path, checkpoint={"path": "best.pt", "sha256": "0" * 64})
-    loaded = manifest.load(path)
-    with loader.opened(loaded) as opening, pytest.raises(CheckpointDigestWrong) as caught:
+    loaded = manifest.load_manifest(path)
+    with loader.open_model_loader(loaded) as opening, pytest.raises(CheckpointDigestWrong) as caught:
         opening()
     found = hashlib.sha256((tmp_path / "best.pt").read_bytes()).hexdigest()
-    golden(render(caught.value), "error[checkpoint-digest]", "best.pt", f"{path}:8: checkpoint.sha256", "0" * 64, found)
+    golden(
+        render_error(caught.value),
+        "error[checkpoint-digest]",
+        "best.pt",
+        f"{path}:8: checkpoint.sha256",
+        "0" * 64,
+        found,
+    )
 
 
 def test_a_pin_is_checked_before_the_file_is_unpickled(tmp_path):
     path = project(tmp_path, checkpoint={"path": "best.pt", "sha256": "0" * 64, "trust_pickle": True})
     marker = tmp_path / "marker"
     save_malicious(tmp_path / "best.pt", marker, "zip")
-    with loader.opened(manifest.load(path)) as opening, pytest.raises(CheckpointDigestWrong):
+    with loader.open_model_loader(manifest.load_manifest(path)) as opening, pytest.raises(CheckpointDigestWrong):
         opening()
     assert not marker.exists()
 
@@ -410,5 +420,5 @@ def test_a_pin_that_the_file_has_is_accepted(tmp_path):
     path = project(tmp_path)
     sha256 = hashlib.sha256((tmp_path / "best.pt").read_bytes()).hexdigest()
     path = project(tmp_path, checkpoint={"path": "best.pt", "sha256": sha256})
-    with loader.opened(manifest.load(path)) as opening:
+    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
         assert opening().checkpoint_sha256 == sha256

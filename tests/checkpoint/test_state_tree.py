@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packager.checkpoint import state_tree_file
-from packager.checkpoint.state_tree import DTYPES, Encoded, decode, encode
-from packager.errors import CheckpointDamaged, StateNotExpressible, render
+from packager.checkpoint.state_tree import SAFETENSORS_DTYPES, EncodedTree, decode_tree, encode_tree
+from packager.errors import CheckpointDamaged, StateNotExpressible, render_error
 
-DTYPE_NAMES = sorted(str(one).removeprefix("torch.") for one in DTYPES)
+DTYPE_NAMES = sorted(str(one).removeprefix("torch.") for one in SAFETENSORS_DTYPES)
 
 
 def there_and_back(tree):
     """Through the codec and through JSON as text."""
-    encoded = encode(tree)
-    return decode(Encoded(encoded.tensors, json.loads(json.dumps(encoded.document, allow_nan=False))))
+    encoded = encode_tree(tree)
+    return decode_tree(EncodedTree(encoded.tensors, json.loads(json.dumps(encoded.document, allow_nan=False))))
 
 
 def same(one, other):
@@ -91,9 +91,9 @@ def test_a_tree_comes_back_as_it_was(tree):
 @given(trees)
 def test_a_file_gives_back_its_tree_and_any_reader_its_tensors(tmp_path_factory, tree):
     path = tmp_path_factory.mktemp("tree") / "tree.safetensors"
-    encoded = encode(tree)
-    sha256 = state_tree_file.write(path, encoded)
-    assert same(state_tree_file.read(path, sha256), tree)
+    encoded = encode_tree(tree)
+    sha256 = state_tree_file.write_tree(path, encoded)
+    assert same(state_tree_file.read_tree(path, sha256), tree)
     assert same(dict(sorted(safetensors.torch.load_file(path).items())), dict(sorted(encoded.tensors.items())))
 
 
@@ -119,26 +119,26 @@ def test_a_complex_tensor_comes_back(dtype):
 
 def test_a_tensor_in_two_places_is_one_tensor_in_both_and_is_stored_once():
     tensor = torch.randn(3)
-    encoded = encode({"a": tensor, "b": [tensor, tensor.clone(), tensor[1:]]})
+    encoded = encode_tree({"a": tensor, "b": [tensor, tensor.clone(), tensor[1:]]})
     assert sorted(encoded.tensors) == ["a", "b.1", "b.2"]
-    back = decode(encoded)
+    back = decode_tree(encoded)
     assert back["a"] is back["b"][0] and back["a"] is not back["b"][1]
     assert same(back["b"][2], tensor[1:])
 
 
 def test_two_tensors_whose_paths_read_the_same_keep_apart():
     tree = {"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}, "__metadata__": torch.full((1,), 2.0)}
-    assert sorted(encode(tree).tensors) == ["__metadata__#2", "a.b", "a.b#2"]
+    assert sorted(encode_tree(tree).tensors) == ["__metadata__#2", "a.b", "a.b#2"]
     assert same(there_and_back(tree), tree)
 
 
 @pytest.mark.parametrize("order", [(0, 3, 1, 2), (1, 0, 2, 3), (3, 2, 1, 0)])
 def test_the_order_in_memory_is_kept_and_costs_no_copy(order):
     tensor = torch.randn(2, 3, 4, 5).permute(order)
-    encoded = encode(tensor)
+    encoded = encode_tree(tensor)
     assert encoded.tensors["value"].data_ptr() == tensor.data_ptr()
-    assert decode(encoded).stride() == tensor.stride()
-    assert same(decode(encoded), tensor)
+    assert decode_tree(encoded).stride() == tensor.stride()
+    assert same(decode_tree(encoded), tensor)
 
 
 def test_a_tensor_that_was_spread_out_comes_back_with_its_values():
@@ -171,27 +171,27 @@ class Colour(enum.IntEnum):
 )
 def test_what_cannot_be_said_is_refused_by_its_place_and_class(tree, place, found, golden):
     with pytest.raises(StateNotExpressible) as caught:
-        encode(tree, "extra")
-    golden(render(caught.value), "error[state-not-expressible]", f"extra.{place}", found)
+        encode_tree(tree, "extra")
+    golden(render_error(caught.value), "error[state-not-expressible]", f"extra.{place}", found)
 
 
 def test_a_tree_that_holds_itself_is_refused(golden):
     tree = []
     tree.append(tree)
     with pytest.raises(StateNotExpressible) as caught:
-        encode(tree, "extra")
+        encode_tree(tree, "extra")
     golden(caught.value, "extra")
 
 
 @given(st.data())
 def test_a_file_in_which_one_bit_turned_is_refused(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("tree") / "tree.safetensors"
-    sha256 = state_tree_file.write(path, encode({"a": torch.arange(5), "b": [1.5]}))
+    sha256 = state_tree_file.write_tree(path, encode_tree({"a": torch.arange(5), "b": [1.5]}))
     content = bytearray(path.read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
     with pytest.raises(CheckpointDamaged):
-        state_tree_file.read(path, sha256)
+        state_tree_file.read_tree(path, sha256)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 8, b"\x02" + b"\0" * 7 + b"{}", b"\xff" * 20])
@@ -201,4 +201,4 @@ def test_a_file_that_is_no_tree_is_refused_even_under_its_digest(tmp_path, conte
     path = tmp_path / "tree.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointDamaged):
-        state_tree_file.read(path, hashlib.sha256(content).hexdigest())
+        state_tree_file.read_tree(path, hashlib.sha256(content).hexdigest())

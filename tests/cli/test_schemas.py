@@ -28,12 +28,12 @@ def published(name):
 @pytest.fixture
 def digits():
     """The manifest of the first example, as data."""
-    return yaml_source.parse((ROOT / "examples/digits/package.yaml").read_text(encoding="utf-8")).data
+    return yaml_source.parse_yaml((ROOT / "examples/digits/package.yaml").read_text(encoding="utf-8")).data
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_published_schema_is_what_the_models_generate(name):
-    assert published(name).read_bytes() == schemas.text(name).encode()
+    assert published(name).read_bytes() == schemas.render_schema(name).encode()
 
 
 def test_every_schema_is_published_and_nothing_else():
@@ -42,7 +42,7 @@ def test_every_schema_is_published_and_nothing_else():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_schema_is_valid_draft_2020_12(name):
-    found = schemas.schema(name)
+    found = schemas.generate_schema(name)
     assert found["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     jsonschema.Draft202012Validator.check_schema(found)
     with pytest.raises(jsonschema.SchemaError):
@@ -55,7 +55,7 @@ def test_a_schema_is_valid_draft_2020_12(name):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/package.yaml")), ids=lambda path: path.parent.name)
 def test_every_example_is_valid_and_points_its_editor_at_the_schema(path):
     text = path.read_text(encoding="utf-8")
-    assert problems("manifest", yaml_source.parse(text).data) == []
+    assert problems("manifest", yaml_source.parse_yaml(text).data) == []
     pointer = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
     assert (path.parent / pointer).resolve() == published("manifest")
 
@@ -96,13 +96,13 @@ def test_what_the_manifest_refuses_the_schema_refuses(digits, field, value):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_object_of_a_schema_is_closed(name):
-    found = schemas.schema(name)
+    found = schemas.generate_schema(name)
     objects = [found, *found["$defs"].values()]
     assert [one["title"] for one in objects if "properties" in one and one["additionalProperties"]] == []
 
 
 def test_every_field_of_the_manifest_that_is_written_has_a_description():
-    found = schemas.schema("manifest")
+    found = schemas.generate_schema("manifest")
     bare = [
         f"{place}.{name}"
         for place, one in {"Manifest": found, **found["$defs"]}.items()
@@ -119,20 +119,20 @@ def config():
     artifact = records.OnnxArtifact(
         path="model.onnx", sha256=DIGEST, opset=20, ir_version=10, domains={"": 20}, nodes=12
     )
-    return records.Config(
+    return records.BundleConfig(
         schema_=1,
         name="n",
         version="1.0.0",
         description="",
         license=None,
         authors=[],
-        inputs=[records.Tensor(name="x", dtype="float32", shape=["batch", 3, None])],
+        inputs=[records.TensorRecord(name="x", dtype="float32", shape=["batch", 3, None])],
         outputs=[],
-        dims={"batch": records.Dim(min=1, max=None)},
+        dims={"batch": records.DimRecord(min=1, max=None)},
         artifacts=records.Artifacts(onnx=artifact, torchscript=None),
         providers=["CPUExecutionProvider"],
         assets=[],
-        source=records.Source(
+        source=records.SourceRecord(
             manifest_sha256=DIGEST, checkpoint_sha256=DIGEST, code_sha256=DIGEST, toolchain={"torch": "2.9"}
         ),
         parity=records.ParityVerdicts(onnx="pass", torchscript="not-checked"),
@@ -142,17 +142,19 @@ def config():
 
 def parity(value):
     """A record in which everything measured is `value`."""
-    errors = records.Errors(
+    errors = records.OutputErrorsRecord(
         max_abs=value, max_rel=value, rms=value, cosine=value, mismatched_nonfinite=0, of_limit=value,
         of_limit_float64=value,
     )  # fmt: skip
-    worst = records.Worst(case="000", output="y", index=[0, 1], expected=value, actual=value, of_limit=value)
+    worst = records.WorstElementRecord(
+        case="000", output="y", index=[0, 1], expected=value, actual=value, of_limit=value
+    )
     agreement = records.Agreement(rule="top-5", compared=9, agreed=8, ties=1)
-    backend = records.Backend(
+    backend = records.BackendVerdict(
         verdict="pass", reason="", outputs={"y": errors}, decisions={"y": agreement}, worst=worst
     )  # fmt: skip
-    silent = {"layer.weight": records.Silent(count=1, of=3, first=[2])}
-    return records.Parity(
+    silent = {"layer.weight": records.UnexercisedChannels(count=1, of=3, first=[2])}
+    return records.ParityRecord(
         schema_=1,
         verdict="pass",
         reference="",
@@ -175,7 +177,7 @@ def test_a_record_is_valid_by_the_schema_that_is_published_for_it():
 def test_a_number_that_json_has_not_is_valid_by_the_schema_too(value):
     written = parity(value).to_bytes()
     assert problems("parity", json.loads(written, parse_constant=pytest.fail)) == []
-    assert repr(records.Parity.model_validate_json(written)) == repr(parity(value))
+    assert repr(records.ParityRecord.model_validate_json(written)) == repr(parity(value))
 
 
 def test_a_measurement_is_a_number_and_not_any_text():
@@ -189,10 +191,10 @@ def test_a_decision_of_a_record_is_by_one_of_the_rules():
     written["decisions"]["y"]["rule"] = "the best"
     assert problems("parity", written) == ["$.decisions.y.rule"]
     with pytest.raises(ValueError, match="String should match pattern"):
-        records.Parity.model_validate(written)
+        records.ParityRecord.model_validate(written)
 
 
 def test_a_record_reads_the_same_on_every_machine():
     text = config().to_bytes()
     assert text.startswith(b'{\n  "schema": 1,\n  "name": "n",\n') and text.endswith(b"}\n")
-    assert b"\r" not in text and text == records.Config.model_validate_json(text).to_bytes()
+    assert b"\r" not in text and text == records.BundleConfig.model_validate_json(text).to_bytes()

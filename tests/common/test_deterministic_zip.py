@@ -21,13 +21,13 @@ THREE = {"a": b"", "folder/b": bytes(range(256)) * 300, "\u00e9": b"no ASCII"}
 
 def written(files):
     stream = io.BytesIO()
-    deterministic_zip.write(stream, ((name, len(content), [content]) for name, content in files.items()))
+    deterministic_zip.write_zip(stream, ((name, len(content), [content]) for name, content in files.items()))
     return stream.getvalue()
 
 
 def read(path):
     with path.open("rb") as stream:
-        return {name: b"".join(chunks) for name, chunks in deterministic_zip.read(stream)}
+        return {name: b"".join(chunks) for name, chunks in deterministic_zip.read_zip(stream)}
 
 
 @pytest.fixture(params=["plain", "zip64"])
@@ -58,7 +58,7 @@ def test_any_files_come_back(files):
     with tempfile.TemporaryFile() as stream:
         stream.write(written(files))
         stream.seek(0)
-        assert {name: b"".join(chunks) for name, chunks in deterministic_zip.read(stream)} == files
+        assert {name: b"".join(chunks) for name, chunks in deterministic_zip.read_zip(stream)} == files
 
 
 def test_what_is_written_is_read_again(tmp_path, limits):
@@ -104,13 +104,13 @@ def test_zip64_fields_that_need_not_be_are_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as lowered:
         lowered.setattr(deterministic_zip, "ZIP64_SIZE", 1)
         (tmp_path / "x.zip").write_bytes(written(THREE))
-    with pytest.raises(deterministic_zip.Malformed):
+    with pytest.raises(deterministic_zip.ZipMalformed):
         read(tmp_path / "x.zip")
 
 
 def test_a_content_of_another_size_than_announced_is_refused(golden):
-    with pytest.raises(deterministic_zip.Malformed) as caught:
-        deterministic_zip.write(io.BytesIO(), [("a", 3, [b"12", b"34"])])
+    with pytest.raises(deterministic_zip.ZipMalformed) as caught:
+        deterministic_zip.write_zip(io.BytesIO(), [("a", 3, [b"12", b"34"])])
     golden(str(caught.value), "a", "4", "3")
 
 
@@ -118,5 +118,5 @@ def test_a_content_that_nobody_takes_is_checked_all_the_same(tmp_path):
     content = bytearray(written(THREE))
     content[content.index(b"no ASCII")] ^= 1
     (tmp_path / "x.zip").write_bytes(content)
-    with (tmp_path / "x.zip").open("rb") as stream, pytest.raises(deterministic_zip.Damaged):
-        list(deterministic_zip.read(stream))
+    with (tmp_path / "x.zip").open("rb") as stream, pytest.raises(deterministic_zip.ZipEntryDamaged):
+        list(deterministic_zip.read_zip(stream))

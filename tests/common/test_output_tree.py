@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packager.common.output_tree import NamesClash, NamesDoNotFit, NotTensors, flatten, select
+from packager.common.output_tree import (
+    DuplicateOutputName,
+    NotATensor,
+    OutputNamesMismatch,
+    flatten_outputs,
+    select_outputs,
+)
 
 A, B, C = (np.full(2, value) for value in (1.0, 2.0, 3.0))
 
@@ -56,7 +62,7 @@ Pair = namedtuple("Pair", ["left", "right"])
     ids=str,
 )
 def test_every_tensor_has_a_name_of_its_own_in_the_order_of_the_return_value(value, expected):
-    found = flatten(value)
+    found = flatten_outputs(value)
     assert list(found) == list(expected)
     assert all(found[name] is expected[name] for name in expected)
 
@@ -78,49 +84,49 @@ def test_every_tensor_has_a_name_of_its_own_in_the_order_of_the_return_value(val
     ids=str,
 )
 def test_what_is_no_tensor_is_refused_by_its_place(value, facts, golden):
-    with pytest.raises(NotTensors) as caught:
-        flatten(value)
+    with pytest.raises(NotATensor) as caught:
+        flatten_outputs(value)
     golden(str(caught.value), *facts)
 
 
 def test_without_names_the_outputs_are_as_they_are_called():
-    assert list(select({"b": A, "a": B}, None)) == ["b", "a"]
+    assert list(select_outputs({"b": A, "a": B}, None)) == ["b", "a"]
 
 
 def test_keys_are_picked_in_the_order_asked_for():
-    found = select({"logits": A, "hidden": B, "mask": C}, ["mask", "logits"])
+    found = select_outputs({"logits": A, "hidden": B, "mask": C}, ["mask", "logits"])
     assert list(found) == ["mask", "logits"]
     assert found["mask"] is C and found["logits"] is A
 
 
 def test_other_names_rename_in_order():
-    found = select({"output_0": A, "output_1": B}, ["boxes", "scores"])
+    found = select_outputs({"output_0": A, "output_1": B}, ["boxes", "scores"])
     assert list(found) == ["boxes", "scores"]
     assert found["boxes"] is A and found["scores"] is B
 
 
 def test_a_key_may_keep_its_name_while_others_are_renamed():
-    found = select({"boxes": A, "output_1": B}, ["boxes", "scores"])
+    found = select_outputs({"boxes": A, "output_1": B}, ["boxes", "scores"])
     assert found["boxes"] is A and found["scores"] is B
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "b", "c"], ["boxes", "b", "c"]])
 def test_names_that_are_neither_keys_nor_as_many_are_refused(names, golden):
-    with pytest.raises(NamesDoNotFit) as caught:
-        select({"boxes": A, "scores": B}, names)
+    with pytest.raises(OutputNamesMismatch) as caught:
+        select_outputs({"boxes": A, "scores": B}, names)
     golden(str(caught.value), ", ".join(names), "forward()", "boxes", "scores")
 
 
 def test_a_misspelt_name_never_gives_one_output_the_key_of_another(golden):
-    with pytest.raises(NamesDoNotFit) as caught:
-        select({"boxes": A, "scores": B}, ["scores", "box"])
+    with pytest.raises(OutputNamesMismatch) as caught:
+        select_outputs({"boxes": A, "scores": B}, ["scores", "box"])
     golden(str(caught.value), "forward()", "scores", "box", "boxes")
 
 
 def test_neither_outputs_nor_names_are_changed_in_place():
     flat, names = {"boxes": A, "scores": B}, ["x", "y"]
-    select(flat, names)
-    select(flat, None)["more"] = C
+    select_outputs(flat, names)
+    select_outputs(flat, None)["more"] = C
     assert list(flat) == ["boxes", "scores"] and names == ["x", "y"]
 
 
@@ -130,14 +136,14 @@ NAMES = st.text("abc", min_size=1, max_size=2)
 @given(st.dictionaries(NAMES, st.integers(), min_size=1, max_size=4), st.lists(NAMES, unique=True, max_size=5))
 def test_an_output_under_its_own_key_is_that_output(flat, names):
     try:
-        found = select(flat, names)
-    except NamesDoNotFit:
+        found = select_outputs(flat, names)
+    except OutputNamesMismatch:
         found = {}
     assert list(found) in ([], names)
     assert all(value == flat[name] for name, value in found.items() if name in flat)
 
 
 def test_two_tensors_under_one_name_are_refused(golden):
-    with pytest.raises(NamesClash) as caught:
-        flatten({"a": {"b": np.zeros(1)}, "a.b": np.ones(1)})
+    with pytest.raises(DuplicateOutputName) as caught:
+        flatten_outputs({"a": {"b": np.zeros(1)}, "a.b": np.ones(1)})
     golden(caught.value, "a.b")

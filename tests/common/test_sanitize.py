@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from packager.common.sanitize import impersonal
+from packager.common.sanitize import sanitize_message
 
 
 @pytest.mark.parametrize(
@@ -19,14 +19,16 @@ from packager.common.sanitize import impersonal
     ],
 )
 def test_paths_lose_their_folders_and_objects_their_address(text, recorded):
-    assert impersonal(text) == recorded
+    assert sanitize_message(text) == recorded
 
 
 def test_a_folder_with_a_blank_in_its_name_is_told(golden):
-    golden(impersonal("no /my models/a b/net.onnx", Path("/my models/a b")), "net.onnx")
+    golden(sanitize_message("no /my models/a b/net.onnx", Path("/my models/a b")), "net.onnx")
 
 
 def test_a_long_text_ends_at_the_same_place_wherever_its_files_lie():
-    texts = {impersonal(f"{folder}/net.py: " + "what happened " * 40) for folder in ("/a", "/a/rather/deep/folder")}
+    texts = {
+        sanitize_message(f"{folder}/net.py: " + "what happened " * 40) for folder in ("/a", "/a/rather/deep/folder")
+    }
     assert len(texts) == 1
     assert len(texts.pop()) == 300

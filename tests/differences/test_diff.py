@@ -17,10 +17,10 @@ from projects import package, python, reseal
 
 import packager
 from packager import cli
-from packager.bundle.fingerprint import digest
+from packager.bundle.fingerprint import regular_file_digest
 from packager.differences import Difference, DiffReport, Section, Side
 from packager.differences import diff as diff_of_bundles
-from packager.errors import BundleSchemaUnknown, ModelUnreadable, NotABundle, render
+from packager.errors import BundleSchemaUnknown, ModelUnreadable, NotABundle, render_error
 
 SECTIONS = ["identity", "signature", "graph", "weights", "torchscript", "parity", "toolchain", "metadata"]
 
@@ -316,9 +316,9 @@ def test_a_damaged_bundle_is_compared_and_called_so(command, built, bundle, gold
     (bundle / "extra").write_text("x")
     status, out, err = command(built.bundle, bundle)
     assert (status, err) == (1, "")
-    digests = [digest(one / "model.onnx")[:12] for one in (built.bundle, bundle)]
-    labels = digest(built.bundle / "assets/labels.txt")[:12]
-    extra = digest(bundle / "extra")[:12]
+    digests = [regular_file_digest(one / "model.onnx")[:12] for one in (built.bundle, bundle)]
+    labels = regular_file_digest(built.bundle / "assets/labels.txt")[:12]
+    extra = regular_file_digest(bundle / "extra")[:12]
     distance = section(packager.diff(built.bundle, bundle), "weights").differences[0].change
     golden(
         out,
@@ -341,7 +341,7 @@ def onnx_weight(bundle, name):
 def test_of_torchscript_the_digest_is_that_of_the_file_as_it_lies_there(built, bundle):
     (bundle / "model.ts").write_bytes(b"x")
     report = packager.diff(built.bundle, bundle)
-    digests = [digest(one / "model.ts") for one in (built.bundle, bundle)]
+    digests = [regular_file_digest(one / "model.ts") for one in (built.bundle, bundle)]
     assert found(report, "torchscript") == {"model.ts.sha256": tuple(digests)}
 
 
@@ -366,7 +366,7 @@ def test_a_model_that_was_sealed_unreadable_is_an_error(command, built, bundle, 
     reseal(bundle)
     with pytest.raises(ModelUnreadable) as caught:
         packager.diff(built.bundle, bundle)
-    golden(render(caught.value), "error[model-unreadable]", f"{bundle}/model.onnx", "ValueError")
+    golden(render_error(caught.value), "error[model-unreadable]", f"{bundle}/model.onnx", "ValueError")
     assert command(bundle, built.bundle)[0] == 2
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packager.differences.fields import differences
-from packager.differences.report import Difference, pair, shown
+from packager.differences.fields import find_differences
+from packager.differences.report import Difference, format_pair, format_value
 
 NAMES = st.text("abc.", min_size=1, max_size=2)
 SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text("ab\n", max_size=2)
@@ -26,7 +26,7 @@ def written(value):
 
 
 def compared(before, after):
-    return [(one.where, one.before, one.after) for one in differences(before, after)]
+    return [(one.where, one.before, one.after) for one in find_differences(before, after)]
 
 
 @given(RECORDS, RECORDS)
@@ -65,7 +65,7 @@ def test_a_difference_is_said_where_it_is(before, after, found):
 
 
 def test_the_fields_come_in_the_order_of_the_record():
-    assert [one.where for one in differences({"z": 1, "a": 1, "m": 1}, {"a": 2, "b": 2, "z": 2})] == [
+    assert [one.where for one in find_differences({"z": 1, "a": 1, "m": 1}, {"a": 2, "b": 2, "z": 2})] == [
         "z",
         "a",
         "m",
@@ -76,7 +76,7 @@ def test_the_fields_come_in_the_order_of_the_record():
 @given(st.text(max_size=90) | st.floats(), st.text(max_size=90) | st.floats())
 def test_two_values_that_differ_are_shown_as_texts_that_do(before, after):
     if json.dumps(before) != json.dumps(after):
-        left, right = pair(before, after)
+        left, right = format_pair(before, after)
         assert left != right or {left, right} & {"none"}
         assert max(len(left), len(right)) <= 62
         assert (left + right).isprintable()
@@ -98,10 +98,10 @@ def test_two_values_that_differ_are_shown_as_texts_that_do(before, after):
     ],
 )
 def test_values_are_shown_in_short_around_their_first_difference(before, after, texts):
-    assert pair(before, after) == texts
+    assert format_pair(before, after) == texts
 
 
 def test_what_was_added_or_removed_is_called_so():
     texts = [Difference("x", *values).text() for values in ((None, 1), (1, None), (1, 2))]
     assert texts == ["added: 1", "removed: 1", "1 → 2"]
-    assert shown("\u202egpj.exe") == '"\\u202egpj.exe"'
+    assert format_value("\u202egpj.exe") == '"\\u202egpj.exe"'

@@ -12,7 +12,7 @@ from messages import mentions
 from onnx import helper, numpy_helper
 from projects import python
 
-from packager.differences import first_difference
+from packager.differences import find_first_difference
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def first(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if content is not None:
                 path.write_bytes(content)
-        return first_difference(tmp_path / "a", tmp_path / "b", file)
+        return find_first_difference(tmp_path / "a", tmp_path / "b", file)
 
     return first
 
@@ -156,10 +156,10 @@ def test_of_weights_beside_a_model_it_is_a_weight(tmp_path, golden):
         path = tmp_path / side / "model.onnx"
         proto = model(weight=weight, name=f"/{side}")
         onnx.save(proto, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
-    said = first_difference(tmp_path / "a", tmp_path / "b", "model.onnx.data")
+    said = find_first_difference(tmp_path / "a", tmp_path / "b", "model.onnx.data")
     golden(said, "fc.weight", "1", "2")
     (tmp_path / "b" / "model.onnx").unlink()
-    said = first_difference(tmp_path / "a", tmp_path / "b", "model.onnx.data")
+    said = find_first_difference(tmp_path / "a", tmp_path / "b", "model.onnx.data")
     mentions(said, "6", "0x00", "0x40", "FileNotFoundError")
 
 
@@ -179,7 +179,7 @@ def test_without_onnx_it_is_a_byte_and_the_reason_is_said(tmp_path, golden):
 @pytest.mark.parametrize("file", ["../secret", "/etc/passwd", "a/../../b"])
 def test_a_path_that_leads_out_of_the_bundle_is_refused(tmp_path, file, golden):
     with pytest.raises(ValueError) as caught:
-        first_difference(tmp_path, tmp_path, file)
+        find_first_difference(tmp_path, tmp_path, file)
     golden(caught.value, file)
 
 
@@ -187,13 +187,13 @@ def test_the_files_of_real_bundles(built, bundle, golden):
     config = json.loads((bundle / "config.json").read_text())
     config["dims"]["batch"]["max"] = 32
     (bundle / "config.json").write_text(json.dumps(config, indent=2))
-    assert first_difference(built.bundle, bundle, "config.json") == "dims.batch.max: 16 and 32"
+    assert find_first_difference(built.bundle, bundle, "config.json") == "dims.batch.max: 16 and 32"
     with zipfile.ZipFile(bundle / "model.ts") as read, zipfile.ZipFile(bundle / "copy", "w") as written:
         for name in read.namelist():
             written.writestr(name, read.read(name).replace(b"torch.relu(input0)", b"torch.sigmoid(input0)"))
     shutil.move(bundle / "copy", bundle / "model.ts")
     golden(
-        first_difference(built.bundle, bundle, "model.ts"),
+        find_first_difference(built.bundle, bundle, "model.ts"),
         "code/__torch__/packager/export/___torch_mangle_0.py",
         "7",
         "input1",

@@ -10,7 +10,7 @@ from messages import mentions
 from onnx import TensorProto, helper, numpy_helper
 
 from packager.differences import onnx_model
-from packager.errors import ModelUnreadable, render
+from packager.errors import ModelUnreadable, render_error
 
 FLOAT = TensorProto.FLOAT
 
@@ -176,18 +176,18 @@ def pair(tmp_path):
             for one in applied:
                 one(proto)
             (tmp_path / f"{name}.onnx").write_bytes(proto.SerializeToString())
-        return [onnx_model.load(tmp_path / f"{name}.onnx") for name in ("before", "after")]
+        return [onnx_model.load_onnx_model(tmp_path / f"{name}.onnx") for name in ("before", "after")]
 
     return pair
 
 
 def graph(before, after):
-    return [(one.where, one.before, one.after) for one in onnx_model.graph_differences(before, after)]
+    return [(one.where, one.before, one.after) for one in onnx_model.compare_graphs(before, after)]
 
 
 def weights(before, after):
-    found = onnx_model.weight_differences(before, after)
-    return [(one.where, one.before, one.after, one.change and one.change.words()) for one in found]
+    found = onnx_model.compare_weights(before, after)
+    return [(one.where, one.before, one.after, one.change and one.change.text()) for one in found]
 
 
 def named(one):
@@ -236,7 +236,7 @@ def test_the_other_way_round_before_and_after_are_exchanged(pair, changes):
 
 def test_nothing_is_said_of_nodes_where_one_bundle_has_no_model(pair):
     before, _ = pair()
-    assert graph(before, onnx_model.ABSENT) == [
+    assert graph(before, onnx_model.NO_MODEL) == [
         ("ir_version", 9, None),
         ("opset", {"ai.onnx": 20, "com.microsoft": 1}, None),
         ("inputs", [
@@ -247,7 +247,7 @@ def test_nothing_is_said_of_nodes_where_one_bundle_has_no_model(pair):
         *((f"operator {name}", count, 0) for name, count in
           (("Add", 2), ("Mul", 1), ("If", 1), ("com.microsoft.Gelu", 1), ("Identity", 1))),
     ]  # fmt: skip
-    assert weights(onnx_model.ABSENT, before) == [
+    assert weights(onnx_model.NO_MODEL, before) == [
         (name, None, "float32[2]", None) for name in ("scale", "one", "/If/then_branch/inner")
     ]
 
@@ -259,7 +259,7 @@ def test_weights_beside_the_model_are_read_from_their_file(tmp_path, golden):
         proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32([3, last]), "scale"))
         path = tmp_path / name / "model.onnx"
         onnx.save(proto, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
-    models = [onnx_model.load(tmp_path / name / "model.onnx") for name in ("before", "after")]
+    models = [onnx_model.load_onnx_model(tmp_path / name / "model.onnx") for name in ("before", "after")]
     assert models[0].weights["scale"].external_data
     ((*difference, text),) = weights(*models)
     assert difference == ["scale", "float32[2]", "float32[2]"]
@@ -282,7 +282,7 @@ def test_weights_beside_the_model_may_not_lie_elsewhere(tmp_path):
     path = tmp_path / "bundle" / "model.onnx"
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelUnreadable):
-        weights(onnx_model.load(path), onnx_model.load(path))
+        weights(onnx_model.load_onnx_model(path), onnx_model.load_onnx_model(path))
 
 
 @pytest.mark.parametrize(
@@ -295,8 +295,8 @@ def test_weights_beside_the_model_may_not_lie_elsewhere(tmp_path):
 def test_what_is_no_model_is_refused(tmp_path, content, why, golden):
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(ModelUnreadable) as caught:
-        onnx_model.load(tmp_path / "model.onnx")
-    lines = render(caught.value).splitlines()
+        onnx_model.load_onnx_model(tmp_path / "model.onnx")
+    lines = render_error(caught.value).splitlines()
     golden(lines[0], "error[model-unreadable]", f"{tmp_path}/model.onnx")
     assert lines[1].startswith(f"  {why}")
     golden(lines[-1])
@@ -309,7 +309,7 @@ def test_names_that_are_no_text_are_compared_and_told(tmp_path):
         assert name in content
         content = content.replace(name, name[:-1] + b"\xff")
     (tmp_path / "after.onnx").write_bytes(content)
-    models = [onnx_model.load(tmp_path / f"{name}.onnx") for name in ("before", "after")]
+    models = [onnx_model.load_onnx_model(tmp_path / f"{name}.onnx") for name in ("before", "after")]
     found = graph(*models)
     assert ("inputs.x.shape", ["batch", 2], [b"batc\xff".hex(), 2]) in found
     assert json.dumps([found, weights(*models)])

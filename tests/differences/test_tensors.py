@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from messages import mentions
 
 from packager.differences import tensors
-from packager.differences.tensors import Change, change
+from packager.differences.tensors import TensorChange, measure_change
 
 SHAPES = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 DTYPES = ["float16", "float32", "float64", "int8", "int64", "uint8", "uint64", "bool", "complex64", "complex128"]
@@ -41,16 +41,16 @@ def bits(array):
 def test_a_value_is_changed_where_its_bits_are(arrays):
     before, after = arrays
     changed = sum(left != right for left, right in zip(bits(before), bits(after), strict=True))
-    found = change(before, after)
+    found = measure_change(before, after)
     assert (found is None) == (changed == 0)
     assert found is None or (found.changed, found.total) == (changed, before.size)
-    assert change(before, before.copy()) is None
+    assert measure_change(before, before.copy()) is None
 
 
 @given(pairs(["float16", "float32", "int8", "int64", "uint64", "bool"]))
 def test_the_largest_distance_is_that_of_exact_arithmetic(arrays):
     before, after = arrays
-    found = change(before, after)
+    found = measure_change(before, after)
     numbers = list(zip(before.reshape(-1).tolist(), after.reshape(-1).tolist(), strict=True))
     finite = [abs(left - right) for left, right in numbers if math.isfinite(left) and math.isfinite(right)]
     if found is not None:
@@ -61,7 +61,7 @@ def test_the_largest_distance_is_that_of_exact_arithmetic(arrays):
 
 @given(pairs())
 def test_the_other_way_round_all_is_the_same_but_for_the_scale(arrays):
-    there, back = change(*arrays), change(*arrays[::-1])
+    there, back = measure_change(*arrays), measure_change(*arrays[::-1])
     assert (there is None) == (back is None)
     if there is not None:
         assert (there.changed, there.max_abs, there.nonfinite) == (back.changed, back.max_abs, back.nonfinite)
@@ -73,7 +73,7 @@ def test_the_blocks_in_which_an_array_is_walked_do_not_show(monkeypatch, block):
     after = before.copy()
     after[1, 3] += 0.5
     monkeypatch.setattr(tensors, "_BLOCK_VALUES", block)
-    found = change(before, after)
+    found = measure_change(before, after)
     assert (found.changed, found.total, found.max_abs, found.nonfinite) == (1, 10, 0.5, 0)
     assert found.relative == pytest.approx(0.5 / math.sqrt(28.5), rel=1e-12)
 
@@ -85,41 +85,41 @@ def signalling():
 @pytest.mark.parametrize(
     ("before", "after", "found", "facts"),
     [
-        (np.zeros(2), np.array([-0.0, 0.0]), Change(1, 2, 0.0, 0.0), ("1", "2", "0")),
-        (np.zeros(2), np.ones(2), Change(2, 2, 1.0, math.inf), ("2", "1")),
+        (np.zeros(2), np.array([-0.0, 0.0]), TensorChange(1, 2, 0.0, 0.0), ("1", "2", "0")),
+        (np.zeros(2), np.ones(2), TensorChange(2, 2, 1.0, math.inf), ("2", "1")),
         (
-            np.array([math.nan, 3.0]), np.array([1.0, 4.0]), Change(2, 2, 1.0, 1 / 3, 1),
+            np.array([math.nan, 3.0]), np.array([1.0, 4.0]), TensorChange(2, 2, 1.0, 1 / 3, 1),
             ("2", "1", "NaN"),
         ),
         (
-            np.array([math.inf]), np.array([-math.inf]), Change(1, 1, 0.0, 0.0, 1),
+            np.array([math.inf]), np.array([-math.inf]), TensorChange(1, 1, 0.0, 0.0, 1),
             ("1", "NaN"),
         ),
-        (signalling(), -signalling(), Change(1, 1, 0.0, 0.0), ("1", "0")),
+        (signalling(), -signalling(), TensorChange(1, 1, 0.0, 0.0), ("1", "0")),
         (
-            np.array([2**63], "u8"), np.array([2**63 + 1], "u8"), Change(1, 1, 1.0, 2.0**-63),
+            np.array([2**63], "u8"), np.array([2**63 + 1], "u8"), TensorChange(1, 1, 1.0, 2.0**-63),
             ("1",),
         ),
-        (np.array(["a", "b"], object), np.array(["a", "c"], object), Change(1, 2, None, None), ("1", "2")),
+        (np.array(["a", "b"], object), np.array(["a", "c"], object), TensorChange(1, 2, None, None), ("1", "2")),
         (
             np.array([1, 2], ml_dtypes.bfloat16), np.array([1, 2.5], ml_dtypes.bfloat16),
-            Change(1, 2, 0.5, 0.5 / math.sqrt(2.5)), ("1", "2", "0.5"),
+            TensorChange(1, 2, 0.5, 0.5 / math.sqrt(2.5)), ("1", "2", "0.5"),
         ),
-        (np.array([7], ml_dtypes.int4), np.array([-8], ml_dtypes.int4), Change(1, 1, 15.0, 15 / 7), ("1",)),
-        (np.array(3.0 + 4.0j), np.array(0j), Change(1, 1, 5.0, 1.0), ("1", "5")),
-        (np.array([1e200]), np.array([-1e200]), Change(1, 1, 2e200, 2.0), ("1", "2e+200")),
+        (np.array([7], ml_dtypes.int4), np.array([-8], ml_dtypes.int4), TensorChange(1, 1, 15.0, 15 / 7), ("1",)),
+        (np.array(3.0 + 4.0j), np.array(0j), TensorChange(1, 1, 5.0, 1.0), ("1", "5")),
+        (np.array([1e200]), np.array([-1e200]), TensorChange(1, 1, 2e200, 2.0), ("1", "2e+200")),
     ],
 )  # fmt: skip
 def test_the_awkward_values(before, after, found, facts):
-    said = change(before, after)
+    said = measure_change(before, after)
     assert (said.changed, said.total, said.max_abs, said.nonfinite) == (
         found.changed, found.total, found.max_abs, found.nonfinite
     )  # fmt: skip
     assert said.relative == (found.relative and pytest.approx(found.relative, rel=1e-12))
-    mentions(said.words(), *facts)
+    mentions(said.text(), *facts)
 
 
 def test_a_change_as_json_has_no_infinity_in_it():
-    assert Change(1, 2, 1.0, math.inf).as_json() == {
+    assert TensorChange(1, 2, 1.0, math.inf).as_json() == {
         "changed": 1, "total": 2, "max_abs": 1.0, "relative": "Infinity", "nonfinite": 0
     }  # fmt: skip

@@ -20,9 +20,9 @@ from projects import LINEAR, package, project, python
 
 import packager
 from packager.builder.vet import vet
-from packager.bundle.fingerprint import files_in
-from packager.cli.schemas import schema
-from packager.common.progress import Told
+from packager.bundle.fingerprint import list_files
+from packager.cli.schemas import generate_schema
+from packager.common.progress import Note
 from packager.errors import (
     AssetNotFound,
     DataDoesNotFit,
@@ -31,7 +31,7 @@ from packager.errors import (
     OutputRefused,
     ParityFailed,
     TorchScriptFailed,
-    render,
+    render_error,
 )
 
 
@@ -61,7 +61,7 @@ def predict(bundle, **inputs):
 
 def test_the_layout_is_the_contracts(built):
     assert built.bundle.name == "digits-cnn-1.0.0"
-    assert files_in(built.bundle) == [
+    assert list_files(built.bundle) == [
         "README.md",
         "assets/labels.txt",
         "config.json",
@@ -86,7 +86,7 @@ def test_sha256sum_agrees(built):
 
 @pytest.mark.parametrize(("name", "path"), [("config", "config.json"), ("parity", "evidence/parity.json")])
 def test_the_records_are_of_their_schema(built, name, path):
-    jsonschema.validate(json.loads((built.bundle / path).read_text()), schema(name))
+    jsonschema.validate(json.loads((built.bundle / path).read_text()), generate_schema(name))
 
 
 def test_config_says_what_the_bundle_is(built, digits):
@@ -184,10 +184,10 @@ def test_another_process_folder_hash_seed_and_time_zone_give_the_same_fingerprin
 def test_a_second_build_in_one_process_gives_the_same_bytes_and_replaces_the_first(tmp_path):
     path = project(tmp_path, LINEAR)
     first = packager.build(path, tmp_path / "out")
-    before = {one: (first.bundle / one).read_bytes() for one in files_in(first.bundle)}
+    before = {one: (first.bundle / one).read_bytes() for one in list_files(first.bundle)}
     second = packager.build(path, tmp_path / "out", cache="off")
     assert second.fingerprint == first.fingerprint
-    assert {one: (second.bundle / one).read_bytes() for one in files_in(second.bundle)} == before
+    assert {one: (second.bundle / one).read_bytes() for one in list_files(second.bundle)} == before
 
 
 # -- exporters ------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_a_model_that_the_first_exporter_cannot_do_is_given_to_the_second(tmp_pa
     assert (first["kept"], first["verdict"]) == (False, "not-checked")
     mentions(first["reason"], "UnsupportedOperatorError", "aten::heaviside")
     assert stages["export: torch-export"]["kept"]
-    notes = [one.message for one in told if isinstance(one, Told)]
+    notes = [one.message for one in told if isinstance(one, Note)]
     assert any(carries(note, "torchscript, from the trace") and "Unsupported" in note for note in notes)
     assert set(np.unique(predict(built.bundle, x=np.ones((3, 4), np.float32))["output_0"])) <= {0.0, 0.5, 1.0}
 
@@ -218,7 +218,7 @@ def test_a_branch_on_data_is_scripted_and_kept(tmp_path):
     assert stages["export: torchscript, from the script"]["kept"]
     assert not stages["torchscript: trace"]["kept"]
     assert stages["torchscript: trace"]["verdict"] == "fail"
-    notes = [one.message for one in told if isinstance(one, Told)]
+    notes = [one.message for one in told if isinstance(one, Note)]
     (note,) = [note for note in notes if carries(note, "model.py:13")]
     mentions(note, "output_0")
     x = np.ones((2, 4), np.float32)
@@ -236,7 +236,7 @@ def test_a_module_that_can_be_neither_traced_rightly_nor_scripted_names_both_cau
     mentions(trace.message, "output_0[")
     golden(script.message, "RuntimeError", "__float__")
     golden(caught.value.hint, "model.py:13", "torch.where", "torchscript.method: none")
-    notes = [one.message for one in told if isinstance(one, Told)]
+    notes = [one.message for one in told if isinstance(one, Note)]
     assert len([note for note in notes if carries(note, "model.py:13")]) == 1
 
 
@@ -298,7 +298,7 @@ def test_torchscript_ships_alone_where_no_exporter_works_and_onnx_is_not_require
     built = packager.build(project(tmp_path, NEITHER, export={"required": False}), tmp_path / "out")
     assert built.parity == {"onnx": "not-checked", "torchscript": "pass"}
     assert config_of(built.bundle)["artifacts"]["onnx"] is None
-    assert "model.onnx" not in files_in(built.bundle)
+    assert "model.onnx" not in list_files(built.bundle)
     report = packager.verify(built.bundle)
     assert report.ok
     (line,) = report.notes
@@ -312,7 +312,7 @@ def test_onnx_ships_alone_where_torchscript_is_not_wanted(tmp_path, golden):
     settings = {"torchscript": {"method": "none"}, "optimize": {"simplify": False, "level": "none"}}
     built = packager.build(project(tmp_path, LINEAR, **settings), tmp_path / "out")
     assert built.parity == {"onnx": "pass", "torchscript": "not-checked"}
-    assert "model.ts" not in files_in(built.bundle)
+    assert "model.ts" not in list_files(built.bundle)
     assert list(stages_of(built.bundle)) == ["export: torchscript, from the trace"]
     assert packager.verify(built.bundle).ok
 
@@ -363,7 +363,7 @@ def test_a_parity_failure_says_where_and_leaves_no_bundle_and_the_old_one_whole(
         packager.build(path, tmp_path / "out")
     assert caught.value.exit_status == 1
     golden(caught.value.message)
-    assert re.search(r"output_0\[\d+, \d\]\D*\d+\D*PyTorch.* -?\d\.\d+.* -?\d", render(caught.value))
+    assert re.search(r"output_0\[\d+, \d\]\D*\d+\D*PyTorch.* -?\d\.\d+.* -?\d", render_error(caught.value))
     assert os.listdir(tmp_path / "out") == ["net-1.0.0"]
     assert packager.verify(old.bundle, fingerprint=old.fingerprint).ok
     with pytest.raises(ParityFailed):
@@ -441,7 +441,7 @@ def test_a_folder_that_is_no_bundle_is_refused_before_any_work(tmp_path, golden)
     (tmp_path / "out" / "net-1.0.0" / "thesis.tex").write_text("years of work")
     with pytest.raises(OutputRefused) as caught:
         packager.build(path, tmp_path / "out")
-    golden(render(caught.value), "error[output-refused]", tmp_path / "out" / "net-1.0.0")
+    golden(render_error(caught.value), "error[output-refused]", tmp_path / "out" / "net-1.0.0")
     assert (tmp_path / "out" / "net-1.0.0" / "thesis.tex").read_text() == "years of work"
 
 
@@ -614,7 +614,7 @@ def test_a_mask_whose_rows_of_zeros_forward_refuses_is_tried_without_them_and_th
     bundle = packager.build(path, tmp_path / "dist", listener=told.append).bundle
     (left_out,) = [item for item in parity_of(bundle)["not_checked"] if "mask" in item]
     golden(left_out, "forward()")
-    assert any(left_out in event.message for event in told if isinstance(event, Told))
+    assert any(left_out in event.message for event in told if isinstance(event, Note))
     fills = [case["fill"] for case in parity_of(bundle)["cases"]]
     assert "low, unmasked" in fills and "low" not in fills
 

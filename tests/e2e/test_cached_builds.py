@@ -18,7 +18,7 @@ from messages import mentions
 from projects import LINEAR, package, project
 
 import packager
-from packager.bundle.fingerprint import files_in
+from packager.bundle.fingerprint import list_files
 from packager.errors import CacheDiffers, CheckpointDigestWrong, InputChanged, LockDrifted
 
 CODE = (
@@ -42,7 +42,7 @@ def change(path, **sections):
 
 
 def contents(bundle):
-    return {path: (bundle / path).read_bytes() for path in files_in(bundle)}
+    return {path: (bundle / path).read_bytes() for path in list_files(bundle)}
 
 
 def done(result):

@@ -57,7 +57,7 @@ def test_the_hint_names_the_extra_of_this_distribution():
 
 
 def test_versions_of_tools_have_ours_under_the_import_package_s_name():
-    assert "packager" in keys.TOOLS
+    assert "packager" in keys.TOOLCHAIN
     assert distributions.tool_version("packager") == metadata.version(NAME)
     assert distributions.tool_version("numpy") == metadata.version("numpy")
 

@@ -24,7 +24,7 @@ def test_the_digits_example_resumes_where_it_was_stopped(tmp_path):
     train(whole, "--epochs", "4")
     train(halves, "--epochs", "2")
     mentions(train(halves, "--epochs", "4", "--resume"), "1")
-    expected, found = (run_folder.latest(run_folder.entries(one / "runs")) for one in (whole, halves))
-    for file in (run_folder.MODEL, run_folder.EMA):
+    expected, found = (run_folder.find_latest(run_folder.list_checkpoints(one / "runs")) for one in (whole, halves))
+    for file in (run_folder.MODEL_FILE, run_folder.EMA_FILE):
         assert found.digests[file] == expected.digests[file]
     assert found.history == expected.history and found.epoch == 3

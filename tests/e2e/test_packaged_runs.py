@@ -39,7 +39,7 @@ def run(tmp_path):
 
 
 def weight(path):
-    with loader.opened(manifest.load(path)) as opening:
+    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
         return opening().module.layer.weight.detach().flatten()[0].item()
 
 
@@ -79,7 +79,7 @@ def test_a_better_checkpoint_is_another_build_and_the_same_one_is_none(run, tmp_
 
 
 def test_the_digest_of_a_run_is_that_of_the_weights_that_are_read(run):
-    located = locate.locate(run.parent / "runs")
+    located = locate.locate_files(run.parent / "runs")
     assert [file.relative_to(run.parent).as_posix() for file in located.files] == [
         "runs/step-00000001/model.safetensors"
     ]

@@ -9,7 +9,7 @@ from projects import LINEAR, project
 
 import packager
 from packager.bundle import archive
-from packager.errors import BuildNotRepeatable, render
+from packager.errors import BuildNotRepeatable, render_error
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def test_a_real_architecture_is_built_to_the_same_bytes_elsewhere(architecture, 
     assert report.ok
     assert report.parity == built.parity
     assert packager.verify(built.archive, fingerprint=built.fingerprint).ok
-    archive.write(_older(built.bundle, tmp_path / "copy"), tmp_path / "copy.zip")
+    archive.write_archive(_older(built.bundle, tmp_path / "copy"), tmp_path / "copy.zip")
     assert (tmp_path / "copy.zip").read_bytes() == built.archive.read_bytes()
 
 
@@ -40,7 +40,7 @@ def test_a_module_that_takes_something_from_where_it_is_built_is_refused_with_wh
     with pytest.raises(BuildNotRepeatable) as caught:
         packager.build(path, tmp_path / "out", cache="off", check=True)
     assert caught.value.exit_status == 1
-    assert "\n  model.onnx: weight " in render(caught.value)
+    assert "\n  model.onnx: weight " in render_error(caught.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ from projects import project, python
 
 import packager
 from packager.export import control_flow
-from packager.export.control_flow import Branches
+from packager.export.control_flow import SpecializedControlFlow
 
 LAYERS = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Flatten()])
 X, IDS = torch.randn(2, 4), torch.tensor([[1, 2, 3], [4, 5, 6]])
@@ -21,7 +21,7 @@ def taken(forward, *inputs):
         def forward(self, *given):
             return forward(*given)
 
-    with control_flow.recorded() as found:
+    with control_flow.record_control_flow() as found:
         torch.jit.trace(Net(), inputs, check_trace=False)
     return found()
 
@@ -60,11 +60,13 @@ def taken(forward, *inputs):
     ],
 )
 def test_a_branch_or_a_number_from_data_is_the_users_whoever_warns_of_it(forward, inputs):
-    assert taken(forward, *inputs) == Branches(own=(f"test_branches.py:{forward.__code__.co_firstlineno}",))
+    assert taken(forward, *inputs) == SpecializedControlFlow(
+        user_lines=(f"test_branches.py:{forward.__code__.co_firstlineno}",)
+    )
 
 
 def test_what_comes_from_no_data_is_none():
-    assert taken(lambda x: x.reshape(x.shape[0], -1) * 2 if x.dim() > 1 else x, X) == Branches()
+    assert taken(lambda x: x.reshape(x.shape[0], -1) * 2 if x.dim() > 1 else x, X) == SpecializedControlFlow()
 
 
 def test_a_check_that_only_raises_is_no_branch():
@@ -74,15 +76,15 @@ def test_a_check_that_only_raises_is_no_branch():
             raise ValueError
         return x
 
-    assert taken(checked, X) == Branches()
+    assert taken(checked, X) == SpecializedControlFlow()
     assert (
-        taken(torch.nn.GroupNorm(2, 4).requires_grad_(False), X) == Branches()
+        taken(torch.nn.GroupNorm(2, 4).requires_grad_(False), X) == SpecializedControlFlow()
     )  # torch checks the number of values in a group
 
 
 def test_what_is_watched_is_as_it_was_afterwards():
     before = [torch.equal, torch.Tensor.equal, torch.allclose, torch.Tensor.nbytes, torch.Tensor.__index__]
-    with pytest.raises(ZeroDivisionError), control_flow.recorded():
+    with pytest.raises(ZeroDivisionError), control_flow.record_control_flow():
         raise ZeroDivisionError
     assert [torch.equal, torch.Tensor.equal, torch.allclose, torch.Tensor.nbytes, torch.Tensor.__index__] == before
     assert not {"equal", "allclose", "nbytes", "__index__"} & set(vars(torch.Tensor))
@@ -99,13 +101,17 @@ def test_a_line_among_installed_packages_is_theirs_and_one_elsewhere_on_the_path
         del sys.modules["pieces"]
         here = folder.name == "src"
         assert found == (
-            Branches(own=("pieces/__init__.py:2",)) if here else Branches(libraries=("pieces/__init__.py:2",))
+            SpecializedControlFlow(user_lines=("pieces/__init__.py:2",))
+            if here
+            else SpecializedControlFlow(library_lines=("pieces/__init__.py:2",))
         )
 
 
 def test_what_is_not_checked_names_the_users_lines_one_by_one_and_those_of_libraries_together(golden):
-    found = Branches(("a.py:1",), ("lib/b.py:2",)).joined(Branches(("a.py:1", "a.py:3"), ("lib/c.py:4",)))
-    golden("\n".join(found.said()), "a.py:1", "a.py:3", "lib/b.py:2", "lib/c.py:4")
+    found = SpecializedControlFlow(("a.py:1",), ("lib/b.py:2",)).merge(
+        SpecializedControlFlow(("a.py:1", "a.py:3"), ("lib/c.py:4",))
+    )
+    golden("\n".join(found.describe()), "a.py:1", "a.py:3", "lib/b.py:2", "lib/c.py:4")
 
 
 def test_records_are_read_without_torch():

@@ -9,7 +9,7 @@ from projects import project, python
 
 from packager.export import onnx as exporters
 from packager.export import torchscript, weights
-from packager.export.exporters import quietly
+from packager.export.exporters import silence_exporters
 from packager.export.graph import io
 from packager.model import loader
 from packager.parity import reference
@@ -71,21 +71,23 @@ INPUTS = {
 
 def export(exporter, path, target):
     """The exported graph in one file, the module, and the names of its outputs."""
-    loaded = manifest.load(path)
-    with loader.opened(loaded) as opening:
+    loaded = manifest.load_manifest(path)
+    with loader.open_model_loader(loaded) as opening:
         opened = opening()
-        grid = sample_grid.grid(loaded)
-        found = reference.first_outputs(loaded, opened, grid.example)
-        example = loader.bind(loaded, list(grid.example.inputs.values()))
-        names = exporters.Names(list(loaded.manifest.inputs), list(found))
+        grid = sample_grid.build_grid(loaded)
+        found = reference.run_case(loaded, opened, grid.example_case)
+        example = loader.bind_inputs(loaded, list(grid.example_case.inputs.values()))
+        names = exporters.TensorNames(list(loaded.manifest.inputs), list(found))
         if exporter == "torchscript":
             program = torchscript.trace(opened.module, loaded.manifest.outputs, example, loaded.folder)
-            raw = exporters.from_torchscript(loaded, program, names, example, target / "raw.onnx")
+            raw = exporters.export_from_torchscript(loaded, program, names, example, target / "raw.onnx")
         else:
-            raw = exporters.from_torch_export(loaded, opened.module, names, example, target / "raw.onnx")
-        io.write(io.load(raw), target, target / "whole.onnx")
-        cases = {case.name: reference.first_outputs(loaded, opened, case) for case in grid.cases}
-        signed = signature.outputs([(grid.example, found), (grid.contrast, cases[grid.contrast.name])])
+            raw = exporters.export_with_torch_export(loaded, opened.module, names, example, target / "raw.onnx")
+        io.write_graph(io.load_graph(raw), target, target / "whole.onnx")
+        cases = {case.name: reference.run_case(loaded, opened, case) for case in grid.cases}
+        signed = signature.infer_output_specs(
+            [(grid.example_case, found), (grid.probe_case, cases[grid.probe_case.name])]
+        )
     return target / "whole.onnx", grid, cases, signed
 
 
@@ -123,14 +125,14 @@ def test_outputs_are_picked_and_renamed_by_the_manifest(tmp_path, exporter):
 
 
 def test_exporting_a_script_leaves_it_and_those_to_come_as_they_were(tmp_path):
-    loaded = manifest.load(architectures.write(architectures.RESNET, tmp_path))
-    with loader.opened(loaded) as opening:
+    loaded = manifest.load_manifest(architectures.write(architectures.RESNET, tmp_path))
+    with loader.open_model_loader(loaded) as opening:
         module = opening().module
         first = torchscript.script(module, loaded.folder)
         kept = _saved(first, tmp_path)
-        example = loader.bind(loaded, list(sample_grid.grid(loaded).example.inputs.values()))
-        names = exporters.Names(["image"], ["logits", "features"])
-        exporters.from_torchscript(loaded, first, names, example, tmp_path / "raw.onnx")
+        example = loader.bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
+        names = exporters.TensorNames(["image"], ["logits", "features"])
+        exporters.export_from_torchscript(loaded, first, names, example, tmp_path / "raw.onnx")
         assert _saved(first, tmp_path) == kept
         assert _saved(torchscript.script(module, loaded.folder), tmp_path) == kept
 
@@ -168,7 +170,7 @@ def test_nodes_have_the_same_names_in_the_first_graph_of_a_process_and_in_those_
 
 def test_weights_that_share_memory_share_their_bytes(tmp_path):
     weight = torch.arange(5000.0)
-    written = weights.write({"a": weight, "b": weight, "c": weight.clone(), "d": weight[::2]}, tmp_path / "w")
+    written = weights.write_weights({"a": weight, "b": weight, "c": weight.clone(), "d": weight[::2]}, tmp_path / "w")
     by_name = {one.name: one for one in written}
     assert by_name["a"].offset == by_name["b"].offset != by_name["c"].offset
     assert all(one.offset % 4096 == 0 for one in written)
@@ -191,13 +193,15 @@ class Net(nn.Module):
     def forward(self, x):
         return self.attention(x, x, x)[0]
 """
-    loaded = manifest.load(project(tmp_path, attention, inputs={"x": {"dtype": "float32", "shape": ["batch", 3, 4]}}))
-    with loader.opened(loaded) as opening, quietly():
+    loaded = manifest.load_manifest(
+        project(tmp_path, attention, inputs={"x": {"dtype": "float32", "shape": ["batch", 3, 4]}})
+    )
+    with loader.open_model_loader(loaded) as opening, silence_exporters():
         module = opening().module
-        example = loader.bind(loaded, list(sample_grid.grid(loaded).example.inputs.values()))
+        example = loader.bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
         program = torchscript.trace(module, None, example, tmp_path)
         with pytest.raises(torchscript.ExporterFailed, match="_native_multi_head_attention"):
-            exporters.from_torchscript(
-                loaded, program, exporters.Names(["x"], ["output_0"]), example, tmp_path / "raw.onnx"
+            exporters.export_from_torchscript(
+                loaded, program, exporters.TensorNames(["x"], ["output_0"]), example, tmp_path / "raw.onnx"
             )
     assert capfd.readouterr() == ("", "")

@@ -150,7 +150,7 @@ def test_a_trace_names_the_branches_that_it_takes_for_good(tmp_path):
     (tmp_path / "branch.py").write_text(BRANCH)
     module = runpy.run_path(str(tmp_path / "branch.py"))["Branch"]()
     made = torchscript.trace(module, None, (torch.ones(2),), tmp_path)
-    assert made.frozen.own == ("branch.py:6",)
+    assert made.specialized.user_lines == ("branch.py:6",)
     assert made.method == "trace"
 
 
@@ -160,7 +160,9 @@ def test_a_branch_is_named_too_where_the_folder_is_reached_over_a_link(tmp_path,
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     (tmp_path / "real/branch.py").write_text(BRANCH)
     module = runpy.run_path(str(tmp_path / imported / "branch.py"))["Branch"]()
-    assert torchscript.trace(module, None, (torch.ones(2),), tmp_path / "link").frozen.own == ("branch.py:6",)
+    assert torchscript.trace(module, None, (torch.ones(2),), tmp_path / "link").specialized.user_lines == (
+        "branch.py:6",
+    )
 
 
 SAVING = """
@@ -273,7 +275,9 @@ SMOOTH = {
 @pytest.mark.parametrize("name", [*DECIDING, *SMOOTH])
 def test_a_program_knows_whether_it_decides_on_floats(name):
     module = Doing({**DECIDING, **SMOOTH}[name]).eval()
-    assert torchscript.trace(module, None, (torch.randn(8, 8),), Path(HERE)).decides == (name in DECIDING)
+    assert torchscript.trace(module, None, (torch.randn(8, 8),), Path(HERE)).has_discrete_decisions == (
+        name in DECIDING
+    )
 
 
 class Loop(torch.nn.Module):
@@ -286,13 +290,13 @@ class Loop(torch.nn.Module):
 
 @pytest.mark.parametrize(("module", "decides"), [(Branch(), True), (Block(), False), (Loop(), True)])
 def test_a_script_that_decides_anywhere_inside_decides(module, decides):
-    assert torchscript.script(module.eval(), Path(HERE)).decides == decides
+    assert torchscript.script(module.eval(), Path(HERE)).has_discrete_decisions == decides
 
 
 def test_a_branch_that_a_trace_took_for_good_is_a_decision(tmp_path):
     (tmp_path / "branch.py").write_text(BRANCH)
     module = runpy.run_path(str(tmp_path / "branch.py"))["Branch"]()
-    assert torchscript.trace(module, None, (torch.ones(2),), tmp_path).decides
+    assert torchscript.trace(module, None, (torch.ones(2),), tmp_path).has_discrete_decisions
 
 
 @pytest.mark.parametrize(
@@ -313,12 +317,12 @@ def test_a_size_that_comes_of_a_number_which_float32_has_not_is_named_by_its_lin
         def forward(self, x):
             return make(x)
 
-    frozen = torchscript.trace(Net().eval(), None, (torch.randn(1, 2, 8, 8),), tmp_path).frozen
+    frozen = torchscript.trace(Net().eval(), None, (torch.randn(1, 2, 8, 8),), tmp_path).specialized
     line = make.__code__.co_firstlineno
-    assert frozen.rounded == ((f"test_torchscript.py:{line}",) if rounded else ())
+    assert frozen.rounded_size_lines == ((f"test_torchscript.py:{line}",) if rounded else ())
 
 
 def test_a_script_names_a_step_that_float32_has_not(tmp_path):
     (tmp_path / "steps.py").write_text(BRANCH.replace("return x - 1", "return torch.arange(0, x.shape[0] * 0.1, 0.1)"))
     module = runpy.run_path(str(tmp_path / "steps.py"))["Branch"]()
-    assert torchscript.script(module, tmp_path).frozen.rounded == ("steps.py:8",)
+    assert torchscript.script(module, tmp_path).specialized.rounded_size_lines == ("steps.py:8",)

@@ -15,13 +15,13 @@ from projects import LINEAR, project
 
 from packager.common.hashing import sha256_file
 from packager.model import code_dependencies, loader
-from packager.model.code_dependencies import Footprint
+from packager.model.code_dependencies import CodeDependencies
 from packager.project import manifest
 
 STATE = {"layer.weight": torch.zeros(3, 4), "layer.bias": torch.zeros(3)}
 NAMES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from("wxyz"), max_size=3)
 SOME = st.lists(st.sampled_from("pqr"), unique=True).map(lambda one: tuple(sorted(one)))
-FOOTPRINTS = st.builds(Footprint, NAMES, SOME, SOME, SOME, st.booleans())
+FOOTPRINTS = st.builds(CodeDependencies, NAMES, SOME, SOME, SOME, st.booleans())
 
 
 HELPER = """
@@ -77,12 +77,15 @@ def generating(folder, generator):
 
 def seen(path):
     """The footprint of a project's code, loaded once."""
-    found = manifest.load(path)
+    found = manifest.load_manifest(path)
     checkpoint = found.folder / found.manifest.checkpoint.path
-    with code_dependencies.watched(found.folder, "model", [checkpoint]) as watch, loader.opened(found) as opening:
+    with (
+        code_dependencies.track_dependencies(found.folder, "model", [checkpoint]) as watch,
+        loader.open_model_loader(found) as opening,
+    ):
         opening().module(torch.zeros(1, 4))
-        assert watch.changed() == []
-        return watch.footprint()
+        assert watch.list_changed() == []
+        return watch.collect()
 
 
 def test_the_entry_and_what_it_imports_from_beside_it_are_the_code(tmp_path):
@@ -92,7 +95,7 @@ def test_the_entry_and_what_it_imports_from_beside_it_are_the_code(tmp_path):
     path = project(tmp_path, "from arch.nets import Net\n", state=STATE)
     found = seen(path)
     assert found.modules == {"arch": "arch/__init__.py", "arch.nets": "arch/nets.py", "model": "model.py"}
-    assert found.data == ()
+    assert found.read_files == ()
 
 
 def test_a_file_named_like_an_imported_module_is_the_code_too(tmp_path):
@@ -119,14 +122,14 @@ def test_a_file_that_the_code_reads_is_part_of_it(tmp_path):
         "Path(__file__).with_name('settings').joinpath('net.json').read_text()\n" + LINEAR
     )
     found = seen(project(tmp_path, text))
-    assert set(found.data) == {"settings/net.json", str(outside)}
-    assert found.own_files() == {"model": "model.py", "settings/net.json": "settings/net.json"}
+    assert set(found.read_files) == {"settings/net.json", str(outside)}
+    assert found.list_project_files() == {"model": "model.py", "settings/net.json": "settings/net.json"}
 
 
 def test_a_file_that_the_code_writes_for_itself_is_not(tmp_path):
     scratch = tmp_path.parent / "scratch.txt"
     text = f"open({str(scratch)!r}, 'w').write('1')\nopen({str(scratch)!r}).read()\n" + LINEAR
-    assert seen(project(tmp_path, text)).data == ()
+    assert seen(project(tmp_path, text)).read_files == ()
 
 
 @pytest.mark.parametrize("write", GENERATORS.values(), ids=GENERATORS)
@@ -137,7 +140,7 @@ def test_a_module_that_the_code_generates_in_the_temporary_folder_is_no_input(tm
     monkeypatch.setattr(sys, "path", [*sys.path])
     path = generating(tmp_path / "project", write)
     found = seen(path)
-    assert found == Footprint({"helper": "helper.py", "model": "model.py"}, (), (".",), (), False)
+    assert found == CodeDependencies({"helper": "helper.py", "model": "model.py"}, (), (".",), (), False)
 
 
 def test_a_generated_module_that_was_there_before_counts_by_its_content_and_not_as_code(tmp_path, monkeypatch):
@@ -146,12 +149,12 @@ def test_a_generated_module_that_was_there_before_counts_by_its_content_and_not_
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     path = generating(tmp_path / "project", GENERATORS["once"])
     first, second = seen(path), seen(path)
-    assert second.own_files() == first.own_files() == {"helper": "helper.py", "model": "model.py"}
-    assert (second.data, second.folders) == ((f"{temporary}/generated.py",), (".",))
+    assert second.list_project_files() == first.list_project_files() == {"helper": "helper.py", "model": "model.py"}
+    assert (second.read_files, second.searched_folders) == ((f"{temporary}/generated.py",), (".",))
     (temporary / "another.py").touch()
-    before = second.inputs(path.parent, sha256_file)
+    before = second.collect_inputs(path.parent, sha256_file)
     (temporary / "generated.py").write_text("def scale(x):\n    return 3 * x\n")
-    after = second.inputs(path.parent, sha256_file)
+    after = second.collect_inputs(path.parent, sha256_file)
     assert {name for name in before if before[name] != after[name]} == {f"read:{temporary}/generated.py"}
 
 
@@ -162,7 +165,7 @@ def test_a_file_in_the_temporary_folder_that_the_code_only_reads_is_an_input(tmp
     (temporary / "scale.txt").write_text("2")
     text = f"try:\n    open({str(temporary / 'scale.txt')!r}, 'x')\nexcept FileExistsError:\n"
     path = project(tmp_path / "project", text + f"    open({str(temporary / 'scale.txt')!r}).read()\n" + LINEAR)
-    assert seen(path).data == (f"{temporary}/scale.txt",)
+    assert seen(path).read_files == (f"{temporary}/scale.txt",)
 
 
 def test_a_library_in_the_temporary_folder_is_code_where_it_is_found_on_the_path(tmp_path, monkeypatch):
@@ -183,7 +186,7 @@ def test_a_package_that_the_code_uses_is_there_with_its_version_whoever_imported
         importlib.import_module("iniconfig")
     found = seen(path)
     assert found.packages == ("iniconfig",)
-    version, _, record = found.inputs(tmp_path, sha256_file)["package:iniconfig"].partition(" ")
+    version, _, record = found.collect_inputs(tmp_path, sha256_file)["package:iniconfig"].partition(" ")
     assert version[0].isdigit()
     assert len(record) == 12
 
@@ -191,13 +194,13 @@ def test_a_package_that_the_code_uses_is_there_with_its_version_whoever_imported
 def test_what_decides_is_told_by_content(tmp_path):
     path = project(tmp_path, LINEAR)
     found = seen(path)
-    before = found.inputs(tmp_path, sha256_file)
+    before = found.collect_inputs(tmp_path, sha256_file)
     assert before == {"code:model": sha256_file(tmp_path / "model.py"), "importable:.": "model.py"}
     (tmp_path / "model.py").write_text(LINEAR + "# changed\n")
-    assert found.inputs(tmp_path, sha256_file) != before
+    assert found.collect_inputs(tmp_path, sha256_file) != before
     (tmp_path / "model.py").unlink()
     with pytest.raises(FileNotFoundError):
-        found.inputs(tmp_path, sha256_file)
+        found.collect_inputs(tmp_path, sha256_file)
 
 
 @pytest.mark.parametrize("name", ["fast.py", "helper/__init__.py", "ns/__init__.py", "ns/more.py"])
@@ -207,21 +210,21 @@ def test_a_new_file_that_could_be_imported_in_the_place_of_another_is_seen(tmp_p
     (tmp_path / "ns/mod.py").touch()
     text = "import helper, ns.mod\ntry:\n    import fast\nexcept ImportError:\n    pass\n" + LINEAR
     found = seen(project(tmp_path, text, state=STATE))
-    before = found.inputs(tmp_path, sha256_file)
+    before = found.collect_inputs(tmp_path, sha256_file)
     (tmp_path / "dist").mkdir()  # of no interest to an import
-    assert found.inputs(tmp_path, sha256_file) == before
+    assert found.collect_inputs(tmp_path, sha256_file) == before
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
-    assert found.inputs(tmp_path, sha256_file) != before
+    assert found.collect_inputs(tmp_path, sha256_file) != before
 
 
 def test_what_lies_outside_or_was_named_relatively_makes_it_one_of_this_place(tmp_path, monkeypatch):
-    assert not seen(project(tmp_path / "a", LINEAR)).placed
+    assert not seen(project(tmp_path / "a", LINEAR)).location_dependent
     (tmp_path / "shared.txt").touch()
     reads = "from pathlib import Path\nPath(__file__).parent.parent.joinpath('shared.txt').read_text()\n"
-    assert seen(project(tmp_path / "b", reads + LINEAR)).placed
+    assert seen(project(tmp_path / "b", reads + LINEAR)).location_dependent
     monkeypatch.chdir(tmp_path)
-    assert seen(project(tmp_path / "c", "open('shared.txt').close()\n" + LINEAR)).placed
+    assert seen(project(tmp_path / "c", "open('shared.txt').close()\n" + LINEAR)).location_dependent
 
 
 def test_a_link_that_leads_elsewhere_later_is_seen(tmp_path):
@@ -232,21 +235,24 @@ def test_a_link_that_leads_elsewhere_later_is_seen(tmp_path):
     path = project(folder, "import helper\n" + LINEAR, state=STATE)
     (folder / "helper.py").symlink_to(tmp_path / "v1/helper.py")
     found = seen(path)
-    before = found.inputs(folder, sha256_file)
+    before = found.collect_inputs(folder, sha256_file)
     (folder / "helper.py").unlink()
     (folder / "helper.py").symlink_to(tmp_path / "v2/helper.py")
-    assert found.inputs(folder, sha256_file) != before
+    assert found.collect_inputs(folder, sha256_file) != before
 
 
 def test_a_file_that_another_process_changes_after_it_was_read_is_told(tmp_path):
     (tmp_path / "factor.txt").write_text("2")
     path = project(tmp_path, "open(__file__.replace('model.py', 'factor.txt')).close()\n" + LINEAR)
-    found = manifest.load(path)
-    with code_dependencies.watched(found.folder, "model", []) as watch, loader.opened(found) as opening:
+    found = manifest.load_manifest(path)
+    with (
+        code_dependencies.track_dependencies(found.folder, "model", []) as watch,
+        loader.open_model_loader(found) as opening,
+    ):
         opening()
-        assert watch.changed() == []
+        assert watch.list_changed() == []
         subprocess.run(["cp", "-p", tmp_path / "package.yaml", tmp_path / "factor.txt"], check=True)
-        assert watch.changed() == ["factor.txt"]
+        assert watch.list_changed() == ["factor.txt"]
 
 
 @given(FOOTPRINTS, FOOTPRINTS)
@@ -259,8 +265,8 @@ def test_joining_loses_nothing(one, other):
 
 def test_nothing_is_heard_when_nobody_listens(tmp_path):
     (tmp_path / "file").write_text("")
-    with code_dependencies.watched(tmp_path, "model", []) as watch:
+    with code_dependencies.track_dependencies(tmp_path, "model", []) as watch:
         pass
     (tmp_path / "file").read_text()
     assert os.path.exists(tmp_path / "file")
-    assert watch.footprint().data == ()
+    assert watch.collect().read_files == ()

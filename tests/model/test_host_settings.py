@@ -12,7 +12,7 @@ from projects import LINEAR, project
 
 import packager
 from packager.builder.vet import vet
-from packager.common.progress import Finished
+from packager.common.progress import StageFinished
 from packager.errors import ForwardFailed
 
 MEDDLING = """
@@ -106,7 +106,7 @@ def test_a_build_that_fails_leaves_the_host_as_it_was(written, tmp_path, host):
 @pytest.mark.parametrize("stage", ["source", "export", "reference"])
 def test_a_build_that_is_interrupted_leaves_the_host_as_it_was(written, tmp_path, host, stage):
     def interrupt(event):
-        if isinstance(event, Finished) and event.stage == stage:
+        if isinstance(event, StageFinished) and event.stage == stage:
             raise Interrupted
 
     with pytest.raises(Interrupted):

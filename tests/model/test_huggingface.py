@@ -18,7 +18,7 @@ from packager.errors import (
     ModelConstructionFailed,
     StateDoesNotFit,
     TransformersMissing,
-    render,
+    render_error,
 )
 from packager.model import loader
 from packager.project import manifest
@@ -51,7 +51,7 @@ def entryless(folder, **settings):
 
 
 def opened(path):
-    with loader.opened(manifest.load(path)) as opening:
+    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
         return opening()
 
 
@@ -179,7 +179,7 @@ def test_without_transformers_it_says_what_to_install(saved, monkeypatch, golden
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(TransformersMissing) as caught:
         opened(saved[2])
-    golden(render(caught.value), "error[transformers-missing]", "model.entry", f"{saved[2]}:6: checkpoint.path")
+    golden(render_error(caught.value), "error[transformers-missing]", "model.entry", f"{saved[2]}:6: checkpoint.path")
 
 
 def test_a_checkpoint_that_does_not_name_its_module_needs_an_entry(tmp_path, golden):
@@ -188,7 +188,7 @@ def test_a_checkpoint_that_does_not_name_its_module_needs_an_entry(tmp_path, gol
     with pytest.raises(EntryNeeded) as caught:
         vet(path)
     golden(
-        render(caught.value),
+        render_error(caught.value),
         "error[entry-needed]",
         "model.entry",
         "best.pt",
@@ -200,5 +200,5 @@ def test_a_checkpoint_that_does_not_name_its_module_needs_an_entry(tmp_path, gol
 
 def test_kwargs_without_an_entry_are_refused(tmp_path, golden):
     with pytest.raises(ManifestInvalid) as caught:
-        manifest.load(entryless(tmp_path, model={"kwargs": {"width": 4}}))
+        manifest.load_manifest(entryless(tmp_path, model={"kwargs": {"width": 4}}))
     golden(caught.value.problems[0].message, "kwargs")

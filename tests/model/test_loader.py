@@ -19,7 +19,7 @@ from packager.errors import (
     ModelConstructionFailed,
     StateDoesNotFit,
     WeightsNotFound,
-    render,
+    render_error,
 )
 from packager.model import loader
 from packager.project import manifest
@@ -28,7 +28,7 @@ HEAD = "import torch\nfrom torch import nn\n\n\n"
 
 
 def loaded(path):
-    with loader.opened(manifest.load(path)) as opening:
+    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
         return opening()
 
 
@@ -162,7 +162,7 @@ def test_the_interpreter_is_left_as_it_was(tmp_path):
     loaded(path)  # whatever torch imports when it is first used
     modules, search = set(sys.modules), list(sys.path)
     state = torch.random.get_rng_state()
-    with loader.opened(manifest.load(path)) as opening:
+    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
         opening()
         assert "pieces" in sys.modules
         assert sys.path[0] == str(tmp_path)
@@ -195,7 +195,7 @@ def test_a_file_named_like_an_imported_module_leaves_it_where_it_cannot_be_impor
 def test_a_file_that_is_not_there_names_the_nearest(tmp_path, golden):
     path = bare(tmp_path, LINEAR, entry="modle.py:Net")
     golden(
-        render(refused(path, EntryNotFound)),
+        render_error(refused(path, EntryNotFound)),
         "error[entry-not-found]",
         "model.entry",
         "modle.py:Net",
@@ -222,7 +222,7 @@ def test_an_import_that_fails_shows_the_users_last_line(tmp_path, golden):
     (tmp_path / "pieces.py").write_text("\n\nfrom os import not_there\n")
     path = bare(tmp_path, "import pieces\n" + LINEAR)
     golden(
-        render(refused(path, EntryImportFailed)),
+        render_error(refused(path, EntryImportFailed)),
         "error[entry-import-failed]",
         "model.py:Net",
         f"{path}:5: model.entry",
@@ -290,7 +290,7 @@ SIZED = HEAD + (
 def test_kwargs_that_the_entry_does_not_take_name_the_nearest(tmp_path, golden):
     path = bare(tmp_path, SIZED, kwargs={"size": 3, "dept": 2})
     golden(
-        render(refused(path, ModelArgumentsWrong)),
+        render_error(refused(path, ModelArgumentsWrong)),
         "error[model-arguments]",
         "model.py:Net",
         f"{path}:6: model.kwargs",
@@ -309,7 +309,7 @@ def test_kwargs_that_are_missing_are_named(tmp_path, golden):
 def test_a_constructor_that_fails_shows_the_users_last_line(tmp_path, golden):
     path = bare(tmp_path, SIZED, kwargs={"size": -3})
     golden(
-        render(refused(path, ModelConstructionFailed)),
+        render_error(refused(path, ModelConstructionFailed)),
         "error[model-construction-failed]",
         "model.py:Net",
         f"{path}:5: model.entry",
@@ -382,7 +382,7 @@ def test_a_parameter_that_may_be_missing_keeps_its_initial_value(tmp_path):
     found = loaded(path)
     assert torch.equal(found.module.layer.bias, plainly_built(LEFTOVERS).layer.bias)
     assert torch.equal(found.module.layer.weight, torch.zeros(3, 4))
-    assert found.fit.missing == ("layer.bias",)
+    assert found.key_match.missing == ("layer.bias",)
 
 
 def test_a_buffer_that_may_be_missing_keeps_its_initial_value(tmp_path):
@@ -472,7 +472,7 @@ def test_inputs_are_given_in_order_and_the_names_are_free(tmp_path, names):
 def test_too_many_inputs_are_refused(tmp_path, golden):
     path = bare(tmp_path, TWO, inputs=inputs("x", "scale", "shift", "more"))
     golden(
-        render(refused(path, InputsDoNotFit)),
+        render_error(refused(path, InputsDoNotFit)),
         "error[inputs-do-not-fit]",
         "forward()",
         f"{path}:8: inputs",
@@ -526,7 +526,7 @@ def test_what_is_compiled_is_run_as_it_was_written_while_the_module_is_open(tmp_
     text = LINEAR.replace("    def forward", "    @torch.compile(backend=refuse)\n    def forward")
     text = text.replace("class Net", "def refuse(graph, inputs):\n    raise AssertionError('compiled')\n\n\nclass Net")
     path = project(tmp_path, text, state={"layer.weight": torch.ones(3, 4), "layer.bias": torch.zeros(3)})
-    with loader.opened(manifest.load(path)) as opening:
+    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
         module = opening().module
         assert torch.equal(module(torch.ones(1, 4)), torch.full((1, 3), 4.0))
     with pytest.raises(Exception, match="compiled"):  # the caller's process is as it was

@@ -84,7 +84,7 @@ def under(prefix, state):
 
 
 def loaded(path):
-    with loader.opened(manifest.load(path)) as opening:
+    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
         return opening().module.state_dict()
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import packager
 from packager.builder.vet import vet
-from packager.errors import CheckpointNeedsCode, CheckpointUnreadable, WeightsNotFinite, render
+from packager.errors import CheckpointNeedsCode, CheckpointUnreadable, WeightsNotFinite, render_error
 from packager.model import loader
 from packager.project import manifest
 
@@ -53,12 +53,12 @@ def test_a_program_is_built_without_an_entry(tmp_path, net, form):
 @pytest.mark.filterwarnings("ignore")
 def test_a_program_that_is_not_trusted_is_refused_before_any_of_it_is_read(tmp_path, net, form, what, golden):
     path = saved(tmp_path, net, form)
-    name = manifest.load(path).manifest.checkpoint.path
+    name = manifest.load_manifest(path).manifest.checkpoint.path
     path = write(tmp_path, model={}, checkpoint={"path": name})
     with pytest.raises(CheckpointNeedsCode) as caught:
         vet(path)
     golden(
-        render(caught.value),
+        render_error(caught.value),
         "error[checkpoint-needs-code]",
         name,
         f"{path}:6: checkpoint.path",
@@ -83,5 +83,5 @@ def test_a_program_whose_weights_are_not_finite_is_refused(tmp_path, net, form):
     with torch.no_grad():
         net[0].weight[0, 0] = float("nan")
     path = saved(tmp_path, net, form)
-    with pytest.raises(WeightsNotFinite), loader.opened(manifest.load(path)) as opening:
+    with pytest.raises(WeightsNotFinite), loader.open_model_loader(manifest.load_manifest(path)) as opening:
         opening()

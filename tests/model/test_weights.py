@@ -13,10 +13,10 @@ from projects import LINEAR, package, project, python
 import packager
 from packager import checkpoint
 from packager.builder.vet import vet
-from packager.checkpoint.locate import digest, locate
+from packager.checkpoint.locate import digest_checkpoint, locate_files
 from packager.common.hashing import sha256_file
-from packager.common.progress import Told
-from packager.errors import CheckpointDigestWrong, InputChanged, StateDoesNotFit, WeightsNotFinite, render
+from packager.common.progress import Note
+from packager.errors import CheckpointDigestWrong, InputChanged, StateDoesNotFit, WeightsNotFinite, render_error
 from packager.model import loader
 from packager.project import manifest
 
@@ -24,7 +24,7 @@ STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4), "layer.bias": torch.t
 
 
 def opened(path):
-    with loader.opened(manifest.load(path)) as opening:
+    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
         return opening()
 
 
@@ -39,7 +39,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value, dtype)
     path = project(tmp_path, state={**STATE, "layer.weight": weight.to(dtype)})
     with pytest.raises(WeightsNotFinite) as caught:
         vet(path)
-    mentions(render(caught.value), "error[weights-not-finite]", f"{path}:6: checkpoint", "NaN", "layer.weight")
+    mentions(render_error(caught.value), "error[weights-not-finite]", f"{path}:6: checkpoint", "NaN", "layer.weight")
     assert caught.value.exit_status == 2
 
 
@@ -73,7 +73,7 @@ def test_a_mask_may_hold_infinities_and_another_buffer_may_not(tmp_path):
 def test_a_tensor_that_is_left_over_may_hold_anything(tmp_path):
     state = {**STATE, "queue": torch.full((2,), float("nan"))}
     path = project(tmp_path, state=state, checkpoint={"path": "best.pt", "allow_unexpected": ["queue"]})
-    assert opened(path).fit.unexpected == ("queue",)
+    assert opened(path).key_match.unexpected == ("queue",)
 
 
 # -- what stays as the constructor left it ----------------------------------------------------
@@ -89,7 +89,7 @@ def test_parameters_that_stay_at_their_initial_value_are_told_by_build_and_vet_a
     assert vet(path).notes == (note,)
     assert f"note: {note}" in package("vet", path).stdout
     result = packager.build(path, tmp_path / "dist", listener=told.append)
-    assert Told(note) in told
+    assert Note(note) in told
     assert '"outcome": "layer.bias"' in (result.bundle / "evidence/build.json").read_text()
 
 
@@ -99,7 +99,7 @@ def test_a_prefix_that_no_key_has_is_refused_with_the_nearest(tmp_path, golden):
     with pytest.raises(StateDoesNotFit) as caught:
         opened(path)
     golden(
-        render(caught.value),
+        render_error(caught.value),
         "error[state-does-not-fit]",
         f"{path}:6: checkpoint",
         "checkpoint.prefix",
@@ -132,7 +132,7 @@ def test_vet_tells_what_lay_beside_the_weights(tmp_path):
 
 def test_a_folder_is_built_pinned_cached_and_built_anew_when_one_file_changes(tmp_path):
     dcp.save({"model": STATE}, checkpoint_id=tmp_path / "run", no_dist=True)
-    pinned = digest(locate(tmp_path / "run"), sha256_file)
+    pinned = digest_checkpoint(locate_files(tmp_path / "run"), sha256_file)
     path = project(tmp_path, checkpoint={"path": "run", "sha256": pinned})
     first = packager.build(path, tmp_path / "dist")
     assert packager.build(path, tmp_path / "dist").cached

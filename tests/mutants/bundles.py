@@ -11,7 +11,7 @@ from projects import reseal as seal
 
 import packager
 from packager.bundle import layout, records
-from packager.bundle.fingerprint import digest
+from packager.bundle.fingerprint import regular_file_digest
 
 LEVELS: Mapping[str, Mapping[str, Any]] = {
     "optimized": {},
@@ -39,7 +39,7 @@ def copy(bundle: Path, target: Path, *, torchscript: bool = True) -> Path:
     if not torchscript:
         (found / layout.TORCHSCRIPT).unlink()
         config = _config(found)
-        parity = records.Parity.model_validate_json((found / layout.PARITY).read_bytes())
+        parity = records.ParityRecord.model_validate_json((found / layout.PARITY).read_bytes())
         artifacts = config.artifacts.model_copy(update={"torchscript": None})
         unchecked = parity.backends["torchscript"].model_copy(update={"verdict": "not-checked"})
         backends = {**parity.backends, "torchscript": unchecked}
@@ -65,9 +65,9 @@ def reseal(bundle: Path) -> str:
     config = _config(bundle)
     onnx_artifact, script = config.artifacts.onnx, config.artifacts.torchscript
     if onnx_artifact is not None:
-        onnx_artifact = onnx_artifact.model_copy(update={"sha256": digest(bundle / onnx_artifact.path)})
+        onnx_artifact = onnx_artifact.model_copy(update={"sha256": regular_file_digest(bundle / onnx_artifact.path)})
     if script is not None:
-        script = script.model_copy(update={"sha256": digest(bundle / script.path)})
+        script = script.model_copy(update={"sha256": regular_file_digest(bundle / script.path)})
     artifacts = config.artifacts.model_copy(update={"onnx": onnx_artifact, "torchscript": script})
     (bundle / layout.CONFIG).write_bytes(config.model_copy(update={"artifacts": artifacts}).to_bytes())
     return seal(bundle)
@@ -75,9 +75,9 @@ def reseal(bundle: Path) -> str:
 
 def found(report: packager.VerifyReport, backend: str = "onnx") -> bool:
     """Whether a mutant is refused for what it is; a seal that is not right would be this library's defect."""
-    assert report.integrity.whole and not any("digest" in one or "FINGERPRINT" in one for one in report.structure)
+    assert report.integrity.is_intact and not any("digest" in one or "FINGERPRINT" in one for one in report.structure)
     return bool(report.structure) or report.parity[backend] == "fail"
 
 
-def _config(bundle: Path) -> records.Config:
-    return records.Config.model_validate_json((bundle / layout.CONFIG).read_bytes())
+def _config(bundle: Path) -> records.BundleConfig:
+    return records.BundleConfig.model_validate_json((bundle / layout.CONFIG).read_bytes())

@@ -19,7 +19,7 @@ from onnx import ModelProto, numpy_helper
 from onnxruntime import GraphOptimizationLevel as Level
 
 from packager.bundle import layout
-from packager.project.manifest import Input
+from packager.project.manifest import InputSpec
 
 MUST = 10.0
 """A mutant whose effect is more than so many noise floors on some valid input must be found."""
@@ -212,13 +212,13 @@ def draw(architecture: Architecture, seed: int = 1) -> Iterator[dict[str, np.nda
 
 
 def _array(spec: Mapping[str, Any], shape: list[int], fill: str, generator: np.random.Generator) -> np.ndarray:
-    given = Input.model_validate(spec)
+    given = InputSpec.model_validate(spec)
     dtype = np.dtype(given.dtype)
     if given.range is None and dtype.kind != "b":
         scale = {"sparse": 0.1, "low": 0.1, "large": 4.0}.get(fill, 1.0)
         values = scale * generator.standard_normal(shape)
         return np.asarray(np.where(generator.random(shape) < 0.9, 0.0, values) if fill == "sparse" else values, dtype)
-    low, high = (0, 1) if dtype.kind == "b" else given.ends()
+    low, high = (0, 1) if dtype.kind == "b" else given.value_bounds()
     if dtype.kind in "iub":
         values = generator.integers(low, high, shape, endpoint=True)
     else:

@@ -16,7 +16,7 @@ def opened(tmp_path):
     with ExitStack() as stack:
 
         def open_project(text, inputs=FLOATS, **sections):
-            loaded = manifest.load(project(tmp_path, text, inputs=inputs, **sections))
-            return loaded, stack.enter_context(loader.opened(loaded))(), sample_grid.grid(loaded)
+            loaded = manifest.load_manifest(project(tmp_path, text, inputs=inputs, **sections))
+            return loaded, stack.enter_context(loader.open_model_loader(loaded))(), sample_grid.build_grid(loaded)
 
         yield open_project

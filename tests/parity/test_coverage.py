@@ -7,9 +7,9 @@ from messages import mentions
 from projects import LINEAR
 
 from packager.parity import coverage, reference
-from packager.parity.numerics.compare import Limit
-from packager.parity.numerics.verdict import Expectation
-from packager.parity.results import Coverage, Silent
+from packager.parity.numerics.compare import ElementTolerance
+from packager.parity.numerics.verdict import ReferenceCase
+from packager.parity.results import ChannelCoverage, UnexercisedChannels
 
 
 def returning(layers, expression, lines=()):
@@ -20,7 +20,7 @@ def returning(layers, expression, lines=()):
 
 
 def measured(loaded, source, grid):
-    return coverage.measure(loaded, source, grid.cases)
+    return coverage.measure_coverage(loaded, source, grid.cases)
 
 
 # -- what is silent -------------------------------------------------------------------------
@@ -29,7 +29,7 @@ def measured(loaded, source, grid):
 def test_where_every_channel_shows_none_is_named(opened):
     found = measured(*opened(LINEAR))
     assert (found.channels, found.exercised, dict(found.silent)) == (6, 6, {})
-    assert coverage.note(found) == ""
+    assert coverage.describe_coverage(found) == ""
 
 
 DEAD = returning(
@@ -41,9 +41,12 @@ DEAD = returning(
 
 def test_a_channel_behind_a_relu_that_never_opens_is_named(opened, golden):
     found = measured(*opened(DEAD))
-    assert found.silent == {"first.bias": Silent(1, 3, (1,)), "first.weight": Silent(1, 3, (1,))}
+    assert found.silent == {
+        "first.bias": UnexercisedChannels(1, 3, (1,)),
+        "first.weight": UnexercisedChannels(1, 3, (1,)),
+    }
     assert (found.channels, found.exercised) == (3 + 3 + 2 + 2, 8)
-    golden(coverage.note(found), "2", "10", "first.bias", "1", "3", "first.weight")
+    golden(coverage.describe_coverage(found), "2", "10", "first.bias", "1", "3", "first.weight")
 
 
 IDS = {"x": {"dtype": "int64", "shape": ["batch", 4], "range": [0, 9]}}
@@ -51,7 +54,7 @@ IDS = {"x": {"dtype": "int64", "shape": ["batch", 4], "range": [0, 9]}}
 
 def test_rows_of_an_embedding_that_no_sample_looks_up_are_named(opened):
     found = measured(*opened(returning(["self.table = nn.Embedding(12, 3)"], "self.table(x)"), IDS))
-    assert found.silent == {"table.weight": Silent(3, 12, (9, 10, 11))}
+    assert found.silent == {"table.weight": UnexercisedChannels(3, 12, (9, 10, 11))}
 
 
 def test_the_row_that_stands_for_padding_is_not_named_where_it_is_looked_up(opened):
@@ -62,7 +65,9 @@ def test_the_row_that_stands_for_padding_is_not_named_where_it_is_looked_up(open
 
 def test_a_parameter_that_nothing_uses_is_named(opened):
     layers = ["self.layer = nn.Linear(4, 3)", "self.unused = nn.Parameter(torch.ones(5))"]
-    assert measured(*opened(returning(layers, "self.layer(x)"))).silent == {"unused": Silent(5, 5, (0, 1, 2, 3, 4))}
+    assert measured(*opened(returning(layers, "self.layer(x)"))).silent == {
+        "unused": UnexercisedChannels(5, 5, (0, 1, 2, 3, 4))
+    }
 
 
 def test_of_many_channels_the_first_are_named(opened):
@@ -76,7 +81,7 @@ def test_buffers_count_where_gradients_reach_them(opened):
               "self.register_buffer('mask', torch.tril(torch.ones(3, 3)))"]  # fmt: skip
     text = returning(layers, "self.layer(x).masked_fill(self.mask[0] == 2, 0.0) * self.scale[:3]")
     found = measured(*opened(text))
-    assert found.silent == {"scale": Silent(2, 5, (3, 4))}
+    assert found.silent == {"scale": UnexercisedChannels(2, 5, (3, 4))}
     assert found.channels == 3 + 3 + 5
 
 
@@ -108,9 +113,9 @@ def test_an_empty_parameter_and_a_scalar_are_no_channels(opened):
 )
 def test_a_module_without_gradients_is_not_measured_and_that_is_said(opened, expression, facts, golden):
     found = measured(*opened(returning(["self.layer = nn.Linear(4, 3)"], expression)))
-    assert found == Coverage(0, 0, {}, found.measured)
+    assert found == ChannelCoverage(0, 0, {}, found.measured)
     golden(found.measured, *facts)
-    mentions(coverage.note(found), found.measured)
+    mentions(coverage.describe_coverage(found), found.measured)
 
 
 GRU = ["self.rnn = nn.GRU(4, 3, batch_first=True)"]
@@ -119,7 +124,7 @@ GRU = ["self.rnn = nn.GRU(4, 3, batch_first=True)"]
 @pytest.mark.parametrize("expression", ["y", "torch.from_numpy(y.numpy())"], ids=["measured", "refused"])
 def test_recurrent_layers_have_their_own_weights_again(opened, expression):
     loaded, source, grid = opened(returning(GRU, expression, ["y = self.rnn(x[:, None])[0]"]))
-    measured(loaded, source, coverage.explore(loaded, source, grid))
+    measured(loaded, source, coverage.add_extra_cases(loaded, source, grid))
     rnn = source.module.rnn
     assert all(one is two for one, two in zip(rnn._flat_weights, rnn.parameters(), strict=True))
 
@@ -127,7 +132,7 @@ def test_recurrent_layers_have_their_own_weights_again(opened, expression):
 def test_nothing_of_the_module_is_changed(opened):
     loaded, source, grid = opened(DEAD)
     before = {name: one.clone() for name, one in source.module.state_dict().items()}
-    coverage.explore(loaded, source, grid)
+    coverage.add_extra_cases(loaded, source, grid)
     measured(loaded, source, grid)
     assert all(torch.equal(before[name], one) for name, one in source.module.state_dict().items())
     assert all(one.grad is None for one in source.module.parameters())
@@ -138,42 +143,42 @@ def test_nothing_of_the_module_is_changed(opened):
 
 def test_a_cheap_module_gets_some_further_cases_in_any_event(opened):
     loaded, source, grid = opened(LINEAR)
-    found = coverage.explore(loaded, source, grid)
+    found = coverage.add_extra_cases(loaded, source, grid)
     assert found.cases[: len(grid.cases)] == grid.cases
     further = found.cases[len(grid.cases) :]
     assert [case.name for case in further] == [str(1000 + number) for number in range(8)]
     assert {case.sizes["batch"] for case in further} == {32}
-    assert [case.fill for case in further] == ["random", "long-tailed", "random", "large"] * 2
+    assert [case.value_description for case in further] == ["random", "long-tailed", "random", "large"] * 2
 
 
 def test_more_are_drawn_while_they_show_what_none_did_before(opened):
     inputs = {"x": {"dtype": "int64", "shape": ["batch"], "range": [0, 300]}}
     loaded, source, grid = opened(returning(["self.table = nn.Embedding(300, 2)"], "self.table(x)"), inputs)
-    found = coverage.explore(loaded, source, grid)
+    found = coverage.add_extra_cases(loaded, source, grid)
     assert len(grid.cases) + 8 < len(found.cases)
-    assert coverage.measure(loaded, source, grid.cases).silent["table.weight"].count > 50
-    assert coverage.measure(loaded, source, found.cases).silent == {}
+    assert coverage.measure_coverage(loaded, source, grid.cases).silent["table.weight"].count > 50
+    assert coverage.measure_coverage(loaded, source, found.cases).silent == {}
 
 
 def test_no_more_are_drawn_where_they_show_nothing(opened):
     loaded, source, grid = opened(DEAD)
-    assert len(coverage.explore(loaded, source, grid).cases) == len(grid.cases) + 8
+    assert len(coverage.add_extra_cases(loaded, source, grid).cases) == len(grid.cases) + 8
 
 
 def test_a_module_without_gradients_gets_some_further_cases_too(opened):
     loaded, source, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], "self.layer(x).detach()"))
-    assert len(coverage.explore(loaded, source, grid).cases) == len(grid.cases) + 8
+    assert len(coverage.add_extra_cases(loaded, source, grid).cases) == len(grid.cases) + 8
     loaded, source, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], "torch.tensor(self.layer(x).numpy())"))
-    assert len(coverage.explore(loaded, source, grid).cases) == len(grid.cases) + 8
+    assert len(coverage.add_extra_cases(loaded, source, grid).cases) == len(grid.cases) + 8
 
 
 def test_dear_modules_get_none(opened):
     wide = {"x": {"dtype": "float32", "shape": ["batch", 4000]}}
     loaded, source, grid = opened(returning(["self.layer = nn.Linear(4000, 3)"], "self.layer(x)"), wide)
-    assert coverage.explore(loaded, source, grid) is grid
+    assert coverage.add_extra_cases(loaded, source, grid) is grid
     large = ["self.layer = nn.Linear(4, 300_000)"]
     loaded, source, grid = opened(returning(large, "self.layer(x).sum(1)"))
-    assert coverage.explore(loaded, source, grid) is grid
+    assert coverage.add_extra_cases(loaded, source, grid) is grid
 
 
 def test_of_a_dear_module_one_case_is_run_backwards(opened, golden):
@@ -186,9 +191,9 @@ def test_further_cases_are_of_the_sizes_and_kinds_that_fit(opened):
     inputs = {**IDS, "mask": {"dtype": "bool", "shape": ["batch", 4]}}
     text = returning(["self.table = nn.Embedding(9, 3)"], "self.table(x) * mask[..., None]").replace("x):", "x, mask):")
     loaded, source, grid = opened(text, inputs, dims={"batch": {"max": 5}})
-    further = coverage.explore(loaded, source, grid).cases[len(grid.cases) :]
+    further = coverage.add_extra_cases(loaded, source, grid).cases[len(grid.cases) :]
     assert {case.sizes["batch"] for case in further} == {5}
-    assert {case.fill for case in further} == {"random", "extremes", "padded"}
+    assert {case.value_description for case in further} == {"random", "extremes", "padded"}
 
 
 # -- the outputs' own channels --------------------------------------------------------------
@@ -196,7 +201,9 @@ def test_further_cases_are_of_the_sizes_and_kinds_that_fit(opened):
 
 def giving(*arrays):
     arrays = [np.asarray(one, np.float32) for one in arrays]
-    return [Expectation(str(number), {}, {"y": one}, {"y": Limit(0, 0)}) for number, one in enumerate(arrays)]
+    return [
+        ReferenceCase(str(number), {}, {"y": one}, {"y": ElementTolerance(0, 0)}) for number, one in enumerate(arrays)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -213,15 +220,17 @@ def giving(*arrays):
     ids=["one", "none", "all", "a single row", "a size that varies", "scalars", "empty"],
 )
 def test_channels_of_an_output_that_have_one_value_in_all_cases_are_counted(arrays, found):
-    assert coverage.still(giving(*arrays)) == found
+    assert coverage.count_constant_channels(giving(*arrays)) == found
 
 
 def test_what_is_measured_stands_in_the_reference_of_a_module(opened):
     loaded, source, grid = opened(LINEAR.replace("(x)\n", "(x) * torch.tensor([1.0, 0.0, 1.0])\n"))
-    floor = reference.measure_floor(loaded, source, grid, {})
-    found = reference.measure(loaded, source, grid, floor, known=(), decides=False)
-    assert coverage.still(found.expectations) == {"output_0": 1}
-    assert coverage.measure(loaded, source, found.cases).silent["layer.bias"] == Silent(1, 3, (1,))
+    floor = reference.measure_noise(loaded, source, grid, {})
+    found = reference.measure_reference(loaded, source, grid, floor, probe=(), has_discrete_decisions=False)
+    assert coverage.count_constant_channels(found.reference_cases) == {"output_0": 1}
+    assert coverage.measure_coverage(loaded, source, found.cases).silent["layer.bias"] == UnexercisedChannels(
+        1, 3, (1,)
+    )
 
 
 def test_a_large_module_runs_backwards_on_one_case(opened, golden):

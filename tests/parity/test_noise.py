@@ -13,9 +13,9 @@ from projects import FLOATS, LINEAR, RECURRENT
 from packager.errors import DecidedByTies
 from packager.parity import noise, reference
 from packager.parity.cases import sample_grid
-from packager.parity.noise import MOVED, ONE_THREAD, ORACLE, PLAIN_KERNELS, ROWS, Chosen
-from packager.project.manifest import Input, Manifest, Project
-from packager.project.yaml_source import Document
+from packager.parity.noise import FLOAT64, ONE_THREAD, PERTURBED_PARAMETERS, PLAIN_KERNELS, ROW_BY_ROW, NoiseCases
+from packager.project.manifest import InputSpec, Manifest, Project
+from packager.project.yaml_source import YamlDocument
 
 
 def returning(expression, layer="nn.Linear(4, 3)"):
@@ -26,8 +26,8 @@ def returning(expression, layer="nn.Linear(4, 3)"):
 
 def evaluated(loaded, source, grid):
     """The evaluations of all cases, by name, and the module's own outputs."""
-    known = {case.name: reference.first_outputs(loaded, source, case) for case in grid.cases}
-    found = noise.evaluations(loaded, source, Chosen(grid.cases, grid.cases, ()), known)
+    known = {case.name: reference.run_case(loaded, source, case) for case in grid.cases}
+    found = noise.evaluate_variants(loaded, source, NoiseCases(grid.cases, grid.cases, ()), known)
     return {one.name: one for one in found}, known
 
 
@@ -38,9 +38,9 @@ def test_the_oracle_is_the_module_in_float64(opened):
     loaded, source, grid = opened(returning("torch.tanh(y) * 3.0"))
     found, _ = evaluated(loaded, source, grid)
     wide = source.module.double()
-    assert list(found[ORACLE].outputs) == [case.name for case in grid.cases]
+    assert list(found[FLOAT64].outputs) == [case.name for case in grid.cases]
     for case in grid.cases:
-        own = found[ORACLE].outputs[case.name]["output_0"]
+        own = found[FLOAT64].outputs[case.name]["output_0"]
         assert own.dtype == np.float64
         assert np.array_equal(own, wide(torch.from_numpy(case.inputs["x"]).double()).detach().numpy())
 
@@ -52,7 +52,7 @@ def test_integer_inputs_and_buffers_stay_what_they_are_in_the_oracle(opened):
     ).replace("self.layer(x)", "(self.layer(x), x + self.shift)")
     loaded, source, grid = opened(text, {"x": {"dtype": "int64", "shape": ["batch", 4], "range": [0, 9]}})
     found, known = evaluated(loaded, source, grid)
-    for name, own in found[ORACLE].outputs.items():
+    for name, own in found[FLOAT64].outputs.items():
         assert own["output_0"].dtype == np.float64
         assert np.array_equal(own["output_1"], known[name]["output_1"])
 
@@ -64,10 +64,11 @@ def test_where_float64_is_refused_the_parameters_are_moved(opened, golden):
     loaded, source, grid = opened(REFUSES)
     before = {name: one.clone() for name, one in source.module.state_dict().items()}
     found, known = evaluated(loaded, source, grid)
-    assert next(iter(found)) == MOVED and ORACLE not in found
-    golden(found[MOVED].note, "float64", "ZeroDivisionError")
+    assert next(iter(found)) == PERTURBED_PARAMETERS and FLOAT64 not in found
+    golden(found[PERTURBED_PARAMETERS].note, "float64", "ZeroDivisionError")
     shares = [
-        np.abs(found[MOVED].outputs[name]["output_0"] - own["output_0"]).max() / np.abs(own["output_0"]).max()
+        np.abs(found[PERTURBED_PARAMETERS].outputs[name]["output_0"] - own["output_0"]).max()
+        / np.abs(own["output_0"]).max()
         for name, own in known.items()
     ]
     assert 0 < max(shares) < 1e-5
@@ -92,8 +93,8 @@ def test_a_module_that_refuses_both_is_not_measured_and_that_is_said(opened, gol
     loaded, source, grid = opened(text)
     source.module.first = source.module.layer.weight.detach().clone()
     found, _ = evaluated(loaded, source, grid)
-    assert found[MOVED].outputs == {}
-    golden(found[MOVED].note, "float64", "TypeError")
+    assert found[PERTURBED_PARAMETERS].outputs == {}
+    golden(found[PERTURBED_PARAMETERS].note, "float64", "TypeError")
 
 
 # -- other orders of the same arithmetic ----------------------------------------------------
@@ -126,7 +127,7 @@ def test_a_module_that_raises_on_one_thread_leaves_the_threads_as_they_were(open
 def test_the_rows_of_a_batch_are_evaluated_alone_and_put_together(opened):
     loaded, source, grid = opened(returning("{'y': y, 'sum': y.sum(1)}"))
     found, known = evaluated(loaded, source, grid)
-    ((name, own),) = found[ROWS].outputs.items()
+    ((name, own),) = found[ROW_BY_ROW].outputs.items()
     assert 2 <= len(own["y"]) <= 8
     for output in ("y", "sum"):
         np.testing.assert_allclose(own[output], known[name][output], rtol=1e-5, atol=1e-6)
@@ -148,12 +149,12 @@ def test_torch_s_own_kernels_take_the_place_of_onednn_s_and_give_it_back(opened)
 def test_cases_of_other_kinds_are_evaluated_by_torch_s_own_kernels_alone(opened):
     loaded, source, grid = opened(LINEAR)
     first, *others = grid.cases
-    known = {case.name: reference.first_outputs(loaded, source, case) for case in grid.cases}
+    known = {case.name: reference.run_case(loaded, source, case) for case in grid.cases}
     torch.set_num_threads(2)
-    found = noise.evaluations(loaded, source, Chosen((first,), (), tuple(others)), known)
+    found = noise.evaluate_variants(loaded, source, NoiseCases((first,), (), tuple(others)), known)
     names = [case.name for case in grid.cases]
     assert {one.name: list(one.outputs) for one in found} == {
-        ORACLE: names[:1],
+        FLOAT64: names[:1],
         ONE_THREAD: names[:1],
         PLAIN_KERNELS: names,
     }
@@ -162,12 +163,12 @@ def test_cases_of_other_kinds_are_evaluated_by_torch_s_own_kernels_alone(opened)
 def test_without_onednn_cases_of_other_kinds_are_evaluated_on_one_thread(opened, monkeypatch):
     loaded, source, grid = opened(LINEAR)
     first, *others = grid.cases
-    known = {case.name: reference.first_outputs(loaded, source, case) for case in grid.cases}
+    known = {case.name: reference.run_case(loaded, source, case) for case in grid.cases}
     torch.set_num_threads(2)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    found = noise.evaluations(loaded, source, Chosen((first,), (), tuple(others)), known)
+    found = noise.evaluate_variants(loaded, source, NoiseCases((first,), (), tuple(others)), known)
     names = [case.name for case in grid.cases]
-    assert {one.name: list(one.outputs) for one in found} == {ORACLE: names[:1], ONE_THREAD: names}
+    assert {one.name: list(one.outputs) for one in found} == {FLOAT64: names[:1], ONE_THREAD: names}
 
 
 @pytest.mark.parametrize(
@@ -181,23 +182,25 @@ def test_without_onednn_cases_of_other_kinds_are_evaluated_on_one_thread(opened,
 )
 def test_without_rows_that_stand_alone_nothing_is_evaluated_in_rows(opened, text, inputs, sections):
     loaded, source, grid = opened(text, inputs, **sections)
-    rows = evaluated(loaded, source, grid)[0].get(ROWS)
+    rows = evaluated(loaded, source, grid)[0].get(ROW_BY_ROW)
     assert rows is None or [*rows.outputs.values()] == [{}]  # a sum may have as many elements as there are rows
 
 
 def test_an_output_whose_shape_depends_on_the_other_rows_is_not_evaluated_in_rows(opened):
     loaded, source, grid = opened(returning("{'y': y, 'square': y @ y.T}"))
     found, _ = evaluated(loaded, source, grid)
-    (own,) = found[ROWS].outputs.values()
+    (own,) = found[ROW_BY_ROW].outputs.values()
     assert list(own) == ["y"]
 
 
 def test_rows_that_depend_on_each_other_are_no_noise(opened):
     loaded, source, grid = opened(returning("y - y.mean(0)"))
-    floor = reference.measure_floor(loaded, source, grid, {})
-    assert ROWS in [one.name for one in floor.evaluations]
-    found = reference.measure(loaded, source, grid, floor, known=(), decides=False).noise["output_0"]
-    assert ROWS not in found.parts
+    floor = reference.measure_noise(loaded, source, grid, {})
+    assert ROW_BY_ROW in [one.name for one in floor.evaluations]
+    found = reference.measure_reference(loaded, source, grid, floor, probe=(), has_discrete_decisions=False).noise[
+        "output_0"
+    ]
+    assert ROW_BY_ROW not in found.parts
     assert found.relative < 1e-5
 
 
@@ -223,7 +226,7 @@ def declared(**spec):
             "checkpoint": {"path": "best.pt"}, "inputs": {"x": {"shape": [], **spec}},
         }
     )  # fmt: skip
-    return Project(Path("package.yaml"), manifest, "0" * 64, Document({}, {}))
+    return Project(Path("package.yaml"), manifest, "0" * 64, YamlDocument({}, {}))
 
 
 @st.composite
@@ -233,9 +236,9 @@ def nudges(draw):
     bounds = st.floats(-1e4, 1e4, width=16)
     low, high = sorted([draw(bounds), draw(bounds)])
     try:
-        spec = Input(dtype=dtype, shape=[], range=draw(st.sampled_from([None, [low, high]])))
+        spec = InputSpec(dtype=dtype, shape=[], range=draw(st.sampled_from([None, [low, high]])))
     except ValueError:
-        spec = Input(dtype=dtype, shape=[], range=[-1, 1])
+        spec = InputSpec(dtype=dtype, shape=[], range=[-1, 1])
     fill = draw(st.sampled_from(["random", "extremes", "vanishing", "low", "high"]))
     return spec, sample_grid.draws.draw(spec, (16,), fill, np.random.default_rng(draw(st.integers(0, 99))))
 
@@ -279,7 +282,7 @@ def test_a_module_of_integers_is_nudged_by_its_parameters(opened):
     text = LINEAR.replace("nn.Linear(4, 3)", "nn.Embedding(9, 3)")
     loaded, source, grid = opened(text, {"x": {"dtype": "int64", "shape": ["batch", 4], "range": [0, 9]}})
     case = grid.example
-    own, other = reference.first_outputs(loaded, source, case), noise.nudged(loaded, source, case)
+    own, other = reference.run_case(loaded, source, case), noise.run_nudged(loaded, source, case)
     assert 0 < np.abs(own["output_0"] - other["output_0"]).max() < 1e-6
 
 
@@ -308,8 +311,13 @@ CHOSEN = {
 
 
 def measured(loaded, source, grid, *, decides=True):
-    return reference.measure(
-        loaded, source, grid, reference.measure_floor(loaded, source, grid, {}), known=(), decides=decides
+    return reference.measure_reference(
+        loaded,
+        source,
+        grid,
+        reference.measure_noise(loaded, source, grid, {}),
+        probe=(),
+        has_discrete_decisions=decides,
     )
 
 
@@ -319,12 +327,12 @@ def test_what_hangs_on_a_tie_is_drawn_anew_and_said(opened, expression, golden):
     found = measured(loaded, source, grid)
     tied = {case.name: case.fill for case in grid.cases if case.fill in ("extremes", "low", "high", "vanishing")}
     assert len(tied) == 4
-    assert len(found.undecided) == len(tied)
-    for note, (name, fill) in zip(found.undecided, tied.items(), strict=True):
+    assert len(found.uncompared) == len(tied)
+    for note, (name, fill) in zip(found.uncompared, tied.items(), strict=True):
         golden(note, name, fill)
     assert [case.name for case in found.cases] == [case.name for case in grid.cases]
-    assert {case.fill for case in found.cases if case.name in tied} == {"random"}
-    assert [one.case for one in found.expectations] == [case.name for case in found.cases]
+    assert {case.value_description for case in found.cases if case.name in tied} == {"random"}
+    assert [one.name for one in found.reference_cases] == [case.name for case in found.cases]
 
 
 def test_what_is_drawn_anew_is_another_draw_of_the_same_sizes(opened):
@@ -332,14 +340,14 @@ def test_what_is_drawn_anew_is_another_draw_of_the_same_sizes(opened):
     found = measured(loaded, source, grid)
     for case, original in zip(found.cases, grid.cases, strict=True):
         assert case.sizes == original.sizes
-        again = sample_grid.redrawn(loaded, case.name, case.sizes, case.kinds)
+        again = sample_grid.redraw_case(loaded, case.name, case.sizes, case.value_kinds)
         assert np.array_equal(again.inputs["x"], case.inputs["x"])
 
 
 def test_a_module_that_takes_no_decision_is_not_nudged(opened):
     loaded, source, grid = opened(TOPK.format(CHOSEN["an index"]), RANKED)
     found = measured(loaded, source, grid, decides=False)
-    assert found.undecided == ()
+    assert found.uncompared == ()
     assert found.cases == grid.cases
 
 
@@ -347,7 +355,7 @@ def test_real_data_with_a_tie_are_left_out_and_said_to_be(opened, tmp_path, gold
     np.savez(tmp_path / "real.npz", x=np.full((3, 8), 0.5, np.float32))
     loaded, source, grid = opened(TOPK.format(CHOSEN["an index"]), RANKED, parity={"data": "real.npz"})
     found = measured(loaded, source, grid)
-    golden(found.undecided[-1], "(data)", "output_0")
+    golden(found.uncompared[-1], "(data)", "output_0")
     assert "data" not in [case.name for case in found.cases]
 
 

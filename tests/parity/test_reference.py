@@ -6,12 +6,12 @@ import torch
 from messages import mentions
 from projects import FLOATS, LINEAR, RECURRENT, project
 
-from packager.errors import ForwardFailed, NoiseTooLarge, NotRepeatable, OutputsUnsupported, render
+from packager.errors import ForwardFailed, NoiseTooLarge, NotRepeatable, OutputsUnsupported, render_error
 from packager.model import loader
 from packager.parity import noise as noises
 from packager.parity import reference
 from packager.parity.cases import sample_grid
-from packager.parity.numerics.tolerances import MULTIPLE, scales
+from packager.parity.numerics.tolerances import NOISE_MULTIPLE, estimate_scales
 from packager.project import manifest
 
 DEEP = """
@@ -35,12 +35,16 @@ def measured(tmp_path):
     """What measures a project: text of its module and settings → (reference, grid, module)."""
 
     def measure(text, inputs=FLOATS, decides=False, **sections):
-        loaded = manifest.load(project(tmp_path, text, inputs=inputs, **sections))
-        with loader.opened(loaded) as opening:
+        loaded = manifest.load_manifest(project(tmp_path, text, inputs=inputs, **sections))
+        with loader.open_model_loader(loaded) as opening:
             opened = opening()
-            grid = sample_grid.grid(loaded)
-            floor = reference.measure_floor(loaded, opened, grid, {})
-            return reference.measure(loaded, opened, grid, floor, known=(), decides=decides), grid, opened.module
+            grid = sample_grid.build_grid(loaded)
+            floor = reference.measure_noise(loaded, opened, grid, {})
+            return (
+                reference.measure_reference(loaded, opened, grid, floor, probe=(), has_discrete_decisions=decides),
+                grid,
+                opened.module,
+            )
 
     return measure
 
@@ -55,7 +59,7 @@ def returning(expression):
 def test_noise_is_the_distance_to_float64(measured):
     expected, grid, module = measured(DEEP, WIDE)
     noise = expected.noise["output_0"]
-    assert list(noise.parts) == [noises.ORACLE, noises.ONE_THREAD, noises.ROWS, noises.PLAIN_KERNELS]
+    assert list(noise.parts) == [noises.FLOAT64, noises.ONE_THREAD, noises.ROW_BY_ROW, noises.PLAIN_KERNELS]
     mentions(noise.measured, *(f"{name} ({part:.2g})" for name, part in noise.parts.items()))
     largest = max(grid.cases, key=lambda case: case.inputs["x"].size)
     wide = module.double()(torch.from_numpy(largest.inputs["x"]).double()).numpy()
@@ -90,13 +94,13 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize(("text", "inputs"), [(DARK, IMAGES), (DEEP, WIDE)], ids=["large inputs", "small inputs"])
 def test_noise_is_measured_on_values_of_every_kind(tmp_path, text, inputs):
-    loaded = manifest.load(project(tmp_path, text, inputs=inputs))
-    with loader.opened(loaded) as opening:
-        grid = sample_grid.grid(loaded)
-        evaluations = reference.measure_floor(loaded, opening(), grid, {}).evaluations
+    loaded = manifest.load_manifest(project(tmp_path, text, inputs=inputs))
+    with loader.open_model_loader(loaded) as opening:
+        grid = sample_grid.build_grid(loaded)
+        evaluations = reference.measure_noise(loaded, opening(), grid, {}).evaluations
     measured = {name for one in evaluations for name in one.outputs}
-    kinds = {kind for case in grid.cases for kind in case.kinds}
-    assert {kind for case in grid.cases if case.name in measured for kind in case.kinds} == kinds
+    kinds = {kind for case in grid.cases for kind in case.value_kinds}
+    assert {kind for case in grid.cases if case.name in measured for kind in case.value_kinds} == kinds
 
 
 def test_a_case_whose_values_make_more_noise_is_allowed_more(measured):
@@ -128,10 +132,10 @@ def test_the_module_is_left_as_it_was(measured):
 
 
 def test_a_recurrent_module_keeps_its_own_weights_in_its_list(tmp_path):
-    loaded = manifest.load(project(tmp_path, RECURRENT))
-    with loader.opened(loaded) as opening:
+    loaded = manifest.load_manifest(project(tmp_path, RECURRENT))
+    with loader.open_model_loader(loaded) as opening:
         opened = opening()
-        reference.measure_floor(loaded, opened, sample_grid.grid(loaded), {})
+        reference.measure_noise(loaded, opened, sample_grid.build_grid(loaded), {})
         rnn = opened.module.rnn
         assert all(one is two for one, two in zip(rnn._flat_weights, rnn.parameters(), strict=True))
 
@@ -143,11 +147,11 @@ def test_a_module_that_refuses_float64_is_measured_with_moved_parameters_and_say
     expected, *_ = measured(REFUSES)
     noise = expected.noise["output_0"]
     assert list(noise.parts) == [
-        noises.MOVED,
+        noises.PERTURBED_PARAMETERS,
         noises.ONE_THREAD,
         noises.PLAIN_KERNELS,
     ]  # not by rows: x.sum() is of all of them
-    mentions(noise.measured, noises.MOVED)
+    mentions(noise.measured, noises.PERTURBED_PARAMETERS)
     mentions(noise.measured, "float64", "ZeroDivisionError")
     assert 4 * np.finfo(np.float32).eps <= noise.relative < 1e-5
 
@@ -170,11 +174,11 @@ def test_a_half_precision_output_has_the_noise_of_half_precision(measured):
 def test_the_limit_is_a_multiple_of_the_noise_on_the_scale_of_the_case(measured):
     expected, *_ = measured(DEEP, WIDE)
     noise = expected.noise["output_0"]
-    small = scales([one.outputs["output_0"] for one in expected.expectations])
+    small = estimate_scales([one.outputs["output_0"] for one in expected.expectations])
     limits = [one.limits["output_0"] for one in expected.expectations]
     assert [one.atol for one in limits] == [one.rtol * scale for one, scale in zip(limits, small, strict=True)]
-    assert min(one.rtol for one in limits) == MULTIPLE * noise.typical
-    assert max(one.rtol for one in limits) == MULTIPLE * noise.relative
+    assert min(one.rtol for one in limits) == NOISE_MULTIPLE * noise.typical
+    assert max(one.rtol for one in limits) == NOISE_MULTIPLE * noise.relative
 
 
 def test_a_case_of_zeros_is_judged_on_the_scale_of_the_others(measured):
@@ -260,7 +264,7 @@ def test_a_forward_that_fails_shows_the_users_last_line(tmp_path, measured, gold
     text = returning("self.layer(y)")
     with pytest.raises(ForwardFailed) as caught:
         measured(text)
-    lines = render(caught.value).splitlines()
+    lines = render_error(caught.value).splitlines()
     golden(lines[0], "error[forward-failed]", "forward()", "000 (x: float32[2, 4])")
     assert lines[1] == f" --> {tmp_path / 'package.yaml'}:8: inputs"
     assert lines[2].strip() == "model.py:13 in forward"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from messages import mentions
 
-from packager.errors import ManifestInvalid, PackagerError, render
-from packager.project.manifest import DimLimits, Manifest, load
+from packager.errors import ManifestInvalid, PackagerError, render_error
+from packager.project.manifest import DimLimits, Manifest, load_manifest
 
 GOOD = """\
 schema: 1
@@ -36,7 +36,7 @@ def read(tmp_path, monkeypatch):
 
     def load_text(text):
         (tmp_path / "package.yaml").write_text(text, encoding="utf-8", newline="")
-        return load("package.yaml").manifest
+        return load_manifest("package.yaml").manifest
 
     return load_text
 
@@ -48,7 +48,7 @@ def refusal(read):
     def load_text(text):
         with pytest.raises(PackagerError) as caught:
             read(text)
-        return render(caught.value)
+        return render_error(caught.value)
 
     return load_text
 
@@ -182,11 +182,11 @@ def test_a_project_knows_its_folder_its_digest_and_its_lines(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "package.yaml").write_text(GOOD)
-    project = load("sub/package.yaml")
+    project = load_manifest("sub/package.yaml")
     assert project.folder == tmp_path / "sub"
     assert project.sha256 == hashlib.sha256(GOOD.encode()).hexdigest()
-    assert project.where("inputs", "image", "dtype") == "sub/package.yaml:9: inputs.image.dtype"
-    assert project.where("dims", "batch") == "sub/package.yaml:1: dims.batch"
+    assert project.field_location("inputs", "image", "dtype") == "sub/package.yaml:9: inputs.image.dtype"
+    assert project.field_location("dims", "batch") == "sub/package.yaml:1: dims.batch"
 
 
 def test_line_breaks_of_any_system_are_read(read):
@@ -199,20 +199,20 @@ def test_line_breaks_of_any_system_are_read(read):
 def test_a_manifest_that_is_not_there(tmp_path, monkeypatch, golden):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PackagerError) as caught:
-        load("package.yaml")
-    golden(render(caught.value), "error[manifest-not-found]", "package.yaml")
+        load_manifest("package.yaml")
+    golden(render_error(caught.value), "error[manifest-not-found]", "package.yaml")
 
 
 def test_a_folder_is_no_manifest(tmp_path, monkeypatch, golden):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "package.yaml").mkdir()
     with pytest.raises(PackagerError) as caught:
-        load("package.yaml")
-    golden(render(caught.value), "error[manifest-not-found]", "package.yaml", ".yaml")
+        load_manifest("package.yaml")
+    golden(render_error(caught.value), "error[manifest-not-found]", "package.yaml", ".yaml")
     for name in ("package.yaml", "other.yml", "code.py"):
         (tmp_path / "package.yaml" / name).touch()
     with pytest.raises(PackagerError) as caught:
-        load("package.yaml")
+        load_manifest("package.yaml")
     golden(caught.value.why, "package.yaml/other.yml", "package.yaml/package.yaml")
 
 
@@ -220,8 +220,8 @@ def test_a_file_of_another_encoding_is_no_manifest(tmp_path, monkeypatch, golden
     monkeypatch.chdir(tmp_path)
     (tmp_path / "package.yaml").write_bytes(b"name: caf\xe9\n")
     with pytest.raises(PackagerError) as caught:
-        load("package.yaml")
-    golden(render(caught.value), "error[manifest-unreadable]", "package.yaml", "utf-8", "0xe9", "9")
+        load_manifest("package.yaml")
+    golden(render_error(caught.value), "error[manifest-unreadable]", "package.yaml", "utf-8", "0xe9", "9")
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing yet\n", "---\n", "null\n"])
@@ -600,7 +600,7 @@ def test_any_manifest_written_as_yaml_is_read_as_the_same_manifest(tmp_path_fact
     path = tmp_path_factory.mktemp("project") / "package.yaml"
     text = yaml.dump(expected.model_dump(by_alias=True), Dumper=_Quoting, sort_keys=False, default_flow_style=flow)
     path.write_text(text, encoding="utf-8")
-    found = load(path).manifest
+    found = load_manifest(path).manifest
     assert found == expected
     assert list(found.inputs) == list(expected.inputs)
     assert found.model_dump() == expected.model_dump()

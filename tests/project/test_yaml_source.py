@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packager.project.yaml_source import YamlError, parse
+from packager.project.yaml_source import YamlError, parse_yaml
 
 # What a YAML file may hold as it is: no control characters, no surrogates, no line separators.
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Cn", "Zl", "Zp")), max_size=20)
@@ -51,24 +51,26 @@ NESTED = st.recursive(st.integers(0, 9), lambda inner: st.dictionaries(KEYS, inn
     ],
 )
 def test_scalars_follow_the_core_schema_of_yaml_1_2(text, value):
-    found = parse(f"field: {text}").data["field"]
+    found = parse_yaml(f"field: {text}").data["field"]
     assert (found, type(found)) == (value, type(value))
 
 
 def test_not_a_number_is_one_of_the_core_schemas_numbers():
-    assert math.isnan(parse("field: .nan").data["field"])
+    assert math.isnan(parse_yaml("field: .nan").data["field"])
 
 
 def test_keys_stay_text_whatever_they_look_like():
-    assert parse("1: a\ntrue: b\nnull: c\n1.5: d").data == {"1": "a", "true": "b", "null": "c", "1.5": "d"}
+    assert parse_yaml("1: a\ntrue: b\nnull: c\n1.5: d").data == {"1": "a", "true": "b", "null": "c", "1.5": "d"}
 
 
 def test_a_merge_key_of_yaml_1_1_is_a_key_like_any_other():
-    assert parse("<<: {a: 1}\nb: 2").data == {"<<": {"a": 1}, "b": 2}
+    assert parse_yaml("<<: {a: 1}\nb: 2").data == {"<<": {"a": 1}, "b": 2}
 
 
 def test_every_field_and_item_knows_its_line():
-    document = parse("# a comment\nname: x\n\ninputs:\n  image:\n    shape: [batch,\n      3]\nassets:\n  - a\n  - b\n")
+    document = parse_yaml(
+        "# a comment\nname: x\n\ninputs:\n  image:\n    shape: [batch,\n      3]\nassets:\n  - a\n  - b\n"
+    )
     assert document.lines == {
         (): 2,
         ("name",): 2,
@@ -84,26 +86,26 @@ def test_every_field_and_item_knows_its_line():
 
 
 def test_a_field_that_is_not_there_has_the_line_of_the_nearest_around_it():
-    document = parse("\nname: x\ninputs:\n  image: 1\n")
-    assert document.line(("inputs", "image", "dtype")) == 4
-    assert document.line(("inputs", "mask")) == 3
-    assert document.line(("version",)) == 2
-    assert parse("").line(("version",)) == 1
+    document = parse_yaml("\nname: x\ninputs:\n  image: 1\n")
+    assert document.line_of(("inputs", "image", "dtype")) == 4
+    assert document.line_of(("inputs", "mask")) == 3
+    assert document.line_of(("version",)) == 2
+    assert parse_yaml("").line_of(("version",)) == 1
 
 
 def test_a_field_that_repeats_an_anchor_has_a_line_of_its_own():
-    document = parse("a: &x\n  b: 1\nc: *x\n")
+    document = parse_yaml("a: &x\n  b: 1\nc: *x\n")
     assert document.data == {"a": {"b": 1}, "c": {"b": 1}}
-    assert document.line(("c",)) == 3
+    assert document.line_of(("c",)) == 3
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "---\n...\n", "\n\n"])
 def test_a_text_that_says_nothing_is_none(text):
-    assert parse(text).data is None
+    assert parse_yaml(text).data is None
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key():
-    assert parse("\ufeffname: x").data == {"name": "x"}
+    assert parse_yaml("\ufeffname: x").data == {"name": "x"}
 
 
 @pytest.mark.parametrize(
@@ -134,15 +136,15 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key():
 )  # fmt: skip
 def test_what_is_not_yaml_is_refused_with_its_line(text, line, facts, golden):
     with pytest.raises(YamlError) as caught:
-        parse(text)
+        parse_yaml(text)
     assert caught.value.line == line
     golden(caught.value.message, *facts)
 
 
 @given(DATA)
 def test_json_is_yaml_and_says_the_same(data):
-    assert parse(json.dumps(data, ensure_ascii=False)).data == data
-    assert parse(json.dumps(data, ensure_ascii=False, indent=2)).data == data
+    assert parse_yaml(json.dumps(data, ensure_ascii=False)).data == data
+    assert parse_yaml(json.dumps(data, ensure_ascii=False, indent=2)).data == data
 
 
 @given(st.dictionaries(KEYS, NESTED, min_size=1, max_size=4))
@@ -159,15 +161,15 @@ def test_the_line_of_a_field_is_where_it_was_written(data):
                 write(item, place)
 
     write(data, ())
-    document = parse("\n".join(written))
+    document = parse_yaml("\n".join(written))
     assert document.data == data
-    assert {path: document.line(path) for path in lines} == lines
+    assert {path: document.line_of(path) for path in lines} == lines
 
 
 @given(st.text(max_size=60))
 def test_any_text_is_yaml_or_refused_with_a_line_that_it_has(text):
     try:
-        line = parse(text).line(())
+        line = parse_yaml(text).line_of(())
     except YamlError as error:
         line = error.line
     assert 1 <= line <= len(text.splitlines()) + 1
@@ -177,13 +179,13 @@ def test_aliases_that_stand_for_billions_of_values_are_refused(golden):
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     with pytest.raises(YamlError) as refused:
-        parse("\n".join(levels))
+        parse_yaml("\n".join(levels))
     golden(refused.value.message, "100000")
 
 
 @pytest.mark.parametrize("text", ['a: 1\nb: "\\ud800"', 'a: 1\n"\\ud800": 2'])
 def test_half_a_character_is_refused_with_its_line(text, golden):
     with pytest.raises(YamlError) as refused:
-        parse(text)
+        parse_yaml(text)
     assert refused.value.line == 2
     golden(refused.value.message, "U+D800")

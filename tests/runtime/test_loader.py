@@ -21,7 +21,7 @@ from packager.errors import (
     InferenceFailed,
     IntegrityFailed,
     SelftestFailed,
-    render,
+    render_error,
 )
 from packager.model import loader
 from packager.project import manifest
@@ -33,7 +33,7 @@ def images(count, seed=0):
 
 @pytest.fixture(scope="module")
 def eager(digits):
-    with loader.opened(manifest.load(digits)) as opening:
+    with loader.open_model_loader(manifest.load_manifest(digits)) as opening:
         module = opening().module
         return lambda x: module(torch.from_numpy(x)).numpy()
 
@@ -102,7 +102,7 @@ def refused(bundle, **inputs):
 
 
 def test_the_message_for_a_wrong_input_reads_as_a_whole(loaded, golden):
-    golden(render(refused(loaded, imgae=images(1))), "error[data-does-not-fit]", "inputs", "image", "imgae")
+    golden(render_error(refused(loaded, imgae=images(1))), "error[data-does-not-fit]", "inputs", "image", "imgae")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_changed_bundle_is_refused(bundle, golden):
     (bundle / "extra").touch()
     with pytest.raises(IntegrityFailed) as caught:
         packager.load(bundle)
-    golden(render(caught.value), "error[integrity-failed]", bundle, "model.onnx", "extra")
+    golden(render_error(caught.value), "error[integrity-failed]", bundle, "model.onnx", "extra")
 
 
 def test_a_changed_bundle_is_loaded_only_where_nobody_wants_to_know(bundle):
@@ -195,7 +195,7 @@ def test_the_fingerprint_asked_for_must_be_the_bundles(bundle, built, golden):
     assert packager.load(bundle, fingerprint=built.fingerprint).fingerprint == built.fingerprint
     with pytest.raises(FingerprintWrong) as caught:
         packager.load(bundle, fingerprint=ANOTHER)
-    golden(render(caught.value), "error[fingerprint-wrong]", bundle, ANOTHER, built.fingerprint)
+    golden(render_error(caught.value), "error[fingerprint-wrong]", bundle, ANOTHER, built.fingerprint)
 
 
 def test_a_fingerprint_is_no_comfort_where_verify_is_off(bundle, built):
@@ -272,7 +272,7 @@ def test_a_fallback_without_torch_is_refused_and_says_what_is_missing(broken, go
 
 
 def zipped(bundle):
-    archive.write(bundle, bundle.with_name("net.zip"))
+    archive.write_archive(bundle, bundle.with_name("net.zip"))
     return bundle.with_name("net.zip")
 
 
@@ -316,7 +316,7 @@ def test_an_archive_of_a_changed_bundle_is_refused_under_its_own_name(bundle, te
     path = zipped(bundle)
     with pytest.raises(IntegrityFailed) as caught:
         packager.load(path)
-    golden(render(caught.value), "error[integrity-failed]", path, "model.onnx")
+    golden(render_error(caught.value), "error[integrity-failed]", path, "model.onnx")
 
 
 def test_an_archive_of_another_bundle_is_refused_under_its_own_name(archived, temporary, golden):
@@ -332,7 +332,7 @@ def test_an_archive_whose_models_are_both_broken_is_refused_under_its_own_name(b
     with pytest.raises(BackendUnavailable) as caught:
         packager.load(path)
     golden(caught.value.message, path)
-    assert str(temporary) not in render(caught.value)
+    assert str(temporary) not in render_error(caught.value)
 
 
 # -- selftest -------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from projects import ANOTHER, LINEAR, project, python, reseal
 
 import packager
 from packager.bundle import archive, layout
-from packager.bundle.fingerprint import files_in
-from packager.errors import BundleSchemaUnknown, FingerprintMalformed, IntegrityFailed, NotABundle, render
+from packager.bundle.fingerprint import list_files
+from packager.errors import BundleSchemaUnknown, FingerprintMalformed, IntegrityFailed, NotABundle, render_error
 
 PASS = {"onnx": "pass", "torchscript": "pass"}
 UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
@@ -39,7 +39,7 @@ def test_a_bundle_as_it_was_built_is_good(built):
         "parity": PASS,
         "notes": [],
     }
-    assert files_in(built.bundle) == FILES
+    assert list_files(built.bundle) == FILES
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_what_is_no_fingerprint_is_refused_before_anything_is_read(given, tmp_pa
         with pytest.raises(FingerprintMalformed) as caught:
             ask(tmp_path, fingerprint=given)
         golden(
-            render(caught.value),
+            render_error(caught.value),
             "error[fingerprint-malformed]",
             f"{given!r}",
             "44",
@@ -243,7 +243,7 @@ def test_a_resealed_bundle_with_another_weight_fails_parity(bundle, built):
     change_weight(bundle / "model.onnx")
     assert update_digests(bundle) != built.fingerprint
     report = packager.verify(bundle)
-    assert report.integrity.whole
+    assert report.integrity.is_intact
     assert report.structure == ()
     assert report.parity == {"onnx": "fail", "torchscript": "pass"}
     assert not report.ok
@@ -333,7 +333,7 @@ def test_a_model_that_declares_a_size_that_its_outputs_have_not_is_refused(tmp_p
     onnx.save(model, bundle / "model.onnx")
     update_digests(bundle)
     report = packager.verify(bundle)
-    assert report.integrity.whole and not report.ok
+    assert report.integrity.is_intact and not report.ok
     (line,) = report.structure
     golden(line, "output_0", "[6, 3]", "001", "[3, 3]")
     assert report.parity == UNCHECKED
@@ -404,7 +404,7 @@ def test_a_resealed_bundle_with_a_malformed_config_is_refused(bundle, change):
     edit(bundle / "config.json", change)
     reseal(bundle)
     report = packager.verify(bundle)
-    assert report.integrity.whole
+    assert report.integrity.is_intact
     assert report.structure
     assert not report.ok
 
@@ -424,7 +424,7 @@ def test_an_unknown_schema_is_refused_before_anything_else(bundle, golden):
     edit(bundle / "config.json", lambda record: record.update(schema=2))
     with pytest.raises(BundleSchemaUnknown) as caught:
         packager.verify(bundle)
-    golden(render(caught.value), "error[bundle-schema-unknown]", bundle, "2", "1")
+    golden(render_error(caught.value), "error[bundle-schema-unknown]", bundle, "2", "1")
 
 
 @pytest.mark.parametrize("schema", [None, "1", 0, [1]])
@@ -469,7 +469,7 @@ def test_what_was_a_bundle_and_has_lost_a_file_is_not_what_was_built(bundle, nam
 
 
 def zipped(bundle):
-    archive.write(bundle, bundle.with_name("net.zip"))
+    archive.write_archive(bundle, bundle.with_name("net.zip"))
     return bundle.with_name("net.zip")
 
 
@@ -508,7 +508,7 @@ def test_what_is_no_bundle_in_an_archive_is_said_under_its_name(bundle, temporar
     path = zipped(bundle)
     with pytest.raises(NotABundle) as caught:
         packager.verify(path)
-    golden(render(caught.value), "error[not-a-bundle]", path, "config.json", ".zip")
+    golden(render_error(caught.value), "error[not-a-bundle]", path, "config.json", ".zip")
 
 
 # -- without torch --------------------------------------------------------------------------

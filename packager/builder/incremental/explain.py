@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from packager.common.cache_store import Action
+from packager.common.cache_store import CacheKey
 
 _DIGEST_LENGTH = 64
 
@@ -24,18 +24,26 @@ class Explanation:
 
 
 def explain(
-    actions: Sequence[Action], found: frozenset[str], last: Mapping[str, Mapping[str, str]], *, asked: bool
+    keys: Sequence[CacheKey],
+    cached_stages: frozenset[str],
+    last_inputs: Mapping[str, Mapping[str, str]],
+    *,
+    cache_used: bool,
 ) -> tuple[Explanation, ...]:
     """Explain every stage. `last` are the inputs of the last build by stage; `asked` is whether the cache was."""
     return tuple(
         Explanation(one.stage, True, ())
-        if one.stage in found
-        else Explanation(one.stage, False, _explain_miss(one, found, last) if asked else ("the cache was not asked",))
-        for one in actions
+        if one.stage in cached_stages
+        else Explanation(
+            one.stage,
+            False,
+            _explain_miss(one, cached_stages, last_inputs) if cache_used else ("the cache was not asked",),
+        )
+        for one in keys
     )
 
 
-def _explain_miss(action: Action, found: frozenset[str], last: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+def _explain_miss(action: CacheKey, found: frozenset[str], last: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
     before = last.get(action.stage)
     if before is None:
         return ("nothing is known of a build before",)

@@ -16,59 +16,61 @@ from pathlib import Path
 from typing import Any
 
 from packager.builder.incremental import keys
-from packager.checkpoint.locate import LocatedCheckpoint, digest
-from packager.common.cache_store import Action, Cache
-from packager.model.code_dependencies import Footprint
+from packager.checkpoint.locate import LocatedCheckpoint, digest_checkpoint
+from packager.common.cache_store import Cache, CacheKey
+from packager.model.code_dependencies import CodeDependencies
 from packager.project import preflight
 from packager.project.manifest import Project
 
 
 @dataclass(frozen=True)
-class Identity:
+class BuildInputs:
     """The footprint of the code, and the inputs of a stage that runs it, by name."""
 
-    used: Footprint
-    source: Mapping[str, str]
+    dependencies: CodeDependencies
+    module_inputs: Mapping[str, str]
 
 
-def known(project: Project, located: LocatedCheckpoint, cache: Cache) -> Identity | None:
+def find_build_inputs(project: Project, located: LocatedCheckpoint, cache: Cache) -> BuildInputs | None:
     """What goes into a build of this project; None where its code was never run as it is now.
 
     Raises `CheckpointDigestWrong`.
     """
-    record = cache.recall(_code_key(project, cache)) or cache.recall(_code_key_at_location(project, cache))
+    record = cache.load_record(_code_key(project, cache)) or cache.load_record(_code_key_at_location(project, cache))
     if record is None:
         return None
-    used = Footprint(
+    used = CodeDependencies(
         record["modules"],
-        tuple(record["data"]),
-        tuple(record["folders"]),
+        tuple(record["read_files"]),
+        tuple(record["searched_folders"]),
         tuple(record["packages"]),
-        bool(record["placed"]),
+        bool(record["location_dependent"]),
     )
     try:
-        checkpoint = digest(located, cache.sha256)
+        checkpoint = digest_checkpoint(located, cache.file_digest)
     except OSError:
         return None
-    preflight.pin(project, checkpoint)
+    preflight.check_checkpoint_digest(project, checkpoint)
     try:
-        return Identity(used, keys.source(project, checkpoint, used, cache.sha256))
+        return BuildInputs(used, keys.collect_module_inputs(project, checkpoint, used, cache.file_digest))
     except OSError:
         return None  # some of it is gone: the build will tell
 
 
-def last(project: Project, cache: Cache) -> Mapping[str, Mapping[str, str]]:
+def load_last_inputs(project: Project, cache: Cache) -> Mapping[str, Mapping[str, str]]:
     """The inputs of each stage of the last build of this manifest; empty where there was none."""
-    record = cache.recall(_manifest_key(project))
+    record = cache.load_record(_manifest_key(project))
     found: Mapping[str, Mapping[str, str]] = {} if record is None else record["actions"]
     return found
 
 
-def remember(project: Project, cache: Cache, used: Footprint, done: Sequence[Action]) -> None:
+def remember_inputs(project: Project, cache: Cache, dependencies: CodeDependencies, keys: Sequence[CacheKey]) -> None:
     """Remember the footprint and the inputs of this build. Raises OSError where there is no room."""
-    plain: dict[str, Any] = asdict(used)
-    cache.remember(_code_key_at_location(project, cache) if used.placed else _code_key(project, cache), plain)
-    cache.remember(_manifest_key(project), {"actions": {one.stage: dict(one.inputs) for one in done}})
+    plain: dict[str, Any] = asdict(dependencies)
+    cache.save_record(
+        _code_key_at_location(project, cache) if dependencies.location_dependent else _code_key(project, cache), plain
+    )
+    cache.save_record(_manifest_key(project), {"actions": {one.stage: dict(one.inputs) for one in keys}})
 
 
 def _manifest_key(project: Project) -> str:
@@ -80,10 +82,10 @@ def _code_key(project: Project, cache: Cache) -> str:
     model = project.manifest.model
     place = (model.entry or "").rpartition(":")[0]
     if model.entry is None:
-        place = project.checkpoint_shown if project.fetched else str(project.checkpoint)
+        place = project.checkpoint_display_name if project.downloaded_checkpoint else str(project.checkpoint_path)
     path: Path = project.folder / place
-    content = cache.sha256(path) if place.endswith(".py") and path.is_file() else ""
-    text = json.dumps([keys.own(), model.entry or place, model.kwargs, content])
+    content = cache.file_digest(path) if place.endswith(".py") and path.is_file() else ""
+    text = json.dumps([keys.digest_own_code(), model.entry or place, model.kwargs, content])
     return f"code {hashlib.sha256(text.encode()).hexdigest()}"
 
 

@@ -25,47 +25,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.checkpoint.locate import digest, locate
+from packager.checkpoint.locate import digest_checkpoint, locate_files
 from packager.common import distributions
-from packager.common.cache_store import Action, Entry
+from packager.common.cache_store import CacheEntry, CacheKey
 from packager.common.paths import PACKAGE, data_folder
-from packager.model.code_dependencies import importable
+from packager.model.code_dependencies import list_importable
 
 if TYPE_CHECKING:
-    from packager.model.code_dependencies import Footprint
+    from packager.model.code_dependencies import CodeDependencies
     from packager.project.manifest import Project
 
-TOOLS = ("packager", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy")
+TOOLCHAIN = ("packager", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy")
 """The tools whose code decides what is in the artifacts."""
 
 _BUNDLE_WRITERS = ("jinja2", "markupsafe", "pydantic", "pydantic_core", "onnx_ir", "safetensors")  # of the other files
 _CPU_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 
-Digest = Callable[[Path], str]
+FileHasher = Callable[[Path], str]
 
 
-def source(project: Project, checkpoint_sha256: str, used: Footprint, sha256: Digest) -> dict[str, str]:
+def collect_module_inputs(
+    project: Project, checkpoint_sha256: str, dependencies: CodeDependencies, sha256: FileHasher
+) -> dict[str, str]:
     """What the eager module comes from. Raises OSError where a file of its code is gone."""
     manifest = project.manifest
     fields = manifest.checkpoint.model_dump(mode="json", exclude={"path", "sha256"})
     return {
-        **used.inputs(project.folder, sha256),
+        **dependencies.collect_inputs(project.folder, sha256),
         **{f"checkpoint.{name}": _to_json(value) for name, value in fields.items()},
         "checkpoint": checkpoint_sha256,
         "model.entry": manifest.model.entry or "",
         "model.kwargs": _to_json(manifest.model.kwargs),
         **_collect_versions("numpy", "torch", "safetensors"),
-        **python(),
-        **machine(),  # a constructor may compute what depends on it
-        **own(),
+        **collect_python_version(),
+        **collect_machine(),  # a constructor may compute what depends on it
+        **digest_own_code(),
     }
 
 
-def reference(project: Project, source: Mapping[str, str], sha256: Digest) -> Action:
+def make_reference_key(project: Project, source: Mapping[str, str], sha256: FileHasher) -> CacheKey:
     """The eager module on every case."""
     parity = project.manifest.parity.model_dump(mode="json", exclude={"data"})
     data = project.manifest.parity.data
-    return Action(
+    return CacheKey(
         "reference",
         {
             **source,
@@ -76,17 +78,22 @@ def reference(project: Project, source: Mapping[str, str], sha256: Digest) -> Ac
     )
 
 
-def torchscript(project: Project, source: Mapping[str, str]) -> Action:
+def make_torchscript_key(project: Project, source: Mapping[str, str]) -> CacheKey:
     """The fallback before it is judged."""
-    return Action(
+    return CacheKey(
         "torchscript",
-        {**source, **_collect_signature(project), **_collect_section(project, "torchscript"), "parity.seed": _get_trace_seed(project)},
+        {
+            **source,
+            **_collect_signature(project),
+            **_collect_section(project, "torchscript"),
+            "parity.seed": _get_trace_seed(project),
+        },
     )
 
 
-def onnx(project: Project, source: Mapping[str, str]) -> Action:
+def make_onnx_key(project: Project, source: Mapping[str, str]) -> CacheKey:
     """The graph before it is judged."""
-    return Action(
+    return CacheKey(
         "onnx",
         {
             **source,
@@ -101,37 +108,39 @@ def onnx(project: Project, source: Mapping[str, str]) -> Action:
     )
 
 
-def judged(made: Action, output: Entry, reference: Entry, project: Project) -> Action:
+def make_parity_key(made: CacheKey, output: CacheEntry, reference: CacheEntry, project: Project) -> CacheKey:
     """An artifact on the cases of the reference."""
     runs_on = (
         {"target.providers": _to_json(project.manifest.target.providers), **_collect_versions("onnxruntime")}
         if made.stage == "onnx"
         else _collect_versions("torch")
     )
-    return Action(
+    return CacheKey(
         f"{made.stage} parity",
         {
             "artifact": output.digest,
             "reference": reference.digest,
             **runs_on,
-            **machine(),
-            **own(),
+            **collect_machine(),
+            **digest_own_code(),
         },
     )
 
 
-def bundle(project: Project, source: Mapping[str, str], assets: Mapping[str, Path], sha256: Digest) -> Action:
+def make_bundle_key(
+    project: Project, source: Mapping[str, str], assets: Mapping[str, Path], sha256: FileHasher
+) -> CacheKey:
     """The whole bundle."""
     fields = project.manifest.model_dump(mode="json", by_alias=True)
-    fields["checkpoint"]["path"] = project.checkpoint_shown
-    return Action(
+    fields["checkpoint"]["path"] = project.checkpoint_display_name
+    return CacheKey(
         "bundle",
         {
             **source,
             **{f"manifest.{name}": _to_json(value) for name, value in fields.items()},
             "manifest": project.sha256,
             **{name: sha256(path) for name, path in files(project, assets).items()},
-            **_collect_versions(*TOOLS, *_BUNDLE_WRITERS),
+            **_collect_versions(*TOOLCHAIN, *_BUNDLE_WRITERS),
         },
     )
 
@@ -170,7 +179,7 @@ class RecordedInputs:
     folder: Path
 
 
-def unchanged(recorded: RecordedInputs, sha256: Digest) -> bool:
+def unchanged(recorded: RecordedInputs, sha256: FileHasher) -> bool:
     """Whether every input of a bundle still has its value, and no template or setting has come to them.
 
     False where the kind of an input is unknown here, so that a build goes on until `_present` evaluates it.
@@ -179,10 +188,10 @@ def unchanged(recorded: RecordedInputs, sha256: Digest) -> bool:
     present = {name: _present(name, recorded, sha256) for name in recorded.values}
     # As a whole, since another one may have come.
     templates = {name: sha256(path) for name, path in _templates().items()}
-    return {**present, **templates, **machine()} == dict(recorded.values)
+    return {**present, **templates, **collect_machine()} == dict(recorded.values)
 
 
-def _present(name: str, recorded: RecordedInputs, sha256: Digest) -> str | None:
+def _present(name: str, recorded: RecordedInputs, sha256: FileHasher) -> str | None:
     """The value that an input has now; None where there is no way to find it."""
     kind, _, subject = name.partition(":")
     if kind in _FILES:
@@ -190,25 +199,25 @@ def _present(name: str, recorded: RecordedInputs, sha256: Digest) -> str | None:
     if name == "checkpoint":
         return _present_checkpoint(recorded, sha256)
     if kind == "importable":
-        return importable(recorded.folder / subject)
+        return list_importable(recorded.folder / subject)
     if kind == "package":
-        return distributions.identity(subject, sha256)
+        return distributions.distribution_identity(subject, sha256)
     if kind == "tool":
         return distributions.tool_version(subject)
     if kind in _SURROUNDINGS:
-        return {**python(), **machine()}.get(name)
+        return {**collect_python_version(), **collect_machine()}.get(name)
     follows = name == "packager" or _is_field(name, recorded.values)
     return recorded.values[name] if follows else None
 
 
-def _present_checkpoint(recorded: RecordedInputs, sha256: Digest) -> str | None:
+def _present_checkpoint(recorded: RecordedInputs, sha256: FileHasher) -> str | None:
     """The digest of the checkpoint's files, or the pin of one that only a server has."""
     fields = json.loads(recorded.values.get("manifest.checkpoint", "{}"))
     path = recorded.files.get("checkpoint")
     if path is None:
         pin: str | None = fields.get("sha256")
         return pin
-    return digest(locate(path, weights=fields.get("weights", "auto"), sha256=sha256), sha256)
+    return digest_checkpoint(locate_files(path, weights=fields.get("weights", "auto"), sha256=sha256), sha256)
 
 
 def _is_field(name: str, values: Mapping[str, str]) -> bool:
@@ -226,7 +235,7 @@ def _collect_signature(project: Project) -> dict[str, str]:
     return {
         "inputs": _to_json({name: spec.model_dump(mode="json") for name, spec in manifest.inputs.items()}),
         "outputs": _to_json(manifest.outputs),
-        "dims": _to_json({name: limit.model_dump(mode="json") for name, limit in manifest.limits().items()}),
+        "dims": _to_json({name: limit.model_dump(mode="json") for name, limit in manifest.dim_limits().items()}),
     }
 
 
@@ -245,7 +254,7 @@ def _collect_versions(*tools: str) -> dict[str, str]:
 
 
 @functools.cache
-def own() -> dict[str, str]:
+def digest_own_code() -> dict[str, str]:
     """Our own version of the stages: the digest of our code, so that no change of it is ever forgotten."""
     found = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -253,7 +262,7 @@ def own() -> dict[str, str]:
     return {"packager": found.hexdigest()[:16]}
 
 
-def own_times() -> str:
+def digest_own_mtimes() -> str:
     """A digest of when our code was last changed: the same means that `own` is."""
     found = [
         (os.path.relpath(one.path, PACKAGE), one.stat().st_size, one.stat().st_mtime_ns)
@@ -264,13 +273,13 @@ def own_times() -> str:
     return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
 
 
-def python() -> dict[str, str]:
+def collect_python_version() -> dict[str, str]:
     """The version of the interpreter."""
     return {"python": ".".join(str(one) for one in sys.version_info[:3])}
 
 
 @functools.cache
-def machine() -> dict[str, str]:
+def collect_machine() -> dict[str, str]:
     """The kind of machine: measured errors are its own, and nothing else in a bundle is."""
     lines: tuple[str, ...] = ()
     if sys.platform == "linux":
@@ -282,11 +291,11 @@ def machine() -> dict[str, str]:
     return {
         **settings,
         "machine": f"{name} {hashlib.sha256(described.encode()).hexdigest()[:12]}",
-        "cores": str(cores()),
+        "cores": str(count_cores()),
     }
 
 
-def cores() -> int:
+def count_cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -18,29 +18,29 @@ import pydantic
 import safetensors.numpy
 
 from packager.builder.incremental import keys
-from packager.builder.incremental.keys import Digest
+from packager.builder.incremental.keys import FileHasher
 from packager.builder.results import (
-    Artifact,
-    Known,
-    Machine,
-    Made,
-    MadeOnnx,
-    MadeTorchScript,
-    Measured,
-    Origin,
-    Results,
+    ArtifactResult,
+    ArtifactT,
+    CachedResults,
+    MachineInfo,
+    OnnxResult,
+    Provenance,
+    ReferenceResult,
+    StageResults,
+    TorchScriptResult,
 )
 from packager.bundle import layout
-from packager.bundle.writer import Writer
-from packager.common.cache_store import Action, Cache, Entry
+from packager.bundle.writer import BundleWriter
+from packager.common.cache_store import Cache, CacheEntry, CacheKey
 from packager.common.hashing import sha256_file
-from packager.parity.cases.generators import Fill
-from packager.parity.cases.sample_grid import Grid, redrawn
+from packager.parity.cases.generators import ValueKind
+from packager.parity.cases.sample_grid import Grid, redraw_case
 from packager.parity.cases.signature import TensorSpec
-from packager.parity.numerics.compare import Limit
-from packager.parity.numerics.decisions import Decision
-from packager.parity.numerics.verdict import Expectation, Judgement
-from packager.parity.results import Coverage, Noise, Reference
+from packager.parity.numerics.compare import ElementTolerance
+from packager.parity.numerics.decisions import DecisionRule
+from packager.parity.numerics.verdict import ParityResult, ReferenceCase
+from packager.parity.results import ChannelCoverage, OutputNoise, Reference
 from packager.project.manifest import Project
 
 _ARTIFACT_FILES = {"onnx": (layout.ONNX, layout.ONNX_DATA), "torchscript": (layout.TORCHSCRIPT,)}
@@ -51,161 +51,170 @@ _REFERENCE_OUTPUTS = "outputs.safetensors"
 class _ReferenceRecord:
     """The reference without its arrays."""
 
-    origin: Origin
-    machine: Machine
+    provenance: Provenance
+    machine: MachineInfo
     outputs: tuple[TensorSpec, ...]
-    noise: Mapping[str, Noise]
+    noise: Mapping[str, OutputNoise]
     names: tuple[str, ...]
-    limits: Mapping[str, Mapping[str, Limit]]
-    kinds: Mapping[str, tuple[Fill, ...]]  # by case, as they were compared: some were drawn anew, some added
+    tolerances: Mapping[str, Mapping[str, ElementTolerance]]
+    value_kinds: Mapping[str, tuple[ValueKind, ...]]  # by case, as they were compared: some were drawn anew, some added
     sizes: Mapping[str, Mapping[str, int]]
-    decisions: Mapping[str, Decision]
-    undecided: tuple[str, ...]
-    early: Mapping[str, Mapping[str, Limit]]
-    coverage: Coverage | None
+    decisions: Mapping[str, DecisionRule]
+    uncompared: tuple[str, ...]
+    probe: Mapping[str, Mapping[str, ElementTolerance]]
+    coverage: ChannelCoverage | None
 
 
 _REFERENCE_ADAPTER = pydantic.TypeAdapter(_ReferenceRecord)
-_ONNX_ADAPTER: pydantic.TypeAdapter[MadeOnnx] = pydantic.TypeAdapter(MadeOnnx)
-_TORCHSCRIPT_ADAPTER: pydantic.TypeAdapter[MadeTorchScript] = pydantic.TypeAdapter(MadeTorchScript)
-_PARITY_ADAPTER = pydantic.TypeAdapter(Judgement)
+_ONNX_ADAPTER: pydantic.TypeAdapter[OnnxResult] = pydantic.TypeAdapter(OnnxResult)
+_TORCHSCRIPT_ADAPTER: pydantic.TypeAdapter[TorchScriptResult] = pydantic.TypeAdapter(TorchScriptResult)
+_PARITY_ADAPTER = pydantic.TypeAdapter(ParityResult)
 
 
 @dataclass(frozen=True)
-class Recalled:
+class CacheLookup:
     """What is known, the files that belong to it by their path in a bundle, and the stages that were found."""
 
-    known: Known = field(default_factory=Known)
+    results: CachedResults = field(default_factory=CachedResults)
     files: Mapping[str, Path] = field(default_factory=dict)
-    found: frozenset[str] = frozenset()
+    stages: frozenset[str] = frozenset()
 
 
-def recall(cache: Cache, project: Project, source: Mapping[str, str], grid: Grid) -> Recalled:
+def load_stages(cache: Cache, project: Project, source: Mapping[str, str], grid: Grid) -> CacheLookup:
     """Ask the cache for every stage."""
-    reference = cache.find(keys.reference(project, source, cache.sha256))
+    reference = cache.look_up(keys.make_reference_key(project, source, cache.file_digest))
     measured = None if reference is None else _load_reference(cache, reference, project, grid)
     reference = None if measured is None else reference
     search = _StageLookup(cache, project, reference)
-    torchscript = search.made(keys.torchscript(project, source), _TORCHSCRIPT_ADAPTER)
-    onnx = search.made(keys.onnx(project, source), _ONNX_ADAPTER)
+    torchscript = search.find_artifact(keys.make_torchscript_key(project, source), _TORCHSCRIPT_ADAPTER)
+    onnx = search.find_artifact(keys.make_onnx_key(project, source), _ONNX_ADAPTER)
     if measured is not None and onnx is not None and onnx.outputs != measured.outputs:
         onnx = None  # made for cases that showed other shapes
-        search.forget("onnx")
-    return Recalled(Known(measured, onnx, torchscript), search.files, frozenset(search.found))
+        search.discard_stage("onnx")
+    return CacheLookup(CachedResults(measured, onnx, torchscript), search.files, frozenset(search.stages))
 
 
 class _StageLookup:
     """One round of questions to the cache: collects what was found on the way."""
 
-    def __init__(self, cache: Cache, project: Project, reference: Entry | None) -> None:
+    def __init__(self, cache: Cache, project: Project, reference: CacheEntry | None) -> None:
         self.files: dict[str, Path] = {}
-        self.found = {"reference"} if reference is not None else set()
+        self.stages = {"reference"} if reference is not None else set()
         self._cache, self._project, self._reference = cache, project, reference
 
-    def made(self, action: Action, kind: pydantic.TypeAdapter[Made[Artifact]]) -> Made[Artifact] | None:
+    def find_artifact(
+        self, action: CacheKey, kind: pydantic.TypeAdapter[ArtifactResult[ArtifactT]]
+    ) -> ArtifactResult[ArtifactT] | None:
         """An artifact, with its judgement where that is known too."""
         entry = self._find_entry(action)
         if entry is None and self._reference is not None:
-            entry = self._cache.find(disputed(action, self._reference))
-            self.found |= {action.stage, f"{action.stage} parity"} if entry is not None else set()
+            entry = self._cache.look_up(make_case_dependent_key(action, self._reference))
+            self.stages |= {action.stage, f"{action.stage} parity"} if entry is not None else set()
         if entry is None:
             return None
         made = kind.validate_python(entry.record)
-        self.files.update({name: self._cache.object(sha256) for name, sha256 in entry.files.items()})
-        if made.proven or self._reference is None:
+        self.files.update({name: self._cache.object_path(sha256) for name, sha256 in entry.files.items()})
+        if made.is_checked or self._reference is None:
             return made
-        judgement = self._find_entry(keys.judged(action, entry, self._reference, self._project))
-        return made if judgement is None else replace(made, judgement=_PARITY_ADAPTER.validate_python(judgement.record))
+        judgement = self._find_entry(keys.make_parity_key(action, entry, self._reference, self._project))
+        return made if judgement is None else replace(made, parity=_PARITY_ADAPTER.validate_python(judgement.record))
 
-    def forget(self, stage: str) -> None:
+    def discard_stage(self, stage: str) -> None:
         """What was found of a stage is of no use."""
-        self.found -= {stage, f"{stage} parity"}
+        self.stages -= {stage, f"{stage} parity"}
         for name in _ARTIFACT_FILES[stage]:
             self.files.pop(name, None)
 
-    def _find_entry(self, action: Action) -> Entry | None:
-        entry = self._cache.find(action)
+    def _find_entry(self, action: CacheKey) -> CacheEntry | None:
+        entry = self._cache.look_up(action)
         if entry is not None:
-            self.found.add(action.stage)
+            self.stages.add(action.stage)
         return entry
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheWrite:
     """What one stage gives to the cache: its action, what came out, and where the files lie."""
 
-    action: Action
-    entry: Entry
+    action: CacheKey
+    entry: CacheEntry
     files: Mapping[str, Path]
 
 
-def plan(
-    project: Project, source: Mapping[str, str], results: Results, bundle: Writer, scratch: Path, sha256: Digest
-) -> list[Kept]:
+def plan_writes(
+    project: Project,
+    source: Mapping[str, str],
+    results: StageResults,
+    bundle: BundleWriter,
+    scratch: Path,
+    sha256: FileHasher,
+) -> list[CacheWrite]:
     """What there is to keep of a build, stage by stage."""
-    measured = results.measured
+    measured = results.reference
     outputs = _save_outputs(measured.reference, scratch)
     files = {_REFERENCE_OUTPUTS: sha256_file(outputs)}
-    reference = Entry(_to_json(_make_reference_record(measured)), files)
-    found = [Kept(keys.reference(project, source, sha256), reference, {_REFERENCE_OUTPUTS: outputs})]
+    reference = CacheEntry(_to_json(_make_reference_record(measured)), files)
+    found = [CacheWrite(keys.make_reference_key(project, source, sha256), reference, {_REFERENCE_OUTPUTS: outputs})]
     for action, made in (
-        (keys.torchscript(project, source), results.torchscript),
-        (keys.onnx(project, source), results.onnx),
+        (keys.make_torchscript_key(project, source), results.torchscript),
+        (keys.make_onnx_key(project, source), results.onnx),
     ):
         paths = {name: bundle.folder / name for name in _ARTIFACT_FILES[action.stage] if name in bundle.digests}
         digests = {name: bundle.digests[name] for name in paths}
-        if made.undisputed:
-            entry = Entry(_to_json(replace(made, judgement=None)), digests)
-            judgement = Entry(_to_json(made.judgement), {})
-            found.append(Kept(action, entry, paths))
-            found.append(Kept(keys.judged(action, entry, reference, project), judgement, {}))
+        if made.case_independent:
+            entry = CacheEntry(_to_json(replace(made, parity=None)), digests)
+            judgement = CacheEntry(_to_json(made.parity), {})
+            found.append(CacheWrite(action, entry, paths))
+            found.append(CacheWrite(keys.make_parity_key(action, entry, reference, project), judgement, {}))
         else:
-            found.append(Kept(disputed(action, reference), Entry(_to_json(made), digests), paths))
+            found.append(
+                CacheWrite(make_case_dependent_key(action, reference), CacheEntry(_to_json(made), digests), paths)
+            )
     return found
 
 
-def keep(cache: Cache, kept: Sequence[Kept]) -> list[str]:
+def write_stages(cache: Cache, writes: Sequence[CacheWrite]) -> list[str]:
     """Put it into the cache; returns the stages of which it held something else. Raises OSError."""
     differing = []
-    for one in kept:
-        before = cache.find(one.action, files=False)
+    for one in writes:
+        before = cache.look_up(one.action, files=False)
         if before is not None and before.digest != one.entry.digest:
             differing.append(one.action.stage)
         cache.put(one.action, one.entry, one.files)
     return differing
 
 
-def disputed(action: Action, reference: Entry) -> Action:
+def make_case_dependent_key(action: CacheKey, reference: CacheEntry) -> CacheKey:
     """The same stage, where the cases had a say in what it made."""
-    return Action(action.stage, {**action.inputs, "reference": reference.digest})
+    return CacheKey(action.stage, {**action.inputs, "reference": reference.digest})
 
 
 # -- the reference ----------------------------------------------------------------------------
 
 
-def _make_reference_record(measured: Measured) -> _ReferenceRecord:
+def _make_reference_record(measured: ReferenceResult) -> _ReferenceRecord:
     reference = measured.reference
     return _ReferenceRecord(
-        measured.origin,
+        measured.provenance,
         measured.machine,
         measured.outputs,
         reference.noise,
         reference.names,
-        {one.case: one.limits for one in reference.expectations},
-        {one.name: one.kinds for one in reference.cases},
+        {one.name: one.tolerances for one in reference.reference_cases},
+        {one.name: one.value_kinds for one in reference.cases},
         {one.name: one.sizes for one in reference.cases},
-        reference.expectations[0].decisions,
-        reference.undecided,
-        {one.case: one.limits for one in reference.early},
+        reference.reference_cases[0].decisions,
+        reference.uncompared,
+        {one.name: one.tolerances for one in reference.probe},
         reference.coverage,
     )
 
 
 def _save_outputs(reference: Reference, scratch: Path) -> Path:
     tensors = {
-        f"{one.case}/{kind}/{name}": np.asarray(array, order="C")
-        for one in reference.expectations
-        for kind, arrays in (("own", one.outputs), ("oracle", one.oracle))
+        f"{one.name}/{kind}/{name}": np.asarray(array, order="C")
+        for one in reference.reference_cases
+        for kind, arrays in (("own", one.outputs), ("oracle", one.float64_outputs))
         for name, array in arrays.items()
     }
     path = scratch / _REFERENCE_OUTPUTS
@@ -213,23 +222,23 @@ def _save_outputs(reference: Reference, scratch: Path) -> Path:
     return path
 
 
-def _load_reference(cache: Cache, entry: Entry, project: Project, grid: Grid) -> Measured | None:
+def _load_reference(cache: Cache, entry: CacheEntry, project: Project, grid: Grid) -> ReferenceResult | None:
     record = _REFERENCE_ADAPTER.validate_python(entry.record)
     try:
-        tensors = safetensors.numpy.load_file(cache.object(entry.files[_REFERENCE_OUTPUTS]))
+        tensors = safetensors.numpy.load_file(cache.object_path(entry.files[_REFERENCE_OUTPUTS]))
     except OSError:
         return None  # the cache was emptied meanwhile
-    own = {case.name: case for case in grid.cases if not case.kinds}  # the user's data are not drawn
+    own = {case.name: case for case in grid.cases if not case.value_kinds}  # the user's data are not drawn
     cases = tuple(
-        own[name] if name in own else redrawn(project, name, record.sizes[name], kinds)
-        for name, kinds in record.kinds.items()
+        own[name] if name in own else redraw_case(project, name, record.sizes[name], kinds)
+        for name, kinds in record.value_kinds.items()
     )
     expectations = tuple(
-        Expectation(
+        ReferenceCase(
             case.name,
             case.inputs,
             {name: tensors[f"{case.name}/own/{name}"] for name in record.names},
-            dict(record.limits[case.name]),
+            dict(record.tolerances[case.name]),
             case.sizes,
             {name: tensors[key] for name in record.names if (key := f"{case.name}/oracle/{name}") in tensors},
             dict(record.decisions),
@@ -237,12 +246,12 @@ def _load_reference(cache: Cache, entry: Entry, project: Project, grid: Grid) ->
         for case in cases
     )
     early = tuple(
-        replace(one, limits=dict(record.early[one.case]), decisions={})
+        replace(one, tolerances=dict(record.probe[one.name]), decisions={})
         for one in expectations
-        if one.case in record.early
+        if one.name in record.probe
     )
-    reference = Reference(expectations, record.noise, record.names, cases, record.undecided, early, record.coverage)
-    return Measured(record.origin, record.machine, record.outputs, reference)
+    reference = Reference(expectations, record.noise, record.names, cases, record.uncompared, early, record.coverage)
+    return ReferenceResult(record.provenance, record.machine, record.outputs, reference)
 
 
 def _to_json(value: Any) -> Any:

@@ -13,24 +13,24 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from packager.builder.context import Eager, Site
-from packager.builder.results import Made, MadeOnnx
+from packager.builder.context import BuildContext, EagerModel
+from packager.builder.results import ArtifactResult, OnnxResult
 from packager.bundle import layout, records
-from packager.bundle.writer import Writer
+from packager.bundle.writer import BundleWriter
 from packager.common import process_memory
 from packager.errors import ExportFailed, ParityFailed, Problem
 from packager.export import onnx as exporters
 from packager.export import torchscript
-from packager.export.control_flow import Branches
+from packager.export.control_flow import SpecializedControlFlow
 from packager.export.exporters import ExporterFailed
-from packager.export.graph.messages import NOTHING_BETTER, Optimized, OptimizeJob, Raw, Stage
-from packager.export.torchscript import Program
+from packager.export.graph.messages import NO_IMPROVEMENT, ExportedGraph, OptimizeJob, OptimizeResult, StageRecord
+from packager.export.torchscript import TorchScriptProgram
 from packager.parity.diagnosis import diagnose
-from packager.parity.diagnosis.diagnose import Finding, Place
-from packager.parity.numerics.verdict import Expectation, Judgement
+from packager.parity.diagnosis.diagnose import Diagnosis, ReproTarget
+from packager.parity.numerics.verdict import ParityResult, ReferenceCase
 from packager.parity.results import Reference
 from packager.project.manifest import Project
-from packager.runtime.check import judge_onnx
+from packager.runtime.check import check_onnx
 
 
 @dataclass(frozen=True)
@@ -39,92 +39,99 @@ class Candidate:
 
     exporter: str
     job: OptimizeJob | None = None
-    optimized: Future[Optimized] | None = None
-    failed: ExporterFailed | None = None
-    frozen: Branches = field(default_factory=Branches)
+    optimized: Future[OptimizeResult] | None = None
+    failure: ExporterFailed | None = None
+    specialized: SpecializedControlFlow = field(default_factory=SpecializedControlFlow)
 
 
 @dataclass(frozen=True)
-class NotTaken:
+class Rejection:
     """Why a candidate does not ship: `fail` where it was compared and is wrong."""
 
     verdict: str
     cause: str
-    where: str | None = None
+    location: str | None = None
 
 
-Trying = tuple[Candidate, Future[MadeOnnx | NotTaken]]
+PendingCandidate = tuple[Candidate, Future[OnnxResult | Rejection]]
 """A candidate, and what will become of it."""
 
 
-def candidates(project: Project, eager: Eager, program: Program | None, site: Site) -> Iterator[Candidate]:
+def iter_candidates(
+    project: Project, eager: EagerModel, program: TorchScriptProgram | None, site: BuildContext
+) -> Iterator[Candidate]:
     """The exporters in order; each is run only when the next candidate is asked for.
 
     A script comes last, where a graph came of the trace and was wrong. Whether the fallback ships that trace has no
     say: a build that has the fallback from the cache takes the same way.
     """
     wanted = project.manifest.export.exporter
-    names = exporters.Names([one.name for one in eager.inputs], [one.name for one in eager.outputs])
+    names = exporters.TensorNames([one.name for one in eager.inputs], [one.name for one in eager.outputs])
 
-    def from_program(made: Program) -> Candidate:
-        def write(path: Path) -> Raw:
-            return exporters.from_torchscript(project, made, names, eager.example, path)
+    def from_program(made: TorchScriptProgram) -> Candidate:
+        def write(path: Path) -> ExportedGraph:
+            return exporters.export_from_torchscript(project, made, names, eager.example, path)
 
         label = f"torchscript, from the {made.method}"
-        return replace(_run_exporter(label, eager, project, site, write), frozen=made.frozen)
+        return replace(_run_exporter(label, eager, project, site, write), specialized=made.specialized)
 
     exported = False
     if wanted != "torch-export" and program is not None:
         first = from_program(program)
-        exported = first.failed is None
+        exported = first.failure is None
         yield first
     if wanted != "torchscript":
 
-        def from_module(path: Path) -> Raw:
-            return exporters.from_torch_export(project, eager.source.fresh(), names, eager.example, path)
+        def from_module(path: Path) -> ExportedGraph:
+            return exporters.export_with_torch_export(project, eager.loaded.pristine_copy(), names, eager.example, path)
 
         candidate = _run_exporter("torch-export", eager, project, site, from_module)
-        yield replace(candidate, frozen=_detect_specialized(project, eager, program) if candidate.failed is None else Branches())
+        yield replace(
+            candidate,
+            specialized=_detect_specialized(project, eager, program)
+            if candidate.failure is None
+            else SpecializedControlFlow(),
+        )
     if exported and program is not None and program.method == "trace" and project.manifest.torchscript.method == "auto":
         try:
-            scripted = torchscript.script(eager.source.fresh(), project.folder)
+            scripted = torchscript.script(eager.loaded.pristine_copy(), project.folder)
         except ExporterFailed as failed:
-            yield Candidate("torchscript, from the script", failed=failed)
+            yield Candidate("torchscript, from the script", failure=failed)
         else:
             yield from_program(scripted)
 
 
-def ship(
+def ship_onnx(
     project: Project,
-    eager: Eager,
-    tried: Trying | None,
-    rest: Iterator[Candidate],
+    eager: EagerModel,
+    pending: PendingCandidate | None,
+    remaining: Iterator[Candidate],
     expected: Future[Reference],
-    site: Site,
-) -> MadeOnnx:
+    site: BuildContext,
+) -> OnnxResult:
     """The first proven candidate, in the staged bundle; `tried` is being tried already.
 
     Raises `ExportFailed` where no exporter can express the model, `ParityFailed` where one could
     and its graph computes something else: then with the first node that does.
     """
-    stages: list[Stage] = []
-    not_taken: list[tuple[Candidate, NotTaken]] = []
-    for candidate, outcome in _iter_outcomes(project, tried, rest, expected, site):
-        if isinstance(outcome, Made):
+    stages: list[StageRecord] = []
+    not_taken: list[tuple[Candidate, Rejection]] = []
+    for candidate, outcome in _iter_outcomes(project, pending, remaining, expected, site):
+        if isinstance(outcome, ArtifactResult):
             return replace(outcome, stages=(*stages, *outcome.stages))
-        stages.append(Stage(f"export: {candidate.exporter}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0))
+        stages.append(StageRecord(f"export: {candidate.exporter}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0))
         not_taken.append((candidate, outcome))
-        site.stages.tell(f"{candidate.exporter} was not taken: {outcome.cause}")
+        site.stages.report_note(f"{candidate.exporter} was not taken: {outcome.cause}")
     if not project.manifest.export.required:
-        site.stages.tell("no ONNX model: the bundle ships TorchScript alone, as export.required is false")
-        return Made(None, None, tuple(stages))
+        site.stages.report_note("no ONNX model: the bundle ships TorchScript alone, as export.required is false")
+        return ArtifactResult(None, None, tuple(stages))
     if any(outcome.verdict == "fail" for _, outcome in not_taken):
         with site.stages.stage("where"):
             problems = _diagnose_rejections(project, eager, not_taken, expected.result(), site)
-        branches = [branch for candidate, _ in not_taken for branch in candidate.frozen.own]
+        branches = [branch for candidate, _ in not_taken for branch in candidate.specialized.user_lines]
         raise ParityFailed(problems, _format_fallback_hint(project), frozen_branches=branches)
     problems = [_make_problem(candidate, outcome) for candidate, outcome in not_taken]
-    raise ExportFailed(project.where("export"), problems, _format_fallback_hint(project))
+    raise ExportFailed(project.field_location("export"), problems, _format_fallback_hint(project))
 
 
 def _format_fallback_hint(project: Project) -> str:
@@ -133,154 +140,170 @@ def _format_fallback_hint(project: Project) -> str:
     return "export.required: false ships TorchScript alone"
 
 
-def attempt(candidate: Candidate, expected: Future[Reference], project: Project, site: Site) -> MadeOnnx | NotTaken:
+def check_candidate(
+    candidate: Candidate, expected: Future[Reference], project: Project, site: BuildContext
+) -> OnnxResult | Rejection:
     """Wait for the candidate's graph, place it in the staged bundle and judge it there, when `expected` is known."""
-    if candidate.failed is not None:
-        return NotTaken("not-checked", candidate.failed.cause, candidate.failed.where)
+    if candidate.failure is not None:
+        return Rejection("not-checked", candidate.failure.cause, candidate.failure.where)
     assert candidate.job is not None and candidate.optimized is not None
     optimized, job = candidate.optimized.result(), candidate.job
-    if optimized.refused:
+    if optimized.rejection_reason:
         return _reject(optimized)
     judgement = _stage_and_check(optimized, job, expected, site)
     if not judgement.passed:
-        site.stages.tell(f"not proven with all passes ({judgement.reason}); proving them one by one")
-        discard(site.writer)
-        optimized = site.side.optimize(replace(job, expectations=expected.result().expectations, early=False)).result()
-        if optimized.refused:
+        site.stages.report_note(f"not proven with all passes ({judgement.reason}); proving them one by one")
+        discard_staged_onnx(site.writer)
+        optimized = site.worker.submit(
+            replace(job, reference_cases=expected.result().reference_cases, probe_only=False)
+        ).result()
+        if optimized.rejection_reason:
             return _reject(optimized)
         judgement = _stage_and_check(optimized, job, expected, site)
         if not judgement.passed:
-            discard(site.writer)
-            return NotTaken("fail" if judgement.loaded else "not-checked", judgement.reason)
+            discard_staged_onnx(site.writer)
+            return Rejection("fail" if judgement.loaded else "not-checked", judgement.reason)
     for stage in optimized.stages:
-        if not stage.kept and stage.reason != NOTHING_BETTER:
-            site.stages.tell(f"{stage.name} was dropped: {stage.reason}")
+        if not stage.kept and stage.reason != NO_IMPROVEMENT:
+            site.stages.report_note(f"{stage.name} was dropped: {stage.reason}")
     before = optimized.before
-    taken = Stage(
+    taken = StageRecord(
         f"export: {candidate.exporter}", True, "pass", "", before.nodes, before.nodes, before.bytes, before.bytes,
         optimized.max_abs,
     )  # fmt: skip
     stages = (taken, *(_with_shipped_error(one, judgement) for one in optimized.stages))
-    return Made(_make_artifact_record(optimized, site.writer), judgement, stages, candidate.frozen)
+    return ArtifactResult(_make_artifact_record(optimized, site.writer), judgement, stages, candidate.specialized)
 
 
-def _reject(optimized: Optimized) -> NotTaken:
-    return NotTaken("fail" if optimized.disproven else "not-checked", optimized.refused)
+def _reject(optimized: OptimizeResult) -> Rejection:
+    return Rejection("fail" if optimized.failed_parity else "not-checked", optimized.rejection_reason)
 
 
-def _with_shipped_error(stage: Stage, judgement: Judgement) -> Stage:
+def _with_shipped_error(stage: StageRecord, judgement: ParityResult) -> StageRecord:
     """The last pass was compared as what ships: on all cases, and not by itself."""
     if not stage.kept or stage.max_abs is not None:
         return stage
     return replace(stage, max_abs=max((one.max_abs for one in judgement.outputs.values()), default=None))
 
 
-def judge_again(made: MadeOnnx, project: Project, expected: Reference, site: Site) -> MadeOnnx | None:
+def recheck_onnx(made: OnnxResult, project: Project, expected: Reference, site: BuildContext) -> OnnxResult | None:
     """A graph that an earlier build made, in the staged bundle, on the cases of this one; None where it fails."""
-    judgement = _check_staged(project.manifest.target.providers, expected.expectations, site)
+    judgement = _check_staged(project.manifest.target.providers, expected.reference_cases, site)
     if judgement.passed:
-        return replace(made, judgement=judgement)
-    discard(site.writer)
+        return replace(made, parity=judgement)
+    discard_staged_onnx(site.writer)
     return None
 
 
-def _run_exporter(label: str, eager: Eager, project: Project, site: Site, write: Callable[[Path], Raw]) -> Candidate:
+def _run_exporter(
+    label: str, eager: EagerModel, project: Project, site: BuildContext, write: Callable[[Path], ExportedGraph]
+) -> Candidate:
     folder = site.scratch / label.replace(", ", "-").replace(" ", "-")
     folder.mkdir(exist_ok=True)
     try:
         raw = write(folder / "raw.onnx")
     except ExporterFailed as failed:
-        return Candidate(label, failed=failed)
+        return Candidate(label, failure=failed)
     job = OptimizeJob(
-        raw=raw,
-        target=folder / layout.ONNX,
+        exported=raw,
+        output_path=folder / layout.ONNX,
         simplify=project.manifest.optimize.simplify,
         level=project.manifest.optimize.level,
         inputs={one.name: [dim for dim in one.shape if dim is not None] for one in eager.inputs},
         outputs={one.name: list(one.shape) for one in eager.outputs},
         providers=project.manifest.target.providers,
-        skip={},
-        expectations=eager.early,
+        skipped_passes={},
+        reference_cases=eager.probe,
     )
-    return Candidate(label, job=job, optimized=site.side.optimize(job))
+    return Candidate(label, job=job, optimized=site.worker.submit(job))
 
 
-def _detect_specialized(project: Project, eager: Eager, program: Program | None) -> Branches:
+def _detect_specialized(
+    project: Project, eager: EagerModel, program: TorchScriptProgram | None
+) -> SpecializedControlFlow:
     """The branches that torch.export may have taken for good, of which it says nothing: those that a trace takes."""
     if program is not None and program.method == "trace":
-        return program.frozen
+        return program.specialized
     try:
-        traced = torchscript.trace(eager.source.fresh(), project.manifest.outputs, eager.example, project.folder)
+        traced = torchscript.trace(
+            eager.loaded.pristine_copy(), project.manifest.outputs, eager.example, project.folder
+        )
     except ExporterFailed:
-        return Branches(own=("forward()",))  # it cannot be traced, so nobody knows
-    return traced.frozen
+        return SpecializedControlFlow(user_lines=("forward()",))  # it cannot be traced, so nobody knows
+    return traced.specialized
 
 
-def _make_problem(candidate: Candidate, outcome: NotTaken, found: Finding | None = None) -> Problem:
+def _make_problem(candidate: Candidate, outcome: Rejection, found: Diagnosis | None = None) -> Problem:
     message = f"{candidate.exporter}: {outcome.cause}"
     if found is None:
-        return Problem(message, outcome.where)
-    return Problem(f"{message}\n{found.text}", outcome.where or found.where)
+        return Problem(message, outcome.location)
+    return Problem(f"{message}\n{found.text}", outcome.location or found.location)
 
 
 def _diagnose_rejections(
-    project: Project, eager: Eager, not_taken: Sequence[tuple[Candidate, NotTaken]], expected: Reference, site: Site
+    project: Project,
+    eager: EagerModel,
+    not_taken: Sequence[tuple[Candidate, Rejection]],
+    expected: Reference,
+    site: BuildContext,
 ) -> list[Problem]:
     """Why each candidate was not taken, and the first node at fault of each that is wrong; the first is shown."""
     problems = []
-    place: Place | None = site.repro
+    place: ReproTarget | None = site.repro_target
     for candidate, outcome in not_taken:
         if outcome.verdict != "fail" or candidate.job is None:
             problems.append(_make_problem(candidate, outcome))
             continue
-        found = diagnose.find(project, eager.source.module, candidate.job.raw, expected.expectations, place)
+        found = diagnose.diagnose(project, eager.loaded.module, candidate.job.exported, expected.reference_cases, place)
         problems.append(_make_problem(candidate, outcome, found))
-        place = place if not found.shown else None
+        place = place if not found.has_repro else None
     return problems
 
 
 def _iter_outcomes(
     project: Project,
-    tried: Trying | None,
+    tried: PendingCandidate | None,
     rest: Iterator[Candidate],
     expected: Future[Reference],
-    site: Site,
-) -> Iterator[tuple[Candidate, MadeOnnx | NotTaken]]:
+    site: BuildContext,
+) -> Iterator[tuple[Candidate, OnnxResult | Rejection]]:
     if tried is not None:
         yield tried[0], tried[1].result()
     for candidate in rest:
-        yield candidate, attempt(candidate, expected, project, site)
+        yield candidate, check_candidate(candidate, expected, project, site)
 
 
-def _stage_and_check(optimized: Optimized, job: OptimizeJob, expected: Future[Reference], site: Site) -> Judgement:
-    assert optimized.facts is not None
-    site.writer.adopt(layout.ONNX, job.target)
-    if optimized.facts.external_data:
-        site.writer.adopt(layout.ONNX_DATA, job.target.with_name(layout.ONNX_DATA))
+def _stage_and_check(
+    optimized: OptimizeResult, job: OptimizeJob, expected: Future[Reference], site: BuildContext
+) -> ParityResult:
+    assert optimized.summary is not None
+    site.writer.move_file(layout.ONNX, job.output_path)
+    if optimized.summary.external_data:
+        site.writer.move_file(layout.ONNX_DATA, job.output_path.with_name(layout.ONNX_DATA))
     return _check_staged(job.providers, _await_cases(expected), site)
 
 
-def _check_staged(providers: Sequence[str], expectations: Iterable[Expectation], site: Site) -> Judgement:
-    with site.judging:
-        judgement = judge_onnx(site.writer.folder / layout.ONNX, expectations, providers)
-        process_memory.give_back()
+def _check_staged(providers: Sequence[str], expectations: Iterable[ReferenceCase], site: BuildContext) -> ParityResult:
+    with site.parity_semaphore:
+        judgement = check_onnx(site.writer.folder / layout.ONNX, expectations, providers)
+        process_memory.release_memory()
     return judgement
 
 
-def _await_cases(expected: Future[Reference]) -> Iterator[Expectation]:
+def _await_cases(expected: Future[Reference]) -> Iterator[ReferenceCase]:
     """The cases, once they are there: until then the session can be made."""
-    yield from expected.result().expectations
+    yield from expected.result().reference_cases
 
 
-def discard(writer: Writer) -> None:
+def discard_staged_onnx(writer: BundleWriter) -> None:
     """Take a graph out of the staged bundle that does not ship."""
     for path in (layout.ONNX, layout.ONNX_DATA):
         if path in writer.digests:
-            writer.discard(path)
+            writer.remove_file(path)
 
 
-def _make_artifact_record(optimized: Optimized, writer: Writer) -> records.OnnxArtifact:
-    facts = optimized.facts
+def _make_artifact_record(optimized: OptimizeResult, writer: BundleWriter) -> records.OnnxArtifact:
+    facts = optimized.summary
     assert facts is not None
     data = None
     if facts.external_data:

@@ -26,34 +26,41 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from packager.checkpoint import run_folder
-from packager.checkpoint.locate import INDEX, SUFFIXES, digest, locate, pick, shards
+from packager.checkpoint.locate import (
+    SHARD_INDEX_SUFFIX,
+    WEIGHT_SUFFIXES,
+    digest_checkpoint,
+    list_shards,
+    locate_files,
+    pick_head,
+)
 from packager.checkpoint.remote import transport, urls
-from packager.checkpoint.remote.download import Held, download, patiently
-from packager.common.cache_store import Cache, Unusable, drop, opened, used
-from packager.common.progress import Stages
+from packager.checkpoint.remote.download import DownloadRecord, download_file, retry_with_backoff
+from packager.common.cache_store import Cache, CacheUnavailable, delete_quietly, open_cache, touch_entry
+from packager.common.progress import StageReporter
 from packager.errors import CheckpointDigestWrong, DownloadRefused, PackagerError, UrlNotAFile, UserError
 
-STAGE = "download"
+DOWNLOAD_STAGE = "download"
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteCheckpoint:
     """What is wanted: the URL, the digest it must have, if it is pinned, and the fields that say so."""
 
     url: str
     sha256: str | None = None
     where: str | None = None
-    where_pinned: str | None = None
+    where_sha256: str | None = None
 
 
 @contextlib.contextmanager
-def at_hand(wanted: Remote, stages: Stages) -> Iterator[Path]:
+def fetch_remote(wanted: RemoteCheckpoint, stages: StageReporter) -> Iterator[Path]:
     """Yields the path of what a URL names, which an error in the block calls by the URL.
 
     Raises `UrlUnsupported`, `UrlNotFound`, `UrlRefused`, `UrlUnreachable`, `UrlNotAFile`, `DownloadRefused`,
     `ExtraMissing`, `CheckpointDigestWrong` and `CheckpointUnreadable`.
     """
-    local = urls.local_path(wanted.url, wanted.where)
+    local = urls.local_file_path(wanted.url, wanted.where)
     if local is not None:
         yield local
         return
@@ -62,20 +69,20 @@ def at_hand(wanted: Remote, stages: Stages) -> Iterator[Path]:
         try:
             yield path
         except PackagerError as error:
-            shown = urls.shown(wanted.url)
-            error.rename(str(path), shown)
+            shown = urls.redact_url(wanted.url)
+            error.replace_path(str(path), shown)
             if path.is_file():
-                error.rename(str(path.parent), shown.rpartition("/")[0])
+                error.replace_path(str(path.parent), shown.rpartition("/")[0])
             raise
 
 
 @contextlib.contextmanager
-def _open_cache_or_temporary(stages: Stages) -> Iterator[Cache]:
+def _open_cache_or_temporary(stages: StageReporter) -> Iterator[Cache]:
     """The user's cache; or one for this time only, where that cannot be used."""
     try:
-        cache = opened()
-    except Unusable as why:
-        stages.tell(f"the download will not be kept: {why}")
+        cache = open_cache()
+    except CacheUnavailable as why:
+        stages.report_note(f"the download will not be kept: {why}")
     else:
         yield cache
         return
@@ -83,27 +90,27 @@ def _open_cache_or_temporary(stages: Stages) -> Iterator[Cache]:
         yield Cache(Path(folder))
 
 
-def _fetch_to_cache(wanted: Remote, cache: Cache, stages: Stages) -> Path:
-    shown, name = urls.shown(wanted.url), urls.file_name(wanted.url)
+def _fetch_to_cache(wanted: RemoteCheckpoint, cache: Cache, stages: StageReporter) -> Path:
+    shown, name = urls.redact_url(wanted.url), urls.local_file_name(wanted.url)
     try:
         path, found = _find_downloaded(cache, wanted.sha256, name), wanted.sha256
         if path is not None:
-            stages.recall(STAGE)
+            stages.report_cached(DOWNLOAD_STAGE)
             return path
         with _lock_incoming_folder(cache, wanted.sha256 or wanted.url, stages) as folder:
             path = _find_downloaded(cache, wanted.sha256, name)  # whoever was waited for may have brought it
             if path is None:
-                with stages.stage(STAGE):
-                    path, found = _Download(wanted, cache, stages, folder).bring()
+                with stages.stage(DOWNLOAD_STAGE):
+                    path, found = _Download(wanted, cache, stages, folder).fetch()
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = f"{'no space is left' if full else error.strerror or error}: {cache.folder}"
         hint = "make room, or point PACKAGER_CACHE to a folder that has it"
         raise DownloadRefused(shown, wanted.where, why, hint) from None
     if wanted.sha256 is None:
-        stages.tell(f"{shown} is not pinned, and may change: checkpoint.sha256: {found} pins what was read now")
+        stages.report_note(f"{shown} is not pinned, and may change: checkpoint.sha256: {found} pins what was read now")
     elif found != wanted.sha256:
-        raise CheckpointDigestWrong(shown, wanted.where_pinned or wanted.where, wanted.sha256, found or "")
+        raise CheckpointDigestWrong(shown, wanted.where_sha256 or wanted.where, wanted.sha256, found or "")
     return path
 
 
@@ -112,38 +119,38 @@ def _fetch_to_cache(wanted: Remote, cache: Cache, stages: Stages) -> Path:
 
 def _find_downloaded(cache: Cache, sha256: str | None, name: str) -> Path | None:
     """What `locate` takes, of the checkpoint with this digest; None where it is not here, or not whole."""
-    if sha256 is None or not (folder := cache.download(sha256)).is_dir():
+    if sha256 is None or not (folder := cache.download_folder(sha256)).is_dir():
         return None
     path = folder / name
     if not path.exists():  # it came under another name, which tells what kind of file it is, or as a folder
         path = folder
-        same = [one for one in folder.iterdir() if one.is_file() and cache.sha256(one) == sha256]
-        if same and name.endswith(SUFFIXES):
+        same = [one for one in folder.iterdir() if one.is_file() and cache.file_digest(one) == sha256]
+        if same and name.endswith(WEIGHT_SUFFIXES):
             path = folder / name
             _link_or_copy(same[0], path)
     try:
-        whole = digest(locate(path), cache.sha256) == sha256
+        whole = digest_checkpoint(locate_files(path), cache.file_digest) == sha256
     except UserError:
         whole = False
     if not whole:
-        drop(folder)
+        delete_quietly(folder)
         return None
-    used(folder)
+    touch_entry(folder)
     return path
 
 
 @contextlib.contextmanager
-def _lock_incoming_folder(cache: Cache, key: str, stages: Stages) -> Iterator[Path]:
+def _lock_incoming_folder(cache: Cache, key: str, stages: StageReporter) -> Iterator[Path]:
     """A folder for what is on its way, which no other process uses meanwhile."""
-    alone = key if run_folder.LOCKS else f"{key} {os.getpid()}"  # without locks, nothing is shared
-    folder = cache.arriving(alone)
+    alone = key if run_folder.LOCKS_SUPPORTED else f"{key} {os.getpid()}"  # without locks, nothing is shared
+    folder = cache.incoming_folder(alone)
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("ab") as stream:
-            if not run_folder.lock(stream, shared=False, wait=False):
-                stages.tell("another process downloads the same: waiting for it")
-                run_folder.lock(stream, shared=False)
-            if run_folder.still_there(stream, folder / "lock"):
+            if not run_folder.lock_file(stream, shared=False, wait=False):
+                stages.report_note("another process downloads the same: waiting for it")
+                run_folder.lock_file(stream, shared=False)
+            if run_folder.is_same_file(stream, folder / "lock"):
                 yield folder
                 return
 
@@ -163,43 +170,45 @@ def _link_or_copy(source: Path, target: Path) -> None:
 class _Download:
     """One checkpoint that is being brought to a folder of its own; `came` are its files so far, by name."""
 
-    wanted: Remote
+    wanted: RemoteCheckpoint
     cache: Cache
-    stages: Stages
+    stages: StageReporter
     folder: Path
-    came: dict[str, Held] = field(default_factory=dict)
+    records: dict[str, DownloadRecord] = field(default_factory=dict)
 
     @property
     def files(self) -> Path:
         """Where its files are put, under their names."""
         return self.folder / "files"
 
-    def bring(self) -> tuple[Path, str]:
+    def fetch(self) -> tuple[Path, str]:
         """Bring what is not here; returns what `locate` takes, under its digest, and that digest."""
-        url, shown, where = self.wanted.url, urls.shown(self.wanted.url), self.wanted.where
-        names = patiently(url, where, lambda: transport.names_in(url, where), lambda: 0)
+        url, shown, where = self.wanted.url, urls.redact_url(self.wanted.url), self.wanted.where
+        names = retry_with_backoff(url, where, lambda: transport.list_remote_folder(url, where), lambda: 0)
         others: list[str] = []
         if names is None:
-            head, at = urls.file_name(url), url
+            head, at = urls.local_file_name(url), url
         else:
-            if {run_folder.RUN, run_folder.RECORD} & set(names):
-                hint = f"name one of its files, such as {shown.rstrip('/')}/step-00000001/{run_folder.MODEL}"
+            if {run_folder.RUN_FILE, run_folder.RECORD_FILE} & set(names):
+                hint = f"name one of its files, such as {shown.rstrip('/')}/step-00000001/{run_folder.MODEL_FILE}"
                 raise UrlNotAFile(shown, where, "it is a run of CheckpointManager", hint)
-            head, others = pick(names, shown, where)
-            at = urls.inside(url, head)
+            head, others = pick_head(names, shown, where)
+            at = urls.child_url(url, head)
         last = self._previous_download()
         self._fetch_file(at, head, last)
-        if head.endswith(INDEX):
-            for shard in shards(self.files / head, shown, where):
+        if head.endswith(SHARD_INDEX_SUFFIX):
+            for shard in list_shards(self.files / head, shown, where):
                 name = shard.relative_to(self.files).as_posix()
-                self._fetch_file(urls.beside(at, name), name, last)
+                self._fetch_file(urls.sibling_url(at, name), name, last)
         for name in others:
-            self._fetch_file(urls.inside(url, name), name, last)
+            self._fetch_file(urls.child_url(url, name), name, last)
         path = self.files / head if names is None else self.files
-        found = digest(locate(path, shown, where), lambda one: self.came[one.relative_to(self.files).as_posix()].sha256)
+        found = digest_checkpoint(
+            locate_files(path, shown, where), lambda one: self.records[one.relative_to(self.files).as_posix()].sha256
+        )
         return self._publish(found, head if names is None else ""), found
 
-    def _fetch_file(self, url: str, name: str, last: tuple[Path, Mapping[str, Held]]) -> None:
+    def _fetch_file(self, url: str, name: str, last: tuple[Path, Mapping[str, DownloadRecord]]) -> None:
         """Bring one file, unless it is here already: from a try that failed, or from the last download."""
         target, part = self.files / name, self.folder / hashlib.sha256(name.encode()).hexdigest()
         record = part.with_suffix(".done")
@@ -207,7 +216,13 @@ class _Download:
         known, source = _read_finished(record, target), target
         if known is None and name in last[1]:
             known, source = last[1][name], last[0] / name
-        came = download(url, self.wanted.where, part, known, lambda done, size: self.stages.progress(STAGE, done, size))
+        came = download_file(
+            url,
+            self.wanted.where,
+            part,
+            known,
+            lambda done, size: self.stages.report_progress(DOWNLOAD_STAGE, done, size),
+        )
         if came is not None:
             os.replace(part, target)
         else:
@@ -217,30 +232,30 @@ class _Download:
                 target.unlink(missing_ok=True)
                 _link_or_copy(source, target)
         record.write_text(json.dumps(asdict(came)), encoding="utf-8")
-        self.came[name] = came
+        self.records[name] = came
 
-    def _previous_download(self) -> tuple[Path, Mapping[str, Held]]:
+    def _previous_download(self) -> tuple[Path, Mapping[str, DownloadRecord]]:
         """What this URL gave the last time, as far as it is still here as it was."""
-        known = self.cache.recall(self._record_name) or {"sha256": "", "files": {}}
-        folder = self.cache.download(known["sha256"]) if known["sha256"] else self.folder
-        found = {name: Held.of(one) for name, one in known["files"].items()}
+        known = self.cache.load_record(self._record_name) or {"sha256": "", "files": {}}
+        folder = self.cache.download_folder(known["sha256"]) if known["sha256"] else self.folder
+        found = {name: DownloadRecord.from_dict(one) for name, one in known["files"].items()}
         return folder, {
             name: one
             for name, one in found.items()
-            if (folder / name).is_file() and self.cache.sha256(folder / name) == one.sha256
+            if (folder / name).is_file() and self.cache.file_digest(folder / name) == one.sha256
         }
 
     def _publish(self, sha256: str, name: str) -> Path:
         """Put all of it under its digest in one step, and remember what the server said of it."""
-        target = self.cache.download(sha256)
+        target = self.cache.download_folder(sha256)
         path = _find_downloaded(self.cache, sha256, name)
         if path is None:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(self.files, target)
             path = target / name
-        content = {"sha256": sha256, "files": {one: asdict(held) for one, held in self.came.items()}}
-        self.cache.remember(self._record_name, content)
-        drop(self.folder)
+        content = {"sha256": sha256, "files": {one: asdict(held) for one, held in self.records.items()}}
+        self.cache.save_record(self._record_name, content)
+        delete_quietly(self.folder)
         return path
 
     @property
@@ -248,10 +263,10 @@ class _Download:
         return f"url {self.wanted.url}"
 
 
-def _read_finished(record: Path, target: Path) -> Held | None:
+def _read_finished(record: Path, target: Path) -> DownloadRecord | None:
     """A file of a checkpoint of several, whose others did not come."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        held = Held.of(json.loads(record.read_text(encoding="utf-8")))
+        held = DownloadRecord.from_dict(json.loads(record.read_text(encoding="utf-8")))
         if target.stat().st_size == held.bytes:
             return held
     return None

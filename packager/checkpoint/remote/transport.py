@@ -30,7 +30,7 @@ from packager.errors import (
     UrlUnsupported,
 )
 
-CHUNK_BYTES = 4 << 20
+STREAM_CHUNK_BYTES = 4 << 20
 _READ_BUFFER_BYTES = 256 << 10  # aiohttp drops what nobody has read yet when a connection breaks
 _CONNECT_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS = 30, 60  # to reach a server, and between two pieces of an answer
 _TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)  # HTTP: not now
@@ -50,48 +50,50 @@ _CREDENTIAL_HINTS = {
 
 
 @dataclass(frozen=True)
-class Version:
+class RemoteVersion:
     """What a server says of a file without its content: bytes, where it knows them, and marks that change with it."""
 
     size: int | None
     marks: Mapping[str, str]
 
-    def is_of(self, other: Version) -> bool:
+    def matches(self, other: RemoteVersion) -> bool:
         """Whether two answers speak of the same content: the marks that both have agree, and there is one."""
         shared = set(self.marks) & set(other.marks)
         return bool(shared) and self.size == other.size and all(self.marks[one] == other.marks[one] for one in shared)
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumeOffset:
     """Where to go on: so many bytes of this version are here."""
 
     offset: int
-    version: Version
+    version: RemoteVersion
 
 
 @dataclass(frozen=True)
-class Body:
+class RemoteStream:
     """An open stream, whose first byte is that at `offset`; `read` gives at most so many bytes, and none at its end."""
 
-    version: Version
+    version: RemoteVersion
     offset: int
     read: Callable[[int], bytes]
-    unchanged: Callable[[], bool]  # asked at the end: whether the file is still the one that was opened
+    is_unchanged: Callable[[], bool]  # asked at the end: whether the file is still the one that was opened
 
 
-class Broken(Exception):
+class TransferInterrupted(Exception):
     """It did not work this time. `reached` is whether a server was there; `anew` that the rest is of another file."""
 
     def __init__(self, why: str, *, reached: bool, anew: bool = False) -> None:
         super().__init__(why)
         self.why = why
-        self.reached = reached
-        self.anew = anew
+        self.server_reached = reached
+        self.restart = anew
 
 
 @contextmanager
-def opened(url: str, where: str | None, start: Start | None, known: Version | None) -> Iterator[Body | None]:
+def open_remote(
+    url: str, where: str | None, start: ResumeOffset | None, known: RemoteVersion | None
+) -> Iterator[RemoteStream | None]:
     """Yields the file's stream; None where the file is still the `known` one.
 
     Raises `Broken`, from the stream's `read` too, `UrlUnsupported`, `UrlNotFound`, `UrlRefused`,
@@ -107,22 +109,22 @@ def opened(url: str, where: str | None, start: Start | None, known: Version | No
             else:
                 version = _read_version(system, path, url, where)
                 body = None
-                if known is None or not known.is_of(version):
-                    stream = stack.enter_context(system.open(path, "rb", block_size=CHUNK_BYTES))
+                if known is None or not known.matches(version):
+                    stream = stack.enter_context(system.open(path, "rb", block_size=STREAM_CHUNK_BYTES))
                     body = _open_plain_stream(system, path, url, where, stream, version, start)
         yield body
 
 
-def names_in(url: str, where: str | None) -> list[str] | None:
+def list_remote_folder(url: str, where: str | None) -> list[str] | None:
     """The names of the files in the folder that a URL names; None where it names a file.
 
     Raises what `opened` raises. HTTP has no folders: a URL that ends with a slash is refused.
     """
     if urls.is_http(url):
-        if urls.file_name(url):
+        if urls.local_file_name(url):
             return None
         hint = "name the file, or the NAME.index.json of a sharded checkpoint"
-        raise UrlNotAFile(urls.shown(url), where, "what a folder holds cannot be told over HTTP", hint)
+        raise UrlNotAFile(urls.redact_url(url), where, "what a folder holds cannot be told over HTTP", hint)
     with _translate_errors(url, where):
         system, path = _open_filesystem(url, where)
         if system.info(path)["type"] != "directory":
@@ -134,7 +136,7 @@ def names_in(url: str, where: str | None) -> list[str] | None:
 def _open_filesystem(url: str, where: str | None) -> tuple[Any, str]:
     """The file system, with nothing in its memory of earlier answers, and the path in it."""
     protocol = re.split(r"::|://", url, maxsplit=1)[0].lower()
-    what = f"reading {urls.shown(url)}"
+    what = f"reading {urls.redact_url(url)}"
     try:
         fsspec = importlib.import_module("fsspec")
     except ModuleNotFoundError:
@@ -155,7 +157,7 @@ def _open_filesystem(url: str, where: str | None) -> tuple[Any, str]:
         if not str(error).startswith("Protocol not known"):
             raise
         known = "https, s3, gs and file are, and all that fsspec has a file system for"
-        raise UrlUnsupported(urls.shown(url), where, str(error), known) from None
+        raise UrlUnsupported(urls.redact_url(url), where, str(error), known) from None
     system.invalidate_cache()
     return system, path
 
@@ -163,7 +165,7 @@ def _open_filesystem(url: str, where: str | None) -> tuple[Any, str]:
 # -- HTTP -------------------------------------------------------------------------------------
 
 
-def _open_http_stream(system: Any, url: str, start: Start | None, known: Version | None) -> Any:
+def _open_http_stream(system: Any, url: str, start: ResumeOffset | None, known: RemoteVersion | None) -> Any:
     """fsspec's stream of one request; its `r` is aiohttp's response."""
     aiohttp = importlib.import_module("aiohttp")
     headers = {**system.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
@@ -175,63 +177,71 @@ def _open_http_stream(system: Any, url: str, start: Start | None, known: Version
         headers["If-Modified-Since"] = known.marks["Last-Modified"]
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_SECONDS, sock_read=_READ_TIMEOUT_SECONDS)
     # Without blocks it is a plain stream; the size, which is of no use to that, spares a question for it.
-    return system.open(url, "rb", block_size=0, size=1, headers=headers, timeout=timeout, read_bufsize=_READ_BUFFER_BYTES)
+    return system.open(
+        url, "rb", block_size=0, size=1, headers=headers, timeout=timeout, read_bufsize=_READ_BUFFER_BYTES
+    )
 
 
-def _validator(version: Version) -> str | None:
+def _validator(version: RemoteVersion) -> str | None:
     """What tells two versions apart to the byte: a strong ETag, or the date of the last change."""
     etag = version.marks.get("ETag")
     return etag if etag is not None and not etag.startswith("W/") else version.marks.get("Last-Modified")
 
 
-def _interpret_response(stream: Any, url: str, where: str | None, start: Start | None, known: Version | None) -> Body | None:
+def _interpret_response(
+    stream: Any, url: str, where: str | None, start: ResumeOffset | None, known: RemoteVersion | None
+) -> RemoteStream | None:
     response = stream.r
     headers = response.headers
     if response.status == 304 and known is not None:
         return None
     if response.status not in (200, 203, 206):
-        raise UrlUnreachable(urls.shown(url), where, f"the server answers {response.status}", "is it a file's URL?")
+        raise UrlUnreachable(
+            urls.redact_url(url), where, f"the server answers {response.status}", "is it a file's URL?"
+        )
     packed = headers.get("Content-Encoding", "identity").lower()
     if packed not in ("identity", ""):
         why = f"the server sends it compressed ({packed}), unasked: a pinned digest would not be that of the file"
-        raise DownloadRefused(urls.shown(url), where, why, "store it without Content-Encoding")
+        raise DownloadRefused(urls.redact_url(url), where, why, "store it without Content-Encoding")
     length = headers.get("Content-Length", "")
     marks = {name: headers[name] for name in ("ETag", "Last-Modified") if headers.get(name)}
     offset, size = 0, int(length) if length.isdecimal() else None
     if response.status == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
         if start is None or found is None or int(found[1]) != start.offset:
-            raise Broken("the server answers with another part than was asked for", reached=True, anew=True)
+            raise TransferInterrupted(
+                "the server answers with another part than was asked for", reached=True, anew=True
+            )
         offset, size = start.offset, int(found[2])
-        if not Version(size, marks).is_of(start.version):
-            raise Broken("the file changed meanwhile", reached=True, anew=True)
-    version = Version(size, marks)
-    if known is not None and offset == 0 and version.is_of(known):
+        if not RemoteVersion(size, marks).matches(start.version):
+            raise TransferInterrupted("the file changed meanwhile", reached=True, anew=True)
+    version = RemoteVersion(size, marks)
+    if known is not None and offset == 0 and version.matches(known):
         return None  # a server that ignores the question, and tells all the same
 
     def read(most: int) -> bytes:
         with _translate_errors(url, where):
             return bytes(stream.read(most))
 
-    return Body(version, offset, read, lambda: True)
+    return RemoteStream(version, offset, read, lambda: True)
 
 
 # -- other file systems -----------------------------------------------------------------------
 
 
-def _read_version(system: Any, path: str, url: str, where: str | None) -> Version:
+def _read_version(system: Any, path: str, url: str, where: str | None) -> RemoteVersion:
     info = system.info(path)
     if info["type"] == "directory":
-        raise UrlNotAFile(urls.shown(url), where, "it is a folder", "name a file in it")
+        raise UrlNotAFile(urls.redact_url(url), where, "it is a folder", "name a file in it")
     size = info.get("size")
-    return Version(size, {name: str(info[name]) for name in _VERSION_FIELDS if info.get(name) is not None})
+    return RemoteVersion(size, {name: str(info[name]) for name in _VERSION_FIELDS if info.get(name) is not None})
 
 
 def _open_plain_stream(
-    system: Any, path: str, url: str, where: str | None, stream: Any, version: Version, start: Start | None
-) -> Body:  # fmt: skip
+    system: Any, path: str, url: str, where: str | None, stream: Any, version: RemoteVersion, start: ResumeOffset | None
+) -> RemoteStream:  # fmt: skip
     offset = 0
-    if start is not None and start.version.is_of(version):
+    if start is not None and start.version.matches(version):
         offset = start.offset
         stream.seek(offset)
 
@@ -245,7 +255,7 @@ def _open_plain_stream(
             now = _read_version(system, path, url, where)
         return now == version
 
-    return Body(version, offset, read, unchanged)
+    return RemoteStream(version, offset, read, unchanged)
 
 
 # -- what goes wrong --------------------------------------------------------------------------
@@ -255,7 +265,7 @@ def _open_plain_stream(
 def _translate_errors(url: str, where: str | None) -> Iterator[None]:
     try:
         yield
-    except (PackagerError, Broken):
+    except (PackagerError, TransferInterrupted):
         raise
     except Exception as error:  # noqa: BLE001 (every file system has exceptions of its own)
         raise _translate_error(error, url, where) from None
@@ -265,13 +275,13 @@ def _translate_error(error: Exception, url: str, where: str | None) -> Exception
     """What a library's exception means: for the user, or for another try."""
     status = getattr(error, "status", None)  # aiohttp's
     status = status if isinstance(status, int) else None
-    text = urls.without_secrets(str(error).strip().partition("\n")[0])
+    text = urls.redact_text(str(error).strip().partition("\n")[0])
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    named = urls.shown(url)
+    named = urls.redact_url(url)
     if status == 416:
-        return Broken("the file is shorter than it was", reached=True, anew=True)
+        return TransferInterrupted("the file is shorter than it was", reached=True, anew=True)
     if status in _TRANSIENT_STATUSES:
-        return Broken(f"the server answers {status}", reached=True)
+        return TransferInterrupted(f"the server answers {status}", reached=True)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return UrlNotFound(named, where, f"the server answers {status or 404}" if urls.is_http(url) else "no such file")
     if isinstance(error, IsADirectoryError):
@@ -283,10 +293,10 @@ def _translate_error(error: Exception, url: str, where: str | None) -> Exception
     if status is not None:
         return UrlUnreachable(named, where, f"the server answers {status}", "open the URL in a browser, or with curl")
     if getattr(error, "errno", None) == errno.EBUSY:  # s3fs: its ETag is another one
-        return Broken("the file changed meanwhile", reached=True, anew=True)
+        return TransferInterrupted("the file changed meanwhile", reached=True, anew=True)
     if isinstance(error, (ValueError, TypeError, NotImplementedError)):
         return UrlUnsupported(named, where, said, "is it spelled right?")
-    return Broken(said, reached=_is_server_reached(error))
+    return TransferInterrupted(said, reached=_is_server_reached(error))
 
 
 def _is_server_reached(error: Exception) -> bool:

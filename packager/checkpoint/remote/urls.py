@@ -31,24 +31,24 @@ def is_remote(text: str) -> bool:
     return is_url(text) and not text.lower().startswith("file://")
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """A URL without name, password, query and fragment; `?…` stands where there was a query."""
     return "::".join(_redact_link(one) for one in _CHAIN_SEPARATOR.split(url))
 
 
-def without_secrets(text: str) -> str:
+def redact_text(text: str) -> str:
     """A text in which every URL is as it may be shown."""
-    return _URL_IN_TEXT.sub(lambda found: shown(found[0]), text)
+    return _URL_IN_TEXT.sub(lambda found: redact_url(found[0]), text)
 
 
-def local_path(url: str, where: str | None) -> Path | None:
+def local_file_path(url: str, where: str | None) -> Path | None:
     """The path of a file:// URL; None for others. Raises `UrlUnsupported` where it names another machine."""
     if not url.lower().startswith("file://"):
         return None
     found = urlsplit(url)
     if found.netloc not in ("", "localhost") or not found.path:
         why = f"a file:// URL names a file of this machine, and this one names the host {found.netloc!r}"
-        raise UrlUnsupported(shown(url), where, why, "write file:///absolute/path, or the path alone")
+        raise UrlUnsupported(redact_url(url), where, why, "write file:///absolute/path, or the path alone")
     return Path(url2pathname(found.path))
 
 
@@ -57,7 +57,7 @@ def is_http(url: str) -> bool:
     return url.lower().startswith(("http://", "https://"))
 
 
-def file_name(url: str) -> str:
+def local_file_name(url: str) -> str:
     """The last part of a URL's path, as a file may be called here; empty for one that ends with a slash."""
     _, path, _, _ = _split_url(url)
     folder, _, name = path.rpartition("/")
@@ -69,14 +69,14 @@ def file_name(url: str) -> str:
     return f"checkpoint{suffix}" if _SAFE_FILE_NAME.fullmatch(suffix[1:]) else "checkpoint"
 
 
-def beside(url: str, name: str) -> str:
+def sibling_url(url: str, name: str) -> str:
     """The URL of `name` in the folder of the file that `url` names; the query, which may give access, stays."""
     before, path, query, rest = _split_url(url)
     name = quote(name) if is_http(url) else name
     return f"{before}{path[: path.rfind('/') + 1]}{name}{query}{rest}"
 
 
-def inside(url: str, name: str) -> str:
+def child_url(url: str, name: str) -> str:
     """The URL of `name` in the folder that `url` names."""
     before, path, query, rest = _split_url(url)
     return f"{before}{path.rstrip('/')}/{name}{query}{rest}"

@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from packager.checkpoint.ranks import Ranks, is_piece
+from packager.checkpoint.ranks import RankGroup, is_sharded
 
 
-def hides(module: torch.nn.Module) -> bool:
+def contains_fsdp1(module: torch.nn.Module) -> bool:
     """Whether FSDP1 is in the module."""
     # By name: importing it takes seconds.
     return any(type(one).__name__ == "FullyShardedDataParallel" for one in module.modules())
 
 
-def weights(module: torch.nn.Module) -> dict[str, Any]:
+def get_weights(module: torch.nn.Module) -> dict[str, Any]:
     """The state dict under the names of the module alone, spread over the ranks."""
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
@@ -39,22 +39,22 @@ def load_weights(module: torch.nn.Module, state: Mapping[str, Any]) -> None:
 
     with _suppress_warnings():
         set_model_state_dict(
-            module, dict(state), options=StateDictOptions(full_state_dict=not any(map(is_piece, state.values())))
+            module, dict(state), options=StateDictOptions(full_state_dict=not any(map(is_sharded, state.values())))
         )
 
 
-def optimizer_state(
-    module: torch.nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+def get_optimizer_state(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, ranks: RankGroup
 ) -> tuple[dict[str, Any], list[str]]:
     """The optimizer's state by number, as without FSDP, and the name of the parameter of each number."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    begun = any(ranks.of_every(bool(optimizer.state)))
+    begun = any(ranks.gather(bool(optimizer.state)))
     with _suppress_warnings():
         named: Any = get_optimizer_state_dict(module, optimizer)
     if not begun:  # to find the names, torch makes a step without an effect, of which nothing is to be left
         optimizer.state.clear()
-    order = {name: place for place, name in enumerate(weights(module))}
+    order = {name: place for place, name in enumerate(get_weights(module))}
     groups: list[Any] = [
         {**group, "params": sorted(group["params"], key=lambda name: order[name])} for group in named["param_groups"]
     ]
@@ -67,7 +67,7 @@ def optimizer_state(
     }, names
 
 
-def load_optimizer(
+def load_optimizer_state(
     module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], names: Sequence[str]
 ) -> None:
     """Put a state by number back; `names` are those that `optimizer_state` gave."""

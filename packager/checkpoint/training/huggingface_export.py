@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from packager.checkpoint.training.loop_state import unwrapped
+from packager.checkpoint.training.loop_state import unwrap_module
 from packager.errors import HuggingFaceExportRefused
 
 # What transformers writes into such a folder.
@@ -37,7 +37,7 @@ def export_huggingface(
     are taken off. An earlier export in the folder is replaced; where anything else is there, it is refused.
     Raises `HuggingFaceExportRefused`.
     """
-    target, inner = Path(folder).absolute(), unwrapped(module)
+    target, inner = Path(folder).absolute(), unwrap_module(module)
     save = getattr(inner, "save_pretrained", None)
     if not callable(save):
         why = f"a {type(inner).__qualname__} has no save_pretrained"

@@ -24,7 +24,7 @@ import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from packager.checkpoint.ranks import Ranks, cut_like, is_piece
+from packager.checkpoint.ranks import RankGroup, is_sharded, shard_like
 from packager.checkpoint.training import fsdp1
 from packager.errors import StateNotExpressible
 
@@ -38,7 +38,7 @@ _MOMENT_NAMES = frozenset(
 )
 
 
-class HasState(Protocol):
+class Stateful(Protocol):
     """An optimizer, a scheduler, a scaler, or anything else that gives and takes a state dict."""
 
     def state_dict(self) -> Any: ...
@@ -47,60 +47,60 @@ class HasState(Protocol):
 
 
 @dataclass(frozen=True)
-class Loop:
+class TrainingLoop:
     """The parts of a training loop that have a state."""
 
     model: torch.nn.Module
-    optimizer: HasState | None = None
-    scheduler: HasState | None = None
-    ema: HasState | None = None
-    scaler: HasState | None = None
+    optimizer: Stateful | None = None
+    scheduler: Stateful | None = None
+    ema: Stateful | None = None
+    scaler: Stateful | None = None
     generators: Mapping[str, Generator] | None = None
 
-    def helpers(self) -> dict[str, HasState]:
+    def stateful_parts(self) -> dict[str, Stateful]:
         """Those whose state is taken as it is."""
         named = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
         return {name: one for name, one in named.items() if one is not None}
 
 
 @dataclass(frozen=True)
-class Present:
+class LoopState:
     """The state that a loop has, as it would be saved, and what its parts are like."""
 
     model: Trees
     ema: Any
-    helpers: Mapping[str, Any]
+    part_states: Mapping[str, Any]
     parameters: Mapping[int, torch.Tensor]
     """Of the optimizer, by number."""
-    names: tuple[str, ...]
+    fsdp_names: tuple[str, ...]
     """Of these, in their order, where FSDP1 hides the parameters."""
 
 
-def present(loop: Loop, ranks: Ranks) -> Present:
+def read_loop_state(loop: TrainingLoop, ranks: RankGroup) -> LoopState:
     """The state of a loop, nothing of it copied; all ranks together. Raises `StateNotExpressible`."""
     model, ema = _get_weights(loop.model), None
     if loop.ema is not None:
         ema = _get_weights(loop.ema) if isinstance(loop.ema, torch.nn.Module) else loop.ema.state_dict()
-    helpers = loop.helpers()
-    if isinstance(loop.optimizer, torch.optim.Optimizer) and fsdp1.hides(loop.model):
+    helpers = loop.stateful_parts()
+    if isinstance(loop.optimizer, torch.optim.Optimizer) and fsdp1.contains_fsdp1(loop.model):
         optimizer = helpers.pop("optimizer")
-        state, names = fsdp1.optimizer_state(loop.model, optimizer, ranks)  # type: ignore[arg-type]  # just asked
+        state, names = fsdp1.get_optimizer_state(loop.model, optimizer, ranks)  # type: ignore[arg-type]  # just asked
         states = {"optimizer": state, **{name: one.state_dict() for name, one in helpers.items()}}
-        return Present(model, ema, states, {number: model[name] for number, name in enumerate(names)}, tuple(names))
+        return LoopState(model, ema, states, {number: model[name] for number, name in enumerate(names)}, tuple(names))
     states = {name: one.state_dict() for name, one in helpers.items()}
     groups = loop.optimizer.param_groups if isinstance(loop.optimizer, torch.optim.Optimizer) else []
     parameters = dict(enumerate(one for group in groups for one in group["params"]))
-    return Present(model, ema, states, parameters, ())
+    return LoopState(model, ema, states, parameters, ())
 
 
-def capture(loop: Loop, extra: Any, ranks: Ranks) -> Trees:
+def capture_state(loop: TrainingLoop, extra: Any, ranks: RankGroup) -> Trees:
     """The state of a loop as three trees: `model`, `ema` where there is one, and `training`; all ranks together."""
-    now = present(loop, ranks)
+    now = read_loop_state(loop, ranks)
     training: Trees = {
-        "classes": {name: type(one).__qualname__ for name, one in loop.helpers().items()},
-        **now.helpers,
-        "generators": ranks.of_every(_get_generator_states(loop)),
-        "random": ranks.of_every(_get_random_states()),
+        "classes": {name: type(one).__qualname__ for name, one in loop.stateful_parts().items()},
+        **now.part_states,
+        "generators": ranks.gather(_get_generator_states(loop)),
+        "random": ranks.gather(_get_random_states()),
         "extra": extra,
     }
     trees: Trees = {"model": now.model, "training": training}
@@ -111,31 +111,31 @@ def capture(loop: Loop, extra: Any, ranks: Ranks) -> Trees:
     return trees
 
 
-def differences(loop: Loop, now: Present, trees: Trees, rank: int = 0) -> list[str]:
+def find_mismatches(loop: TrainingLoop, state: LoopState, trees: Trees, rank: int = 0) -> list[str]:
     """Why the trees do not fit the loop, in words; nothing is changed."""
     training = trees["training"]
-    found = _find_weight_mismatches("model", now.model, trees["model"])
+    found = _find_weight_mismatches("model", state.model, trees["model"])
     if loop.ema is not None and "ema" not in trees:
         found.append("ema: the checkpoint holds none")
     elif isinstance(loop.ema, torch.nn.Module):
-        found += _find_weight_mismatches("ema", now.ema, trees["ema"])
+        found += _find_weight_mismatches("ema", state.ema, trees["ema"])
         if sorted(_averaging_counters(loop.ema)) != sorted(training.get("averaging", {})):
             found.append(f"ema: it was not saved from a {type(loop.ema).__qualname__}")
-    for name, one in loop.helpers().items():
+    for name, one in loop.stateful_parts().items():
         if name not in training:
             found.append(f"{name}: the checkpoint holds none")
         elif training["classes"][name] != type(one).__qualname__:
             found.append(f"{name}: saved from {training['classes'][name]}, here {type(one).__qualname__}")
         elif isinstance(one, torch.optim.Optimizer):
-            groups = _find_group_mismatches(now.helpers[name]["param_groups"], training[name]["param_groups"])
-            found += groups or ([] if now.names else _find_moment_mismatches(one, training[name]))
+            groups = _find_group_mismatches(state.part_states[name]["param_groups"], training[name]["param_groups"])
+            found += groups or ([] if state.fsdp_names else _find_moment_mismatches(one, training[name]))
     for name in loop.generators or {}:
         if name not in _states_for_rank(training["generators"], rank):
             found.append(f"generators: the checkpoint holds no {name!r}")
     return found
 
 
-def give_back(loop: Loop, now: Present, trees: Trees, rank: int = 0, *, random_states: bool) -> None:
+def restore_loop(loop: TrainingLoop, now: LoopState, trees: Trees, rank: int = 0, *, random_states: bool) -> None:
     """Put a state that fits into the loop: each tensor to the device that its place is on."""
     training = trees["training"]
     _load_weights(loop.model, trees["model"], _averaging_counters(loop.model))
@@ -143,11 +143,11 @@ def give_back(loop: Loop, now: Present, trees: Trees, rank: int = 0, *, random_s
         _load_weights(loop.ema, trees["ema"], training["averaging"])
     elif loop.ema is not None:
         loop.ema.load_state_dict(trees["ema"])
-    for name, one in loop.helpers().items():
+    for name, one in loop.stateful_parts().items():
         if not isinstance(one, torch.optim.Optimizer):
             one.load_state_dict(training[name])
-        elif now.names:
-            fsdp1.load_optimizer(loop.model, one, training[name], now.names)
+        elif now.fsdp_names:
+            fsdp1.load_optimizer_state(loop.model, one, training[name], now.fsdp_names)
         else:
             one.load_state_dict(_shard_optimizer_state(now, training[name]))
     for name, generator in (loop.generators or {}).items():
@@ -159,24 +159,26 @@ def give_back(loop: Loop, now: Present, trees: Trees, rank: int = 0, *, random_s
 # -- tensors that are spread over ranks ---------------------------------------------------------
 
 
-def wanted(loop: Loop, now: Present, trees: Trees) -> dict[int, torch.Tensor]:
+def allocate_targets(loop: TrainingLoop, now: LoopState, trees: Trees) -> dict[int, torch.Tensor]:
     """For each tensor without values (by `id`) that the loop wants, one with room for it, cut as its place is."""
     training = trees["training"]
     pairs = [(trees["model"], now.model), (training["extra"], None)]
     if loop.ema is not None:
         pairs.append((trees["ema"], now.ema))
-    for name, one in loop.helpers().items():
-        own = _parameter_tree(now, training[name]) if isinstance(one, torch.optim.Optimizer) else now.helpers[name]
+    for name, one in loop.stateful_parts().items():
+        own = _parameter_tree(now, training[name]) if isinstance(one, torch.optim.Optimizer) else now.part_states[name]
         pairs.append((training[name], own))
-    return {id(empty): _allocate_like(empty, like) for saved, own in pairs for empty, like in _pair_meta_tensors(saved, own)}
+    return {
+        id(empty): _allocate_like(empty, like) for saved, own in pairs for empty, like in _pair_meta_tensors(saved, own)
+    }
 
 
-def filled(tree: Any, values: Mapping[int, torch.Tensor]) -> Any:
+def fill_tree(tree: Any, values: Mapping[int, torch.Tensor]) -> Any:
     """The tree with these values for tensors without values."""
     if isinstance(tree, dict):
-        return type(tree)({key: filled(one, values) for key, one in tree.items()})
+        return type(tree)({key: fill_tree(one, values) for key, one in tree.items()})
     if type(tree) in (list, tuple):
-        return type(tree)(filled(one, values) for one in tree)
+        return type(tree)(fill_tree(one, values) for one in tree)
     return values.get(id(tree), tree) if isinstance(tree, torch.Tensor) else tree
 
 
@@ -195,18 +197,18 @@ def _pair_meta_tensors(saved: Any, own: Any) -> Iterator[tuple[torch.Tensor, Any
 
 
 def _allocate_like(empty: torch.Tensor, like: Any) -> torch.Tensor:
-    if is_piece(like) and like.shape == empty.shape:
+    if is_sharded(like) and like.shape == empty.shape:
         return torch.empty_like(like, dtype=empty.dtype)
     return torch.empty(empty.shape, dtype=empty.dtype)
 
 
-def _parameter_tree(now: Present, saved: Trees) -> Trees:
+def _parameter_tree(now: LoopState, saved: Trees) -> Trees:
     """An optimizer's state with the parameter itself for each of its moments: they are cut as it is."""
     like = _parameters_by_number(now, saved)
     return {"state": {number: dict.fromkeys(state, like.get(number)) for number, state in saved["state"].items()}}
 
 
-def _parameters_by_number(now: Present, saved: Trees) -> dict[int, torch.Tensor]:
+def _parameters_by_number(now: LoopState, saved: Trees) -> dict[int, torch.Tensor]:
     """The parameters by the numbers that the saved state has for them."""
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     return dict(zip(numbers, now.parameters.values(), strict=True))
@@ -215,7 +217,7 @@ def _parameters_by_number(now: Present, saved: Trees) -> dict[int, torch.Tensor]
 # -- weights ----------------------------------------------------------------------------------
 
 
-def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+def unwrap_module(module: torch.nn.Module) -> torch.nn.Module:
     """The module inside its wrappers."""
     while (inner := _wrapped_attribute(module)) is not None:
         module = module.get_submodule(inner)
@@ -249,36 +251,36 @@ def _unwrapped_names(module: torch.nn.Module) -> dict[str, str]:
     return names
 
 
-def parameters(module: torch.nn.Module, weights: Mapping[str, Any]) -> int:
+def count_parameters(module: torch.nn.Module, weights: Mapping[str, Any]) -> int:
     """How many values the parameters have, on all ranks together."""
-    if fsdp1.hides(module):
-        return sum(math.prod(one.shape) for one in weights.values() if is_piece(one))
+    if fsdp1.contains_fsdp1(module):
+        return sum(math.prod(one.shape) for one in weights.values() if is_sharded(one))
     return sum(one.numel() for one in module.parameters())
 
 
 def _get_weights(module: torch.nn.Module) -> dict[str, Any]:
-    if fsdp1.hides(module):
+    if fsdp1.contains_fsdp1(module):
         if isinstance(module, AveragedModel):
             raise StateNotExpressible("ema", "an AveragedModel of a FullyShardedDataParallel")
-        return fsdp1.weights(module)
+        return fsdp1.get_weights(module)
     state = module.state_dict()
     return {plain: state[key] for key, plain in _unwrapped_names(module).items()}
 
 
 def _averaging_counters(module: torch.nn.Module) -> dict[str, Any]:
     """What an AveragedModel counts, beside the weights that it averages."""
-    if fsdp1.hides(module):
+    if fsdp1.contains_fsdp1(module):
         return {}
     names = _unwrapped_names(module)
     return {key: one for key, one in module.state_dict().items() if key not in names}
 
 
 def _load_weights(module: torch.nn.Module, weights: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
-    if fsdp1.hides(module):
+    if fsdp1.contains_fsdp1(module):
         fsdp1.load_weights(module, weights)
         return
     own = module.state_dict()
-    state = OrderedDict((key, cut_like(weights[plain], own[key])) for key, plain in _unwrapped_names(module).items())
+    state = OrderedDict((key, shard_like(weights[plain], own[key])) for key, plain in _unwrapped_names(module).items())
     state.update(beside)
     state._metadata = getattr(own, "_metadata", None)  # type: ignore[attr-defined]  # the versions of the layers' formats
     module.load_state_dict(state)
@@ -289,7 +291,11 @@ def _find_weight_mismatches(what: str, own: Mapping[str, Any], saved: Mapping[st
     found += [f"{what}: only in the checkpoint: {name}" for name in saved if name not in own]
     for name, here in own.items():
         there = saved.get(name)
-        if isinstance(here, torch.Tensor) and isinstance(there, torch.Tensor) and _tensor_type(here) != _tensor_type(there):
+        if (
+            isinstance(here, torch.Tensor)
+            and isinstance(there, torch.Tensor)
+            and _tensor_type(here) != _tensor_type(there)
+        ):
             found.append(f"{what}: {name}: saved {_tensor_type(there)}, here {_tensor_type(here)}")
     return found
 
@@ -328,11 +334,11 @@ def _find_moment_mismatches(optimizer: torch.optim.Optimizer, saved: Trees) -> l
     return sorted(found)
 
 
-def _shard_optimizer_state(now: Present, saved: Trees) -> Trees:
+def _shard_optimizer_state(now: LoopState, saved: Trees) -> Trees:
     """An optimizer's state in which the moments of a parameter are cut as the parameter is."""
     like = _parameters_by_number(now, saved)
     states = {
-        number: {name: cut_like(one, like.get(number)) for name, one in state.items()}
+        number: {name: shard_like(one, like.get(number)) for name, one in state.items()}
         for number, state in saved["state"].items()
     }
     return {**saved, "state": states}
@@ -341,7 +347,7 @@ def _shard_optimizer_state(now: Present, saved: Trees) -> Trees:
 # -- generators -------------------------------------------------------------------------------
 
 
-def _get_generator_states(loop: Loop) -> Trees:
+def _get_generator_states(loop: TrainingLoop) -> Trees:
     return {name: _get_generator_state(one) for name, one in (loop.generators or {}).items()}
 
 

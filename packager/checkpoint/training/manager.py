@@ -31,13 +31,13 @@ from typing import Any, TypeVar
 import torch
 
 from packager.checkpoint import run_folder, state_tree_file
-from packager.checkpoint.ranks import Ranks, held, of_this_run
-from packager.checkpoint.run_folder import FILES, RECORD, RUN, Entry, name_of
-from packager.checkpoint.sharded_index import part_of
-from packager.checkpoint.state_tree import Encoded, encode
-from packager.checkpoint.training.loop_state import Generator, HasState, Loop, capture, parameters
-from packager.checkpoint.training.restore import resume
-from packager.checkpoint.training.retention import Retention, to_delete
+from packager.checkpoint.ranks import RankGroup, create_rank_group, local_shard
+from packager.checkpoint.run_folder import FILES_BY_KIND, RECORD_FILE, RUN_FILE, CheckpointEntry, checkpoint_folder_name
+from packager.checkpoint.sharded_index import part_of_metadata
+from packager.checkpoint.state_tree import EncodedTree, encode_tree
+from packager.checkpoint.training.loop_state import Generator, Stateful, TrainingLoop, capture_state, count_parameters
+from packager.checkpoint.training.restore import restore_checkpoint
+from packager.checkpoint.training.retention import Retention, select_deletions
 from packager.errors import (
     CheckpointDamaged,
     CheckpointNotFound,
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoredState:
     """Where the run goes on: what was restored, and what `save` was given beside the state."""
 
     path: Path
@@ -92,7 +92,7 @@ class CheckpointManager:
         self.name, self.version = name, version
         self._history: list[Mapping[str, Any]] = []
         self._pending: Future[None] | None = None
-        self._ranks: Ranks | None = None
+        self._ranks: RankGroup | None = None
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._staging: dict[tuple[str, str], torch.Tensor] = {}
         self._revision: str | None = None
@@ -100,19 +100,19 @@ class CheckpointManager:
 
     # -- what there is ----------------------------------------------------------------------
 
-    def list(self) -> list[Entry]:
+    def list(self) -> list[CheckpointEntry]:
         """The checkpoints in the order they were saved. Raises what went wrong in a background save."""
         if self._pending is not None and self._pending.done():
             self.wait()
-        return run_folder.entries(self.folder)
+        return run_folder.list_checkpoints(self.folder)
 
-    def latest(self) -> Entry | None:
+    def latest(self) -> CheckpointEntry | None:
         """The checkpoint saved last."""
-        return run_folder.latest(self.list())
+        return run_folder.find_latest(self.list())
 
-    def best(self) -> Entry | None:
+    def best(self) -> CheckpointEntry | None:
         """The checkpoint with the best value of `keep.metric`; None where there is no such metric."""
-        return run_folder.best(self.list(), self.keep.metric, self.keep.mode)
+        return run_folder.find_best(self.list(), self.keep.metric, self.keep.mode)
 
     # -- saving -----------------------------------------------------------------------------
 
@@ -122,10 +122,10 @@ class CheckpointManager:
         step: int,
         model: torch.nn.Module,
         epoch: int | None = None,
-        optimizer: HasState | None = None,
-        scheduler: HasState | None = None,
-        ema: HasState | None = None,
-        scaler: HasState | None = None,
+        optimizer: Stateful | None = None,
+        scheduler: Stateful | None = None,
+        ema: Stateful | None = None,
+        scaler: Stateful | None = None,
         generators: Mapping[str, Generator] | None = None,
         metrics: Mapping[str, Any] | None = None,
         extra: Any = None,
@@ -145,9 +145,9 @@ class CheckpointManager:
             raise RunSettingsWrong(f"step is {step!r}, and is a whole number from 0")
         if epoch is not None and (type(epoch) is not int or epoch < 0):
             raise RunSettingsWrong(f"epoch is {epoch!r}, and is a whole number from 0, or None")
-        path, ranks = self.folder / name_of(step), self._current_ranks()
-        loop = Loop(model, optimizer, scheduler, ema, scaler, generators)
-        trees = capture(loop, extra, ranks)
+        path, ranks = self.folder / checkpoint_folder_name(step), self._current_ranks()
+        loop = TrainingLoop(model, optimizer, scheduler, ema, scaler, generators)
+        trees = capture_state(loop, extra, ranks)
 
         def prepared() -> tuple[dict[str, _FileToWrite], dict[str, Any]]:
             record = {
@@ -159,12 +159,14 @@ class CheckpointManager:
                 "metrics": {name: _metric_value(name, one) for name, one in (metrics or {}).items()},
                 "created": datetime.now(timezone.utc).isoformat(),
                 "revision": self._git_revision(),
-                "parameters": parameters(model, trees["model"]),
+                "parameters": count_parameters(model, trees["model"]),
             }
-            files = {FILES[kind]: encode(tree, _ERROR_PREFIXES[kind]) for kind, tree in trees.items()}
-            return {file: self._select_local(file, one, ranks, copied=not blocking) for file, one in files.items()}, record
+            files = {FILES_BY_KIND[kind]: encode_tree(tree, _ERROR_PREFIXES[kind]) for kind, tree in trees.items()}
+            return {
+                file: self._select_local(file, one, ranks, copied=not blocking) for file, one in files.items()
+            }, record
 
-        saving, record = ranks.together(prepared)
+        saving, record = ranks.run_on_all(prepared)
         if blocking:
             self._write_checkpoint(path, saving, record, ranks)
         else:
@@ -200,20 +202,20 @@ class CheckpointManager:
         except PackagerError as own:  # the error of the loop is the one to be seen
             _log.error("%s: %s", own.message, own.why)
 
-    def _current_ranks(self) -> Ranks:
-        if self._ranks is None or self._ranks.is_over:
-            self._ranks = of_this_run()
+    def _current_ranks(self) -> RankGroup:
+        if self._ranks is None or self._ranks.has_ended:
+            self._ranks = create_rank_group()
         return self._ranks
 
-    def _select_local(self, file: str, encoded: Encoded, ranks: Ranks, *, copied: bool) -> _FileToWrite:
+    def _select_local(self, file: str, encoded: EncodedTree, ranks: RankGroup, *, copied: bool) -> _FileToWrite:
         """What of a file's tensors this rank is to write; with `copied`, in memory that training does not change."""
-        pieces = encoded.pieces
-        mine = {name: held(one).detach().contiguous() for name, one in pieces.items()}
-        whole = encoded.whole if ranks.is_first else Encoded({}, None)
+        pieces = encoded.sharded
+        mine = {name: local_shard(one).detach().contiguous() for name, one in pieces.items()}
+        whole = encoded.unsharded if ranks.is_first else EncodedTree({}, None)
         if not copied:
             return _FileToWrite(whole, pieces, mine)
         everything = self._copy_to_staging(file, {**whole.tensors, **mine})
-        whole = Encoded({name: everything[name] for name in whole.tensors}, whole.document)
+        whole = EncodedTree({name: everything[name] for name in whole.tensors}, whole.document)
         return _FileToWrite(whole, pieces, {name: everything[name] for name in mine})
 
     def _copy_to_staging(self, file: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -230,17 +232,25 @@ class CheckpointManager:
             torch.cuda.synchronize()
         return copies
 
-    def _write_checkpoint(self, path: Path, saving: Mapping[str, _FileToWrite], record: dict[str, Any], ranks: Ranks) -> None:
+    def _write_checkpoint(
+        self, path: Path, saving: Mapping[str, _FileToWrite], record: dict[str, Any], ranks: RankGroup
+    ) -> None:
         """Every rank writes what it holds; rank 0 begins and ends it."""
         with contextlib.ExitStack() as until_done:
             try:
-                temporary = ranks.first(lambda: _translate_os_errors(path, lambda: self._start_write(path, until_done)))
+                temporary = ranks.run_on_first(
+                    lambda: _translate_os_errors(path, lambda: self._start_write(path, until_done))
+                )
                 digests: dict[str, str] = {}
-                for file in ranks.first(lambda: [name for name, one in saving.items() if one.pieces]):
+                for file in ranks.run_on_first(lambda: [name for name, one in saving.items() if one.sharded]):
                     from packager.checkpoint.training import sharded_io  # torch.distributed.checkpoint takes a second
 
-                    digests |= sharded_io.save(temporary, file, saving[file].pieces, saving[file].held, ranks)
-                ranks.first(lambda: _translate_os_errors(path, lambda: self._finish_write(path, temporary, saving, digests, record)))
+                    digests |= sharded_io.save_sharded(temporary, file, saving[file].sharded, saving[file].local, ranks)
+                ranks.run_on_first(
+                    lambda: _translate_os_errors(
+                        path, lambda: self._finish_write(path, temporary, saving, digests, record)
+                    )
+                )
             except RankFailed as error:
                 raise CheckpointNotSaved(str(path), f"{error.message}: {error.why}") from error
             self._history = [*self._history, _history_line(record)]
@@ -248,7 +258,7 @@ class CheckpointManager:
     def _start_write(self, path: Path, until_done: contextlib.ExitStack) -> Path:
         """Be the only one who writes, clear up, and give the folder in which the checkpoint is made."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        until_done.enter_context(run_folder.writing(self.folder))
+        until_done.enter_context(run_folder.lock_for_writing(self.folder))
         self._clear_leftovers()
         self._write_run_file()
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=self.folder))
@@ -265,18 +275,18 @@ class CheckpointManager:
     ) -> None:
         """Write what is there once, and put the checkpoint, complete, where it belongs."""
         for file, one in saving.items():
-            strings = part_of(run_folder.pieces_of(file)) if one.pieces else {}
-            digests = {file: state_tree_file.write(temporary / file, one.whole, strings), **digests}
+            strings = part_of_metadata(run_folder.pieces_index_name(file)) if one.sharded else {}
+            digests = {file: state_tree_file.write_tree(temporary / file, one.unsharded, strings), **digests}
         files = {
             file: {"sha256": digest, "bytes": (temporary / file).stat().st_size} for file, digest in digests.items()
         }
         number = 1 + max((one.number for one in self.list()), default=0)
         history = [*self._history, _history_line(record)]
         text = json.dumps({**record, "number": number, "files": files, "history": history}, indent=1)
-        state_tree_file.write_text(temporary / RECORD, text)
+        state_tree_file.write_text_durably(temporary / RECORD_FILE, text)
         os.chmod(temporary, 0o755)
         _sync_folder(temporary)
-        with run_folder.removing(path, wait=True):
+        with run_folder.lock_for_removal(path, wait=True):
             # Between these two renames a kill leaves the old one aside, and `_clear_leftovers` puts it back.
             if path.exists():
                 os.rename(path, self.folder / f".{path.name}.old")
@@ -298,14 +308,14 @@ class CheckpointManager:
         found = self.list()
         in_use = set()
         for one in found:
-            with run_folder.removing(one.path, wait=False) as free:
+            with run_folder.lock_for_removal(one.path, wait=False) as free:
                 in_use |= set() if free else {one.step}
-        for one in to_delete(found, self.keep, in_use):
-            with run_folder.removing(one.path, wait=False) as free:
+        for one in select_deletions(found, self.keep, in_use):
+            with run_folder.lock_for_removal(one.path, wait=False) as free:
                 if free:
                     self._delete(one)
 
-    def _delete(self, one: Entry) -> None:
+    def _delete(self, one: CheckpointEntry) -> None:
         gone = self.folder / f".{one.path.name}.gone"
         try:
             os.rename(one.path, gone)
@@ -314,7 +324,7 @@ class CheckpointManager:
             _log.warning("cannot be deleted: %s: %s", one.path, error.strerror)
 
     def _write_run_file(self) -> None:
-        path = self.folder / RUN
+        path = self.folder / RUN_FILE
         metric, mode = self._run_metric()
         settings = {"name": self.name, "version": self.version, "metric": metric, "mode": mode}
         text = json.dumps({"schema": 1, **settings}, indent=1)
@@ -323,15 +333,15 @@ class CheckpointManager:
                 return
         except (OSError, ValueError):
             pass  # not there, or not readable: written anew below
-        temporary = self.folder / f".{RUN}.new"
-        state_tree_file.write_text(temporary, text)
+        temporary = self.folder / f".{RUN_FILE}.new"
+        state_tree_file.write_text_durably(temporary, text)
         os.replace(temporary, path)
 
     def _run_metric(self) -> tuple[str | None, str]:
         """What is best; who does not say leaves it as it was, since a build of the run goes by it."""
         if self.keep.metric is None:
             with contextlib.suppress(CheckpointDamaged):  # written anew
-                metric, mode = run_folder.settings(self.folder)
+                metric, mode = run_folder.read_run_settings(self.folder)
                 if metric is not None:
                     return metric, mode
         return self.keep.metric, self.keep.mode
@@ -353,13 +363,13 @@ class CheckpointManager:
         checkpoint: str | os.PathLike[str] | None = None,
         *,
         model: torch.nn.Module,
-        optimizer: HasState | None = None,
-        scheduler: HasState | None = None,
-        ema: HasState | None = None,
-        scaler: HasState | None = None,
+        optimizer: Stateful | None = None,
+        scheduler: Stateful | None = None,
+        ema: Stateful | None = None,
+        scaler: Stateful | None = None,
         generators: Mapping[str, Generator] | None = None,
         random: bool = True,
-    ) -> Restored:
+    ) -> RestoredState:
         """Put a checkpoint back: the `latest` (or None), the `best`, or the one at a path.
 
         Each tensor goes to the device that its place in the model is on. A damaged checkpoint is passed over with
@@ -369,15 +379,15 @@ class CheckpointManager:
         Raises `NoCheckpointYet`, `CheckpointNotFound`, `CheckpointDamaged`, `TrainingStateDiffers`.
         """
         ranks = self._current_ranks()
-        ranks.together(self.wait)  # for every rank, what was being written is there now
-        loop = Loop(model, optimizer, scheduler, ema, scaler, generators)
+        ranks.run_on_all(self.wait)  # for every rank, what was being written is there now
+        loop = TrainingLoop(model, optimizer, scheduler, ema, scaler, generators)
         if checkpoint not in (None, "latest", "best"):
             named = Path(checkpoint).absolute()
-            if not ranks.first(named.is_dir):
+            if not ranks.run_on_first(named.is_dir):
                 why = "expected: 'latest', 'best', or the folder of a checkpoint"
                 raise CheckpointNotFound(str(named), None, why)
             return self._restore_from(named, loop, random, ranks)
-        in_order = ranks.first(lambda: self._restore_candidates(best=checkpoint == "best"))
+        in_order = ranks.run_on_first(lambda: self._restore_candidates(best=checkpoint == "best"))
         for path in in_order:
             try:
                 return self._restore_from(path, loop, random, ranks)
@@ -390,23 +400,23 @@ class CheckpointManager:
     def _restore_candidates(self, *, best: bool) -> Sequence[Path]:
         """The checkpoints as `restore` tries them."""
         found = self.list()
-        ranked = run_folder.ranked(found, self.keep.metric, self.keep.mode)
+        ranked = run_folder.rank_by_metric(found, self.keep.metric, self.keep.mode)
         return [one.path for one in (ranked if best else found[::-1])]
 
-    def _restore_from(self, path: Path, loop: Loop, random: bool, ranks: Ranks) -> Restored:
-        one = ranks.together(lambda: run_folder.entry(path))
-        extra = resume(one, loop, ranks, random_states=random)
+    def _restore_from(self, path: Path, loop: TrainingLoop, random: bool, ranks: RankGroup) -> RestoredState:
+        one = ranks.run_on_all(lambda: run_folder.read_checkpoint(path))
+        extra = restore_checkpoint(one, loop, ranks, random_states=random)
         self._history = [*one.history]
-        return Restored(one.path, one.step, one.epoch, one.metrics, extra)
+        return RestoredState(one.path, one.step, one.epoch, one.metrics, extra)
 
 
 @dataclass(frozen=True)
 class _FileToWrite:
     """One file on its way: what rank 0 writes whole, the tensors that are spread, and what of them lies here."""
 
-    whole: Encoded
-    pieces: Mapping[str, torch.Tensor]
-    held: Mapping[str, torch.Tensor]
+    unsharded: EncodedTree
+    sharded: Mapping[str, torch.Tensor]
+    local: Mapping[str, torch.Tensor]
 
 
 def _translate_os_errors(path: Path, work: Callable[[], T]) -> T:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from packager.checkpoint.run_folder import Entry, latest, ranked
+from packager.checkpoint.run_folder import CheckpointEntry, find_latest, rank_by_metric
 from packager.errors import RunSettingsWrong
 
 
@@ -41,14 +41,16 @@ class Retention:
             raise RunSettingsWrong(f"{'best' if self.best else 'top_k'} needs a metric")
 
 
-def to_delete(checkpoints: Sequence[Entry], rules: Retention, in_use: Collection[int] = ()) -> list[Entry]:
+def select_deletions(
+    checkpoints: Sequence[CheckpointEntry], rules: Retention, in_use: Collection[int] = ()
+) -> list[CheckpointEntry]:
     """The checkpoints that no rule wants, in the order they were saved; `in_use` are the steps being read."""
     counted = (rules.latest, rules.best, rules.top_k, rules.every_epochs, rules.every_steps)
     if all(one is None for one in counted):
         return []
     ordered = sorted(checkpoints, key=lambda one: (one.number, one.step))
-    order = ranked(ordered, rules.metric, rules.mode)
-    last = latest(ordered)
+    order = rank_by_metric(ordered, rules.metric, rules.mode)
+    last = find_latest(ordered)
     wanted = set(in_use) | ({last.step} if last else set())
     wanted |= {one.step for one in ordered[-rules.latest :]} if rules.latest else set()
     wanted |= {one.step for one in order[: max(1, rules.best or 0, rules.top_k or 0)]}

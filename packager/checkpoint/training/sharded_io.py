@@ -38,28 +38,28 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from packager.checkpoint.ranks import Ranks, reaching
-from packager.checkpoint.run_folder import piece_file, pieces_of
-from packager.checkpoint.sharded_index import Index, Piece, Spread, part_of
-from packager.checkpoint.state_tree import DTYPES
-from packager.checkpoint.state_tree_file import DTYPE_NAMED, write_tensors, write_text
+from packager.checkpoint.ranks import RankGroup, translate_rank_errors
+from packager.checkpoint.run_folder import piece_file_name, pieces_index_name
+from packager.checkpoint.sharded_index import Piece, PieceIndex, TensorPieces, part_of_metadata
+from packager.checkpoint.state_tree import SAFETENSORS_DTYPES
+from packager.checkpoint.state_tree_file import TORCH_DTYPES, write_tensors, write_text_durably
 from packager.errors import PackagerError, RankFailed
 
 
-def save(
-    folder: Path, file: str, pieces: Mapping[str, torch.Tensor], held: Mapping[str, torch.Tensor], ranks: Ranks
+def save_sharded(
+    folder: Path, file: str, tensors: Mapping[str, torch.Tensor], local: Mapping[str, torch.Tensor], ranks: RankGroup
 ) -> dict[str, str]:
     """Write the spread tensors that belong to `file`, all ranks together; `held` is what of each lies on this one.
 
     Returns, on rank 0, the SHA-256 of every file that was written, by name. Raises on every rank what went wrong on
     one: OSError's text as `RankFailed`.
     """
-    names = ranks.first(lambda: list(pieces))  # where two names are one tensor, rank 0 has said which it is
+    names = ranks.run_on_first(lambda: list(tensors))  # where two names are one tensor, rank 0 has said which it is
     writer = _ShardWriter(folder, file, ranks.rank)
-    planner = _LocalValuesPlanner({name: held[name] for name in names if name in pieces})
+    planner = _LocalValuesPlanner({name: local[name] for name in names if name in tensors})
     with _raise_first_failure():
         dcp_save(
-            {name: pieces[name] for name in names if name in pieces},
+            {name: tensors[name] for name in names if name in tensors},
             storage_writer=writer,
             planner=planner,
             process_group=ranks.group,
@@ -68,7 +68,7 @@ def save(
     return writer.digests
 
 
-def load(folder: Path, index: Index, targets: Mapping[str, torch.Tensor], ranks: Ranks) -> None:
+def load_sharded(folder: Path, index: PieceIndex, targets: Mapping[str, torch.Tensor], ranks: RankGroup) -> None:
     """Fill the targets, each in its own way cut or whole, from the files of an index; all ranks together.
 
     Raises on every rank what went wrong on one, as `RankFailed`.
@@ -89,7 +89,7 @@ def load(folder: Path, index: Index, targets: Mapping[str, torch.Tensor], ranks:
 def _raise_first_failure() -> Iterator[None]:
     """What DCP says of every rank that failed → the first of it, which every rank raises."""
     try:
-        with reaching(), warnings.catch_warnings():
+        with translate_rank_errors(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is meant
             yield
     except CheckpointException as error:
@@ -135,11 +135,11 @@ class _ShardWriter(StorageWriter):
         if not tensors:
             future.set_result([])
             return future
-        file = piece_file(self._file, self._rank)
+        file = piece_file_name(self._file, self._rank)
         strings = {
             "DCP_VERSION": "1.0",
             "DCP_SHARDING_INFO": json.dumps(places),
-            **part_of(pieces_of(self._file)),
+            **part_of_metadata(pieces_index_name(self._file)),
         }
         digest = write_tensors(self._folder / file, tensors, strings)
         size = (self._folder / file).stat().st_size
@@ -161,12 +161,12 @@ class _ShardWriter(StorageWriter):
             self.digests[piece.file] = digest
             found.setdefault(result.index.fqn, []).append(piece)
         tensors = {
-            name: Spread(DTYPES[one.properties.dtype], tuple(one.size), tuple(found.get(name, ())))
+            name: TensorPieces(SAFETENSORS_DTYPES[one.properties.dtype], tuple(one.size), tuple(found.get(name, ())))
             for name, one in metadata.state_dict_metadata.items()
             if isinstance(one, TensorStorageMetadata)
         }
-        name = pieces_of(self._file)
-        self.digests[name] = write_text(self._folder / name, Index(self._file, tensors).as_text())
+        name = pieces_index_name(self._file)
+        self.digests[name] = write_text_durably(self._folder / name, PieceIndex(self._file, tensors).to_json())
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         pass
@@ -186,14 +186,14 @@ class _ShardWriter(StorageWriter):
 
 
 class _ShardReader(StorageReader):
-    def __init__(self, folder: Path, index: Index) -> None:
+    def __init__(self, folder: Path, index: PieceIndex) -> None:
         self._folder, self._index = folder, index
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return Metadata(
             {
                 name: TensorStorageMetadata(
-                    TensorProperties(DTYPE_NAMED[one.dtype]),
+                    TensorProperties(TORCH_DTYPES[one.dtype]),
                     torch.Size(one.shape),
                     [ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.shape)) for piece in one.pieces],
                 )

@@ -15,7 +15,7 @@ from typing import IO
 
 import onnx
 
-from packager.export.graph.messages import Raw
+from packager.export.graph.messages import ExportedGraph
 
 INLINE_BYTES = 1 << 16
 """Weights up to this size stay in the protobuf, where every pass can use them as constants."""
@@ -27,14 +27,14 @@ _PAGE_BYTES = 4096
 _LENGTH_DELIMITED = 2  # protobuf's wire type of strings, bytes and messages
 
 
-def load(raw: Raw) -> onnx.ModelProto:
+def load_graph(raw: ExportedGraph) -> onnx.ModelProto:
     """An exported graph with its large weights by reference, whichever way the exporter wrote them."""
     model = onnx.load(os.fspath(raw.path), load_external_data=False)
     location = raw.path.name + ".weights"
     given = {one.name for one in model.graph.input}
     weights = [one for one in raw.weights if one.name in given]
     if not weights:
-        move_out(model, raw.path.with_name(location))
+        externalize_weights(model, raw.path.with_name(location))
         return model
     with raw.path.with_name(location).open("rb") as stream:
         for weight in weights:
@@ -52,7 +52,7 @@ def load(raw: Raw) -> onnx.ModelProto:
     return model
 
 
-def move_out(model: onnx.ModelProto, path: Path) -> None:
+def externalize_weights(model: onnx.ModelProto, path: Path) -> None:
     """Move the large weights that a model holds into the file `path`, and refer to them there."""
     with path.open("wb") as stream:
         for tensor in model.graph.initializer:
@@ -63,7 +63,7 @@ def move_out(model: onnx.ModelProto, path: Path) -> None:
                 tensor.ClearField("raw_data")
 
 
-def strip(model: onnx.ModelProto) -> None:
+def strip_metadata(model: onnx.ModelProto) -> None:
     """Take out what says where and how the graph was made."""
     model.doc_string = ""
     model.producer_name, model.producer_version = "packager", ""
@@ -102,12 +102,14 @@ def _strip_nodes(nodes: Sequence[onnx.NodeProto]) -> None:
                 _strip_graph(graph)
 
 
-def model_bytes(model: onnx.ModelProto) -> int:
+def count_model_bytes(model: onnx.ModelProto) -> int:
     """The size of a model with all its weights."""
-    return model.ByteSize() + sum(_get_external_location(one)[2] for one in model.graph.initializer if one.external_data)
+    return model.ByteSize() + sum(
+        _get_external_location(one)[2] for one in model.graph.initializer if one.external_data
+    )
 
 
-def write(model: onnx.ModelProto, folder: Path, path: Path) -> bool:
+def write_graph(model: onnx.ModelProto, folder: Path, path: Path) -> bool:
     """Write a model whose references start from `folder` to `path`, whole or with `path`.data; returns whether so."""
     large = [one for one in model.graph.initializer if one.external_data]
     external = sum(_get_external_location(one)[2] for one in large) > EXTERNAL_DATA_BYTES

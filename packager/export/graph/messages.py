@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.parity.numerics.verdict import Expectation
+from packager.parity.numerics.verdict import ReferenceCase
 
-NOTHING_BETTER = "makes nothing better"
+NO_IMPROVEMENT = "makes nothing better"
 """The reason of a pass that was dropped because it has nothing to do: recorded, and no news to anybody."""
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageRecord:
     """What one pass did: kept or not and why, and the graph's size before and after.
 
     `max_abs` is its largest error on the one case that it was compared on by itself; the last pass, whose graph
@@ -32,7 +32,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Weight:
+class ExternalWeight:
     """One tensor in a file of weights: its ONNX dtype, its shape, and its bytes from `offset` on."""
 
     name: str
@@ -43,11 +43,11 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Raw:
+class ExportedGraph:
     """An exported graph. `weights` lie in `path` + ".weights", and are inputs of the graph; else it holds its own."""
 
     path: Path
-    weights: tuple[Weight, ...] = ()
+    weights: tuple[ExternalWeight, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,20 @@ class OptimizeJob:
     Where they are `early`, the last pass is left to whoever judges the graph that ships, on all cases.
     """
 
-    raw: Raw
-    target: Path
+    exported: ExportedGraph
+    output_path: Path
     simplify: bool
     level: str
     inputs: Mapping[str, Sequence[str | int]]
     outputs: Mapping[str, Sequence[str | int | None]]
     providers: Sequence[str]
-    skip: Mapping[str, str]  # pass → why
-    expectations: tuple[Expectation, ...] = ()
-    early: bool = True  # they are few, and the graph that ships is still to be judged on all
+    skipped_passes: Mapping[str, str]  # pass → why
+    reference_cases: tuple[ReferenceCase, ...] = ()
+    probe_only: bool = True  # they are few, and the graph that ships is still to be judged on all
 
 
 @dataclass(frozen=True)
-class GraphFacts:
+class GraphSummary:
     """What config.json says of the ONNX model."""
 
     opset: int
@@ -89,15 +89,15 @@ class GraphSize:
 
 
 @dataclass(frozen=True)
-class Optimized:
+class OptimizeResult:
     """The outcome: the graph at the job's target, or `refused` saying why the exported graph is unusable.
 
     `disproven` is whether it was compared and is wrong; `max_abs` is the exported graph's, as `Stage` has it.
     """
 
     before: GraphSize
-    stages: tuple[Stage, ...]
-    facts: GraphFacts | None
-    refused: str = ""
-    disproven: bool = False
+    stages: tuple[StageRecord, ...]
+    summary: GraphSummary | None
+    rejection_reason: str = ""
+    failed_parity: bool = False
     max_abs: float | None = None

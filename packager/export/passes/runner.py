@@ -21,57 +21,66 @@ import onnx
 import onnxruntime
 
 from packager.common import process_memory
-from packager.common.sanitize import impersonal
+from packager.common.sanitize import sanitize_message
 from packager.export.graph import io
-from packager.export.graph.messages import NOTHING_BETTER, GraphFacts, GraphSize, Optimized, OptimizeJob, Stage
+from packager.export.graph.messages import (
+    NO_IMPROVEMENT,
+    GraphSize,
+    GraphSummary,
+    OptimizeJob,
+    OptimizeResult,
+    StageRecord,
+)
 from packager.parity.diagnosis import localize
-from packager.parity.diagnosis.onnx_activations import Graph
-from packager.parity.numerics.verdict import Judgement
-from packager.runtime.check import judge_onnx
+from packager.parity.diagnosis.onnx_activations import GraphModel
+from packager.parity.numerics.verdict import ParityResult
+from packager.runtime.check import check_onnx
 
 # onnxsim makes a three-dimensional MatMul + Add into Reshape + Gemm + Reshape: more nodes, and no
 # pattern that onnxruntime's fusions know (288 against 354 nodes on MiniLM).
 _SKIPPED_OPTIMIZERS = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched"]
 # Each of the fusions starts from one of these.
-_FUSION_ANCHORS = frozenset({"Softmax", "LayerNormalization", "ReduceMean", "Erf", "Tanh", "Gelu", "SkipLayerNormalization"})
+_FUSION_ANCHORS = frozenset(
+    {"Softmax", "LayerNormalization", "ReduceMean", "Erf", "Tanh", "Gelu", "SkipLayerNormalization"}
+)
 _ORT_LEVELS = {
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
 }
 
 
-Pass = Callable[[onnx.ModelProto, OptimizeJob], onnx.ModelProto]
+GraphPass = Callable[[onnx.ModelProto, OptimizeJob], onnx.ModelProto]
 
 
-def optimize(job: OptimizeJob, began: Callable[[str], None]) -> Optimized:
+def run_passes(job: OptimizeJob, on_pass_start: Callable[[str], None]) -> OptimizeResult:
     """Run the passes and write the result to `job.target`; `began` hears of each pass as it starts."""
-    began("clean")
-    model = io.load(job.raw)
+    on_pass_start("clean")
+    model = io.load_graph(job.exported)
     refused = _find_signature_error(model, job)
     if refused:
-        return Optimized(GraphSize(0, 0), (), None, refused)
+        return OptimizeResult(GraphSize(0, 0), (), None, refused)
     _clean(model, job)
-    before = GraphSize(count_nodes(model.graph), io.model_bytes(model))
+    before = GraphSize(count_nodes(model.graph), io.count_model_bytes(model))
     judgement = _check_graph(model, job)
     if judgement is not None and not judgement.passed:
         what = "is not proven" if judgement.loaded else "does not load"
         refused = f"the exported graph {what}: {judgement.reason}"
-        return Optimized(before, (), None, refused, disproven=judgement.loaded)
+        return OptimizeResult(before, (), None, refused, failed_parity=judgement.loaded)
     stages = []
     passes = list(_iter_passes(job))
     for name, apply in passes:
-        began(name)
+        on_pass_start(name)
         # What comes of the last one ships, and is judged on all cases from the staged bundle: not here as well.
-        prove = not (job.early and name == passes[-1][0])
+        prove = not (job.probe_only and name == passes[-1][0])
         model, stage = _try_pass(name, apply, model, job, prove=prove)
         stages.append(stage)
-        process_memory.give_back()
-    began("save")
-    external = io.write(model, job.raw.path.parent, job.target)
-    return Optimized(before, tuple(stages), _summarize(model, external), max_abs=_get_max_abs(judgement))
+        process_memory.release_memory()
+    on_pass_start("save")
+    external = io.write_graph(model, job.exported.path.parent, job.output_path)
+    return OptimizeResult(before, tuple(stages), _summarize(model, external), max_abs=_get_max_abs(judgement))
 
 
-def _iter_passes(job: OptimizeJob) -> Iterator[tuple[str, Pass]]:
+def _iter_passes(job: OptimizeJob) -> Iterator[tuple[str, GraphPass]]:
     if job.simplify:
         yield "simplify", _simplify
     if job.level == "extended":
@@ -81,9 +90,9 @@ def _iter_passes(job: OptimizeJob) -> Iterator[tuple[str, Pass]]:
 
 
 def _try_pass(
-    name: str, apply: Pass, model: onnx.ModelProto, job: OptimizeJob, *, prove: bool
-) -> tuple[onnx.ModelProto, Stage]:
-    before, before_bytes = count_nodes(model.graph), io.model_bytes(model)
+    name: str, apply: GraphPass, model: onnx.ModelProto, job: OptimizeJob, *, prove: bool
+) -> tuple[onnx.ModelProto, StageRecord]:
+    before, before_bytes = count_nodes(model.graph), io.count_model_bytes(model)
 
     def stage(
         kept: bool,
@@ -91,43 +100,43 @@ def _try_pass(
         reason: str,
         nodes: int = before,
         size: int = before_bytes,
-        judgement: Judgement | None = None,
-    ) -> Stage:
-        return Stage(name, kept, verdict, reason, before, nodes, before_bytes, size, _get_max_abs(judgement))
+        judgement: ParityResult | None = None,
+    ) -> StageRecord:
+        return StageRecord(name, kept, verdict, reason, before, nodes, before_bytes, size, _get_max_abs(judgement))
 
-    if name in job.skip:
-        return model, stage(False, "not-checked", job.skip[name])
+    if name in job.skipped_passes:
+        return model, stage(False, "not-checked", job.skipped_passes[name])
     try:
         found = apply(model, job)
     except Exception as error:  # noqa: BLE001 (a pass is foreign code; what it raises is recorded and the pass dropped)
-        why = f"failed: {type(error).__name__}: {impersonal(str(error), job.raw.path.parent)}"
+        why = f"failed: {type(error).__name__}: {sanitize_message(str(error), job.exported.path.parent)}"
         return model, stage(False, "not-checked", why)
     broken = _find_signature_error(found, job)  # before the dims get their names
     _clean(found, job)
-    nodes, size = count_nodes(found.graph), io.model_bytes(found)
+    nodes, size = count_nodes(found.graph), io.count_model_bytes(found)
     if broken:
         return model, stage(False, "fail", broken, nodes, size)
     if (nodes, size) >= (before, before_bytes):
-        return model, stage(False, "not-checked", NOTHING_BETTER, nodes, size)
+        return model, stage(False, "not-checked", NO_IMPROVEMENT, nodes, size)
     judgement = _check_graph(found, job) if prove else None
     if judgement is not None and not judgement.passed:
-        graph = Graph(model, job.raw.path.parent, job.providers)
-        reason = f"{judgement.reason}; {localize.between(graph, found, job.expectations)}"
+        graph = GraphModel(model, job.exported.path.parent, job.providers)
+        reason = f"{judgement.reason}; {localize.describe_broken_pass(graph, found, job.reference_cases)}"
         return model, stage(False, "fail", reason, nodes, size, judgement)
     return found, stage(True, "pass", "", nodes, size, judgement)
 
 
-def _check_graph(model: onnx.ModelProto, job: OptimizeJob) -> Judgement | None:
+def _check_graph(model: onnx.ModelProto, job: OptimizeJob) -> ParityResult | None:
     """The graph as it is now on the cases of the job; None where there are none."""
-    if not job.expectations:
+    if not job.reference_cases:
         return None
     # Beside the weights that it refers to, which onnxruntime maps: nothing is copied for it.
-    candidate = job.raw.path.with_name("candidate.onnx")
+    candidate = job.exported.path.with_name("candidate.onnx")
     candidate.write_bytes(model.SerializeToString())
-    return judge_onnx(candidate, job.expectations, job.providers, optimize=not job.early)
+    return check_onnx(candidate, job.reference_cases, job.providers, optimize=not job.probe_only)
 
 
-def _get_max_abs(judgement: Judgement | None) -> float | None:
+def _get_max_abs(judgement: ParityResult | None) -> float | None:
     return None if judgement is None else max((one.max_abs for one in judgement.outputs.values()), default=None)
 
 
@@ -164,14 +173,14 @@ def _fuse(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _rename_tanh_gelus(copy)
-    folder = job.raw.path.parent
+    folder = job.exported.path.parent
     onnx.load_external_data_for_model(copy, os.fspath(folder))
     # The BERT patterns are the general ones (attention, normalization, Gelu); zero heads: found in the graph.
     fused = optimizer.optimize_model(copy, model_type="bert", num_heads=0, hidden_size=0, opt_level=0)
     found: onnx.ModelProto = fused.model
     if _count_contrib_nodes(found.graph) <= _count_contrib_nodes(model.graph):
         return model
-    io.move_out(found, folder / "fused.weights")
+    io.externalize_weights(found, folder / "fused.weights")
     return found
 
 
@@ -193,8 +202,8 @@ def _is_tanh(node: onnx.NodeProto) -> bool:
 
 
 def _optimize(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
-    source = job.raw.path.with_name("unoptimized.onnx")  # beside the weights that it refers to
-    target = job.raw.path.with_name("optimized.onnx")
+    source = job.exported.path.with_name("unoptimized.onnx")  # beside the weights that it refers to
+    target = job.exported.path.with_name("optimized.onnx")
     source.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _ORT_LEVELS[job.level]
@@ -231,7 +240,7 @@ def _find_signature_error(model: onnx.ModelProto, job: OptimizeJob) -> str:
 
 def _clean(model: onnx.ModelProto, job: OptimizeJob) -> None:
     """Take out what says where and how the graph was made, and name the outputs' dims."""
-    io.strip(model)
+    io.strip_metadata(model)
     model.graph.name = "model"
     for values, shapes in ((model.graph.input, job.inputs), (model.graph.output, job.outputs)):
         for value in values:
@@ -282,10 +291,10 @@ def _retain(values: Any, wanted: Callable[[Any], bool]) -> None:
     values.extend(kept)
 
 
-def _summarize(model: onnx.ModelProto, external: bool) -> GraphFacts:
+def _summarize(model: onnx.ModelProto, external: bool) -> GraphSummary:
     versions = {one.domain: one.version for one in model.opset_import}
     used = {node.domain for node in model.graph.node}
-    return GraphFacts(
+    return GraphSummary(
         opset=versions.get("", versions.get("ai.onnx", 0)),
         ir_version=model.ir_version,
         domains={domain or "ai.onnx": version for domain, version in sorted(versions.items()) if domain in used},

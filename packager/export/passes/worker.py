@@ -29,8 +29,8 @@ from typing import IO, Any
 
 from packager.common import process_memory
 from packager.common.paths import PACKAGE
-from packager.common.sanitize import impersonal
-from packager.export.graph.messages import GraphSize, Optimized, OptimizeJob
+from packager.common.sanitize import sanitize_message
+from packager.export.graph.messages import GraphSize, OptimizeJob, OptimizeResult
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class _JobFailed:
     error: Exception
 
 
-class Crashed(Exception):
+class WorkerCrashed(Exception):
     """The child died during a job; `during` is the pass, if one had begun."""
 
     def __init__(self, during: str, how: str) -> None:
         super().__init__(f"{during or 'the ONNX side'} crashed: {how}")
-        self.during = during
-        self.how = how
+        self.pass_name = during
+        self.cause = how
 
 
-class OnnxSide:
+class OnnxWorker:
     """The child process, from the parent's side. Jobs are answered in the order they are given."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class OnnxSide:
         self._cancelled = False
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
 
-    def __enter__(self) -> OnnxSide:
+    def __enter__(self) -> OnnxWorker:
         return self
 
     def start(self) -> None:
@@ -86,20 +86,20 @@ class OnnxSide:
                 self._child.kill()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def optimize(self, job: OptimizeJob) -> Future[Optimized]:
+    def submit(self, job: OptimizeJob) -> Future[OptimizeResult]:
         """Run the passes; a pass that crashes is skipped, recorded, and the others run again."""
         return self._threads.submit(self._run_job, job)
 
-    def _run_job(self, job: OptimizeJob) -> Optimized:
+    def _run_job(self, job: OptimizeJob) -> OptimizeResult:
         while True:
             try:
-                answer: Optimized = self._exchange(job)
-            except Crashed as crash:
+                answer: OptimizeResult = self._exchange(job)
+            except WorkerCrashed as crash:
                 if self._cancelled:
                     raise CancelledError from None
-                if crash.during not in ("simplify", "fuse", "optimize") or crash.during in job.skip:
-                    return Optimized(GraphSize(0, 0), (), None, str(crash))
-                job = replace(job, skip={**job.skip, crash.during: f"crashed: {crash.how}"})
+                if crash.pass_name not in ("simplify", "fuse", "optimize") or crash.pass_name in job.skipped_passes:
+                    return OptimizeResult(GraphSize(0, 0), (), None, str(crash))
+                job = replace(job, skipped_passes={**job.skipped_passes, crash.pass_name: f"crashed: {crash.cause}"})
             else:
                 self._close()  # with the memory that it took; another job, which is rare, starts another
                 return answer
@@ -124,7 +124,7 @@ class OnnxSide:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env={**os.environ, **process_memory.ENVIRONMENT},
+                env={**os.environ, **process_memory.WORKER_ENVIRONMENT},
             )
 
     def _exchange(self, job: object) -> Any:
@@ -147,7 +147,7 @@ class OnnxSide:
             with contextlib.suppress(BrokenPipeError):  # what it did not read
                 child.stdin.close()
             child.stdout.close()
-            raise Crashed(during, how) from None
+            raise WorkerCrashed(during, how) from None
         if isinstance(message, _JobFailed):
             raise message.error
         return message
@@ -158,7 +158,7 @@ class OnnxSide:
             return signal.Signals(-status).name
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"exit status {status}" + (f": {impersonal(lines[-1])}" if lines else "")
+        return f"exit status {status}" + (f": {sanitize_message(lines[-1])}" if lines else "")
 
 
 def _wait_for_exit(child: subprocess.Popen[bytes]) -> None:
@@ -187,7 +187,7 @@ def serve() -> None:
 
     from packager.export.passes import runner
 
-    process_memory.settle()  # what was imported stays: each collection looked at all of it, for 0.1 s
+    process_memory.freeze_garbage_collector()  # what was imported stays: each collection looked at all of it, for 0.1 s
 
     def say(message: object) -> None:
         pickle.dump(message, answers, pickle.HIGHEST_PROTOCOL)
@@ -201,6 +201,6 @@ def serve() -> None:
             os._exit(0)  # nothing is left to be done, and the parent waits
         os.chdir(job.raw.path.parent)  # some passes leave temporary files where they stand
         try:
-            say(runner.optimize(job, began))
+            say(runner.run_passes(job, began))
         except Exception as error:  # noqa: BLE001 (handed to the parent, which raises it there)
             say(_JobFailed(error))

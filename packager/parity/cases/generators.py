@@ -23,16 +23,16 @@ from typing import Any, Literal
 import numpy as np
 
 from packager.common.array_files import Array
-from packager.project.manifest import Input, is_integer
+from packager.project.manifest import InputSpec, is_integer_dtype
 
-Fill = Literal[
+ValueKind = Literal[
     "random", "low", "low, unmasked", "high", "extremes", "vanishing", "long-tailed", "large", "padded", "whole"
 ]
 
-CONSTANT: tuple[Fill, ...] = ("low", "low, unmasked", "high", "vanishing")
+CONSTANT_KINDS: tuple[ValueKind, ...] = ("low", "low, unmasked", "high", "vanishing")
 """Kinds that give all elements the same value, or nearly: where a model ranks them, all are tied."""
 
-_VARIED_KINDS: tuple[Fill, ...] = ("extremes", "long-tailed", "large", "padded", "low", "high", "vanishing")
+_VARIED_KINDS: tuple[ValueKind, ...] = ("extremes", "long-tailed", "large", "padded", "low", "high", "vanishing")
 _MAX_ENUMERABLE = 1 << 17  # of a range of up to so many integers, each is drawn once before any comes again
 _LARGE_SCALE = 4.0
 _SUBNORMALS = 8  # in a whole array: each costs some processors a hundred times what a normal number does
@@ -40,57 +40,57 @@ _BFLOAT16_SUBNORMAL = 2.0**-133  # the smallest; such an input is drawn in float
 _OUTLIER_LIMIT = 30.0  # standard deviations; exp() of it is far from what float32 holds at most
 
 
-def kinds(specs: Sequence[Input]) -> tuple[Fill, ...]:
+def select_kinds(specs: Sequence[InputSpec]) -> tuple[ValueKind, ...]:
     """The kinds, beside random, that mean something to one of these inputs."""
     return tuple(kind for kind in _VARIED_KINDS if any(_is_applicable(spec, kind) for spec in specs))
 
 
-def has_mask(specs: Sequence[Input]) -> bool:
+def has_mask(specs: Sequence[InputSpec]) -> bool:
     """Whether one of the inputs can hold nothing but ones and zeros."""
     return any(_is_mask(spec) for spec in specs)
 
 
-def draw(spec: Input, shape: tuple[int, ...], fill: Fill, generator: np.random.Generator) -> Array:
+def draw_values(spec: InputSpec, shape: tuple[int, ...], kind: ValueKind, generator: np.random.Generator) -> Array:
     """One array of a spec's dtype (float32 for bfloat16) with the given shape, every value within the range."""
-    if fill == "low, unmasked":
-        fill = "whole" if _is_mask(spec) else "low"
-    chosen: Fill = fill if _is_applicable(spec, fill) else "random"
+    if kind == "low, unmasked":
+        kind = "whole" if _is_mask(spec) else "low"
+    chosen: ValueKind = kind if _is_applicable(spec, kind) else "random"
     dtype = np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
     if chosen in ("padded", "whole"):
         return (_draw_padding_mask(shape, generator) if chosen == "padded" else np.ones(shape, np.bool_)).astype(dtype)
     if chosen in ("low", "high", "extremes"):
-        least, most = (False, True) if spec.dtype == "bool" else spec.ends()
+        least, most = (False, True) if spec.dtype == "bool" else spec.value_bounds()
         high = generator.integers(0, 2, shape) == 1 if chosen == "extremes" else chosen == "high"
         return np.asarray(np.where(high, np.full(shape, most, dtype), np.full(shape, least, dtype)))
     if _is_mask(spec):
         return _draw_mask(shape, generator).astype(dtype)
-    if is_swept(spec):
-        return sweep(spec, shape, 0, generator)
-    if is_integer(spec.dtype):
-        least, most = spec.ends()
+    if is_enumerable(spec):
+        return enumerate_values(spec, shape, 0, generator)
+    if is_integer_dtype(spec.dtype):
+        least, most = spec.value_bounds()
         return np.asarray(generator.integers(least, most, shape, dtype=dtype, endpoint=True))
     return _draw_floats(spec, shape, chosen, dtype, generator)
 
 
-def _is_applicable(spec: Input, kind: Fill) -> bool:
+def _is_applicable(spec: InputSpec, kind: ValueKind) -> bool:
     if kind in ("low", "high"):
         return spec.range is not None or spec.dtype == "bool"
     if kind == "extremes":
         return spec.range is not None
     if kind in ("padded", "whole"):
         return _is_mask(spec)
-    if spec.dtype == "bool" or is_integer(spec.dtype):
+    if spec.dtype == "bool" or is_integer_dtype(spec.dtype):
         return kind == "random"
     if kind == "large":
         return spec.range is None
     if kind == "vanishing" and spec.range is not None:
-        least, most = spec.ends()
+        least, most = spec.value_bounds()
         return bool(least <= 0 <= most)
     return True
 
 
-def _is_mask(spec: Input) -> bool:
-    integers = is_integer(spec.dtype) and spec.range is not None and spec.ends() == (0, 1)
+def _is_mask(spec: InputSpec) -> bool:
+    integers = is_integer_dtype(spec.dtype) and spec.range is not None and spec.value_bounds() == (0, 1)
     return spec.dtype == "bool" or integers
 
 
@@ -111,44 +111,48 @@ def _draw_padding_mask(shape: tuple[int, ...], generator: np.random.Generator) -
     return np.arange(shape[-1]) < lengths
 
 
-def is_swept(spec: Input) -> bool:
+def is_enumerable(spec: InputSpec) -> bool:
     """Whether an input is of integers that are few enough to draw each of them."""
-    if not is_integer(spec.dtype) or _is_mask(spec):
+    if not is_integer_dtype(spec.dtype) or _is_mask(spec):
         return False
-    least, most = spec.ends()
+    least, most = spec.value_bounds()
     return bool(most - least < _MAX_ENUMERABLE)
 
 
-def sweep(spec: Input, shape: tuple[int, ...], block: int, generator: np.random.Generator) -> Array:
+def enumerate_values(spec: InputSpec, shape: tuple[int, ...], block: int, generator: np.random.Generator) -> Array:
     """The `block`-th part of all integers of a range in random order, again from the start when they are over."""
-    least, most = spec.ends()
+    least, most = spec.value_bounds()
     values, size, dtype = most - least + 1, math.prod(shape), np.dtype(spec.dtype)
     offsets = generator.permutation(values)[(np.arange(size) + block * size) % values].astype(dtype)
     return np.asarray((offsets + np.asarray(least, dtype)).astype(dtype).reshape(shape))
 
 
 def _draw_floats(
-    spec: Input, shape: tuple[int, ...], kind: Fill, dtype: np.dtype[Any], generator: np.random.Generator
+    spec: InputSpec, shape: tuple[int, ...], kind: ValueKind, dtype: np.dtype[Any], generator: np.random.Generator
 ) -> Array:
     if kind == "vanishing":
         return _vanishing(spec, shape, dtype, generator)
     if spec.range is None:
         if kind == "random":
             return generator.standard_normal(shape).astype(dtype)
-        far = generator.standard_t(1.5, shape) if kind == "long-tailed" else _LARGE_SCALE * generator.standard_normal(shape)
+        far = (
+            generator.standard_t(1.5, shape)
+            if kind == "long-tailed"
+            else _LARGE_SCALE * generator.standard_normal(shape)
+        )
         values = np.clip(far, -_OUTLIER_LIMIT, _OUTLIER_LIMIT)
     else:
         share = generator.random(shape)
         share = share**8 if kind == "long-tailed" else share
-        least, most = (float(one) for one in spec.ends())
+        least, most = (float(one) for one in spec.value_bounds())
         values = least * (1.0 - share) + most * share  # most - least may overflow
     if spec.range is not None:
-        least, most = (float(one) for one in spec.ends())
+        least, most = (float(one) for one in spec.value_bounds())
         values = np.clip(values, least, most)
     return np.asarray(values.astype(dtype))
 
 
-def _vanishing(spec: Input, shape: tuple[int, ...], dtype: np.dtype[Any], generator: np.random.Generator) -> Array:
+def _vanishing(spec: InputSpec, shape: tuple[int, ...], dtype: np.dtype[Any], generator: np.random.Generator) -> Array:
     """Draw zeros of either sign and tiny numbers, about half of each, and up to eight subnormal numbers among them.
 
     Tiny is the smallest normal number to the power of 2/3: 5e-26 in float32. Multiplied by a weight it stays normal
@@ -164,7 +168,7 @@ def _vanishing(spec: Input, shape: tuple[int, ...], dtype: np.dtype[Any], genera
     values[subnormal] = step * generator.integers(1, 100, subnormal.size)
     values *= 2.0 * generator.integers(0, 2, size) - 1.0
     if spec.range is not None:
-        least, most = (float(one) for one in spec.ends())
+        least, most = (float(one) for one in spec.value_bounds())
         values = np.where((least <= values) & (values <= most), values, -values)
         values = np.where((least <= values) & (values <= most), values, 0.0)
     return np.asarray(values.astype(dtype).reshape(shape))

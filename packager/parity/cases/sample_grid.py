@@ -20,13 +20,15 @@ import numpy as np
 from packager.common.array_files import Array, read_arrays
 from packager.errors import DataDoesNotFit
 from packager.parity.cases import generators
-from packager.parity.cases.generators import Fill
-from packager.project.manifest import DimLimits, Input, Project
+from packager.parity.cases.generators import ValueKind
+from packager.project.manifest import DimLimits, InputSpec, Project
 
 _MAX_CASE_BYTES = 64 << 20
 _LARGE_SIZES = (128, 64, 32, 16)  # for a dim that has no largest, the first that makes a case of at most so much
 _LARGE_CASE_BYTES = 1 << 20
-_ALL_LARGEST_FACTOR = 8  # all dims at their largest are tried together where that is up to so many times the largest alone
+_ALL_LARGEST_FACTOR = (
+    8  # all dims at their largest are tried together where that is up to so many times the largest alone
+)
 _MAX_COMBINATIONS = 4  # of small sizes, beside those where one dim differs from the example
 _FIRST_EXTRA_CASE = 1000  # where the names of further cases start
 _ROWS_PER_KIND = 3  # rows of a kind, where they are cheap
@@ -35,7 +37,7 @@ _VARIED_SIZE = 16  # of a dim that is no batch, in the cases that vary the value
 
 
 @dataclass(frozen=True)
-class Case:
+class InputCase:
     """One set of inputs: the sizes of the dims, how the values were chosen, and the arrays by name.
 
     `kinds` are those of the rows, in turn, or the one kind of a case without rows; none for the user's data.
@@ -43,16 +45,16 @@ class Case:
 
     name: str
     sizes: Mapping[str, int]
-    kinds: tuple[Fill, ...]
+    value_kinds: tuple[ValueKind, ...]
     inputs: Mapping[str, Array]
 
     @property
-    def fill(self) -> str:
+    def value_description(self) -> str:
         """How the values were chosen, in words."""
-        return ", ".join(self.kinds) or "data"
+        return ", ".join(self.value_kinds) or "data"
 
     @property
-    def elements(self) -> int:
+    def element_count(self) -> int:
         """How many elements all inputs have together."""
         return sum(one.size for one in self.inputs.values())
 
@@ -65,22 +67,22 @@ class Grid:
     `left_out` says which sizes were too large.
     """
 
-    cases: tuple[Case, ...]
-    example: Case
-    contrast: Case
-    left_out: tuple[str, ...] = field(default=())
+    cases: tuple[InputCase, ...]
+    example_case: InputCase
+    probe_case: InputCase
+    skipped_sizes: tuple[str, ...] = field(default=())
 
 
-def grid(project: Project) -> Grid:
+def build_grid(project: Project) -> Grid:
     """The cases of a manifest, in a fixed order. Raises `DataDoesNotFit` for unfit `parity.data`."""
     manifest = project.manifest
-    limits = manifest.limits()
+    limits = manifest.dim_limits()
     example_sizes = _choose_example_sizes(limits)
     varied = _plan_varied_cases(manifest.inputs, limits, example_sizes)
     sizes, left_out = _choose_sizes(limits, example_sizes, manifest.inputs, [one for one, _ in varied])
-    random: tuple[Fill, ...] = ("random",)
+    random: tuple[ValueKind, ...] = ("random",)
     # In the largest cases masks are whole, so that every position counts.
-    whole: tuple[Fill, ...] = ("whole",) if generators.has_mask(tuple(manifest.inputs.values())) else random
+    whole: tuple[ValueKind, ...] = ("whole",) if generators.has_mask(tuple(manifest.inputs.values())) else random
     planned = [(one, whole if max(one.values(), default=0) > _VARIED_SIZE else random) for one in sizes] + varied
     small, _ = _choose_small_sizes(manifest.inputs, limits)
     rows = sum(_count_rows(manifest.inputs, one) for one, _ in planned)
@@ -90,7 +92,7 @@ def grid(project: Project) -> Grid:
     cases = [_make_case(project, sizes_of_case, kinds, index) for index, (sizes_of_case, kinds) in enumerate(planned)]
     example = next(case for case in cases if case.sizes == example_sizes)
     contrast = max(
-        (case for case in cases if case.kinds == random),
+        (case for case in cases if case.value_kinds == random),
         key=lambda case: (
             sum(case.sizes[dim] != size for dim, size in example_sizes.items()),
             0 not in case.sizes.values(),  # where nothing is compared, little is shown
@@ -102,46 +104,48 @@ def grid(project: Project) -> Grid:
     return Grid(tuple(cases), example, contrast, left_out)
 
 
-def unmasked(project: Project, grid: Grid) -> Grid:
+def redraw_without_empty_masks(project: Project, grid: Grid) -> Grid:
     """The same cases, but for rows of zeros in a mask: where all else is low, masks are whole."""
     cases = tuple(
-        redrawn(project, case.name, case.sizes, ("low, unmasked",)) if case.kinds == ("low",) else case
+        redraw_case(project, case.name, case.sizes, ("low, unmasked",)) if case.value_kinds == ("low",) else case
         for case in grid.cases
     )
     return replace(grid, cases=cases)
 
 
-def more(project: Project, number: int, rows: int) -> Case:
+def draw_extra_case(project: Project, number: int, rows: int) -> InputCase:
     """A further case, beyond the grid: random, and each other kind in turn but the constants.
 
     Integers go on where the last random case of them stopped, so that soon each value was drawn.
     """
-    inputs, limits = project.manifest.inputs, project.manifest.limits()
-    kinds = [kind for kind in generators.kinds(tuple(inputs.values())) if kind not in generators.CONSTANT] or ["random"]
+    inputs, limits = project.manifest.inputs, project.manifest.dim_limits()
+    kinds = [
+        kind for kind in generators.select_kinds(tuple(inputs.values())) if kind not in generators.CONSTANT_KINDS
+    ] or ["random"]
     small, batch = _choose_small_sizes(inputs, limits)
     sizes = small if batch is None else {**small, batch: _clamp(rows, limits[batch])}
-    kind: Fill = "random" if number % 2 == 0 else kinds[number // 2 % len(kinds)]
-    return redrawn(project, f"{_FIRST_EXTRA_CASE + number}", sizes, (kind,))
+    kind: ValueKind = "random" if number % 2 == 0 else kinds[number // 2 % len(kinds)]
+    return redraw_case(project, f"{_FIRST_EXTRA_CASE + number}", sizes, (kind,))
 
 
-def redrawn(project: Project, name: str, sizes: Mapping[str, int], kinds: tuple[Fill, ...]) -> Case:
+def redraw_case(project: Project, name: str, sizes: Mapping[str, int], kinds: tuple[ValueKind, ...]) -> InputCase:
     """The case of this name, sizes and kinds: the same values every time."""
     return _make_case(project, sizes, kinds, int(name))
 
 
-def calmer(project: Project, case: Case) -> Case | None:
+def redraw_less_tied(project: Project, case: InputCase) -> InputCase | None:
     """The same sizes with values of which fewer are equal: first nothing constant, then all random; then None.
 
     A user's own data have no other.
     """
-    if case.kinds in ((), ("random",), ("whole",)):
+    if case.value_kinds in ((), ("random",), ("whole",)):
         return None
-    kept = tuple(kind for kind in case.kinds if kind not in generators.CONSTANT)
-    kinds: tuple[Fill, ...] = kept if kept and kept != case.kinds else ("random",)
+    kept = tuple(kind for kind in case.value_kinds if kind not in generators.CONSTANT_KINDS)
+    kinds: tuple[ValueKind, ...] = kept if kept and kept != case.value_kinds else ("random",)
     return _make_case(project, case.sizes, kinds, int(case.name))
 
 
-def resolve(shape: list[str | int], sizes: Mapping[str, int]) -> tuple[int, ...]:
+def resolve_shape(shape: list[str | int], sizes: Mapping[str, int]) -> tuple[int, ...]:
     """A manifest shape with its named dims filled in."""
     return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in shape)
 
@@ -170,7 +174,7 @@ def _clamp(size: int, limit: DimLimits) -> int:
 def _choose_sizes(
     limits: Mapping[str, DimLimits],
     example: Mapping[str, int],
-    inputs: Mapping[str, Input],
+    inputs: Mapping[str, InputSpec],
     varied: Sequence[Mapping[str, int]],
 ) -> tuple[list[dict[str, int]], tuple[str, ...]]:
     """The example's sizes, then each dim in turn at its interesting sizes, then several, then all at their largest.
@@ -226,13 +230,13 @@ def _combine_small_sizes(
 
 
 def _plan_varied_cases(
-    inputs: Mapping[str, Input], limits: Mapping[str, DimLimits], example: Mapping[str, int]
-) -> list[tuple[dict[str, int], tuple[Fill, ...]]]:
+    inputs: Mapping[str, InputSpec], limits: Mapping[str, DimLimits], example: Mapping[str, int]
+) -> list[tuple[dict[str, int], tuple[ValueKind, ...]]]:
     """Cases with every kind of values, each a case of a few rows; where rows are dear, a row each.
 
     What is constant stands alone in either case: noise is another there. The batch is a prime once.
     """
-    kinds = generators.kinds(tuple(inputs.values()))
+    kinds = generators.select_kinds(tuple(inputs.values()))
     small, batch = _choose_small_sizes(inputs, limits)
     if batch is None:
         return [(small, (kind,)) for kind in kinds]
@@ -240,16 +244,18 @@ def _plan_varied_cases(
     if _count_case_bytes(inputs, prime) > _MAX_CASE_BYTES:
         prime = small
     few = {**small, batch: _clamp(_ROWS_PER_KIND, limits[batch])}
-    alone = [(small, (kind,)) for kind in kinds if kind in generators.CONSTANT]
-    others = [kind for kind in kinds if kind not in generators.CONSTANT]
+    alone = [(small, (kind,)) for kind in kinds if kind in generators.CONSTANT_KINDS]
+    others = [kind for kind in kinds if kind not in generators.CONSTANT_KINDS]
     if _count_case_bytes(inputs, {**small, batch: 1}) <= _CHEAP_ROW_BYTES:
         return [(prime, ("random",)), *((few, (kind,)) for kind in others), *alone]
     rows = max(1, prime[batch])
-    mixed: tuple[Fill, ...] = (*others, "random")
+    mixed: tuple[ValueKind, ...] = (*others, "random")
     return [(prime, mixed[start : start + rows]) for start in range(0, len(mixed), rows)] + alone
 
 
-def _choose_small_sizes(inputs: Mapping[str, Input], limits: Mapping[str, DimLimits]) -> tuple[dict[str, int], str | None]:
+def _choose_small_sizes(
+    inputs: Mapping[str, InputSpec], limits: Mapping[str, DimLimits]
+) -> tuple[dict[str, int], str | None]:
     """Sizes that exercise much and cost little: one row of moderate length; and the dim that counts the rows."""
     small = {
         name: _clamp(_VARIED_SIZE if _is_inner(name, inputs) else limit.min, limit) for name, limit in limits.items()
@@ -257,60 +263,62 @@ def _choose_small_sizes(inputs: Mapping[str, Input], limits: Mapping[str, DimLim
     return small, _get_batch_dim(inputs)
 
 
-def _get_batch_dim(inputs: Mapping[str, Input]) -> str | None:
+def _get_batch_dim(inputs: Mapping[str, InputSpec]) -> str | None:
     """The named first dim of the first input, which counts samples."""
     first = next(iter(inputs.values())).shape[:1]
     return first[0] if first and isinstance(first[0], str) else None
 
 
-def _count_rows(inputs: Mapping[str, Input], sizes: Mapping[str, int]) -> int:
+def _count_rows(inputs: Mapping[str, InputSpec], sizes: Mapping[str, int]) -> int:
     """How many samples a case holds: its batch, or one."""
     batch = _get_batch_dim(inputs)
     return 1 if batch is None else max(1, sizes[batch])
 
 
-def _choose_large_size(inputs: Mapping[str, Input], smallest: Mapping[str, int], name: str) -> int | None:
+def _choose_large_size(inputs: Mapping[str, InputSpec], smallest: Mapping[str, int], name: str) -> int | None:
     """A size for a dim without a largest that is far from the small ones, where that is cheap; else None."""
     sizes = [size for size in _LARGE_SIZES if size > smallest[name]]
     return next((one for one in sizes if _count_case_bytes(inputs, {**smallest, name: one}) <= _LARGE_CASE_BYTES), None)
 
 
-def _is_inner(name: str, inputs: Mapping[str, Input]) -> bool:
+def _is_inner(name: str, inputs: Mapping[str, InputSpec]) -> bool:
     """Whether a dim stands anywhere but first: a length or a width, where 1 would exercise little."""
     return any(name in spec.shape[1:] for spec in inputs.values())
 
 
-def _count_case_bytes(inputs: Mapping[str, Input], sizes: Mapping[str, int]) -> int:
-    return sum(8 * math.prod(resolve(list(spec.shape), sizes)) for spec in inputs.values())
+def _count_case_bytes(inputs: Mapping[str, InputSpec], sizes: Mapping[str, int]) -> int:
+    return sum(8 * math.prod(resolve_shape(list(spec.shape), sizes)) for spec in inputs.values())
 
 
 def _format_sizes(sizes: Mapping[str, int]) -> str:
     return " ".join(f"{name}={size}" for name, size in sizes.items()) or "fixed"
 
 
-def _make_case(project: Project, sizes: Mapping[str, int], kinds: tuple[Fill, ...], index: int) -> Case:
+def _make_case(project: Project, sizes: Mapping[str, int], kinds: tuple[ValueKind, ...], index: int) -> InputCase:
     inputs, seed = project.manifest.inputs, project.manifest.parity.seed
     batch = _get_batch_dim(inputs)
     arrays = {}
     for name, spec in inputs.items():
         generator = np.random.default_rng([seed, index, *name.encode()])
-        shape = resolve(list(spec.shape), sizes)
-        if index >= _FIRST_EXTRA_CASE and kinds == ("random",) and generators.is_swept(spec):
+        shape = resolve_shape(list(spec.shape), sizes)
+        if index >= _FIRST_EXTRA_CASE and kinds == ("random",) and generators.is_enumerable(spec):
             sweep = np.random.default_rng([seed, _FIRST_EXTRA_CASE, *name.encode()])
-            arrays[name] = generators.sweep(spec, shape, (index - _FIRST_EXTRA_CASE) // 2, sweep)
+            arrays[name] = generators.enumerate_values(spec, shape, (index - _FIRST_EXTRA_CASE) // 2, sweep)
             continue
         if kinds == ("random",) or batch is None or (kinds == ("vanishing",) and spec.shape[:1] == [batch]):
-            arrays[name] = generators.draw(spec, shape, kinds[0], generator)
+            arrays[name] = generators.draw_values(spec, shape, kinds[0], generator)
         elif spec.shape[:1] == [batch]:
-            rows = [generators.draw(spec, shape[1:], kinds[row % len(kinds)], generator) for row in range(shape[0])]
-            arrays[name] = np.stack(rows) if rows else generators.draw(spec, shape, "random", generator)
+            rows = [
+                generators.draw_values(spec, shape[1:], kinds[row % len(kinds)], generator) for row in range(shape[0])
+            ]
+            arrays[name] = np.stack(rows) if rows else generators.draw_values(spec, shape, "random", generator)
         else:
-            arrays[name] = generators.draw(spec, shape, "random", generator)
-    return Case(f"{index:03}", dict(sizes), kinds, arrays)
+            arrays[name] = generators.draw_values(spec, shape, "random", generator)
+    return InputCase(f"{index:03}", dict(sizes), kinds, arrays)
 
 
-def _load_data_case(project: Project, data: str) -> Case:
-    path, where = project.folder / data, project.where("parity", "data")
+def _load_data_case(project: Project, data: str) -> InputCase:
+    path, where = project.folder / data, project.field_location("parity", "data")
     arrays = read_arrays(path, where)
     inputs = project.manifest.inputs
     if set(arrays) != set(inputs):
@@ -326,11 +334,11 @@ def _load_data_case(project: Project, data: str) -> Case:
         for dim, size in zip(spec.shape, found.shape, strict=True):
             if isinstance(dim, str) and size != sizes.setdefault(dim, size):
                 raise DataDoesNotFit(where, f"{name}: the dim {dim} is {size}, and {sizes[dim]} elsewhere")
-    for dim, limit in project.manifest.limits().items():
+    for dim, limit in project.manifest.dim_limits().items():
         if sizes[dim] != _clamp(sizes[dim], limit):
             allowed = f"{limit.min} to {'any' if limit.max is None else limit.max}"
             raise DataDoesNotFit(where, f"the dim {dim} is {sizes[dim]}, and dims.{dim} allows {allowed}")
-    return Case("data", sizes, (), {name: arrays[name] for name in inputs})
+    return InputCase("data", sizes, (), {name: arrays[name] for name in inputs})
 
 
 def _has_shape(found: Array, shape: Sequence[int | str]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from packager.errors import OutputsUnsupported
-from packager.parity.cases.sample_grid import Case
+from packager.parity.cases.sample_grid import InputCase
 from packager.parity.numerics.compare import Array
 from packager.project.manifest import Manifest
 
@@ -25,12 +25,12 @@ class TensorSpec:
     shape: tuple[int | str | None, ...]
 
 
-def inputs(manifest: Manifest) -> tuple[TensorSpec, ...]:
+def make_input_specs(manifest: Manifest) -> tuple[TensorSpec, ...]:
     """The inputs as the manifest gives them."""
     return tuple(TensorSpec(name, spec.dtype, tuple(spec.shape)) for name, spec in manifest.inputs.items())
 
 
-def outputs(runs: Sequence[tuple[Case, Mapping[str, Array]]]) -> tuple[TensorSpec, ...]:
+def infer_output_specs(runs: Sequence[tuple[InputCase, Mapping[str, Array]]]) -> tuple[TensorSpec, ...]:
     """The outputs, from what forward() gave on cases of different sizes.
 
     Raises `OutputsUnsupported`, also where an output has another rank or dtype at another size.
@@ -43,7 +43,7 @@ def outputs(runs: Sequence[tuple[Case, Mapping[str, Array]]]) -> tuple[TensorSpe
     return tuple(_infer_output(name, array, runs) for name, array in first.items())
 
 
-def _infer_output(name: str, array: Array, runs: Sequence[tuple[Case, Mapping[str, Array]]]) -> TensorSpec:
+def _infer_output(name: str, array: Array, runs: Sequence[tuple[InputCase, Mapping[str, Array]]]) -> TensorSpec:
     arrays = [found[name] for _, found in runs]
     for (case, _), one in zip(runs, arrays, strict=True):
         if one.ndim != array.ndim or one.dtype != array.dtype:
@@ -58,7 +58,7 @@ def _infer_output(name: str, array: Array, runs: Sequence[tuple[Case, Mapping[st
     return TensorSpec(name, str(array.dtype), shape)
 
 
-def _format_array(array: Array, case: Case) -> str:
+def _format_array(array: Array, case: InputCase) -> str:
     sizes = " ".join(f"{name}={size}" for name, size in case.sizes.items())
     return f"{array.dtype}{list(array.shape)}" + (f" at {sizes}" if sizes else f" in case {case.name}")
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from packager.parity.numerics.compare import Array
-from packager.parity.numerics.tolerances import scales
+from packager.parity.numerics.tolerances import estimate_scales
 
-INPUT = "input"
+INPUT_OPERATOR = "input"
 """The operator of the values that a run begins with."""
 
 
 @dataclass(frozen=True)
-class Value:
+class Activation:
     """One tensor on the way: what computed it, from which earlier values, and where that stands.
 
     `name` is what its graph calls it; `operator` is aten's or ONNX's name; `reads` are indices into the flow;
@@ -33,30 +33,30 @@ class Value:
 
     name: str
     operator: str
-    reads: tuple[int, ...]
+    input_indices: tuple[int, ...]
     array: Array | None
     module: str | None = None
-    place: str | None = None
-    relative: float = 0.0
+    source_line: str | None = None
+    relative_tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
-class Flow:
+class Activations:
     """The values in the order in which they were computed, and the index of each output by its name."""
 
-    values: tuple[Value, ...]
+    values: tuple[Activation, ...]
     outputs: Mapping[str, int]
 
-    def within(self, relative: Sequence[float]) -> Flow:
+    def with_tolerances(self, relative: Sequence[float]) -> Activations:
         """The same, with a tolerance for each value."""
-        values = (replace(value, relative=one) for value, one in zip(self.values, relative, strict=True))
-        return Flow(tuple(values), self.outputs)
+        values = (replace(value, relative_tolerance=one) for value, one in zip(self.values, relative, strict=True))
+        return Activations(tuple(values), self.outputs)
 
 
-class NotSeen(Exception):
+class ActivationsUnavailable(Exception):
     """The values on the way cannot be had; the text says why."""
 
 
-def typical(array: Array) -> float:
+def measure_typical_magnitude(array: Array) -> float:
     """What counts as small in an array of floats, as for outputs; nothing in others."""
-    return scales([np.abs(array)])[0] if array.dtype.kind in "fc" else 0.0
+    return estimate_scales([np.abs(array)])[0] if array.dtype.kind in "fc" else 0.0

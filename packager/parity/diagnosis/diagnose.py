@@ -16,84 +16,92 @@ import torch
 
 from packager.common.array_files import Array
 from packager.export.graph import io
-from packager.export.graph.messages import Raw
-from packager.model.loader import bind
+from packager.export.graph.messages import ExportedGraph
+from packager.model.loader import bind_inputs
 from packager.parity.cases import generators
 from packager.parity.diagnosis import localize, onnx_activations, repro, torch_activations
-from packager.parity.diagnosis.activations import Flow, NotSeen
-from packager.parity.diagnosis.onnx_activations import Graph
-from packager.parity.numerics.tolerances import MULTIPLE
-from packager.parity.numerics.verdict import Expectation
-from packager.project.manifest import Project, Tolerance
+from packager.parity.diagnosis.activations import Activations, ActivationsUnavailable
+from packager.parity.diagnosis.onnx_activations import GraphModel
+from packager.parity.numerics.tolerances import NOISE_MULTIPLE
+from packager.parity.numerics.verdict import ReferenceCase
+from packager.project.manifest import ExplicitTolerance, Project
 
 _MAX_TOLERANCE_SHARE = 0.25  # of a value's own size: where more is allowed, nothing can be told apart
 
 
 @dataclass(frozen=True)
-class Place:
+class ReproTarget:
     """Where `repro/NAME-VERSION` is written, and what it is called when it is spoken of."""
 
     folder: Path
-    shown: str
+    displayed: str
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """What was found in a sentence, the user's line where it is known, `model.py:41`, and whether a folder shows it."""
 
     text: str
-    where: str | None = None
-    shown: bool = False
+    location: str | None = None
+    has_repro: bool = False
 
 
-def find(
-    project: Project, module: torch.nn.Module, raw: Raw, expectations: Sequence[Expectation], place: Place | None
-) -> Finding:
+def diagnose(
+    project: Project,
+    module: torch.nn.Module,
+    raw: ExportedGraph,
+    reference_cases: Sequence[ReferenceCase],
+    target: ReproTarget | None,
+) -> Diagnosis:
     """What the exported graph does wrong; the folder that shows it is written to `place`, where one is given."""
-    graph = Graph(io.load(raw), raw.path.parent, project.manifest.target.providers)
+    graph = GraphModel(io.load_graph(raw), raw.path.parent, project.manifest.target.providers)
     try:
-        wrong = localize.smallest_wrong(graph, expectations)
-        inputs = wrong.expectation.inputs
-        tensors = dict(zip(inputs, bind(project, list(inputs.values())), strict=True))
-        eager = torch_activations.Eager(module, tensors, project.manifest.outputs, project.folder)
-        flow, called = torch_activations.run(eager, onnx_activations.MOST_BYTES)
-        reference = flow.within(_measure_tolerances(project, eager, flow, wrong))
-        suspect = onnx_activations.run(graph, inputs)
-        found = localize.locate(reference, suspect, wrong)
-    except NotSeen as why:
-        return Finding(f"where it goes wrong was not found: {why}")
-    clauses = localize.say(found, reference, suspect, "PyTorch's")
+        wrong = localize.find_smallest_failing_case(graph, reference_cases)
+        inputs = wrong.reference_case.inputs
+        tensors = dict(zip(inputs, bind_inputs(project, list(inputs.values())), strict=True))
+        eager = torch_activations.ModuleCall(module, tensors, project.manifest.outputs, project.folder)
+        flow, called = torch_activations.record_module(eager, onnx_activations.MAX_ACTIVATION_BYTES)
+        reference = flow.with_tolerances(_measure_tolerances(project, eager, flow, wrong))
+        suspect = onnx_activations.record_graph(graph, inputs)
+        found = localize.localize(reference, suspect, wrong)
+    except ActivationsUnavailable as why:
+        return Diagnosis(f"where it goes wrong was not found: {why}")
+    clauses = localize.describe_fault(found, reference, suspect, "PyTorch's")
     branch = _find_uncalled_module(found.nodes, module, called)
     if branch:
         clauses.append(f"the graph runs {branch}, and the module did not on this case")
     clauses += _find_pitfalls(project, module, inputs)
     shown = False
-    if place is not None and found.shows:
-        shown, said = _write_repro(place, found, graph)
+    if target is not None and found.reproduces:
+        shown, said = _write_repro(target, found, graph)
         clauses.append(said)
-    return Finding("\n".join(clauses), reference.values[found.stands_for].place, shown)
+    return Diagnosis("\n".join(clauses), reference.values[found.reference_index].source_line, shown)
 
 
-def _measure_tolerances(project: Project, eager: torch_activations.Eager, flow: Flow, wrong: localize.Wrong) -> list[float]:
+def _measure_tolerances(
+    project: Project, eager: torch_activations.ModuleCall, flow: Activations, wrong: localize.FailingCase
+) -> list[float]:
     """What is allowed of each value on the way: measured for each as it is for outputs, unless it is written down."""
-    if isinstance(project.manifest.parity.tolerance, Tolerance):
-        return [wrong.relative] * len(flow.values)
-    noise = torch_activations.noise(eager, flow, 3 * onnx_activations.MOST_BYTES)
-    found = [wrong.relative if one is None else min(MULTIPLE * one, _MAX_TOLERANCE_SHARE) for one in noise]
+    if isinstance(project.manifest.parity.tolerance, ExplicitTolerance):
+        return [wrong.relative_tolerance] * len(flow.values)
+    noise = torch_activations.measure_activation_noise(eager, flow, 3 * onnx_activations.MAX_ACTIVATION_BYTES)
+    found = [
+        wrong.relative_tolerance if one is None else min(NOISE_MULTIPLE * one, _MAX_TOLERANCE_SHARE) for one in noise
+    ]
     for place in flow.outputs.values():
-        found[place] = max(found[place], wrong.relative)
+        found[place] = max(found[place], wrong.relative_tolerance)
     return found
 
 
-def _write_repro(place: Place, found: localize.Located, graph: Graph) -> tuple[bool, str]:
+def _write_repro(place: ReproTarget, found: localize.FaultyNode, graph: GraphModel) -> tuple[bool, str]:
     """Write the folder; whether it is there now, and what to say of it."""
     try:
-        repro.write(place.folder, found, graph)
-    except repro.NotOurs:
-        return False, f"{place.shown} is something else, and was left as it is"
+        repro.write_repro(place.folder, found, graph)
+    except repro.NotAReproFolder:
+        return False, f"{place.displayed} is something else, and was left as it is"
     except OSError as error:
-        return False, f"{place.shown} could not be written: {error.strerror}"
-    return True, f"{place.shown}/{repro.SHOW} shows it"
+        return False, f"{place.displayed} could not be written: {error.strerror}"
+    return True, f"{place.displayed}/{repro.SCRIPT_FILE} shows it"
 
 
 def _find_uncalled_module(nodes: Sequence[onnx.NodeProto], module: torch.nn.Module, called: frozenset[str]) -> str:

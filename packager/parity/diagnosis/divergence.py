@@ -28,15 +28,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from packager.parity.diagnosis.activations import INPUT, Flow, Value, typical
-from packager.parity.numerics.compare import Array, Distance, Limit, ShapesDiffer, compare
+from packager.parity.diagnosis.activations import INPUT_OPERATOR, Activation, Activations, measure_typical_magnitude
+from packager.parity.numerics.compare import Array, ElementTolerance, ErrorMetrics, ShapesDiffer, compare
 
 _MAX_CANDIDATES, _MAX_NEIGHBORS = 14, 2  # places for the right value; values that the first wrong node reads
-SUBSTITUTIONS = _MAX_CANDIDATES + 2 * _MAX_NEIGHBORS
+MAX_SUBSTITUTIONS = _MAX_CANDIDATES + 2 * _MAX_NEIGHBORS
 """So many places are tried at most, each a run of what lies behind it."""
 
-Rule = Literal["all", "unlike", "whole"]
-RULES: tuple[Rule, ...] = ("all", "unlike", "whole")
+MatchRule = Literal["all", "unlike", "whole"]
+MATCH_RULES: tuple[MatchRule, ...] = ("all", "unlike", "whole")
 """For what a matched value vouches: for all that it was computed from; for what is unlike anything in the other run,
 as what is nearly like something in it has its like, and is off; for what was not merely selected from."""
 
@@ -59,7 +59,7 @@ Substitute = Callable[[Mapping[int, Array], Sequence[int], Sequence[int]], Mappi
 
 
 @dataclass(frozen=True)
-class Parting:
+class Divergence:
     """Where two runs part.
 
     `end` is the suspect's value that is wrong, `begins` those that it is computed from and that are right, with the
@@ -71,18 +71,20 @@ class Parting:
     `confirmed` says that `target` in its place makes values behind it right.
     """
 
-    end: int
-    begins: Mapping[int, int]
-    between: tuple[int, ...]
-    target: int
-    extra: bool = False
-    missing: bool = False
+    suspect_index: int
+    matched_inputs: Mapping[int, int]
+    path: tuple[int, ...]
+    expected_index: int
+    is_extra: bool = False
+    is_missing: bool = False
     readers: tuple[int, ...] = ()
-    towards: int | None = None
+    next_index: int | None = None
     confirmed: bool = False
 
 
-def part(reference: Flow, suspect: Flow, output: str, substitute: Substitute, rule: Rule = "all") -> Parting | None:
+def find_divergence(
+    reference: Activations, suspect: Activations, output: str, substitute: Substitute, rule: MatchRule = "all"
+) -> Divergence | None:
     """Where the suspect parts from the reference on the way to `output`, which is wrong in it.
 
     None where the reference does not compute that output from its inputs. `substitute` runs the suspect with some
@@ -100,31 +102,31 @@ def part(reference: Flow, suspect: Flow, output: str, substitute: Substitute, ru
     left = _classify(reference, to_suspect, to_reference, off[0] | {wanted}, whole=rule == "whole")
     right = _classify(suspect, to_reference, to_suspect, off[1] | {goal}, whole=rule == "whole")
     two = _RunPair(left, right, wanted, goal, substitute)
-    first = next((one for one in _find_ancestors(suspect, two.goal) if _is_first_unsound(right, one)), None)
+    first = next((one for one in _find_ancestors(suspect, two.suspect_output) if _is_first_unsound(right, one)), None)
     targets = [one for one in _find_ancestors(reference, wanted) if _is_first_unsound(left, one)]
     if first is None:  # what the suspect computes is right, and one more operation should have followed
-        return _make_missing(two, two.goal, targets[0] if targets else wanted, ())
+        return _make_missing(two, two.suspect_output, targets[0] if targets else wanted, ())
     targets.sort(key=lambda one: -len(_find_common_ancestors(left, one, right, first)))  # stable: else in order
     target = targets[0] if targets else wanted
-    return _find_by_substitution(two, first, target) or _make_divergence(two, two.goal, wanted)
+    return _find_by_substitution(two, first, target) or _make_divergence(two, two.suspect_output, wanted)
 
 
-def limit_of(value: Value) -> Limit:
+def get_tolerance(value: Activation) -> ElementTolerance:
     """The limit of a value of the reference: what is exact in kind is exact.
 
     An element is judged on the scale of its own size and the lower quartile of its tensor's.
     """
     if value.array is None or value.array.dtype.kind not in "fc":
-        return Limit(0.0, 0.0)
-    return Limit(value.relative * typical(value.array), value.relative)
+        return ElementTolerance(0.0, 0.0)
+    return ElementTolerance(value.relative_tolerance * measure_typical_magnitude(value.array), value.relative_tolerance)
 
 
-def distance(expected: Value, actual: Array | None) -> Distance | None:
+def compare_activation(expected: Activation, actual: Array | None) -> ErrorMetrics | None:
     """How far a value is from what it should be; None where the two have not one shape and dtype."""
     if expected.array is None or actual is None:
         return None
     try:
-        return compare(expected.array, actual, limit_of(expected))
+        return compare(expected.array, actual, get_tolerance(expected))
     except ShapesDiffer:
         return None
 
@@ -136,13 +138,13 @@ def distance(expected: Value, actual: Array | None) -> Distance | None:
 class _MatchedRun:
     """One run, as far as the other one shows it: the values like each, which are sound, and who reads each."""
 
-    flow: Flow
-    alike: tuple[tuple[int, ...], ...]
+    activations: Activations
+    matches: tuple[tuple[int, ...], ...]
     sound: tuple[bool, ...]
     readers: tuple[tuple[int, ...], ...]
 
 
-def _match_values(reference: Flow, suspect: Flow) -> tuple[list[list[int]], list[list[int]]]:
+def _match_values(reference: Activations, suspect: Activations) -> tuple[list[list[int]], list[list[int]]]:
     """For each value of the reference those of the suspect that equal it, and the other way round."""
     known: dict[tuple[str, tuple[int, ...]], list[tuple[int, NDArray[np.complex128]]]] = {}
     for place, value in enumerate(reference.values):
@@ -156,15 +158,15 @@ def _match_values(reference: Flow, suspect: Flow) -> tuple[list[list[int]], list
             continue
         sample = _sample(value.array)
         for other, expected in known.get((value.array.dtype.str, value.array.shape), ()):
-            if _samples_agree(expected, sample, limit_of(reference.values[other])):
-                found = distance(reference.values[other], value.array)
-                if found is not None and found.allowed:
+            if _samples_agree(expected, sample, get_tolerance(reference.values[other])):
+                found = compare_activation(reference.values[other], value.array)
+                if found is not None and found.within_tolerance:
                     to_suspect[other].append(place)
                     to_reference[place].append(other)
     return to_suspect, to_reference
 
 
-def _find_near_misses(reference: Flow, suspect: Flow) -> tuple[frozenset[int], frozenset[int]]:
+def _find_near_misses(reference: Activations, suspect: Activations) -> tuple[frozenset[int], frozenset[int]]:
     """The values of each run that are nearly like one of the other: if they are not like any, they are off."""
     left, right = set(), set()
     for place, value in enumerate(reference.values):
@@ -187,13 +189,13 @@ def _sample(array: Array) -> NDArray[np.complex128]:
     return flat[:: max(1, flat.size // _SAMPLE_SIZE)].astype(np.complex128)
 
 
-def _samples_agree(expected: NDArray[np.complex128], actual: NDArray[np.complex128], limit: Limit) -> bool:
+def _samples_agree(expected: NDArray[np.complex128], actual: NDArray[np.complex128], limit: ElementTolerance) -> bool:
     with np.errstate(invalid="ignore", over="ignore"):
         near = np.abs(actual - expected) <= limit.atol + limit.rtol * np.abs(expected)
     return bool(np.all(near | (actual == expected) | (np.isnan(actual) & np.isnan(expected))))
 
 
-def _same_shape_and_dtype(value: Value, array: Array) -> bool:
+def _same_shape_and_dtype(value: Activation, array: Array) -> bool:
     return value.array is not None and value.array.shape == array.shape and value.array.dtype == array.dtype
 
 
@@ -201,7 +203,7 @@ def _same_shape_and_dtype(value: Value, array: Array) -> bool:
 
 
 def _classify(
-    flow: Flow,
+    flow: Activations,
     alike: Sequence[Sequence[int]],
     back: Sequence[Sequence[int]],
     never: frozenset[int],
@@ -211,11 +213,11 @@ def _classify(
     """`never` are values for which no other one vouches."""
     readers: list[list[int]] = [[] for _ in flow.values]
     for place, value in enumerate(flow.values):
-        for read in value.reads:
+        for read in value.input_indices:
             readers[read].append(place)
     # A second value like the same one (x times a mask of ones) is right, and tells of nothing but the first.
     alone = [
-        tuple(one for one in alike[place] if value.operator == INPUT or back[one][0] == place)
+        tuple(one for one in alike[place] if value.operator == INPUT_OPERATOR or back[one][0] == place)
         for place, value in enumerate(flow.values)
     ]
     vouched = [False] * len(flow.values)  # that it is right is seen in it, or behind it
@@ -229,10 +231,13 @@ def _classify(
     # A shape is what is computed from it: where one is wrong, it shows in the array that gets it.
     shapes: list[bool] = []
     for value in flow.values:
-        reads = value.reads
+        reads = value.input_indices
         shapes.append(value.operator in _SHAPE_OPERATORS or (bool(reads) and all(shapes[one] for one in reads)))
     sound = (
-        vouched[place] or bool(alike[place]) or value.operator == INPUT or (shapes[place] and place not in never)
+        vouched[place]
+        or bool(alike[place])
+        or value.operator == INPUT_OPERATOR
+        or (shapes[place] and place not in never)
         for place, value in enumerate(flow.values)
     )
     return _MatchedRun(flow, tuple(alone), tuple(sound), tuple(map(tuple, readers)))
@@ -248,22 +253,22 @@ def _is_distinctive(array: Array | None) -> bool:
 
 
 def _is_first_unsound(seen: _MatchedRun, place: int) -> bool:
-    return not seen.sound[place] and all(seen.sound[one] for one in seen.flow.values[place].reads)
+    return not seen.sound[place] and all(seen.sound[one] for one in seen.activations.values[place].input_indices)
 
 
-def _find_ancestors(flow: Flow, goal: int) -> list[int]:
+def _find_ancestors(flow: Activations, goal: int) -> list[int]:
     """What a value is computed from, and itself, in order."""
     found = {goal}
     for place in range(goal, -1, -1):
         if place in found:
-            found.update(flow.values[place].reads)
+            found.update(flow.values[place].input_indices)
     return sorted(found)
 
 
 def _find_descendants(seen: _MatchedRun, place: int) -> list[int]:
     """What is computed from a value, in order."""
     found = {place}
-    for one in range(place, len(seen.flow.values)):
+    for one in range(place, len(seen.activations.values)):
         if one in found:
             found.update(seen.readers[one])
     return sorted(found - {place})
@@ -276,17 +281,17 @@ def _find_matched_ancestors(seen: _MatchedRun, place: int) -> tuple[dict[int, in
     waiting = [place]
     while waiting:
         one = waiting.pop()
-        if one != place and seen.alike[one]:
-            begins[one] = seen.alike[one][0]
+        if one != place and seen.matches[one]:
+            begins[one] = seen.matches[one][0]
         elif one not in between:
             between.add(one)
-            waiting.extend(seen.flow.values[one].reads)
+            waiting.extend(seen.activations.values[one].input_indices)
     return dict(sorted(begins.items())), between
 
 
 def _find_common_ancestors(left: _MatchedRun, target: int, right: _MatchedRun, first: int) -> set[int]:
     begins, _ = _find_matched_ancestors(right, first)
-    likes = {like for one in begins for like in right.alike[one]}
+    likes = {like for one in begins for like in right.matches[one]}
     return likes & set(_find_matched_ancestors(left, target)[0])
 
 
@@ -297,14 +302,14 @@ def _find_common_ancestors(left: _MatchedRun, target: int, right: _MatchedRun, f
 class _RunPair:
     """The reference and its right output, the suspect and its wrong one, and the way to run the suspect anew."""
 
-    left: _MatchedRun
-    right: _MatchedRun
-    wanted: int
-    goal: int
+    reference: _MatchedRun
+    suspect: _MatchedRun
+    expected_output: int
+    suspect_output: int
     substitute: Substitute
 
 
-def _find_by_substitution(two: _RunPair, first: int, target: int) -> Parting | None:
+def _find_by_substitution(two: _RunPair, first: int, target: int) -> Divergence | None:
     """The place at which the reference's value makes the output right, or else most of what lies behind it."""
     best, most = None, 0
     for parting, place, array, readers, behind in _iter_substitutions(two, first, target):
@@ -318,30 +323,38 @@ def _find_by_substitution(two: _RunPair, first: int, target: int) -> Parting | N
 
 def _iter_substitutions(
     two: _RunPair, first: int, target: int
-) -> Iterator[tuple[Parting, int, Array, tuple[int, ...], Sequence[int]]]:
+) -> Iterator[tuple[Divergence, int, Array, tuple[int, ...], Sequence[int]]]:
     """What may be wrong, and the substitution that would show it: `SUBSTITUTIONS` at most, the likeliest first."""
-    left, right = two.left.flow.values, two.right.flow.values
-    for read in [one for one in right[first].reads if two.right.alike[one]][:_MAX_NEIGHBORS]:
-        like = two.right.alike[read][0]
+    left, right = two.reference.activations.values, two.suspect.activations.values
+    for read in [one for one in right[first].input_indices if two.suspect.matches[one]][:_MAX_NEIGHBORS]:
+        like = two.suspect.matches[read][0]
         array = left[like].array
         if array is not None and _same_shape_and_dtype(right[first], array):
-            extra = Parting(first, {read: like}, (first,), like, extra=True, towards=target)
+            extra = Divergence(first, {read: like}, (first,), like, is_extra=True, next_index=target)
             yield extra, first, array, (), range(len(left))
     array = left[target].array
-    if array is None or target == two.wanted:
+    if array is None or target == two.expected_output:
         return
     pairs = _pair_candidates(two, first, target)
     itself = [pair for pair in pairs if pair[0] == target][:_MIN_FIRST_CANDIDATES]
     others = [pair for pair in pairs if pair not in itself][: _MAX_CANDIDATES - _MIN_FIRST_CANDIDATES]
     for expected, place in itself:
-        yield _make_divergence(two, place, expected), place, array, (), _find_descendants(two.left, expected)
-    for place in [one for one in right[first].reads if _same_shape_and_dtype(right[one], array)][:_MAX_NEIGHBORS]:
-        readers = tuple(one for one in two.right.readers[place] if not two.right.sound[one])
-        yield _make_missing(two, place, target, readers), place, array, readers, _find_descendants(two.left, target)
+        yield _make_divergence(two, place, expected), place, array, (), _find_descendants(two.reference, expected)
+    for place in [one for one in right[first].input_indices if _same_shape_and_dtype(right[one], array)][
+        :_MAX_NEIGHBORS
+    ]:
+        readers = tuple(one for one in two.suspect.readers[place] if not two.suspect.sound[one])
+        yield (
+            _make_missing(two, place, target, readers),
+            place,
+            array,
+            readers,
+            _find_descendants(two.reference, target),
+        )
     for expected, place in others:
         instead = left[expected].array
         assert instead is not None
-        yield _make_divergence(two, place, expected), place, instead, (), _find_descendants(two.left, expected)
+        yield _make_divergence(two, place, expected), place, instead, (), _find_descendants(two.reference, expected)
 
 
 def _pair_candidates(two: _RunPair, first: int, target: int) -> list[tuple[int, int]]:
@@ -350,16 +363,28 @@ def _pair_candidates(two: _RunPair, first: int, target: int) -> list[tuple[int, 
     The suspect may have no like of `target` itself, where it does two operations as one. In order, but pairs that
     are far apart last.
     """
-    behind = {first, *_find_descendants(two.right, first)}
-    path = [one for one in _find_ancestors(two.right.flow, two.goal) if one in behind and not two.right.sound[one]]
-    wanted = set(_find_ancestors(two.left.flow, two.wanted))
-    expected = [one for one in (target, *_find_descendants(two.left, target)) if one in wanted and not two.left.sound[one]]
+    behind = {first, *_find_descendants(two.suspect, first)}
+    path = [
+        one
+        for one in _find_ancestors(two.suspect.activations, two.suspect_output)
+        if one in behind and not two.suspect.sound[one]
+    ]
+    wanted = set(_find_ancestors(two.reference.activations, two.expected_output))
+    expected = [
+        one
+        for one in (target, *_find_descendants(two.reference, target))
+        if one in wanted and not two.reference.sound[one]
+    ]
     found = []
     for order, one in enumerate(expected[:_MAX_EXPECTED]):
-        array = two.left.flow.values[one].array
+        array = two.reference.activations.values[one].array
         for place in path if array is not None else ():
-            held = two.right.flow.values[place].array
-            if array is not None and held is not None and _same_shape_and_dtype(two.right.flow.values[place], array):
+            held = two.suspect.activations.values[place].array
+            if (
+                array is not None
+                and held is not None
+                and _same_shape_and_dtype(two.suspect.activations.values[place], array)
+            ):
                 apart = _rms_difference(array, held) / (_finite_rms(array) or 1.0)
                 found.append((apart > _FAR_DISTANCE, order, apart, one, place))
     return [(one, place) for *_, one, place in sorted(found)]
@@ -380,35 +405,35 @@ def _finite_rms(array: Array) -> float:
 
 def _count_matched(two: _RunPair, place: int, array: Array, readers: Sequence[int], behind: Sequence[int]) -> int:
     """How many values the array in this place makes what the reference has `behind`; `_OUTPUT` if the output is one."""
-    values = two.left.flow.values
-    if place == two.goal and not readers:
-        return _OUTPUT_MATCHED if _matches(values[two.wanted], array) else 0
-    expected = [one for one in behind if not two.left.sound[one]]
-    asked = [one for one in _find_descendants(two.right, place) if not two.right.sound[one]][:_MAX_DEPENDENTS]
+    values = two.reference.activations.values
+    if place == two.suspect_output and not readers:
+        return _OUTPUT_MATCHED if _matches(values[two.expected_output], array) else 0
+    expected = [one for one in behind if not two.reference.sound[one]]
+    asked = [one for one in _find_descendants(two.suspect, place) if not two.suspect.sound[one]][:_MAX_DEPENDENTS]
     count = 0
-    for one, actual in two.substitute({place: array}, readers, sorted({*asked, two.goal})).items():
-        if one == two.goal and _matches(values[two.wanted], actual):
+    for one, actual in two.substitute({place: array}, readers, sorted({*asked, two.suspect_output})).items():
+        if one == two.suspect_output and _matches(values[two.expected_output], actual):
             return _OUTPUT_MATCHED
         count += _is_distinctive(actual) and any(_matches(values[other], actual) for other in expected)
     return count
 
 
-def _matches(expected: Value, actual: Array) -> bool:
+def _matches(expected: Activation, actual: Array) -> bool:
     if expected.array is None or not _same_shape_and_dtype(expected, actual):
         return False
-    if not _samples_agree(_sample(expected.array), _sample(actual), limit_of(expected)):
+    if not _samples_agree(_sample(expected.array), _sample(actual), get_tolerance(expected)):
         return False
-    found = distance(expected, actual)
-    return found is not None and found.allowed
+    found = compare_activation(expected, actual)
+    return found is not None and found.within_tolerance
 
 
-def _make_missing(two: _RunPair, place: int, target: int, readers: tuple[int, ...]) -> Parting:
-    if two.right.alike[place]:
-        return Parting(place, {place: two.right.alike[place][0]}, (), target, missing=True, readers=readers)
-    begins, between = _find_matched_ancestors(two.right, place)
-    return Parting(place, begins, tuple(sorted(between)), target, missing=True, readers=readers)
+def _make_missing(two: _RunPair, place: int, target: int, readers: tuple[int, ...]) -> Divergence:
+    if two.suspect.matches[place]:
+        return Divergence(place, {place: two.suspect.matches[place][0]}, (), target, is_missing=True, readers=readers)
+    begins, between = _find_matched_ancestors(two.suspect, place)
+    return Divergence(place, begins, tuple(sorted(between)), target, is_missing=True, readers=readers)
 
 
-def _make_divergence(two: _RunPair, end: int, target: int) -> Parting:
-    begins, between = _find_matched_ancestors(two.right, end)
-    return Parting(end, begins, tuple(sorted(between)), target)
+def _make_divergence(two: _RunPair, end: int, target: int) -> Divergence:
+    begins, between = _find_matched_ancestors(two.suspect, end)
+    return Divergence(end, begins, tuple(sorted(between)), target)

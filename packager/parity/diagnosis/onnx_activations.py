@@ -16,16 +16,16 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from packager.common.sanitize import impersonal
-from packager.parity.diagnosis.activations import INPUT, Flow, NotSeen, Value
+from packager.common.sanitize import sanitize_message
+from packager.parity.diagnosis.activations import INPUT_OPERATOR, Activation, Activations, ActivationsUnavailable
 from packager.parity.numerics.compare import Array
 
-MOST_BYTES = 1 << 30
+MAX_ACTIVATION_BYTES = 1 << 30
 """The values on the way are looked at where they take no more than this."""
 
 
 @dataclass(frozen=True)
-class Graph:
+class GraphModel:
     """A model whose large weights lie in files of `folder`, and who is to run it."""
 
     model: onnx.ModelProto
@@ -34,82 +34,88 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class GraphFlow:
+class GraphActivations:
     """The flow of a graph on one case, and the node that computes each value; None for the inputs."""
 
-    graph: Graph
+    graph: GraphModel
     inputs: Mapping[str, Array]
-    flow: Flow
+    activations: Activations
     nodes: tuple[onnx.NodeProto | None, ...]
 
     def substitute(
         self, values: Mapping[int, Array], readers: Sequence[int], wanted: Sequence[int]
     ) -> dict[int, Array]:
         """Run the graph with some values replaced, for these readers or for all: see `where.Substitute`."""
-        names = {self.flow.values[place].name: array for place, array in values.items()}
+        names = {self.activations.values[place].name: array for place, array in values.items()}
         model = _substitute_values(self.graph.model, names, {id(self.nodes[one]) for one in readers})
-        asked = {self.flow.values[one].name: one for one in wanted if one not in values or readers}
+        asked = {self.activations.values[one].name: one for one in wanted if one not in values or readers}
         feeds = {**self.inputs, **{_substitute_name(name): array for name, array in names.items()}}
         found = _run_session(self.graph, model, feeds, list(asked))
         return {asked[name]: array for name, array in found.items()}
 
 
-def run(graph: Graph, inputs: Mapping[str, Array]) -> GraphFlow:
+def record_graph(graph: GraphModel, inputs: Mapping[str, Array]) -> GraphActivations:
     """All values on the way from the inputs. Raises `NotSeen` where the graph does not run so, or they are too many."""
     computed = list(_iter_input_dependent(graph.model.graph, inputs))
     names = [name for _, name, _ in computed]
     sizes = _measure_bytes(graph, inputs, names)
-    if sizes > MOST_BYTES:
-        raise NotSeen(f"the values on the way take {sizes >> 20} MiB, more than the {MOST_BYTES >> 20} looked at")
+    if sizes > MAX_ACTIVATION_BYTES:
+        raise ActivationsUnavailable(
+            f"the values on the way take {sizes >> 20} MiB, more than the {MAX_ACTIVATION_BYTES >> 20} looked at"
+        )
     arrays = {**inputs, **_run_session(graph, graph.model, inputs, names)}
     places = {name: place for place, name in enumerate([*inputs, *names])}
-    values = [Value(name, INPUT, (), array) for name, array in inputs.items()]
+    values = [Activation(name, INPUT_OPERATOR, (), array) for name, array in inputs.items()]
     for node, name, reads in computed:
         sources = tuple(dict.fromkeys(places[one] for one in reads))
-        values.append(Value(name, node.op_type, sources, arrays.get(name)))
+        values.append(Activation(name, node.op_type, sources, arrays.get(name)))
     outputs = {one.name: places[one.name] for one in graph.model.graph.output if one.name in places}
     nodes = (*(None for _ in inputs), *(node for node, _, _ in computed))
-    return GraphFlow(graph, inputs, Flow(tuple(values), outputs), nodes)
+    return GraphActivations(graph, inputs, Activations(tuple(values), outputs), nodes)
 
 
-def cut_out(graph: Graph, begins: Mapping[str, Array], end: str, expected: Array) -> onnx.ModelProto:
+def extract_subgraph(graph: GraphModel, inputs: Mapping[str, Array], output: str, expected: Array) -> onnx.ModelProto:
     """The part of the graph that computes the value `end` from the values `begins`, as a model of its own.
 
     Where it is one of them, the model hands it on. Weights stay where they are; nothing tells how the graph was made.
     """
-    nodes, needed = [], {end}
+    nodes, needed = [], {output}
     for node in reversed(graph.model.graph.node):
-        made = [name for name in node.output if name in needed and name not in begins]
+        made = [name for name in node.output if name in needed and name not in inputs]
         if made:
             nodes.append(node)
             needed.update(_list_read_names(node))
-    kept = [one for one in graph.model.graph.initializer if one.name in needed and one.name not in begins]
+    kept = [one for one in graph.model.graph.initializer if one.name in needed and one.name not in inputs]
     found = onnx.ModelProto(ir_version=graph.model.ir_version, producer_name="packager")
     found.opset_import.extend(graph.model.opset_import)
     found.functions.extend(graph.model.functions)
     found.graph.name = "part"
     found.graph.node.extend(reversed(nodes))
-    if end in begins:
-        found.graph.node.append(onnx.helper.make_node("Identity", [end], [_substitute_name(end)], "handed on"))
-        end = _substitute_name(end)
+    if output in inputs:
+        found.graph.node.append(onnx.helper.make_node("Identity", [output], [_substitute_name(output)], "handed on"))
+        output = _substitute_name(output)
     found.graph.initializer.extend(kept)
-    found.graph.input.extend(_make_value_info(name, array) for name, array in begins.items() if name in needed)
+    found.graph.input.extend(_make_value_info(name, array) for name, array in inputs.items() if name in needed)
     kind = onnx.helper.np_dtype_to_tensor_dtype(expected.dtype)
-    found.graph.output.append(onnx.helper.make_tensor_value_info(end, kind, None))
+    found.graph.output.append(onnx.helper.make_tensor_value_info(output, kind, None))
     return found
 
 
-def run_cut_out(graph: Graph, part: onnx.ModelProto, begins: Mapping[str, Array]) -> Array:
+def run_subgraph(graph: GraphModel, subgraph: onnx.ModelProto, inputs: Mapping[str, Array]) -> Array:
     """What a part of the graph computes from these values. Raises `NotSeen`."""
-    taken = {one.name for one in part.graph.input}
-    (output,) = (one.name for one in part.graph.output)
-    return _run_session(graph, part, {name: array for name, array in begins.items() if name in taken}, [output])[output]
+    taken = {one.name for one in subgraph.graph.input}
+    (output,) = (one.name for one in subgraph.graph.output)
+    return _run_session(graph, subgraph, {name: array for name, array in inputs.items() if name in taken}, [output])[
+        output
+    ]
 
 
 # -- the graph ------------------------------------------------------------------------------
 
 
-def _iter_input_dependent(graph: onnx.GraphProto, inputs: Iterable[str]) -> Iterable[tuple[onnx.NodeProto, str, list[str]]]:
+def _iter_input_dependent(
+    graph: onnx.GraphProto, inputs: Iterable[str]
+) -> Iterable[tuple[onnx.NodeProto, str, list[str]]]:
     """Every value that depends on the inputs, with its node and those of them that the node reads."""
     known = set(inputs)
     for node in graph.node:
@@ -168,7 +174,7 @@ def _rename_reads(node: onnx.NodeProto, names: Mapping[str, Array]) -> None:
 # -- the sessions ---------------------------------------------------------------------------
 
 
-def _measure_bytes(graph: Graph, inputs: Mapping[str, Array], names: Sequence[str]) -> int:
+def _measure_bytes(graph: GraphModel, inputs: Mapping[str, Array], names: Sequence[str]) -> int:
     """The bytes of all these values together, at eight an element at most."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -177,7 +183,9 @@ def _measure_bytes(graph: Graph, inputs: Mapping[str, Array], names: Sequence[st
     return 4 * sum(int(one) for one in found.values())
 
 
-def _run_session(graph: Graph, model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+def _run_session(
+    graph: GraphModel, model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]
+) -> dict[str, Array]:
     """The values of these names, as far as they are tensors that numpy has."""
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
@@ -196,5 +204,7 @@ def _run_session(graph: Graph, model: onnx.ModelProto, feeds: Mapping[str, Array
         found = session.run(list(names), {one.name: feeds[one.name] for one in session.get_inputs()})
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NotSeen(f"onnxruntime, node by node: {impersonal(first_line, graph.folder)}") from error
+        raise ActivationsUnavailable(
+            f"onnxruntime, node by node: {sanitize_message(first_line, graph.folder)}"
+        ) from error
     return {name: one for name, one in zip(names, found, strict=True) if isinstance(one, np.ndarray)}

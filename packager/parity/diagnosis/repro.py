@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from packager.export.graph import io
-from packager.parity.diagnosis.localize import Located
-from packager.parity.diagnosis.onnx_activations import Graph
+from packager.parity.diagnosis.localize import FaultyNode
+from packager.parity.diagnosis.onnx_activations import GraphModel
 
-SHOW, VALUES, SUBGRAPH = "show.py", "values.npz", "subgraph.onnx"
+SCRIPT_FILE, VALUES_FILE, SUBGRAPH_FILE = "show.py", "values.npz", "subgraph.onnx"
 _SCRIPT = '''\
 """What onnxruntime computes from PyTorch's values, beside what PyTorch computes from them."""
 from pathlib import Path
@@ -36,25 +36,25 @@ if expected.shape == actual.shape:
 '''
 
 
-class NotOurs(Exception):
+class NotAReproFolder(Exception):
     """Something that is no such folder is in its place."""
 
 
-def write(folder: Path, located: Located, graph: Graph) -> None:
+def write_repro(folder: Path, faulty: FaultyNode, graph: GraphModel) -> None:
     """Write the folder, in the place of an earlier one. Raises `NotOurs`, or OSError."""
-    if folder.is_symlink() or (folder.exists() and not (folder / SHOW).is_file()):
-        raise NotOurs
+    if folder.is_symlink() or (folder.exists() and not (folder / SCRIPT_FILE).is_file()):
+        raise NotAReproFolder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
-        io.strip(located.part)
-        io.write(located.part, graph.folder, new / SUBGRAPH)
-        worst = located.apart.worst.index if located.apart is not None and located.apart.worst is not None else ()
-        arrays = {f"input_{place}": array for place, array in enumerate(located.begins.values())}
-        arrays |= {"expected": located.expected, "worst": np.array(worst, np.int64)}
-        np.savez(new / VALUES, allow_pickle=False, **arrays)
-        (new / SHOW).write_text(_SCRIPT, encoding="utf-8")
+        io.strip_metadata(faulty.subgraph)
+        io.write_graph(faulty.subgraph, graph.folder, new / SUBGRAPH_FILE)
+        worst = faulty.metrics.worst.index if faulty.metrics is not None and faulty.metrics.worst is not None else ()
+        arrays = {f"input_{place}": array for place, array in enumerate(faulty.subgraph_inputs.values())}
+        arrays |= {"expected": faulty.expected, "worst": np.array(worst, np.int64)}
+        np.savez(new / VALUES_FILE, allow_pickle=False, **arrays)
+        (new / SCRIPT_FILE).write_text(_SCRIPT, encoding="utf-8")
         if folder.exists():
             os.rename(folder, Path(scratch) / "old")
         os.rename(new, folder)

@@ -18,16 +18,22 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from packager.common import output_tree
-from packager.model.code_dependencies import inside
-from packager.parity.diagnosis.activations import INPUT, Flow, NotSeen, Value, typical
+from packager.model.code_dependencies import relative_inside
+from packager.parity.diagnosis.activations import (
+    INPUT_OPERATOR,
+    Activation,
+    Activations,
+    ActivationsUnavailable,
+    measure_typical_magnitude,
+)
 from packager.parity.numerics.compare import Array
-from packager.parity.numerics.tolerances import least_noise, ratio
+from packager.parity.numerics.tolerances import get_minimum_noise, measure_relative_difference
 
 _NON_NUMPY_DTYPES = (torch.bfloat16, torch.complex32)
 
 
 @dataclass(frozen=True)
-class Eager:
+class ModuleCall:
     """The user's module with one case; `names` are the manifest's outputs, `folder` holds the user's code."""
 
     module: torch.nn.Module
@@ -36,15 +42,15 @@ class Eager:
     folder: Path
 
 
-def run(eager: Eager, most_bytes: int) -> tuple[Flow, frozenset[str]]:
+def record_module(call: ModuleCall, most_bytes: int) -> tuple[Activations, frozenset[str]]:
     """All values on the way from the inputs, and the paths of the modules that were called.
 
     Raises `NotSeen` where the values are too many, and what forward() raises.
     """
-    return _record(eager, eager.module, eager.inputs, most_bytes)
+    return _record(call, call.module, call.inputs, most_bytes)
 
 
-def noise(eager: Eager, flow: Flow, most_bytes: int) -> list[float | None]:
+def measure_activation_noise(eager: ModuleCall, activations: Activations, most_bytes: int) -> list[float | None]:
     """The noise floor of each value, as outputs have one: its difference from float64, relative to its own size.
 
     None where it has none: integers, and where the module does something else in float64 or does not run in it.
@@ -59,14 +65,14 @@ def noise(eager: Eager, flow: Flow, most_bytes: int) -> list[float | None]:
     try:
         other, _ = _record(eager, call, inputs, most_bytes)
     except Exception:  # noqa: BLE001 (the user's code may refuse float64 in any way: then nothing is measured)
-        return [None] * len(flow.values)
+        return [None] * len(activations.values)
     finally:
         for one in eager.module.modules():
             if isinstance(one, torch.nn.RNNBase):
                 one._init_flat_weights()  # where it keeps them too, functional_call has left the wide ones
-    if [one.operator for one in other.values] != [one.operator for one in flow.values]:
-        return [None] * len(flow.values)
-    return [_measure_floor(one.array, two.array) for one, two in zip(flow.values, other.values, strict=True)]
+    if [one.operator for one in other.values] != [one.operator for one in activations.values]:
+        return [None] * len(activations.values)
+    return [_measure_floor(one.array, two.array) for one, two in zip(activations.values, other.values, strict=True)]
 
 
 def _to_float64(tensor: torch.Tensor) -> torch.Tensor:
@@ -76,22 +82,24 @@ def _to_float64(tensor: torch.Tensor) -> torch.Tensor:
 def _measure_floor(array: Array | None, other: Array | None) -> float | None:
     if array is None or other is None or array.dtype.kind != "f" or array.shape != other.shape:
         return None
-    return max(least_noise(array.dtype), ratio(array, other, typical(array)))
+    return max(
+        get_minimum_noise(array.dtype), measure_relative_difference(array, other, measure_typical_magnitude(array))
+    )
 
 
 def _record(
-    eager: Eager, call: Callable[..., Any], inputs: Mapping[str, torch.Tensor], most_bytes: int
-) -> tuple[Flow, frozenset[str]]:
+    eager: ModuleCall, call: Callable[..., Any], inputs: Mapping[str, torch.Tensor], most_bytes: int
+) -> tuple[Activations, frozenset[str]]:
     recorder = _Recorder(eager.folder, most_bytes)
     with torch.inference_mode(), _disable_fast_path(), _track_modules(eager.module, recorder):
         for name, tensor in inputs.items():
-            recorder.note(name, INPUT, (), [tensor])
+            recorder.add(name, INPUT_OPERATOR, (), [tensor])
         with recorder:
             returned = call(*inputs.values())
-    flat = output_tree.select(output_tree.flatten(returned), eager.names)
+    flat = output_tree.select_outputs(output_tree.flatten_outputs(returned), eager.names)
     places = {name: recorder.computed.get(id(tensor)) for name, tensor in flat.items()}
     found = {name: place for name, place in places.items() if place is not None}
-    return Flow(tuple(recorder.values), found), frozenset(recorder.called)
+    return Activations(tuple(recorder.values), found), frozenset(recorder.called)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own metaclass hook
@@ -99,7 +107,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
-        self.values: list[Value] = []
+        self.values: list[Activation] = []
         self.computed: dict[int, int] = {}  # a tensor's id → the value that it is
         self.modules: list[str] = []  # at work, the innermost last
         self.called: set[str] = set()
@@ -118,24 +126,24 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         if reads:
             made = list(_iter_tensors(returned))
             first = len(self.values)
-            self.note("", str(func._schema.name).removeprefix("aten::"), tuple(reads), made)
+            self.add("", str(func._schema.name).removeprefix("aten::"), tuple(reads), made)
             if func._schema.is_mutable:
                 for argument, tensor in zip(func._schema.arguments, args, strict=False):
                     if isinstance(tensor, torch.Tensor) and argument.alias_info and argument.alias_info.is_write:
                         self._written[tensor.untyped_storage().data_ptr()] = max(first, len(self.values) - 1)
         return returned
 
-    def note(self, name: str, operator: str, reads: tuple[int, ...], made: Sequence[torch.Tensor]) -> None:
+    def add(self, name: str, operator: str, reads: tuple[int, ...], made: Sequence[torch.Tensor]) -> None:
         """One operator's results, each a value."""
-        place = self._find_user_line() if operator != INPUT else None
+        place = self._find_user_line() if operator != INPUT_OPERATOR else None
         module = self.modules[-1] if self.modules else None
         for tensor in made:
             self._left -= tensor.numel() * tensor.element_size()
             if self._left < 0:
-                raise NotSeen("the values on the way take more memory than is spent on looking at them")
+                raise ActivationsUnavailable("the values on the way take more memory than is spent on looking at them")
             self.computed[id(tensor)] = len(self.values)
             self._held.append(tensor)
-            self.values.append(Value(name, operator, reads, _to_array(tensor), module, place))
+            self.values.append(Activation(name, operator, reads, _to_array(tensor), module, place))
 
     def _read(self, tensor: torch.Tensor) -> Iterator[int]:
         """The values that a tensor holds: the one that it was computed as, and what was written into it since."""
@@ -152,7 +160,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         while frame is not None:
             name = frame.f_code.co_filename
             if name not in self._files:
-                self._files[name] = inside(name, self._folder)
+                self._files[name] = relative_inside(name, self._folder)
             found = self._files[name]
             if found is not None:
                 return f"{found.as_posix()}:{frame.f_lineno}"

@@ -21,7 +21,7 @@ Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
-class Limit:
+class ElementTolerance:
     """What is allowed: |actual - expected| ≤ atol + rtol·|expected|."""
 
     atol: float
@@ -29,7 +29,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Worst:
+class ComparedElement:
     """The element that is farthest beyond its limit, or nearest to it."""
 
     index: tuple[int, ...]
@@ -38,7 +38,7 @@ class Worst:
 
 
 @dataclass(frozen=True)
-class Distance:
+class ErrorMetrics:
     """How far `actual` is from `expected`.
 
     `max_abs` and `rms` are of the finite elements' differences; `max_rel` divides each difference
@@ -53,35 +53,35 @@ class Distance:
     rms: float
     cosine: float
     mismatched_nonfinite: int
-    excess: float
-    worst: Worst | None
+    error_over_limit: float
+    worst: ComparedElement | None
 
     @property
-    def allowed(self) -> bool:
+    def within_tolerance(self) -> bool:
         """Whether every element is within its limit."""
-        return self.mismatched_nonfinite == 0 and self.excess <= 1.0
+        return self.mismatched_nonfinite == 0 and self.error_over_limit <= 1.0
 
 
 class ShapesDiffer(Exception):
     """The arrays cannot be set side by side: dtype or shape differ."""
 
 
-def compare(expected: Array, actual: Array, limit: Limit) -> Distance:
+def compare(expected: Array, actual: Array, tolerance: ElementTolerance) -> ErrorMetrics:
     """Compare two arrays of one shape and dtype, element by element. Raises `ShapesDiffer`."""
     if expected.dtype != actual.dtype:
         raise ShapesDiffer(f"dtype {actual.dtype}, expected {expected.dtype}")
     if expected.shape != actual.shape:
         raise ShapesDiffer(f"shape {list(actual.shape)}, expected {list(expected.shape)}")
     if expected.size == 0:
-        return Distance(0.0, 0.0, 0.0, 1.0, 0, 0.0, None)
+        return ErrorMetrics(0.0, 0.0, 0.0, 1.0, 0, 0.0, None)
     if expected.dtype.kind == "c":
-        return _compare_floats(_real_and_imaginary(expected), _real_and_imaginary(actual), limit)
+        return _compare_floats(_real_and_imaginary(expected), _real_and_imaginary(actual), tolerance)
     if expected.dtype.kind == "f":
-        return _compare_floats(expected, actual, limit)
+        return _compare_floats(expected, actual, tolerance)
     return _compare_exact(expected, actual)
 
 
-def _compare_floats(expected: Array, actual: Array, limit: Limit) -> Distance:
+def _compare_floats(expected: Array, actual: Array, limit: ElementTolerance) -> ErrorMetrics:
     left, right = expected.astype(np.float64), actual.astype(np.float64)
     finite = np.isfinite(left) & np.isfinite(right)
     same_nonfinite = (np.isnan(left) & np.isnan(right)) | (np.isinf(left) & (left == right))
@@ -95,13 +95,13 @@ def _compare_floats(expected: Array, actual: Array, limit: Limit) -> Distance:
     excess = _divide(difference, allowed)
     excess[mismatched] = np.inf
     worst = np.unravel_index(int(np.argmax(excess)), expected.shape)
-    return Distance(
+    return ErrorMetrics(
         max_abs=float(difference.max()),
         max_rel=float(_divide(difference, np.maximum(magnitude, scale)).max()),
         rms=root_mean_square(difference[finite]),
         cosine=_cosine_similarity(left_finite[finite], right_finite[finite]),
         mismatched_nonfinite=int(mismatched.sum()),
-        excess=float(excess.max()),
+        error_over_limit=float(excess.max()),
         worst=_make_compared_element(worst, expected, actual),
     )
 
@@ -110,7 +110,7 @@ def _real_and_imaginary(array: Array) -> Array:
     return np.stack([array.real, array.imag], axis=-1)
 
 
-def _compare_exact(expected: Array, actual: Array) -> Distance:
+def _compare_exact(expected: Array, actual: Array) -> ErrorMetrics:
     if expected.dtype == np.bool_:
         difference = (expected != actual).astype(np.uint64)
     else:
@@ -122,13 +122,13 @@ def _compare_exact(expected: Array, actual: Array) -> Distance:
     left, right = expected.astype(np.float64), actual.astype(np.float64)
     distance = difference.astype(np.float64)
     scale = root_mean_square(left)
-    return Distance(
+    return ErrorMetrics(
         max_abs=float(distance.max()),
         max_rel=float(_divide(distance, np.maximum(np.abs(left), scale)).max()),
         rms=root_mean_square(distance),
         cosine=_cosine_similarity(left, right),
         mismatched_nonfinite=0,
-        excess=float(excess.max()),
+        error_over_limit=float(excess.max()),
         worst=_make_compared_element(worst, expected, actual),
     )
 
@@ -158,6 +158,6 @@ def _cosine_similarity(left: NDArray[np.float64], right: NDArray[np.float64]) ->
     return max(-1.0, min(1.0, cosine))
 
 
-def _make_compared_element(index: tuple[np.intp, ...], expected: Array, actual: Array) -> Worst:
+def _make_compared_element(index: tuple[np.intp, ...], expected: Array, actual: Array) -> ComparedElement:
     place = tuple(int(one) for one in index)
-    return Worst(place, expected[place].item(), actual[place].item())
+    return ComparedElement(place, expected[place].item(), actual[place].item())

@@ -17,16 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from packager.parity.numerics.compare import Array, Limit
+from packager.parity.numerics.compare import Array, ElementTolerance
 
-PATTERN = r"^(argmax|rank|top-[1-9][0-9]{0,5}|threshold -?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?)$"
+RULE_PATTERN = r"^(argmax|rank|top-[1-9][0-9]{0,5}|threshold -?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?)$"
 
 
 Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Decision:
+class DecisionRule:
     """What is decided by an output along an axis, and the share of its limit within which two scores are tied."""
 
     rule: str
@@ -35,7 +35,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class DecisionAgreement:
     """How many decisions were compared, how many agreed, and how many others hang on a tie."""
 
     rule: str
@@ -44,50 +44,54 @@ class Agreement:
     ties: int
 
     @property
-    def disagreed(self) -> int:
+    def changed(self) -> int:
         """Decisions that changed and hang on no tie."""
         return self.compared - self.agreed - self.ties
 
-    def joined(self, other: Agreement) -> Agreement:
+    def merge(self, other: DecisionAgreement) -> DecisionAgreement:
         """These decisions and those of one more case."""
         compared, agreed = self.compared + other.compared, self.agreed + other.agreed
-        return Agreement(self.rule, compared, agreed, self.ties + other.ties)
+        return DecisionAgreement(self.rule, compared, agreed, self.ties + other.ties)
 
 
 class AxisMissing(Exception):
     """The output has no such axis."""
 
 
-def agreement(expected: Array, actual: Array, limit: Limit, decision: Decision) -> Agreement:
+def compare_decisions(
+    expected: Array, actual: Array, tolerance: ElementTolerance, decision: DecisionRule
+) -> DecisionAgreement:
     """Compare the decisions of two float arrays of one shape. Raises `AxisMissing`.
 
     Where a NaN is among the scores of a decision, it is not compared: the numbers themselves are.
     """
     left, right = expected.astype(np.float64), actual.astype(np.float64)
-    slack = decision.tie * (limit.atol + limit.rtol * np.abs(np.where(np.isfinite(left), left, 0.0)))
+    slack = decision.tie * (tolerance.atol + tolerance.rtol * np.abs(np.where(np.isfinite(left), left, 0.0)))
     if decision.rule.startswith("threshold"):
         return _compare_threshold(left, right, slack, decision.rule)
     if not -left.ndim <= decision.axis < left.ndim:
         raise AxisMissing(f"it has {left.ndim} axes, and no axis {decision.axis}")
     if left.size == 0:
-        return Agreement(decision.rule, 0, 0, 0)
+        return DecisionAgreement(decision.rule, 0, 0, 0)
     left, right, slack = (
         np.moveaxis(one, decision.axis, -1).reshape(-1, one.shape[decision.axis]) for one in (left, right, slack)
     )
     known = ~(np.isnan(left) | np.isnan(right)).any(axis=1)
     same, tied = _compare_order(left[known], right[known], slack[known], decision.rule)
-    return Agreement(decision.rule, int(known.sum()), int(same.sum()), int((tied & ~same).sum()))
+    return DecisionAgreement(decision.rule, int(known.sum()), int(same.sum()), int((tied & ~same).sum()))
 
 
-def _compare_threshold(left: Scores, right: Scores, slack: Scores, rule: str) -> Agreement:
+def _compare_threshold(left: Scores, right: Scores, slack: Scores, rule: str) -> DecisionAgreement:
     threshold = float(rule.split()[1])
     known = ~(np.isnan(left) | np.isnan(right))
     same = (left > threshold) == (right > threshold)
     tied = np.abs(left - threshold) <= slack
-    return Agreement(rule, int(known.sum()), int((same & known).sum()), int((tied & ~same & known).sum()))
+    return DecisionAgreement(rule, int(known.sum()), int((same & known).sum()), int((tied & ~same & known).sum()))
 
 
-def _compare_order(left: Scores, right: Scores, slack: Scores, rule: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _compare_order(
+    left: Scores, right: Scores, slack: Scores, rule: str
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """For each row of scores, the largest first: whether the decision is the same, and whether it hangs on ties.
 
     Put into the order that `right` has, the scores of `left` would fall. They are tied where none stands behind

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from packager.parity.numerics.compare import Array, Limit
+from packager.parity.numerics.compare import Array, ElementTolerance
 
-MULTIPLE = 8
+NOISE_MULTIPLE = 8
 """An artifact may be this many noise floors away. Two evaluations that are each one floor from the truth are
 two apart; the rest is for floors measured on few inputs. Whatever moves an element by ten floors is found:
 eight, and one for each side's own noise."""
 
-LARGEST_SHARE = 0.25
+MAX_TOLERANCE_SHARE = 0.25
 """A limit of a quarter of the output's own size proves nothing."""
 
 _MIN_NOISE_IN_EPSILONS = 4  # where the measured noise is by luck smaller than rounding itself
@@ -29,13 +29,13 @@ _SAMPLE_SIZE = 1 << 16  # of an array's elements, evenly spread, are enough to k
 _SENTINEL_SHARE = 1 / 16  # a value that so many elements have to the last bit is no measurement of anything
 
 
-def limit(noise: float, scale: float) -> Limit:
+def derive_tolerance(noise: float, scale: float) -> ElementTolerance:
     """What is allowed where the noise floor is `noise` and small elements are of the size `scale`."""
-    return Limit(MULTIPLE * noise * scale, MULTIPLE * noise)
+    return ElementTolerance(NOISE_MULTIPLE * noise * scale, NOISE_MULTIPLE * noise)
 
 
-def floors(
-    measured: Mapping[str, float], in_part: Mapping[str, float], cases: Sequence[str], least: float
+def derive_noise_floors(
+    measured: Mapping[str, float], partly_measured: Mapping[str, float], cases: Sequence[str], least: float
 ) -> dict[str, float]:
     """The floor of each case, from those of the cases where it was measured, and of others where it was in part.
 
@@ -43,26 +43,26 @@ def floors(
     luck. Where it was measured in part it is also none below the largest of the whole ones, and where it was not it
     is the largest of all.
     """
-    every = [*measured.values(), *in_part.values()]
+    every = [*measured.values(), *partly_measured.values()]
     typical = max(least, float(np.median(every))) if every else least
     highest = max([typical, *measured.values()])
     found = {case: max(typical, share) for case, share in measured.items()}
-    found |= {case: max(highest, share) for case, share in in_part.items()}
+    found |= {case: max(highest, share) for case, share in partly_measured.items()}
     other = max([typical, *every])
     return {case: found.get(case, other) for case in cases}
 
 
-def least_noise(dtype: np.dtype[Any]) -> float:
+def get_minimum_noise(dtype: np.dtype[Any]) -> float:
     """The floor below which none is believed: a few roundings of a float dtype."""
-    return _MIN_NOISE_IN_EPSILONS * epsilon(dtype)
+    return _MIN_NOISE_IN_EPSILONS * get_machine_epsilon(dtype)
 
 
-def epsilon(dtype: np.dtype[Any]) -> float:
+def get_machine_epsilon(dtype: np.dtype[Any]) -> float:
     """The distance from 1 to the next number of a float dtype."""
     return float(np.finfo(dtype).eps)
 
 
-def ratio(found: Array, other: Array, scale: float) -> float:
+def measure_relative_difference(found: Array, other: Array, scale: float) -> float:
     """The largest |found - other| / (|other| + scale) of the elements that are finite on both sides; 0.0 if none."""
     left, right = found.astype(np.float64), other.astype(np.float64)
     finite = np.isfinite(left) & np.isfinite(right)
@@ -73,7 +73,7 @@ def ratio(found: Array, other: Array, scale: float) -> float:
     return float(shares.max()) if shares.size else 0.0
 
 
-def scales(arrays: Sequence[Array]) -> list[float]:
+def estimate_scales(arrays: Sequence[Array]) -> list[float]:
     """What counts as small in each of several float arrays that are one output on different inputs.
 
     The lower quartile of an array's magnitudes, or that of all arrays together where it is larger: few

@@ -12,27 +12,27 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from packager.parity.numerics.compare import Array, Distance, Limit, ShapesDiffer, compare
-from packager.parity.numerics.decisions import Agreement, Decision, agreement
+from packager.parity.numerics.compare import Array, ElementTolerance, ErrorMetrics, ShapesDiffer, compare
+from packager.parity.numerics.decisions import DecisionAgreement, DecisionRule, compare_decisions
 
-Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+ArtifactRunner = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
-class Expectation:
+class ReferenceCase:
     """One case to replay: its inputs, what PyTorch gave, and the limit for each output.
 
     `oracle` are the float outputs as the module gives them in float64, where it was run so: an artifact is held
     to both. `sizes` are those of the named dims; `decisions` are what some outputs are for.
     """
 
-    case: str
+    name: str
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
-    limits: Mapping[str, Limit]
+    tolerances: Mapping[str, ElementTolerance]
     sizes: Mapping[str, int] = field(default_factory=dict)
-    oracle: Mapping[str, Array] = field(default_factory=dict)
-    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    float64_outputs: Mapping[str, Array] = field(default_factory=dict)
+    decisions: Mapping[str, DecisionRule] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,21 @@ class OutputErrors:
     rms: float
     cosine: float
     mismatched_nonfinite: int
-    excess: float
-    from_oracle: float | None = None
+    error_over_limit: float
+    error_over_limit_float64: float | None = None
 
-    def joined(self, distance: Distance, from_oracle: Distance | None = None) -> OutputErrors:
+    def merge(self, distance: ErrorMetrics, float64_metrics: ErrorMetrics | None = None) -> OutputErrors:
         """These errors and those of one more case."""
-        oracle = self.from_oracle
-        if from_oracle is not None:
-            oracle = max(oracle or 0.0, from_oracle.excess)
+        oracle = self.error_over_limit_float64
+        if float64_metrics is not None:
+            oracle = max(oracle or 0.0, float64_metrics.error_over_limit)
         return OutputErrors(
             max(self.max_abs, distance.max_abs),
             max(self.max_rel, distance.max_rel),
             max(self.rms, distance.rms),
             min(self.cosine, distance.cosine),
             self.mismatched_nonfinite + distance.mismatched_nonfinite,
-            max(self.excess, distance.excess),
+            max(self.error_over_limit, distance.error_over_limit),
             oracle,
         )
 
@@ -75,11 +75,11 @@ class WorstElement:
     index: tuple[int, ...]
     expected: float | int | bool
     actual: float | int | bool
-    excess: float
+    error_over_limit: float
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ParityResult:
     """What was found; `reason` says in words why the verdict is fail, and is empty where it is pass.
 
     `loaded` is whether the artifact could be loaded: of one that cannot, nothing is known.
@@ -89,65 +89,73 @@ class Judgement:
     reason: str
     outputs: Mapping[str, OutputErrors]
     worst: WorstElement | None
-    decisions: Mapping[str, Agreement] = field(default_factory=dict)
+    decisions: Mapping[str, DecisionAgreement] = field(default_factory=dict)
     loaded: bool = True
 
 
-def judge(run: Run, expectations: Iterable[Expectation]) -> Judgement:
+def check_parity(run: ArtifactRunner, reference_cases: Iterable[ReferenceCase]) -> ParityResult:
     """Run every case and compare every output; stops at a case whose outputs cannot be set side by side."""
     errors: dict[str, OutputErrors] = {}
-    decided: dict[str, Agreement] = {}
+    decided: dict[str, DecisionAgreement] = {}
     worst: WorstElement | None = None
-    for expectation in expectations:
+    for expectation in reference_cases:
         actual = run(expectation.inputs)
         if list(actual) != list(expectation.outputs):
             reason = f"outputs {list(actual)}, expected {list(expectation.outputs)}"
-            return Judgement(False, f"case {expectation.case}: {reason}", errors, worst)
+            return ParityResult(False, f"case {expectation.name}: {reason}", errors, worst)
         for name in expectation.outputs:
             try:
                 distances = _compare_output(expectation, name, actual[name])
             except ShapesDiffer as difference:
-                reason = f"case {expectation.case}{_format_sizes(expectation)}, output {name}: {difference}"
-                return Judgement(False, reason, errors, worst)
-            errors[name] = errors.get(name, OutputErrors(0.0, 0.0, 0.0, 1.0, 0, 0.0)).joined(*distances)
-            worst = _pick_worst(worst, expectation.case, name, distances)
+                reason = f"case {expectation.name}{_format_sizes(expectation)}, output {name}: {difference}"
+                return ParityResult(False, reason, errors, worst)
+            errors[name] = errors.get(name, OutputErrors(0.0, 0.0, 0.0, 1.0, 0, 0.0)).merge(*distances)
+            worst = _pick_worst(worst, expectation.name, name, distances)
             if name in expectation.decisions:
                 found = _compare_output_decisions(expectation, name, actual[name])
-                decided[name] = decided[name].joined(found) if name in decided else found
+                decided[name] = decided[name].merge(found) if name in decided else found
     # No case, no output, or no element in any of them, proves nothing: that is not a pass.
     if worst is None or not all(_is_within_tolerance(one) for one in errors.values()):
-        return Judgement(False, _describe_worst(worst), errors, worst, decided)
-    changed = [f"{name}: {one.disagreed} of {one.compared} decisions ({one.rule}) changed, beside ties"
-               for name, one in decided.items() if one.disagreed]  # fmt: skip
-    return Judgement(not changed, "; ".join(changed), errors, worst, decided)
+        return ParityResult(False, _describe_worst(worst), errors, worst, decided)
+    changed = [f"{name}: {one.changed} of {one.compared} decisions ({one.rule}) changed, beside ties"
+               for name, one in decided.items() if one.changed]  # fmt: skip
+    return ParityResult(not changed, "; ".join(changed), errors, worst, decided)
 
 
-def _compare_output(expectation: Expectation, name: str, actual: Array) -> tuple[Distance, ...]:
+def _compare_output(expectation: ReferenceCase, name: str, actual: Array) -> tuple[ErrorMetrics, ...]:
     """How far an output is from PyTorch's, and from float64's where there is one. Raises `ShapesDiffer`."""
-    limit = expectation.limits[name]
+    limit = expectation.tolerances[name]
     distance = compare(expectation.outputs[name], actual, limit)
-    if name not in expectation.oracle:
+    if name not in expectation.float64_outputs:
         return (distance,)
-    return distance, compare(expectation.oracle[name], actual.astype(np.float64), limit)
+    return distance, compare(expectation.float64_outputs[name], actual.astype(np.float64), limit)
 
 
-def _compare_output_decisions(expectation: Expectation, name: str, actual: Array) -> Agreement:
-    return agreement(expectation.outputs[name], actual, expectation.limits[name], expectation.decisions[name])
+def _compare_output_decisions(expectation: ReferenceCase, name: str, actual: Array) -> DecisionAgreement:
+    return compare_decisions(
+        expectation.outputs[name], actual, expectation.tolerances[name], expectation.decisions[name]
+    )
 
 
-def _pick_worst(worst: WorstElement | None, case: str, name: str, distances: Iterable[Distance]) -> WorstElement | None:
+def _pick_worst(
+    worst: WorstElement | None, case: str, name: str, distances: Iterable[ErrorMetrics]
+) -> WorstElement | None:
     for one in distances:
         found = one.worst
-        if found is not None and (worst is None or one.excess > worst.excess):
-            worst = WorstElement(case, name, found.index, found.expected, found.actual, one.excess)
+        if found is not None and (worst is None or one.error_over_limit > worst.error_over_limit):
+            worst = WorstElement(case, name, found.index, found.expected, found.actual, one.error_over_limit)
     return worst
 
 
 def _is_within_tolerance(errors: OutputErrors) -> bool:
-    return errors.mismatched_nonfinite == 0 and errors.excess <= 1.0 and (errors.from_oracle or 0.0) <= 1.0
+    return (
+        errors.mismatched_nonfinite == 0
+        and errors.error_over_limit <= 1.0
+        and (errors.error_over_limit_float64 or 0.0) <= 1.0
+    )
 
 
-def _format_sizes(expectation: Expectation) -> str:
+def _format_sizes(expectation: ReferenceCase) -> str:
     """` (batch=3 length=5)`: a dim that does not follow its input is told by them."""
     return f" ({' '.join(f'{name}={size}' for name, size in expectation.sizes.items())})" if expectation.sizes else ""
 
@@ -156,5 +164,5 @@ def _describe_worst(worst: WorstElement | None) -> str:
     if worst is None:
         return "no element was compared"
     place = f"{worst.output}[{', '.join(str(one) for one in worst.index)}] in case {worst.case}"
-    times = f", {worst.excess:.3g} times the limit" if math.isfinite(worst.excess) else ""
+    times = f", {worst.error_over_limit:.3g} times the limit" if math.isfinite(worst.error_over_limit) else ""
     return f"{place}: PyTorch gives {worst.expected!r}, the artifact {worst.actual!r}{times}"

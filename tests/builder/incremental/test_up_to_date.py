@@ -10,8 +10,8 @@ from projects import LINEAR, project
 
 import packager
 from packager.builder.incremental import keys, up_to_date
-from packager.bundle.fingerprint import files_in
-from packager.common.cache_store import Action, Cache, Entry, opened
+from packager.bundle.fingerprint import list_files
+from packager.common.cache_store import Cache, CacheEntry, CacheKey, open_cache
 
 READS = "import yaml\nopen(__file__.replace('model.py', 'factor.txt')).close()\n" + LINEAR
 
@@ -24,7 +24,7 @@ class Built:
     out: Path
     cache: Cache
     inputs: keys.RecordedInputs
-    entry: Entry
+    entry: CacheEntry
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def done(tmp_path):
     np.savez(folder / "data.npz", x=np.ones((2, 4), np.float32))
     path = project(folder, READS, assets=["labels.txt"], parity={"data": "data.npz"})
     packager.build(path, tmp_path / "out")
-    cache = opened()
+    cache = open_cache()
     texts = [file.read_text().partition("\n")[2] for file in (cache.folder / "projects").glob("??/*")]
     (record,) = [one for one in map(json.loads, texts) if "folder_name" in one]
     files = {name: Path(file) for name, file in record["files"].items()}
     inputs = keys.RecordedInputs(record["inputs"], files, folder)
-    entry = cache.find(Action("bundle", inputs.values))
+    entry = cache.look_up(CacheKey("bundle", inputs.values))
     return Built(path, tmp_path / "out", cache, inputs, entry)
 
 
@@ -53,11 +53,11 @@ def noticed(built, values):
 
 def remembered(built, values):
     """What a build with these inputs, in the place of the real one, is found to be by the next."""
-    bundle = Action("bundle", values)
-    files = {name: built.out / "net-1.0.0" / name for name in files_in(built.out / "net-1.0.0")}
+    bundle = CacheKey("bundle", values)
+    files = {name: built.out / "net-1.0.0" / name for name in list_files(built.out / "net-1.0.0")}
     built.cache.put(bundle, built.entry, files)
-    up_to_date.remember(built.cache, built.manifest, "net-1.0.0", bundle, built.inputs.files)
-    return up_to_date.unchanged(built.cache, built.manifest, built.out)
+    up_to_date.remember_build(built.cache, built.manifest, "net-1.0.0", bundle, built.inputs.files)
+    return up_to_date.find_up_to_date(built.cache, built.manifest, built.out)
 
 
 def test_every_input_of_a_bundle_is_evaluated_again_but_for_what_follows_from_one_that_is(done):
@@ -90,12 +90,12 @@ def test_a_setting_that_has_come_and_a_template_that_was_not_there_are_changes(d
     values = done.inputs.values
     assert noticed(done, {name: value for name, value in values.items() if name != "template:README.md.j2"})
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    keys.machine.cache_clear()
+    keys.collect_machine.cache_clear()
     try:
         assert noticed(done, values)
         assert not noticed(done, {**values, "environment:ONEDNN_MAX_CPU_ISA": "AVX2"})
     finally:
-        keys.machine.cache_clear()
+        keys.collect_machine.cache_clear()
 
 
 def test_a_checkpoint_that_only_a_server_has_is_the_one_that_is_pinned(done):

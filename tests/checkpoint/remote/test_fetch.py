@@ -23,8 +23,8 @@ from packager.checkpoint.remote import download, urls
 from packager.checkpoint.remote import fetch as remote
 from packager.cli import cache_usage
 from packager.cli.describe import inspect
-from packager.common.cache_store import opened
-from packager.common.progress import Finished, Progressed, Recalled, Stages, Told, silent
+from packager.common.cache_store import open_cache
+from packager.common.progress import Note, StageCached, StageFinished, StageProgressed, StageReporter, ignore_event
 
 LARGE = bytes(range(256)) * 12_000  # 3 MB
 SECRETS = ("hunter2", "s3cr3t-signature")
@@ -49,9 +49,9 @@ def safetensors_bytes(seed=0):
     return safetensors.torch.save(weights(seed))
 
 
-def fetch(url, pin=None, listener=silent):
+def fetch(url, pin=None, listener=ignore_event):
     """The content of the one file that a URL names, as a build would find it."""
-    with remote.at_hand(remote.Remote(url, pin), Stages(listener)) as path:
+    with remote.fetch_remote(remote.RemoteCheckpoint(url, pin), StageReporter(listener)) as path:
         return path.read_bytes()
 
 
@@ -69,7 +69,7 @@ def everything_in(folder):
 
 def refused(error):
     """The whole text of an error."""
-    return errors.render(error.value)
+    return errors.render_error(error.value)
 
 
 # -- what a user does -------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_without_a_pin_the_server_is_asked_and_an_unchanged_file_is_not_sent_aga
         assert [one.status for one in server.log] == [200, 304]
         assert second.cached
         url = server.url("m.safetensors")
-        (note,) = [event.message for event in told if isinstance(event, Told)]
+        (note,) = [event.message for event in told if isinstance(event, Note)]
         golden(note, url, f"checkpoint.sha256: {sha256(content)}")
         changed = safetensors_bytes(seed=1)
         server.files["m.safetensors"] = changed
@@ -181,7 +181,7 @@ def test_a_file_url_is_read_in_place(tmp_path, cache_folder, golden):
     manifest = project(tmp_path / "project", url)
     built = packager.build(manifest, tmp_path / "out")
     assert packager.build(manifest, tmp_path / "out").cached
-    assert opened().sizes()["downloads"] == (0, 0)
+    assert open_cache().usage()["downloads"] == (0, 0)
     torch.save(weights(seed=1), folder / "best.pt")
     assert packager.build(manifest, tmp_path / "out").fingerprint != built.fingerprint
     with pytest.raises(errors.CheckpointDigestWrong):
@@ -221,13 +221,13 @@ def test_progress_is_told_in_bytes_and_what_is_there_already_is_cached():
     events = []
     with served.serving({"m.pt": LARGE}) as server:
         fetch(server.url("m.pt"), sha256(LARGE), events.append)
-        moved = [one for one in events if isinstance(one, Progressed)]
-        assert moved[0] == Progressed("download", 0, len(LARGE))
-        assert moved[-1] == Progressed("download", len(LARGE), len(LARGE))
-        assert isinstance(events[-1], Finished)
+        moved = [one for one in events if isinstance(one, StageProgressed)]
+        assert moved[0] == StageProgressed("download", 0, len(LARGE))
+        assert moved[-1] == StageProgressed("download", len(LARGE), len(LARGE))
+        assert isinstance(events[-1], StageFinished)
         events.clear()
         fetch(server.url("m.pt"), sha256(LARGE), events.append)
-        assert events == [Recalled("download")]
+        assert events == [StageCached("download")]
 
 
 # -- shards and folders -----------------------------------------------------------------------
@@ -314,12 +314,12 @@ def test_a_download_that_was_given_up_goes_on_in_the_next_try(cache_folder):
         kept = part.stat().st_size
         mentions(refused(error), "6", "ClientPayloadError")
         mentions(refused(error), kept)
-        assert opened().sizes()["downloads"][1] >= kept
+        assert open_cache().usage()["downloads"][1] >= kept
         server.log.clear()
         server.drops.clear()
         assert fetch(server.url("m.pt")) == LARGE
         assert [(one.range, one.sent) for one in server.log] == [(f"bytes={kept}-", len(LARGE) - kept)]
-    assert not list((opened().folder / "downloads/new").glob("*"))
+    assert not list((open_cache().folder / "downloads/new").glob("*"))
 
 
 def test_a_process_that_is_killed_leaves_what_the_next_one_goes_on_from():
@@ -494,7 +494,7 @@ def test_another_digest_than_the_pinned_one_is_refused_and_not_kept_under_it(tmp
                 sha256(content),
                 sha256(other),
             )
-            assert not opened().download(sha256(content)).exists()
+            assert not open_cache().download_folder(sha256(content)).exists()
         assert server.sent == len(other)  # it is known by its own digest
         server.files["m.safetensors"] = content
         packager.build(manifest, tmp_path / "out")
@@ -503,11 +503,11 @@ def test_another_digest_than_the_pinned_one_is_refused_and_not_kept_under_it(tmp
 def test_a_download_that_was_damaged_in_the_cache_is_fetched_again():
     with served.serving({"m.pt": LARGE}) as server:
         fetch(server.url("m.pt"), sha256(LARGE))
-        (kept,) = everything_in(opened().download(sha256(LARGE)))
+        (kept,) = everything_in(open_cache().download_folder(sha256(LARGE)))
         kept.write_bytes(b"damaged")
         assert fetch(server.url("m.pt"), sha256(LARGE)) == LARGE
         assert server.sent == 2 * len(LARGE)
-        (kept,) = everything_in(opened().download(sha256(LARGE)))
+        (kept,) = everything_in(open_cache().download_folder(sha256(LARGE)))
         kept.write_bytes(b"damaged")
         assert fetch(server.url("m.pt")) == LARGE
 
@@ -557,7 +557,7 @@ def test_a_disk_that_is_full_is_told(monkeypatch, cache_folder, golden):
         monkeypatch.setattr(download.shutil, "disk_usage", lambda path: Full)
         with pytest.raises(errors.DownloadRefused) as error:
             fetch(server.url("m.pt"))
-        golden(refused(error), "error[download-refused]", server.url("m.pt"), opened().folder, "PACKAGER_CACHE")
+        golden(refused(error), "error[download-refused]", server.url("m.pt"), open_cache().folder, "PACKAGER_CACHE")
 
 
 def test_a_disk_that_fills_up_on_the_way_is_told(tmp_path):
@@ -678,9 +678,9 @@ def test_a_signature_is_sent_as_it_stands():
     ],
 )
 def test_a_url_is_shown_without_its_secrets(url, shown):
-    assert urls.shown(url) == shown
+    assert urls.redact_url(url) == shown
     if " " not in url:
-        assert urls.without_secrets(f"it said: '{url}', twice: {url}") == f"it said: '{shown}', twice: {shown}"
+        assert urls.redact_text(f"it said: '{url}', twice: {url}") == f"it said: '{shown}', twice: {shown}"
 
 
 @pytest.mark.parametrize("path", ["runs/best.pt", "/abs/best.pt", "C:/runs/best.pt", "C://best.pt", "a::b.pt", "x:y"])
@@ -697,10 +697,10 @@ def test_the_cache_counts_downloads_and_clears_them():
             fetch(server.url("m.pt"))
         server.drops.clear()
         fetch(server.url("n.pt"))
-        held = cache_usage.info().kinds["downloads"]
+        held = cache_usage.get_cache_info().kinds["downloads"]
         assert held.bytes > len(LARGE) + 1_000_000
-        assert cache_usage.clean() > held.bytes
-        assert cache_usage.info().kinds["downloads"] == cache_usage.Held(0, 0)
+        assert cache_usage.clear_cache() > held.bytes
+        assert cache_usage.get_cache_info().kinds["downloads"] == cache_usage.KindUsage(0, 0)
         assert fetch(server.url("m.pt"), sha256(LARGE)) == LARGE
 
 
@@ -708,8 +708,8 @@ def test_a_download_that_nobody_used_for_long_goes_as_a_whole(tmp_path):
     files, digest = sharded(tmp_path)
     with served.serving(files) as server:
         checkpoint.read(server.url("model.safetensors.index.json"))
-    cache = opened()
-    folder = cache.download(digest)
+    cache = open_cache()
+    folder = cache.download_folder(digest)
     now = folder.stat().st_mtime
     cache.trim_now(now, largest=0, oldest=0)  # what was made is another matter
     cache.trim_now(now, largest=1 << 30, oldest=10, kinds=("downloads",))
@@ -733,7 +733,7 @@ def test_without_a_cache_a_download_is_not_kept(tmp_path, monkeypatch, temporary
         read = checkpoint.read(server.url("m.safetensors"))
         assert torch.equal(read.state["layer.weight"], weights()["layer.weight"])
         fetch(server.url("m.safetensors"), listener=told.append)
-    assert any(isinstance(one, Told) and str(blocked) in one.message for one in told)
+    assert any(isinstance(one, Note) and str(blocked) in one.message for one in told)
 
 
 def test_the_same_content_under_another_name_and_url_is_not_downloaded_again():
@@ -760,7 +760,7 @@ def test_two_at_once_download_once(cache_folder):
             one.join()
         assert found == [LARGE] * 4
         assert server.sent == len(LARGE)
-    assert any(isinstance(one, Told) for one in told)
+    assert any(isinstance(one, Note) for one in told)
 
 
 def test_processes_at_once_download_once(tmp_path):
@@ -810,7 +810,7 @@ def test_a_file_on_s3_is_built_from_and_downloaded_again_where_it_changed(bucket
     events = []
     second = packager.build(manifest, tmp_path / "out", listener=events.append)
     assert second.cached
-    assert not any(isinstance(one, Progressed) for one in events)
+    assert not any(isinstance(one, StageProgressed) for one in events)
     bucket("runs/best.safetensors", safetensors_bytes(seed=1))
     assert packager.build(manifest, tmp_path / "out").fingerprint != first.fingerprint
 
@@ -825,15 +825,17 @@ def test_a_large_file_on_s3_comes_whole_and_goes_on_where_it_broke(bucket, monke
 
     def hear(event):
         events.append(event)
-        if isinstance(event, Progressed) and event.done > 5_000_000:
+        if isinstance(event, StageProgressed) and event.done > 5_000_000:
             raise Enough
 
     with pytest.raises(Enough):
         fetch(url, listener=hear)
-    came = max(one.done for one in events if isinstance(one, Progressed))
+    came = max(one.done for one in events if isinstance(one, StageProgressed))
     events.clear()
     assert fetch(url, listener=events.append) == content
-    assert next(one for one in events if isinstance(one, Progressed)) == Progressed("download", came, len(content))
+    assert next(one for one in events if isinstance(one, StageProgressed)) == StageProgressed(
+        "download", came, len(content)
+    )
 
 
 def test_a_file_on_s3_that_changes_on_the_way_is_never_mixed(bucket):
@@ -842,7 +844,7 @@ def test_a_file_on_s3_that_changes_on_the_way_is_never_mixed(bucket):
     done = []
 
     def hear(event):
-        if isinstance(event, Progressed) and event.done > 1 and not done:
+        if isinstance(event, StageProgressed) and event.done > 1 and not done:
             done.append(bucket("moving.pt", changed))
 
     assert fetch(url, listener=hear) == changed
@@ -858,7 +860,7 @@ def test_shards_and_folders_on_s3_are_read(bucket, tmp_path):
     for folder in ("s3://checkpoints/sharded", "s3://checkpoints/sharded/"):
         by_folder = checkpoint.read(folder)
         assert torch.equal(by_folder.state["layer.bias"], by_index.state["layer.bias"])
-        with remote.at_hand(remote.Remote(folder), Stages(silent)) as path:
+        with remote.fetch_remote(remote.RemoteCheckpoint(folder), StageReporter(ignore_event)) as path:
             assert sorted(one.name for one in path.iterdir()) == sorted([*files, "config.json"])
 
 
@@ -917,7 +919,7 @@ def test_a_file_of_any_file_system_that_changes_on_the_way_is_never_mixed():
     done = []
 
     def hear(event):
-        if isinstance(event, Progressed) and event.done > 1 and not done:
+        if isinstance(event, StageProgressed) and event.done > 1 and not done:
             done.append(memory.pipe("/moving.pt", changed))
 
     assert fetch("memory://moving.pt", listener=hear) == changed

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from packager.checkpoint.training.huggingface_export import export_huggingface
-from packager.errors import HuggingFaceExportRefused, render
+from packager.errors import HuggingFaceExportRefused, render_error
 
 transformers = pytest.importorskip("transformers")
 
@@ -49,7 +49,7 @@ def test_a_folder_of_something_else_is_refused(model, tmp_path, golden):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(HuggingFaceExportRefused) as caught:
         export_huggingface(model, tmp_path)
-    golden(render(caught.value), "error[huggingface-export]", tmp_path)
+    golden(render_error(caught.value), "error[huggingface-export]", tmp_path)
 
 
 def test_a_module_that_cannot_save_itself_is_refused(tmp_path, golden):

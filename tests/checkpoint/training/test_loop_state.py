@@ -10,9 +10,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
-from packager.checkpoint.ranks import Ranks
-from packager.checkpoint.state_tree import encode
-from packager.checkpoint.training.loop_state import Loop, capture, unwrapped
+from packager.checkpoint.ranks import RankGroup
+from packager.checkpoint.state_tree import encode_tree
+from packager.checkpoint.training.loop_state import TrainingLoop, capture_state, unwrap_module
 from packager.checkpoint.training.manager import CheckpointManager
 from packager.errors import TrainingStateDiffers
 
@@ -103,8 +103,8 @@ def same(one, other):
 
 
 def flat(run):
-    tree = capture(Loop(**run.parts()), None, Ranks())
-    return [one.reshape(-1) for one in encode(tree).tensors.values()]
+    tree = capture_state(TrainingLoop(**run.parts()), None, RankGroup())
+    return [one.reshape(-1) for one in encode_tree(tree).tensors.values()]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -120,7 +120,7 @@ def test_a_run_resumed_after_an_interruption_anywhere_is_the_run_that_was_not(op
         second = Run(optimizer, schedule, 999).resume(CheckpointManager(tmp_path / f"{stop}")).train(STEPS)
         assert first.losses + second.losses == whole.losses, stop
         assert same(second, whole), stop
-        assert encode(second.schedule.state_dict()).document == encode(whole.schedule.state_dict()).document
+        assert encode_tree(second.schedule.state_dict()).document == encode_tree(whole.schedule.state_dict()).document
 
 
 def test_saving_changes_nothing_about_the_run_that_is_saved(tmp_path):
@@ -163,7 +163,7 @@ def test_wrappers_leave_no_trace_in_the_names(kind, tmp_path):
     manager.restore(model=wrapped(other)[kind])
     assert torch.equal(other[0].weight, model[0].weight)
     manager.restore(model=nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
-    assert unwrapped(torch.compile(nn.DataParallel(model))) is model
+    assert unwrap_module(torch.compile(nn.DataParallel(model))) is model
 
 
 def test_averaged_weights_are_saved_under_the_names_of_the_model(tmp_path):

@@ -24,7 +24,7 @@ from packager.errors import (
     NoCheckpointYet,
     RunSettingsWrong,
     StateNotExpressible,
-    render,
+    render_error,
 )
 
 
@@ -66,7 +66,7 @@ def test_what_no_rule_wants_is_deleted(tmp_path, blocking):
 def test_a_checkpoint_that_is_being_read_stays(tmp_path):
     manager = CheckpointManager(tmp_path, keep=Retention(latest=1))
     path = manager.save(step=0, model=filled(0))
-    with run_folder.reading(path):
+    with run_folder.lock_for_reading(path):
         manager.save(step=1, model=filled(1))
         assert [one.step for one in manager.list()] == [0, 1]
     manager.save(step=2, model=filled(2))
@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_that_was_named_is_refused(tmp_path, golden):
     spoil(path / "model.safetensors")
     with pytest.raises(CheckpointDamaged) as caught:
         manager.restore(path, model=filled(0))
-    lines = render(caught.value).splitlines()
+    lines = render_error(caught.value).splitlines()
     golden(lines[0], "error[checkpoint-damaged]", f"{path}/model.safetensors")
     assert len(set(re.findall(r"\b[0-9a-f]{64}\b", "\n".join(lines[1:3])))) == 2
 
@@ -148,7 +148,7 @@ def test_where_nothing_can_be_restored_it_says_why(tmp_path, asked, saved, metri
     assert manager.best() is None
     with pytest.raises(NoCheckpointYet) as caught:
         manager.restore(asked, model=filled(0))
-    golden(render(caught.value), "error[no-checkpoint-yet]", tmp_path, *facts, "manager.latest()")
+    golden(render_error(caught.value), "error[no-checkpoint-yet]", tmp_path, *facts, "manager.latest()")
 
 
 @pytest.mark.parametrize("asked", ["lastest", "step-00000007"])
@@ -158,7 +158,7 @@ def test_a_checkpoint_named_by_a_path_that_is_not_there_is_not_found(tmp_path, a
     manager.save(step=0, model=filled(0))
     with pytest.raises(CheckpointNotFound) as caught:
         manager.restore(asked, model=filled(0))
-    golden(render(caught.value), "error[checkpoint-not-found]", tmp_path / asked, "latest", "best")
+    golden(render_error(caught.value), "error[checkpoint-not-found]", tmp_path / asked, "latest", "best")
 
 
 # -- what is refused --------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_a_step_that_is_no_count_is_refused(tmp_path, step):
 @pytest.fixture
 def held(monkeypatch):
     """Writing waits until it is let go; how many are at it is counted."""
-    gate, began, write = threading.Event(), [], state_tree_file.write
+    gate, began, write = threading.Event(), [], state_tree_file.write_tree
 
     def waiting(path, *given):
         began.append(path.parent.name)
@@ -262,7 +262,7 @@ def test_what_went_wrong_in_the_background_is_raised_by_the_next_call(tmp_path, 
     arguments = {"save": {"step": 2, "model": filled(2)}, "restore": {"model": filled(0)}}.get(call, {})
     with pytest.raises(CheckpointNotSaved) as caught:
         getattr(manager, call)(**arguments)
-    golden(render(caught.value), "error[checkpoint-not-saved]", f"{folder}/step-00000001")
+    golden(render_error(caught.value), "error[checkpoint-not-saved]", f"{folder}/step-00000001")
     folder.unlink()
     if call != "close":
         manager.save(step=3, model=filled(3))

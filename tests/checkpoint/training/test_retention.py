@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packager.checkpoint import run_folder
-from packager.checkpoint.run_folder import Entry
-from packager.checkpoint.training.retention import Retention, to_delete
-from packager.errors import RunSettingsWrong, render
+from packager.checkpoint.run_folder import CheckpointEntry
+from packager.checkpoint.training.retention import Retention, select_deletions
+from packager.errors import RunSettingsWrong, render_error
 
 
 def saved(number, step, epoch=None, **metrics):
-    return Entry(
-        path=Path(run_folder.name_of(step)), number=number, step=step, epoch=epoch, metrics=metrics, name="net",
+    return CheckpointEntry(
+        path=Path(run_folder.checkpoint_folder_name(step)), number=number, step=step, epoch=epoch, metrics=metrics, name="net",
         version="1.0.0", created="", revision=None, parameters=0, digests={}, bytes=0, history=(),
     )  # fmt: skip
 
@@ -54,16 +54,16 @@ used = st.sets(st.integers(0, 40), max_size=3)
 
 @given(runs(), rules(), used)
 def test_neither_the_latest_nor_the_best_nor_one_being_read_goes(run, keep, in_use):
-    gone = to_delete(run, keep, in_use)
-    assert run_folder.latest(run) not in gone
+    gone = select_deletions(run, keep, in_use)
+    assert run_folder.find_latest(run) not in gone
     if keep.metric:
-        assert run_folder.best(run, keep.metric, keep.mode) not in gone
+        assert run_folder.find_best(run, keep.metric, keep.mode) not in gone
     assert not {one.step for one in gone} & in_use
 
 
 @given(runs(), rules(), used)
 def test_what_a_rule_wants_stays(run, keep, in_use):
-    gone = to_delete(run, keep, in_use)
+    gone = select_deletions(run, keep, in_use)
     if keep.latest:
         assert not [one for one in run[-keep.latest :] if one in gone]
     if keep.every_steps:
@@ -85,7 +85,7 @@ def test_what_a_rule_wants_stays(run, keep, in_use):
 
 @given(runs(), rules(), used)
 def test_what_no_rule_wants_goes(run, keep, in_use):
-    stays = [one for one in run if one not in to_delete(run, keep, in_use)]
+    stays = [one for one in run if one not in select_deletions(run, keep, in_use)]
     counted = [keep.latest, keep.best, keep.top_k]
     if any(counted) and not keep.every_epochs and not keep.every_steps:
         most = max(1, keep.latest or 0) + len(in_use)
@@ -95,29 +95,29 @@ def test_what_no_rule_wants_goes(run, keep, in_use):
 
 @given(runs(), rules(), used)
 def test_deleting_is_done_after_once(run, keep, in_use):
-    stays = [one for one in run if one not in to_delete(run, keep, in_use)]
-    assert to_delete(stays, keep, in_use) == []
+    stays = [one for one in run if one not in select_deletions(run, keep, in_use)]
+    assert select_deletions(stays, keep, in_use) == []
 
 
 @given(runs(), used)
 def test_without_a_rule_nothing_goes(run, in_use):
-    assert to_delete(run, Retention(metric="loss"), in_use) == []
+    assert select_deletions(run, Retention(metric="loss"), in_use) == []
 
 
 def test_the_latest_is_the_one_saved_last_whatever_its_step():
     run = [saved(1, 10), saved(2, 20), saved(3, 30), saved(4, 11)]
-    assert [one.step for one in to_delete(run, Retention(latest=2))] == [10, 20]
+    assert [one.step for one in select_deletions(run, Retention(latest=2))] == [10, 20]
 
 
 def test_of_an_epoch_the_checkpoint_saved_last_stays():
     run = [saved(1, 1, 0), saved(2, 2, 0), saved(3, 3, 1), saved(4, 4, 2), saved(5, 5, 2), saved(6, 6, 3)]
-    assert [one.step for one in to_delete(run, Retention(latest=1, every_epochs=2))] == [1, 3, 4]
+    assert [one.step for one in select_deletions(run, Retention(latest=1, every_epochs=2))] == [1, 3, 4]
 
 
 def test_of_equals_the_earlier_is_best_and_no_number_is_never():
     run = [saved(1, 1, loss=float("nan")), saved(2, 2, loss=1.0), saved(3, 3, loss=1.0), saved(4, 4)]
-    assert [one.step for one in to_delete(run, Retention(latest=1, metric="loss"))] == [1, 3]
-    assert run_folder.best(run, "loss", "max").step == 2
+    assert [one.step for one in select_deletions(run, Retention(latest=1, metric="loss"))] == [1, 3]
+    assert run_folder.find_best(run, "loss", "max").step == 2
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_of_equals_the_earlier_is_best_and_no_number_is_never():
 def test_rules_that_make_no_sense_are_refused(settings, facts, golden):
     with pytest.raises(RunSettingsWrong) as caught:
         Retention(**settings)
-    golden(render(caught.value), "error[run-settings]", *facts)
+    golden(render_error(caught.value), "error[run-settings]", *facts)

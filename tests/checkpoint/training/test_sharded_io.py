@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from packager.checkpoint import CheckpointManager, read, run_folder
-from packager.checkpoint.sharded_index import read as read_index
+from packager.checkpoint.sharded_index import read_piece_index as read_index
 
 pytestmark = pytest.mark.slow
 KINDS = ["ddp", "fully_shard", "fsdp1", "fsdp1-original-mesh"]
@@ -225,7 +225,7 @@ def test_a_damaged_piece_is_passed_over_on_every_rank(file, how, saved, tmp_path
     )
     assert all(file in one or "SHA-256" in one or "No such file" in one for one in said), said
     if file != "training.pieces.json":
-        assert run_folder.chosen(tmp_path / "runs").checkpoint.step == 3
+        assert run_folder.choose_checkpoint(tmp_path / "runs").checkpoint.step == 3
 
 
 def test_an_error_on_one_rank_is_one_on_all_and_leaves_what_was_saved(tmp_path):

@@ -15,12 +15,12 @@ import packager
 from packager.export import onnx as exporters
 from packager.export import torchscript
 from packager.export.graph import io
-from packager.export.graph.messages import OptimizeJob, Raw
+from packager.export.graph.messages import ExportedGraph, OptimizeJob
 from packager.export.passes import runner
 from packager.model import loader
 from packager.parity import reference
 from packager.parity.cases import sample_grid, signature
-from packager.parity.numerics.tolerances import MULTIPLE
+from packager.parity.numerics.tolerances import NOISE_MULTIPLE
 from packager.project import manifest
 
 # Attention and normalization to fuse, shapes to fold, a convolution with batch normalization, and a branch.
@@ -51,34 +51,34 @@ INPUTS = {"x": {"dtype": "float32", "shape": ["batch", "length", 32]}}
 
 def export(path, exporter="torchscript"):
     """A job for the exported graph of a project, with expectations."""
-    loaded = manifest.load(path)
-    with loader.opened(loaded) as opening:
+    loaded = manifest.load_manifest(path)
+    with loader.open_model_loader(loaded) as opening:
         opened = opening()
-        grid = sample_grid.grid(loaded)
-        first = reference.first_outputs(loaded, opened, grid.example)
-        second = reference.first_outputs(loaded, opened, grid.contrast)
-        example = loader.bind(loaded, list(grid.example.inputs.values()))
-        names = exporters.Names(list(loaded.manifest.inputs), list(first))
+        grid = sample_grid.build_grid(loaded)
+        first = reference.run_case(loaded, opened, grid.example_case)
+        second = reference.run_case(loaded, opened, grid.probe_case)
+        example = loader.bind_inputs(loaded, list(grid.example_case.inputs.values()))
+        names = exporters.TensorNames(list(loaded.manifest.inputs), list(first))
         target = loaded.folder / exporter
         target.mkdir()
         if exporter == "torchscript":
             program = torchscript.trace(opened.module, None, example, loaded.folder)
-            raw = exporters.from_torchscript(loaded, program, names, example, target / "raw.onnx")
+            raw = exporters.export_from_torchscript(loaded, program, names, example, target / "raw.onnx")
         else:
-            raw = exporters.from_torch_export(loaded, opened.module, names, example, target / "raw.onnx")
-        floor = reference.measure_floor(loaded, opened, grid, {})
-        expected = reference.measure(loaded, opened, grid, floor, known=(), decides=False)
-        outputs = signature.outputs([(grid.example, first), (grid.contrast, second)])
+            raw = exporters.export_with_torch_export(loaded, opened.module, names, example, target / "raw.onnx")
+        floor = reference.measure_noise(loaded, opened, grid, {})
+        expected = reference.measure_reference(loaded, opened, grid, floor, probe=(), has_discrete_decisions=False)
+        outputs = signature.infer_output_specs([(grid.example_case, first), (grid.probe_case, second)])
     return OptimizeJob(
-        raw=raw,
-        target=target / "model.onnx",
+        exported=raw,
+        output_path=target / "model.onnx",
         simplify=True,
         level="extended",
         inputs={name: list(spec.shape) for name, spec in loaded.manifest.inputs.items()},
         outputs={one.name: list(one.shape) for one in outputs},
         providers=["CPUExecutionProvider"],
-        skip={},
-        expectations=expected.expectations,
+        skipped_passes={},
+        reference_cases=expected.reference_cases,
     )
 
 
@@ -94,7 +94,7 @@ def traced(tmp_path_factory):
 
 def run(job, **changes):
     began = []
-    done = runner.optimize(replace(job, **changes), began.append)
+    done = runner.run_passes(replace(job, **changes), began.append)
     assert began == ["clean", *[one.name for one in done.stages], "save"]
     return done
 
@@ -123,8 +123,8 @@ def test_every_pass_is_recorded_and_the_graph_gets_smaller(exported):
         if stage.kept:
             assert (stage.nodes_after, stage.bytes_after) < (stage.nodes_before, stage.bytes_before)
             nodes = stage.nodes_after
-    assert done.facts.nodes == nodes < done.before.nodes
-    assert not done.facts.external_data
+    assert done.summary.nodes == nodes < done.before.nodes
+    assert not done.summary.external_data
     session = computes_the_same(exported)
     assert [one.shape for one in session.get_outputs()] == [["batch", "length", 32], ["batch", "length", 600]]
     assert [one.name for one in session.get_outputs()] == ["hidden", "scores"]
@@ -142,16 +142,16 @@ def test_the_facts_are_those_of_the_file(traced):
     done = run(traced)
     model = onnx.load(traced.target)
     versions = {one.domain or "ai.onnx": one.version for one in model.opset_import}
-    assert done.facts.opset == versions["ai.onnx"] == 20
-    assert done.facts.ir_version == model.ir_version
-    assert done.facts.nodes == runner.count_nodes(model.graph)
-    assert set(done.facts.domains) == {node.domain or "ai.onnx" for node in model.graph.node}
+    assert done.summary.opset == versions["ai.onnx"] == 20
+    assert done.summary.ir_version == model.ir_version
+    assert done.summary.nodes == runner.count_nodes(model.graph)
+    assert set(done.summary.domains) == {node.domain or "ai.onnx" for node in model.graph.node}
 
 
 def test_level_none_leaves_the_graph_as_exported(traced):
     done = run(traced, level="none", simplify=False)
     assert done.stages == ()
-    assert done.facts.nodes == done.before.nodes
+    assert done.summary.nodes == done.before.nodes
     computes_the_same(traced)
 
 
@@ -165,7 +165,7 @@ def test_the_passes_are_those_asked_for(traced, level, simplify, passes):
     assert [one.name for one in done.stages] == passes
     computes_the_same(traced)
     if level != "extended":
-        assert set(done.facts.domains) == {"ai.onnx"}
+        assert set(done.summary.domains) == {"ai.onnx"}
 
 
 def test_the_same_job_gives_the_same_bytes(exported):
@@ -203,7 +203,7 @@ def test_a_gelu_and_its_bias_become_the_gelu_that_the_module_has(tmp_path, appro
     stages = {one["name"]: one for one in record["stages"]}
     assert (stages["fuse"]["kept"], stages["fuse"]["verdict"]) == (True, "pass")
     errors = record["backends"]["onnx"]["outputs"]["output_0"]
-    floors = MULTIPLE * max(errors["of_limit"], errors["of_limit_float64"])
+    floors = NOISE_MULTIPLE * max(errors["of_limit"], errors["of_limit_float64"])
     assert 0 < floors < 4
 
 
@@ -293,9 +293,9 @@ def test_a_skipped_pass_is_recorded_with_its_reason(traced):
 def test_an_exported_graph_that_is_wrong_itself_is_refused(traced):
     case = traced.expectations[0]
     wrong = replace(case, outputs={name: array + 1 for name, array in case.outputs.items()})
-    done = runner.optimize(replace(traced, expectations=(wrong,)), lambda name: None)
-    mentions(done.refused, "PyTorch")
-    assert done.facts is None
+    done = runner.run_passes(replace(traced, reference_cases=(wrong,)), lambda name: None)
+    mentions(done.rejection_reason, "PyTorch")
+    assert done.summary is None
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_an_exported_graph_that_is_wrong_itself_is_refused(traced):
     ],
 )
 def test_a_graph_of_another_signature_is_refused(traced, changes, refused):
-    assert runner.optimize(replace(traced, **changes), lambda name: None).refused == refused
+    assert runner.run_passes(replace(traced, **changes), lambda name: None).rejection_reason == refused
 
 
 # -- what the file says of the machine ------------------------------------------------------
@@ -356,8 +356,8 @@ def test_weights_over_the_threshold_go_into_a_file_of_their_own(traced, monkeypa
     done = run(traced)
     data = traced.target.with_name("model.onnx.data")
     try:
-        assert done.facts.external_data
-        assert not whole.facts.external_data
+        assert done.summary.external_data
+        assert not whole.summary.external_data
         assert data.stat().st_size > 1 << 16
         assert traced.target.stat().st_size < size - (1 << 16)
         model = onnx.load(traced.target, load_external_data=False)
@@ -380,26 +380,26 @@ def test_a_file_written_by_hand_is_what_onnx_reads(tmp_path):
     tensor = lambda name, size: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size])  # noqa: E731
     graph = onnx.helper.make_graph([node], "g", [tensor("x", 1)], [tensor("y", 40_000)], weights)
     onnx.save(onnx.helper.make_model(graph), tmp_path / "raw.onnx")
-    model = io.load(Raw(tmp_path / "raw.onnx"))
+    model = io.load_graph(ExportedGraph(tmp_path / "raw.onnx"))
     assert [bool(one.external_data) for one in model.graph.initializer] == [True, False]
-    assert not io.write(model, tmp_path, tmp_path / "model.onnx")
+    assert not io.write_graph(model, tmp_path, tmp_path / "model.onnx")
     written = onnx.load(tmp_path / "model.onnx")
     onnx.checker.check_model(written)
     found = {one.name: onnx.numpy_helper.to_array(one) for one in written.graph.initializer}
     assert np.array_equal(found["large"], values)
     assert np.array_equal(found["small"], values[:3])
-    assert abs(io.model_bytes(model) - (tmp_path / "model.onnx").stat().st_size) < 300
+    assert abs(io.count_model_bytes(model) - (tmp_path / "model.onnx").stat().st_size) < 300
 
 
 def test_a_file_of_weights_that_ends_early_is_an_error(tmp_path):
     values = onnx.numpy_helper.from_array(np.zeros(40_000, np.float32), "large")
     graph = onnx.helper.make_graph([], "g", [], [], [values])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "raw.onnx")
-    model = io.load(Raw(tmp_path / "raw.onnx"))
+    model = io.load_graph(ExportedGraph(tmp_path / "raw.onnx"))
     with (tmp_path / "raw.onnx.weights").open("r+b") as stream:
         stream.truncate(1000)
     with pytest.raises(EOFError):
-        io.write(model, tmp_path, tmp_path / "model.onnx")
+        io.write_graph(model, tmp_path, tmp_path / "model.onnx")
 
 
 def test_the_nodes_of_subgraphs_count_and_constants_do_not():

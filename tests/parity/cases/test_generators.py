@@ -8,14 +8,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from packager.parity.cases import generators
-from packager.project.manifest import Input
+from packager.project.manifest import InputSpec
 
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 FLOATS = ["float16", "float32", "float64", "bfloat16"]
-FILLS = list(typing.get_args(generators.Fill))
+FILLS = list(typing.get_args(generators.ValueKind))
 FIXED = FILLS[1:]
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
-MASKS = [Input(dtype="bool", shape=[])] + [Input(dtype=name, shape=[], range=[0, 2]) for name in INTEGERS]
+MASKS = [InputSpec(dtype="bool", shape=[])] + [InputSpec(dtype=name, shape=[], range=[0, 2]) for name in INTEGERS]
 
 
 @st.composite
@@ -24,7 +24,7 @@ def integers(draw):
     information = np.iinfo(dtype)
     low = draw(st.integers(int(information.min), int(information.max)))
     high = draw(st.integers(low + 1, int(information.max) + 1))
-    return Input(dtype=dtype, shape=[], range=[low, high])
+    return InputSpec(dtype=dtype, shape=[], range=[low, high])
 
 
 @st.composite
@@ -33,18 +33,18 @@ def floats(draw):
     bounds = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**6), 10**6)
     low, high = sorted([draw(bounds), draw(bounds)])
     try:
-        return Input(dtype=dtype, shape=[], range=[low, high])
+        return InputSpec(dtype=dtype, shape=[], range=[low, high])
     except ValueError:  # no value of this dtype is in it
-        return Input(dtype=dtype, shape=[], range=[-1.5, 0.7])
+        return InputSpec(dtype=dtype, shape=[], range=[-1.5, 0.7])
 
 
 RANGED = integers() | floats()
-OPEN = st.sampled_from(FLOATS).map(lambda dtype: Input(dtype=dtype, shape=[]))
+OPEN = st.sampled_from(FLOATS).map(lambda dtype: InputSpec(dtype=dtype, shape=[]))
 SPECS = RANGED | OPEN | st.sampled_from(MASKS)
 
 
 def drawn(spec, shape, fill, seed=0):
-    return generators.draw(spec, shape, fill, np.random.default_rng(seed))
+    return generators.draw_values(spec, shape, fill, np.random.default_rng(seed))
 
 
 def dtype_of(spec):
@@ -69,7 +69,7 @@ def test_every_kind_keeps_the_dtype_the_shape_and_the_range_and_is_the_same_each
 
 @given(SPECS, SHAPES, st.sampled_from(FIXED))
 def test_a_kind_without_a_meaning_for_an_input_is_drawn_at_random(spec, shape, fill):
-    assume(fill not in generators.kinds([spec]) and fill not in ("whole", "low, unmasked"))
+    assume(fill not in generators.select_kinds([spec]) and fill not in ("whole", "low, unmasked"))
     assert drawn(spec, shape, fill).tobytes() == drawn(spec, shape, "random").tobytes()
 
 
@@ -81,7 +81,7 @@ def test_low_without_masks_is_low_but_for_masks_which_are_whole(spec, shape):
 
 @given(SPECS, st.sampled_from(FIXED))
 def test_a_kind_with_a_meaning_gives_other_values_than_random(spec, fill):
-    assume(fill in generators.kinds([spec]))
+    assume(fill in generators.select_kinds([spec]))
     assume(spec.range is None or spec.ends()[0] != spec.ends()[1])
     if spec.dtype != "bool" and spec.range is not None and fill in ("vanishing", "long-tailed"):
         least, most = (float(one) for one in spec.ends())
@@ -101,14 +101,14 @@ def test_a_kind_with_a_meaning_gives_other_values_than_random(spec, fill):
     ],
 )
 def test_an_input_is_varied_in_the_ways_that_mean_something_to_it(spec, found):
-    assert generators.kinds([Input(shape=[], **spec)]) == found
+    assert generators.select_kinds([InputSpec(shape=[], **spec)]) == found
 
 
 def test_several_inputs_are_varied_in_the_ways_of_any_of_them():
-    found = generators.kinds([Input(dtype="float32", shape=[]), Input(dtype="bool", shape=[])])
+    found = generators.select_kinds([InputSpec(dtype="float32", shape=[]), InputSpec(dtype="bool", shape=[])])
     assert found == ("long-tailed", "large", "padded", "low", "high", "vanishing")
-    assert generators.has_mask([Input(dtype="float32", shape=[]), Input(dtype="bool", shape=[])])
-    assert not generators.has_mask([Input(dtype="int64", shape=[], range=[0, 3])])
+    assert generators.has_mask([InputSpec(dtype="float32", shape=[]), InputSpec(dtype="bool", shape=[])])
+    assert not generators.has_mask([InputSpec(dtype="int64", shape=[], range=[0, 3])])
 
 
 # -- the ends -------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_extremes_are_both_ends_and_nothing_between(spec):
 
 
 def test_a_range_is_filled_and_not_only_its_ends():
-    array = drawn(Input(dtype="float32", shape=[], range=[-3, 5]), (4000,), "random")
+    array = drawn(InputSpec(dtype="float32", shape=[], range=[-3, 5]), (4000,), "random")
     counts, _ = np.histogram(array, bins=8, range=(-3, 5))
     assert counts.min() > 400
 
@@ -156,7 +156,7 @@ def subnormal(array):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("limits", [None, [-1, 1], [0, 1]])
 def test_what_vanishes_is_zero_minus_zero_tiny_and_in_a_few_places_subnormal(dtype, limits):
-    spec = Input(dtype=dtype, shape=[], range=limits)
+    spec = InputSpec(dtype=dtype, shape=[], range=limits)
     array = drawn(spec, (20, 20), "vanishing")
     zeros, few = array == 0, subnormal(array)
     assert few.sum() == 8
@@ -178,7 +178,7 @@ def test_however_large_an_array_a_few_elements_are_subnormal(spec, shape, seed):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_layers_make_of_vanishing_values_is_not_subnormal(dtype):
-    values = drawn(Input(dtype=dtype, shape=[]), (256, 256), "vanishing")
+    values = drawn(InputSpec(dtype=dtype, shape=[]), (256, 256), "vanishing")
     assert not subnormal(np.outer(values[~subnormal(values)], np.asarray([1e-12, 0.01, 1, 100], dtype))).any()
     assert not subnormal(np.square(values)).any()
     generator = np.random.default_rng(0)
@@ -189,14 +189,14 @@ def test_what_layers_make_of_vanishing_values_is_not_subnormal(dtype):
 
 
 def test_a_long_tail_is_mostly_small_and_seldom_far_out():
-    wide = np.abs(drawn(Input(dtype="float32", shape=[]), (4000,), "long-tailed"))
+    wide = np.abs(drawn(InputSpec(dtype="float32", shape=[]), (4000,), "long-tailed"))
     assert np.median(wide) < 2 and wide.max() == 30
-    narrow = drawn(Input(dtype="float32", shape=[], range=[0, 1]), (4000,), "long-tailed")
+    narrow = drawn(InputSpec(dtype="float32", shape=[], range=[0, 1]), (4000,), "long-tailed")
     assert np.median(narrow) < 0.01 and narrow.max() > 0.9
 
 
 def test_large_is_four_times_the_standard_deviation():
-    assert abs(drawn(Input(dtype="float32", shape=[]), (4000,), "large").std() - 4) < 0.2
+    assert abs(drawn(InputSpec(dtype="float32", shape=[]), (4000,), "large").std() - 4) < 0.2
 
 
 # -- masks ----------------------------------------------------------------------------------
@@ -242,16 +242,18 @@ def swept(draw):
     information = np.iinfo(dtype)
     count = draw(st.integers(3, 200))
     low = draw(st.integers(int(information.min), int(information.max) + 1 - count))
-    return Input(dtype=dtype, shape=[], range=[low, low + count])
+    return InputSpec(dtype=dtype, shape=[], range=[low, low + count])
 
 
 @given(swept(), st.integers(1, 50), st.integers(0, 99))
 def test_a_sweep_has_each_integer_once_before_any_comes_again(spec, size, seed):
     low, high = spec.range
     blocks = -(-(high - low) // size)
-    parts = [generators.sweep(spec, (size,), block, np.random.default_rng(seed)) for block in range(2 * blocks)]
+    parts = [
+        generators.enumerate_values(spec, (size,), block, np.random.default_rng(seed)) for block in range(2 * blocks)
+    ]
     found = np.concatenate(parts).tolist()
-    assert generators.is_swept(spec)
+    assert generators.is_enumerable(spec)
     for start in range(0, len(found) - (high - low) + 1, high - low):
         assert sorted(found[start : start + high - low]) == list(range(low, high))
 
@@ -263,12 +265,12 @@ def test_as_many_random_integers_as_there_are_in_the_range_are_all_of_them(spec,
 
 
 def test_the_order_of_a_sweep_depends_on_the_generator():
-    spec = Input(dtype="int64", shape=[], range=[0, 100])
+    spec = InputSpec(dtype="int64", shape=[], range=[0, 100])
     assert drawn(spec, (100,), "random", 0).tolist() != drawn(spec, (100,), "random", 1).tolist()
 
 
 def test_integers_of_the_widest_range_are_not_swept_and_reach_far():
-    spec = Input(dtype="uint64", shape=[], range=[0, 2**64])
-    assert not generators.is_swept(spec)
+    spec = InputSpec(dtype="uint64", shape=[], range=[0, 2**64])
+    assert not generators.is_enumerable(spec)
     array = drawn(spec, (400,), "random")
     assert array.min() < 2**58 and array.max() > 2**64 - 2**58

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from messages import mentions
 
-from packager.errors import DataDoesNotFit, render
+from packager.errors import DataDoesNotFit, render_error
 from packager.parity.cases import sample_grid
 from packager.project.manifest import Manifest, Project
-from packager.project.yaml_source import Document
+from packager.project.yaml_source import YamlDocument
 
 
 def project(inputs, dims=None, *, folder=Path(), **parity):
@@ -35,11 +35,11 @@ def project(inputs, dims=None, *, folder=Path(), **parity):
             "parity": parity,
         }
     )
-    return Project(folder / "package.yaml", manifest, "0" * 64, Document({}, {}))
+    return Project(folder / "package.yaml", manifest, "0" * 64, YamlDocument({}, {}))
 
 
 def grid(*inputs_and_dims, **parity):
-    return sample_grid.grid(project(*inputs_and_dims, **parity))
+    return sample_grid.build_grid(project(*inputs_and_dims, **parity))
 
 
 def sizes_of(found, dim):
@@ -65,14 +65,14 @@ def test_a_dim_is_tried_at_its_smallest_at_two_at_a_prime_and_at_its_largest():
 def test_a_dim_without_limits_is_tried_at_one_two_a_prime_and_far_beyond(golden):
     found = grid({"x": ["batch", 3]})
     assert sizes_of(found, "batch") == {1, 2, 3, 128}
-    (line,) = found.left_out
+    (line,) = found.skipped_sizes
     golden(line, "128", "batch")
 
 
 def test_a_dim_without_limits_stays_small_where_large_is_dear(golden):
     found = grid({"x": ["batch", 3, 224, 224]})
     assert sizes_of(found, "batch") == {1, 2, 3}
-    (line,) = found.left_out
+    (line,) = found.skipped_sizes
     golden(line, "3", "batch")
 
 
@@ -92,7 +92,7 @@ def test_no_case_leaves_the_limits(limits, expected):
 
 def test_every_dim_is_varied_alone_and_all_together():
     found = grid({"x": ["a", "b"]}, {"a": {"max": 50}, "b": {"max": 6}})
-    example = found.example.sizes
+    example = found.example_case.sizes
     alone = [case.sizes for case in found.cases if case.sizes["b"] == example["b"] and case.sizes != example]
     assert {one["a"] for one in alone} == {1, 2}
     assert any(case.sizes["a"] == 5 for case in found.cases)  # a prime, with rows of several kinds
@@ -102,11 +102,11 @@ def test_every_dim_is_varied_alone_and_all_together():
 
 def test_the_example_has_a_size_of_its_own_for_every_dim():
     found = grid({"x": ["a", "b", "c"], "y": ["d", "b"]})
-    assert found.example.sizes == {"a": 2, "b": 3, "c": 4, "d": 5}
+    assert found.example_case.sizes == {"a": 2, "b": 3, "c": 4, "d": 5}
 
 
 def test_the_tightest_dim_chooses_its_example_size_first():
-    assert grid({"x": ["a", "b"]}, {"b": {"max": 2}}).example.sizes == {"a": 3, "b": 2}
+    assert grid({"x": ["a", "b"]}, {"b": {"max": 2}}).example_case.sizes == {"a": 3, "b": 2}
 
 
 def test_arrays_have_the_shapes_that_the_sizes_say():
@@ -131,7 +131,7 @@ def test_whatever_the_limits_the_grid_keeps_them_and_the_contrast_differs_in_eve
             for dim, limit in dims.items()
         )
     may_differ = {dim for dim, limit in dims.items() if limit.get("max") != limit["min"]}
-    differs = {dim for dim in dims if found.contrast.sizes[dim] != found.example.sizes[dim]}
+    differs = {dim for dim in dims if found.probe_case.sizes[dim] != found.example_case.sizes[dim]}
     assert differs == may_differ
     assert all(len(sizes_of(found, dim)) > 1 for dim in may_differ)
 
@@ -139,14 +139,14 @@ def test_whatever_the_limits_the_grid_keeps_them_and_the_contrast_differs_in_eve
 @given(st.lists(st.sampled_from([{}, {"max": 64}, {"min": 5}, {"min": 9, "max": 128}]), min_size=1, max_size=6))
 def test_no_two_dims_share_an_example_size_where_there_is_room(limits):
     dims = {f"d{number}": limit for number, limit in enumerate(limits)}
-    sizes = grid({f"x_{dim}": [dim] for dim in dims}, dims).example.sizes
+    sizes = grid({f"x_{dim}": [dim] for dim in dims}, dims).example_case.sizes
     assert len(set(sizes.values())) == len(dims)
     assert 1 not in sizes.values()
 
 
 def test_a_size_of_more_than_64_mib_is_left_out_and_said_to_be(golden):
     found = grid({"x": ["batch", 1024]}, {"batch": {"max": 8193}})
-    (line,) = found.left_out
+    (line,) = found.skipped_sizes
     golden(line, "batch=8193", "64", "MiB")
     assert sizes_of(found, "batch") == {1, 2, 3}
     assert 8192 in sizes_of(grid({"x": ["batch", 1024]}, {"batch": {"max": 8192}}), "batch")
@@ -155,30 +155,30 @@ def test_a_size_of_more_than_64_mib_is_left_out_and_said_to_be(golden):
 @pytest.mark.parametrize("largest", [2**31, 2**63 - 1, 2**63, 2**64 + 1, 10**30])
 def test_a_size_that_no_machine_holds_is_left_out(largest, golden):
     found = grid({"x": ["batch", 1024]}, {"batch": {"max": largest}})
-    (line,) = found.left_out
+    (line,) = found.skipped_sizes
     golden(line, f"batch={largest}", "64", "MiB")
     assert sizes_of(found, "batch") == {1, 2, 3}
 
 
 def test_all_dims_at_their_largest_are_left_out_where_that_is_far_more_than_each_alone():
     found = grid({"x": ["a", "b"]}, {"a": {"max": 5000}, "b": {"max": 9}})
-    assert found.left_out == ("a=5000 b=9 together",)
+    assert found.skipped_sizes == ("a=5000 b=9 together",)
     assert 5000 in sizes_of(found, "a") and 9 in sizes_of(found, "b")
-    assert grid({"x": ["a", "b"]}, {"a": {"max": 5000}, "b": {"max": 8}}).left_out == ()
+    assert grid({"x": ["a", "b"]}, {"a": {"max": 5000}, "b": {"max": 8}}).skipped_sizes == ()
 
 
 def test_example_and_contrast_are_there_however_large_the_fixed_dims_are(golden):
     large = {"dtype": "int8", "shape": ["batch", 9000, 1000], "range": [0, 2]}
     found = grid({"x": large}, samples=1)
-    assert (found.example.sizes, found.contrast.sizes) == ({"batch": 2}, {"batch": 1})
-    assert found.contrast.fill == "random"
-    golden("\n".join(found.left_out), "3", "batch", "batch=3", "64", "MiB")
+    assert (found.example_case.sizes, found.probe_case.sizes) == ({"batch": 2}, {"batch": 1})
+    assert found.probe_case.value_description == "random"
+    golden("\n".join(found.skipped_sizes), "3", "batch", "batch=3", "64", "MiB")
 
 
 def test_without_named_dims_the_contrast_is_as_large_as_the_example():
     found = grid({"x": [3, 4]})
-    assert found.example.sizes == found.contrast.sizes == {}
-    assert found.example in found.cases and found.contrast in found.cases
+    assert found.example_case.sizes == found.probe_case.sizes == {}
+    assert found.example_case in found.cases and found.probe_case in found.cases
 
 
 # -- how many, and which values -------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_every_size_gets_its_case_however_few_samples_are_asked_for():
 
 def test_a_range_is_tried_at_both_its_ends():
     ids = {"dtype": "int64", "shape": ["batch", "length"], "range": [5, 100]}
-    fills = {case.fill: case.inputs["ids"] for case in grid({"ids": ids}).cases}
+    fills = {case.value_description: case.inputs["ids"] for case in grid({"ids": ids}).cases}
     assert set(fills) == {"random", "extremes", "low", "high"}
     assert (np.unique(fills["low"]).tolist(), np.unique(fills["high"]).tolist()) == ([5], [99])
 
@@ -211,7 +211,7 @@ def test_an_input_without_a_range_is_standard_normal_in_every_case():
 
 def test_a_bool_input_is_true_and_false():
     cases = grid({"x": {"dtype": "bool", "shape": ["batch", 9]}}, {"batch": {"max": 99}}).cases
-    fills = {case.fill: case.inputs["x"] for case in cases}
+    fills = {case.value_description: case.inputs["x"] for case in cases}
     assert {array.dtype for array in fills.values()} == {np.dtype("bool")}
     assert {fill: set(array.ravel().tolist()) for fill, array in fills.items()} == {
         "random": {True, False}, "padded": {True, False}, "whole": {True}, "low": {False}, "high": {True}
@@ -234,13 +234,13 @@ def test_however_large_the_inputs_a_few_elements_of_all_cases_are_subnormal(shap
         for case in cases
     }
     assert {name for name, count in counts.items() if count} == {
-        case.name for case in cases if case.kinds == ("vanishing",)
+        case.name for case in cases if case.value_kinds == ("vanishing",)
     }
     assert sum(counts.values()) == 16
 
 
 def test_the_sample_of_vanishing_values_shows_what_flushes_them_and_what_drops_the_sign_of_zero():
-    case = next(case for case in grid({"x": ["batch", 64]}).cases if case.kinds == ("vanishing",))
+    case = next(case for case in grid({"x": ["batch", 64]}).cases if case.value_kinds == ("vanishing",))
     x = torch.from_numpy(case.inputs["x"])
     expected = x * 1e30
     assert torch.set_flush_denormal(True)
@@ -259,7 +259,9 @@ def test_the_same_seed_gives_the_same_arrays_and_another_seed_others(seed, step)
     first, second = grid(inputs, seed=seed), grid(inputs, seed=seed)
     assert all(same(*pair) for pair in zip(first.cases, second.cases, strict=True))
     other = grid(inputs, seed=seed + 1 + step)
-    assert not any(same(*pair) for pair in zip(first.cases, other.cases, strict=True) if pair[0].fill == "random")
+    assert not any(
+        same(*pair) for pair in zip(first.cases, other.cases, strict=True) if pair[0].value_description == "random"
+    )
 
 
 def test_no_two_cases_and_no_two_inputs_have_the_same_values():
@@ -294,31 +296,39 @@ def arrays(batch=5, **other):
 
 def test_an_npz_is_one_more_case(tmp_path):
     np.savez(tmp_path / "real.npz", **arrays())
-    plain = sample_grid.grid(project(TWO))
-    found = sample_grid.grid(project(TWO, folder=tmp_path, data="real.npz"))
+    plain = sample_grid.build_grid(project(TWO))
+    found = sample_grid.build_grid(project(TWO, folder=tmp_path, data="real.npz"))
     assert len(found.cases) == len(plain.cases) + 1
     case = found.cases[-1]
-    assert (case.name, case.fill, case.sizes, list(case.inputs)) == ("data", "data", {"batch": 5}, ["x", "ids"])
+    assert (case.name, case.value_description, case.sizes, list(case.inputs)) == (
+        "data",
+        "data",
+        {"batch": 5},
+        ["x", "ids"],
+    )
     assert all(np.array_equal(case.inputs[name], array) for name, array in arrays().items())
 
 
 def test_a_safetensors_file_is_one_more_case(tmp_path):
     safetensors.numpy.save_file(arrays(), tmp_path / "real.safetensors")
-    case = sample_grid.grid(project(TWO, folder=tmp_path, data="real.safetensors")).cases[-1]
+    case = sample_grid.build_grid(project(TWO, folder=tmp_path, data="real.safetensors")).cases[-1]
     assert all(np.array_equal(case.inputs[name], array) for name, array in arrays().items())
 
 
 def test_real_inputs_are_never_the_example(tmp_path):
     np.savez(tmp_path / "real.npz", **arrays(batch=2))
-    found = sample_grid.grid(project(TWO, folder=tmp_path, data="real.npz"))
-    assert found.example.sizes == found.cases[-1].sizes
-    assert found.example.name == "000"
+    found = sample_grid.build_grid(project(TWO, folder=tmp_path, data="real.npz"))
+    assert found.example_case.sizes == found.cases[-1].sizes
+    assert found.example_case.name == "000"
 
 
 def test_a_bfloat16_input_is_given_as_float32(tmp_path):
     np.savez(tmp_path / "real.npz", x=np.ones(3, np.float32))
     inputs = {"x": {"dtype": "bfloat16", "shape": [3]}}
-    assert sample_grid.grid(project(inputs, folder=tmp_path, data="real.npz")).cases[-1].inputs["x"].dtype == np.float32
+    assert (
+        sample_grid.build_grid(project(inputs, folder=tmp_path, data="real.npz")).cases[-1].inputs["x"].dtype
+        == np.float32
+    )
 
 
 @pytest.mark.parametrize(
@@ -339,8 +349,8 @@ def test_a_bfloat16_input_is_given_as_float32(tmp_path):
 def test_data_of_another_signature_is_refused(tmp_path, given_arrays, facts, golden):
     np.savez(tmp_path / "real.npz", **given_arrays)
     with pytest.raises(DataDoesNotFit) as caught:
-        sample_grid.grid(project(TWO, {"batch": {"min": 2, "max": 16}}, folder=tmp_path, data="real.npz"))
-    golden(render(caught.value), "error[data-does-not-fit]", f"{tmp_path}/package.yaml:1: parity.data", *facts)
+        sample_grid.build_grid(project(TWO, {"batch": {"min": 2, "max": 16}}, folder=tmp_path, data="real.npz"))
+    golden(render_error(caught.value), "error[data-does-not-fit]", f"{tmp_path}/package.yaml:1: parity.data", *facts)
 
 
 def damaged(path):
@@ -376,6 +386,6 @@ def bytes_inside(path):
 def test_a_file_that_holds_no_named_arrays_is_refused(tmp_path, name, write, facts):
     write(tmp_path / name)
     with pytest.raises(DataDoesNotFit) as caught:
-        sample_grid.grid(project({"x": [3]}, folder=tmp_path, data=name))
+        sample_grid.build_grid(project({"x": [3]}, folder=tmp_path, data=name))
     mentions(caught.value.why, name, *facts)
     assert caught.value.where == f"{tmp_path}/package.yaml:1: parity.data"

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from packager.errors import OutputsUnsupported
 from packager.parity.cases import signature
-from packager.parity.cases.sample_grid import Case
+from packager.parity.cases.sample_grid import InputCase
 from packager.parity.cases.signature import TensorSpec
 from packager.project.manifest import Manifest
 
 
 def case(**sizes):
-    return Case("000", sizes, "random", {})
+    return InputCase("000", sizes, "random", {})
 
 
 def outputs(first, second, *shapes, dtype="float32"):
@@ -22,7 +22,7 @@ def outputs(first, second, *shapes, dtype="float32"):
     left, right = (
         {name: np.zeros(pair[side], dtype) for name, pair in zip(names, shapes, strict=True)} for side in (0, 1)
     )
-    return [one.shape for one in signature.outputs([(first, left), (second, right)])]
+    return [one.shape for one in signature.infer_output_specs([(first, left), (second, right)])]
 
 
 def test_inputs_are_as_the_manifest_gives_them():
@@ -35,7 +35,7 @@ def test_inputs_are_as_the_manifest_gives_them():
             },
         }
     )  # fmt: skip
-    assert signature.inputs(manifest) == (
+    assert signature.make_input_specs(manifest) == (
         TensorSpec("ids", "int64", ("batch", "length")),
         TensorSpec("bias", "bfloat16", ()),
     )
@@ -43,7 +43,7 @@ def test_inputs_are_as_the_manifest_gives_them():
 
 def test_outputs_keep_their_names_dtypes_and_order():
     found = {"z": np.zeros(2, "float16"), "a": np.zeros((), "bool"), "m": np.zeros(2, "complex64")}
-    assert signature.outputs([(case(), found), (case(), found)]) == (
+    assert signature.infer_output_specs([(case(), found), (case(), found)]) == (
         TensorSpec("z", "float16", (2,)),
         TensorSpec("a", "bool", ()),
         TensorSpec("m", "complex64", (2,)),

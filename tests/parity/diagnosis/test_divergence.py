@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from projects import project, python
 
 import packager
-from packager.errors import ParityFailed, render
+from packager.errors import ParityFailed, render_error
 from packager.export import onnx as exporters
 from packager.export import torchscript
 from packager.export.graph import io
@@ -26,10 +26,10 @@ from packager.model import loader
 from packager.parity import reference
 from packager.parity.cases import sample_grid
 from packager.parity.diagnosis import divergence, localize, onnx_activations, torch_activations
-from packager.parity.diagnosis.activations import INPUT, Flow, NotSeen, Value
-from packager.parity.diagnosis.onnx_activations import Graph
-from packager.parity.numerics.compare import Limit
-from packager.parity.numerics.verdict import Expectation
+from packager.parity.diagnosis.activations import INPUT_OPERATOR, Activation, Activations, ActivationsUnavailable
+from packager.parity.diagnosis.onnx_activations import GraphModel
+from packager.parity.numerics.compare import ElementTolerance
+from packager.parity.numerics.verdict import ReferenceCase
 from packager.project import manifest
 
 # -- flows of plain arrays ------------------------------------------------------------------
@@ -44,15 +44,15 @@ OPERATIONS = {
 
 def evaluated(start, nodes, wrong=None, instead=None):
     """The flow of nodes (operation, reads), each on all before it; `wrong` is the place of one that is off."""
-    arrays, values = [start], [Value("x", INPUT, (), start, relative=1e-5)]
+    arrays, values = [start], [Activation("x", INPUT_OPERATOR, (), start, relative_tolerance=1e-5)]
     for place, (operation, reads) in enumerate(nodes, start=1):
         array = OPERATIONS[operation](*(arrays[one] for one in reads)).astype(np.float32)
         if place == wrong:
             array = (array * np.float32(1.01) + np.float32(0.003)).astype(np.float32)
         array = (instead or {}).get(place, array)
         arrays.append(array)
-        values.append(Value(f"v{place}", operation, reads, array, relative=1e-5))
-    return Flow(tuple(values), {"y": len(nodes)})
+        values.append(Activation(f"v{place}", operation, reads, array, relative_tolerance=1e-5))
+    return Activations(tuple(values), {"y": len(nodes)})
 
 
 @st.composite
@@ -65,36 +65,36 @@ def graphs(draw):
     return nodes, draw(st.integers(1, size)), draw(st.integers(0, 1000))
 
 
-@given(graphs(), st.sampled_from(divergence.RULES))
+@given(graphs(), st.sampled_from(divergence.MATCH_RULES))
 def test_the_node_that_is_off_is_the_one_that_is_found(graph, rule):
     nodes, wrong, seed = graph
     start = np.random.default_rng(seed).standard_normal((4, 6)).astype(np.float32)
     good, bad = evaluated(start, nodes), evaluated(start, nodes, wrong)
-    output = divergence.distance(good.values[-1], bad.values[-1].array)
-    assume(output is not None and output.excess > 10)  # else it does not show
+    output = divergence.compare_activation(good.values[-1], bad.values[-1].array)
+    assume(output is not None and output.error_over_limit > 10)  # else it does not show
 
     def substitute(values, readers, wanted):
         assume(not readers)
         again = evaluated(start, nodes, wrong, values)
         return {one: again.values[one].array for one in wanted}
 
-    parting = divergence.part(good, bad, "y", substitute, rule)
-    assert parting.end == wrong or wrong in parting.between
+    parting = divergence.find_divergence(good, bad, "y", substitute, rule)
+    assert parting.suspect_index == wrong or wrong in parting.path
     if rule == "unlike":
-        assert (parting.end, parting.between, parting.target) == (wrong, (wrong,), wrong)
+        assert (parting.suspect_index, parting.path, parting.expected_index) == (wrong, (wrong,), wrong)
 
 
 def test_an_output_that_the_reference_does_not_compute_has_no_place():
     flow = evaluated(np.ones((4, 6), np.float32), [("sin", (0, 0))])
-    assert divergence.part(replace(flow, outputs={}), flow, "y", lambda *_: {}) is None
+    assert divergence.find_divergence(replace(flow, outputs={}), flow, "y", lambda *_: {}) is None
 
 
 def test_values_of_another_dtype_or_shape_are_at_no_distance():
-    value = Value("v", "add", (), np.ones(3, np.float32), relative=1e-5)
-    assert divergence.distance(value, np.ones(3)) is None
-    assert divergence.distance(value, np.ones((3, 1), np.float32)) is None
-    assert divergence.distance(value, None) is None
-    assert divergence.distance(value, np.ones(3, np.float32)).allowed
+    value = Activation("v", "add", (), np.ones(3, np.float32), relative_tolerance=1e-5)
+    assert divergence.compare_activation(value, np.ones(3)) is None
+    assert divergence.compare_activation(value, np.ones((3, 1), np.float32)) is None
+    assert divergence.compare_activation(value, None) is None
+    assert divergence.compare_activation(value, np.ones(3, np.float32)).within_tolerance
 
 
 # -- exported graphs, broken by hand --------------------------------------------------------
@@ -102,17 +102,19 @@ def test_values_of_another_dtype_or_shape_are_at_no_distance():
 
 def exported(architecture, folder):
     """A module with its raw graph and its expectations."""
-    loaded = manifest.load(architectures.write(architecture, folder))
-    with loader.opened(loaded) as opening:
+    loaded = manifest.load_manifest(architectures.write(architecture, folder))
+    with loader.open_model_loader(loaded) as opening:
         opened = opening()
-        grid = sample_grid.grid(loaded)
-        names = exporters.Names(list(loaded.manifest.inputs), list(loaded.manifest.outputs))
-        example = loader.bind(loaded, list(grid.example.inputs.values()))
+        grid = sample_grid.build_grid(loaded)
+        names = exporters.TensorNames(list(loaded.manifest.inputs), list(loaded.manifest.outputs))
+        example = loader.bind_inputs(loaded, list(grid.example_case.inputs.values()))
         program = torchscript.trace(opened.module, loaded.manifest.outputs, example, loaded.folder)
-        raw = exporters.from_torchscript(loaded, program, names, example, folder / "raw.onnx")
-        floor = reference.measure_floor(loaded, opened, grid, {})
-        expected = reference.measure(loaded, opened, grid, floor, known=(), decides=False).expectations
-    return loaded, opened.module, Graph(io.load(raw), folder), expected
+        raw = exporters.export_from_torchscript(loaded, program, names, example, folder / "raw.onnx")
+        floor = reference.measure_noise(loaded, opened, grid, {})
+        expected = reference.measure_reference(
+            loaded, opened, grid, floor, probe=(), has_discrete_decisions=False
+        ).reference_cases
+    return loaded, opened.module, GraphModel(io.load_graph(raw), folder), expected
 
 
 def broken(graph, name, break_it):
@@ -120,7 +122,7 @@ def broken(graph, name, break_it):
     model.CopyFrom(graph.model)
     (node,) = [one for one in model.graph.node if one.name == name]
     break_it(model, node)
-    return Graph(model, graph.folder)
+    return GraphModel(model, graph.folder)
 
 
 def another_axis(model, node):
@@ -149,54 +151,54 @@ BROKEN = {
 def test_the_node_that_was_broken_is_found_against_the_module_and_against_the_earlier_graph(tmp_path, case, golden):
     architecture, name, break_it = BROKEN[case]
     loaded, module, good, expected = exported(architecture, tmp_path / "p")
-    with pytest.raises(NotSeen) as caught:
-        localize.smallest_wrong(good, expected)
+    with pytest.raises(ActivationsUnavailable) as caught:
+        localize.find_smallest_failing_case(good, expected)
     golden(caught.value)
     bad = broken(good, name, break_it)
-    case_found = localize.smallest_wrong(bad, expected)
-    inputs = case_found.expectation.inputs
-    tensors = dict(zip(inputs, loader.bind(loaded, list(inputs.values())), strict=True))
-    eager = torch_activations.Eager(module, tensors, loaded.manifest.outputs, loaded.folder)
-    flow, called = torch_activations.run(eager, 1 << 30)
-    noise = torch_activations.noise(eager, flow, 1 << 30)
+    case_found = localize.find_smallest_failing_case(bad, expected)
+    inputs = case_found.reference_case.inputs
+    tensors = dict(zip(inputs, loader.bind_inputs(loaded, list(inputs.values())), strict=True))
+    eager = torch_activations.ModuleCall(module, tensors, loaded.manifest.outputs, loaded.folder)
+    flow, called = torch_activations.record_module(eager, 1 << 30)
+    noise = torch_activations.measure_activation_noise(eager, flow, 1 << 30)
     assert called >= {"", *(one.module for one in flow.values if one.module)}
-    found = localize.locate(
-        flow.within([16 * one if one is not None else case_found.relative for one in noise]),
-        onnx_activations.run(bad, inputs),
+    found = localize.localize(
+        flow.with_tolerances([16 * one if one is not None else case_found.relative_tolerance for one in noise]),
+        onnx_activations.record_graph(bad, inputs),
         case_found,
     )
     assert [one.name for one in found.nodes] == [name]
-    assert found.shows and found.agree < 1 < found.apart.excess
-    end = found.part.graph.output[0].name
-    mended = onnx_activations.run_cut_out(
-        good, onnx_activations.cut_out(good, found.begins, end, found.expected), found.begins
+    assert found.reproduces and found.input_error < 1 < found.metrics.error_over_limit
+    end = found.subgraph.graph.output[0].name
+    mended = onnx_activations.run_subgraph(
+        good, onnx_activations.extract_subgraph(good, found.subgraph_inputs, end, found.expected), found.subgraph_inputs
     )
     np.testing.assert_allclose(mended, found.expected, rtol=1e-3, atol=1e-4)  # from the same values, unbroken
-    target = flow.values[found.stands_for]
+    target = flow.values[found.reference_index]
     assert target.module.rpartition(".")[2] in name
-    assert target.place.startswith("model.py:")
-    said = localize.between(good, bad.model, expected)
+    assert target.source_line.startswith("model.py:")
+    said = localize.describe_broken_pass(good, bad.model, expected)
     mentions(said, name)
 
 
 def test_a_graph_that_is_right_node_by_node_has_no_node_at_fault(tmp_path, golden):
     _, _, graph, expected = exported(architectures.CONVNET, tmp_path / "p")
-    wrong = localize.Wrong(expected[0], "logits")
-    flow = onnx_activations.run(graph, expected[0].inputs)
-    with pytest.raises(NotSeen) as caught:
-        localize.locate(flow.flow, flow, wrong)
+    wrong = localize.FailingCase(expected[0], "logits")
+    flow = onnx_activations.record_graph(graph, expected[0].inputs)
+    with pytest.raises(ActivationsUnavailable) as caught:
+        localize.localize(flow.activations, flow, wrong)
     golden(caught.value)
 
 
 def test_values_that_take_too_much_memory_are_not_looked_at(tmp_path, monkeypatch, golden):
     loaded, module, graph, expected = exported(architectures.CONVNET, tmp_path / "p")
     monkeypatch.setattr(onnx_activations, "MOST_BYTES", 100)
-    with pytest.raises(NotSeen) as caught:
-        onnx_activations.run(graph, expected[0].inputs)
+    with pytest.raises(ActivationsUnavailable) as caught:
+        onnx_activations.record_graph(graph, expected[0].inputs)
     golden(caught.value, "0", size=re.search(r"\d+ MiB", str(caught.value)).group())
-    inputs = dict(zip(expected[0].inputs, loader.bind(loaded, list(expected[0].inputs.values())), strict=True))
-    with pytest.raises(NotSeen) as caught:
-        torch_activations.run(torch_activations.Eager(module, inputs, None, loaded.folder), 100)
+    inputs = dict(zip(expected[0].inputs, loader.bind_inputs(loaded, list(expected[0].inputs.values())), strict=True))
+    with pytest.raises(ActivationsUnavailable) as caught:
+        torch_activations.record_module(torch_activations.ModuleCall(module, inputs, None, loaded.folder), 100)
     golden(caught.value)
 
 
@@ -208,11 +210,11 @@ def test_a_graph_that_does_not_run_is_said(tmp_path):
     opset = onnx.helper.make_opsetid("", 20)
     model = onnx.helper.make_model(graph, ir_version=9, opset_imports=[opset])
     x = np.ones((2, 3), np.float32)
-    expected = Expectation("000", {"x": x}, {"y": x.reshape(6)}, {"y": Limit(0.0, 0.0)})
-    with pytest.raises(NotSeen, match=r"000.*onnxruntime.*Reshape"):
-        localize.smallest_wrong(Graph(model, tmp_path), [expected])
-    with pytest.raises(NotSeen, match="onnxruntime"):
-        onnx_activations.run(Graph(model, tmp_path), {"x": x})
+    expected = ReferenceCase("000", {"x": x}, {"y": x.reshape(6)}, {"y": ElementTolerance(0.0, 0.0)})
+    with pytest.raises(ActivationsUnavailable, match=r"000.*onnxruntime.*Reshape"):
+        localize.find_smallest_failing_case(GraphModel(model, tmp_path), [expected])
+    with pytest.raises(ActivationsUnavailable, match="onnxruntime"):
+        onnx_activations.record_graph(GraphModel(model, tmp_path), {"x": x})
 
 
 # -- builds that fail -----------------------------------------------------------------------
@@ -391,7 +393,7 @@ def test_a_failure_elsewhere_replaces_the_folder_and_what_is_not_ours_is_left(tm
     (folder / "show.py").unlink()
     with pytest.raises(ParityFailed) as caught:
         packager.build(tmp_path / "p" / "package.yaml", tmp_path / "dist")
-    mentions(render(caught.value), folder)
+    mentions(render_error(caught.value), folder)
     assert sorted(os.listdir(folder)) == ["subgraph.onnx", "values.npz"]
 
 

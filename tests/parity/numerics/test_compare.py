@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from messages import mentions
 from projects import python
 
-from packager.parity.numerics.compare import Limit, ShapesDiffer, compare, root_mean_square
+from packager.parity.numerics.compare import ElementTolerance, ShapesDiffer, compare, root_mean_square
 
 FLOATS = ["float16", "float32", "float64"]
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 SHAPES = npst.array_shapes(min_dims=0, max_dims=3, max_side=4)
-LIMIT = Limit(1e-5, 1e-4)
+LIMIT = ElementTolerance(1e-5, 1e-4)
 MIXED = ["float32", "float64", "int64", "int32", "bool"]
 SPECIALS = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0]
 
@@ -130,7 +130,7 @@ def test_cosine_is_that_of_the_two_arrays_as_vectors(pair):
 @given(pairs(FLOATS, finite), st.floats(0, 10), st.floats(0, 0.5))
 def test_an_element_is_judged_by_atol_and_rtol_times_what_was_expected(pair, atol, rtol):
     expected, actual = pair
-    distance = compare(expected, actual, Limit(atol, rtol))
+    distance = compare(expected, actual, ElementTolerance(atol, rtol))
     shares = []
     for one, other in zip(exact(expected), exact(actual), strict=True):
         allowed = Fraction(atol) + Fraction(rtol) * abs(one)
@@ -139,11 +139,11 @@ def test_an_element_is_judged_by_atol_and_rtol_times_what_was_expected(pair, ato
     # float64 rounds a product below 1e-308 by more than one part in 1e16.
     coarse = any(0 < Fraction(rtol) * abs(one) < Fraction(1e-290) for one in exact(expected)) or 0 < atol < 1e-290
     if not coarse and largest != math.inf:
-        assert close(distance.excess, mpmath.mpf(largest.numerator) / largest.denominator)
+        assert close(distance.error_over_limit, mpmath.mpf(largest.numerator) / largest.denominator)
     if largest == math.inf:
-        assert distance.excess == math.inf
+        assert distance.error_over_limit == math.inf
     if not coarse and not 1 - 1e-12 < largest < 1 + 1e-12:
-        assert distance.allowed == (largest <= 1)
+        assert distance.within_tolerance == (largest <= 1)
     assert distance.mismatched_nonfinite == 0
 
 
@@ -153,53 +153,53 @@ def test_the_worst_element_is_the_farthest_beyond_its_limit(pair):
     distance = compare(expected, actual, LIMIT)
     place = distance.worst.index
     assert (distance.worst.expected, distance.worst.actual) == (expected[place].item(), actual[place].item())
-    assert compare(expected[place], actual[place], LIMIT).excess == distance.excess
+    assert compare(expected[place], actual[place], LIMIT).error_over_limit == distance.error_over_limit
 
 
 @given(pairs(FLOATS, finite))
 def test_the_distance_of_an_array_from_itself_is_nothing(pair):
-    distance = compare(pair[0], pair[0].copy(), Limit(0.0, 0.0))
-    assert (distance.max_abs, distance.max_rel, distance.rms, distance.excess) == (0.0, 0.0, 0.0, 0.0)
-    assert distance.allowed and abs(distance.cosine - 1.0) < 1e-13
+    distance = compare(pair[0], pair[0].copy(), ElementTolerance(0.0, 0.0))
+    assert (distance.max_abs, distance.max_rel, distance.rms, distance.error_over_limit) == (0.0, 0.0, 0.0, 0.0)
+    assert distance.within_tolerance and abs(distance.cosine - 1.0) < 1e-13
 
 
 @given(pairs(FLOATS, finite))
 def test_what_is_allowed_with_a_narrow_limit_is_allowed_with_a_wider(pair):
-    narrow, wide = (compare(*pair, Limit(size, size)) for size in (1e-3, 1e-2))
+    narrow, wide = (compare(*pair, ElementTolerance(size, size)) for size in (1e-3, 1e-2))
     assert wide.excess <= narrow.excess
     assert wide.allowed or not narrow.allowed
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_an_element_at_its_limit_is_allowed_and_the_next_is_not(dtype):
-    limit = Limit(0.5, 0.25)  # |8 - 10.5| = 0.5 + 0.25 · 8
+    limit = ElementTolerance(0.5, 0.25)  # |8 - 10.5| = 0.5 + 0.25 · 8
     at, beyond = np.array([10.5], dtype), np.nextafter(np.array([10.5], dtype), np.inf, dtype=dtype)
-    assert compare(np.array([8], dtype), at, limit).allowed
-    assert not compare(np.array([8], dtype), beyond, limit).allowed
+    assert compare(np.array([8], dtype), at, limit).within_tolerance
+    assert not compare(np.array([8], dtype), beyond, limit).within_tolerance
 
 
 def test_rtol_is_of_what_was_expected_and_not_of_what_was_found():
-    assert not compare(np.array([1.0]), np.array([2.0]), Limit(0.0, 0.5)).allowed
-    assert compare(np.array([2.0]), np.array([1.0]), Limit(0.0, 0.5)).allowed
+    assert not compare(np.array([1.0]), np.array([2.0]), ElementTolerance(0.0, 0.5)).within_tolerance
+    assert compare(np.array([2.0]), np.array([1.0]), ElementTolerance(0.0, 0.5)).within_tolerance
 
 
 def test_an_element_near_zero_is_judged_on_the_scale_of_atol():
-    distance = compare(np.array([0.0, 100.0]), np.array([1e-6, 100.0]), Limit(1e-5, 0.0))
-    assert distance.allowed
-    assert distance.excess == pytest.approx(0.1)
+    distance = compare(np.array([0.0, 100.0]), np.array([1e-6, 100.0]), ElementTolerance(1e-5, 0.0))
+    assert distance.within_tolerance
+    assert distance.error_over_limit == pytest.approx(0.1)
     assert distance.max_rel == pytest.approx(1e-6 / math.sqrt(5000))
 
 
 def test_the_smallest_difference_misses_a_limit_of_nothing():
     for dtype in FLOATS:
         tiny = np.array([np.finfo(dtype).smallest_subnormal, 1], dtype)
-        distance = compare(np.array([0, 1], dtype), tiny, Limit(0.0, 0.0))
+        distance = compare(np.array([0, 1], dtype), tiny, ElementTolerance(0.0, 0.0))
         assert distance.max_abs == float(tiny[0]) > 0
-        assert distance.excess == math.inf and not distance.allowed
+        assert distance.error_over_limit == math.inf and not distance.within_tolerance
 
 
 def test_minus_zero_equals_zero():
-    assert compare(np.array([0.0]), np.array([-0.0]), Limit(0.0, 0.0)).allowed
+    assert compare(np.array([0.0]), np.array([-0.0]), ElementTolerance(0.0, 0.0)).within_tolerance
 
 
 def test_a_difference_that_float16_cannot_hold_is_held():
@@ -214,10 +214,10 @@ def test_the_squares_of_large_and_of_small_numbers_neither_overflow_nor_vanish()
 
 def test_a_difference_beyond_float64_is_infinite_and_allowed_by_nothing():
     largest = np.finfo("float64").max
-    for limit in (LIMIT, Limit(0.0, 4.0)):
+    for limit in (LIMIT, ElementTolerance(0.0, 4.0)):
         distance = compare(np.array([largest]), np.array([-largest]), limit)
-        assert (distance.max_abs, distance.rms, distance.excess) == (math.inf, math.inf, math.inf)
-        assert not distance.allowed
+        assert (distance.max_abs, distance.rms, distance.error_over_limit) == (math.inf, math.inf, math.inf)
+        assert not distance.within_tolerance
 
 
 # -- NaN and infinities ---------------------------------------------------------------------
@@ -231,23 +231,23 @@ def agree(one, other):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("one", "other"), list(itertools.product(SPECIALS, SPECIALS)))
 def test_a_nan_equals_a_nan_and_an_infinity_the_same_infinity_and_nothing_else(dtype, one, other):
-    distance = compare(np.array([1, one], dtype), np.array([1, other], dtype), Limit(0.0, 0.0))
-    assert distance.allowed == agree(one, other)
+    distance = compare(np.array([1, one], dtype), np.array([1, other], dtype), ElementTolerance(0.0, 0.0))
+    assert distance.within_tolerance == agree(one, other)
     both_finite = math.isfinite(one) and math.isfinite(other)
     assert distance.mismatched_nonfinite == (not both_finite and not agree(one, other))
 
 
 def test_a_nan_equals_a_nan_in_the_same_place_and_nothing_else():
     expected = np.array([[math.nan, 1.0], [2.0, math.nan]])
-    assert compare(expected, expected.copy(), Limit(0.0, 0.0)).allowed
+    assert compare(expected, expected.copy(), ElementTolerance(0.0, 0.0)).within_tolerance
     moved = compare(expected, expected[:, ::-1], LIMIT)
-    assert not moved.allowed and moved.mismatched_nonfinite == 4
+    assert not moved.within_tolerance and moved.mismatched_nonfinite == 4
 
 
 def test_no_limit_is_wide_enough_for_a_nan_or_an_infinity():
     for one, other in [(math.nan, 0.0), (0.0, math.nan), (math.inf, 1e308), (math.inf, -math.inf)]:
-        distance = compare(np.array([one]), np.array([other]), Limit(1e308, 1e308))
-        assert not distance.allowed and distance.excess == math.inf
+        distance = compare(np.array([one]), np.array([other]), ElementTolerance(1e308, 1e308))
+        assert not distance.within_tolerance and distance.error_over_limit == math.inf
         assert repr((distance.worst.expected, distance.worst.actual)) == repr((one, other))
 
 
@@ -268,7 +268,7 @@ def test_what_is_not_finite_is_counted_and_leaves_the_other_figures_alone(pair):
     alone = compare(expected[finite_places], actual[finite_places], LIMIT)
     for figure in ("max_abs", "max_rel", "rms", "cosine"):
         assert getattr(distance, figure) == getattr(alone, figure)
-    assert distance.excess == (math.inf if any(mismatched) else alone.excess)
+    assert distance.error_over_limit == (math.inf if any(mismatched) else alone.error_over_limit)
 
 
 # -- integers and booleans ------------------------------------------------------------------
@@ -279,9 +279,9 @@ def test_integers_and_booleans_agree_exactly_or_not_at_all(pair):
     expected, actual = pair
     left, right = expected.ravel().tolist(), actual.ravel().tolist()
     differences = [abs(int(one) - int(other)) for one, other in zip(left, right, strict=True)]
-    distance = compare(expected, actual, Limit(1e9, 1e9))
-    assert distance.allowed == (max(differences) == 0)
-    assert distance.excess == (math.inf if max(differences) else 0.0)
+    distance = compare(expected, actual, ElementTolerance(1e9, 1e9))
+    assert distance.within_tolerance == (max(differences) == 0)
+    assert distance.error_over_limit == (math.inf if max(differences) else 0.0)
     assert distance.max_abs == float(max(differences))
     assert distance.mismatched_nonfinite == 0
     assert close(distance.rms, rms([Fraction(one) for one in differences]))
@@ -319,14 +319,14 @@ def test_the_extremes_of_an_integer_are_as_far_apart_as_they_are(dtype):
 @pytest.mark.parametrize("dtype", ["int64", "uint64"])
 def test_integers_that_are_one_float64_are_told_apart(dtype):
     large = 2**60
-    distance = compare(np.array([large, 0], dtype), np.array([large + 1, 0], dtype), Limit(9.0, 9.0))
-    assert (distance.max_abs, distance.allowed) == (1.0, False)
+    distance = compare(np.array([large, 0], dtype), np.array([large + 1, 0], dtype), ElementTolerance(9.0, 9.0))
+    assert (distance.max_abs, distance.within_tolerance) == (1.0, False)
     assert (distance.worst.expected, distance.worst.actual) == (large, large + 1)
 
 
 def test_a_boolean_differs_by_one():
-    distance = compare(np.array([True, False, True]), np.array([True, True, True]), Limit(1.0, 1.0))
-    assert (distance.max_abs, distance.worst.index, distance.allowed) == (1.0, (1,), False)
+    distance = compare(np.array([True, False, True]), np.array([True, True, True]), ElementTolerance(1.0, 1.0))
+    assert (distance.max_abs, distance.worst.index, distance.within_tolerance) == (1.0, (1,), False)
     assert (distance.worst.expected, distance.worst.actual) == (False, True)
 
 
@@ -336,8 +336,8 @@ def test_a_boolean_differs_by_one():
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS, "bool", "complex64"])
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 2, 0)])
 def test_an_empty_array_agrees_with_an_empty_array_of_its_shape(dtype, shape):
-    distance = compare(np.zeros(shape, dtype), np.zeros(shape, dtype), Limit(0.0, 0.0))
-    assert distance.allowed and distance.worst is None
+    distance = compare(np.zeros(shape, dtype), np.zeros(shape, dtype), ElementTolerance(0.0, 0.0))
+    assert distance.within_tolerance and distance.worst is None
     assert (distance.max_abs, distance.max_rel, distance.rms, distance.cosine) == (0.0, 0.0, 0.0, 1.0)
 
 
@@ -368,9 +368,9 @@ def test_dtypes_agree_exactly_before_any_value_is_looked_at(left, right):
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS, "bool"])
 def test_a_scalar_is_compared_as_any_array(dtype):
     one, other = np.array(1, dtype), np.array(0, dtype)
-    distance = compare(one, other, Limit(0.0, 0.0))
-    assert (distance.max_abs, distance.rms, distance.worst.index, distance.allowed) == (1.0, 1.0, (), False)
-    assert compare(one, one.copy(), Limit(0.0, 0.0)).allowed
+    distance = compare(one, other, ElementTolerance(0.0, 0.0))
+    assert (distance.max_abs, distance.rms, distance.worst.index, distance.within_tolerance) == (1.0, 1.0, (), False)
+    assert compare(one, one.copy(), ElementTolerance(0.0, 0.0)).within_tolerance
 
 
 def test_how_an_array_lies_in_memory_makes_no_difference():
@@ -417,7 +417,7 @@ def test_a_complex_number_is_its_two_parts(pair):
 def test_the_worst_of_a_complex_array_says_which_part():
     distance = compare(np.array([1 + 2j, 3 + 4j]), np.array([1 + 2j, 3 + 5j]), LIMIT)
     assert (distance.worst.index, distance.worst.expected, distance.worst.actual) == ((1, 1), 4.0, 5.0)
-    assert not distance.allowed
+    assert not distance.within_tolerance
 
 
 # -- the root mean square -------------------------------------------------------------------

@@ -15,14 +15,20 @@ from projects import LINEAR, project, reseal
 import packager
 from packager.builder.vet import vet
 from packager.common.hashing import sha256_file
-from packager.errors import DecisionDoesNotFit, ManifestInvalid, render
+from packager.errors import DecisionDoesNotFit, ManifestInvalid, render_error
 from packager.parity import reference
-from packager.parity.numerics.compare import Limit
-from packager.parity.numerics.decisions import PATTERN, Agreement, AxisMissing, Decision, agreement
-from packager.parity.numerics.verdict import Expectation, judge
-from packager.project.manifest import load
+from packager.parity.numerics.compare import ElementTolerance
+from packager.parity.numerics.decisions import (
+    RULE_PATTERN,
+    AxisMissing,
+    DecisionAgreement,
+    DecisionRule,
+    compare_decisions,
+)
+from packager.parity.numerics.verdict import ReferenceCase, check_parity
+from packager.project.manifest import load_manifest
 
-EXACT = Limit(0.0, 0.0)
+EXACT = ElementTolerance(0.0, 0.0)
 # Eighths: sums and products of them with powers of two are exact, so that a definition needs no roundings.
 EIGHTHS = st.integers(-16, 16).map(lambda one: one / 8)
 SCORES = EIGHTHS | st.sampled_from([np.nan, np.inf, -np.inf, -0.0])
@@ -72,34 +78,36 @@ def by_definition(left, right, limit, decision):
             same = set(order(ours)[:count]) == set(put[:count])
             tied = all(low[behind] <= high[before] for behind in put[count:] for before in put[:count])
         compared, agreed, ties = compared + 1, agreed + same, ties + (tied and not same)
-    return Agreement(decision.rule, compared, agreed, ties)
+    return DecisionAgreement(decision.rule, compared, agreed, ties)
 
 
 @given(pairs(), st.sampled_from(["argmax", "top-1", "top-2", "top-9", "rank"]), LIMITS, st.sampled_from([0.25, 1]))
 def test_an_order_is_compared_as_it_is_defined(pair, rule, limit, tie):
     left, right, axis = pair
-    decision = Decision(rule, axis, tie)
-    assert agreement(left, right, Limit(*limit), decision) == by_definition(left, right, Limit(*limit), decision)
+    decision = DecisionRule(rule, axis, tie)
+    assert compare_decisions(left, right, ElementTolerance(*limit), decision) == by_definition(
+        left, right, ElementTolerance(*limit), decision
+    )
 
 
 @given(pairs(), EIGHTHS, LIMITS, st.sampled_from([0.25, 1]))
 def test_a_threshold_is_compared_as_it_is_defined(pair, threshold, limit, tie):
     left, right, _ = pair
-    found = agreement(left, right, Limit(*limit), Decision(f"threshold {threshold}", 0, tie))
+    found = compare_decisions(left, right, ElementTolerance(*limit), DecisionRule(f"threshold {threshold}", 0, tie))
     known = [
         (one, other)
         for one, other in zip(left.ravel().tolist(), right.ravel().tolist(), strict=True)
         if not np.isnan(one) and not np.isnan(other)
     ]
     changed = [one for one, other in known if (one > threshold) != (other > threshold)]
-    ties = sum(abs(one - threshold) <= slack(one, Limit(*limit), tie) for one in changed)
-    assert found == Agreement(f"threshold {threshold}", len(known), len(known) - len(changed), ties)
+    ties = sum(abs(one - threshold) <= slack(one, ElementTolerance(*limit), tie) for one in changed)
+    assert found == DecisionAgreement(f"threshold {threshold}", len(known), len(known) - len(changed), ties)
 
 
 @given(pairs(), st.sampled_from(["argmax", "top-2", "rank", "threshold 0.5"]))
 def test_scores_agree_with_themselves(pair, rule):
-    found = agreement(pair[0], pair[0].copy(), EXACT, Decision(rule, pair[2], 0.25))
-    assert (found.agreed, found.ties, found.disagreed) == (found.compared, 0, 0)
+    found = compare_decisions(pair[0], pair[0].copy(), EXACT, DecisionRule(rule, pair[2], 0.25))
+    assert (found.agreed, found.ties, found.changed) == (found.compared, 0, 0)
 
 
 @given(pairs(EIGHTHS), st.sampled_from(["argmax", "top-2", "rank", "threshold 0.5"]), st.sampled_from([0.125, 0.5]))
@@ -107,28 +115,32 @@ def test_where_every_score_is_within_the_slack_nothing_counts(pair, rule, limit)
     """What changes then can only be a tie: this is why noise never counts against an artifact."""
     left, right, axis = pair
     near = left + np.clip(right - left, -limit, limit)
-    assert agreement(left, near, Limit(limit, 0.0), Decision(rule, axis, 1.0)).disagreed == 0
+    assert compare_decisions(left, near, ElementTolerance(limit, 0.0), DecisionRule(rule, axis, 1.0)).changed == 0
 
 
 def test_a_swap_beyond_the_slack_counts_and_one_within_is_a_tie():
-    limit, decision = Limit(0.25, 0.0), Decision("argmax", -1, 0.5)  # a slack of an eighth for each
+    limit, decision = ElementTolerance(0.25, 0.0), DecisionRule("argmax", -1, 0.5)  # a slack of an eighth for each
     scores = np.array([[1.0, 1.25], [1.0, 1.375]])
-    assert agreement(scores, scores[:, ::-1], limit, decision) == Agreement("argmax", 2, 0, 1)
-    assert agreement(scores, scores[:, ::-1], EXACT, decision).disagreed == 2
+    assert compare_decisions(scores, scores[:, ::-1], limit, decision) == DecisionAgreement("argmax", 2, 0, 1)
+    assert compare_decisions(scores, scores[:, ::-1], EXACT, decision).changed == 2
 
 
 def test_decisions_are_taken_along_the_axis():
     scores = np.array([[[1.0, 5.0], [2.0, 3.0], [0.0, 4.0]]])
     other = scores[:, [1, 0, 2]]
-    assert agreement(scores, other, EXACT, Decision("argmax", 2, 0.25)) == Agreement("argmax", 3, 3, 0)
-    assert agreement(scores, other, EXACT, Decision("argmax", 1, 0.25)) == Agreement("argmax", 2, 0, 0)
-    assert agreement(scores, other, EXACT, Decision("argmax", -2, 0.25)).disagreed == 2
+    assert compare_decisions(scores, other, EXACT, DecisionRule("argmax", 2, 0.25)) == DecisionAgreement(
+        "argmax", 3, 3, 0
+    )
+    assert compare_decisions(scores, other, EXACT, DecisionRule("argmax", 1, 0.25)) == DecisionAgreement(
+        "argmax", 2, 0, 0
+    )
+    assert compare_decisions(scores, other, EXACT, DecisionRule("argmax", -2, 0.25)).changed == 2
 
 
 @pytest.mark.parametrize("axis", [1, -2, 7])
 def test_an_axis_that_is_not_there_is_named(axis, golden):
     with pytest.raises(AxisMissing) as caught:
-        agreement(np.ones(3), np.ones(3), EXACT, Decision("argmax", axis, 0.25))
+        compare_decisions(np.ones(3), np.ones(3), EXACT, DecisionRule("argmax", axis, 0.25))
     golden(str(caught.value), "1", axis, "axis")
 
 
@@ -136,11 +148,13 @@ def test_an_axis_that_is_not_there_is_named(axis, golden):
 @pytest.mark.parametrize("rule", ["argmax", "top-2", "rank", "threshold 0"])
 def test_of_nothing_nothing_is_decided(shape, rule):
     empty = np.zeros(shape, np.float32)
-    assert agreement(empty, empty, EXACT, Decision(rule, -1, 0.25)) == Agreement(rule, 0, 0, 0)
+    assert compare_decisions(empty, empty, EXACT, DecisionRule(rule, -1, 0.25)) == DecisionAgreement(rule, 0, 0, 0)
 
 
 def test_agreements_of_several_cases_add_up():
-    assert Agreement("rank", 5, 3, 1).joined(Agreement("rank", 4, 4, 0)) == Agreement("rank", 9, 7, 1)
+    assert DecisionAgreement("rank", 5, 3, 1).merge(DecisionAgreement("rank", 4, 4, 0)) == DecisionAgreement(
+        "rank", 9, 7, 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +164,7 @@ def test_agreements_of_several_cases_add_up():
      ("threshold x", False), ("threshold 0.5\n", False)],
 )  # fmt: skip
 def test_a_rule_is_one_of_four(rule, right):
-    assert bool(re.search(PATTERN.replace("$", r"\Z"), rule)) == right
+    assert bool(re.search(RULE_PATTERN.replace("$", r"\Z"), rule)) == right
 
 
 # -- in the gate ----------------------------------------------------------------------------
@@ -158,24 +172,28 @@ def test_a_rule_is_one_of_four(rule, right):
 
 def scores(case, *values):
     array = np.array(values, np.float32)
-    return Expectation(
-        case, {"y": array}, {"y": array}, {"y": Limit(1.0, 0.0)}, decisions={"y": Decision("argmax", -1, 0.25)}
+    return ReferenceCase(
+        case,
+        {"y": array},
+        {"y": array},
+        {"y": ElementTolerance(1.0, 0.0)},
+        decisions={"y": DecisionRule("argmax", -1, 0.25)},
     )
 
 
 def test_a_decision_that_changed_within_the_limits_fails(golden):
     cases = [scores("000", [1.0, 1.9], [5.0, 0.0]), scores("001", [1.0, 1.4])]
-    judgement = judge(lambda inputs: {"y": inputs["y"] + np.array([0.5, -0.5], np.float32)}, cases)
+    judgement = check_parity(lambda inputs: {"y": inputs["y"] + np.array([0.5, -0.5], np.float32)}, cases)
     assert not judgement.passed
     golden(judgement.reason, "1", "3", "(argmax)")
-    assert judgement.decisions == {"y": Agreement("argmax", 3, 1, 1)}
-    assert judgement.worst is not None and judgement.worst.excess == 0.5
+    assert judgement.decisions == {"y": DecisionAgreement("argmax", 3, 1, 1)}
+    assert judgement.worst is not None and judgement.worst.error_over_limit == 0.5
 
 
 def test_decisions_that_hang_on_ties_pass_and_are_counted():
-    judgement = judge(lambda inputs: {"y": inputs["y"][:, ::-1].copy()}, [scores("000", [1.0, 1.25])])
+    judgement = check_parity(lambda inputs: {"y": inputs["y"][:, ::-1].copy()}, [scores("000", [1.0, 1.25])])
     assert (judgement.passed, judgement.reason) == (True, "")
-    assert judgement.decisions == {"y": Agreement("argmax", 1, 0, 1)}
+    assert judgement.decisions == {"y": DecisionAgreement("argmax", 1, 0, 1)}
 
 
 # -- in the manifest ------------------------------------------------------------------------
@@ -186,9 +204,9 @@ def test_a_decision_of_other_fields_is_a_problem_of_the_manifest(tmp_path, monke
     path.write_text(path.read_text() + "parity:\n  decisions:\n    y: {axes: 1}\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ManifestInvalid) as caught:
-        load("package.yaml")
+        load_manifest("package.yaml")
     golden(
-        render(caught.value),
+        render_error(caught.value),
         "error[manifest-invalid]",
         "2",
         "package.yaml",
@@ -209,16 +227,16 @@ def test_a_rule_that_is_none_is_a_problem_of_the_manifest(tmp_path, monkeypatch,
     path.write_text(path.read_text() + f"parity:\n  decisions:\n    y: {decision}\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ManifestInvalid) as caught:
-        load("package.yaml")
+        load_manifest("package.yaml")
     found = "top-0" if decision == "top-0" else "best"
     golden(
-        render(caught.value),
+        render_error(caught.value),
         "error[manifest-invalid]",
         "1",
         "package.yaml",
         f"package.yaml:16: {line}",
         f"{found!r}",
-        PATTERN,
+        RULE_PATTERN,
         "top-5",
         "0.5",
         "package schema manifest",
@@ -245,9 +263,9 @@ def test_decisions_that_do_not_fit_the_outputs_are_refused(
         LINEAR.replace("return self.layer(x)", f"y = self.layer(x)\n        return {text}"),
         parity={"decisions": decisions},
     )
-    found = reference.first_outputs(loaded, source, grid.example)
+    found = reference.run_case(loaded, source, grid.example)
     with pytest.raises(DecisionDoesNotFit) as caught:
-        reference.declared(loaded, found)
+        reference.resolve_decisions(loaded, found)
     golden(caught.value.why, *facts)
     golden(caught.value.hint, *hint_facts)
     assert re.fullmatch(rf"{tmp_path}/package\.yaml:\d+: parity\.decisions\.{field}", caught.value.where)
@@ -262,7 +280,7 @@ def test_vet_and_build_refuse_decisions_that_do_not_fit_before_anything_is_expor
             refuse("package.yaml", listener=told.append)
         line = path.read_text().splitlines().index("    logits: argmax") + 1
         golden(
-            render(caught.value),
+            render_error(caught.value),
             "error[decision-does-not-fit]",
             "parity.decisions",
             "forward()",

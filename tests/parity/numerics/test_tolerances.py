@@ -10,7 +10,15 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from packager.parity.numerics.compare import compare
-from packager.parity.numerics.tolerances import MULTIPLE, epsilon, floors, least_noise, limit, ratio, scales
+from packager.parity.numerics.tolerances import (
+    NOISE_MULTIPLE,
+    derive_noise_floors,
+    derive_tolerance,
+    estimate_scales,
+    get_machine_epsilon,
+    get_minimum_noise,
+    measure_relative_difference,
+)
 
 DTYPES = ["float16", "float32", "float64"]
 MODERATE = st.floats(-1e6, 1e6, width=32)
@@ -33,26 +41,26 @@ def test_scales_depend_neither_on_the_order_of_the_elements_nor_on_their_signs(a
         random.shuffle(values)
         return -np.array(values, array.dtype).reshape(array.shape)
 
-    assert scales([shuffled(one) for one in arrays]) == scales(arrays)
-    assert scales(arrays[::-1]) == scales(arrays)[::-1]
+    assert estimate_scales([shuffled(one) for one in arrays]) == estimate_scales(arrays)
+    assert estimate_scales(arrays[::-1]) == estimate_scales(arrays)[::-1]
 
 
 @given(WHOLE, st.integers(-20, 20))
 def test_scales_grow_with_the_arrays(arrays, power):
     wide = [one.astype(np.float64) for one in arrays]
-    assert scales([one * 2.0**power for one in wide]) == [one * 2.0**power for one in scales(wide)]
+    assert estimate_scales([one * 2.0**power for one in wide]) == [one * 2.0**power for one in estimate_scales(wide)]
 
 
 @given(st.lists(npst.arrays("float32", (8,), elements=ANY), min_size=1, max_size=4))
 def test_scales_are_finite_and_the_size_of_some_element_or_zero(arrays):
     magnitudes = {abs(value) for one in arrays for value in one.tolist()} | {0.0}
-    assert all(math.isfinite(one) and one in magnitudes for one in scales(arrays))
+    assert all(math.isfinite(one) and one in magnitudes for one in estimate_scales(arrays))
 
 
 @given(WHOLE)
 def test_an_array_is_on_no_smaller_scale_than_all_together(arrays):
-    together = scales([np.concatenate([one.ravel() for one in arrays])])[0]
-    found = scales(arrays)
+    together = estimate_scales([np.concatenate([one.ravel() for one in arrays])])[0]
+    found = estimate_scales(arrays)
     distinct = all(len(set(np.abs(one).ravel().tolist())) == one.size for one in arrays)
     if distinct and len({abs(value) for one in arrays for value in one.ravel().tolist()}) == sum(map(np.size, arrays)):
         assert min(found) == together
@@ -62,37 +70,44 @@ def test_an_array_is_on_no_smaller_scale_than_all_together(arrays):
 @example(np.linspace(0.5, 2, 20, dtype="float32"), 20)
 def test_a_value_that_many_elements_share_is_no_measurement(values, count):
     masked = np.concatenate([values, np.full(count, -1e9, np.float32)])
-    plain = scales([values])[0]
-    assert scales([masked])[0] == plain if count > max(2, len(masked) / 16) else scales([masked])[0] >= plain
+    plain = estimate_scales([values])[0]
+    assert (
+        estimate_scales([masked])[0] == plain
+        if count > max(2, len(masked) / 16)
+        else estimate_scales([masked])[0] >= plain
+    )
 
 
 @given(npst.arrays("float32", (20,), elements=st.floats(0.5, 2, width=32), unique=True), st.integers(1, 60))
 def test_zeros_and_what_is_not_finite_count_for_nothing(values, count):
     others = np.tile(np.array([0.0, -0.0, np.nan, np.inf, -np.inf], np.float32), count)
-    assert scales([np.concatenate([others, values])]) == scales([values])
+    assert estimate_scales([np.concatenate([others, values])]) == estimate_scales([values])
 
 
 @pytest.mark.parametrize("value", [3.0, -3.0])
 def test_where_all_elements_are_one_value_that_is_the_scale(value):
-    assert scales([np.full(50, value, np.float32)]) == [3.0]
+    assert estimate_scales([np.full(50, value, np.float32)]) == [3.0]
 
 
 @pytest.mark.parametrize("array", [np.zeros(5), np.zeros(0), np.full(3, np.nan), np.full(3, -np.inf)])
 def test_an_array_without_a_size_takes_that_of_the_others(array):
     one = array.astype(np.float32)
-    assert scales([one]) == [0.0]
-    assert scales([one, np.arange(1, 9, dtype=np.float32)]) == [2.0, 2.0]
-    assert scales([]) == []
+    assert estimate_scales([one]) == [0.0]
+    assert estimate_scales([one, np.arange(1, 9, dtype=np.float32)]) == [2.0, 2.0]
+    assert estimate_scales([]) == []
 
 
 def test_the_scale_is_the_lower_quartile():
-    assert scales([np.arange(1, 101, dtype=np.float32)]) == [25.0]
-    assert scales([np.arange(1, 101, dtype=np.float32), np.arange(101, 201, dtype=np.float32)]) == [50.0, 125.0]
+    assert estimate_scales([np.arange(1, 101, dtype=np.float32)]) == [25.0]
+    assert estimate_scales([np.arange(1, 101, dtype=np.float32), np.arange(101, 201, dtype=np.float32)]) == [
+        50.0,
+        125.0,
+    ]
 
 
 def test_of_a_large_array_elements_from_all_over_it_are_looked_at():
     array = np.repeat(np.linspace(1, 2, 1 << 20, dtype=np.float32), 2)
-    assert scales([array])[0] == pytest.approx(1.25, rel=1e-3)
+    assert estimate_scales([array])[0] == pytest.approx(1.25, rel=1e-3)
 
 
 # -- floors ---------------------------------------------------------------------------------
@@ -105,7 +120,7 @@ IN_PART = st.dictionaries(st.sampled_from("ijk"), NOISE)
 
 @given(MEASURED, IN_PART, st.floats(1e-12, 1e-3))
 def test_floors_lie_between_the_median_and_the_largest(measured, in_part, least):
-    found = floors(measured, in_part, CASES, least)
+    found = derive_noise_floors(measured, in_part, CASES, least)
     every = [*measured.values(), *in_part.values()]
     assert list(found) == list(CASES)
     if not every:
@@ -120,7 +135,7 @@ def test_floors_lie_between_the_median_and_the_largest(measured, in_part, least)
 
 @given(MEASURED, IN_PART, st.floats(1e-12, 1e-3))
 def test_no_case_has_less_than_was_measured_and_an_unmeasured_one_has_the_largest(measured, in_part, least):
-    found = floors(measured, in_part, CASES, least)
+    found = derive_noise_floors(measured, in_part, CASES, least)
     assert all(found[case] >= noise for case, noise in {**measured, **in_part}.items())
     largest = max([least, *measured.values(), *in_part.values()])
     assert all(found[case] == largest for case in CASES if case not in measured and case not in in_part)
@@ -128,15 +143,15 @@ def test_no_case_has_less_than_was_measured_and_an_unmeasured_one_has_the_larges
 
 @given(MEASURED, IN_PART, st.floats(1e-12, 1e-3))
 def test_what_was_measured_in_part_has_no_less_than_any_that_was_measured_in_full(measured, in_part, least):
-    found = floors(measured, in_part, CASES, least)
+    found = derive_noise_floors(measured, in_part, CASES, least)
     assert all(found[case] >= noise for case in in_part for noise in measured.values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_least_noise_is_a_few_roundings(dtype):
     one = np.dtype(dtype).type(1)
-    assert epsilon(np.dtype(dtype)) == float(np.nextafter(one, one + one) - one)
-    assert least_noise(np.dtype(dtype)) == 4 * epsilon(np.dtype(dtype))
+    assert get_machine_epsilon(np.dtype(dtype)) == float(np.nextafter(one, one + one) - one)
+    assert get_minimum_noise(np.dtype(dtype)) == 4 * get_machine_epsilon(np.dtype(dtype))
 
 
 # -- ratios ---------------------------------------------------------------------------------
@@ -160,37 +175,39 @@ def test_a_ratio_is_the_largest_share_of_the_other_and_the_scale(pair, scale):
         if one != other
     ]
     expected = max(shares, default=Fraction(0))
-    found = ratio(*pair, scale)
+    found = measure_relative_difference(*pair, scale)
     assert found == expected if expected == math.inf else found == pytest.approx(float(expected), rel=1e-14)
-    assert ratio(pair[0], pair[0].copy(), scale) == 0.0
+    assert measure_relative_difference(pair[0], pair[0].copy(), scale) == 0.0
 
 
 @given(pairs(st.floats(width=16)), st.floats(0, 1e3))
 def test_elements_that_are_not_finite_on_both_sides_count_for_nothing(pair, scale):
     both = np.isfinite(pair[0]) & np.isfinite(pair[1])
-    assert ratio(*pair, scale) == ratio(pair[0][both], pair[1][both], scale)
+    assert measure_relative_difference(*pair, scale) == measure_relative_difference(pair[0][both], pair[1][both], scale)
 
 
 @given(pairs(HALVES), st.floats(0.1, 1e3), st.integers(-30, 30))
 def test_a_ratio_does_not_depend_on_the_unit(pair, scale, power):
     left, right = (one.astype(np.float64) for one in pair)
-    assert ratio(left * 2.0**power, right * 2.0**power, scale * 2.0**power) == ratio(left, right, scale)
+    assert measure_relative_difference(
+        left * 2.0**power, right * 2.0**power, scale * 2.0**power
+    ) == measure_relative_difference(left, right, scale)
 
 
 @given(pairs(HALVES), st.floats(1e-6, 1e-2), st.floats(0.1, 10))
 def test_what_is_some_floors_away_is_within_the_limit_as_many_floors_wide(pair, noise, scale):
     """The limit and the ratio are one measure: within eight floors of |expected| + scale, and no farther."""
     found, expected = pair
-    share = ratio(found, expected, scale) / noise
-    assume(not 0.999 * MULTIPLE < share < 1.001 * MULTIPLE)
-    assert compare(expected, found, limit(noise, scale)).allowed == (share < MULTIPLE)
+    share = measure_relative_difference(found, expected, scale) / noise
+    assume(not 0.999 * NOISE_MULTIPLE < share < 1.001 * NOISE_MULTIPLE)
+    assert compare(expected, found, derive_tolerance(noise, scale)).within_tolerance == (share < NOISE_MULTIPLE)
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0)])
 def test_empty_arrays_have_no_ratio(shape):
-    assert ratio(np.zeros(shape, np.float32), np.zeros(shape, np.float32), 1.0) == 0.0
+    assert measure_relative_difference(np.zeros(shape, np.float32), np.zeros(shape, np.float32), 1.0) == 0.0
 
 
 def test_a_difference_beyond_float64_is_an_infinite_ratio_or_a_finite_one_and_no_warning():
     most = np.array([np.finfo("float64").max])
-    assert ratio(most, -most, 1.0) == math.inf
+    assert measure_relative_difference(most, -most, 1.0) == math.inf
