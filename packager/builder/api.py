@@ -13,7 +13,7 @@ from typing import Literal
 from packager.builder.incremental import up_to_date
 from packager.builder.incremental.explain import Explanation
 from packager.common.cache_store import Cache, CacheUnavailable, open_cache
-from packager.common.progress import Listener, StageReporter, ignore_event
+from packager.common.progress import Listener, StageName, StageReporter, ignore_event
 
 CacheMode = Literal["use", "verify", "off"]
 LockMode = Literal["check", "write", "require"]
@@ -96,7 +96,7 @@ def _restore_up_to_date(store: Cache, path: Path, out: Path, stages: StageReport
     if found is None:
         return None
     name, entry = found
-    stages.report_cached("bundle")
+    stages.report_cached(StageName.BUNDLE)
     return BuildResult(
         bundle=out / name,
         archive=None,

@@ -36,7 +36,7 @@ from packager.checkpoint.remote import urls
 from packager.common import process_memory
 from packager.common.cache_store import Cache, CacheEntry, CacheKey, describe_write_error
 from packager.common.hashing import sha256_file
-from packager.common.progress import StageReporter
+from packager.common.progress import StageName, StageReporter
 from packager.errors import BuildNotRepeatable, CacheDiffers, ExtraMissing, InputChanged
 from packager.project import manifest, preflight
 from packager.project.manifest import Project
@@ -154,11 +154,11 @@ def _from_cache(job: _BuildRequest, store: Cache, found: BuildInputs) -> BuildRe
         if store.look_up(action) is None:
             return None
         try:
-            with job.stages.stage("restore"), stage_bundle(job.out, job.name, force=job.how.force) as folder:
+            with job.stages.stage(StageName.RESTORE), stage_bundle(job.out, job.name, force=job.how.force) as folder:
                 restore.restore_bundle(BundleWriter(folder / "bundle"), entry.files, store.object_path)
         except restore.CachedFileDamaged:
             return None
-    job.stages.report_cached("bundle")
+    job.stages.report_cached(StageName.BUNDLE)
     _beside(job, target, lock)
     explanation = (Explanation("bundle", True, ()),)
     if agrees:
@@ -206,7 +206,7 @@ def _anew(job: _BuildRequest, found: BuildInputs | None) -> BuildResult:
             recalled = stage_cache.CacheLookup()
         staged = _StagedBundle(grid, recalled, folder, writer)
         results, used = _find_out(job, found, staged, side)
-        with job.stages.stage("bundle"):
+        with job.stages.stage(StageName.BUNDLE):
             content = assemble.BundleContents(job.project, grid, results, preflight.resolve_assets(job.project))
             assembled = assemble.assemble_bundle(content, staged.writer)
             source = _source(job, results, used, before)
@@ -214,7 +214,7 @@ def _anew(job: _BuildRequest, found: BuildInputs | None) -> BuildResult:
             agrees = _hold_against_lock(job, lock)
             action = keys.make_bundle_key(job.project, source, preflight.resolve_assets(job.project), job.sha256)
         if job.how.check:
-            with job.stages.stage("check"):
+            with job.stages.stage(StageName.CHECK):
                 _check(job, staged.writer.folder)
         kept = _kept(job, staged, results, source, assembled, lock, action)
         explanation = _keep(job, job.store, kept, recalled, used) if job.store is not None else ()
@@ -241,15 +241,15 @@ def _find_out(
 ) -> tuple[StageResults, CodeDependencies]:
     """Say what is known, and let the pipeline find out the rest."""
     recalled = staged.recalled
-    for stage in ("reference", "torchscript", "onnx"):
-        if stage in recalled.stages and (stage == "reference" or f"{stage} parity" in recalled.stages):
+    for stage in (StageName.REFERENCE, StageName.TORCHSCRIPT, StageName.ONNX):
+        if stage in recalled.stages and (stage is StageName.REFERENCE or f"{stage} parity" in recalled.stages):
             job.stages.report_cached(stage)
     results = recalled.results.to_results()
     if results is not None and found is not None:
         return results, found.dependencies
     if recalled.results.onnx is None and found is not None:
         side.start()
-    with job.stages.stage("import"):
+    with job.stages.stage(StageName.IMPORT):
         try:
             from packager.builder import pipeline
             from packager.parity.diagnosis.diagnose import ReproTarget
@@ -397,5 +397,5 @@ def _beside(job: _BuildRequest, folder: Path, lock: Lockfile) -> None:
     if job.how.archive:
         from packager.bundle import archive
 
-        with job.stages.stage("archive"), translate_os_errors(job.out):
+        with job.stages.stage(StageName.ARCHIVE), translate_os_errors(job.out):
             archive.write_archive(folder, job.out / f"{job.name}.zip")

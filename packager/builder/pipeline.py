@@ -47,7 +47,7 @@ from packager.bundle.writer import BundleWriter
 from packager.checkpoint.locate import LocatedCheckpoint
 from packager.common import process_memory
 from packager.common.hashing import sha256_file
-from packager.common.progress import StageReporter
+from packager.common.progress import StageName, StageReporter
 from packager.errors import InputChanged
 from packager.export.control_flow import SpecializedControlFlow
 from packager.export.exporters import silence_exporters
@@ -108,7 +108,7 @@ def run_stages(
         _reference_to_come(worker) as awaited,
     ):
         torch.set_num_threads(keys.count_cores())  # and not as the environment says: measured errors depend on it
-        with stages.stage("source"):
+        with stages.stage(StageName.SOURCE):
             found = opening()
             judging = Semaphore(2 if _weight_bytes(found) <= _JUDGED_AT_ONCE_BYTES else 1)
             site = BuildContext(inputs.scratch, inputs.writer, worker, background, stages, judging, inputs.repro_target)
@@ -118,14 +118,14 @@ def run_stages(
             process_memory.freeze_garbage_collector()
         floor = None
         if known.reference is None:
-            with stages.stage("noise"):
+            with stages.stage(StageName.NOISE):
                 eager = replace(eager, grid=coverage.add_extra_cases(project, eager.loaded, eager.grid))
                 floor = reference.measure_noise(project, eager.loaded, eager.grid, eager.known_outputs)
                 process_memory.release_memory()
         stack.enter_context(silence_exporters())
         program, saving = None, None
         if known.onnx is None or known.torchscript is None:
-            with stages.stage("trace"):
+            with stages.stage(StageName.TRACE):
                 program = torchscript_stage.make_program(project, eager)
                 eager = replace(eager, probe=_early(inputs, eager, program, floor))
                 program = None if program is None else torchscript_stage.check_program(program, project, eager, site)
@@ -134,7 +134,7 @@ def run_stages(
             eager = replace(eager, probe=_early(inputs, eager, None, floor))
         way = _Way(program, iter(()), None)
         if known.onnx is None:
-            with stages.stage("export"):
+            with stages.stage(StageName.EXPORT):
                 way = _export(project, eager, program, awaited, site)
                 process_memory.release_memory()
         if known.reference is not None:
@@ -142,7 +142,7 @@ def run_stages(
             awaited.set_result(expected)
         else:
             assert floor is not None
-            with stages.stage("reference"):
+            with stages.stage(StageName.REFERENCE):
                 decides = _decides(program, known)
                 expected = reference.measure_reference(
                     project, eager.loaded, eager.grid, floor, probe=eager.probe, has_discrete_decisions=decides
@@ -339,7 +339,7 @@ def _torchscript(
     project, made = begun.project, begun.cached.torchscript
     if made is not None and made.is_checked:
         return made
-    with site.stages.stage("torchscript"):
+    with site.stages.stage(StageName.TORCHSCRIPT):
         if made is not None:
             judged = torchscript_stage.recheck_torchscript(made, project, expected, site)
             if judged is not None:
@@ -356,7 +356,7 @@ def _onnx_model(
     project, made = begun.project, begun.cached.onnx
     if made is not None and made.is_checked:
         return made
-    with site.stages.stage("onnx"):
+    with site.stages.stage(StageName.ONNX):
         if made is not None:
             if made.outputs == eager.outputs:
                 judged = onnx_stage.recheck_onnx(made, project, awaited.result(), site)

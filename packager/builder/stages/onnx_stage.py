@@ -18,6 +18,7 @@ from packager.builder.results import ArtifactResult, OnnxResult
 from packager.bundle import layout, records
 from packager.bundle.writer import BundleWriter
 from packager.common import process_memory
+from packager.common.progress import StageName
 from packager.errors import ExportFailed, ParityFailed, Problem
 from packager.export import onnx as exporters
 from packager.export import torchscript
@@ -126,7 +127,7 @@ def ship_onnx(
         site.stages.report_note("no ONNX model: the bundle ships TorchScript alone, as export.required is false")
         return ArtifactResult(None, None, tuple(stages))
     if any(outcome.verdict == "fail" for _, outcome in not_taken):
-        with site.stages.stage("where"):
+        with site.stages.stage(StageName.WHERE):
             problems = _diagnose_rejections(project, eager, not_taken, expected.result(), site)
         branches = [branch for candidate, _ in not_taken for branch in candidate.specialized.user_lines]
         raise ParityFailed(problems, _format_fallback_hint(project), frozen_branches=branches)
