@@ -31,9 +31,9 @@ def restore_cached_bundle(request: BuildRequest, inputs: BuildInputs | None) -> 
         return None
     lock = Lockfile.model_validate(entry.record["lock"])
     agrees = finish.check_lockfile(request, lock)
-    if not restore.is_restored(request.target, entry.files, cache.file_digest):
-        if cache.look_up(key) is None or not _restore_files(request, entry, cache):
-            return None
+    in_place = restore.is_restored(request.target, entry.files, cache.file_digest)
+    if not in_place and (cache.look_up(key) is None or not _restore_files(request, entry, cache)):
+        return None
     request.reporter.report_cached(StageName.BUNDLE)
     finish.write_lockfile_and_archive(request, lock)
     if agrees:
@@ -46,9 +46,9 @@ def restore_cached_bundle(request: BuildRequest, inputs: BuildInputs | None) -> 
 
 def _restore_files(request: BuildRequest, entry: CacheEntry, cache: Cache) -> bool:
     """Write the bundle from the cache; return False if a file in the cache is damaged."""
-    force = request.options.force
+    staged = stage_bundle(request.output, request.name, force=request.options.force)
     try:
-        with request.reporter.stage(StageName.RESTORE), stage_bundle(request.output, request.name, force=force) as scratch:
+        with request.reporter.stage(StageName.RESTORE), staged as scratch:
             restore.restore_bundle(BundleWriter(scratch / "bundle"), entry.files, cache.object_path)
     except restore.CachedFileDamaged:
         return False

@@ -41,6 +41,7 @@ from packager.builder.incremental.inputs import (
 )
 from packager.bundle import layout
 from packager.bundle.writer import BundleWriter, check_archive_target, check_bundle_target, stage_bundle
+from packager.checkpoint.locate import FileVersion
 from packager.common import process_memory
 from packager.common.cache_store import Cache, CacheEntry, CacheKey, describe_write_error
 from packager.common.hashing import sha256_file
@@ -178,9 +179,7 @@ def _complete_results(
 # -- the stages -----------------------------------------------------------------------------
 
 
-def _run_stages(
-    context: BuildContext, grid: Grid, cached: CachedResults
-) -> tuple[StageResults, CodeDependencies]:
+def _run_stages(context: BuildContext, grid: Grid, cached: CachedResults) -> tuple[StageResults, CodeDependencies]:
     """Load the user's module, and run the stages that the cache lacks. Raises `InputChanged` if its code changed."""
     stage = context.reporter.stage
     with stage(StageName.IMPORT), build_extra("package build"):
@@ -200,7 +199,8 @@ def _run_stages(
         with silence_exporters(), Background(context.worker) as background:
             model, reference, torchscript, onnx = _make_artifacts(context, model, noise, cached, background)
         for line in onnx.specialized.merge(torchscript.specialized).user_lines:
-            context.reporter.report_note(f"{line}: data-dependent control flow was fixed at trace time; {_CONTROL_FLOW_HINT}")
+            note = f"{line}: data-dependent control flow was fixed at trace time; {_CONTROL_FLOW_HINT}"
+            context.reporter.report_note(note)
         dependencies, changed = opened.dependencies.collect(), opened.dependencies.list_changed()
         if changed:
             raise InputChanged(changed[0])
@@ -231,29 +231,114 @@ def _make_artifacts(
     if cached.onnx is None:
         with stage(StageName.EXPORT):
             first = onnx_stage.export_first(context, model, program, probe)
-            prepared = background.submit(onnx_stage.prepare, context, first)
+            prepared = background.submit(onnx_stage.prepare, context, first) if first is not None else None
             process_memory.release_memory()
     if cached.reference is not None:
         reference = cached.reference.reference
     else:
         with stage(StageName.REFERENCE):
             reference = reference_stage.measure_reference(context, model, noise, probe, cached, program)
-            outputs = reference_stage.infer_outputs(model, reference)
+            outputs = reference_stage.infer_outputs(reference)
             if outputs != model.outputs:  # the first passes were not enough to tell, so the graph has wrong dims
                 model = replace(model, outputs=outputs)
-                prepared = onnx_stage.discard_prepared(context, prepared)
+                onnx_stage.discard_prepared(context, prepared)
+                prepared = None
                 program = torchscript_stage.make_checked_program(context, model, probe)
     checked = None
     if prepared is not None:
         checked = background.submit(onnx_stage.check_prepared, context, prepared.result(), reference)
+        prepared = None  # with its session, once the check is done
         if model.weight_bytes > onnx_stage.CONCURRENT_CHECK_BYTES:
             wait([checked])  # two large artifacts at once would take twice the memory
     torchscript = cached.torchscript
     if torchscript is None or not torchscript.is_checked:
         with stage(StageName.TORCHSCRIPT):
-            torchscript = torchscript_stage.ship(context, model, program, saved, probe, reference, torchscript)
+            torchscript = torchscript_stage.ship(
+                context, model, program, None if saved is None else saved.result(), probe, reference, torchscript
+            )
     onnx = cached.onnx
     if onnx is None or not onnx.is_checked:
         with stage(StageName.ONNX):
-            onnx = onnx_stage.ship(context, model, program, checked, probe, reference, onnx)
+            onnx = onnx_stage.ship(
+                context, model, program, None if checked is None else checked.result(), probe, reference, onnx
+            )
     return model, reference, torchscript, onnx
+
+
+# -- what follows the stages ----------------------------------------------------------------
+
+
+def _collect_final_inputs(
+    request: BuildRequest,
+    results: StageResults,
+    dependencies: CodeDependencies,
+    versions: Mapping[str, FileVersion],
+) -> dict[str, str]:
+    """Return the inputs of the module, now that its code's files are known. Raises `InputChanged`."""
+    project = request.project
+    check_unchanged(project, request.checkpoint, versions)
+    if sha256_file(request.manifest_path) != project.sha256:
+        note = f"{project.path} changed during the build; the bundle is made from what was read first"
+        request.reporter.report_note(note)
+    checkpoint_sha256 = results.reference.provenance.checkpoint_sha256
+    return keys.collect_module_inputs(project, checkpoint_sha256, dependencies, request.sha256)
+
+
+def _check_rebuild(request: BuildRequest, bundle: Path) -> None:
+    """Build again elsewhere, and compare the bytes. Raises `BuildNotRepeatable` or `RebuildFailed`."""
+    from packager.builder import rebuild
+
+    with rebuild.rebuild_elsewhere(request.manifest_path) as other:
+        differences = rebuild.compare_bundles(bundle, other)
+    differing = [f"{path}: {difference}" for path, difference in differences.items() if difference]
+    if differing:
+        raise BuildNotRepeatable(differing)
+
+
+def _plan_cache_writes(
+    context: BuildContext,
+    module_inputs: Mapping[str, str],
+    results: StageResults,
+    sealed: SealedBundle,
+    lock: Lockfile,
+    bundle_key: CacheKey,
+) -> list[CacheWrite]:
+    """Return the cache entries of this build: each stage's results, and the bundle as a whole."""
+    from packager.builder.incremental import stage_cache
+
+    writer = context.writer
+    record = {
+        "fingerprint": sealed.fingerprint,
+        "parity": dict(sealed.parity),
+        "summary": dict(sealed.summary),
+        "lock": lock.model_dump(by_alias=True),
+    }
+    entry = CacheEntry(record, dict(sorted(writer.digests.items())))
+    bundle = stage_cache.CacheWrite(bundle_key, entry, {path: writer.folder / path for path in writer.digests})
+    stages = stage_cache.plan_writes(
+        context.project, module_inputs, results, writer, context.scratch, context.request.sha256
+    )
+    return [*stages, bundle]
+
+
+def _write_to_cache(
+    request: BuildRequest, writes: list[CacheWrite], cached: CachedResults, dependencies: CodeDependencies
+) -> tuple[Explanation, ...]:
+    """Write what is new to the cache, and explain why each stage ran. Raises `CacheDiffers` with `--verify-cache`."""
+    from packager.builder.incremental import stage_cache
+
+    cache, project, mode = request.cache, request.project, request.options.cache
+    if cache is None:
+        return ()
+    cache_keys = [write.key for write in writes]
+    last_inputs = load_last_inputs(project, cache)
+    explanation = explain.explain(cache_keys, cached.stages, last_inputs, cache_used=mode == "use")
+    differing: list[str] = []
+    try:
+        differing = stage_cache.write_entries(cache, writes)
+        remember_inputs(project, cache, dependencies, cache_keys)
+    except OSError as error:
+        request.reporter.report_note(f"could not cache this build: {describe_write_error(error)}")
+    if differing and mode == "verify":
+        raise CacheDiffers(differing)
+    return explanation

@@ -177,7 +177,7 @@ def write_entries(cache: Cache, writes: Sequence[CacheWrite]) -> list[str]:
 
 
 def make_case_dependent_key(key: CacheKey, reference: CacheEntry) -> CacheKey:
-    """Return the key of a stage whose result depends on the cases: a candidate was rejected because it failed on one."""
+    """Return the key of a stage whose result depends on the cases, as a candidate failed on one and was rejected."""
     return CacheKey(key.stage, {**key.inputs, "reference": reference.digest})
 
 
@@ -243,9 +243,7 @@ def _load_reference(cache: Cache, entry: CacheEntry, project: Project, grid: Gri
         for case in reference_cases
         if case.name in record.probe
     )
-    reference = Reference(
-        reference_cases, record.noise, record.names, cases, record.uncompared, probe, record.coverage
-    )
+    reference = Reference(reference_cases, record.noise, record.names, cases, record.uncompared, probe, record.coverage)
     return ReferenceResult(record.provenance, record.machine, record.outputs, reference)
 
 

@@ -346,9 +346,7 @@ def ship(
     raise _make_error(context, model, rejected, reference)
 
 
-def _recheck(
-    context: BuildContext, model: EagerModel, cached: OnnxResult, reference: Reference
-) -> OnnxResult | None:
+def _recheck(context: BuildContext, model: EagerModel, cached: OnnxResult, reference: Reference) -> OnnxResult | None:
     """Check a cached graph on this build's cases; take it out of the staged bundle and return None if it fails."""
     if cached.outputs == model.outputs:  # else its graph names other dims
         parity = _check_staged(context, reference)
@@ -371,7 +369,7 @@ def _make_error(
         lines = [line for candidate, _ in rejected for line in candidate.specialized.user_lines]
         return ParityFailed(problems, alternative, frozen_branches=lines)
     problems = [_make_problem(candidate, outcome) for candidate, outcome in rejected]
-    return ExportFailed(project.where("export"), problems, alternative)
+    return ExportFailed(project.field_location("export"), problems, alternative)
 
 
 def _diagnose_rejections(

@@ -79,7 +79,7 @@ def measure_reference(
     return replace(measured, coverage=replace(channels, still=constant))
 
 
-def infer_outputs(model: EagerModel, measured: Reference) -> tuple[TensorSpec, ...]:
+def infer_outputs(measured: Reference) -> tuple[TensorSpec, ...]:
     """Return the outputs' signature as all cases show it."""
     runs = zip(measured.cases, measured.reference_cases, strict=True)
     return signature.infer_output_specs([(case, expected.outputs) for case, expected in runs])

@@ -68,7 +68,7 @@ def make_program(context: BuildContext, model: EagerModel) -> TorchScriptProgram
             problems.append(Problem(f"script: {error.cause}", error.where))
     if method == "none":
         return None
-    raise TorchScriptFailed(project.where("torchscript"), problems)
+    raise TorchScriptFailed(project.field_location("torchscript"), problems)
 
 
 def check_program(
@@ -103,8 +103,8 @@ def _check_on_probe(
     def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
         # Without the optimizer, which would cost more than the run.
         with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # torch's stubs
-            flat = output_tree.flatten(program.module(*bind_inputs(project, list(inputs.values()))))
-        return {name: to_numpy(tensor) for name, tensor in output_tree.select(flat, names).items()}
+            flat = output_tree.flatten_outputs(program.module(*bind_inputs(project, list(inputs.values()))))
+        return {name: to_numpy(tensor) for name, tensor in output_tree.select_outputs(flat, names).items()}
 
     try:
         parity = check_parity(run, probe)
@@ -184,7 +184,7 @@ def ship(
             problems.append(_make_failure_problem(scripted, second))
             stages = (*tried, *second)
     if all(stage.verdict != "fail" for stage in stages):
-        raise TorchScriptFailed(context.project.where("torchscript"), problems)
+        raise TorchScriptFailed(context.project.field_location("torchscript"), problems)
     alternative = "torchscript.method: none ships ONNX alone"
     raise ParityFailed([*problems, Problem(_NO_DIAGNOSIS)], alternative, frozen_branches=program.specialized.user_lines)
 
