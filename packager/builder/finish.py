@@ -54,7 +54,7 @@ def remember_build(request: BuildRequest, bundle_key: CacheKey, dependencies: Co
         return
     files = {
         **dependencies.locate_files(project.folder),
-        **keys.files(project, preflight.resolve_assets(project)),
+        **keys.list_bundle_files(project, preflight.resolve_assets(project)),
         "manifest": request.manifest_path,
         **({} if remote else {"checkpoint": project.checkpoint_path}),
     }

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from packager.builder.incremental import keys
+from packager.builder.incremental import environment, keys
 from packager.checkpoint.locate import FileVersion, LocatedCheckpoint, digest_checkpoint
 from packager.common.cache_store import Cache, CacheKey
 from packager.errors import InputChanged
@@ -104,7 +104,7 @@ def _code_key(project: Project, cache: Cache) -> str:
         path = project.checkpoint_display_name if project.downloaded_checkpoint else str(project.checkpoint_path)
     file: Path = project.folder / path
     content = cache.file_digest(file) if path.endswith(".py") and file.is_file() else ""
-    text = json.dumps([keys.digest_own_code(), model.entry or path, model.kwargs, content])
+    text = json.dumps([environment.digest_own_code(), model.entry or path, model.kwargs, content])
     return f"code {hashlib.sha256(text.encode()).hexdigest()}"
 
 

@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 
 from packager.builder.context import BuildContext, EagerModel
-from packager.builder.incremental.keys import count_cores
+from packager.builder.incremental.environment import count_cores
 from packager.builder.results import ReferenceResult
 from packager.common import process_memory
 from packager.model import host_settings
