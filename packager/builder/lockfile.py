@@ -19,7 +19,6 @@ from packager.builder.incremental.up_to_date import lockfile_path
 from packager.bundle import layout
 from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown, LockUnwritable
 
-
 _CODE_KINDS = ("code:", "read:")
 
 

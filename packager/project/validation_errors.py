@@ -32,7 +32,7 @@ def format_location(path: Path, document: YamlDocument, field: Sequence[str | in
 def describe_validation_error(
     error: ValidationError, path: Path, document: YamlDocument, root: type[BaseModel], hints: Mapping[str, str]
 ) -> list[Problem]:
-    """pydantic's findings about a `root`, in the order of the file; `hints` say in words what a pattern wants."""
+    """Pydantic's findings about a `root`, in the order of the file; `hints` say in words what a pattern wants."""
     found: dict[tuple[str | int, ...], list[Problem]] = {}
     details = [(_strip_union_arms(detail["loc"], document.data, detail["type"]), detail) for detail in error.errors()]
     for field, detail in details:

@@ -144,7 +144,7 @@ def _get_max_abs(judgement: ParityResult | None) -> float | None:
 
 
 def _simplify(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
-    """onnxsim on the graph with its large weights out of sight, as inputs: it would copy them back and forth.
+    """Onnxsim on the graph with its large weights out of sight, as inputs: it would copy them back and forth.
 
     What it folds is shapes and small constants; what needs large weights (batch normalization into
     a convolution) onnxruntime does afterwards, on weights that it maps.
