@@ -142,7 +142,7 @@ def test_the_readme_names_the_distribution_that_made_it_and_links_nowhere(built)
     text = (built.bundle / "README.md").read_text()
     version = json.loads((built.bundle / "config.json").read_text())["source"]["toolchain"]["packager"]
     assert version == metadata.version("torch-packager")
-    assert f"\nA bundle made by torch-packager {version} from a PyTorch checkpoint.\n" in text
+    assert f"\nA bundle made by torch-packager {version} from a PyTorch checkpoint. It was compared with " in text
     assert f"\npip install torch_packager-{version}-py3-none-any.whl " in text
     assert "://" not in text
 
@@ -492,7 +492,7 @@ def test_a_build_killed_at_any_moment_leaves_the_old_bundle_whole_and_the_next_o
         "import sys\ndef tell(event):\n    print(type(event).__name__, getattr(event, 'stage', ''), flush=True)\n"
         + code
     )
-    for moment in ("Started trace", "Finished reference", "Finished onnx", "Started bundle"):
+    for moment in ("StageStarted trace", "StageFinished reference", "StageFinished onnx", "StageStarted bundle"):
         child = subprocess.Popen(
             [sys.executable, "-c", code, path, out], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
@@ -508,7 +508,7 @@ def test_a_build_killed_at_any_moment_leaves_the_old_bundle_whole_and_the_next_o
         assert found.ok
         visible = [name for name in os.listdir(out) if not name.startswith(".")]
         assert visible == ["digits-cnn-1.0.0"]
-        if moment != "Started bundle":  # after which the new one may be in place already
+        if moment != "StageStarted bundle":  # after which the new one may be in place already
             assert found.fingerprint == old.fingerprint
     new = packager.build(path, out)
     assert os.listdir(out) == ["digits-cnn-1.0.0"]
@@ -519,13 +519,13 @@ LIMITED = (
     "import resource, signal, sys\n"
     "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     "import packager\n"
-    "from packager.errors import render\n"
+    "from packager.errors import render_error\n"
     "limit = int(sys.argv[3])\n"
     "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
     "try:\n"
     "    packager.build(sys.argv[1], sys.argv[2])\n"
     "except packager.PackagerError as error:\n"
-    "    print(render(error)); sys.exit(error.exit_status)\n"
+    "    print(render_error(error)); sys.exit(error.exit_status)\n"
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Candidates for the ONNX model: what becomes of one whose last pass is wrong."""
+"""Candidates for the ONNX model: one whose last pass is wrong, and one that onnxruntime does not load."""
 
 import json
 from concurrent.futures import Future
@@ -14,8 +14,8 @@ from packager.errors import ExportFailed
 from packager.export.passes import runner, worker
 
 
-class InThisProcess:
-    """The ONNX side without a process of its own, so that a test can replace a pass."""
+class WorkerInThisProcess:
+    """The ONNX worker without a process of its own, so that a test can replace a pass."""
 
     def __enter__(self):
         return self
@@ -29,40 +29,41 @@ class InThisProcess:
     def cancel(self):
         pass
 
-    def optimize(self, job):
-        done = Future()
-        done.set_result(runner.run_passes(job, lambda name: None))
-        return done
+    def submit(self, job):
+        result = Future()
+        result.set_result(runner.run_passes(job, lambda name: None))
+        return result
 
 
-def scaled(real):
-    """A pass that also makes every weight one percent larger."""
+def scale_weights(apply):
+    """Return a pass that also makes every weight one percent larger."""
 
-    def apply(model, job):
-        found = real(model, job)
-        onnx.load_external_data_for_model(found, str(job.raw.path.parent))
-        for tensor in found.graph.initializer:
+    def apply_and_scale(model, job):
+        model = apply(model, job)
+        onnx.load_external_data_for_model(model, str(job.exported.path.parent))
+        for tensor in model.graph.initializer:
             values = onnx.numpy_helper.to_array(tensor)
             if values.dtype == np.float32:
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1.01), tensor.name))
-        return found
+        return model
 
-    return apply
+    return apply_and_scale
 
 
-def test_a_last_pass_that_breaks_parity_is_dropped_when_what_ships_is_judged(tmp_path, monkeypatch):
+def test_a_last_pass_that_breaks_parity_is_dropped_when_the_graph_that_ships_is_checked(tmp_path, monkeypatch):
     text = LINEAR.replace("return self.layer(x)", "return torch.relu(self.layer(x))")
     manifest = project(tmp_path, text, inputs=FLOATS)
-    monkeypatch.setattr(worker, "OnnxSide", InThisProcess)
-    monkeypatch.setattr(runner, "_run_job", scaled(runner._run_job))
+    monkeypatch.setattr(worker, "OnnxWorker", WorkerInThisProcess)
+    monkeypatch.setattr(runner, "_optimize", scale_weights(runner._optimize))
     built = packager.build(manifest, tmp_path / "out", cache="off")
     assert packager.verify(built.bundle).ok
-    stages = {one["name"]: one for one in json.loads((built.bundle / "evidence/parity.json").read_text())["stages"]}
+    record = json.loads((built.bundle / "evidence/parity.json").read_text())
+    stages = {stage["name"]: stage for stage in record["stages"]}
     assert (stages["optimize"]["kept"], stages["optimize"]["verdict"]) == (False, "fail")
     mentions(stages["optimize"]["reason"], "PyTorch")
 
 
-# onnxruntime has no convolution of bfloat16: what it does not load is neither right nor wrong.
+# onnxruntime lacks a convolution of bfloat16: a graph that it does not load is neither right nor wrong.
 BFLOAT16 = """
 import torch
 from torch import nn
@@ -79,11 +80,11 @@ class Net(nn.Module):
 LOOSE = {"tolerance": {"atol": 0.1, "rtol": 0.1}}
 
 
-def test_a_graph_that_onnxruntime_does_not_load_is_no_wrong_model(tmp_path, golden):
+def test_a_graph_that_onnxruntime_does_not_load_is_not_called_wrong(tmp_path, golden):
     with pytest.raises(ExportFailed) as caught:
         packager.build(project(tmp_path, BFLOAT16, parity=LOOSE), tmp_path / "out")
     *loaded, script = caught.value.problems
-    golden("\n".join([one.message.partition(": onnxruntime: ")[0] for one in loaded]), "torch-export")
+    golden("\n".join(problem.message.partition(": onnxruntime: ")[0] for problem in loaded), "torch-export")
     mentions(script.message, "RuntimeError", "Tensor")
     assert script.where == "model.py:12"
 
@@ -93,4 +94,4 @@ def test_a_bundle_of_torchscript_alone_says_that_the_graph_was_not_checked(tmp_p
     built = packager.build(manifest, tmp_path / "out")
     assert built.parity == {"onnx": "not-checked", "torchscript": "pass"}
     stages = json.loads((built.bundle / "evidence/parity.json").read_text())["stages"]
-    assert [one["verdict"] for one in stages if one["name"].startswith("export")] == ["not-checked"] * 2
+    assert [stage["verdict"] for stage in stages if stage["name"].startswith("export")] == ["not-checked"] * 2
