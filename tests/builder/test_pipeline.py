@@ -1,0 +1,56 @@
+"""The stages of a build run in order, and those that the cache has are not run."""
+
+import yaml
+from projects import project
+
+import packager
+from packager.common.progress import StageCached, StageFinished, StageStarted
+
+
+class StageLog:
+    """Listen to a build, and collect the names of stages by what became of them."""
+
+    def __init__(self):
+        self.events = []
+
+    def __call__(self, event):
+        self.events.append(event)
+
+    def names(self, kind):
+        return [event.stage.value for event in self.events if isinstance(event, kind)]
+
+
+def build(path, out, **sections):
+    """Build with some sections of the manifest changed; return the stages that ran, and those that were cached."""
+    document = {**yaml.safe_load(path.read_text()), **sections}
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    log = StageLog()
+    result = packager.build(path, out, listener=log)
+    assert log.names(StageStarted) == log.names(StageFinished)
+    assert result.recalled == set(log.names(StageCached))
+    assert list(result.stages) == [*log.names(StageCached), *log.names(StageStarted)]
+    return log.names(StageStarted), log.names(StageCached)
+
+
+def test_stages_that_the_cache_has_are_not_run(tmp_path):
+    path, out = project(tmp_path / "project"), tmp_path / "out"
+    artifacts = ["torchscript", "onnx"]
+    assert build(path, out) == (
+        ["import", "source", "noise", "trace", "export", "reference", *artifacts, "bundle"],
+        [],
+    )
+    # The artifacts are only checked again.
+    assert build(path, out, parity={"samples": 40}) == (
+        ["import", "source", "noise", "reference", *artifacts, "bundle"],
+        [],
+    )
+    assert build(path, out, export={"opset": 18}) == (
+        ["import", "source", "trace", "export", "onnx", "bundle"],
+        ["reference", "torchscript"],
+    )
+    assert build(path, out, torchscript={"method": "none"}) == (
+        ["import", "source", "trace", "export", *artifacts, "bundle"],
+        ["reference"],
+    )
+    assert build(path, out, description="Different") == (["bundle"], ["reference", *artifacts])
+    assert build(path, out) == ([], ["bundle"])
