@@ -4,6 +4,7 @@ import yaml
 from projects import project
 
 import packager
+from packager.common.hashing import sha256_file
 from packager.common.progress import StageCached, StageFinished, StageStarted
 
 
@@ -32,7 +33,13 @@ def build(path, out, **sections):
     return log.names(StageStarted), log.names(StageCached)
 
 
-def test_stages_that_the_cache_has_are_not_run(tmp_path):
+def remove_from_cache(folder, file):
+    """Remove the cache's copy of a file of a bundle."""
+    (copy,) = folder.glob(f"builds-1/objects/??/{sha256_file(file)}")
+    copy.unlink()
+
+
+def test_stages_that_the_cache_has_are_not_run(tmp_path, cache_folder):
     path, out = project(tmp_path / "project"), tmp_path / "out"
     artifacts = ["torchscript", "onnx"]
     assert build(path, out) == (
@@ -47,6 +54,11 @@ def test_stages_that_the_cache_has_are_not_run(tmp_path):
     assert build(path, out, export={"opset": 18}) == (
         ["import", "source", "trace", "export", "onnx", "bundle"],
         ["reference", "torchscript"],
+    )
+    remove_from_cache(cache_folder, out / "net-1.0.0/model.ts")
+    assert build(path, out, license="MIT") == (
+        ["import", "source", "trace", "torchscript", "bundle"],
+        ["reference", "onnx"],
     )
     assert build(path, out, torchscript={"method": "none"}) == (
         ["import", "source", "trace", "export", *artifacts, "bundle"],

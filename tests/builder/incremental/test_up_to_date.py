@@ -1,4 +1,4 @@
-"""Whether there is anything to build: every input of a bundle is evaluated again, and what cannot be is a change."""
+"""Whether there is anything to build: all inputs are evaluated again, and one that cannot be counts as changed."""
 
 import json
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ READS = "import yaml\nopen(__file__.replace('model.py', 'factor.txt')).close()\n
 
 @dataclass(frozen=True)
 class Built:
-    """A bundle that was built, where it is, and its inputs as the build remembered them."""
+    """A build: its manifest and output folder, the cache, and the inputs and entry of its bundle."""
 
     manifest: Path
     out: Path
@@ -27,32 +27,35 @@ class Built:
     entry: CacheEntry
 
 
-@pytest.fixture
-def done(tmp_path):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
     """A build with an input of every kind that does not depend on the machine's settings."""
-    folder = tmp_path / "project"
+    root = tmp_path_factory.mktemp("built")
+    folder = root / "project"
     folder.mkdir()
     (folder / "factor.txt").write_text("2")
     (folder / "labels.txt").write_text("a")
     np.savez(folder / "data.npz", x=np.ones((2, 4), np.float32))
     path = project(folder, READS, assets=["labels.txt"], parity={"data": "data.npz"})
-    packager.build(path, tmp_path / "out")
-    cache = open_cache()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACKAGER_CACHE", str(root / "cache"))
+        packager.build(path, root / "out")
+        cache = open_cache()
     texts = [file.read_text().partition("\n")[2] for file in (cache.folder / "projects").glob("??/*")]
-    (record,) = [one for one in map(json.loads, texts) if "folder_name" in one]
+    (record,) = [record for record in map(json.loads, texts) if "folder_name" in record]
     files = {name: Path(file) for name, file in record["files"].items()}
     inputs = up_to_date.RecordedInputs(record["inputs"], files, folder)
     entry = cache.look_up(CacheKey("bundle", inputs.values))
-    return Built(path, tmp_path / "out", cache, inputs, entry)
+    return Built(path, root / "out", cache, inputs, entry)
 
 
-def noticed(built, values):
-    """Whether these inputs are seen to be others than those that there are now."""
+def is_change(built, values):
+    """Return whether these values of the inputs differ from the present ones."""
     return not up_to_date.are_unchanged(replace(built.inputs, values=values), built.cache.file_digest)
 
 
-def remembered(built, values):
-    """What a build with these inputs, in the place of the real one, is found to be by the next."""
+def find_with_values(built, values):
+    """Remember the build as if its inputs had had these values, and return what the next build finds."""
     bundle = CacheKey("bundle", values)
     files = {name: built.out / "net-1.0.0" / name for name in list_files(built.out / "net-1.0.0")}
     built.cache.put(bundle, built.entry, files)
@@ -60,48 +63,48 @@ def remembered(built, values):
     return up_to_date.find_up_to_date(built.cache, built.manifest, built.out)
 
 
-def test_every_input_of_a_bundle_is_evaluated_again_but_for_what_follows_from_one_that_is(done):
-    values = done.inputs.values
+def test_every_input_of_a_bundle_is_evaluated_again_unless_it_follows_from_one_that_is(built):
+    values = built.inputs.values
     assert {name.partition(":")[0] for name in values if "." not in name.partition(":")[0]} == {
         "asset", "checkpoint", "code", "cores", "importable", "machine", "manifest", "package", "packager", "python",
         "read", "template", "tool",
     }  # fmt: skip
     assert "parity.data" in values
-    assert not noticed(done, values)
-    missed = {name for name in values if not noticed(done, {**values, name: f"{values[name]} "})}
-    # Fields follow from the manifest's digest, and the digest of our code from its times, which `again` compares.
+    assert not is_change(built, values)
+    missed = {name for name in values if not is_change(built, {**values, name: f"{values[name]} "})}
+    # Fields follow from the manifest's digest, and the digest of packager's code from file times compared before.
     fields = {name for name in values if name.startswith(("manifest.", "checkpoint.", "model."))}
     assert missed == {"packager", *fields}
 
 
 @pytest.mark.parametrize("name", ["weather", "weather:today", "checkpoint.mtime", "code:nowhere", "model.mtime"])
-def test_an_input_that_nothing_can_evaluate_is_a_change(done, name):
-    values = done.inputs.values
-    assert remembered(done, values) == ("net-1.0.0", done.entry)
-    assert remembered(done, {**values, name: "sunny"}) is None
+def test_an_input_of_an_unknown_kind_counts_as_changed(built, name):
+    values = built.inputs.values
+    assert find_with_values(built, values) == ("net-1.0.0", built.entry)
+    assert find_with_values(built, {**values, name: "sunny"}) is None
 
 
-def test_fields_of_a_manifest_whose_digest_is_not_recorded_are_a_change(done):
-    values = {name: value for name, value in done.inputs.values.items() if name != "manifest"}
-    assert noticed(done, values)
+def test_manifest_fields_without_the_manifests_digest_count_as_changed(built):
+    values = {name: value for name, value in built.inputs.values.items() if name != "manifest"}
+    assert is_change(built, values)
 
 
-def test_a_setting_that_has_come_and_a_template_that_was_not_there_are_changes(done, monkeypatch):
-    values = done.inputs.values
-    assert noticed(done, {name: value for name, value in values.items() if name != "template:README.md.j2"})
+def test_a_new_cpu_setting_and_a_new_template_count_as_changes(built, monkeypatch):
+    values = built.inputs.values
+    assert is_change(built, {name: value for name, value in values.items() if name != "template:README.md.j2"})
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     environment.collect_machine.cache_clear()
     try:
-        assert noticed(done, values)
-        assert not noticed(done, {**values, "environment:ONEDNN_MAX_CPU_ISA": "AVX2"})
+        assert is_change(built, values)
+        assert not is_change(built, {**values, "environment:ONEDNN_MAX_CPU_ISA": "AVX2"})
     finally:
         environment.collect_machine.cache_clear()
 
 
-def test_a_checkpoint_that_only_a_server_has_is_the_one_that_is_pinned(done):
-    values, files = done.inputs.values, {**done.inputs.files}
+def test_a_remote_checkpoint_is_unchanged_if_it_is_the_pinned_one(built):
+    values, files = built.inputs.values, {**built.inputs.files}
     del files["checkpoint"]
-    remote = replace(done, inputs=replace(done.inputs, files=files))
-    assert noticed(remote, values)  # without a pin
+    remote = replace(built, inputs=replace(built.inputs, files=files))
+    assert is_change(remote, values)  # without a pin
     section = {**json.loads(values["manifest.checkpoint"]), "sha256": values["checkpoint"]}
-    assert not noticed(remote, {**values, "manifest.checkpoint": json.dumps(section)})
+    assert not is_change(remote, {**values, "manifest.checkpoint": json.dumps(section)})
