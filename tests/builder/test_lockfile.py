@@ -1,4 +1,4 @@
-"""package.lock: what went in and what came out, and every way in which a build can drift from it."""
+"""package.lock holds the inputs and outputs of a build, and names every difference of a later one."""
 
 import json
 
@@ -27,21 +27,21 @@ LOCKS = st.builds(
 )  # fmt: skip
 
 
-def test_it_stands_beside_the_manifest_under_its_name(tmp_path):
+def test_the_lockfile_lies_beside_its_manifest_and_is_named_after_it(tmp_path):
     assert lockfile_path(tmp_path / "package.yaml") == tmp_path / "package.lock"
     assert lockfile_path(tmp_path / "package.yml") == tmp_path / "package.yml.lock"
 
 
 @given(LOCKS)
-def test_what_is_written_is_read(tmp_path_factory, lock):
+def test_a_written_lockfile_is_read_back(tmp_path_factory, lock):
     path = tmp_path_factory.mktemp("lock") / "package.lock"
     lockfile.write_lockfile(path, lock)
     assert lockfile.read_lockfile(path) == lock
-    assert [one.name for one in path.parent.iterdir()] == ["package.lock"]
+    assert [file.name for file in path.parent.iterdir()] == ["package.lock"]
 
 
 @given(LOCKS, LOCKS)
-def test_two_locks_differ_in_words_just_where_they_differ(one, other):
+def test_equal_lockfiles_alone_have_no_differences(one, other):
     assert (lockfile.list_differences(one, other) == []) == (one == other)
 
 
@@ -81,7 +81,7 @@ def test_every_difference_is_named(tmp_path, golden):
     assert len(lockfile.check_lockfile(path, now, required=False)) == 6
 
 
-def test_no_lock_is_no_difference_unless_one_is_required(tmp_path):
+def test_a_missing_lockfile_is_no_difference_unless_it_is_required(tmp_path):
     assert lockfile.check_lockfile(tmp_path / "package.lock", LOCK, required=False) == []
     with pytest.raises(LockMissing):
         lockfile.check_lockfile(tmp_path / "package.lock", LOCK, required=True)
@@ -98,7 +98,7 @@ def test_no_lock_is_no_difference_unless_one_is_required(tmp_path):
         (json.dumps({**LOCK.model_dump(by_alias=True), "more": 1}), ("more",)),
     ],
 )
-def test_a_lock_that_does_not_parse_is_refused_before_any_work(tmp_path, content, facts, golden):
+def test_a_lockfile_that_does_not_parse_is_refused_before_any_work(tmp_path, content, facts, golden):
     (tmp_path / "package.lock").write_text(content)
     with pytest.raises(LockInvalid) as refused:
         lockfile.check_lockfile_present(tmp_path / "package.yaml", required=False)
@@ -106,13 +106,13 @@ def test_a_lock_that_does_not_parse_is_refused_before_any_work(tmp_path, content
     golden(refused.value.why, *facts)
 
 
-def test_a_lock_of_a_newer_schema_is_refused(tmp_path):
+def test_a_lockfile_of_a_newer_schema_is_refused(tmp_path):
     (tmp_path / "package.lock").write_text('{"schema": 2, "what": "ever"}')
     with pytest.raises(LockSchemaUnknown, match=r"\b2\b.*\b1\b"):
         lockfile.check_lockfile_present(tmp_path / "package.yaml", required=False)
 
 
-def test_a_lock_that_cannot_be_written_is_told(tmp_path):
+def test_a_lockfile_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(LockUnwritable) as refused:
         lockfile.write_lockfile(tmp_path / "gone" / "package.lock", LOCK)
     assert (refused.value.why, refused.value.exit_status) == ("No such file or directory", 2)

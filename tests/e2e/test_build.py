@@ -36,7 +36,7 @@ from packager.errors import (
 
 
 def returning(*lines):
-    """A module of one linear layer, whose forward ends in these lines; `y` is what the layer gives."""
+    """Return a module of one linear layer whose forward() ends in these lines; `y` is the output of the layer."""
     return LINEAR.replace("return self.layer(x)", "\n        ".join(["y = self.layer(x)", *lines]))
 
 
@@ -49,7 +49,7 @@ def config_of(bundle):
 
 
 def stages_of(bundle):
-    return {one["name"]: one for one in parity_of(bundle)["stages"]}
+    return {stage["name"]: stage for stage in parity_of(bundle)["stages"]}
 
 
 def predict(bundle, **inputs):
@@ -59,7 +59,7 @@ def predict(bundle, **inputs):
 # -- the bundle -----------------------------------------------------------------------------
 
 
-def test_the_layout_is_the_contracts(built):
+def test_the_bundle_has_the_documented_layout(built):
     assert built.bundle.name == "digits-cnn-1.0.0"
     assert list_files(built.bundle) == [
         "README.md",
@@ -76,7 +76,7 @@ def test_the_layout_is_the_contracts(built):
     assert re.fullmatch(r"h1:[A-Za-z0-9+/]{43}=", built.fingerprint)
 
 
-def test_sha256sum_agrees(built):
+def test_sha256sum_accepts_the_bundle(built):
     done = subprocess.run(
         ["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=built.bundle, capture_output=True, text=True
     )
@@ -85,11 +85,11 @@ def test_sha256sum_agrees(built):
 
 
 @pytest.mark.parametrize(("name", "path"), [("config", "config.json"), ("parity", "evidence/parity.json")])
-def test_the_records_are_of_their_schema(built, name, path):
+def test_the_records_match_their_schemas(built, name, path):
     jsonschema.validate(json.loads((built.bundle / path).read_text()), generate_schema(name))
 
 
-def test_config_says_what_the_bundle_is(built, digits):
+def test_config_json_describes_the_bundle(built, digits):
     from packager.common.hashing import sha256_file
 
     config = config_of(built.bundle)
@@ -108,7 +108,7 @@ def test_config_says_what_the_bundle_is(built, digits):
     assert script["method"] == "trace"
 
 
-def test_parity_says_what_was_compared(built):
+def test_parity_json_records_the_comparison(built):
     parity = parity_of(built.bundle)
     assert parity["verdict"] == "pass"
     assert {16, 1, 2} <= {case["sizes"]["batch"] for case in parity["cases"]}
@@ -131,14 +131,14 @@ def test_parity_says_what_was_compared(built):
         assert golden[f"{case['name']}/output/logits"].shape == tuple(case["outputs"]["logits"]["shape"])
 
 
-def test_the_readme_tells_how_to_use_it(built):
+def test_the_readme_shows_how_to_use_the_bundle(built):
     text = (built.bundle / "README.md").read_text()
     for part in ("# digits-cnn 1.0.0", "packager.load", "logits", "image", "package verify", "sha256sum -c SHA256SUMS"):
         assert part in text
     assert "None" not in text
 
 
-def test_the_readme_names_the_distribution_that_made_it_and_links_nowhere(built):
+def test_the_readme_names_the_distribution_that_made_it_and_has_no_links(built):
     text = (built.bundle / "README.md").read_text()
     version = json.loads((built.bundle / "config.json").read_text())["source"]["toolchain"]["packager"]
     assert version == metadata.version("torch-packager")
@@ -154,10 +154,10 @@ def test_the_result_can_be_printed_as_json(built):
     assert record["fingerprint"] == built.fingerprint
     assert record["parity"] == {"onnx": "pass", "torchscript": "pass"}
     assert (record["archive"], record["cached"]) == (None, False)
-    assert all(set(one) == {"name", "cached", "seconds"} and one["seconds"] >= 0 for one in record["stages"])
+    assert all(set(stage) == {"name", "cached", "seconds"} and stage["seconds"] >= 0 for stage in record["stages"])
 
 
-def test_nothing_in_the_bundle_tells_of_the_machine_it_was_built_on(built, digits):
+def test_nothing_in_the_bundle_reveals_the_machine_it_was_built_on(built, digits):
     assert traces.found_in(built.bundle, digits.parent, built.bundle.parent) == []
 
 
@@ -170,7 +170,7 @@ BUILD = (
 
 
 @pytest.mark.slow
-def test_another_process_folder_hash_seed_and_time_zone_give_the_same_fingerprint(built, digits, tmp_path):
+def test_a_different_process_folder_hash_seed_and_time_zone_give_the_same_fingerprint(built, digits, tmp_path):
     elsewhere = shutil.copytree(digits.parent, tmp_path / "else where")
     environment = {
         **os.environ, "PYTHONHASHSEED": "4711", "TZ": "Pacific/Auckland", "USER": "somebody", "LANG": "C",
@@ -184,25 +184,25 @@ def test_another_process_folder_hash_seed_and_time_zone_give_the_same_fingerprin
 def test_a_second_build_in_one_process_gives_the_same_bytes_and_replaces_the_first(tmp_path):
     path = project(tmp_path, LINEAR)
     first = packager.build(path, tmp_path / "out")
-    before = {one: (first.bundle / one).read_bytes() for one in list_files(first.bundle)}
+    before = {path: (first.bundle / path).read_bytes() for path in list_files(first.bundle)}
     second = packager.build(path, tmp_path / "out", cache="off")
     assert second.fingerprint == first.fingerprint
-    assert {one: (second.bundle / one).read_bytes() for one in list_files(second.bundle)} == before
+    assert {path: (second.bundle / path).read_bytes() for path in list_files(second.bundle)} == before
 
 
 # -- exporters ------------------------------------------------------------------------------
 
 
-def test_a_model_that_the_first_exporter_cannot_do_is_given_to_the_second(tmp_path):
+def test_a_model_that_the_first_exporter_cannot_express_goes_to_the_second(tmp_path):
     path = project(tmp_path, returning("return torch.heaviside(y, torch.tensor(0.5))"))
-    told = []
-    built = packager.build(path, tmp_path / "out", listener=told.append)
+    events = []
+    built = packager.build(path, tmp_path / "out", listener=events.append)
     stages = stages_of(built.bundle)
     first = stages["export: torchscript, from the trace"]
     assert (first["kept"], first["verdict"]) == (False, "not-checked")
     mentions(first["reason"], "UnsupportedOperatorError", "aten::heaviside")
     assert stages["export: torch-export"]["kept"]
-    notes = [one.message for one in told if isinstance(one, Note)]
+    notes = [event.message for event in events if isinstance(event, Note)]
     assert any(carries(note, "torchscript, from the trace") and "Unsupported" in note for note in notes)
     assert set(np.unique(predict(built.bundle, x=np.ones((3, 4), np.float32))["output_0"])) <= {0.0, 0.5, 1.0}
 
@@ -210,15 +210,15 @@ def test_a_model_that_the_first_exporter_cannot_do_is_given_to_the_second(tmp_pa
 BRANCH = returning("if x.sum() > 0:", "    return y", "return y - 100")
 
 
-def test_a_branch_on_data_is_scripted_and_kept(tmp_path):
-    told = []
-    built = packager.build(project(tmp_path, BRANCH), tmp_path / "out", listener=told.append)
+def test_a_branch_on_data_is_kept_by_scripting_the_module(tmp_path):
+    events = []
+    built = packager.build(project(tmp_path, BRANCH), tmp_path / "out", listener=events.append)
     config, stages = config_of(built.bundle), stages_of(built.bundle)
     assert config["artifacts"]["torchscript"]["method"] == "script"
     assert stages["export: torchscript, from the script"]["kept"]
     assert not stages["torchscript: trace"]["kept"]
     assert stages["torchscript: trace"]["verdict"] == "fail"
-    notes = [one.message for one in told if isinstance(one, Note)]
+    notes = [event.message for event in events if isinstance(event, Note)]
     (note,) = [note for note in notes if carries(note, "model.py:13")]
     mentions(note, "output_0")
     x = np.ones((2, 4), np.float32)
@@ -226,21 +226,21 @@ def test_a_branch_on_data_is_scripted_and_kept(tmp_path):
     assert high.max() > -10 > low.max()
 
 
-def test_a_module_that_can_be_neither_traced_rightly_nor_scripted_names_both_causes_once(tmp_path, golden):
+def test_a_module_whose_trace_is_wrong_and_whose_script_fails_names_both_causes_once(tmp_path, golden):
     text = returning("if x.sum() > 0:", "    y = y - 100", "return y + sum([float(i) for i in map(float, range(2))])")
-    told = []
+    events = []
     with pytest.raises(ParityFailed) as caught:
-        packager.build(project(tmp_path, text), tmp_path / "out", listener=told.append)
+        packager.build(project(tmp_path, text), tmp_path / "out", listener=events.append)
     trace, script, advice = caught.value.problems
     assert (trace.where, script.where, advice.where) == ("model.py:13", "model.py:15", None)
     mentions(trace.message, "output_0[")
     golden(script.message, "RuntimeError", "__float__")
     golden(caught.value.hint, "model.py:13", "torch.where", "torchscript.method: none")
-    notes = [one.message for one in told if isinstance(one, Note)]
+    notes = [event.message for event in events if isinstance(event, Note)]
     assert len([note for note in notes if carries(note, "model.py:13")]) == 1
 
 
-def test_a_hint_does_not_advise_what_is_set(tmp_path, golden):
+def test_a_hint_does_not_suggest_a_setting_that_is_already_made(tmp_path, golden):
     settings = {"torchscript": {"method": "none"}, "export": {"exporter": "torchscript"}}
     for text, error, facts in ((BRANCH, ParityFailed, ("model.py:13", "torch.where")), (NEITHER, ExportFailed, ())):
         with pytest.raises(error) as caught:
@@ -248,7 +248,7 @@ def test_a_hint_does_not_advise_what_is_set(tmp_path, golden):
         golden(caught.value.hint, *facts, "torchscript.method: auto", "export.required: false")
 
 
-def test_what_torch_export_prints_where_it_fails_does_not_reach_the_user(tmp_path):
+def test_output_of_a_failing_torch_export_does_not_reach_the_user(tmp_path):
     done = package("build", project(tmp_path, BRANCH, export={"exporter": "torch-export"}), "-o", tmp_path / "out")
     assert done.returncode == 2
     assert done.stdout == ""
@@ -256,7 +256,7 @@ def test_what_torch_export_prints_where_it_fails_does_not_reach_the_user(tmp_pat
     assert len(done.stderr.splitlines()) < 20
 
 
-def test_a_model_that_torch_export_cannot_do_names_the_cause_and_the_line_once(tmp_path):
+def test_a_model_that_torch_export_cannot_express_names_the_cause_and_the_line_once(tmp_path):
     path = project(tmp_path, BRANCH, export={"exporter": "torch-export"})
     with pytest.raises(ExportFailed) as caught:
         packager.build(path, tmp_path / "out")
@@ -270,7 +270,7 @@ def test_a_model_that_torch_export_cannot_do_names_the_cause_and_the_line_once(t
 NEITHER = returning("z = y * 2", "return torch.lgamma(z)")
 
 
-def test_a_model_that_no_exporter_can_do_names_each_cause_and_the_users_line(tmp_path, golden):
+def test_a_model_that_no_exporter_can_express_names_each_cause_and_the_users_line(tmp_path, golden):
     path = project(tmp_path, NEITHER)
     with pytest.raises(ExportFailed) as caught:
         packager.build(path, tmp_path / "out")
@@ -283,18 +283,18 @@ def test_a_model_that_no_exporter_can_do_names_each_cause_and_the_users_line(tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_an_opset_that_no_exporter_makes_is_refused_and_not_replaced_by_another(tmp_path, golden):
+def test_an_opset_that_no_exporter_supports_is_refused_rather_than_replaced(tmp_path, golden):
     with pytest.raises(ExportFailed) as caught:
         packager.build(project(tmp_path, LINEAR, export={"opset": 99}), tmp_path / "out")
     golden(caught.value.problems[1].message, "torch-export", "RuntimeError", "18", "export.opset", "99")
 
 
-def test_the_opset_is_the_one_asked_for(tmp_path):
+def test_the_graph_has_the_requested_opset(tmp_path):
     built = packager.build(project(tmp_path, LINEAR, export={"opset": 17}), tmp_path / "out")
     assert config_of(built.bundle)["artifacts"]["onnx"]["opset"] == 17
 
 
-def test_torchscript_ships_alone_where_no_exporter_works_and_onnx_is_not_required(tmp_path, golden):
+def test_torchscript_ships_alone_if_no_exporter_works_and_onnx_is_not_required(tmp_path, golden):
     built = packager.build(project(tmp_path, NEITHER, export={"required": False}), tmp_path / "out")
     assert built.parity == {"onnx": "not-checked", "torchscript": "pass"}
     assert config_of(built.bundle)["artifacts"]["onnx"] is None
@@ -308,7 +308,7 @@ def test_torchscript_ships_alone_where_no_exporter_works_and_onnx_is_not_require
     assert loaded(x=np.ones((5, 4), np.float32))["output_0"].shape == (5, 3)
 
 
-def test_onnx_ships_alone_where_torchscript_is_not_wanted(tmp_path, golden):
+def test_onnx_ships_alone_if_the_manifest_asks_for_no_torchscript(tmp_path, golden):
     settings = {"torchscript": {"method": "none"}, "optimize": {"simplify": False, "level": "none"}}
     built = packager.build(project(tmp_path, LINEAR, **settings), tmp_path / "out")
     assert built.parity == {"onnx": "pass", "torchscript": "not-checked"}
@@ -317,7 +317,7 @@ def test_onnx_ships_alone_where_torchscript_is_not_wanted(tmp_path, golden):
     assert packager.verify(built.bundle).ok
 
 
-def test_torchscript_that_cannot_be_made_by_the_method_asked_for_is_refused(tmp_path, golden):
+def test_a_module_that_cannot_be_scripted_as_requested_is_refused(tmp_path, golden):
     text = returning("return sum(y * one for one in (1.0, 2.0) if type(one).__name__ == 'float')")
     with pytest.raises(TorchScriptFailed) as caught:
         packager.build(project(tmp_path, text, torchscript={"method": "script"}), tmp_path / "out")
@@ -354,7 +354,7 @@ ROUNDING = returning("for _ in range(20):", "    y = torch.sin(y * 1.7) + torch.
 
 
 @pytest.mark.slow
-def test_a_parity_failure_says_where_and_leaves_no_bundle_and_the_old_one_whole(tmp_path, golden):
+def test_a_parity_failure_is_located_and_leaves_the_old_bundle_intact(tmp_path, golden):
     path = project(tmp_path, ROUNDING)
     old = packager.build(path, tmp_path / "out")
     settings = {"export": {"exporter": "torchscript"}, "torchscript": {"method": "trace"}}
@@ -371,14 +371,14 @@ def test_a_parity_failure_says_where_and_leaves_no_bundle_and_the_old_one_whole(
     assert not (tmp_path / "new").exists() or os.listdir(tmp_path / "new") == []
 
 
-def test_outputs_of_every_kind_are_proven(tmp_path):
+def test_outputs_of_every_kind_pass(tmp_path):
     text = returning(
         "return {'float': y, 'half': y.half(), 'double': y.double(), 'index': y.argmax(1), 'flag': y > 0,",
         "        'small': y.argmax(1).to(torch.uint8), 'total': y.sum(), 'bad': torch.log(y), 'nested': [y + 1]}",
     )
     built = packager.build(project(tmp_path, text), tmp_path / "out")
     outputs = config_of(built.bundle)["outputs"]
-    assert [(one["name"], one["dtype"], one["shape"]) for one in outputs] == [
+    assert [(output["name"], output["dtype"], output["shape"]) for output in outputs] == [
         ("float", "float32", ["batch", 3]),
         ("half", "float16", ["batch", 3]),
         ("double", "float64", ["batch", 3]),
@@ -389,15 +389,15 @@ def test_outputs_of_every_kind_are_proven(tmp_path):
         ("bad", "float32", ["batch", 3]),
         ("nested.0", "float32", ["batch", 3]),
     ]
-    kinds = {name: one["kind"] for name, one in parity_of(built.bundle)["tolerance"].items()}
+    kinds = {name: tolerance["kind"] for name, tolerance in parity_of(built.bundle)["tolerance"].items()}
     assert kinds["index"] == kinds["flag"] == kinds["small"] == "exact"
     assert kinds["float"] == "measured"
-    found = predict(built.bundle, x=np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32))
-    assert [str(one.dtype) for one in found.values()] == [one["dtype"] for one in outputs]
-    assert np.isnan(found["bad"]).any()
+    arrays = predict(built.bundle, x=np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32))
+    assert [str(array.dtype) for array in arrays.values()] == [output["dtype"] for output in outputs]
+    assert np.isnan(arrays["bad"]).any()
 
 
-def test_a_forward_that_also_takes_any_keywords_is_vetted_and_proven(tmp_path):
+def test_a_forward_with_extra_arguments_is_vetted_and_passes(tmp_path):
     text = LINEAR.replace("forward(self, x)", "forward(self, x, *rest, scale=2.0, **kwargs)")
     path = project(tmp_path, text.replace("return self.layer(x)", "return scale * self.layer(x)"))
     assert vet(path).outputs[0]["shape"] == ("batch", 3)
@@ -406,7 +406,7 @@ def test_a_forward_that_also_takes_any_keywords_is_vetted_and_proven(tmp_path):
     assert built.facts["torchscript"].endswith(", trace")
 
 
-def test_inputs_of_other_dtypes_and_two_dims_are_proven(tmp_path):
+def test_inputs_of_several_dtypes_with_two_dynamic_dims_pass(tmp_path):
     inputs = {
         "x": {"dtype": "float64", "shape": ["batch", "length", 4]},
         "ids": {"dtype": "int32", "shape": ["batch", "length"], "range": [0, 7]},
@@ -421,21 +421,21 @@ def test_inputs_of_other_dtypes_and_two_dims_are_proven(tmp_path):
     settings = {"dims": {"length": {"min": 1, "max": 12}}, "outputs": ["pooled", "twice"]}
     built = packager.build(project(tmp_path, text, inputs=inputs, **settings), tmp_path / "out")
     outputs = config_of(built.bundle)["outputs"]
-    assert [one["shape"] for one in outputs] == [["batch", 3], ["batch", "length"]]
+    assert [output["shape"] for output in outputs] == [["batch", 3], ["batch", "length"]]
     assert {case["sizes"]["length"] for case in parity_of(built.bundle)["cases"]} >= {1, 2, 12}
 
 
-def test_real_data_is_a_case_of_its_own(tmp_path):
+def test_real_inputs_are_a_case_of_their_own(tmp_path):
     np.savez(tmp_path / "real.npz", x=np.full((6, 4), 1000.0, np.float32))
     built = packager.build(project(tmp_path, LINEAR, parity={"data": "real.npz"}), tmp_path / "out")
-    case = next(one for one in parity_of(built.bundle)["cases"] if one["name"] == "data")
+    case = next(case for case in parity_of(built.bundle)["cases"] if case["name"] == "data")
     assert (case["sizes"], case["fill"], case["golden"]) == ({"batch": 6}, "data", True)
 
 
 # -- where it goes --------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_no_bundle_is_refused_before_any_work(tmp_path, golden):
+def test_a_target_that_is_not_a_bundle_is_refused_before_any_work(tmp_path, golden):
     path = project(tmp_path, LINEAR)
     (tmp_path / "out" / "net-1.0.0").mkdir(parents=True)
     (tmp_path / "out" / "net-1.0.0" / "thesis.tex").write_text("years of work")
@@ -445,7 +445,7 @@ def test_a_folder_that_is_no_bundle_is_refused_before_any_work(tmp_path, golden)
     assert (tmp_path / "out" / "net-1.0.0" / "thesis.tex").read_text() == "years of work"
 
 
-def test_force_replaces_a_folder_that_is_no_bundle(tmp_path):
+def test_force_replaces_a_folder_that_is_not_a_bundle(tmp_path):
     path = project(tmp_path, LINEAR)
     (tmp_path / "out" / "net-1.0.0").mkdir(parents=True)
     (tmp_path / "out" / "net-1.0.0" / "other").touch()
@@ -454,7 +454,7 @@ def test_force_replaces_a_folder_that_is_no_bundle(tmp_path):
     assert os.listdir(tmp_path / "out") == ["net-1.0.0"]
 
 
-def test_a_file_in_the_place_of_the_output_folder_is_refused(tmp_path):
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
     path = project(tmp_path, LINEAR)
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputRefused) as caught:
@@ -463,7 +463,7 @@ def test_a_file_in_the_place_of_the_output_folder_is_refused(tmp_path):
     assert (tmp_path / "out").read_text() == "a file"
 
 
-def test_assets_keep_their_paths_and_absent_ones_are_named(tmp_path):
+def test_assets_keep_their_paths_and_missing_ones_are_named(tmp_path):
     (tmp_path / "data" / "deep").mkdir(parents=True)
     (tmp_path / "data" / "deep" / "vocab.txt").write_bytes(b"one\r\ntwo\n")
     path = project(tmp_path, LINEAR, assets=["data/deep/vocab.txt", "model.py"])
@@ -481,7 +481,7 @@ def test_assets_keep_their_paths_and_absent_ones_are_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_build_killed_at_any_moment_leaves_the_old_bundle_whole_and_the_next_one_clears_up(tmp_path):
+def test_a_killed_build_leaves_the_old_bundle_intact_and_the_next_one_cleans_up(tmp_path):
     path = projects.digits(tmp_path / "project")
     out = tmp_path / "out"
     old = packager.build(path, out)
@@ -504,12 +504,12 @@ def test_a_build_killed_at_any_moment_leaves_the_old_bundle_whole_and_the_next_o
         child.wait()
         child.stdout.close()
         assert child.returncode == -signal.SIGKILL, moment
-        found = packager.verify(out / "digits-cnn-1.0.0")
-        assert found.ok
+        report = packager.verify(out / "digits-cnn-1.0.0")
+        assert report.ok
         visible = [name for name in os.listdir(out) if not name.startswith(".")]
         assert visible == ["digits-cnn-1.0.0"]
         if moment != "StageStarted bundle":  # after which the new one may be in place already
-            assert found.fingerprint == old.fingerprint
+            assert report.fingerprint == old.fingerprint
     new = packager.build(path, out)
     assert os.listdir(out) == ["digits-cnn-1.0.0"]
     assert new.fingerprint != old.fingerprint
@@ -531,7 +531,7 @@ LIMITED = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [1000, 5000, 9000, 9500])
-def test_a_disk_that_is_full_is_the_users_to_mend_and_nothing_is_left_behind(digits, tmp_path, limit):
+def test_a_full_disk_is_an_error_of_the_user_and_nothing_is_left_behind(digits, tmp_path, limit):
     done = python(LIMITED, digits, tmp_path / "out", limit)
     assert done.returncode == 2, done.stderr[-2000:]
     mentions(done.stdout, "error[output-refused]")
@@ -546,30 +546,30 @@ def test_an_empty_disk_device_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_build_that_is_asked_to_end_clears_up_and_says_so(digits, tmp_path):
+def test_a_terminated_build_cleans_up_and_says_so(digits, tmp_path):
     command = [sys.executable, "-m", "packager", "build", digits, "-o", tmp_path / "made/out"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr.readline().startswith("import")
         child.terminate()
-        said = child.stderr.read()
-    assert (child.returncode, said.splitlines()[-1]) == (130, "interrupted")
+        errors = child.stderr.read()
+    assert (child.returncode, errors.splitlines()[-1]) == (130, "interrupted")
     assert os.listdir(tmp_path) == []
 
 
 # -- limits, masks, ties and what lies beside a project ------------------------------------------
 
 
-def test_the_way_to_the_manifest_changes_no_byte(tmp_path, monkeypatch):
+def test_the_path_by_which_a_manifest_is_named_changes_no_byte(tmp_path, monkeypatch):
     path = project(tmp_path / "p")
     (path.parent / "sub").mkdir()
     monkeypatch.chdir(path.parent / "sub")
-    ways = ["../package.yaml", "../../p/package.yaml", str(path), str(path.parent / "sub/../package.yaml")]
-    found = {way: packager.build(way, tmp_path / str(at), cache="off") for at, way in enumerate(ways)}
-    assert len({one.fingerprint for one in found.values()}) == 1, found
+    names = ["../package.yaml", "../../p/package.yaml", str(path), str(path.parent / "sub/../package.yaml")]
+    results = [packager.build(name, tmp_path / str(number), cache="off") for number, name in enumerate(names)]
+    assert len({result.fingerprint for result in results}) == 1, results
 
 
 @pytest.mark.parametrize("name", ["nope.npz", "a folder"])
-def test_real_inputs_that_are_not_there_are_refused_before_anything_is_built(tmp_path, name, golden):
+def test_missing_real_inputs_are_refused_before_anything_is_built(tmp_path, name, golden):
     path = project(tmp_path / "p", parity={"data": name})
     (path.parent / "a folder").mkdir()
     with pytest.raises(DataDoesNotFit) as caught:
@@ -580,7 +580,7 @@ def test_real_inputs_that_are_not_there_are_refused_before_anything_is_built(tmp
 
 @pytest.mark.parametrize("exporter", ["torchscript", "torch-export"])
 @pytest.mark.parametrize("limits", [{"min": 8, "max": 8}, {"min": 0, "max": 8}])
-def test_a_dim_of_one_size_or_of_none_is_proven_like_another(tmp_path, exporter, limits):
+def test_a_dim_of_a_single_size_or_of_size_zero_passes(tmp_path, exporter, limits):
     path = project(tmp_path / "p", dims={"batch": limits}, export={"exporter": exporter})
     bundle = packager.build(path, tmp_path / "dist").bundle
     rows = np.ones((limits["min"], 4), np.float32)
@@ -608,18 +608,18 @@ MASKED_INPUTS = {
 }
 
 
-def test_a_mask_whose_rows_of_zeros_forward_refuses_is_tried_without_them_and_that_is_said(tmp_path, golden):
+def test_a_mask_with_rows_of_zeros_that_forward_refuses_is_tested_without_them_and_reported(tmp_path, golden):
     path = project(tmp_path / "p", MASKED, inputs=MASKED_INPUTS, dims={"seq": {"max": 16}})
-    told = []
-    bundle = packager.build(path, tmp_path / "dist", listener=told.append).bundle
+    events = []
+    bundle = packager.build(path, tmp_path / "dist", listener=events.append).bundle
     (left_out,) = [item for item in parity_of(bundle)["not_checked"] if "mask" in item]
     golden(left_out, "forward()")
-    assert any(left_out in event.message for event in told if isinstance(event, Note))
+    assert any(left_out in event.message for event in events if isinstance(event, Note))
     fills = [case["fill"] for case in parity_of(bundle)["cases"]]
     assert "low, unmasked" in fills and "low" not in fills
 
 
-def test_a_range_that_forward_refuses_is_an_error_beside_a_mask_too(tmp_path):
+def test_a_range_that_forward_refuses_is_an_error_even_beside_a_mask(tmp_path):
     beyond = {**MASKED_INPUTS, "ids": {**MASKED_INPUTS["ids"], "range": [-1, 20]}}
     path = project(tmp_path / "p", MASKED, inputs=beyond, dims={"seq": {"max": 16}})
     with pytest.raises(ForwardFailed):
@@ -651,16 +651,16 @@ class Net(nn.Module):
 """
 
 
-def test_a_program_that_cannot_be_saved_is_none_and_was_not_compared(tmp_path):
+def test_a_program_that_cannot_be_saved_is_refused_without_a_comparison(tmp_path):
     with pytest.raises(TorchScriptFailed) as caught:
         packager.build(project(tmp_path / "p", ROUNDED), tmp_path / "dist")
-    trace, script = (one.message for one in caught.value.problems)
+    trace, script = (problem.message for problem in caught.value.problems)
     mentions(trace, "RuntimeError", "Rounded")
     mentions(script, "RuntimeError", "Rounded")
 
 
 @pytest.mark.slow
-def test_inputs_that_are_called_like_operators_are_exported_by_both(tmp_path):
+def test_inputs_named_like_operators_are_exported_by_both_exporters(tmp_path):
     text = LINEAR.replace("forward(self, x)", "forward(self, linear, mean)")
     text = text.replace("return self.layer(x)", "return self.layer(linear) - mean.mean(0)")
     inputs = {name: {"dtype": "float32", "shape": ["batch", size]} for name, size in (("linear", 4), ("mean", 3))}
@@ -669,15 +669,17 @@ def test_inputs_that_are_called_like_operators_are_exported_by_both(tmp_path):
         packager.build(path, tmp_path / "dist")
 
 
-@pytest.mark.parametrize(("inner", "said"), [("width", True), (8, False)])
-def test_sizes_that_float32_rounds_otherwise_are_not_checked_where_a_size_may_be_another(tmp_path, inner, said):
+@pytest.mark.parametrize(("inner", "reported"), [("width", True), (8, False)])
+def test_sizes_that_float32_rounds_differently_are_reported_as_unchecked_if_the_size_is_dynamic(
+    tmp_path, inner, reported
+):
     text = LINEAR.replace("return self.layer(x)", "return nn.functional.interpolate(self.layer(x), scale_factor=0.7)")
     inputs = {"x": {"dtype": "float32", "shape": ["batch", inner, 4]}}
-    dims = {"width": {"min": 4, "max": 32}} if said else {}
+    dims = {"width": {"min": 4, "max": 32}} if reported else {}
     path = project(tmp_path / "p", text, inputs=inputs, dims={"batch": {"max": 4}, **dims})
     notes = parity_of(packager.build(path, tmp_path / "dist").bundle)["not_checked"]
     rounded = [note for note in notes if "float32" in note and carries(note, "model.py:12")]
-    assert len(rounded) == said
+    assert len(rounded) == reported
 
 
 RANKER = """
@@ -696,7 +698,7 @@ class Net(nn.Module):
 """
 
 
-def test_equal_ids_have_equal_scores_and_no_artifact_is_held_to_their_order(tmp_path):
+def test_the_order_of_equal_scores_is_not_compared(tmp_path):
     ids = {"dtype": "int64", "range": [0, 50]}
     inputs = {"user": {**ids, "shape": ["batch"]}, "items": {**ids, "shape": ["batch", 40]}}
     built = packager.build(project(tmp_path / "p", RANKER, inputs=inputs), tmp_path / "dist")

@@ -16,6 +16,7 @@ from messages import mentions
 from projects import LINEAR, package, project
 
 import packager
+from packager.common.progress import Note, StageStarted
 
 pytestmark = pytest.mark.slow
 
@@ -28,22 +29,22 @@ def started(manifest, out, *flags, **environment):
 
 
 def answers(children):
-    found = []
+    records = []
     for child in children:
         out, err = child.communicate()
         assert child.returncode == 0, err
-        found.append(json.loads(out))
-    return found
+        records.append(json.loads(out))
+    return records
 
 
 def named(tmp_path, name):
-    """A project like the others, with weights and a name of its own."""
+    """Write a project with weights and a name of its own."""
     torch.manual_seed(len(name))
     state = {"layer.weight": torch.randn(3, 4), "layer.bias": torch.randn(3)}
     return project(tmp_path / name, LINEAR, state=state, name=name)
 
 
-def test_twenty_at_a_time_of_the_same_and_of_different_manifests_agree_and_leave_a_sound_cache(tmp_path):
+def test_twenty_builds_at_once_agree_and_leave_a_sound_cache(tmp_path):
     names = [f"n{'x' * number}" for number in range(5)]
     manifests = {name: named(tmp_path, name) for name in names}
     alone = {
@@ -55,8 +56,8 @@ def test_twenty_at_a_time_of_the_same_and_of_different_manifests_agree_and_leave
         for number in range(4)
         for name, path in manifests.items()
     ]
-    found = answers([child for _, child in children])
-    assert [one["fingerprint"] for one in found] == [alone[name] for name, _ in children]
+    records = answers([child for _, child in children])
+    assert [record["fingerprint"] for record in records] == [alone[name] for name, _ in children]
     for name, path in manifests.items():
         assert packager.verify(tmp_path / "shared" / f"{name}-1.0.0").ok
         assert packager.build(path, tmp_path / "again").cached
@@ -64,7 +65,7 @@ def test_twenty_at_a_time_of_the_same_and_of_different_manifests_agree_and_leave
     assert sorted(os.listdir(tmp_path / "shared")) == sorted(f"{name}-1.0.0" for name in names)
 
 
-def test_a_build_killed_fifty_times_at_random_moments_harms_neither_bundle_nor_cache(tmp_path, cache_folder):
+def test_builds_killed_at_fifty_random_moments_harm_neither_bundle_nor_cache(tmp_path, cache_folder):
     path = project(tmp_path / "project", LINEAR)
     began = time.monotonic()
     expected = answers([started(path, tmp_path / "out")])[0]["fingerprint"]
@@ -84,7 +85,7 @@ def test_a_build_killed_fifty_times_at_random_moments_harms_neither_bundle_nor_c
     assert os.listdir(tmp_path / "out") == ["net-1.0.0"]
 
 
-def test_a_disk_that_is_full_under_the_cache_leaves_the_build_alone(tmp_path, golden):
+def test_a_full_disk_under_the_cache_does_not_stop_the_build(tmp_path, golden):
     path = project(tmp_path / "project", LINEAR)
     cache = tmp_path / "small"
     cache.mkdir()
@@ -102,20 +103,23 @@ def test_a_disk_that_is_full_under_the_cache_leaves_the_build_alone(tmp_path, go
     assert packager.verify(tmp_path / "out/net-1.0.0").ok
 
 
-def test_a_cache_that_vanishes_during_a_build_is_made_again(tmp_path, cache_folder):
+def test_a_cache_that_vanishes_during_a_build_is_created_again(tmp_path, cache_folder):
     path = project(tmp_path / "project", LINEAR)
 
-    def listen(event):
-        if getattr(event, "stage", "") == "trace":
-            shutil.rmtree(cache_folder, ignore_errors=True)
+    notes = []
 
-    told = []
+    def listen(event):
+        if isinstance(event, StageStarted) and event.stage == "trace":
+            shutil.rmtree(cache_folder, ignore_errors=True)
+        if isinstance(event, Note):
+            notes.append(event.message)
+
     packager.build(path, tmp_path / "out", listener=listen)
-    assert told == []
+    assert notes == []
     assert packager.build(path, tmp_path / "out").cached
 
 
-def test_a_rebuild_says_which_bytes_are_the_same(tmp_path, golden):
+def test_a_rebuild_reports_the_first_difference_of_each_file(tmp_path, golden):
     path = project(tmp_path / "project", LINEAR)
     built = packager.build(path, tmp_path / "out", archive=True)
     answer = package("verify", built.archive, "--rebuild", path, "--json")
@@ -142,7 +146,7 @@ def test_a_rebuild_says_which_bytes_are_the_same(tmp_path, golden):
     mentions(answer.stderr, "error[manifest-not-found]", "nope.yaml")
 
 
-def test_a_module_that_takes_something_from_the_process_is_not_repeatable(tmp_path):
+def test_a_module_that_depends_on_the_environment_is_not_repeatable(tmp_path):
     text = LINEAR.replace("import torch\n", "import os\nimport torch\n").replace(
         "self.layer = nn.Linear(4, 3)",
         "self.layer = nn.Linear(4, 3)\n        self.shift = float(os.environ.get('OMP_NUM_THREADS', '2'))",

@@ -1,4 +1,4 @@
-"""The distribution's name: one, wherever a reader or the program takes it from."""
+"""The distribution has the same name wherever a reader or the program finds it."""
 
 import re
 from importlib import metadata
@@ -32,7 +32,7 @@ def test_pyproject_and_the_installed_distribution_have_one_name():
     assert f'"{NAME}[build,remote]"' in (ROOT / "pyproject.toml").read_text()
 
 
-def test_nothing_says_to_install_the_project_that_has_the_import_package_s_name():
+def test_no_text_says_to_install_the_unrelated_project_named_packager():
     assert {"README.md", "README.md.j2", "errors.py", "checkpoints.md"} <= {path.name for path in TEXTS}
     wrong = re.compile(r"""(?<![\w-])packager\[|pip install[^\n`]*?[\s'"]packager(?![\w.-])""")
     assert [path.name for path in TEXTS if wrong.search(path.read_text(encoding="utf-8"))] == []
@@ -41,14 +41,14 @@ def test_nothing_says_to_install_the_project_that_has_the_import_package_s_name(
 
 
 @pytest.mark.parametrize("path", ["README.md", "templates/README.md.j2"])
-def test_the_readmes_install_a_wheel_of_this_name(path):
+def test_the_readmes_install_a_wheel_with_this_name(path):
     text = (ROOT / path).read_text(encoding="utf-8").replace('{{ version or "VERSION" }}', field("version"))
     wheels = re.findall(r"pip install '?(\S+?\.whl)", text)
     assert wheels and set(wheels) == {f"torch_packager-{field('version')}-py3-none-any.whl"}
     assert NAME in text
 
 
-def test_the_template_of_a_bundle_s_readme_links_nowhere():
+def test_the_template_of_the_bundles_readme_has_no_links():
     assert "://" not in (ROOT / "templates/README.md.j2").read_text(encoding="utf-8")
 
 
@@ -56,11 +56,11 @@ def test_the_hint_names_the_extra_of_this_distribution():
     assert errors.ExtraMissing("torch", "a build").hint == f"pip install '{NAME}[build]'"
 
 
-def test_versions_of_tools_have_ours_under_the_import_package_s_name():
+def test_tool_versions_name_this_distribution_by_its_import_package():
     assert "packager" in keys.TOOLCHAIN
     assert distributions.tool_version("packager") == metadata.version(NAME)
     assert distributions.tool_version("numpy") == metadata.version("numpy")
 
 
-def test_the_command_tells_the_version_of_the_distribution():
+def test_the_command_prints_the_version_of_the_distribution():
     assert CliRunner().invoke(cli, ["--version"]).output == f"package, version {field('version')}\n"

@@ -1,4 +1,4 @@
-"""The digits example: stopped and resumed, it is the run that was not."""
+"""The digits example gives the same run whether it is stopped and resumed or not."""
 
 import shutil
 import subprocess
@@ -18,13 +18,15 @@ def train(folder, *arguments):
 
 
 @pytest.mark.slow
-def test_the_digits_example_resumes_where_it_was_stopped(tmp_path):
+def test_the_digits_example_resumes_where_it_stopped(tmp_path):
     ignored = shutil.ignore_patterns("runs", "dist", "__pycache__")
     whole, halves = (shutil.copytree(ROOT / "examples/digits", tmp_path / name, ignore=ignored) for name in "ab")
     train(whole, "--epochs", "4")
     train(halves, "--epochs", "2")
     mentions(train(halves, "--epochs", "4", "--resume"), "1")
-    expected, found = (run_folder.find_latest(run_folder.list_checkpoints(one / "runs")) for one in (whole, halves))
+    expected, actual = (
+        run_folder.find_latest(run_folder.list_checkpoints(folder / "runs")) for folder in (whole, halves)
+    )
     for file in (run_folder.MODEL_FILE, run_folder.EMA_FILE):
-        assert found.digests[file] == expected.digests[file]
-    assert found.history == expected.history and found.epoch == 3
+        assert actual.digests[file] == expected.digests[file]
+    assert actual.history == expected.history and actual.epoch == 3

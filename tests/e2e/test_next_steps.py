@@ -20,19 +20,19 @@ class MyModel(nn.Linear):
 """
 
 
-def test_a_model_beside_the_shown_manifest_is_packaged_by_the_shown_commands(tmp_path, monkeypatch):
+def test_the_shown_commands_package_a_model_with_the_shown_manifest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     manifest = re.search(r"(?ms)^    schema: 1$.*?(?=\n\n)", TEXT).group()
     (tmp_path / "package.yaml").write_text(textwrap.dedent(manifest))
     (tmp_path / "model.py").write_text(MODEL)
     torch.save(torch.nn.Linear(16, 2).state_dict(), tmp_path / "best.pt")
     commands = re.findall(r"^    package ([^#\n]+)", TEXT, re.MULTILINE)
-    assert [one.split()[0] for one in commands] == ["vet", "build", "verify"]
-    for one in commands:
-        done = CliRunner().invoke(cli, one.split())
+    assert [command.split()[0] for command in commands] == ["vet", "build", "verify"]
+    for command in commands:
+        done = CliRunner().invoke(cli, command.split())
         assert done.exit_code == 0, done.output
 
 
-def test_the_files_it_names_are_there():
+def test_the_named_files_exist():
     paths = re.findall(r"[\w/]+\.md", TEXT)
     assert paths and all((ROOT / path).is_file() for path in paths)

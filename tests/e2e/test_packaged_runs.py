@@ -55,17 +55,17 @@ def test_a_manifest_may_name_one_checkpoint_of_a_run(run):
     assert weight(run) == 2.0
 
 
-def test_the_best_that_is_damaged_is_passed_over_and_the_build_says_what_it_takes(run, tmp_path, golden):
+def test_a_damaged_best_checkpoint_is_skipped_and_the_build_names_the_one_it_uses(run, tmp_path, golden):
     weights = run.parent / "runs/step-00000001/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    told = []
-    packager.build(run, tmp_path / "out", listener=told.append)
+    events = []
+    packager.build(run, tmp_path / "out", listener=events.append)
     (note,) = [note for note in vet(run).notes if "step-00000001" in note]
-    assert note in [getattr(event, "message", "") for event in told]
+    assert note in [getattr(event, "message", "") for event in events]
     golden(note, "step-00000001", "model.safetensors", "step-00000002")
 
 
-def test_a_better_checkpoint_is_another_build_and_the_same_one_is_none(run, tmp_path):
+def test_a_better_checkpoint_is_built_and_a_worse_one_changes_nothing(run, tmp_path):
     first = packager.build(run, tmp_path / "out")
     assert packager.build(run, tmp_path / "out").cached
     with CheckpointManager(run.parent / "runs", keep=Retention(latest=3, metric="loss")) as manager:
@@ -78,7 +78,7 @@ def test_a_better_checkpoint_is_another_build_and_the_same_one_is_none(run, tmp_
     assert second.fingerprint != first.fingerprint
 
 
-def test_the_digest_of_a_run_is_that_of_the_weights_that_are_read(run):
+def test_the_files_of_a_run_are_the_weights_of_its_best_checkpoint(run):
     located = locate.locate_files(run.parent / "runs")
     assert [file.relative_to(run.parent).as_posix() for file in located.files] == [
         "runs/step-00000001/model.safetensors"
@@ -102,14 +102,14 @@ def test_inspect_lists_a_run(run):
     assert lines[0].split() == ["step", "epoch", "metrics", "bytes", "age", "path"]
     assert [line.split()[0] for line in lines[1:]] == ["0", "1", "2"]
     assert "best" in lines[2] and "latest" in lines[3]
-    found = json.loads(package("inspect", run.parent / "runs", "--json").stdout)
-    assert found["kind"] == "run"
-    assert [one["metrics"]["loss"] for one in found["checkpoints"]] == [3.0, 1.0, 2.0]
+    record = json.loads(package("inspect", run.parent / "runs", "--json").stdout)
+    assert record["kind"] == "run"
+    assert [checkpoint["metrics"]["loss"] for checkpoint in record["checkpoints"]] == [3.0, 1.0, 2.0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["auto", "ema"])
-def test_vet_and_inspect_tell_what_the_record_of_the_checkpoint_says(run, weights):
+def test_vet_and_inspect_show_the_record_of_the_checkpoint(run, weights):
     run.write_text(run.read_text().replace("path: runs", f"path: runs\n  weights: {weights}"))
     expected = {
         "epoch": 1, "step": 1, "metrics": {"loss": 1.0}, "hyperparameters": {}, "optimizer": False, "scheduler": False,
@@ -126,12 +126,12 @@ def test_vet_and_inspect_tell_what_the_record_of_the_checkpoint_says(run, weight
 
 
 @pytest.mark.slow
-def test_what_averaged_weights_took_from_the_model_is_told_by_vet_and_build(tmp_path, golden):
+def test_vet_and_build_report_buffers_that_averaged_weights_take_from_the_model(tmp_path, golden):
     source = LINEAR.replace("self.layer = ", "self.norm = nn.BatchNorm1d(3)\n        self.layer = ")
     namespace = {}
     exec(source, namespace)
     module = namespace["Net"]()
-    shadow = {name: one.detach().clone() for name, one in module.named_parameters()}
+    shadow = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     path = project(tmp_path, source, checkpoint={"path": "best.pt", "weights": "ema"})
     torch.save({"model": module.state_dict(), "ema": {"shadow": shadow}}, tmp_path / "best.pt")
     answer = package("vet", path)
@@ -203,7 +203,7 @@ def test_weights_whose_times_cannot_show_a_change_are_hashed_once_more_when_the_
 
 
 def at(stage, change):
-    """A listener that calls `change` once, when a stage begins."""
+    """Return a listener that calls `change` once, when a stage starts."""
     waiting = [change]
 
     def listen(event):
@@ -225,7 +225,7 @@ def written_in_place(path):
 
 
 def exchanged(path):
-    """Put another file into its place."""
+    """Replace the file with a copy."""
     path.with_name("new").write_bytes(path.read_bytes())
     path.with_name("new").replace(path)
 
@@ -241,7 +241,7 @@ def test_weights_of_a_run_that_change_during_the_build_are_refused(run, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_of_a_run_that_are_gone_before_they_are_loaded_are_refused(run, tmp_path):
+def test_weights_of_a_run_that_vanish_before_they_are_loaded_are_refused(run, tmp_path):
     path = run.parent / f"runs{BEST}"
     with pytest.raises(InputChanged, match="runs changed while the bundle was being built"):
         packager.build(run, tmp_path / "out", listener=at("source", lambda: shutil.rmtree(path.parent)))
@@ -258,7 +258,7 @@ def test_the_pin_of_a_run_is_checked_before_its_weights_are_parsed(run, tmp_path
         packager.build(run, tmp_path / "out")
 
 
-def test_a_better_checkpoint_that_is_saved_during_the_build_is_for_the_next_one(run, tmp_path):
+def test_a_better_checkpoint_saved_during_the_build_is_left_to_the_next_one(run, tmp_path):
     def save():
         with CheckpointManager(run.parent / "runs", keep=Retention(latest=3, metric="loss")) as manager:
             manager.save(step=3, model=Net(3), metrics={"loss": 0.5})

@@ -14,8 +14,8 @@ from packager.errors import BuildNotRepeatable, render_error
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
-def test_a_real_architecture_is_built_to_the_same_bytes_elsewhere(architecture, tmp_path):
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+def test_a_real_architecture_gives_the_same_bytes_elsewhere(architecture, tmp_path):
     path = write(architecture, tmp_path / "project")
     built = packager.build(path, tmp_path / "out", archive=True, cache="off", check=True)  # or BuildNotRepeatable
     assert built.parity == {"onnx": "pass", "torchscript": "pass"}
@@ -27,15 +27,15 @@ def test_a_real_architecture_is_built_to_the_same_bytes_elsewhere(architecture, 
     assert (tmp_path / "copy.zip").read_bytes() == built.archive.read_bytes()
 
 
-@pytest.mark.parametrize("architecture", [RESNET, LSTM], ids=lambda one: one.name)
-def test_a_script_is_saved_to_the_same_bytes_elsewhere(architecture, tmp_path):
+@pytest.mark.parametrize("architecture", [RESNET, LSTM], ids=lambda architecture: architecture.name)
+def test_a_scripted_program_has_the_same_bytes_elsewhere(architecture, tmp_path):
     path = write(architecture, tmp_path / "project", torchscript={"method": "script"})
     built = packager.build(path, tmp_path / "out", cache="off", check=True)
     assert built.facts["torchscript"].endswith(", script")
 
 
 @pytest.mark.parametrize("taken", ["int.from_bytes(__file__.encode(), 'big')", "hash('a model')"])
-def test_a_module_that_takes_something_from_where_it_is_built_is_refused_with_what_differs(tmp_path, taken):
+def test_a_module_that_depends_on_its_location_is_refused_with_the_first_difference(tmp_path, taken):
     path = project(tmp_path, LINEAR.replace("return self.layer(x)", f"return self.layer(x) + {taken} % 9973"))
     with pytest.raises(BuildNotRepeatable) as caught:
         packager.build(path, tmp_path / "out", cache="off", check=True)
@@ -45,9 +45,9 @@ def test_a_module_that_takes_something_from_where_it_is_built_is_refused_with_wh
 
 
 def _older(bundle, target):
-    """A copy of other times and modes."""
+    """Return a copy with different times and modes."""
     shutil.copytree(bundle, target)
-    for number, path in enumerate(sorted(one for one in target.rglob("*") if one.is_file())):
+    for number, path in enumerate(sorted(path for path in target.rglob("*") if path.is_file())):
         path.chmod(0o600)
         os.utime(path, (number * 86400.0, 1e9 + number))
     return target

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(*arguments, **settings):
-    done = subprocess.run([str(one) for one in arguments], capture_output=True, text=True, **settings)
+    done = subprocess.run([*map(str, arguments)], capture_output=True, text=True, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -45,7 +45,7 @@ def installed(wheel, tmp_path_factory):
     return target, {**os.environ, "PYTHONPATH": str(target), "PYTHONSAFEPATH": "1"}
 
 
-def test_the_wheel_puts_nothing_but_packager_into_site_packages(wheel):
+def test_the_wheel_installs_only_packager(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names} == {"packager", f"torch_packager-{_version()}.dist-info"}
@@ -61,7 +61,7 @@ def _version():
     return metadata.version("torch-packager")
 
 
-def test_the_installed_package_is_whole_and_is_itself(installed):
+def test_the_installed_package_is_complete_and_imports_itself(installed):
     target, environment = installed
     code = (
         "import json, packager, packager.common.paths as paths\n"
@@ -74,7 +74,7 @@ def test_the_installed_package_is_whole_and_is_itself(installed):
     assert not (target / "templates").exists()
 
 
-def test_the_installed_command_builds_a_bundle_from_another_folder(installed, tmp_path):
+def test_the_installed_command_builds_a_bundle_in_a_different_folder(installed, tmp_path):
     target, environment = installed
     project(tmp_path / "project", LINEAR)
     command = [sys.executable, target / "bin" / "package"]

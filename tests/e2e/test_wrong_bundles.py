@@ -66,7 +66,7 @@ def test_a_bundle_computes_what_a_plain_load_computes(tmp_path, case):
     torch.manual_seed(7)
     path = project(tmp_path / "p", source(*HOLDS_A_PARAMETER_TWICE[case]))
     module = runpy.run_path(str(tmp_path / "p" / "model.py"))["Net"]()
-    state = {name: torch.rand_like(one) for name, one in module.state_dict().items()}
+    state = {name: torch.rand_like(tensor) for name, tensor in module.state_dict().items()}
     if "b" in state:
         state["b"] = state["a"]  # one tensor under two names
     torch.save(state, tmp_path / "p" / "best.pt")
@@ -90,7 +90,7 @@ def test_the_signature_comes_from_every_case(tmp_path):
     assert packager.verify(built.bundle).ok
 
 
-def test_a_large_value_beside_small_ones_hides_nothing(tmp_path):
+def test_a_large_value_does_not_hide_errors_in_small_ones(tmp_path):
     forward = (
         "y = self.l(x); y = y * 2 if x[0, 0] > 0 else y; return torch.cat([y, torch.full_like(y[:, :1], -1e9)], 1)"
     )
@@ -106,7 +106,7 @@ def test_dropout_beside_a_large_value_is_not_repeatable(tmp_path):
         packager.build(project(tmp_path / "p", source("self.l = nn.Linear(4, 4)", forward)), tmp_path / "dist")
 
 
-def test_a_branch_on_a_size_far_beyond_the_small_ones_is_found(tmp_path):
+def test_a_branch_on_a_large_size_is_found(tmp_path):
     forward = "y = self.l(x); return y * 1.5 if x.shape[0] > 50 else y"
     path = project(
         tmp_path / "p",
@@ -118,18 +118,18 @@ def test_a_branch_on_a_size_far_beyond_the_small_ones_is_found(tmp_path):
         packager.build(path, tmp_path / "dist")
 
 
-def test_a_branch_on_data_that_no_sample_takes_is_told_and_recorded(tmp_path):
+def test_a_branch_on_data_that_no_case_takes_is_reported_and_recorded(tmp_path):
     forward = "y = self.l(x); return y * 2 if x.max() > 50 else y"
-    told = []
+    events = []
     path = project(tmp_path / "p", source("self.l = nn.Linear(4, 4)", forward))
-    built = packager.build(path, tmp_path / "dist", listener=told.append)
-    place = "model.py:14"
-    assert any(carries(getattr(event, "message", ""), place) for event in told)
+    built = packager.build(path, tmp_path / "dist", listener=events.append)
+    line = "model.py:14"
+    assert any(carries(getattr(event, "message", ""), line) for event in events)
     parity = json.loads((built.bundle / "evidence/parity.json").read_text())
-    assert any(carries(item, place) for item in parity["not_checked"])
+    assert any(carries(item, line) for item in parity["not_checked"])
 
 
-def test_a_checkpoint_of_which_nothing_fits_is_refused_however_lenient(tmp_path, golden):
+def test_a_checkpoint_without_a_matching_key_is_refused_however_lenient_the_manifest(tmp_path, golden):
     lenient = {"path": "best.pt", "strict": False}
     path = project(tmp_path / "p", state={"zzz": torch.zeros(3)}, checkpoint=lenient)
     with pytest.raises(errors.StateDoesNotFit) as caught:
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_which_nothing_fits_is_refused_however_lenient(tmp_path,
 @pytest.mark.parametrize(
     ("wrong", "near"), [("CPUExecutionProvidr", "CPUExecutionProvider"), ("CUDA", "CUDAExecutionProvider")]
 )
-def test_an_unknown_provider_is_refused_with_the_nearest_by_vet_too(tmp_path, wrong, near, golden):
+def test_vet_and_build_refuse_an_unknown_provider_and_suggest_the_nearest(tmp_path, wrong, near, golden):
     path = project(tmp_path / "p", target={"providers": [wrong]})
     for command in (vet, packager.build):
         with pytest.raises(errors.ManifestInvalid) as caught:
@@ -150,15 +150,15 @@ def test_an_unknown_provider_is_refused_with_the_nearest_by_vet_too(tmp_path, wr
         golden(problem.hint, f"{near!r}")
 
 
-def test_a_provider_that_this_machine_has_not_is_told_wherever_nothing_was_compared_there(tmp_path, golden):
+def test_a_provider_that_this_machine_lacks_is_reported_as_not_compared(tmp_path, golden):
     path = project(tmp_path / "p", target={"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]})
-    (left_out,) = [item for item in vet(path).not_checked if "CUDA" in item]
-    golden(left_out, "CUDAExecutionProvider")
-    told = []
-    bundle = packager.build(path, tmp_path / "dist", listener=told.append).bundle
-    assert any(left_out in getattr(event, "message", "") for event in told)
-    assert left_out in json.loads((bundle / "evidence/parity.json").read_text())["not_checked"]
-    assert any(left_out in note for note in packager.verify(bundle).notes)
+    (unchecked,) = [item for item in vet(path).not_checked if "CUDA" in item]
+    golden(unchecked, "CUDAExecutionProvider")
+    events = []
+    bundle = packager.build(path, tmp_path / "dist", listener=events.append).bundle
+    assert any(unchecked in getattr(event, "message", "") for event in events)
+    assert unchecked in json.loads((bundle / "evidence/parity.json").read_text())["not_checked"]
+    assert any(unchecked in note for note in packager.verify(bundle).notes)
 
 
 def test_a_file_outside_the_bundle_is_never_loaded(bundle, golden):
@@ -172,7 +172,7 @@ def test_a_file_outside_the_bundle_is_never_loaded(bundle, golden):
 
 
 @pytest.mark.parametrize("more", ["", "\n    def __len__(self):\n        return 0\n"], ids=["", "a length of none"])
-def test_what_the_first_call_computes_from_its_input_and_keeps_is_refused(tmp_path, more, golden):
+def test_a_module_that_keeps_something_from_its_first_input_is_refused(tmp_path, more, golden):
     lines = ["if self.seen is None: self.seen = x.mean()", "return self.l(x) * self.seen"]
     text = source("self.l = nn.Linear(4, 4); self.seen = None", "\n        ".join(lines)) + more
     with pytest.raises(errors.NotRepeatable) as caught:
@@ -182,7 +182,7 @@ def test_what_the_first_call_computes_from_its_input_and_keeps_is_refused(tmp_pa
 
 
 @pytest.mark.parametrize("kept", ["register_buffer('mean', torch.zeros(4))", "mean = nn.Parameter(torch.zeros(4))"])
-def test_what_the_first_call_keeps_in_a_tensor_of_the_module_is_refused(tmp_path, kept):
+def test_a_module_that_writes_its_first_input_into_a_tensor_is_refused(tmp_path, kept):
     lines = ["if not self.mean.any(): self.mean.data.copy_(x.mean(0))", "return self.l(x - self.mean)"]
     path = project(tmp_path / "p", source(f"self.l = nn.Linear(4, 4); self.{kept}", "\n        ".join(lines)))
     with pytest.raises(errors.NotRepeatable):
@@ -199,7 +199,7 @@ def test_a_parameter_that_forward_writes_to_is_refused(tmp_path, golden):
         golden(caught.value.why, "l.weight")
 
 
-def test_a_table_that_the_first_call_makes_is_no_state(tmp_path):
+def test_a_table_that_depends_on_sizes_alone_is_allowed(tmp_path):
     lines = [
         "if self.table is None or len(self.table) < x.shape[1]: self.table = torch.arange(x.shape[1]) * 0.1",
         "return self.l(x + self.table[: x.shape[1]])",
@@ -208,14 +208,14 @@ def test_a_table_that_the_first_call_makes_is_no_state(tmp_path):
     assert packager.build(project(tmp_path / "p", text), tmp_path / "dist").parity["onnx"] == "pass"
 
 
-def test_a_module_that_cannot_be_copied_is_built_and_what_was_not_looked_for_is_said(tmp_path, golden):
+def test_a_module_that_cannot_be_copied_is_built_and_the_skipped_check_is_reported(tmp_path, golden):
     text = source("import threading; self.l = nn.Linear(4, 4); self.lock = threading.Lock()", "return self.l(x)")
     built = packager.build(project(tmp_path / "p", text), tmp_path / "dist")
     parity = json.loads((built.bundle / "evidence/parity.json").read_text())
     golden(parity["not_checked"][-1], "forward()")
 
 
-def test_a_count_of_calls_is_refused_where_one_case_is_all_that_is_drawn_at_random(tmp_path):
+def test_a_counter_of_calls_is_found_even_with_a_single_random_case(tmp_path):
     text = source("self.l = nn.Linear(4, 4); self.calls = 0", "self.calls += 1; return self.l(x) + self.calls")
     inputs = {"x": {"dtype": "float32", "shape": [2, 4]}}
     path = project(tmp_path / "p", text, inputs=inputs, parity={"samples": 1})

@@ -70,12 +70,13 @@ def test_code_that_has_never_run_has_no_known_inputs(folder):
 def test_the_dependencies_of_the_last_build_are_found_with_the_digests_of_now(folder):
     folder.remember()
     (folder.path / "factor.txt").write_text("changed")
-    found = folder.find()
-    assert found.dependencies == DEPENDENCIES
-    assert found.module_inputs["checkpoint"] == sha256_file(folder.path / "best.pt")
-    assert found.module_inputs["code:model"] == sha256_file(folder.path / "model.py")
-    assert found.module_inputs["read:factor.txt"] == sha256_file(folder.path / "factor.txt")
-    assert found.module_inputs["importable:."] == "model.py"
+    build_inputs = folder.find()
+    values = build_inputs.module_inputs
+    assert build_inputs.dependencies == DEPENDENCIES
+    assert values["checkpoint"] == sha256_file(folder.path / "best.pt")
+    assert values["code:model"] == sha256_file(folder.path / "model.py")
+    assert values["read:factor.txt"] == sha256_file(folder.path / "factor.txt")
+    assert values["importable:."] == "model.py"
 
 
 @pytest.mark.parametrize("section", [{"description": "Different"}, {"export": {"opset": 18}}], ids=str)

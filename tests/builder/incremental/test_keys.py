@@ -214,7 +214,7 @@ OTHER_INPUTS: dict[str, tuple[Change, set[str]]] = {
     "the weights": (_replace(checkpoint_sha256="d" * 64), MODULE),
     "a file of the code": (lambda inputs: inputs.write("model.py", "changed = True"), MODULE),
     "a file of the code outside the project": (lambda inputs: inputs.write("../library/helper.py", "B = 2"), MODULE),
-    "one more module": (lambda inputs: inputs.depend(modules={"model": "model.py"}), MODULE),
+    "one module less": (lambda inputs: inputs.depend(modules={"model": "model.py"}), MODULE),
     "a file that the code reads": (lambda inputs: inputs.write("factor.txt", "3"), MODULE),
     "one file less that the code reads": (lambda inputs: inputs.depend(read_files=()), MODULE),
     "a module that could be imported": (lambda inputs: inputs.write("fast.py", ""), MODULE),
