@@ -168,7 +168,7 @@ def _complete_results(
     results = cached.to_results()
     if results is not None and inputs is not None:
         return results, inputs.dependencies
-    if cached.onnx is None:
+    if cached.onnx is None and inputs is not None:  # else it has been started already
         context.worker.start()
     results, dependencies = _run_stages(context, grid, cached)
     if inputs is not None and cached.reference is not None:

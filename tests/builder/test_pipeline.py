@@ -6,6 +6,8 @@ from projects import project
 import packager
 from packager.common.hashing import sha256_file
 from packager.common.progress import StageCached, StageFinished, StageStarted
+from packager.export.passes import worker
+from packager.export.passes.worker import OnnxWorker
 
 
 class StageLog:
@@ -66,3 +68,23 @@ def test_stages_that_the_cache_has_are_not_run(tmp_path, cache_folder):
     )
     assert build(path, out, description="Different") == (["bundle"], ["reference", *artifacts])
     assert build(path, out) == ([], ["bundle"])
+
+
+class CountingWorker(OnnxWorker):
+    """The ONNX worker, which counts how often a build starts its process ahead of the first job."""
+
+    starts = 0
+
+    def start(self):
+        type(self).starts += 1
+        super().start()
+
+
+def test_a_build_starts_one_worker_and_only_if_it_has_a_graph_to_optimize(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "OnnxWorker", CountingWorker)
+    path, out, starts = project(tmp_path / "project"), tmp_path / "out", []
+    for section in ({}, {"parity": {"samples": 40}}, {"export": {"opset": 18}}, {"description": "Different"}):
+        monkeypatch.setattr(CountingWorker, "starts", 0)
+        build(path, out, **section)
+        starts.append(CountingWorker.starts)
+    assert starts == [1, 0, 1, 0]
