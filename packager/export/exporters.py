@@ -50,7 +50,10 @@ def silence_exporters() -> Iterator[None]:
 
 
 class FlatOutputs(torch.nn.Module):
-    """The user's module with its outputs flat, named and in order, as a bundle has them."""
+    """Wrap the user's module: its outputs become a flat tuple of tensors, in the manifest's order."""
+
+    # TorchScript writes the qualified class name into model.ts, where it must not change when this module moves.
+    __module__ = "packager.export"
 
     def __init__(self, model: torch.nn.Module, names: Sequence[str] | None) -> None:
         super().__init__()

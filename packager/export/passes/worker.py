@@ -199,7 +199,7 @@ def serve() -> None:
             job = pickle.load(sys.stdin.buffer)
         except EOFError:
             os._exit(0)  # nothing is left to be done, and the parent waits
-        os.chdir(job.raw.path.parent)  # some passes leave temporary files where they stand
+        os.chdir(job.exported.path.parent)  # some passes leave temporary files where they stand
         try:
             say(runner.run_passes(job, began))
         except Exception as error:  # noqa: BLE001 (handed to the parent, which raises it there)
