@@ -144,10 +144,7 @@ def _build_parity_record(content: BundleContents, golden: frozenset[str]) -> rec
             "onnx": _backend_record(results.onnx.parity),
             "torchscript": _backend_record(results.torchscript.parity),
         },
-        stages=[
-            records.StageRecord.model_validate(one, from_attributes=True)
-            for one in (*results.onnx.stages, *results.torchscript.stages)
-        ],
+        stages=[*results.onnx.stages, *results.torchscript.stages],
     )
 
 

@@ -11,15 +11,12 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from packager.export.graph.messages import JsonFloat, StageRecord, Verdict
 from packager.parity.numerics.decisions import RULE_PATTERN as RULE
 
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Verdict = Literal["pass", "fail", "not-checked"]
-JsonFloat = Annotated[
-    float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]})
-]
 
 
 class _Record(BaseModel):
@@ -227,23 +224,6 @@ class BackendVerdict(_Record):
     outputs: dict[str, OutputErrorsRecord]
     decisions: dict[str, Agreement]
     worst: WorstElementRecord | None
-
-
-class StageRecord(_Record):
-    """One step on the way. A kept stage passes because what ships contains it and was proven.
-
-    `max_abs` is its own largest error on the one case that is known by then; null where it was not compared by itself.
-    """
-
-    name: str
-    kept: bool
-    verdict: Verdict
-    reason: str
-    nodes_before: int
-    nodes_after: int
-    bytes_before: int
-    bytes_after: int
-    max_abs: JsonFloat | None
 
 
 class ParityRecord(_Record):

@@ -23,7 +23,14 @@ from packager.export import onnx as exporters
 from packager.export import torchscript
 from packager.export.control_flow import SpecializedControlFlow
 from packager.export.exporters import ExporterFailed
-from packager.export.graph.messages import NO_IMPROVEMENT, ExportedGraph, OptimizeJob, OptimizeResult, StageRecord
+from packager.export.graph.messages import (
+    NO_IMPROVEMENT,
+    ExportedGraph,
+    OptimizeJob,
+    OptimizeResult,
+    StageRecord,
+    Verdict,
+)
 from packager.export.torchscript import TorchScriptProgram
 from packager.parity.diagnosis import diagnose
 from packager.parity.diagnosis.diagnose import Diagnosis, ReproTarget
@@ -48,7 +55,7 @@ class Candidate:
 class Rejection:
     """Why a candidate does not ship: `fail` where it was compared and is wrong."""
 
-    verdict: str
+    verdict: Verdict
     cause: str
     location: str | None = None
 
@@ -119,7 +126,9 @@ def ship_onnx(
     for candidate, outcome in _iter_outcomes(project, pending, remaining, expected, site):
         if isinstance(outcome, ArtifactResult):
             return replace(outcome, stages=(*stages, *outcome.stages))
-        stages.append(StageRecord(f"export: {candidate.exporter}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0))
+        stages.append(
+            StageRecord(f"export: {candidate.exporter}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0, None)
+        )
         not_taken.append((candidate, outcome))
         site.stages.report_note(f"{candidate.exporter} was not taken: {outcome.cause}")
     if not project.manifest.export.required:

@@ -21,7 +21,7 @@ from packager.common import output_tree, process_memory
 from packager.errors import ParityFailed, Problem, TorchScriptFailed
 from packager.export import torchscript
 from packager.export.exporters import ExporterFailed
-from packager.export.graph.messages import StageRecord
+from packager.export.graph.messages import StageRecord, Verdict
 from packager.export.torchscript import TorchScriptProgram
 from packager.model.loader import bind_inputs
 from packager.parity.cases import signature
@@ -103,7 +103,7 @@ def _check_on_probe(made: TorchScriptProgram, project: Project, eager: EagerMode
     except Exception as error:  # noqa: BLE001 (TorchScript raises what the program raises: not proven, and said)
         judgement = ParityResult(False, get_error_line(error, project.folder), {}, None)
     largest = max((one.max_abs for one in judgement.outputs.values()), default=None)
-    verdict = "pass" if judgement.passed else "fail"
+    verdict: Verdict = "pass" if judgement.passed else "fail"
     return StageRecord(f"torchscript: {made.method}", judgement.passed, verdict, judgement.reason, 0, 0, 0, 0, largest)
 
 
@@ -169,7 +169,7 @@ def _try_forms(
         sha256 = site.writer.move_file(layout.TORCHSCRIPT, saved)
         for optimize in (True, False) if fold else (False,):
             judgement = _check_staged(eager.inputs, expected, site, optimize=optimize)
-            verdict = "pass" if judgement.passed else "fail"
+            verdict: Verdict = "pass" if judgement.passed else "fail"
             stages.append(_make_stage(made, verdict, judgement.reason, fold=fold, optimize=optimize))
             if judgement.passed:
                 artifact = records.TorchScriptArtifact(
@@ -221,9 +221,9 @@ def _check_staged(
     return judgement
 
 
-def _make_stage(made: TorchScriptProgram, verdict: str, reason: str, *, fold: bool, optimize: bool) -> StageRecord:
+def _make_stage(made: TorchScriptProgram, verdict: Verdict, reason: str, *, fold: bool, optimize: bool) -> StageRecord:
     steps = [made.method, "freeze", *(["fold"] if fold else []), *(["optimize for inference"] if optimize else [])]
-    return StageRecord(f"torchscript: {', '.join(steps)}", verdict == "pass", verdict, reason, 0, 0, 0, 0)
+    return StageRecord(f"torchscript: {', '.join(steps)}", verdict == "pass", verdict, reason, 0, 0, 0, 0, None)
 
 
 def _make_failure_problem(made: TorchScriptProgram, stages: tuple[StageRecord, ...]) -> Problem:
