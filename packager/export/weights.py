@@ -24,6 +24,11 @@ _ONNX_DTYPES = {
 }  # fmt: skip
 
 
+def count_bytes(module: torch.nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers; tied weights count once for each of their names."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
 def write_weights(state: Mapping[str, torch.Tensor], path: Path) -> tuple[ExternalWeight, ...]:
     """Write CPU tensors of any shape to `path`, little-endian as ONNX requires; return where each one lies.
 
