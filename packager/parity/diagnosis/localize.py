@@ -175,10 +175,10 @@ def describe_fault(fault: FaultyNode, reference: Activations, suspect: GraphActi
     if fault.divergence.is_missing:
         readers = [node for node in (suspect.nodes[index] for index in fault.divergence.readers) if node is not None]
         reader = _describe_node(readers[0]) if readers else "the output"
-        return [f"first difference: the graph lacks {expected}", f"{reader} reads the value from before that operation"]
+        return [f"first wrong: the graph lacks {expected}", f"{reader} reads the value from before that operation"]
     others = len(fault.nodes) - 1
     more = f" and the {others} nodes before it" if others > 1 else " and the node before it" if others else ""
-    text = f"first difference: {_describe_node(fault.nodes[-1])}{more}"
+    text = f"first wrong: {_describe_node(fault.nodes[-1])}{more}"
     text += f", on top of {expected}" if fault.divergence.is_extra else f", for {expected}"
     if not fault.reproduces:
         return [text, f"computed from {whose} values it is right: no single node is at fault, rounding errors add up"]
@@ -199,7 +199,7 @@ def _describe_error(fault: FaultyNode) -> str:
     if metrics is None or metrics.worst is None:
         return f"its output is {actual.dtype}{list(actual.shape)}, expected {expected.dtype}{list(expected.shape)}"
     index = ", ".join(map(str, metrics.worst.index))
-    ratio = f", {metrics.error_over_limit:.3g} times the tolerance" if math.isfinite(metrics.error_over_limit) else ""
+    ratio = f", {metrics.error_over_limit:.3g} times the limit" if math.isfinite(metrics.error_over_limit) else ""
     return f"its output[{index}] is {metrics.worst.actual!r}, expected {metrics.worst.expected!r}{ratio}"
 
 

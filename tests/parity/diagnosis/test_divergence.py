@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from projects import python
 
 from packager.parity.diagnosis.activations import INPUT_OPERATOR, Activation, Activations
 from packager.parity.diagnosis.divergence import find_divergence
@@ -64,3 +65,9 @@ def test_the_node_that_is_off_is_found(graph, rule):
 def test_an_output_that_the_reference_does_not_compute_has_no_divergence():
     activations = evaluate(np.ones((4, 6), np.float32), [("sin", (0, 0))])
     assert find_divergence(replace(activations, outputs={}), activations, "y", lambda *_: {}) is None
+
+
+def test_the_search_for_a_divergence_needs_numpy_alone():
+    blocked = "import sys; sys.modules.update(torch=None, onnx=None, onnxruntime=None, pydantic=None, yaml=None)"
+    done = python(f"{blocked}; import packager.parity.diagnosis.divergence")
+    assert done.returncode == 0, done.stderr

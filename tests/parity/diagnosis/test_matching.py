@@ -27,3 +27,12 @@ def test_values_match_by_what_they_hold_and_a_near_miss_is_no_match():
     suspect = activations(np.arange(3), array * np.float32(1.004), None, array + 1, array + 1)
     assert matching.match_values(reference, suspect) == ([[], [], [3, 4], [0]], [[3], [], [], [2], [2]])
     assert matching.find_near_misses(reference, suspect) == ({0, 2}, {1, 3, 4})
+
+
+def test_elements_between_the_samples_are_compared_too():
+    array = np.linspace(0.1, 1, 40, dtype=np.float32)
+    changed = array.copy()
+    changed[1] += 1  # every second element is sampled
+    (value,) = activations(array).values
+    assert not matching.matches(value, changed)
+    assert matching.match_values(activations(array), activations(changed)) == ([[]], [[]])
