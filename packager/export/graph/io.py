@@ -111,6 +111,16 @@ def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
             _strip_graph(subgraph)
 
 
+def copy_without_external(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a model without the weights that it refers to; nodes may still read them."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    inline = [tensor for tensor in copy.graph.initializer if not tensor.external_data]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(inline)
+    return copy
+
+
 def count_model_bytes(model: onnx.ModelProto) -> int:
     """Return the size of a model with all its weights, those that it refers to included."""
     return model.ByteSize() + sum(_get_location(tensor).length for tensor in _list_external(model))
@@ -149,11 +159,7 @@ def _write_single_file(model: onnx.ModelProto, external: list[onnx.TensorProto],
 
     https://protobuf.dev/programming-guides/encoding/
     """
-    small = onnx.ModelProto()
-    small.CopyFrom(model)
-    inline = [tensor for tensor in small.graph.initializer if not tensor.external_data]
-    del small.graph.initializer[:]
-    small.graph.initializer.extend(inline)
+    small = copy_without_external(model)
     graph = small.graph.SerializeToString()
     small.ClearField("graph")
     fields = [(_encode_initializer_head(tensor), _get_location(tensor)) for tensor in external]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import onnx
 
-from packager.export.graph import walk
+from packager.export.graph import io, walk
 from packager.export.graph.messages import OptimizeJob
 
 # onnxsim turns a three-dimensional MatMul + Add into Reshape + Gemm + Reshape: more nodes, in a pattern that
@@ -26,11 +26,7 @@ def simplify_graph(model: onnx.ModelProto, _job: OptimizeJob) -> onnx.ModelProto
     import onnxsim
 
     hidden = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
-    visible = onnx.ModelProto()
-    visible.CopyFrom(model)
-    inline = [tensor for tensor in visible.graph.initializer if not tensor.external_data]
-    del visible.graph.initializer[:]
-    visible.graph.initializer.extend(inline)
+    visible = io.copy_without_external(model)
     visible.graph.input.extend(
         onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims) for name, tensor in hidden.items()
     )
