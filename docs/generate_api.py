@@ -121,7 +121,7 @@ def _fields(value: type) -> Iterator[str]:
             default = "" if field.default is dataclasses.MISSING else f" = {_default(field.default)}"
             if field.default_factory is not dataclasses.MISSING:
                 default = f" = {_default(field.default_factory())}"
-            yield f"{field.name}: {field.type}{default}"
+            yield f"{field.name}: {field.type}{default}".replace("'", '"')
         return
     for name, annotation in inspect.get_annotations(value).items():
         yield f"{name}: {annotation.removeprefix('ClassVar[').removesuffix(']')}"

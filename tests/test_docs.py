@@ -148,6 +148,14 @@ def test_every_command_line_shown_exists(block):
     assert problems == []
 
 
+def test_every_target_of_make_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    named = {target for text in texts for target in re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)}
+    assert "test" in named
+    assert named - targets == set()
+
+
 # -- links ----------------------------------------------------------------------------------
 
 
