@@ -216,7 +216,7 @@ def _make_artifacts(
     background: Background,
 ) -> tuple[EagerModel, Reference, TorchScriptResult, OnnxResult]:
     """Trace, export, measure the reference, and check both artifacts; the model returned has its final signature."""
-    from packager.builder.stages import onnx_stage, reference_stage, torchscript_stage
+    from packager.builder.stages import onnx_export, onnx_stage, reference_stage, torchscript_stage
 
     stage, program, saved, prepared = context.reporter.stage, None, None, None
     if cached.onnx is None or cached.torchscript is None:
@@ -230,8 +230,10 @@ def _make_artifacts(
         saved = background.submit(torchscript_stage.save, context, program, fold=True)
     if cached.onnx is None:
         with stage(StageName.EXPORT):
-            first = onnx_stage.export_first(context, model, program, probe)
-            prepared = background.submit(onnx_stage.prepare, context, first) if first is not None else None
+            exporters = onnx_export.list_exporters(context.project, program)
+            if exporters:
+                candidate = onnx_export.export(context, model, program, probe, exporters[0])
+                prepared = background.submit(onnx_stage.prepare, context, candidate)
             process_memory.release_memory()
     if cached.reference is not None:
         reference = cached.reference.reference
