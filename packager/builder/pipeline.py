@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -248,7 +249,7 @@ def _make_artifacts(
                 program = torchscript_stage.make_checked_program(context, model, probe)
     checked = None
     if prepared is not None:
-        checked = background.submit(onnx_stage.check_prepared, context, prepared.result(), reference)
+        checked = background.submit_after(prepared, partial(onnx_stage.check_prepared, context, reference))
         prepared = None  # with its session, once the check is done
         if model.weight_bytes > onnx_stage.CONCURRENT_CHECK_BYTES:
             wait([checked])  # two large artifacts at once would take twice the memory

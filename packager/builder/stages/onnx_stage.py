@@ -74,7 +74,7 @@ def prepare(context: BuildContext, candidate: Candidate) -> Prepared:
     return Prepared(candidate, optimized, session)
 
 
-def check_prepared(context: BuildContext, prepared: Prepared, reference: Reference) -> Attempt:
+def check_prepared(context: BuildContext, reference: Reference, prepared: Prepared) -> Attempt:
     """Check a prepared candidate on every case; if it fails, again with each of its passes checked on every case."""
     return Attempt(prepared.candidate, _check_candidate(context, prepared, reference))
 
@@ -189,7 +189,7 @@ def ship(
             continue  # the trace could not be exported, so its script cannot either
         if first is None or exporter != order[0]:
             candidate = export(context, model, program, probe, exporter)
-            attempt = check_prepared(context, prepare(context, candidate), reference)
+            attempt = check_prepared(context, reference, prepare(context, candidate))
         else:
             attempt = first
         outcome = attempt.outcome
