@@ -7,6 +7,7 @@ from functools import partial
 from typing import Literal
 
 from packager.builder.context import BuildContext, EagerModel
+from packager.builder.stages.torchscript_stage import TracedModel
 from packager.bundle import layout
 from packager.export import onnx as exporters
 from packager.export import torchscript
@@ -14,7 +15,6 @@ from packager.export.control_flow import SpecializedControlFlow
 from packager.export.exporters import ExporterFailed
 from packager.export.graph.messages import OptimizeJob
 from packager.export.torchscript import TorchScriptProgram
-from packager.parity.numerics.verdict import ReferenceCase
 from packager.project.manifest import Project
 
 Exporter = Literal["program", "torch-export", "script"]
@@ -48,15 +48,9 @@ def list_exporters(project: Project, program: TorchScriptProgram | None) -> tupl
     return tuple(order)
 
 
-def export(
-    context: BuildContext,
-    model: EagerModel,
-    program: TorchScriptProgram | None,
-    probe: tuple[ReferenceCase, ...],
-    exporter: Exporter,
-) -> Candidate:
-    """Export the module with one exporter; the worker compares every pass with `probe`."""
-    project, loaded = context.project, model.loaded
+def export(context: BuildContext, model: EagerModel, traced: TracedModel, exporter: Exporter) -> Candidate:
+    """Export the module with one exporter; the worker checks every pass on the probe."""
+    project, loaded, program = context.project, model.loaded, traced.program
     label = "torch-export"
     try:
         if exporter == "torch-export":
@@ -81,7 +75,7 @@ def export(
         outputs={spec.name: list(spec.shape) for spec in model.outputs},
         providers=project.manifest.target.providers,
         skipped_passes={},
-        reference_cases=probe,
+        reference_cases=traced.probe,
     )
     return Candidate(label, job, specialized=_find_specialized(context, model, program, exporter))
 

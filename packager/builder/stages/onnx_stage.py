@@ -14,17 +14,16 @@ from pathlib import Path
 
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.results import ArtifactResult, OnnxResult
-from packager.builder.stages import torchscript_stage
 from packager.builder.stages.onnx_export import Candidate, export, list_exporters
+from packager.builder.stages.torchscript_stage import TracedModel, retrace
 from packager.bundle import layout, records
 from packager.bundle.writer import BundleWriter
 from packager.common import process_memory
 from packager.common.progress import StageName
 from packager.errors import ExportFailed, ParityFailed, Problem
 from packager.export.graph.messages import NO_IMPROVEMENT, OptimizeJob, OptimizeResult, StageRecord
-from packager.export.torchscript import TorchScriptProgram
 from packager.parity.diagnosis.diagnose import Diagnosis, ReproTarget, diagnose
-from packager.parity.numerics.verdict import ParityResult, ReferenceCase
+from packager.parity.numerics.verdict import ParityResult
 from packager.parity.results import Reference
 from packager.runtime.check import check_onnx, check_onnx_session, open_onnx_session
 from packager.runtime.onnx_backend import OnnxBackend
@@ -164,9 +163,8 @@ def discard_prepared(context: BuildContext, prepared: Future[Prepared] | None) -
 def ship(
     context: BuildContext,
     model: EagerModel,
-    program: TorchScriptProgram | None,
+    traced: TracedModel,
     first: Attempt | None,
-    probe: tuple[ReferenceCase, ...],
     reference: Reference,
     cached: OnnxResult | None,
 ) -> OnnxResult:
@@ -180,15 +178,15 @@ def ship(
         rechecked = _recheck(context, model, cached, reference)
         if rechecked is not None:
             return rechecked
-        program = program or torchscript_stage.make_checked_program(context, model, probe)
+        traced = traced if traced.program else retrace(context, model, traced)
     stages: list[StageRecord] = []
     rejected: list[tuple[Candidate, Rejection]] = []
-    order = list_exporters(context.project, program)
+    order = list_exporters(context.project, traced.program)
     for exporter in order:
         if exporter == "script" and rejected[0][0].failure is not None:
             continue  # the trace could not be exported, so its script cannot either
         if first is None or exporter != order[0]:
-            candidate = export(context, model, program, probe, exporter)
+            candidate = export(context, model, traced, exporter)
             attempt = check_prepared(context, reference, prepare(context, candidate))
         else:
             attempt = first
