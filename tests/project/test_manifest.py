@@ -167,7 +167,7 @@ def test_a_bool_input_needs_no_range(read):
 
 def test_every_named_dim_has_limits_in_the_order_of_the_inputs(read):
     inputs = "a: {dtype: float32, shape: [n, m]}\n  b: {dtype: float32, shape: [k, n, 3]}"
-    limits = read(image(inputs) + "dims: {m: {min: 2, max: 9}, n: {max: 5}}").limits()
+    limits = read(image(inputs) + "dims: {m: {min: 2, max: 9}, n: {max: 5}}").dim_limits()
     assert list(limits.items()) == [("n", DimLimits(max=5)), ("m", DimLimits(min=2, max=9)), ("k", DimLimits())]
 
 
