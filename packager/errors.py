@@ -245,7 +245,7 @@ class EntryNeeded(UserError):
         super().__init__(
             f"model.entry is missing, and {checkpoint} does not identify its module",
             where=where,
-            hint="add an entry such as model.py:Net; only a Hugging Face folder, TorchScript or .pt2 file needs none",
+            hint="set model.entry, such as model.py:Net; only Hugging Face folders, TorchScript and .pt2 need none",
         )
 
 
@@ -377,7 +377,7 @@ class CheckpointNeedsCode(UserError):
         super().__init__(
             f"loading {path} would run code; nothing was run",
             where=where,
-            why="the file asks for: " + ", ".join(names),
+            why="it would run: " + ", ".join(names),
             hint="save a state dict instead, or set checkpoint.trust_pickle: true if you wrote this file",
         )
 
@@ -481,8 +481,8 @@ class ForwardChangesWeights(UserError):
             "forward() modifies the module's weights",
             where=where,
             why=f"modified in place: {_join_names(names, 10)}",
-            hint="apply the change before you save, as the weights of an artifact are constants; "
-            "nn.Embedding(max_norm=…), for example, renormalizes in forward()",
+            hint="update the weights before you save them, because an artifact's weights are constants; "
+            "nn.Embedding(max_norm=…), for example, updates its weights in forward()",
         )
 
 
