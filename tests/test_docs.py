@@ -1,4 +1,4 @@
-"""Check README.md, CONTRIBUTING.md and docs/ against the code: errors, commands, links, manifests, modules and tests."""
+"""Check README.md, CONTRIBUTING.md and docs/ against the code: errors, commands, links, manifests, modules, tests."""
 
 import importlib.util
 import pkgutil

@@ -29,7 +29,9 @@ from packager.cli.options import json_option
 @click.option("--archive", is_flag=True, help="Also write DIR/NAME-VERSION.zip.")
 @click.option("--no-cache", is_flag=True, help="Rebuild everything, and use the cache for downloads only.")
 @click.option("--verify-cache", is_flag=True, help="Rebuild everything, and fail if the cache has different bytes.")
-@click.option("--explain", is_flag=True, help="For each stage, say what changed since the last build, or that it was cached.")
+@click.option(
+    "--explain", is_flag=True, help="For each stage, say what changed since the last build, or that it was cached."
+)
 @click.option(
     "--check",
     is_flag=True,
