@@ -156,10 +156,7 @@ class ManifestEmpty(UserError):
     code = "manifest-empty"
 
     def __init__(self, path: str) -> None:
-        super().__init__(
-            f"{path} is empty",
-            hint="add at least schema, name, version, model, checkpoint and inputs",
-        )
+        super().__init__(f"{path} is empty", hint="add at least schema, name, version, model, checkpoint and inputs")
 
 
 class ManifestSyntax(UserError):

@@ -11,32 +11,20 @@ from pathlib import Path
 import click
 
 from packager.cli import console, stdio
-from packager.cli.options import json_option
+from packager.cli.options import PATH, json_option
 
 
 @click.command()
-@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("manifest", type=PATH)
 @click.option(
-    "-o",
-    "--output",
-    metavar="DIR",
-    default="dist",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Write the bundle to this folder.",
+    "-o", "--output", metavar="DIR", default="dist", show_default=True, type=PATH, help="Write to this folder."
 )
 @click.option("--force", is_flag=True, help="Replace whatever is at DIR/NAME-VERSION, even if it is not a bundle.")
 @click.option("--archive", is_flag=True, help="Also write DIR/NAME-VERSION.zip.")
 @click.option("--no-cache", is_flag=True, help="Rebuild everything, and use the cache for downloads only.")
 @click.option("--verify-cache", is_flag=True, help="Rebuild everything, and fail if the cache has different bytes.")
-@click.option(
-    "--explain", is_flag=True, help="For each stage, say what changed since the last build, or that it was cached."
-)
-@click.option(
-    "--check",
-    is_flag=True,
-    help="Build a second time in a different process and folder, and fail if any byte differs.",
-)
+@click.option("--explain", is_flag=True, help="Say what changed since the last build, or that a stage was cached.")
+@click.option("--check", is_flag=True, help="Build again in a different process and folder; fail if a byte differs.")
 @click.option("--lock", is_flag=True, help="Write package.lock, with the digests of all inputs and outputs.")
 @click.option("--locked", is_flag=True, help="Fail if the build differs from package.lock.")
 @json_option
@@ -97,7 +85,7 @@ def _require_exclusive(flags: Mapping[str, bool]) -> None:
 
 
 @click.command()
-@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("manifest", type=PATH)
 @json_option
 def vet(manifest: Path, as_json: bool) -> None:
     """Check MANIFEST, its checkpoint and one forward pass.

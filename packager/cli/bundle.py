@@ -9,22 +9,17 @@ from typing import TYPE_CHECKING
 import click
 
 from packager.cli import console
-from packager.cli.options import json_option
+from packager.cli.options import PATH, json_option
 
 if TYPE_CHECKING:
     from packager.runtime.verify import VerifyReport
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @click.option("--fingerprint", metavar="h1:…", help="Fail unless the bundle has this fingerprint.")
 @click.option("--no-parity", is_flag=True, help="Do not replay the evidence.")
-@click.option(
-    "--rebuild",
-    metavar="MANIFEST",
-    type=click.Path(path_type=Path),
-    help="Build the bundle again from this manifest, and compare the files.",
-)
+@click.option("--rebuild", metavar="MANIFEST", type=PATH, help="Build it again from this manifest, and compare.")
 @json_option
 def verify(bundle: Path, fingerprint: str | None, no_parity: bool, rebuild: Path | None, as_json: bool) -> None:
     """Check BUNDLE, a folder or .zip.
@@ -67,8 +62,8 @@ def _format_report(report: VerifyReport) -> dict[str, str]:
 
 
 @click.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
 @json_option
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Show the differences between the bundles A and B.
@@ -88,22 +83,11 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @click.option(
-    "--input",
-    "source",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="X.npz",
-    help="Read the inputs from this file, one array for each name.",
+    "--input", "source", metavar="X.npz", required=True, type=PATH, help="Read the inputs from this file, by name."
 )
-@click.option(
-    "--output",
-    "target",
-    type=click.Path(path_type=Path),
-    metavar="Y.npz",
-    help="Write the outputs to this file, one array for each name.",
-)
+@click.option("--output", "target", metavar="Y.npz", type=PATH, help="Write the outputs to this file, by name.")
 def run(bundle: Path, source: Path, target: Path | None) -> None:
     """Run one prediction with BUNDLE, a folder or .zip."""
     from packager.runtime.predict import predict

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from packager.common.progress import (
     Event,
     Listener,
+    Note,
     StageCached,
     StageFinished,
     StageProgressed,
@@ -65,7 +66,7 @@ def _print_event(event: Event, stream: TextIO) -> None:
         print(f"{event.stage:<12} {event.seconds:6.1f} s", file=stream, flush=True)
     elif isinstance(event, StageCached):
         print(f"{event.stage:<12} cached", file=stream, flush=True)
-    elif not isinstance(event, (StageStarted, StageProgressed)):
+    elif isinstance(event, Note):
         print(f"note: {event.message}", file=stream, flush=True)
 
 

@@ -18,7 +18,11 @@ from typing import Any, NoReturn
 
 import click
 
-from packager.cli import build, bundle, cache, inspect, stdio
+from packager.cli import stdio
+from packager.cli.build import build, vet
+from packager.cli.bundle import diff, run, verify
+from packager.cli.cache import cache
+from packager.cli.inspect import inspect, schema
 from packager.errors import PackagerError, Usage, render_error
 
 
@@ -28,16 +32,7 @@ def cli() -> None:
     """Turn one manifest and one PyTorch checkpoint into one proven ONNX bundle."""
 
 
-for _command in (
-    build.build,
-    build.vet,
-    bundle.verify,
-    bundle.diff,
-    bundle.run,
-    inspect.inspect,
-    inspect.schema,
-    cache.cache,
-):
+for _command in (build, vet, verify, diff, run, inspect, schema, cache):
     cli.add_command(_command)
 
 
@@ -104,9 +99,6 @@ def _report_bug(error: Exception) -> int:
     message = f"{type(error).__name__}: {error}"
     _print_error_json({"code": "bug", "message": message, "where": None, "hint": "please report it"})
     traceback.print_exception(error)
-    print("error[bug]: this is a bug in packager, not in your model", file=sys.stderr)
-    print(
-        "hint: please report the traceback above, with the manifest and the output of `package --version`",
-        file=sys.stderr,
-    )
+    hint = "please report the traceback above, with the manifest and the output of `package --version`"
+    print(f"error[bug]: this is a bug in packager, not in your model\nhint: {hint}", file=sys.stderr)
     return 3
