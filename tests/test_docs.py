@@ -1,4 +1,4 @@
-"""README.md, CONTRIBUTING.md and docs/ against the code: error codes, commands, links, manifests, modules and tests."""
+"""Check README.md, CONTRIBUTING.md and docs/ against the code: errors, commands, links, manifests, modules, tests."""
 
 import importlib.util
 import pkgutil
@@ -14,6 +14,7 @@ import yaml
 from projects import ROOT
 from pydantic import BaseModel
 
+from packager import errors
 from packager.cli.main import cli
 from packager.errors import PackagerError, Refused, UserError
 from packager.project import manifest
@@ -34,7 +35,7 @@ def relative(path):
 
 
 def blocks(*languages):
-    """Every fenced block of these languages, with its page and line as the id."""
+    """Return every fenced block of these languages, with its page and line as the id."""
     return [
         pytest.param(block[2], id=f"{relative(page)}:{text.count(chr(10), 0, block.start()) + 1}")
         for page in PAGES
@@ -45,7 +46,7 @@ def blocks(*languages):
 
 
 def prose(page):
-    """A page's text without fenced blocks, in which nothing is a link or a heading."""
+    """Return the text of a page without fenced blocks, as they contain no links or headings."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
@@ -53,9 +54,11 @@ def prose(page):
 
 
 def statuses(base=PackagerError):
-    """The exit status of every code of the tree; a bug has no class, and is reported by `packager.cli`."""
+    """Map every code of the tree to its exit status; a bug has no class and is reported by `packager.cli`."""
     codes = {"bug": 3} if base is PackagerError else {}
     for error_class in base.__subclasses__():
+        if error_class.__module__ != errors.__name__:
+            continue  # made by a test
         if error_class not in (Refused, UserError):
             codes[error_class.code] = error_class.exit_status
         codes |= statuses(error_class)
@@ -87,7 +90,7 @@ def test_every_error_row_has_the_four_columns():
 
 
 def unknown_parts(words):
-    """The commands and options of a command line, without `package`, that the program lacks."""
+    """Return the commands and options of a command line, without `package`, that do not exist."""
     command, problems = cli, []
     for word in words:
         name = word.partition("=")[0]
@@ -102,7 +105,7 @@ def unknown_parts(words):
 
 
 def command_table():
-    """For each row of README's command table: its command as words, and every code span of the row."""
+    """Return the words of the command and every code span, for each row of README's command table."""
     rows = []
     for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("| `package "):
@@ -129,7 +132,7 @@ def test_every_command_is_in_the_readmes_table():
 
 def test_choices_of_the_readmes_table_are_those_of_the_command():
     choices = {words[0]: words[1] for words, _ in command_table() if words[0] in ("cache", "schema")}
-    schema_names = next(one for one in cli.commands["schema"].params if one.name == "name").type.choices
+    schema_names = next(argument for argument in cli.commands["schema"].params if argument.name == "name").type.choices
     cache = cli.commands["cache"]
     assert isinstance(cache, click.Group)
     assert choices["schema"].split("|") == list(schema_names)
@@ -160,13 +163,13 @@ def test_every_target_of_make_that_is_named_exists():
 
 
 def anchors(page):
-    """The anchors that GitHub gives a page's headings."""
+    """Return the anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+def test_every_relative_link_points_to_a_file_and_a_heading(page):
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         path, _, anchor = link.partition("#")
@@ -196,7 +199,7 @@ def test_every_test_that_is_named_exists(page):
 
 
 def is_whole(block):
-    """A manifest that begins with `schema: 1` is shown whole; any other mapping is a part of one."""
+    """Return whether a block is a whole manifest: one that begins with `schema`. Other mappings are parts of one."""
     return next(iter(yaml.safe_load(block))) == "schema"
 
 
