@@ -1,6 +1,7 @@
-"""`package build`, from the outside: what a build gives, and the choice between nothing to do and a build.
+"""The public entry to a build: its result, and the check whether there is anything to do at all.
 
-Nothing heavy is imported for a bundle that is there already: see `packager.builder.incremental.up_to_date`.
+A bundle that is already there and up to date is found without importing anything heavy, not even what reads a
+manifest: see `packager.builder.incremental.up_to_date`. Everything else is `packager.builder.pipeline`.
 """
 
 from __future__ import annotations
@@ -8,24 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from packager.builder.context import BuildOptions, CacheMode, LockMode
 from packager.builder.incremental import up_to_date
 from packager.builder.incremental.explain import Explanation
 from packager.common.cache_store import Cache, CacheUnavailable, open_cache
-from packager.common.progress import Listener, StageReporter, ignore_event
-
-CacheMode = Literal["use", "verify", "off"]
-LockMode = Literal["check", "write", "require"]
+from packager.common.progress import Listener, StageName, StageReporter, ignore_event
 
 
 @dataclass(frozen=True)
 class BuildResult:
     """A bundle that was built and proven.
 
-    `cached` says that it came out of the cache as a whole; `parity` is the verdict of each backend;
-    `stages` are seconds of the wall clock by stage, in order, and `recalled` those that the cache had;
-    `facts` are what the closing table shows; `explanation` says why each stage was done, or was not.
+    `cached` says whether it came from the cache as a whole. `parity` is the verdict of each backend. `stages` are
+    wall-clock seconds by stage, in order, and `recalled` those stages that the cache had. `facts` are the rows of the
+    closing table. `explanation` says why each stage ran or did not.
     """
 
     bundle: Path
@@ -39,7 +37,7 @@ class BuildResult:
     explanation: tuple[Explanation, ...]
 
     def as_json(self) -> dict[str, object]:
-        """The object that `package build --json` prints."""
+        """Return the object that `package build --json` prints."""
         return {
             "bundle": str(self.bundle),
             "archive": str(self.archive) if self.archive is not None else None,
@@ -66,45 +64,48 @@ def build(
 ) -> BuildResult:
     """Build the bundle of a manifest into `out/NAME-VERSION`, replacing an earlier one in one step.
 
-    `force` lets it replace something that is not a bundle; `archive` writes `out/NAME-VERSION.zip` too;
-    `cache="verify"` builds everything anew and refuses where the cache held something else, `"off"` leaves
-    the cache alone, but for downloads; `lock` is whether package.lock is compared, written, or must agree;
-    `check` builds a second time, elsewhere, and refuses other bytes; `listener` hears of the progress.
-    Raises the errors of `packager.errors`: nothing is left behind then.
+    `force` lets it replace something that is not a bundle. `archive` also writes `out/NAME-VERSION.zip`. `cache` is
+    `"use"`, `"verify"` (build everything, and fail if the cache held different results) or `"off"` (no cache except for
+    downloads). `lock` says whether package.lock is compared, written, or must agree. `check` builds a second time in
+    another process and folder, and fails if a byte differs. `listener` is called with the events of
+    `packager.common.progress`.
+
+    Raises the errors of `packager.errors`; then nothing is left behind, and an earlier bundle stays as it was.
     """
-    path, out, stages = Path(path), Path(out), StageReporter(listener)
-    store = None if cache == "off" else _open_cache(stages)
+    path, out, reporter = Path(path), Path(out), StageReporter(listener)
+    store = None if cache == "off" else _open_cache(reporter)
     if store is not None and cache == "use" and lock == "check" and not archive and not check:
-        result = _restore_up_to_date(store, path, out, stages)
+        result = _find_up_to_date(store, path, out, reporter)
         if result is not None:
             return result
-    from packager.builder import driver
+    from packager.builder import pipeline
 
-    return driver.build(path, out, driver.BuildOptions(force, archive, cache, lock, check), store, stages)
+    return pipeline.build(path, out, BuildOptions(force, archive, cache, lock, check), store, reporter)
 
 
-def _open_cache(stages: StageReporter) -> Cache | None:
+def _open_cache(reporter: StageReporter) -> Cache | None:
     try:
         return open_cache()
-    except CacheUnavailable as why:
-        stages.report_note(f"built without the cache: {why}")
+    except CacheUnavailable as error:
+        reporter.report_note(f"building without the cache: {error}")
         return None
 
 
-def _restore_up_to_date(store: Cache, path: Path, out: Path, stages: StageReporter) -> BuildResult | None:
-    found = up_to_date.find_up_to_date(store, path, out)
-    if found is None:
+def _find_up_to_date(cache: Cache, manifest: Path, out: Path, reporter: StageReporter) -> BuildResult | None:
+    """Return the bundle that lies in `out` if a build would give the same bytes, else None."""
+    bundle = up_to_date.find_up_to_date(cache, manifest, out)
+    if bundle is None:
         return None
-    name, entry = found
-    stages.report_cached("bundle")
+    name, entry = bundle
+    reporter.report_cached(StageName.BUNDLE)
     return BuildResult(
         bundle=out / name,
         archive=None,
         fingerprint=str(entry.record["fingerprint"]),
         cached=True,
         parity=entry.record["parity"],
-        stages=stages.seconds,
-        recalled=frozenset(stages.cached),
-        facts=entry.record["facts"],
+        stages=reporter.seconds,
+        recalled=frozenset(reporter.cached),
+        facts=entry.record["summary"],
         explanation=(Explanation("bundle", True, ()),),
     )

@@ -1,31 +1,104 @@
-"""What the steps of a build share: the eager module with its signature, and the place to work in."""
+"""The carriers of a build: how to build, what to build and where, and the eager module that everything starts from.
+
+All are frozen. A stage takes the context, the model and the results of earlier stages, and returns its own result.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Semaphore
+from typing import TYPE_CHECKING, Literal
 
-import torch
+from packager.common.hashing import sha256_file
 
-from packager.bundle.writer import BundleWriter
-from packager.common.progress import StageReporter
-from packager.export.passes.worker import OnnxWorker
-from packager.model.loader import LoadedModel
-from packager.parity.cases.sample_grid import Grid
-from packager.parity.cases.signature import TensorSpec
-from packager.parity.diagnosis.diagnose import ReproTarget
-from packager.parity.numerics.compare import Array
-from packager.parity.numerics.verdict import ReferenceCase
+if TYPE_CHECKING:
+    import torch
+
+    from packager.bundle.writer import BundleWriter
+    from packager.checkpoint.locate import LocatedCheckpoint
+    from packager.common.cache_store import Cache
+    from packager.common.progress import StageReporter
+    from packager.export.passes.worker import OnnxWorker
+    from packager.model.loader import LoadedModel
+    from packager.parity.cases.sample_grid import Grid
+    from packager.parity.cases.signature import TensorSpec
+    from packager.parity.numerics.compare import Array
+    from packager.project.manifest import Project
+
+CacheMode = Literal["use", "verify", "off"]
+LockMode = Literal["check", "write", "require"]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build. None of this changes the bytes of the bundle: see `packager.builder.api.build`."""
+
+    force: bool
+    archive: bool
+    cache: CacheMode
+    lock: LockMode
+    check: bool
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One build: the project with its located checkpoint, where the bundle goes, the cache, and who listens.
+
+    `output` is absolute, so the user's code may change the working directory; `displayed_output` is as given.
+    """
+
+    project: Project
+    checkpoint: LocatedCheckpoint
+    output: Path
+    displayed_output: Path
+    name: str
+    options: BuildOptions
+    cache: Cache | None
+    reporter: StageReporter
+
+    @property
+    def manifest_path(self) -> Path:
+        """The absolute path of the manifest."""
+        return self.project.folder / self.project.path.name
+
+    @property
+    def target(self) -> Path:
+        """The absolute folder of the finished bundle."""
+        return self.output / self.name
+
+    def sha256(self, path: Path) -> str:
+        """Return the SHA-256 of a file in hex, from the cache's memory of digests if there is a cache."""
+        return sha256_file(path) if self.cache is None else self.cache.file_digest(path)
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """A build in progress: its request, a scratch folder, the writer of the staged bundle, and the ONNX worker."""
+
+    request: BuildRequest
+    scratch: Path
+    writer: BundleWriter
+    worker: OnnxWorker
+
+    @property
+    def project(self) -> Project:
+        """The project that is built."""
+        return self.request.project
+
+    @property
+    def reporter(self) -> StageReporter:
+        """Whoever is told about stages and notes."""
+        return self.request.reporter
 
 
 @dataclass(frozen=True)
 class EagerModel:
-    """The module, its cases, the signature that two forward passes gave, and what those gave by case.
+    """The user's module, ready to be compared with: test cases, signature, and outputs computed so far.
 
-    `early` is what every stage is compared with, before the other cases have run.
+    `example` are the tensors of the grid's example case, in the order of forward()'s parameters. `inputs` and `outputs`
+    are the signature; the outputs' shapes are what a few forward passes show. `known_outputs` are those passes' outputs
+    as numpy arrays, by case and output name. `weight_bytes` counts parameters and buffers.
     """
 
     loaded: LoadedModel
@@ -34,21 +107,4 @@ class EagerModel:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     known_outputs: Mapping[str, Mapping[str, Array]]
-    probe: tuple[ReferenceCase, ...] = ()
-
-
-@dataclass(frozen=True)
-class BuildContext:
-    """Where a bundle is built: scratch folder, the staged bundle's writer, who works, and who listens.
-
-    `judging` is held while an artifact is judged: each wants memory for its weights, which two of large ones would take
-    at once. `repro` is where what was found wrong is shown, outside of the folder for bundles.
-    """
-
-    scratch: Path
-    writer: BundleWriter
-    worker: OnnxWorker
-    executor: ThreadPoolExecutor
-    stages: StageReporter
-    parity_semaphore: Semaphore
-    repro_target: ReproTarget
+    weight_bytes: int

@@ -1,7 +1,7 @@
-"""package.lock: what a bundle was made of and what came out, so that a release fails where anything drifted.
+"""package.lock: the digests of a bundle's inputs and outputs, so that a release fails if any of them drifted.
 
-It stands beside the manifest, under its name, and is written by `package build --lock`. Every later build
-compares itself with it and says what differs; with `--locked` a difference, or no lock, is refused.
+`package build --lock` writes it beside the manifest, under the manifest's name. Every later build compares itself with
+it and reports the differences; with `--locked`, a difference or a missing lockfile is an error.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from packager.builder.incremental.up_to_date import lockfile_path
 from packager.bundle import layout
 from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown, LockUnwritable
+
+_CODE_KINDS = ("code:", "read:")
 
 
 class Lockfile(BaseModel):
@@ -36,48 +38,47 @@ class Lockfile(BaseModel):
 
 
 def make_lockfile(
-    source: Mapping[str, str], config: Mapping[str, object], sums: Mapping[str, str], fingerprint: str
+    module_inputs: Mapping[str, str], config: Mapping[str, Any], digests: Mapping[str, str], fingerprint: str
 ) -> Lockfile:
-    """The lock of a finished bundle: the inputs of its source, its config.json, the digests of its files."""
-    toolchain: dict[str, str] = {**dict(config["source"]["toolchain"])}  # type: ignore[index]  # config.json is JSON
-    toolchain["python"] = source["python"]
-    versions = {name.partition(":")[2]: one for name, one in source.items() if name.startswith("package:")}
-    packages = {name: one.partition(" ")[0] for name, one in versions.items()}
+    """Return the lockfile of a bundle, from its module's inputs, its config.json and its files' digests."""
+    code = {name.partition(":")[2]: digest for name, digest in module_inputs.items() if name.startswith(_CODE_KINDS)}
+    packages = {
+        name.partition(":")[2]: identity.partition(" ")[0]
+        for name, identity in module_inputs.items()
+        if name.startswith("package:")
+    }
+    toolchain = {**packages, **config["source"]["toolchain"], "python": module_inputs["python"]}
     return Lockfile(
         name=str(config["name"]),
         version=str(config["version"]),
-        checkpoint=source["checkpoint"],
-        code={
-            name.partition(":")[2]: one
-            for name, one in sorted(source.items())
-            if name.startswith(("code:", "read:")) and not os.path.isabs(name.partition(":")[2])
-        },
-        toolchain=dict(sorted({**packages, **toolchain}.items())),
-        artifacts={path: sha256 for path, sha256 in sorted(sums.items()) if not layout.is_machine_dependent(path)},
+        checkpoint=module_inputs["checkpoint"],
+        code={path: digest for path, digest in sorted(code.items()) if not Path(path).is_absolute()},
+        toolchain=dict(sorted(toolchain.items())),
+        artifacts={path: digest for path, digest in sorted(digests.items()) if not layout.is_machine_dependent(path)},
         fingerprint=fingerprint,
     )
 
 
 def read_lockfile(path: Path) -> Lockfile | None:
-    """The lock, or None where there is none. Raises `LockInvalid` or `LockSchemaUnknown`."""
+    """Read a lockfile; None if there is none. Raises `LockInvalid` or `LockSchemaUnknown`."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise LockInvalid(str(path), str(error)) from None
-    schema = found.get("schema") if isinstance(found, dict) else None
+    schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(schema, int) and schema > 1:
         raise LockSchemaUnknown(str(path), schema)
     try:
-        return Lockfile.model_validate(found)
+        return Lockfile.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise LockInvalid(str(path), f"{'.'.join(str(one) for one in first['loc'])}: {first['msg']}") from None
+        raise LockInvalid(str(path), f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def write_lockfile(path: Path, lock: Lockfile) -> None:
-    """Write the lock in one step. Raises `LockUnwritable`."""
+    """Write a lockfile atomically. Raises `LockUnwritable`."""
     try:
         _write_atomically(path, json.dumps(lock.model_dump(by_alias=True), indent=2) + "\n")
     except OSError as error:
@@ -86,58 +87,47 @@ def write_lockfile(path: Path, lock: Lockfile) -> None:
 
 def _write_atomically(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def list_differences(locked: Lockfile, now: Lockfile) -> list[str]:
-    """What differs, in words, what goes in before what comes out."""
-    found = [
-        f"{name}: {before} → {after}"
-        for name, before, after in (
-            ("name", locked.name, now.name),
-            ("version", locked.version, now.version),
-            ("checkpoint", locked.checkpoint, now.checkpoint),
-        )
-        if before != after
-    ]
+def list_differences(locked: Lockfile, present: Lockfile) -> list[str]:
+    """Return a line for each difference, inputs before outputs."""
+    rows = [(name, getattr(locked, name), getattr(present, name)) for name in ("name", "version", "checkpoint")]
     for kind, before, after in (
-        ("code", locked.code, now.code),
-        ("toolchain", locked.toolchain, now.toolchain),
-        ("artifact", locked.artifacts, now.artifacts),
+        ("code", locked.code, present.code),
+        ("toolchain", locked.toolchain, present.toolchain),
+        ("artifact", locked.artifacts, present.artifacts),
     ):
-        found += [
-            f"{kind} {name}: {before.get(name, 'none')} → {after.get(name, 'none')}"
-            for name in sorted({*before, *after})
-            if before.get(name) != after.get(name)
-        ]
-    if locked.fingerprint != now.fingerprint:
-        found.append(f"fingerprint: {locked.fingerprint} → {now.fingerprint}")
-    return found
+        names = sorted({*before, *after})
+        rows += [(f"{kind} {name}", before.get(name, "none"), after.get(name, "none")) for name in names]
+    rows.append(("fingerprint", locked.fingerprint, present.fingerprint))
+    return [f"{name}: {before} → {after}" for name, before, after in rows if before != after]
 
 
 def check_lockfile_present(manifest: Path, *, required: bool) -> None:
-    """Before any work: refuse a lock that cannot be read, and one that is required and is not there."""
+    """Refuse a lockfile that is unreadable, or required and missing. Raises `LockInvalid` or `LockMissing`."""
     path = lockfile_path(manifest)
     if read_lockfile(path) is None and required:
         raise LockMissing(str(path))
 
 
-def check_lockfile(path: Path, now: Lockfile, *, required: bool) -> list[str]:
-    """What differs from the lock; nothing where there is none, unless it is required.
+def check_lockfile(path: Path, present: Lockfile, *, required: bool) -> list[str]:
+    """Return the differences of a build from its lockfile; empty if there is no lockfile.
 
-    Raises `LockMissing`, `LockDrifted` where it is required and differs, and what `read` raises.
+    Raises `LockMissing` or `LockDrifted` if the lockfile is required, and whatever `read_lockfile` raises.
     """
     locked = read_lockfile(path)
     if locked is None and required:
         raise LockMissing(str(path))
-    differences = [] if locked is None else list_differences(locked, now)
+    differences = [] if locked is None else list_differences(locked, present)
     if differences and required:
         raise LockDrifted(str(path), differences)
     return differences

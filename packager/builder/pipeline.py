@@ -1,371 +1,338 @@
-"""The heavy half of a build, top to bottom: the module, and every artifact that no earlier build has made.
+"""`package build` from top to bottom.
 
-    source       the user's module with its weights, and two forward passes
-    noise        what its own arithmetic costs it
-    trace        TorchScript, which the fallback needs and one exporter starts from
-    export       ONNX, handed to the ONNX side, which simplifies and optimizes it meanwhile
-    reference    what the module computes on every case
-    torchscript  the fallback, read back from the staged bundle and judged
-    onnx         the first exporter whose graph is proven, likewise
+    request      the manifest, the target and the checkpoint's files are checked before anything heavy is imported
+    cache        the bundle is restored as a whole, or the results of single stages are loaded
+    source       the user's module with its weights, and the first forward passes
+    noise        the error that the module's own arithmetic makes
+    trace        TorchScript, which is the fallback and one of the starting points for ONNX
+    export       ONNX, which the worker process simplifies and optimizes meanwhile
+    reference    the module's outputs on every case
+    torchscript  the fallback, read back from the staged bundle and checked
+    onnx         the first exporter whose graph passes, read back and checked likewise
+    bundle       evidence, config.json and README written, sealed, verified, compared with the lockfile
+    keep         results go into the cache, and the bundle takes its place
 
-The fallback is saved while ONNX is exported, and the first graph is optimized, placed and loaded while
-the reference runs: no step waits for one that it does not need. What is known already is not done
-again: an artifact that lies in the staged bundle is judged where the cases are new, and no more.
+Each stage is a function from frozen values to a frozen result. What the cache has is loaded before the stages run.
+All concurrency is in `_make_artifacts`: the fallback is saved while ONNX is exported, the first graph is optimized and
+loaded while the reference runs, and it is checked beside the fallback.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from concurrent.futures import wait
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from threading import Semaphore
+from typing import TYPE_CHECKING
 
-# Before the manifest's folder is on the path, where a file of this name could be taken for it.
-import onnx as _onnx  # noqa: F401
-import onnxruntime
-import torch
-
-from packager.builder.context import BuildContext, EagerModel
-from packager.builder.incremental import keys
-from packager.builder.results import (
-    ArtifactResult,
-    CachedResults,
-    MachineInfo,
-    OnnxResult,
-    Provenance,
-    ReferenceResult,
-    StageResults,
-    TorchScriptResult,
+from packager.builder import cached_bundle, finish, lockfile
+from packager.builder.api import BuildResult
+from packager.builder.context import BuildContext, BuildOptions, BuildRequest, EagerModel
+from packager.builder.extras import build_extra
+from packager.builder.incremental import explain, keys
+from packager.builder.incremental.explain import Explanation
+from packager.builder.incremental.inputs import (
+    BuildInputs,
+    check_unchanged,
+    find_build_inputs,
+    get_file_versions,
+    load_last_inputs,
+    remember_inputs,
 )
-from packager.builder.stages import onnx_stage, torchscript_stage
-from packager.builder.stages.onnx_stage import Candidate, PendingCandidate
-from packager.bundle import evidence
-from packager.bundle.writer import BundleWriter
-from packager.checkpoint.locate import LocatedCheckpoint
+from packager.bundle import layout
+from packager.bundle.writer import BundleWriter, check_archive_target, check_bundle_target, stage_bundle
+from packager.checkpoint.locate import FileVersion
 from packager.common import process_memory
+from packager.common.cache_store import Cache, CacheEntry, CacheKey, describe_write_error
 from packager.common.hashing import sha256_file
-from packager.common.progress import StageReporter
-from packager.errors import InputChanged
-from packager.export.control_flow import SpecializedControlFlow
-from packager.export.exporters import silence_exporters
-from packager.export.passes.worker import OnnxWorker
-from packager.export.torchscript import TorchScriptProgram
-from packager.model import code_dependencies, host_settings, loader
+from packager.common.progress import StageName, StageReporter
+from packager.errors import BuildNotRepeatable, CacheDiffers, InputChanged
 from packager.model.code_dependencies import CodeDependencies
-from packager.model.loader import LoadedModel
-from packager.parity import coverage, reference
-from packager.parity.cases import signature
-from packager.parity.cases.sample_grid import Grid
-from packager.parity.cases.signature import TensorSpec
-from packager.parity.diagnosis.diagnose import ReproTarget
-from packager.parity.numerics.verdict import ReferenceCase
-from packager.parity.reference import NoiseMeasurement
-from packager.parity.results import Reference
 from packager.project import preflight
-from packager.project.manifest import Project
-from packager.runtime.onnx_backend import describe_missing_providers
+from packager.project.manifest import Project, load_manifest
 
-_JUDGED_AT_ONCE_BYTES = 1 << 28  # of weights: larger artifacts are judged one after the other
-_BRANCH_ADVICE = "no sample may show another; torchscript.method: script follows the data, where it can"
+if TYPE_CHECKING:
+    from packager.builder.assemble import SealedBundle
+    from packager.builder.background import Background
+    from packager.builder.incremental.stage_cache import CacheWrite
+    from packager.builder.lockfile import Lockfile
+    from packager.builder.results import CachedResults, OnnxResult, StageResults, TorchScriptResult
+    from packager.parity.cases.sample_grid import Grid
+    from packager.parity.reference import NoiseMeasurement
+    from packager.parity.results import Reference
 
-
-@dataclass(frozen=True)
-class PipelineInputs:
-    """Where a build stands when the heavy half begins: its cases, its staged bundle, and what is known already.
-
-    `repro` is the folder for what shows why an artifact is not proven.
-    """
-
-    project: Project
-    checkpoint: LocatedCheckpoint
-    grid: Grid
-    cached: CachedResults
-    scratch: Path
-    writer: BundleWriter
-    repro_target: ReproTarget
+_CONTROL_FLOW_HINT = "no test case may show the other way; torchscript.method: script follows the data where it can"
 
 
-def run_stages(
-    inputs: PipelineInputs, *, worker: OnnxWorker, stages: StageReporter
-) -> tuple[StageResults, CodeDependencies]:
-    """Find out what is not known, and what the user's code consists of.
+# -- the request ----------------------------------------------------------------------------
 
-    Raises the errors of `packager.errors`; `InputChanged` where the code changed while it ran.
-    """
-    project, known = inputs.project, inputs.cached
-    preflight.check_providers(project, onnxruntime.get_all_providers())
-    for provider in describe_missing_providers(project.manifest.target.providers):
-        stages.report_note(f"not compared: {provider}")
+
+def build(path: Path, output: Path, options: BuildOptions, cache: Cache | None, reporter: StageReporter) -> BuildResult:
+    """Build the bundle of a manifest into `output`, and cache what is new. Raises the errors of `packager.errors`."""
+    project = load_manifest(path)
+    name = layout.folder_name(project.manifest.name, project.manifest.version)
+    _check_targets(project, output, name, options)
+    with preflight.fetch_checkpoint(project, reporter) as project:
+        checkpoint = preflight.check_project_files(project)
+        request = BuildRequest(project, checkpoint, output.absolute(), output, name, options, cache, reporter)
+        inputs = _find_inputs(request)
+        result = cached_bundle.restore_cached_bundle(request, inputs) or _build_bundle(request, inputs)
+    if cache is not None:
+        cache.trim()
+    return result
+
+
+def _check_targets(project: Project, output: Path, name: str, options: BuildOptions) -> None:
+    """Refuse what would stop the build at its end: a target to keep, a missing asset, an unreadable lockfile."""
+    check_bundle_target(output / name, force=options.force)
+    if options.archive:
+        check_archive_target(output / f"{name}.zip", force=options.force)
+    preflight.resolve_assets(project)
+    if options.lock != "write":
+        lockfile.check_lockfile_present(project.folder / project.path.name, required=options.lock == "require")
+
+
+def _find_inputs(request: BuildRequest) -> BuildInputs | None:
+    """Return the inputs under which the cache is asked; None if it is not asked, or the code has never run."""
+    if request.cache is None or request.options.cache != "use" or request.options.check:
+        return None
+    return find_build_inputs(request.project, request.checkpoint, request.cache)
+
+
+# -- from the request to the bundle ---------------------------------------------------------
+
+
+def _build_bundle(request: BuildRequest, inputs: BuildInputs | None) -> BuildResult:
+    """Run the stages that the cache lacks, assemble and seal the bundle, and cache what is new."""
+    from packager.export.passes.worker import OnnxWorker
+
+    project, reporter = request.project, request.reporter
     with (
-        host_settings.restored(),
-        code_dependencies.track_dependencies(project.folder, _entry_module(project), _accounted_for(inputs)) as watch,
-        loader.open_model_loader(project, inputs.checkpoint) as opening,
-        ExitStack() as stack,  # left only after the background threads have ended
-        ThreadPoolExecutor(max_workers=2) as background,
-        _reference_to_come(worker) as awaited,
+        process_memory.pause_garbage_collection(),
+        OnnxWorker() as worker,
+        stage_bundle(request.output, request.name, force=request.options.force) as scratch,
     ):
-        torch.set_num_threads(keys.count_cores())  # and not as the environment says: measured errors depend on it
-        with stages.stage("source"):
-            found = opening()
-            judging = Semaphore(2 if _weight_bytes(found) <= _JUDGED_AT_ONCE_BYTES else 1)
-            site = BuildContext(inputs.scratch, inputs.writer, worker, background, stages, judging, inputs.repro_target)
-            eager = _eager(inputs, found)
-            for note in found.notes():
-                stages.report_note(note)
-            process_memory.freeze_garbage_collector()
-        floor = None
-        if known.reference is None:
-            with stages.stage("noise"):
-                eager = replace(eager, grid=coverage.add_extra_cases(project, eager.loaded, eager.grid))
-                floor = reference.measure_noise(project, eager.loaded, eager.grid, eager.known_outputs)
-                process_memory.release_memory()
-        stack.enter_context(silence_exporters())
-        program, saving = None, None
-        if known.onnx is None or known.torchscript is None:
-            with stages.stage("trace"):
-                program = torchscript_stage.make_program(project, eager)
-                eager = replace(eager, probe=_early(inputs, eager, program, floor))
-                program = None if program is None else torchscript_stage.check_program(program, project, eager, site)
-                saving = torchscript_stage.start_saving(project, program, site) if known.torchscript is None else None
-        else:
-            eager = replace(eager, probe=_early(inputs, eager, None, floor))
-        way = _Way(program, iter(()), None)
-        if known.onnx is None:
-            with stages.stage("export"):
-                way = _export(project, eager, program, awaited, site)
-                process_memory.release_memory()
-        if known.reference is not None:
-            expected = known.reference.reference
-            awaited.set_result(expected)
-        else:
-            assert floor is not None
-            with stages.stage("reference"):
-                decides = _decides(program, known)
-                expected = reference.measure_reference(
-                    project, eager.loaded, eager.grid, floor, probe=eager.probe, has_discrete_decisions=decides
-                )  # fmt: skip
-                awaited.set_result(expected)
-                expected = _covered(project, eager, expected, stages)
-                process_memory.release_memory()
-                outputs = _outputs(eager, expected)
-                if outputs != eager.outputs:  # two passes were not enough to tell; the graph was given too much
-                    eager = replace(eager, outputs=outputs)
-                    way = _begin_again(project, eager, way, site)
-        torchscript = _torchscript(inputs, eager, way.program, saving, expected, site)
-        onnx = _onnx_model(inputs, eager, way, awaited, site)
-        for branch in onnx.specialized.merge(torchscript.specialized).user_lines:  # of what ships
-            stages.report_note(f"an artifact keeps the branch or number that {branch} took from data: {_BRANCH_ADVICE}")
-        seen, changed = watch.collect(), watch.list_changed()
+        if inputs is None:
+            worker.start()  # it imports onnx while this process imports torch
+        with build_extra("package build"):
+            from packager.builder.assemble import BundleContents, assemble_bundle
+            from packager.parity.cases.sample_grid import build_grid
+        context = BuildContext(request, scratch, BundleWriter(scratch / "bundle"), worker)
+        versions = get_file_versions(project)
+        grid = build_grid(project)
+        cached = _load_cached_results(context, inputs, grid)
+        results, dependencies = _complete_results(context, inputs, grid, cached)
+        with reporter.stage(StageName.BUNDLE):
+            assets = preflight.resolve_assets(project)
+            sealed = assemble_bundle(BundleContents(project, grid, results, assets), context.writer)
+            module_inputs = _collect_final_inputs(request, results, dependencies, versions)
+            lock = lockfile.make_lockfile(module_inputs, sealed.config, context.writer.digests, sealed.fingerprint)
+            agrees = finish.check_lockfile(request, lock)
+            bundle_key = keys.make_bundle_key(project, module_inputs, assets, request.sha256)
+        if request.options.check:
+            with reporter.stage(StageName.CHECK):
+                _check_rebuild(request, context.writer.folder)
+        writes = _plan_cache_writes(context, module_inputs, results, sealed, lock, bundle_key)
+        explanation = _write_to_cache(request, writes, cached, dependencies)
+    finish.write_lockfile_and_archive(request, lock)
+    if agrees:
+        finish.remember_build(request, bundle_key, dependencies)
+    return finish.make_result(request, sealed.fingerprint, sealed.parity, sealed.summary, explanation, cached=False)
+
+
+def _load_cached_results(context: BuildContext, inputs: BuildInputs | None, grid: Grid) -> CachedResults:
+    """Load the stage results that the cache has, and put their files into the staged bundle."""
+    from packager.builder.incremental import stage_cache
+    from packager.builder.results import CachedResults
+
+    if inputs is None or context.request.cache is None:
+        return CachedResults()
+    cached = stage_cache.load_results(context.request.cache, context.project, inputs.module_inputs, grid)
+    try:
+        for path, file in cached.files.items():
+            context.writer.add_file(path, file)
+    except FileNotFoundError:  # the cache has been emptied meanwhile
+        for path in list(context.writer.digests):
+            context.writer.remove_file(path)
+        return CachedResults()
+    return cached
+
+
+def _complete_results(
+    context: BuildContext, inputs: BuildInputs | None, grid: Grid, cached: CachedResults
+) -> tuple[StageResults, CodeDependencies]:
+    """Return the results of all stages and the dependencies of the user's code, running only what the cache lacks."""
+    for stage in (StageName.REFERENCE, StageName.TORCHSCRIPT, StageName.ONNX):
+        if cached.is_complete(stage.value):
+            context.reporter.report_cached(stage)
+    results = cached.to_results()
+    if results is not None and inputs is not None:
+        return results, inputs.dependencies
+    if cached.onnx is None:
+        context.worker.start()
+    results, dependencies = _run_stages(context, grid, cached)
+    if inputs is not None and cached.reference is not None:
+        dependencies = dependencies.merge(inputs.dependencies)  # of cases that did not run this time
+    return results, dependencies
+
+
+# -- the stages -----------------------------------------------------------------------------
+
+
+def _run_stages(context: BuildContext, grid: Grid, cached: CachedResults) -> tuple[StageResults, CodeDependencies]:
+    """Load the user's module, and run the stages that the cache lacks. Raises `InputChanged` if its code changed."""
+    stage = context.reporter.stage
+    with stage(StageName.IMPORT), build_extra("package build"):
+        from packager.builder.background import Background
+        from packager.builder.results import StageResults
+        from packager.builder.stages import load_stage, reference_stage
+        from packager.export.exporters import silence_exporters
+
+    load_stage.check_providers(context)
+    with load_stage.open_project(context) as opened:
+        with stage(StageName.SOURCE):
+            model = load_stage.load_model(context, opened.load, grid, cached.reference)
+        noise = None
+        if cached.reference is None:
+            with stage(StageName.NOISE):
+                noise = reference_stage.measure_noise(context, model)
+        with silence_exporters(), Background(context.worker) as background:
+            model, reference, torchscript, onnx = _make_artifacts(context, model, noise, cached, background)
+        for line in onnx.specialized.merge(torchscript.specialized).user_lines:
+            note = f"{line}: data-dependent control flow was fixed at trace time; {_CONTROL_FLOW_HINT}"
+            context.reporter.report_note(note)
+        dependencies, changed = opened.dependencies.collect(), opened.dependencies.list_changed()
         if changed:
             raise InputChanged(changed[0])
-        measured = known.reference or _measured(project, eager, expected, seen)
-        return StageResults(measured, onnx, torchscript), seen
+        result = cached.reference or reference_stage.make_result(context, model, reference, dependencies)
+        return StageResults(result, onnx, torchscript), dependencies
 
 
-@contextmanager
-def _reference_to_come(side: OnnxWorker) -> Iterator[Future[Reference]]:
-    """Yield a future of the reference, for threads that wait for it.
+def _make_artifacts(
+    context: BuildContext,
+    model: EagerModel,
+    noise: NoiseMeasurement | None,
+    cached: CachedResults,
+    background: Background,
+) -> tuple[EagerModel, Reference, TorchScriptResult, OnnxResult]:
+    """Trace, export, measure the reference, and check both artifacts; the model returned has its final signature."""
+    from packager.builder.stages import onnx_export, onnx_stage, reference_stage, torchscript_stage
 
-    Whatever the block raises cancels the future and the jobs of `side`: no thread then waits for an answer that never
-    comes, so the build ends with the error instead of hanging.
-    """
-    awaited: Future[Reference] = Future()
+    stage, saved, prepared, checked = context.reporter.stage, None, None, None
+    with nullcontext() if cached.has_artifacts else stage(StageName.TRACE):
+        traced = torchscript_stage.trace(context, model, noise, cached)
+    if cached.torchscript is None:
+        saved = background.submit(torchscript_stage.save, context, traced.program, fold=True)
+    if cached.onnx is None:
+        with stage(StageName.EXPORT):
+            exporters = onnx_export.list_exporters(context.project, traced.program)
+            if exporters:
+                candidate = onnx_export.export(context, model, traced, exporters[0])
+                prepared = background.submit(onnx_stage.prepare, context, candidate)
+            process_memory.release_memory()
+    if cached.reference is not None:
+        reference = cached.reference.reference
+    else:
+        with stage(StageName.REFERENCE):
+            reference = reference_stage.measure_reference(context, model, noise, traced, cached)
+            outputs = reference_stage.infer_outputs(reference)
+            if outputs != model.outputs:  # the first passes were not enough to tell, so the graph has wrong dims
+                model = replace(model, outputs=outputs)
+                onnx_stage.discard_prepared(context, prepared)
+                prepared, traced = None, torchscript_stage.retrace(context, model, traced)
+    if prepared is not None:
+        checked = background.submit_after(prepared, partial(onnx_stage.check_prepared, context, reference))
+        prepared = None  # with its session, once the check is done
+        if model.weight_bytes > onnx_stage.CONCURRENT_CHECK_BYTES:
+            wait([checked])  # two large artifacts at once would take twice the memory
+    torchscript, onnx = cached.torchscript, cached.onnx
+    if torchscript is None or not torchscript.is_checked:
+        with stage(StageName.TORCHSCRIPT):
+            form = None if saved is None else saved.result()
+            torchscript = torchscript_stage.ship(context, model, traced, form, reference, torchscript)
+    if onnx is None or not onnx.is_checked:
+        with stage(StageName.ONNX):
+            first = None if checked is None else checked.result()
+            onnx = onnx_stage.ship(context, model, traced, first, reference, onnx)
+    return model, reference, torchscript, onnx
+
+
+# -- what follows the stages ----------------------------------------------------------------
+
+
+def _collect_final_inputs(
+    request: BuildRequest,
+    results: StageResults,
+    dependencies: CodeDependencies,
+    versions: Mapping[str, FileVersion],
+) -> dict[str, str]:
+    """Return the inputs of the module, now that its code's files are known. Raises `InputChanged`."""
+    project = request.project
+    check_unchanged(project, request.checkpoint, versions)
+    if sha256_file(request.manifest_path) != project.sha256:
+        note = f"{project.path} changed during the build; the bundle is made from what was read first"
+        request.reporter.report_note(note)
+    checkpoint_sha256 = results.reference.provenance.checkpoint_sha256
+    return keys.collect_module_inputs(project, checkpoint_sha256, dependencies, request.sha256)
+
+
+def _check_rebuild(request: BuildRequest, bundle: Path) -> None:
+    """Build again elsewhere, and compare the bytes. Raises `BuildNotRepeatable` or `RebuildFailed`."""
+    from packager.builder import rebuild
+
+    with rebuild.rebuild_elsewhere(request.manifest_path) as other:
+        differences = rebuild.compare_bundles(bundle, other)
+    differing = [f"{path}: {difference}" for path, difference in differences.items() if difference]
+    if differing:
+        raise BuildNotRepeatable(differing)
+
+
+def _plan_cache_writes(
+    context: BuildContext,
+    module_inputs: Mapping[str, str],
+    results: StageResults,
+    sealed: SealedBundle,
+    lock: Lockfile,
+    bundle_key: CacheKey,
+) -> list[CacheWrite]:
+    """Return the cache entries of this build: each stage's results, and the bundle as a whole."""
+    from packager.builder.incremental import stage_cache
+
+    writer = context.writer
+    record = {
+        "fingerprint": sealed.fingerprint,
+        "parity": dict(sealed.parity),
+        "summary": dict(sealed.summary),
+        "lock": lock.model_dump(by_alias=True),
+    }
+    entry = CacheEntry(record, dict(sorted(writer.digests.items())))
+    bundle = stage_cache.CacheWrite(bundle_key, entry, {path: writer.folder / path for path in writer.digests})
+    stages = stage_cache.plan_writes(
+        context.project, module_inputs, results, writer, context.scratch, context.request.sha256
+    )
+    return [*stages, bundle]
+
+
+def _write_to_cache(
+    request: BuildRequest, writes: list[CacheWrite], cached: CachedResults, dependencies: CodeDependencies
+) -> tuple[Explanation, ...]:
+    """Write what is new to the cache, and explain why each stage ran. Raises `CacheDiffers` with `--verify-cache`."""
+    from packager.builder.incremental import stage_cache
+
+    cache, project, mode = request.cache, request.project, request.options.cache
+    if cache is None:
+        return ()
+    cache_keys = [write.key for write in writes]
+    last_inputs = load_last_inputs(project, cache)
+    explanation = explain.explain(cache_keys, cached.stages, last_inputs, cache_used=mode == "use")
+    differing: list[str] = []
     try:
-        yield awaited
-    except BaseException:
-        awaited.cancel()
-        side.cancel()
-        raise
-
-
-@dataclass(frozen=True)
-class _Way:
-    """The way to an ONNX model: the program to export from, the candidates to come, and the one being tried."""
-
-    program: TorchScriptProgram | None
-    remaining: Iterator[Candidate]
-    pending: PendingCandidate | None
-
-
-def _entry_module(project: Project) -> str:
-    """The name under which the entry's module is imported; without an entry it is transformers' own."""
-    if project.manifest.model.entry is None:
-        return "transformers"
-    place = project.manifest.model.entry.rpartition(":")[0]
-    return Path(place).stem if place.endswith(".py") else place
-
-
-def _accounted_for(begun: PipelineInputs) -> list[Path]:
-    """What is no part of the code's footprint, as it is an input of its own, or ours."""
-    manifest, folder = begun.project.manifest, begun.project.folder
-    data = [folder / manifest.parity.data] if manifest.parity.data is not None else []
-    return [begun.project.checkpoint_path, *begun.checkpoint.files, begun.scratch, *data]
-
-
-# -- the module -----------------------------------------------------------------------------
-
-
-def _eager(begun: PipelineInputs, opened: LoadedModel) -> EagerModel:
-    project, grid, known = begun.project, begun.grid, begun.cached
-    example = loader.bind_inputs(project, list(grid.example_case.inputs.values()))
-    inputs = signature.make_input_specs(project.manifest)
-    if known.reference is not None:
-        return EagerModel(opened, grid, example, inputs, known.reference.outputs, {})
-    first = reference.run_case(project, opened, grid.example_case)
-    reference.resolve_decisions(project, first)  # before what takes long
-    other = grid.probe_case
-    second = reference.run_case(project, opened, other)
-    outputs = signature.infer_output_specs([(grid.example_case, first), (other, second)])
-    grid, lowest = reference.drop_refused_masks(project, opened, grid)
-    return EagerModel(
-        opened, grid, example, inputs, outputs, {grid.example_case.name: first, other.name: second, **lowest}
-    )
-
-
-def _early(
-    begun: PipelineInputs, eager: EagerModel, program: TorchScriptProgram | None, floor: NoiseMeasurement | None
-) -> tuple[ReferenceCase, ...]:
-    """What every stage of the graph is compared with."""
-    if begun.cached.reference is not None:
-        return begun.cached.reference.reference.probe
-    assert floor is not None
-    return reference.measure_probe(
-        begun.project, eager.loaded, eager.grid, floor, has_discrete_decisions=_decides(program, begun.cached)
-    )
-
-
-def _covered(project: Project, eager: EagerModel, expected: Reference, stages: StageReporter) -> Reference:
-    """The reference, with what the cases that travel exercise."""
-    golden = evidence.choose_golden_cases(expected.reference_cases, _weight_bytes(eager.loaded))
-    found = coverage.measure_coverage(project, eager.loaded, [case for case in expected.cases if case.name in golden])
-    still = coverage.count_constant_channels([one for one in expected.reference_cases if one.name in golden])
-    for told in (*(f"not compared: {what}" for what in expected.uncompared), coverage.describe_coverage(found)):
-        if told:
-            stages.report_note(told)
-    return replace(expected, coverage=replace(found, still=still))
-
-
-def _measured(project: Project, eager: EagerModel, expected: Reference, used: CodeDependencies) -> ReferenceResult:
-    return ReferenceResult(
-        _origin(project, eager.loaded, used),
-        MachineInfo(torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()),
-        eager.outputs,
-        expected,
-    )
-
-
-def _outputs(eager: EagerModel, expected: Reference) -> tuple[TensorSpec, ...]:
-    """The outputs' shapes as all cases show them."""
-    runs = [(case, one.outputs) for case, one in zip(expected.cases, expected.reference_cases, strict=True)]
-    return signature.infer_output_specs(runs)
-
-
-def _origin(project: Project, found: LoadedModel, used: CodeDependencies) -> Provenance:
-    own = used.list_project_files()
-    return Provenance(
-        checkpoint_sha256=found.checkpoint_sha256,
-        code_sha256=_code_digest(project.folder, own),
-        code_files=tuple(sorted(own)),
-        weights_key=found.weights_key,
-        prefix=found.key_match.prefix,
-        missing=found.key_match.missing,
-        unexpected=found.key_match.unexpected,
-        parameters=found.parameters,
-        weight_bytes=_weight_bytes(found),
-    )
-
-
-def _weight_bytes(found: LoadedModel) -> int:
-    return sum(one.numel() * one.element_size() for one in found.module.state_dict().values())
-
-
-def _code_digest(folder: Path, files: dict[str, str]) -> str:
-    """SHA-256 over `sha256  name` lines: what the code says, not where it lies."""
-    lines = sorted(f"{sha256_file(folder / path)}  {name}\n" for name, path in files.items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _decides(program: TorchScriptProgram | None, known: CachedResults) -> bool:
-    """Whether the module takes decisions: as its program says, be it of this build or of the one that is known."""
-    if program is not None:
-        return program.has_discrete_decisions
-    return known.torchscript is None or known.torchscript.has_discrete_decisions
-
-
-# -- the artifacts --------------------------------------------------------------------------
-
-
-def _program(project: Project, eager: EagerModel, site: BuildContext) -> TorchScriptProgram | None:
-    """A program, compared with what is known early; None where nothing needs one."""
-    program = torchscript_stage.make_program(project, eager)
-    return None if program is None else torchscript_stage.check_program(program, project, eager, site)
-
-
-def _export(
-    project: Project,
-    eager: EagerModel,
-    program: TorchScriptProgram | None,
-    awaited: Future[Reference],
-    site: BuildContext,
-) -> _Way:
-    """Export by the first exporter, and let what comes of it be tried while other things are done."""
-    rest = onnx_stage.iter_candidates(project, eager, program, site)
-    first = next(rest, None)
-    if first is None:
-        return _Way(program, rest, None)
-    return _Way(program, rest, (first, site.executor.submit(onnx_stage.check_candidate, first, awaited, project, site)))
-
-
-def _begin_again(project: Project, eager: EagerModel, way: _Way, site: BuildContext) -> _Way:
-    """From a new program: the exporter has left other names in the first, which a build that knows more never sees."""
-    if way.pending is not None:
-        wait([way.pending[1]])  # it writes where the next candidate will
-        onnx_stage.discard_staged_onnx(site.writer)
-    program = _program(project, eager, site)
-    return _Way(program, onnx_stage.iter_candidates(project, eager, program, site), None)
-
-
-def _torchscript(
-    begun: PipelineInputs,
-    eager: EagerModel,
-    program: TorchScriptProgram | None,
-    saving: Future[Path] | None,
-    expected: Reference,
-    site: BuildContext,
-) -> TorchScriptResult:
-    project, made = begun.project, begun.cached.torchscript
-    if made is not None and made.is_checked:
-        return made
-    with site.stages.stage("torchscript"):
-        if made is not None:
-            judged = torchscript_stage.recheck_torchscript(made, project, expected, site)
-            if judged is not None:
-                return judged
-            program = program or _program(project, eager, site)
-            saving = torchscript_stage.start_saving(project, program, site)
-        shipped = torchscript_stage.ship_torchscript(project, eager, program, saving, expected, site)
-    return shipped or ArtifactResult(None, None, (), program.specialized if program else SpecializedControlFlow())
-
-
-def _onnx_model(
-    begun: PipelineInputs, eager: EagerModel, way: _Way, awaited: Future[Reference], site: BuildContext
-) -> OnnxResult:
-    project, made = begun.project, begun.cached.onnx
-    if made is not None and made.is_checked:
-        return made
-    with site.stages.stage("onnx"):
-        if made is not None:
-            if made.outputs == eager.outputs:
-                judged = onnx_stage.recheck_onnx(made, project, awaited.result(), site)
-                if judged is not None:
-                    return judged
-            else:
-                onnx_stage.discard_staged_onnx(site.writer)  # its graph names other dims
-            program = way.program or _program(project, eager, site)
-            way = _Way(program, onnx_stage.iter_candidates(project, eager, program, site), None)
-        return replace(
-            onnx_stage.ship_onnx(project, eager, way.pending, way.remaining, awaited, site), outputs=eager.outputs
-        )
+        differing = stage_cache.write_entries(cache, writes)
+        remember_inputs(project, cache, dependencies, cache_keys)
+    except OSError as error:
+        request.reporter.report_note(f"could not cache this build: {describe_write_error(error)}")
+    if differing and mode == "verify":
+        raise CacheDiffers(differing)
+    return explanation

@@ -1,7 +1,7 @@
-"""A build done once more, elsewhere: another process, folder, hash seed, time zone, locale, umask and thread count.
+"""Build a second time, in a different process, folder, hash seed, time zone, locale, umask and thread count.
 
-What may not decide about a bundle is made different on purpose, and the cache is left out. Files are then
-compared to the byte, and where they differ the first difference is put in words.
+Whatever must not influence a bundle is made different on purpose, and the cache is not used. The files are then
+compared byte by byte, and for each that differs the first difference is described.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from packager.project.manifest import load_manifest
 
 
 def rebuild_and_compare(manifest: Path, bundle: Path) -> dict[str, str]:
-    """Build a manifest elsewhere and compare every file with those of `bundle`.
+    """Build a manifest elsewhere, and return the first difference of every file from `bundle`; see `compare_bundles`.
 
-    Raises `RebuildFailed`, and what `load` raises.
+    Raises `RebuildFailed`, and whatever `load_manifest` raises.
     """
-    load_manifest(manifest)  # what is wrong with it is said under the name that was given
+    load_manifest(manifest)  # so that its errors name the path that the user gave
     with rebuild_elsewhere(manifest) as other, open_as_folder(bundle) as folder:
         return compare_bundles(folder, other)
 
 
 @contextlib.contextmanager
 def rebuild_elsewhere(manifest: Path) -> Iterator[Path]:
-    """The folder of the bundle that a build elsewhere makes, for as long as the block runs. Raises `RebuildFailed`."""
+    """Yield the folder of a bundle built elsewhere, which is deleted afterwards. Raises `RebuildFailed`."""
     with tempfile.TemporaryDirectory(prefix="packager rebuild ") as scratch:
         project = Path(scratch) / "somewhere else"
         project.symlink_to(manifest.absolute().parent, target_is_directory=True)
@@ -43,7 +43,7 @@ def rebuild_elsewhere(manifest: Path) -> Iterator[Path]:
 
 
 def compare_bundles(one: Path, other: Path) -> dict[str, str]:
-    """The first difference of every file of two bundles, by path; empty where the bytes are the same."""
+    """Return the first difference of every file of two bundles, by path; an empty string for equal bytes."""
     from packager.differences import find_first_difference
 
     left, right = (parse_sums((folder / SUMS).read_bytes().decode()) for folder in (one, other))
@@ -69,7 +69,7 @@ def _run_build(manifest: Path, scratch: Path) -> Path:
 
 
 def _make_environment() -> dict[str, str]:
-    """This environment, but for what must not matter."""
+    """Return this environment, with different values for everything that must not matter."""
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     zone = "Pacific/Kiritimati" if os.environ.get("TZ") != "Pacific/Kiritimati" else "America/Adak"
     locale = {"LANG": "C", "LC_ALL": "C"}

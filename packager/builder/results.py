@@ -1,11 +1,13 @@
-"""What the stages of a build give, as plain values: made by torch and onnx, kept by the cache, read by `assemble`.
+"""Results of a build's stages as frozen values, which the cache stores and `assemble` writes down.
 
-Nothing here needs torch or onnx, so that a build whose stages are all in the cache needs neither.
+Nothing here needs torch or onnx, so a build whose stages are all cached imports neither.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from packager.bundle.records import OnnxArtifact, TorchScriptArtifact
@@ -20,7 +22,7 @@ ArtifactT = TypeVar("ArtifactT", OnnxArtifact, TorchScriptArtifact)
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the eager module was made from, and how the checkpoint fitted it."""
+    """The sources of the eager module, and how the checkpoint matched it. Digests are SHA-256 in hex."""
 
     checkpoint_sha256: str
     code_sha256: str
@@ -35,7 +37,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class MachineInfo:
-    """The kind of machine that the evidence was measured on: torch's threads, and the CPU's capability."""
+    """The kind of machine that the evidence was measured on: torch's thread count and the CPU capability it uses."""
 
     threads: int
     capability: str
@@ -43,7 +45,7 @@ class MachineInfo:
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """The reference with the signature that it shows, and where all that comes from."""
+    """PyTorch's outputs on all cases with their tolerances, the signature they show, and where they come from."""
 
     provenance: Provenance
     machine: MachineInfo
@@ -53,27 +55,29 @@ class ReferenceResult:
 
 @dataclass(frozen=True)
 class ArtifactResult(Generic[ArtifactT]):
-    """One kind of artifact and the stages on the way; `frozen` are the branches and numbers that a trace keeps.
+    """One kind of artifact, its parity, and the conversion stages that led to it.
 
-    `artifact` is None where the bundle has none. `judgement` is None there too, and where an artifact
-    that an earlier build made is still to be judged on the cases of this one.
+    `artifact` is None if the bundle ships none; `parity` is None then, too, and for a cached artifact that has yet to
+    be checked on this build's cases. `specialized` is the control flow that a trace has fixed. `outputs` is the
+    signature whose dims the ONNX graph names (empty for TorchScript). `has_discrete_decisions` says whether the
+    TorchScript program may decide something by comparing floats.
     """
 
     artifact: ArtifactT | None
     parity: ParityResult | None
     stages: tuple[StageRecord, ...]
     specialized: SpecializedControlFlow = field(default_factory=SpecializedControlFlow)
-    outputs: tuple[TensorSpec, ...] = ()  # the signature whose dims a graph names; of no use to TorchScript
-    has_discrete_decisions: bool = True  # TorchScript's: whether the program may take a decision on floats
+    outputs: tuple[TensorSpec, ...] = ()
+    has_discrete_decisions: bool = True
 
     @property
     def is_checked(self) -> bool:
-        """Whether nothing is left to be judged."""
+        """Whether nothing is left to check."""
         return self.artifact is None or self.parity is not None
 
     @property
     def case_independent(self) -> bool:
-        """Whether no case had a say in what was made: other cases would lead to the same."""
+        """Whether the artifact would be the same for any cases: no stage was rejected because it failed on one."""
         return self.artifact is not None and all(stage.verdict != "fail" for stage in self.stages)
 
 
@@ -83,7 +87,7 @@ TorchScriptResult = ArtifactResult[TorchScriptArtifact]
 
 @dataclass(frozen=True)
 class StageResults:
-    """Everything that a bundle is assembled from, beside the manifest."""
+    """Everything that a bundle is assembled from, beside the manifest and its assets."""
 
     reference: ReferenceResult
     onnx: OnnxResult
@@ -92,14 +96,28 @@ class StageResults:
 
 @dataclass(frozen=True)
 class CachedResults:
-    """What earlier builds found out: None where it is to be found out anew."""
+    """Results of earlier builds that still hold; None for each stage that has to run.
+
+    `files` are the artifacts' files in the cache, by their path in a bundle. `stages` names the entries found.
+    """
 
     reference: ReferenceResult | None = None
     onnx: OnnxResult | None = None
     torchscript: TorchScriptResult | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    stages: frozenset[str] = frozenset()
+
+    @property
+    def has_artifacts(self) -> bool:
+        """Whether both artifacts are here, checked or not, so that no program has to be traced."""
+        return self.onnx is not None and self.torchscript is not None
+
+    def is_complete(self, stage: str) -> bool:
+        """Return whether the cache has the stage's result, checked on these cases where that applies."""
+        return stage in self.stages and (stage == "reference" or f"{stage} parity" in self.stages)
 
     def to_results(self) -> StageResults | None:
-        """The results, where all of them are known."""
+        """Return the results if no stage has to run, else None."""
         if self.reference is None or self.onnx is None or self.torchscript is None:
             return None
         if not (self.onnx.is_checked and self.torchscript.is_checked):

@@ -1,4 +1,4 @@
-"""What a build says of itself while it runs: frozen events, handed to whoever listens."""
+"""The progress of a build: frozen events, passed to a listener as they happen."""
 
 from __future__ import annotations
 
@@ -6,44 +6,66 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
+
+
+class StageName(str, Enum):
+    """The stages of a build by the names that users read, in progress lines and in `--json`."""
+
+    DOWNLOAD = "download"
+    IMPORT = "import"
+    SOURCE = "source"
+    NOISE = "noise"
+    TRACE = "trace"
+    EXPORT = "export"
+    REFERENCE = "reference"
+    TORCHSCRIPT = "torchscript"
+    ONNX = "onnx"
+    WHERE = "where"
+    BUNDLE = "bundle"
+    CHECK = "check"
+    RESTORE = "restore"
+    ARCHIVE = "archive"
+
+    __str__ = str.__str__  # f"{stage}" differs between versions of Python for an Enum that is a str
 
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage began."""
+    """A stage has started."""
 
-    stage: str
+    stage: StageName
 
 
 @dataclass(frozen=True)
 class StageFinished:
-    """A stage ended well after so many seconds of the wall clock."""
+    """A stage has succeeded, after `seconds` of wall-clock time; repeated runs of a stage add up."""
 
-    stage: str
+    stage: StageName
     seconds: float
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something the user should know: which exporter was taken, what was dropped and why."""
+    """Something the user should know: which exporter was chosen, what was dropped and why."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class StageProgressed:
-    """A stage that moves bytes has come so far; `total` is None where nobody knows."""
+    """A stage has moved `done` of `total` bytes; `total` is None while the size is unknown."""
 
-    stage: str
+    stage: StageName
     done: int
     total: int | None
 
 
 @dataclass(frozen=True)
 class StageCached:
-    """A stage was not done: the cache had what it gives."""
+    """A stage was skipped because its result came from the cache."""
 
-    stage: str
+    stage: StageName
 
 
 Event = StageStarted | StageFinished | StageProgressed | StageCached | Note
@@ -51,11 +73,11 @@ Listener = Callable[[Event], None]
 
 
 def ignore_event(event: Event) -> None:
-    """A listener that does nothing."""
+    """Ignore an event: the listener for callers that want no progress."""
 
 
 class StageReporter:
-    """Announces stages to a listener and remembers how long each took."""
+    """Reports stages to a listener, and records how long each took (`seconds`) and which were `cached`."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -63,24 +85,24 @@ class StageReporter:
         self.cached: set[str] = set()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Announce a stage, run the block, announce its end."""
+    def stage(self, name: StageName) -> Iterator[None]:
+        """Report the start of a stage, run the block, and report the end unless the block raises."""
         self._listener(StageStarted(name))
         began = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-        self._listener(StageFinished(name, self.seconds[name]))
+        self.seconds[name.value] = self.seconds.get(name.value, 0.0) + time.perf_counter() - began
+        self._listener(StageFinished(name, self.seconds[name.value]))
 
-    def report_progress(self, name: str, done: int, total: int | None) -> None:
-        """Say how many bytes a stage has moved."""
+    def report_progress(self, name: StageName, done: int, total: int | None) -> None:
+        """Report that a stage has moved `done` of `total` bytes; `total` is None while the size is unknown."""
         self._listener(StageProgressed(name, done, total))
 
-    def report_cached(self, name: str) -> None:
-        """Announce a stage whose outcome the cache had."""
-        self.seconds[name] = 0.0
-        self.cached.add(name)
+    def report_cached(self, name: StageName) -> None:
+        """Report a stage whose result came from the cache; it counts as zero seconds."""
+        self.seconds[name.value] = 0.0
+        self.cached.add(name.value)
         self._listener(StageCached(name))
 
     def report_note(self, message: str) -> None:
-        """Say something the user should know."""
+        """Report something the user should know."""
         self._listener(Note(message))

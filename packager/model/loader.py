@@ -613,7 +613,7 @@ def check_inputs(project: Project, module: torch.nn.Module) -> None:
 
 
 def bind_inputs(project: Project, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-    """numpy arrays, in the manifest's order, as the tensors that forward() is called with.
+    """Numpy arrays, in the manifest's order, as the tensors that forward() is called with.
 
     numpy has no bfloat16: such an input comes as float32 and is rounded here, as the loader does.
     """

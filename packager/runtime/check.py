@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import CancelledError
 from pathlib import Path
 
 from packager.common.sanitize import sanitize_message
-from packager.errors import PackagerError
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase, check_parity
 from packager.runtime.onnx_backend import OnnxBackend
 
@@ -15,25 +13,28 @@ from packager.runtime.onnx_backend import OnnxBackend
 def check_onnx(
     path: Path, reference_cases: Iterable[ReferenceCase], providers: Sequence[str], *, optimize: bool = True
 ) -> ParityResult:
-    """Run an ONNX file on every case, under the options that the loader uses; the session is made first.
+    """Run an ONNX file on every case with the options that the loader uses, and compare its outputs.
 
-    Without `optimize` the graph is run as it is, and the session is there sooner.
+    Without `optimize` the graph runs as it is, and the session opens sooner.
     """
+    session = open_onnx_session(path, providers, optimize=optimize)
+    return session if isinstance(session, ParityResult) else check_onnx_session(session, reference_cases, path.parent)
+
+
+def open_onnx_session(path: Path, providers: Sequence[str], *, optimize: bool = True) -> OnnxBackend | ParityResult:
+    """Open an ONNX file with the options that the loader uses; return a failed result if it does not load."""
     try:
         # The cores may be shared with torch, whose threads would wait for ones that only spin.
-        backend = OnnxBackend(path, providers=providers, threads=None, allow_spinning=False, optimize=optimize)
-    except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: not proven)
+        return OnnxBackend(path, providers=providers, threads=None, allow_spinning=False, optimize=optimize)
+    except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)
         return ParityResult(False, f"onnxruntime: {get_error_line(error, path.parent)}", {}, None, loaded=False)
-    return check_onnx_session(backend, reference_cases, path.parent)
 
 
-def check_onnx_session(backend: OnnxBackend, reference_cases: Iterable[ReferenceCase], folder: Path) -> ParityResult:
-    """Run an open session on every case; `folder` is the one that its errors do not name."""
+def check_onnx_session(session: OnnxBackend, reference_cases: Iterable[ReferenceCase], folder: Path) -> ParityResult:
+    """Run an open session on every case, and compare its outputs; `folder` is kept out of the message of a failure."""
     try:
-        return check_parity(backend.run, reference_cases)
-    except (PackagerError, CancelledError):
-        raise  # of the cases, which may still be on their way
-    except Exception as error:  # noqa: BLE001 (as above)
+        return check_parity(session.run, reference_cases)
+    except Exception as error:  # noqa: BLE001 (as above: a model that does not run fails)
         return ParityResult(False, f"onnxruntime: {get_error_line(error, folder)}", {}, None)
 
 

@@ -1,23 +1,22 @@
-"""What goes into a build, by digest and version, as far as it can be told without running the user's code.
+"""The inputs of a build by digest and version, as far as they can be known without running the user's code.
 
-What the code consists of is only known once it has run; so the last build's footprint is remembered, by
-the content of the entry's file, and is the question that is asked of the files as they are now.
+Which files the code consists of is known only after it has run. So the dependencies of the last build are remembered
+under the content of the entry's file, and the next build asks whether those files are still the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from packager.builder.incremental import keys
-from packager.checkpoint.locate import LocatedCheckpoint, digest_checkpoint
+from packager.builder.incremental import environment, keys
+from packager.checkpoint.locate import FileVersion, LocatedCheckpoint, digest_checkpoint
 from packager.common.cache_store import Cache, CacheKey
+from packager.errors import InputChanged
 from packager.model.code_dependencies import CodeDependencies
 from packager.project import preflight
 from packager.project.manifest import Project
@@ -25,21 +24,21 @@ from packager.project.manifest import Project
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """The footprint of the code, and the inputs of a stage that runs it, by name."""
+    """The dependencies of the user's code, and the inputs by name of every stage that runs it."""
 
     dependencies: CodeDependencies
     module_inputs: Mapping[str, str]
 
 
-def find_build_inputs(project: Project, located: LocatedCheckpoint, cache: Cache) -> BuildInputs | None:
-    """What goes into a build of this project; None where its code was never run as it is now.
+def find_build_inputs(project: Project, checkpoint: LocatedCheckpoint, cache: Cache) -> BuildInputs | None:
+    """Return the inputs of a build; None if the code has never run as it is now.
 
     Raises `CheckpointDigestWrong`.
     """
     record = cache.load_record(_code_key(project, cache)) or cache.load_record(_code_key_at_location(project, cache))
     if record is None:
         return None
-    used = CodeDependencies(
+    dependencies = CodeDependencies(
         record["modules"],
         tuple(record["read_files"]),
         tuple(record["searched_folders"]),
@@ -47,30 +46,50 @@ def find_build_inputs(project: Project, located: LocatedCheckpoint, cache: Cache
         bool(record["location_dependent"]),
     )
     try:
-        checkpoint = digest_checkpoint(located, cache.file_digest)
+        digest = digest_checkpoint(checkpoint, cache.file_digest)
     except OSError:
         return None
-    preflight.check_checkpoint_digest(project, checkpoint)
+    preflight.check_checkpoint_digest(project, digest)
     try:
-        return BuildInputs(used, keys.collect_module_inputs(project, checkpoint, used, cache.file_digest))
+        return BuildInputs(dependencies, keys.collect_module_inputs(project, digest, dependencies, cache.file_digest))
     except OSError:
-        return None  # some of it is gone: the build will tell
+        return None  # a file of the code is gone: the build will report it
 
 
 def load_last_inputs(project: Project, cache: Cache) -> Mapping[str, Mapping[str, str]]:
-    """The inputs of each stage of the last build of this manifest; empty where there was none."""
+    """Return the inputs of each stage in the last build of this manifest; empty if there was none."""
     record = cache.load_record(_manifest_key(project))
-    found: Mapping[str, Mapping[str, str]] = {} if record is None else record["actions"]
-    return found
+    inputs: Mapping[str, Mapping[str, str]] = {} if record is None else record["actions"]
+    return inputs
 
 
-def remember_inputs(project: Project, cache: Cache, dependencies: CodeDependencies, keys: Sequence[CacheKey]) -> None:
-    """Remember the footprint and the inputs of this build. Raises OSError where there is no room."""
-    plain: dict[str, Any] = asdict(dependencies)
-    cache.save_record(
-        _code_key_at_location(project, cache) if dependencies.location_dependent else _code_key(project, cache), plain
-    )
-    cache.save_record(_manifest_key(project), {"actions": {one.stage: dict(one.inputs) for one in keys}})
+def remember_inputs(
+    project: Project, cache: Cache, dependencies: CodeDependencies, cache_keys: Sequence[CacheKey]
+) -> None:
+    """Remember the dependencies and the stages' inputs of this build. Raises OSError."""
+    code_key = _code_key_at_location if dependencies.location_dependent else _code_key
+    cache.save_record(code_key(project, cache), asdict(dependencies))
+    cache.save_record(_manifest_key(project), {"actions": {key.stage: dict(key.inputs) for key in cache_keys}})
+
+
+def get_file_versions(project: Project) -> dict[str, FileVersion]:
+    """Return the versions of the assets and of `parity.data`, by the path in the manifest. Raises OSError."""
+    manifest = project.manifest
+    data = [manifest.parity.data] if manifest.parity.data is not None else []
+    return {name: FileVersion.of(project.folder / name) for name in (*manifest.assets, *data)}
+
+
+def check_unchanged(project: Project, checkpoint: LocatedCheckpoint, versions: Mapping[str, FileVersion]) -> None:
+    """Refuse a build during which the checkpoint, an asset or the data changed. Raises `InputChanged`."""
+    if checkpoint.changed():
+        raise InputChanged(project.checkpoint_display_name)
+    try:
+        present = get_file_versions(project)
+    except OSError:
+        raise InputChanged("a file that the manifest names") from None
+    for name, version in versions.items():
+        if not version.same_file(present[name]):
+            raise InputChanged(name)
 
 
 def _manifest_key(project: Project) -> str:
@@ -78,17 +97,17 @@ def _manifest_key(project: Project) -> str:
 
 
 def _code_key(project: Project, cache: Cache) -> str:
-    """The entry with the content of its file: two projects with the same entry do not forget each other."""
+    """Name the entry together with its file's content, so that projects with the same entry name stay apart."""
     model = project.manifest.model
-    place = (model.entry or "").rpartition(":")[0]
+    path = (model.entry or "").rpartition(":")[0]
     if model.entry is None:
-        place = project.checkpoint_display_name if project.downloaded_checkpoint else str(project.checkpoint_path)
-    path: Path = project.folder / place
-    content = cache.file_digest(path) if place.endswith(".py") and path.is_file() else ""
-    text = json.dumps([keys.digest_own_code(), model.entry or place, model.kwargs, content])
+        path = project.checkpoint_display_name if project.downloaded_checkpoint else str(project.checkpoint_path)
+    file: Path = project.folder / path
+    content = cache.file_digest(file) if path.endswith(".py") and file.is_file() else ""
+    text = json.dumps([environment.digest_own_code(), model.entry or path, model.kwargs, content])
     return f"code {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _code_key_at_location(project: Project, cache: Cache) -> str:
-    """The same, in this place: for code that reads what lies outside the manifest's folder."""
-    return "\n".join((_code_key(project, cache), str(project.folder), os.getcwd(), *sys.path))
+    """Name it together with its location, for code that reads files outside the manifest's folder."""
+    return "\n".join((_code_key(project, cache), str(project.folder), str(Path.cwd()), *sys.path))

@@ -1,17 +1,17 @@
-"""Results of stages ↔ entries of the cache: what earlier builds found out, and what this one did.
+"""Stage results ↔ cache entries: what earlier builds computed, and what this build adds.
 
-The reference and the artifacts are kept under what went into them. Judgements are kept under the
-digests of what was compared, and not with the artifact: an artifact outlives the cases it was judged
-on, and is judged on new ones without being made anew. That is done only where no case had a say in how
-it was made; else it is kept together with its judgement, under the reference that it came from.
+The reference and the artifacts are stored under the key of their inputs. Parity results are stored under the digests
+of what was compared, apart from the artifact: an artifact outlives the cases it was checked on, and is checked on new
+cases without being exported again. That holds only if no case influenced how it was made; otherwise artifact and
+parity are stored together, under the reference they depend on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import pydantic
@@ -49,7 +49,7 @@ _REFERENCE_OUTPUTS = "outputs.safetensors"
 
 @dataclass(frozen=True)
 class _ReferenceRecord:
-    """The reference without its arrays."""
+    """A reference without its arrays. Mappings are by case name, then by output name."""
 
     provenance: Provenance
     machine: MachineInfo
@@ -57,7 +57,7 @@ class _ReferenceRecord:
     noise: Mapping[str, OutputNoise]
     names: tuple[str, ...]
     tolerances: Mapping[str, Mapping[str, ElementTolerance]]
-    value_kinds: Mapping[str, tuple[ValueKind, ...]]  # by case, as they were compared: some were drawn anew, some added
+    value_kinds: Mapping[str, tuple[ValueKind, ...]]  # as compared: some cases were redrawn, some added
     sizes: Mapping[str, Mapping[str, int]]
     decisions: Mapping[str, DecisionRule]
     uncompared: tuple[str, ...]
@@ -72,149 +72,141 @@ _PARITY_ADAPTER = pydantic.TypeAdapter(ParityResult)
 
 
 @dataclass(frozen=True)
-class CacheLookup:
-    """What is known, the files that belong to it by their path in a bundle, and the stages that were found."""
+class _CachedArtifact(Generic[ArtifactT]):
+    """An artifact found in the cache: its result, its files by path in a bundle, and the names of the entries found."""
 
-    results: CachedResults = field(default_factory=CachedResults)
-    files: Mapping[str, Path] = field(default_factory=dict)
-    stages: frozenset[str] = frozenset()
-
-
-def load_stages(cache: Cache, project: Project, source: Mapping[str, str], grid: Grid) -> CacheLookup:
-    """Ask the cache for every stage."""
-    reference = cache.look_up(keys.make_reference_key(project, source, cache.file_digest))
-    measured = None if reference is None else _load_reference(cache, reference, project, grid)
-    reference = None if measured is None else reference
-    search = _StageLookup(cache, project, reference)
-    torchscript = search.find_artifact(keys.make_torchscript_key(project, source), _TORCHSCRIPT_ADAPTER)
-    onnx = search.find_artifact(keys.make_onnx_key(project, source), _ONNX_ADAPTER)
-    if measured is not None and onnx is not None and onnx.outputs != measured.outputs:
-        onnx = None  # made for cases that showed other shapes
-        search.discard_stage("onnx")
-    return CacheLookup(CachedResults(measured, onnx, torchscript), search.files, frozenset(search.stages))
+    result: ArtifactResult[ArtifactT]
+    files: Mapping[str, Path]
+    stages: frozenset[str]
 
 
-class _StageLookup:
-    """One round of questions to the cache: collects what was found on the way."""
+def load_results(cache: Cache, project: Project, module_inputs: Mapping[str, str], grid: Grid) -> CachedResults:
+    """Load whatever the cache has of each stage of a build with these inputs."""
+    entry = cache.look_up(keys.make_reference_key(project, module_inputs, cache.file_digest))
+    reference = None if entry is None else _load_reference(cache, entry, project, grid)
+    entry = None if reference is None else entry
+    torchscript_key = keys.make_torchscript_key(project, module_inputs)
+    torchscript = _load_artifact(cache, project, torchscript_key, entry, _TORCHSCRIPT_ADAPTER)
+    onnx = _load_artifact(cache, project, keys.make_onnx_key(project, module_inputs), entry, _ONNX_ADAPTER)
+    if reference is not None and onnx is not None and onnx.result.outputs != reference.outputs:
+        onnx = None  # its graph names the dims that other cases showed
+    return CachedResults(
+        reference,
+        None if onnx is None else onnx.result,
+        None if torchscript is None else torchscript.result,
+        {**({} if torchscript is None else torchscript.files), **({} if onnx is None else onnx.files)},
+        frozenset({"reference"} if reference is not None else ())
+        | (frozenset() if torchscript is None else torchscript.stages)
+        | (frozenset() if onnx is None else onnx.stages),
+    )
 
-    def __init__(self, cache: Cache, project: Project, reference: CacheEntry | None) -> None:
-        self.files: dict[str, Path] = {}
-        self.stages = {"reference"} if reference is not None else set()
-        self._cache, self._project, self._reference = cache, project, reference
 
-    def find_artifact(
-        self, action: CacheKey, kind: pydantic.TypeAdapter[ArtifactResult[ArtifactT]]
-    ) -> ArtifactResult[ArtifactT] | None:
-        """An artifact, with its judgement where that is known too."""
-        entry = self._find_entry(action)
-        if entry is None and self._reference is not None:
-            entry = self._cache.look_up(make_case_dependent_key(action, self._reference))
-            self.stages |= {action.stage, f"{action.stage} parity"} if entry is not None else set()
-        if entry is None:
-            return None
-        made = kind.validate_python(entry.record)
-        self.files.update({name: self._cache.object_path(sha256) for name, sha256 in entry.files.items()})
-        if made.is_checked or self._reference is None:
-            return made
-        judgement = self._find_entry(keys.make_parity_key(action, entry, self._reference, self._project))
-        return made if judgement is None else replace(made, parity=_PARITY_ADAPTER.validate_python(judgement.record))
-
-    def discard_stage(self, stage: str) -> None:
-        """What was found of a stage is of no use."""
-        self.stages -= {stage, f"{stage} parity"}
-        for name in _ARTIFACT_FILES[stage]:
-            self.files.pop(name, None)
-
-    def _find_entry(self, action: CacheKey) -> CacheEntry | None:
-        entry = self._cache.look_up(action)
-        if entry is not None:
-            self.stages.add(action.stage)
-        return entry
+def _load_artifact(
+    cache: Cache,
+    project: Project,
+    key: CacheKey,
+    reference: CacheEntry | None,
+    adapter: pydantic.TypeAdapter[ArtifactResult[ArtifactT]],
+) -> _CachedArtifact[ArtifactT] | None:
+    """Load an artifact, and its parity on the cases of `reference` if the cache has that too."""
+    entry, stages = cache.look_up(key), {key.stage}
+    if entry is None and reference is not None:
+        entry = cache.look_up(make_case_dependent_key(key, reference))
+        stages.add(f"{key.stage} parity")
+    if entry is None:
+        return None
+    result = adapter.validate_python(entry.record)
+    if not result.is_checked and reference is not None:
+        checked = cache.look_up(keys.make_parity_key(key, entry, reference, project))
+        if checked is not None:
+            result = replace(result, parity=_PARITY_ADAPTER.validate_python(checked.record))
+            stages.add(f"{key.stage} parity")
+    files = {name: cache.object_path(sha256) for name, sha256 in entry.files.items()}
+    return _CachedArtifact(result, files, frozenset(stages))
 
 
 @dataclass(frozen=True)
 class CacheWrite:
-    """What one stage gives to the cache: its action, what came out, and where the files lie."""
+    """An entry to write: its key, its content, and the paths of its files by name."""
 
-    action: CacheKey
+    key: CacheKey
     entry: CacheEntry
     files: Mapping[str, Path]
 
 
 def plan_writes(
     project: Project,
-    source: Mapping[str, str],
+    module_inputs: Mapping[str, str],
     results: StageResults,
-    bundle: BundleWriter,
+    writer: BundleWriter,
     scratch: Path,
     sha256: FileHasher,
 ) -> list[CacheWrite]:
-    """What there is to keep of a build, stage by stage."""
-    measured = results.reference
-    outputs = _save_outputs(measured.reference, scratch)
+    """Return the cache entries of a finished build's stages. Writes the reference outputs to `scratch`."""
+    outputs = _save_outputs(results.reference.reference, scratch)
     files = {_REFERENCE_OUTPUTS: sha256_file(outputs)}
-    reference = CacheEntry(_to_json(_make_reference_record(measured)), files)
-    found = [CacheWrite(keys.make_reference_key(project, source, sha256), reference, {_REFERENCE_OUTPUTS: outputs})]
-    for action, made in (
-        (keys.make_torchscript_key(project, source), results.torchscript),
-        (keys.make_onnx_key(project, source), results.onnx),
+    reference = CacheEntry(_to_json(_make_reference_record(results.reference)), files)
+    reference_key = keys.make_reference_key(project, module_inputs, sha256)
+    writes = [CacheWrite(reference_key, reference, {_REFERENCE_OUTPUTS: outputs})]
+    for key, result in (
+        (keys.make_torchscript_key(project, module_inputs), results.torchscript),
+        (keys.make_onnx_key(project, module_inputs), results.onnx),
     ):
-        paths = {name: bundle.folder / name for name in _ARTIFACT_FILES[action.stage] if name in bundle.digests}
-        digests = {name: bundle.digests[name] for name in paths}
-        if made.case_independent:
-            entry = CacheEntry(_to_json(replace(made, parity=None)), digests)
-            judgement = CacheEntry(_to_json(made.parity), {})
-            found.append(CacheWrite(action, entry, paths))
-            found.append(CacheWrite(keys.make_parity_key(action, entry, reference, project), judgement, {}))
+        paths = {name: writer.folder / name for name in _ARTIFACT_FILES[key.stage] if name in writer.digests}
+        digests = {name: writer.digests[name] for name in paths}
+        if result.case_independent:
+            entry = CacheEntry(_to_json(replace(result, parity=None)), digests)
+            parity = CacheEntry(_to_json(result.parity), {})
+            writes.append(CacheWrite(key, entry, paths))
+            writes.append(CacheWrite(keys.make_parity_key(key, entry, reference, project), parity, {}))
         else:
-            found.append(
-                CacheWrite(make_case_dependent_key(action, reference), CacheEntry(_to_json(made), digests), paths)
-            )
-    return found
+            entry = CacheEntry(_to_json(result), digests)
+            writes.append(CacheWrite(make_case_dependent_key(key, reference), entry, paths))
+    return writes
 
 
-def write_stages(cache: Cache, writes: Sequence[CacheWrite]) -> list[str]:
-    """Put it into the cache; returns the stages of which it held something else. Raises OSError."""
+def write_entries(cache: Cache, writes: Sequence[CacheWrite]) -> list[str]:
+    """Write entries, and return the stages of which the cache held different results. Raises OSError."""
     differing = []
-    for one in writes:
-        before = cache.look_up(one.action, files=False)
-        if before is not None and before.digest != one.entry.digest:
-            differing.append(one.action.stage)
-        cache.put(one.action, one.entry, one.files)
+    for write in writes:
+        before = cache.look_up(write.key, files=False)
+        if before is not None and before.digest != write.entry.digest:
+            differing.append(write.key.stage)
+        cache.put(write.key, write.entry, write.files)
     return differing
 
 
-def make_case_dependent_key(action: CacheKey, reference: CacheEntry) -> CacheKey:
-    """The same stage, where the cases had a say in what it made."""
-    return CacheKey(action.stage, {**action.inputs, "reference": reference.digest})
+def make_case_dependent_key(key: CacheKey, reference: CacheEntry) -> CacheKey:
+    """Return the key of a stage whose result depends on the cases, as a candidate failed on one and was rejected."""
+    return CacheKey(key.stage, {**key.inputs, "reference": reference.digest})
 
 
 # -- the reference ----------------------------------------------------------------------------
 
 
-def _make_reference_record(measured: ReferenceResult) -> _ReferenceRecord:
-    reference = measured.reference
+def _make_reference_record(result: ReferenceResult) -> _ReferenceRecord:
+    reference = result.reference
     return _ReferenceRecord(
-        measured.provenance,
-        measured.machine,
-        measured.outputs,
+        result.provenance,
+        result.machine,
+        result.outputs,
         reference.noise,
         reference.names,
-        {one.name: one.tolerances for one in reference.reference_cases},
-        {one.name: one.value_kinds for one in reference.cases},
-        {one.name: one.sizes for one in reference.cases},
+        {case.name: case.tolerances for case in reference.reference_cases},
+        {case.name: case.value_kinds for case in reference.cases},
+        {case.name: case.sizes for case in reference.cases},
         reference.reference_cases[0].decisions,
         reference.uncompared,
-        {one.name: one.tolerances for one in reference.probe},
+        {case.name: case.tolerances for case in reference.probe},
         reference.coverage,
     )
 
 
 def _save_outputs(reference: Reference, scratch: Path) -> Path:
     tensors = {
-        f"{one.name}/{kind}/{name}": np.asarray(array, order="C")
-        for one in reference.reference_cases
-        for kind, arrays in (("own", one.outputs), ("oracle", one.float64_outputs))
+        f"{case.name}/{kind}/{name}": np.asarray(array, order="C")
+        for case in reference.reference_cases
+        for kind, arrays in (("own", case.outputs), ("float64", case.float64_outputs))
         for name, array in arrays.items()
     }
     path = scratch / _REFERENCE_OUTPUTS
@@ -223,37 +215,38 @@ def _save_outputs(reference: Reference, scratch: Path) -> Path:
 
 
 def _load_reference(cache: Cache, entry: CacheEntry, project: Project, grid: Grid) -> ReferenceResult | None:
+    """Load the reference, drawing its inputs again; None if the cache has been emptied meanwhile."""
     record = _REFERENCE_ADAPTER.validate_python(entry.record)
     try:
         tensors = safetensors.numpy.load_file(cache.object_path(entry.files[_REFERENCE_OUTPUTS]))
     except OSError:
-        return None  # the cache was emptied meanwhile
-    own = {case.name: case for case in grid.cases if not case.value_kinds}  # the user's data are not drawn
+        return None
+    given = {case.name: case for case in grid.cases if not case.value_kinds}  # from parity.data: not drawn
     cases = tuple(
-        own[name] if name in own else redraw_case(project, name, record.sizes[name], kinds)
+        given[name] if name in given else redraw_case(project, name, record.sizes[name], kinds)
         for name, kinds in record.value_kinds.items()
     )
-    expectations = tuple(
+    reference_cases = tuple(
         ReferenceCase(
             case.name,
             case.inputs,
             {name: tensors[f"{case.name}/own/{name}"] for name in record.names},
             dict(record.tolerances[case.name]),
             case.sizes,
-            {name: tensors[key] for name in record.names if (key := f"{case.name}/oracle/{name}") in tensors},
+            {name: tensors[key] for name in record.names if (key := f"{case.name}/float64/{name}") in tensors},
             dict(record.decisions),
         )
         for case in cases
     )
-    early = tuple(
-        replace(one, tolerances=dict(record.probe[one.name]), decisions={})
-        for one in expectations
-        if one.name in record.probe
+    probe = tuple(
+        replace(case, tolerances=dict(record.probe[case.name]), decisions={})
+        for case in reference_cases
+        if case.name in record.probe
     )
-    reference = Reference(expectations, record.noise, record.names, cases, record.uncompared, early, record.coverage)
+    reference = Reference(reference_cases, record.noise, record.names, cases, record.uncompared, probe, record.coverage)
     return ReferenceResult(record.provenance, record.machine, record.outputs, reference)
 
 
 def _to_json(value: Any) -> Any:
-    """A value as JSON has it."""
+    """Return a dataclass as JSON values."""
     return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")

@@ -1,236 +1,293 @@
-"""The TorchScript fallback: a program that is saved, read back from the staged bundle, and proven.
+"""TRACE and TORCHSCRIPT: the fallback, saved, read back from the staged bundle, and checked.
 
-The freest form is tried first: batch normalization folded, and optimized for inference by whoever
-loads it. Where that is not proven, one after the other is left out; where the trace itself is not
-proven, the module is scripted.
+The fastest form is tried first: batch normalization folded, and optimized for inference when it is loaded. If that
+form fails, one step after the other is left out; if the trace itself fails, the module is scripted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from packager.builder.context import BuildContext, EagerModel
-from packager.builder.results import ArtifactResult, TorchScriptResult
+from packager.builder.results import ArtifactResult, CachedResults, TorchScriptResult
 from packager.bundle import layout, records
 from packager.common import output_tree, process_memory
 from packager.errors import ParityFailed, Problem, TorchScriptFailed
 from packager.export import torchscript
+from packager.export.control_flow import SpecializedControlFlow
 from packager.export.exporters import ExporterFailed
 from packager.export.graph.messages import StageRecord, Verdict
 from packager.export.torchscript import TorchScriptProgram
 from packager.model.loader import bind_inputs
-from packager.parity.cases import signature
-from packager.parity.cases.signature import TensorSpec
 from packager.parity.noise import to_numpy
 from packager.parity.numerics.compare import Array
-from packager.parity.numerics.verdict import ParityResult, check_parity
+from packager.parity.numerics.verdict import ParityResult, ReferenceCase, check_parity
+from packager.parity.reference import NoiseMeasurement, measure_probe
 from packager.parity.results import Reference
-from packager.project.manifest import Project
 from packager.runtime.check import check_torchscript, get_error_line
 
 _NO_DIAGNOSIS = (
-    "where a TorchScript program goes wrong is not looked for; with torchscript.method: none, the ONNX graph is"
+    "the faulty operation of a TorchScript program is not located; with torchscript.method: none, that of the ONNX "
+    "graph is"
 )
 
 
-def make_program(project: Project, eager: EagerModel) -> TorchScriptProgram | None:
-    """The program to ship and to export from; None where nothing needs one. Raises `TorchScriptFailed`."""
+@dataclass(frozen=True)
+class TracedModel:
+    """The result of TRACE: the program that both artifacts are made from, and the case that every stage is checked on.
+
+    `program` is None if nothing needs one; `probe` is empty if no case can be compared this early.
+    """
+
+    program: TorchScriptProgram | None
+    probe: tuple[ReferenceCase, ...]
+
+
+@dataclass(frozen=True)
+class SavedForm:
+    """A form of the program on disk, or why it could not be saved."""
+
+    path: Path | None
+    failure: str = ""
+
+
+# -- the program ----------------------------------------------------------------------------
+
+
+def trace(
+    context: BuildContext, model: EagerModel, noise: NoiseMeasurement | None, cached: CachedResults
+) -> TracedModel:
+    """Trace or script the module if an artifact needs it, and compare the program with the module on the probe.
+
+    Raises `TorchScriptFailed`.
+    """
+    program = None if cached.has_artifacts else _make_program(context, model)
+    if cached.reference is not None:
+        probe = cached.reference.reference.probe
+    else:
+        assert noise is not None
+        decides = has_discrete_decisions(program, cached)
+        project, loaded, grid = context.project, model.loaded, model.grid
+        probe = measure_probe(project, loaded, grid, noise, has_discrete_decisions=decides)
+    return TracedModel(_check_program(context, model, program, probe), probe)
+
+
+def retrace(context: BuildContext, model: EagerModel, traced: TracedModel) -> TracedModel:
+    """Trace again: an exporter has left the names of a wrong signature in the first program, or there is none yet."""
+    return replace(traced, program=_check_program(context, model, _make_program(context, model), traced.probe))
+
+
+def has_discrete_decisions(program: TorchScriptProgram | None, cached: CachedResults) -> bool:
+    """Return whether the module decides by comparing floats, as this build's program or the cached one shows."""
+    if program is not None:
+        return program.has_discrete_decisions
+    return cached.torchscript is None or cached.torchscript.has_discrete_decisions
+
+
+def _make_program(context: BuildContext, model: EagerModel) -> TorchScriptProgram | None:
+    """Trace or script the module; return None if neither the fallback nor an exporter needs a program."""
+    project, loaded = context.project, model.loaded
     method, exporter = project.manifest.torchscript.method, project.manifest.export.exporter
     if method == "none" and exporter == "torch-export":
         return None
-    causes = []
+    problems = []
     if method != "script":
         try:
-            return torchscript.trace(
-                eager.loaded.pristine_copy(), project.manifest.outputs, eager.example, project.folder
-            )
-        except ExporterFailed as failed:
-            causes.append(Problem(f"trace: {failed.cause}", failed.where))
+            return torchscript.trace(loaded.pristine_copy(), project.manifest.outputs, model.example, project.folder)
+        except ExporterFailed as error:
+            problems.append(Problem(f"trace: {error.cause}", error.where))
     if method in ("script", "auto"):
         try:
-            return torchscript.script(eager.loaded.pristine_copy(), project.folder)
-        except ExporterFailed as failed:
-            causes.append(Problem(f"script: {failed.cause}", failed.where))
+            return torchscript.script(loaded.pristine_copy(), project.folder)
+        except ExporterFailed as error:
+            problems.append(Problem(f"script: {error.cause}", error.where))
     if method == "none":
         return None
-    raise TorchScriptFailed(project.field_location("torchscript"), causes)
+    raise TorchScriptFailed(project.field_location("torchscript"), problems)
 
 
-def check_program(
-    made: TorchScriptProgram, project: Project, eager: EagerModel, site: BuildContext
-) -> TorchScriptProgram:
-    """The program, compared with the module on the case that is known by now; the script, where a trace is wrong there.
+def _check_program(
+    context: BuildContext, model: EagerModel, program: TorchScriptProgram | None, probe: tuple[ReferenceCase, ...]
+) -> TorchScriptProgram | None:
+    """Record how the program compares with the module on the probe; a script replaces a trace that is wrong there.
 
-    That is said once for what is made of it, as exporters rewrite a program.
+    Exporters rewrite a program in place, so this happens once, before anything is made of it.
     """
-    if not eager.probe:
-        return made
-    stage = _check_on_probe(made, project, eager)
-    made = replace(made, stages=(*made.stages, stage))
-    if stage.verdict == "pass" or made.method == "script" or project.manifest.torchscript.method != "auto":
-        return made
-    scripted = _script_instead(made, made.stages, project, eager, site)
-    return scripted if scripted.script_failure else check_program(scripted, project, eager, site)
+    if program is None or not probe:
+        return program
+    stage = _check_on_probe(context, program, probe)
+    program = replace(program, stages=(*program.stages, stage))
+    if stage.verdict == "pass" or program.method == "script" or context.project.manifest.torchscript.method != "auto":
+        return program
+    scripted = _script_instead(context, model, program, program.stages)
+    return scripted if scripted.script_failure else _check_program(context, model, scripted, probe)
 
 
-def _script_instead(
-    made: TorchScriptProgram, stages: tuple[StageRecord, ...], project: Project, eager: EagerModel, site: BuildContext
-) -> TorchScriptProgram:
-    """The script of the module whose trace is wrong, as `stages` say; or that trace, with why there is none."""
-    site.stages.report_note(f"{_make_failure_problem(made, stages).message}; scripting the module instead")
-    try:
-        return replace(torchscript.script(eager.loaded.pristine_copy(), project.folder), stages=stages)
-    except ExporterFailed as failed:
-        return replace(made, script_failure=Problem(f"script: {failed.cause}", failed.where))
-
-
-def _check_on_probe(made: TorchScriptProgram, project: Project, eager: EagerModel) -> StageRecord:
-    names = tuple(eager.probe[0].outputs)
+def _check_on_probe(
+    context: BuildContext, program: TorchScriptProgram, probe: tuple[ReferenceCase, ...]
+) -> StageRecord:
+    names, project = tuple(probe[0].outputs), context.project
 
     def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
         # Without the optimizer, which would cost more than the run.
         with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # torch's stubs
-            flat = output_tree.flatten_outputs(made.module(*bind_inputs(project, list(inputs.values()))))
-        return {name: to_numpy(one) for name, one in output_tree.select_outputs(flat, names).items()}
+            flat = output_tree.flatten_outputs(program.module(*bind_inputs(project, list(inputs.values()))))
+        return {name: to_numpy(tensor) for name, tensor in output_tree.select_outputs(flat, names).items()}
 
     try:
-        judgement = check_parity(run, eager.probe)
-    except Exception as error:  # noqa: BLE001 (TorchScript raises what the program raises: not proven, and said)
-        judgement = ParityResult(False, get_error_line(error, project.folder), {}, None)
-    largest = max((one.max_abs for one in judgement.outputs.values()), default=None)
-    verdict: Verdict = "pass" if judgement.passed else "fail"
-    return StageRecord(f"torchscript: {made.method}", judgement.passed, verdict, judgement.reason, 0, 0, 0, 0, largest)
+        parity = check_parity(run, probe)
+    except Exception as error:  # noqa: BLE001 (TorchScript raises whatever the program raises: recorded as a failure)
+        parity = ParityResult(False, get_error_line(error, project.folder), {}, None)
+    largest = max((errors.max_abs for errors in parity.outputs.values()), default=None)
+    verdict: Verdict = "pass" if parity.passed else "fail"
+    return StageRecord(f"torchscript: {program.method}", parity.passed, verdict, parity.reason, 0, 0, 0, 0, largest)
 
 
-def start_saving(project: Project, made: TorchScriptProgram | None, site: BuildContext) -> Future[Path] | None:
-    """Start saving the program's freest form in the background; None where none is to ship."""
-    if made is None or project.manifest.torchscript.method == "none":
+def _script_instead(
+    context: BuildContext, model: EagerModel, program: TorchScriptProgram, stages: tuple[StageRecord, ...]
+) -> TorchScriptProgram:
+    """Script the module whose trace is wrong; return the trace with the reason if it cannot be scripted."""
+    context.reporter.report_note(f"{_make_failure_problem(program, stages).message}; scripting the module instead")
+    try:
+        scripted = torchscript.script(model.loaded.pristine_copy(), context.project.folder)
+    except ExporterFailed as error:
+        return replace(program, script_failure=Problem(f"script: {error.cause}", error.where))
+    return replace(scripted, stages=stages)
+
+
+# -- the fallback ---------------------------------------------------------------------------
+
+
+def save(context: BuildContext, program: TorchScriptProgram | None, *, fold: bool) -> SavedForm | None:
+    """Save the program to the scratch folder, with batch normalization folded or not; None if no fallback ships."""
+    if program is None or context.project.manifest.torchscript.method == "none":
         return None
-    return site.executor.submit(_save_program, project, made, site, True)
+    path = context.scratch / layout.TORCHSCRIPT
+    try:
+        torchscript.save(program, path, fold=fold, folder=context.project.folder)
+    except ExporterFailed as error:
+        return SavedForm(None, error.cause)
+    finally:
+        process_memory.release_memory()
+    return SavedForm(path)
 
 
-def ship_torchscript(
-    project: Project,
-    eager: EagerModel,
-    made: TorchScriptProgram | None,
-    saving: Future[Path] | None,
-    expected: Reference,
-    site: BuildContext,
-) -> TorchScriptResult | None:
-    """Put the fallback into the staged bundle, proven; None where none is to ship.
+def ship(
+    context: BuildContext,
+    model: EagerModel,
+    traced: TracedModel,
+    saved: SavedForm | None,
+    reference: Reference,
+    cached: TorchScriptResult | None,
+) -> TorchScriptResult:
+    """Put a checked fallback into the staged bundle, or none if none is asked for.
 
-    Raises `ParityFailed`, or `TorchScriptFailed` where no program could be saved at all.
+    A cached program that lies there already is checked on this build's cases first. Raises `ParityFailed`, or
+    `TorchScriptFailed` if no program could be saved at all.
     """
-    if made is None or saving is None:
-        return None
-    tried = _try_forms(project, eager, made, saving, expected, site)
+    if cached is not None:
+        rechecked = _recheck(context, model, cached, reference)
+        if rechecked is not None:
+            return rechecked
+        traced = traced if traced.program else retrace(context, model, traced)
+        saved = save(context, traced.program, fold=True)
+    program = traced.program
+    if program is None or saved is None:
+        return ArtifactResult(None, None, (), program.specialized if program else SpecializedControlFlow())
+    tried = _try_forms(context, model, program, saved, reference)
     if isinstance(tried, ArtifactResult):
         return tried
-    problems, compared = [_make_failure_problem(made, tried)], tried
-    if project.manifest.torchscript.method == "auto" and made.method == "trace":
-        # One that was tried is not tried again: torch.jit fails in another way then, and that is not the cause.
-        scripted = made if made.script_failure else _script_instead(made, tried, project, eager, site)
+    problems, stages = [_make_failure_problem(program, tried)], tried
+    if context.project.manifest.torchscript.method == "auto" and program.method == "trace":
+        # A script that failed already is not tried again: torch.jit would fail in another way, which is not the cause.
+        scripted = program if program.script_failure else _script_instead(context, model, program, tried)
         if scripted.script_failure is not None:
             problems.append(scripted.script_failure)
         else:
-            again = site.executor.submit(_save_program, project, scripted, site, True)
-            second = _try_forms(project, eager, scripted, again, expected, site)
+            second_form = save(context, scripted, fold=True)
+            assert second_form is not None
+            second = _try_forms(context, model, scripted, second_form, reference)
             if isinstance(second, ArtifactResult):
                 return second
             problems.append(_make_failure_problem(scripted, second))
-            compared = (*tried, *second)
-    if all(stage.verdict != "fail" for stage in compared):
-        raise TorchScriptFailed(project.field_location("torchscript"), problems)
-    otherwise = "torchscript.method: none ships ONNX alone"
-    raise ParityFailed([*problems, Problem(_NO_DIAGNOSIS)], otherwise, frozen_branches=made.specialized.user_lines)
+            stages = (*tried, *second)
+    if all(stage.verdict != "fail" for stage in stages):
+        raise TorchScriptFailed(context.project.field_location("torchscript"), problems)
+    alternative = "torchscript.method: none ships ONNX alone"
+    raise ParityFailed([*problems, Problem(_NO_DIAGNOSIS)], alternative, frozen_branches=program.specialized.user_lines)
 
 
 def _try_forms(
-    project: Project,
-    eager: EagerModel,
-    made: TorchScriptProgram,
-    saving: Future[Path],
-    expected: Reference,
-    site: BuildContext,
+    context: BuildContext, model: EagerModel, program: TorchScriptProgram, saved: SavedForm, reference: Reference
 ) -> TorchScriptResult | tuple[StageRecord, ...]:
-    """The first proven form, or the stages of all that were not."""
-    stages: list[StageRecord] = list(made.stages)
+    """Return the first form that passes, or the records of all that do not."""
+    stages: list[StageRecord] = list(program.stages)
     for fold in (True, False):
-        try:
-            saved = saving.result() if fold else _save_program(project, made, site, False)
-        except ExporterFailed as failed:
-            stages.append(_make_stage(made, "not-checked", failed.cause, fold=fold, optimize=False))
+        form = saved if fold else save(context, program, fold=False)
+        if form is None or form.path is None:
+            cause = "" if form is None else form.failure
+            stages.append(_make_stage(program, "not-checked", cause, fold=fold, optimize=False))
             continue
-        sha256 = site.writer.move_file(layout.TORCHSCRIPT, saved)
+        sha256 = context.writer.move_file(layout.TORCHSCRIPT, form.path)
         for optimize in (True, False) if fold else (False,):
-            judgement = _check_staged(eager.inputs, expected, site, optimize=optimize)
-            verdict: Verdict = "pass" if judgement.passed else "fail"
-            stages.append(_make_stage(made, verdict, judgement.reason, fold=fold, optimize=optimize))
-            if judgement.passed:
+            parity = _check_staged(context, model, reference, optimize=optimize)
+            verdict: Verdict = "pass" if parity.passed else "fail"
+            stages.append(_make_stage(program, verdict, parity.reason, fold=fold, optimize=optimize))
+            if parity.passed:
                 artifact = records.TorchScriptArtifact(
-                    path=layout.TORCHSCRIPT, sha256=sha256, method=made.method, optimize_for_inference=optimize
+                    path=layout.TORCHSCRIPT, sha256=sha256, method=program.method, optimize_for_inference=optimize
                 )
                 return ArtifactResult(
                     artifact,
-                    judgement,
+                    parity,
                     tuple(stages),
-                    made.specialized,
-                    has_discrete_decisions=made.has_discrete_decisions,
+                    program.specialized,
+                    has_discrete_decisions=program.has_discrete_decisions,
                 )
-        site.writer.remove_file(layout.TORCHSCRIPT)
+        context.writer.remove_file(layout.TORCHSCRIPT)
     return tuple(stages)
 
 
-def _save_program(project: Project, made: TorchScriptProgram, site: BuildContext, fold: bool) -> Path:
-    path = site.scratch / layout.TORCHSCRIPT
-    torchscript.save(made, path, fold=fold, folder=project.folder)
-    process_memory.release_memory()
-    return path
-
-
-def recheck_torchscript(
-    made: TorchScriptResult, project: Project, expected: Reference, site: BuildContext
+def _recheck(
+    context: BuildContext, model: EagerModel, cached: TorchScriptResult, reference: Reference
 ) -> TorchScriptResult | None:
-    """A program that an earlier build made, in the staged bundle, on the cases of this one; None where it fails."""
-    assert made.artifact is not None
-    optimize = made.artifact.optimize_for_inference
-    judgement = _check_staged(signature.make_input_specs(project.manifest), expected, site, optimize=optimize)
-    if judgement.passed:
-        return replace(made, parity=judgement)
-    site.writer.remove_file(layout.TORCHSCRIPT)
+    """Check a cached program on this build's cases; take it out of the staged bundle and return None if it fails."""
+    assert cached.artifact is not None
+    parity = _check_staged(context, model, reference, optimize=cached.artifact.optimize_for_inference)
+    if parity.passed:
+        return replace(cached, parity=parity)
+    context.writer.remove_file(layout.TORCHSCRIPT)
     return None
 
 
-def _check_staged(
-    inputs: Sequence[TensorSpec], expected: Reference, site: BuildContext, *, optimize: bool
-) -> ParityResult:
-    with site.parity_semaphore:
-        judgement = check_torchscript(
-            site.writer.folder / layout.TORCHSCRIPT,
-            expected.reference_cases,
-            inputs=[(one.name, one.dtype) for one in inputs],
-            outputs=expected.names,
-            optimize=optimize,
-        )
-        process_memory.release_memory()
-    return judgement
+def _check_staged(context: BuildContext, model: EagerModel, reference: Reference, *, optimize: bool) -> ParityResult:
+    parity = check_torchscript(
+        context.writer.folder / layout.TORCHSCRIPT,
+        reference.reference_cases,
+        inputs=[(spec.name, spec.dtype) for spec in model.inputs],
+        outputs=reference.names,
+        optimize=optimize,
+    )
+    process_memory.release_memory()
+    return parity
 
 
-def _make_stage(made: TorchScriptProgram, verdict: Verdict, reason: str, *, fold: bool, optimize: bool) -> StageRecord:
-    steps = [made.method, "freeze", *(["fold"] if fold else []), *(["optimize for inference"] if optimize else [])]
+def _make_stage(
+    program: TorchScriptProgram, verdict: Verdict, reason: str, *, fold: bool, optimize: bool
+) -> StageRecord:
+    steps = [program.method, "freeze", *(["fold"] if fold else []), *(["optimize for inference"] if optimize else [])]
     return StageRecord(f"torchscript: {', '.join(steps)}", verdict == "pass", verdict, reason, 0, 0, 0, 0, None)
 
 
-def _make_failure_problem(made: TorchScriptProgram, stages: tuple[StageRecord, ...]) -> Problem:
+def _make_failure_problem(program: TorchScriptProgram, stages: tuple[StageRecord, ...]) -> Problem:
     if stages[-1].verdict == "not-checked":
-        return Problem(f"{made.method}: {stages[-1].reason}")
-    message = f"the {made.method} is not proven: {stages[-1].reason}"
-    lines = made.specialized.user_lines
+        return Problem(f"{program.method}: {stages[-1].reason}")
+    message = f"the {program.method} does not pass: {stages[-1].reason}"
+    lines = program.specialized.user_lines
     if lines:
-        message += f"; it keeps the branch or number that {', '.join(lines)} took from data"
+        message += f"; data-dependent control flow was fixed at trace time in {', '.join(lines)}"
     return Problem(message, lines[0] if lines else None)

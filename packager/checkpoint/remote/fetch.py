@@ -37,10 +37,8 @@ from packager.checkpoint.locate import (
 from packager.checkpoint.remote import transport, urls
 from packager.checkpoint.remote.download import DownloadRecord, download_file, retry_with_backoff
 from packager.common.cache_store import Cache, CacheUnavailable, delete_quietly, open_cache, touch_entry
-from packager.common.progress import StageReporter
+from packager.common.progress import StageName, StageReporter
 from packager.errors import CheckpointDigestWrong, DownloadRefused, PackagerError, UrlNotAFile, UserError
-
-DOWNLOAD_STAGE = "download"
 
 
 @dataclass(frozen=True)
@@ -95,12 +93,12 @@ def _fetch_to_cache(wanted: RemoteCheckpoint, cache: Cache, stages: StageReporte
     try:
         path, found = _find_downloaded(cache, wanted.sha256, name), wanted.sha256
         if path is not None:
-            stages.report_cached(DOWNLOAD_STAGE)
+            stages.report_cached(StageName.DOWNLOAD)
             return path
         with _lock_incoming_folder(cache, wanted.sha256 or wanted.url, stages) as folder:
             path = _find_downloaded(cache, wanted.sha256, name)  # whoever was waited for may have brought it
             if path is None:
-                with stages.stage(DOWNLOAD_STAGE):
+                with stages.stage(StageName.DOWNLOAD):
                     path, found = _Download(wanted, cache, stages, folder).fetch()
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -221,7 +219,7 @@ class _Download:
             self.wanted.where,
             part,
             known,
-            lambda done, size: self.stages.report_progress(DOWNLOAD_STAGE, done, size),
+            lambda done, size: self.stages.report_progress(StageName.DOWNLOAD, done, size),
         )
         if came is not None:
             os.replace(part, target)

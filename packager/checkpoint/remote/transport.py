@@ -166,7 +166,7 @@ def _open_filesystem(url: str, where: str | None) -> tuple[Any, str]:
 
 
 def _open_http_stream(system: Any, url: str, start: ResumeOffset | None, known: RemoteVersion | None) -> Any:
-    """fsspec's stream of one request; its `r` is aiohttp's response."""
+    """Fsspec's stream of one request; its `r` is aiohttp's response."""
     aiohttp = importlib.import_module("aiohttp")
     headers = {**system.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
     if start is not None and (validator := _validator(start.version)) is not None:

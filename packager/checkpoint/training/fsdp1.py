@@ -88,7 +88,7 @@ def load_optimizer_state(
 
 @contextlib.contextmanager
 def _suppress_warnings() -> Iterator[None]:
-    """torch warns of itself where it uses what it has deprecated."""
+    """Torch warns of itself where it uses what it has deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)

@@ -142,7 +142,7 @@ def root_mean_square(values: NDArray[np.float64]) -> float:
 
 
 def _divide(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """part / whole, where 0 / 0 is 0, and x / 0 and whatever part is infinite are infinite."""
+    """Part / whole, where 0 / 0 is 0, and x / 0 and whatever part is infinite are infinite."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         found: NDArray[np.float64] = np.where((part == 0.0) | np.isinf(part), part, part / whole)
     return found

@@ -9,7 +9,7 @@ import pytest
 from projects import LINEAR, project
 
 import packager
-from packager.builder.incremental import keys, up_to_date
+from packager.builder.incremental import environment, up_to_date
 from packager.bundle.fingerprint import list_files
 from packager.common.cache_store import Cache, CacheEntry, CacheKey, open_cache
 
@@ -23,7 +23,7 @@ class Built:
     manifest: Path
     out: Path
     cache: Cache
-    inputs: keys.RecordedInputs
+    inputs: up_to_date.RecordedInputs
     entry: CacheEntry
 
 
@@ -41,14 +41,14 @@ def done(tmp_path):
     texts = [file.read_text().partition("\n")[2] for file in (cache.folder / "projects").glob("??/*")]
     (record,) = [one for one in map(json.loads, texts) if "folder_name" in one]
     files = {name: Path(file) for name, file in record["files"].items()}
-    inputs = keys.RecordedInputs(record["inputs"], files, folder)
+    inputs = up_to_date.RecordedInputs(record["inputs"], files, folder)
     entry = cache.look_up(CacheKey("bundle", inputs.values))
     return Built(path, tmp_path / "out", cache, inputs, entry)
 
 
 def noticed(built, values):
     """Whether these inputs are seen to be others than those that there are now."""
-    return not keys.unchanged(replace(built.inputs, values=values), built.cache.sha256)
+    return not up_to_date.are_unchanged(replace(built.inputs, values=values), built.cache.file_digest)
 
 
 def remembered(built, values):
@@ -90,12 +90,12 @@ def test_a_setting_that_has_come_and_a_template_that_was_not_there_are_changes(d
     values = done.inputs.values
     assert noticed(done, {name: value for name, value in values.items() if name != "template:README.md.j2"})
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    keys.collect_machine.cache_clear()
+    environment.collect_machine.cache_clear()
     try:
         assert noticed(done, values)
         assert not noticed(done, {**values, "environment:ONEDNN_MAX_CPU_ISA": "AVX2"})
     finally:
-        keys.collect_machine.cache_clear()
+        environment.collect_machine.cache_clear()
 
 
 def test_a_checkpoint_that_only_a_server_has_is_the_one_that_is_pinned(done):

@@ -21,7 +21,6 @@ from packager import checkpoint, errors
 from packager.builder.vet import vet
 from packager.checkpoint.remote import download, urls
 from packager.checkpoint.remote import fetch as remote
-from packager.cli import cache_usage
 from packager.cli.describe import inspect
 from packager.common.cache_store import open_cache
 from packager.common.progress import Note, StageCached, StageFinished, StageProgressed, StageReporter, ignore_event
@@ -697,10 +696,10 @@ def test_the_cache_counts_downloads_and_clears_them():
             fetch(server.url("m.pt"))
         server.drops.clear()
         fetch(server.url("n.pt"))
-        held = cache_usage.get_cache_info().kinds["downloads"]
-        assert held.bytes > len(LARGE) + 1_000_000
-        assert cache_usage.clear_cache() > held.bytes
-        assert cache_usage.get_cache_info().kinds["downloads"] == cache_usage.KindUsage(0, 0)
+        size = open_cache().usage()["downloads"][1]
+        assert size > len(LARGE) + 1_000_000
+        assert open_cache().clear() > size
+        assert open_cache().usage()["downloads"] == (0, 0)
         assert fetch(server.url("m.pt"), sha256(LARGE)) == LARGE
 
 

@@ -1,0 +1,55 @@
+"""Restore a whole bundle from the cache. Needs neither torch nor onnx."""
+
+from __future__ import annotations
+
+from packager.builder import finish
+from packager.builder.api import BuildResult
+from packager.builder.context import BuildRequest
+from packager.builder.incremental import keys
+from packager.builder.incremental.explain import Explanation
+from packager.builder.incremental.inputs import BuildInputs
+from packager.builder.lockfile import Lockfile
+from packager.bundle import restore
+from packager.bundle.writer import BundleWriter, stage_bundle
+from packager.common.cache_store import Cache, CacheEntry
+from packager.common.progress import StageName
+from packager.project import preflight
+
+
+def restore_cached_bundle(request: BuildRequest, inputs: BuildInputs | None) -> BuildResult | None:
+    """Put the bundle that an earlier build made from these inputs in its place; None if the cache lacks it.
+
+    Files that are already there are left alone. Raises `LockDrifted` or `OutputRefused`.
+    """
+    cache = request.cache
+    if inputs is None or cache is None:
+        return None
+    assets = preflight.resolve_assets(request.project)
+    key = keys.make_bundle_key(request.project, inputs.module_inputs, assets, cache.file_digest)
+    entry = cache.look_up(key, files=False)
+    if entry is None:
+        return None
+    lock = Lockfile.model_validate(entry.record["lock"])
+    agrees = finish.check_lockfile(request, lock)
+    in_place = restore.is_restored(request.target, entry.files, cache.file_digest)
+    if not in_place and (cache.look_up(key) is None or not _restore_files(request, entry, cache)):
+        return None
+    request.reporter.report_cached(StageName.BUNDLE)
+    finish.write_lockfile_and_archive(request, lock)
+    if agrees:
+        finish.remember_build(request, key, inputs.dependencies)
+    record, explanation = entry.record, (Explanation("bundle", True, ()),)
+    return finish.make_result(
+        request, str(record["fingerprint"]), record["parity"], record["summary"], explanation, cached=True
+    )
+
+
+def _restore_files(request: BuildRequest, entry: CacheEntry, cache: Cache) -> bool:
+    """Write the bundle from the cache; return False if a file in the cache is damaged."""
+    staged = stage_bundle(request.output, request.name, force=request.options.force)
+    try:
+        with request.reporter.stage(StageName.RESTORE), staged as scratch:
+            restore.restore_bundle(BundleWriter(scratch / "bundle"), entry.files, cache.object_path)
+    except restore.CachedFileDamaged:
+        return False
+    return True
