@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -136,16 +135,16 @@ def _build_parity_record(content: BundleContents, golden: frozenset[str]) -> rec
         not_checked=_list_unchecked(content),
         tolerance={one.name: _tolerance_record(one, content) for one in measured.outputs},
         decisions={
-            name: records.Decision.model_validate(one, from_attributes=True)
+            name: records.DecisionRecord.model_validate(one, from_attributes=True)
             for name, one in measured.reference.reference_cases[0].decisions.items()
         },
-        coverage=records.Coverage.model_validate(coverage, from_attributes=True),
+        coverage=records.CoverageRecord.model_validate(coverage, from_attributes=True),
         backends={
             "onnx": _backend_record(results.onnx.parity),
             "torchscript": _backend_record(results.torchscript.parity),
         },
         stages=[
-            records.StageRecord.model_validate(one, from_attributes=True)
+            records.ExportStageRecord.model_validate(one, from_attributes=True)
             for one in (*results.onnx.stages, *results.torchscript.stages)
         ],
     )
@@ -217,7 +216,7 @@ def _backend_record(judgement: ParityResult | None) -> records.BackendVerdict:
             for name, one in judgement.outputs.items()
         },
         decisions={
-            name: records.Agreement.model_validate(one, from_attributes=True)
+            name: records.AgreementRecord.model_validate(one, from_attributes=True)
             for name, one in judgement.decisions.items()
         },
         worst=None
@@ -237,12 +236,12 @@ def _build_environment_record(content: BundleContents) -> records.BuildRecord:
     origin, machine = content.results.reference.provenance, content.results.reference.machine
     weights = f"key {origin.weights_key!r}" if origin.weights_key else "the file itself"
     steps = [
-        records.BuildStep(
+        records.BuildStepRecord(
             name="weights", outcome=f"{weights}, prefix {origin.prefix!r}, {origin.parameters} parameters"
         ),
-        records.BuildStep(name="missing", outcome=", ".join(origin.missing) or "none"),
-        records.BuildStep(name="unexpected", outcome=", ".join(origin.unexpected) or "none"),
-        records.BuildStep(name="code", outcome=", ".join(origin.code_files) or "installed packages only"),
+        records.BuildStepRecord(name="missing", outcome=", ".join(origin.missing) or "none"),
+        records.BuildStepRecord(name="unexpected", outcome=", ".join(origin.unexpected) or "none"),
+        records.BuildStepRecord(name="code", outcome=", ".join(origin.code_files) or "installed packages only"),
     ]
     return records.BuildRecord(
         schema_=1,
@@ -270,7 +269,7 @@ def _summarize(content: BundleContents, parity: records.ParityRecord, folder: Pa
             f"{onnx.artifact.nodes} nodes ({exporter.removeprefix('export: ')})"
         )
     if torchscript is not None:
-        size = os.path.getsize(folder / layout.TORCHSCRIPT)
+        size = (folder / layout.TORCHSCRIPT).stat().st_size
         facts["torchscript"] = f"{_format_bytes(size)}, {torchscript.method}"
     for name, backend in parity.backends.items():
         if backend.outputs:

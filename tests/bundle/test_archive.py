@@ -162,7 +162,7 @@ def test_an_earlier_archive_is_replaced_in_one_step_or_kept(folder, good, tmp_pa
         (lambda folder: os.mkfifo(folder / "pipe"), ("pipe",)),
         (
             lambda folder: (folder / "a\\b").touch(),
-            ("a\\\\b", "backslash"),
+            ("a\\\\b", "backslashes"),
         ),
         (lambda folder: open(os.fsencode(folder) + b"/\xff", "w").close(), ("\\udcff",)),
         (lambda folder: deep(folder), (f"{'d/' * 33}x", "32", "deep")),
@@ -408,7 +408,7 @@ def test_a_size_that_lies_is_refused(path, good, golden):
 
 def test_a_zip64_size_that_no_disk_holds_is_refused(path, monkeypatch, temporary, golden):
     with monkeypatch.context() as lowered:
-        lowered.setattr(deterministic_zip, "ZIP64_SIZE", 1)
+        lowered.setattr(deterministic_zip, "ZIP64_SIZE_LIMIT", 1)
         content = entries([("a", b"content")])
     lie = content.replace(struct.pack("<2Q", 7, 7), struct.pack("<2Q", 1 << 60, 1 << 60), 1)
     left = len(content) - 64

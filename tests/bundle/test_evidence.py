@@ -36,16 +36,16 @@ def write(folder, expectations, golden, decisions=None):
     (folder / "evidence/golden.safetensors").write_bytes(serialize_golden_cases(expectations, golden))
     cases = [
         records.CaseRecord(
-            name=one.case,
+            name=one.name,
             sizes=dict(one.sizes),
             fill="random",
-            golden=one.case in golden,
+            golden=one.name in golden,
             outputs={
                 name: records.CaseOutput(
                     dtype=str(array.dtype),
                     shape=list(array.shape),
-                    atol=one.limits[name].atol,
-                    rtol=one.limits[name].rtol,
+                    atol=one.tolerances[name].atol,
+                    rtol=one.tolerances[name].rtol,
                 )
                 for name, array in one.outputs.items()
             },
@@ -60,9 +60,10 @@ def write(folder, expectations, golden, decisions=None):
         not_checked=[],
         tolerance={},
         decisions={
-            name: records.Decision.model_validate(one, from_attributes=True) for name, one in (decisions or {}).items()
+            name: records.DecisionRecord.model_validate(one, from_attributes=True)
+            for name, one in (decisions or {}).items()
         },
-        coverage=records.Coverage(measured="", channels=0, exercised=0, silent={}, still={}),
+        coverage=records.CoverageRecord(measured="", channels=0, exercised=0, silent={}, still={}),
         backends={},
         stages=[],
     )
@@ -71,7 +72,11 @@ def write(folder, expectations, golden, decisions=None):
 
 def same(left, right):
     """Whether two expectations are the same to the last bit; in which order the inputs stand makes no difference."""
-    return (left.case, left.limits, list(left.outputs)) == (right.case, right.limits, list(right.outputs)) and all(
+    return (left.name, left.tolerances, list(left.outputs)) == (
+        right.name,
+        right.tolerances,
+        list(right.outputs),
+    ) and all(
         mine.keys() == theirs.keys()
         and all(
             (mine[name].dtype, mine[name].shape, mine[name].tobytes())

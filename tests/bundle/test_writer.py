@@ -20,9 +20,9 @@ from packager.errors import OutputRefused, render_error
 HOLDER = """
 import sys, time
 from pathlib import Path
-from packager.bundle.writer import staging
+from packager.bundle.writer import stage_bundle
 
-with staging(Path(sys.argv[1]), "net-1.0.0", force=False) as folder:
+with stage_bundle(Path(sys.argv[1]), "net-1.0.0", force=False) as folder:
     (folder / "bundle" / "model.onnx").write_bytes(bytes(1000))
     print(folder.name, flush=True)
     sys.stdin.read()

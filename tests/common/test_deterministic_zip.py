@@ -34,8 +34,8 @@ def read(path):
 def limits(request, monkeypatch):
     """The format's limits, and such low ones that everything stands in ZIP64 fields."""
     if request.param == "zip64":
-        monkeypatch.setattr(deterministic_zip, "ZIP64_SIZE", 1)
-        monkeypatch.setattr(deterministic_zip, "ZIP64_COUNT", 1)
+        monkeypatch.setattr(deterministic_zip, "ZIP64_SIZE_LIMIT", 1)
+        monkeypatch.setattr(deterministic_zip, "ZIP64_COUNT_LIMIT", 1)
     return request.param
 
 
@@ -88,7 +88,7 @@ def test_tools_accept_it(tmp_path, limits, tool):
 
 
 def test_zip64_fields_stand_where_they_must_and_contents_stay_aligned(monkeypatch):
-    monkeypatch.setattr(deterministic_zip, "ZIP64_SIZE", 1000)
+    monkeypatch.setattr(deterministic_zip, "ZIP64_SIZE_LIMIT", 1000)
     content = written(THREE)
     assert content.count(b"PK\6\6") == content.count(b"PK\6\7") == 1  # the directory lies beyond byte 1000
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -102,7 +102,7 @@ def test_zip64_fields_stand_where_they_must_and_contents_stay_aligned(monkeypatc
 
 def test_zip64_fields_that_need_not_be_are_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as lowered:
-        lowered.setattr(deterministic_zip, "ZIP64_SIZE", 1)
+        lowered.setattr(deterministic_zip, "ZIP64_SIZE_LIMIT", 1)
         (tmp_path / "x.zip").write_bytes(written(THREE))
     with pytest.raises(deterministic_zip.ZipMalformed):
         read(tmp_path / "x.zip")
