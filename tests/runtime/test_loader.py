@@ -254,11 +254,11 @@ def test_a_fallback_without_torch_is_refused_and_says_what_is_missing(broken, go
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import packager\n"
-        "from packager.errors import render\n"
+        "from packager.errors import render_error\n"
         "try:\n"
         "    packager.load(sys.argv[1])\n"
         "except packager.PackagerError as error:\n"
-        "    print(render(error))\n"
+        "    print(render_error(error))\n"
     )
     done = python(code, broken)
     assert done.returncode == 0, done.stderr
