@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from projects import package, python, reseal
 
 import packager
-from packager import cli
 from packager.bundle.fingerprint import regular_file_digest
+from packager.cli.main import _run_command, cli
 from packager.differences import Difference, DiffReport, Section, Side
 from packager.differences import diff as diff_of_bundles
 from packager.errors import BundleSchemaUnknown, ModelUnreadable, NotABundle, render_error
@@ -63,7 +63,7 @@ def command(capsys, monkeypatch):
     def run(*arguments):
         arguments = ["diff", *(str(one) for one in arguments)]
         monkeypatch.setattr("sys.argv", ["package", *arguments])
-        status = cli._run_command(cli.cli)
+        status = _run_command(cli)
         return status, *capsys.readouterr()
 
     return run

@@ -169,8 +169,8 @@ def test_without_onnx_it_is_a_byte_and_the_reason_is_said(tmp_path, golden):
         (tmp_path / side / "model.onnx").write_bytes(content.SerializeToString())
     code = (
         "import sys; sys.modules['onnx'] = None\nfrom pathlib import Path\n"
-        "from packager.differences import first_difference\n"
-        "print(first_difference(Path(sys.argv[1]), Path(sys.argv[2]), 'model.onnx'))"
+        "from packager.differences import find_first_difference\n"
+        "print(find_first_difference(Path(sys.argv[1]), Path(sys.argv[2]), 'model.onnx'))"
     )
     done = python(code, tmp_path / "a", tmp_path / "b")
     golden(done.stdout, "4", "0x70", "0x50")
@@ -194,7 +194,7 @@ def test_the_files_of_real_bundles(built, bundle, golden):
     shutil.move(bundle / "copy", bundle / "model.ts")
     golden(
         find_first_difference(built.bundle, bundle, "model.ts"),
-        "code/__torch__/packager/export/___torch_mangle_0.py",
+        "code/__torch__/packager/export/exporters/___torch_mangle_0.py",
         "7",
         "input1",
         "torch.relu(input0)",
