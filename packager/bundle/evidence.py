@@ -50,7 +50,7 @@ def serialize_golden_cases(reference_cases: Sequence[ReferenceCase], chosen: fro
         if case.name in chosen:
             tensors.update({f"{case.name}/input/{name}": array for name, array in case.inputs.items()})
             tensors.update({f"{case.name}/output/{name}": array for name, array in case.outputs.items()})
-    # safetensors writes memory in its own order: a transposed array would come back with other values.
+    # safetensors writes the memory of an array as it is: the values of a transposed one would change places.
     content: bytes = safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in tensors.items()})
     return content
 

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,11 @@ from packager.errors import (
 )
 from packager.runtime.onnx_backend import OnnxBackend
 
+if TYPE_CHECKING:
+    from packager.runtime.torchscript_backend import TorchScriptBackend
+
+    Backend = OnnxBackend | TorchScriptBackend
+
 Array = NDArray[np.generic]
 _log = logging.getLogger("packager")
 
@@ -44,7 +49,7 @@ class Bundle:
     "onnx" or "torchscript".
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], fingerprint: str, backend: Any) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], fingerprint: str, backend: Backend) -> None:
         self.path = path
         self.config = config
         self.fingerprint = fingerprint
@@ -65,10 +70,9 @@ class Bundle:
         """
         _check_inputs(self.config, inputs)
         try:
-            outputs: dict[str, Array] = self._backend.run(inputs)
+            return self._backend.run(inputs)
         except Exception as error:
             raise InferenceFailed(self.backend, error) from error
-        return outputs
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         """Run the model once: `bundle(image=x)` is `bundle.run({"image": x})`."""
@@ -179,7 +183,7 @@ def _open_backend(
     fallback: bool,
     providers: Sequence[str] | None,
     threads: int | None,
-) -> Any:
+) -> Backend:
     artifacts = config["artifacts"]
     cause = "the bundle has no ONNX model"
     if artifacts["onnx"] is not None:
@@ -193,12 +197,12 @@ def _open_backend(
     if artifacts["torchscript"] is None or not fallback:
         hint = "load with fallback=True" if artifacts["torchscript"] else "use the onnxruntime it was built with"
         raise BackendUnavailable(str(folder), cause, hint)
-    backend = open_torchscript_backend(folder, config, cause)
+    backend = _open_torchscript(folder, config, cause)
     _log.warning("%s falls back to TorchScript: %s", layout.folder_name(config["name"], config["version"]), cause)
     return backend
 
 
-def open_torchscript_backend(folder: Path, config: Mapping[str, Any], cause: str) -> Any:
+def _open_torchscript(folder: Path, config: Mapping[str, Any], cause: str) -> TorchScriptBackend:
     """Open the TorchScript model of a bundle.
 
     `cause` says why the ONNX model is not used. Raises `BackendUnavailable` if torch is not installed or cannot
@@ -265,7 +269,7 @@ def _format_shape(shape: Sequence[int | str]) -> str:
     return "[" + ", ".join(str(dim) for dim in shape) + "]"
 
 
-def _run_selftest(folder: Path, backend: Any) -> None:
+def _run_selftest(folder: Path, backend: Backend) -> None:
     from packager.bundle.evidence import EvidenceMalformed, read_reference_cases
     from packager.parity.numerics.decisions import AxisMissing
     from packager.parity.numerics.verdict import check_parity
