@@ -90,11 +90,11 @@ def _verify_folder(folder: Path, fingerprint: str | None, parity: bool) -> Verif
     raw_config = read_config(folder)
     seal, integrity, problems = _check_seal(folder, fingerprint)
 
-    def report(problems: Sequence[str], parity: Mapping[str, str], *notes: str) -> VerifyReport:
-        return VerifyReport(seal, integrity, tuple(problems), parity, notes)
+    def report(problems: Sequence[str], verdicts: Mapping[str, str], *notes: str) -> VerifyReport:
+        return VerifyReport(seal, integrity, tuple(problems), verdicts, notes)
 
     if not integrity.is_intact or problems:
-        return report(problems, _NOT_CHECKED, "parity: not checked, because the files are not intact")
+        return report(problems, _NOT_CHECKED, "parity: not checked, because the files or their fingerprint are wrong")
     config, problems = _check_structure(folder, raw_config)
     if config is None or problems:
         return report(problems, _NOT_CHECKED, _MALFORMED)
