@@ -68,7 +68,7 @@ def _no_traces(request, tmp_path_factory):
     folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
     yield
     if folder is not None:
-        assert traces.found_below(folder, folder, tmp_path_factory.getbasetemp()) == []
+        assert traces.find_traces_below(folder, folder, tmp_path_factory.getbasetemp()) == []
 
 
 @pytest.fixture(scope="session")

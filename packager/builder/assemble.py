@@ -116,10 +116,10 @@ def _make_parity_record(contents: BundleContents, golden: frozenset[str]) -> rec
         not_checked=_list_unchecked(contents),
         tolerance={spec.name: _make_tolerance_record(spec, contents) for spec in results.reference.outputs},
         decisions={
-            name: records.Decision.model_validate(rule, from_attributes=True)
+            name: records.DecisionRecord.model_validate(rule, from_attributes=True)
             for name, rule in reference.reference_cases[0].decisions.items()
         },
-        coverage=records.Coverage.model_validate(coverage, from_attributes=True),
+        coverage=records.CoverageRecord.model_validate(coverage, from_attributes=True),
         backends={
             "onnx": _make_backend_record(results.onnx.parity),
             "torchscript": _make_backend_record(results.torchscript.parity),
@@ -200,7 +200,7 @@ def _make_backend_record(parity: ParityResult | None) -> records.BackendVerdict:
         reason="",
         outputs={name: _make_errors_record(errors) for name, errors in parity.outputs.items()},
         decisions={
-            name: records.Agreement.model_validate(agreement, from_attributes=True)
+            name: records.AgreementRecord.model_validate(agreement, from_attributes=True)
             for name, agreement in parity.decisions.items()
         },
         worst=None if parity.worst is None else _make_worst_record(parity.worst),
@@ -246,7 +246,7 @@ def _make_build_record(contents: BundleContents) -> records.BuildRecord:
         python=".".join(str(number) for number in sys.version_info[:3]),
         threads=machine.threads,
         capability=machine.capability,
-        steps=[records.BuildStep(name=name, outcome=outcome) for name, outcome in outcomes.items()],
+        steps=[records.BuildStepRecord(name=name, outcome=outcome) for name, outcome in outcomes.items()],
     )
 
 

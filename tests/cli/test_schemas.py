@@ -149,11 +149,11 @@ def parity(value):
     worst = records.WorstElementRecord(
         case="000", output="y", index=[0, 1], expected=value, actual=value, of_limit=value
     )
-    agreement = records.Agreement(rule="top-5", compared=9, agreed=8, ties=1)
+    agreement = records.AgreementRecord(rule="top-5", compared=9, agreed=8, ties=1)
     backend = records.BackendVerdict(
         verdict="pass", reason="", outputs={"y": errors}, decisions={"y": agreement}, worst=worst
     )  # fmt: skip
-    silent = {"layer.weight": records.UnexercisedChannels(count=1, of=3, first=[2])}
+    silent = {"layer.weight": records.UnexercisedChannelsRecord(count=1, of=3, first=[2])}
     return records.ParityRecord(
         schema_=1,
         verdict="pass",
@@ -161,8 +161,8 @@ def parity(value):
         cases=[],
         not_checked=[],
         tolerance={},
-        decisions={"y": records.Decision(rule="top-5", axis=-1, tie=0.25)},
-        coverage=records.Coverage(measured="gradients", channels=3, exercised=2, silent=silent, still={"y": 1}),
+        decisions={"y": records.DecisionRecord(rule="top-5", axis=-1, tie=0.25)},
+        coverage=records.CoverageRecord(measured="gradients", channels=3, exercised=2, silent=silent, still={"y": 1}),
         backends={"onnx": backend},
         stages=[],
     )
