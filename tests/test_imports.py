@@ -81,8 +81,8 @@ def test_a_checkpoint_is_located_and_described_without_a_tensor_library(tmp_path
     (tmp_path / "best.pt").write_bytes(b"x")
     code = (
         "import sys\nfrom pathlib import Path\nfrom packager.common.hashing import sha256_file\n"
-        "from packager.checkpoint.locate import digest, locate\n"
-        "assert len(digest(locate(Path(sys.argv[1])), sha256_file)) == 64\n"
+        "from packager.checkpoint.locate import digest_checkpoint, locate_files\n"
+        "assert len(digest_checkpoint(locate_files(Path(sys.argv[1])), sha256_file)) == 64\n"
     )
     found = imported(code, tmp_path / "best.pt")
     heavy = {*HEAVY, "onnxruntime", "numpy", "pydantic", "yaml", "rich", "click", "safetensors"}
@@ -95,10 +95,13 @@ def test_a_checkpoint_is_located_and_described_without_a_tensor_library(tmp_path
         "packager.checkpoint.locate",
         "packager.errors",
         "packager.checkpoint.run_folder",
+        "packager.common",
+        "packager.common.file_lock",
         "packager.common.hashing",
+        "packager.common.lazy_import",
     }
     assert {one for one in found if one.startswith("packager.")} == ours
-    found = imported("from packager.checkpoint import about, header")
+    found = imported("from packager.checkpoint import metadata, safetensors_header")
     assert not found & heavy
     assert not imported("import packager.cli.describe") & (HEAVY | {"safetensors"})
 

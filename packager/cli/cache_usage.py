@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from packager.common.cache_store import Cache, CacheUnavailable, open_cache
+from packager.common.cache import Cache, CacheUnavailable, open_cache
 from packager.errors import CacheUnusable
 
 
@@ -22,7 +22,7 @@ class KindUsage:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """Where the cache is, and what it holds of each kind: see `packager.common.cache_store`."""
+    """Where the cache is, and what it holds of each kind: see `packager.common.cache`."""
 
     folder: str
     kinds: Mapping[str, KindUsage]

@@ -36,7 +36,8 @@ from packager.checkpoint.locate import (
 )
 from packager.checkpoint.remote import transport, urls
 from packager.checkpoint.remote.download import DownloadRecord, download_file, retry_with_backoff
-from packager.common.cache_store import Cache, CacheUnavailable, delete_quietly, open_cache, touch_entry
+from packager.common import file_lock
+from packager.common.cache import Cache, CacheUnavailable, delete_quietly, open_cache, touch_entry
 from packager.common.progress import StageName, StageReporter
 from packager.errors import CheckpointDigestWrong, DownloadRefused, PackagerError, UrlNotAFile, UserError
 
@@ -140,15 +141,15 @@ def _find_downloaded(cache: Cache, sha256: str | None, name: str) -> Path | None
 @contextlib.contextmanager
 def _lock_incoming_folder(cache: Cache, key: str, stages: StageReporter) -> Iterator[Path]:
     """A folder for what is on its way, which no other process uses meanwhile."""
-    alone = key if run_folder.LOCKS_SUPPORTED else f"{key} {os.getpid()}"  # without locks, nothing is shared
+    alone = key if file_lock.LOCKS_SUPPORTED else f"{key} {os.getpid()}"  # without locks, nothing is shared
     folder = cache.incoming_folder(alone)
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("ab") as stream:
-            if not run_folder.lock_file(stream, shared=False, wait=False):
+            if not file_lock.lock_file(stream, shared=False, wait=False):
                 stages.report_note("another process downloads the same: waiting for it")
-                run_folder.lock_file(stream, shared=False)
-            if run_folder.is_same_file(stream, folder / "lock"):
+                file_lock.lock_file(stream, shared=False)
+            if file_lock.is_same_file(stream, folder / "lock"):
                 yield folder
                 return
 

@@ -23,7 +23,7 @@ from packager.checkpoint.remote import download, urls
 from packager.checkpoint.remote import fetch as remote
 from packager.cli import cache_usage
 from packager.cli.describe import inspect
-from packager.common.cache_store import open_cache
+from packager.common.cache import open_cache
 from packager.common.progress import Note, StageCached, StageFinished, StageProgressed, StageReporter, ignore_event
 
 LARGE = bytes(range(256)) * 12_000  # 3 MB
