@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from messages import mentions
 from projects import package, project
 
-from packager import checkpoint, cli
+from packager import checkpoint
+from packager.cli.main import _run_command, cli
 from packager.errors import CheckpointNeedsCode, CheckpointNotFound, CheckpointUnreadable, WeightsNotFound, render_error
 
 STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4), "layer.bias": torch.tensor([1.0, 2.0, 3.0])}
@@ -209,9 +210,8 @@ def test_what_means_harm_ends_with_2_a_cause_and_a_hint_and_nothing_of_it_was_ru
         ["inspect", tmp_path / "project/harm"],
     ):
         monkeypatch.setattr("sys.argv", ["package", *map(str, arguments)])
-        assert cli._status(cli.cli) == 2
-        said = capsys.readouterr()
-        lines = said.err.splitlines()
+        assert _run_command(cli) == 2
+        lines = capsys.readouterr().err.splitlines()
         first = next(number for number, line in enumerate(lines) if line.startswith("error["))
         mentions(lines[first], f"error[{code}]")
         assert lines[-1].startswith("hint: ")
@@ -238,11 +238,11 @@ def test_safetensors_that_claim_what_is_not_so_end_with_2(name, tmp_path, capsys
     else:
         safetensors.torch.save_file(STATE, tmp_path / "best.safetensors")
     monkeypatch.setattr("sys.argv", ["package", "vet", str(manifest)])
-    assert cli._status(cli.cli) == 2
-    said = capsys.readouterr().err
+    assert _run_command(cli) == 2
+    stderr = capsys.readouterr().err
     expected = "checkpoint-unreadable" if content else "checkpoint-digest"
-    mentions(said, f"error[{expected}")
-    assert "hint: " in said
+    mentions(stderr, f"error[{expected}")
+    assert "hint: " in stderr
 
 
 # -- archives -------------------------------------------------------------------------------

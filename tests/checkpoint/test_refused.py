@@ -12,7 +12,7 @@ from torch import nn
 
 from packager import checkpoint
 from packager.checkpoint import CheckpointManager, Retention, export_huggingface, run_folder
-from packager.checkpoint.dcp import _refuse_far_memo
+from packager.checkpoint.dcp import _refuse_oversized_memo
 from packager.checkpoint.key_matching import fit
 from packager.checkpoint.safetensors_header import read_header
 from packager.cli.describe import inspect
@@ -52,9 +52,9 @@ def test_the_word_in_the_values_of_a_tensor_is_none(tmp_path):
 @pytest.mark.parametrize("memo", [b"r" + struct.pack("<I", 1 << 24), b"p16777216\n"])
 def test_a_pickle_that_remembers_beyond_its_end_is_refused_and_any_other_is_not(memo, golden):
     with pytest.raises(ValueError) as caught:
-        _refuse_far_memo(b"\x80\x04N" + memo + b".")
+        _refuse_oversized_memo(b"\x80\x04N" + memo + b".")
     golden(caught.value)
-    _refuse_far_memo(pickle.dumps({f"r{index}": b"r\xff\xff\xff\xff" for index in range(300)}))
+    _refuse_oversized_memo(pickle.dumps({f"r{index}": b"r\xff\xff\xff\xff" for index in range(300)}))
 
 
 def header(path, tensors, size):
