@@ -32,7 +32,7 @@ SECRETS = ("hunter2", "s3cr3t-signature")
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(download, "PAUSES_SECONDS", (0.0,) * 5)
+    monkeypatch.setattr(download, "RETRY_DELAYS_SECONDS", (0.0,) * 5)
 
 
 def sha256(content):
@@ -325,11 +325,12 @@ def test_a_download_that_was_given_up_goes_on_in_the_next_try(cache_folder):
 def test_a_process_that_is_killed_leaves_what_the_next_one_goes_on_from():
     code = (
         "import sys, os, signal\n"
-        "from packager.checkpoint import download, remote\nfrom packager.common.progress import Progressed, Stages\n"
-        "download._RECORDED_BYTES = 1\n"
+        "from packager.checkpoint.remote import download, fetch\n"
+        "from packager.common.progress import StageProgressed, StageReporter\n"
+        "download._RECORD_INTERVAL_BYTES = 1\n"
         "def hear(event):\n"
-        "    if isinstance(event, Progressed) and event.done > 1_000_000: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "with remote.at_hand(remote.Remote(sys.argv[1]), Stages(hear)): pass"
+        "    if isinstance(event, StageProgressed) and event.done > 1_000_000: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with fetch.fetch_remote(fetch.RemoteCheckpoint(sys.argv[1]), StageReporter(hear)): pass"
     )
     with served.serving({"m.pt": LARGE}, seconds=0.001) as server:
         assert projects.python(code, server.url("m.pt")).returncode == -9
@@ -411,7 +412,7 @@ def test_the_pauses_between_tries_grow_and_are_bounded(monkeypatch):
 
 
 def test_a_server_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "PAUSES_SECONDS", (1000.0,) * 5)
+    monkeypatch.setattr(download, "RETRY_DELAYS_SECONDS", (1000.0,) * 5)
     with served.serving({}) as server:
         url = server.url("m.pt")
     with pytest.raises(errors.UrlUnreachable) as error:
@@ -436,7 +437,7 @@ def test_a_server_that_announces_more_than_it_has_is_given_up():
 def test_what_a_server_sends_beyond_the_announced_length_is_not_read(monkeypatch, golden):
     with served.serving({"m.pt": LARGE}, length=-1000) as server:
         assert fetch(server.url("m.pt")) == LARGE[:-1000]
-    monkeypatch.setattr(download, "LARGEST_BYTES", 1_000_000)
+    monkeypatch.setattr(download, "MAX_UNSIZED_BYTES", 1_000_000)
     with served.serving({"m.pt": LARGE}, length=None) as server:
         with pytest.raises(errors.DownloadRefused) as error:
             fetch(server.url("m.pt"))
@@ -711,8 +712,8 @@ def test_a_download_that_nobody_used_for_long_goes_as_a_whole(tmp_path):
     cache = open_cache()
     folder = cache.download_folder(digest)
     now = folder.stat().st_mtime
-    cache.trim_now(now, largest=0, oldest=0)  # what was made is another matter
-    cache.trim_now(now, largest=1 << 30, oldest=10, kinds=("downloads",))
+    cache.trim_now(now, max_bytes=0, max_age_seconds=0)  # build outputs alone
+    cache.trim_now(now, max_bytes=1 << 30, max_age_seconds=10, kinds=("downloads",))
     assert len(everything_in(folder)) == 3
     os.utime(folder, (now - 31 * 24 * 3600,) * 2)
     cache.trim()
@@ -765,8 +766,10 @@ def test_two_at_once_download_once(cache_folder):
 
 def test_processes_at_once_download_once(tmp_path):
     code = (
-        "import sys\nfrom packager.checkpoint import remote\nfrom packager.common.progress import Stages, silent\n"
-        "with remote.at_hand(remote.Remote(sys.argv[1]), Stages(silent)) as path: print(path.stat().st_size)"
+        "import sys\nfrom packager.checkpoint.remote.fetch import RemoteCheckpoint, fetch_remote\n"
+        "from packager.common.progress import StageReporter, ignore_event\n"
+        "with fetch_remote(RemoteCheckpoint(sys.argv[1]), StageReporter(ignore_event)) as path:\n"
+        "    print(path.stat().st_size)"
     )
     with served.serving({"m.pt": LARGE}, seconds=0.02) as server:
         command = [sys.executable, "-c", code, server.url("m.pt")]
