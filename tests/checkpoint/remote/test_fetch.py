@@ -195,7 +195,10 @@ def test_a_file_url_is_read_in_place(tmp_path, cache_folder, golden):
 def test_a_terminal_shows_a_bar_and_a_file_lines():
     import pty
 
-    code = "import sys\nfrom packager import console\nconsole._QUIET_SECONDS = 0\nfrom packager.cli import main\nmain()"
+    code = (
+        "import sys\nfrom packager.cli import console, main\nconsole._PROGRESS_INTERVAL_SECONDS = 0\n"
+        "main()"
+    )
     with served.serving({"m.safetensors": safetensors_bytes()}) as server:
         lines = projects.python(code, "inspect", server.url("m.safetensors")).stderr.splitlines()
         assert lines[0] == "download     0.0 of 0.0 MB"
