@@ -68,7 +68,7 @@ def fits(read, module, **settings):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "model_state", "model", "net", "weights"])
-def test_a_training_script_s_checkpoint_tells_what_lay_beside_its_weights(tmp_path, trained, key, zipped):
+def test_a_training_script_s_checkpoint_is_described_with_what_lies_beside_its_weights(tmp_path, trained, key, zipped):
     module, optimizer, scheduler = trained
     saved = {
         "epoch": 3,
@@ -104,7 +104,7 @@ def test_a_bare_state_dict_has_nothing_beside_it(tmp_path, trained):
     assert (found.key, found.beside, found.about) == ("", (), About())
 
 
-def test_settings_that_argparse_made_and_paths_and_arrays_of_numpy_are_plain_values(tmp_path, trained):
+def test_hyperparameters_from_argparse_paths_and_numpy_arrays_are_plain_values(tmp_path, trained):
     settings = argparse.Namespace(lr=0.1, out=pathlib.Path("runs") / "a", seed=np.int64(7))
     saved = {"model": trained[0].state_dict(), "args": settings, "history": np.arange(3.0), "best_acc": np.float64(0.5)}
     torch.save(saved, tmp_path / "best.pt")
@@ -113,7 +113,7 @@ def test_settings_that_argparse_made_and_paths_and_arrays_of_numpy_are_plain_val
     assert found.metrics == {"best_acc": 0.5}
 
 
-def test_an_optimizer_under_a_name_of_settings_is_told_and_not_shown(tmp_path, trained):
+def test_an_optimizer_under_a_hyperparameter_key_is_reported_but_not_shown(tmp_path, trained):
     torch.save({"net": trained[0].state_dict(), "opt": trained[1].state_dict()}, tmp_path / "best.pt")
     assert checkpoint.read(tmp_path / "best.pt").about == About(optimizer=True)
 
@@ -159,7 +159,7 @@ def test_a_lightning_file_is_read_and_shows_its_hyperparameters(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_whole_module_is_refused_with_the_classes_it_wants_unless_it_is_trusted(tmp_path, trained, zipped):
+def test_a_whole_module_is_refused_with_the_classes_it_needs_unless_it_is_trusted(tmp_path, trained, zipped):
     path = tmp_path / "best.pt"
     torch.save({"model": trained[0], "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointNeedsCode) as caught:
@@ -174,7 +174,7 @@ def test_a_whole_module_is_refused_with_the_classes_it_wants_unless_it_is_truste
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_file_that_was_saved_on_cuda_lands_on_the_cpu(tmp_path, monkeypatch, zipped):
+def test_a_file_that_was_saved_on_cuda_is_loaded_to_the_cpu(tmp_path, monkeypatch, zipped):
     # There is no such device here: torch is told that these tensors are on one when it asks for the tag it writes.
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:3")
     state = {"weight": torch.arange(4.0)}
@@ -188,7 +188,7 @@ def test_a_file_that_was_saved_on_cuda_lands_on_the_cpu(tmp_path, monkeypatch, z
 # -- safetensors ----------------------------------------------------------------------------
 
 
-def test_one_safetensors_file_tells_what_its_metadata_says(tmp_path, trained):
+def test_a_safetensors_file_is_described_by_its_metadata(tmp_path, trained):
     metadata = {"epoch": "3", "global_step": "70", "format": "pt"}
     safetensors.torch.save_file(trained[0].state_dict(), tmp_path / "best.safetensors", metadata)
     found = checkpoint.read(tmp_path / "best.safetensors")
@@ -213,7 +213,7 @@ def sharded(folder, module, suffix="safetensors"):
 
 
 @pytest.mark.parametrize("name", ["best.meta", "best.safetensors.meta"])
-def test_a_meta_file_beside_safetensors_is_left_alone(tmp_path, trained, name):
+def test_a_meta_file_beside_safetensors_is_ignored(tmp_path, trained, name):
     safetensors.torch.save_file(trained[0].state_dict(), tmp_path / "best.safetensors")
     (tmp_path / name).write_text('{"epoch": 3}')
     for path in (tmp_path, tmp_path / "best.safetensors"):
@@ -269,12 +269,12 @@ def test_an_index_that_names_a_path_outside_its_folder_is_refused(tmp_path, trai
         ("[" * 100_000, ()),
     ],
 )
-def test_an_index_that_is_none_is_refused(tmp_path, content, facts, golden):
+def test_an_invalid_index_is_refused(tmp_path, content, facts, golden):
     (tmp_path / "model.safetensors.index.json").write_text(content)
     golden(refusal(tmp_path).why, "model.safetensors.index.json", *facts)
 
 
-def test_an_index_that_promises_a_tensor_its_shard_has_not_is_refused(tmp_path, trained, golden):
+def test_an_index_that_lists_a_tensor_its_shard_lacks_is_refused(tmp_path, trained, golden):
     index = sharded(tmp_path / "out", trained[0])
     content = json.loads(index.read_text())
     content["weight_map"]["extra"] = "model-00001-of-00002.safetensors"
@@ -331,7 +331,7 @@ def save_in_chunks(rank, folder):
 
 
 @pytest.mark.slow
-def test_the_chunks_that_two_processes_wrote_are_put_together(tmp_path):
+def test_the_chunks_that_two_processes_wrote_are_assembled(tmp_path):
     torch.multiprocessing.spawn(save_in_chunks, (str(tmp_path),), nprocs=2)
     assert len(list((tmp_path / "dcp").glob("*.distcp"))) == 2
     state = checkpoint.read(tmp_path / "dcp").state
@@ -344,7 +344,7 @@ def test_a_distributed_checkpoint_without_one_of_its_files_is_refused(distribute
     golden(refusal(distributed).why, "torch.distributed.checkpoint", "__0_0.distcp")
 
 
-def test_a_distributed_checkpoint_that_is_cut_off_is_refused(distributed, golden):
+def test_a_truncated_distributed_checkpoint_is_refused(distributed, golden):
     file = distributed / "__0_0.distcp"
     file.write_bytes(file.read_bytes()[:-1])
     golden(refusal(distributed).why, "torch.distributed.checkpoint", "__0_0.distcp")
@@ -395,7 +395,7 @@ WRAPPERS = [data_parallel, compiled, Lightning, FSDP]
     st.lists(st.sampled_from(WRAPPERS), max_size=5),
     st.lists(st.sampled_from([data_parallel, compiled, FSDP]), max_size=2),
 )
-def test_any_nesting_of_wrappers_around_the_whole_and_a_part_is_taken_off(outside, inside):
+def test_any_nesting_of_wrappers_around_the_whole_and_a_part_is_stripped(outside, inside):
     module = Net()
     plain = {name: one.clone() for name, one in module.state_dict().items()}
     module.layer = functools.reduce(lambda inner, wrap: wrap(inner), inside, module.layer)
@@ -405,7 +405,7 @@ def test_any_nesting_of_wrappers_around_the_whole_and_a_part_is_taken_off(outsid
     assert all(torch.equal(found.state[name], one) for name, one in plain.items())
 
 
-def test_distributed_data_parallel_is_taken_off(tmp_path):
+def test_the_prefix_of_distributed_data_parallel_is_stripped(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         module = Net()
@@ -415,7 +415,7 @@ def test_distributed_data_parallel_is_taken_off(tmp_path):
     assert checkpoint.fit(state, SHAPES).prefix == "module."
 
 
-def test_activation_checkpointing_around_a_part_is_taken_off():
+def test_the_prefix_of_activation_checkpointing_around_a_part_is_stripped():
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     module = Net()
@@ -483,7 +483,7 @@ def test_averaged_parameters_without_buffers_take_them_from_the_model_whatever_t
     assert all(torch.equal(found.state[name], one) for name, one in {**module.state_dict(), **shadow}.items())
 
 
-def test_the_list_that_torch_ema_keeps_gets_the_names_of_the_model_s_parameters(tmp_path, trained, golden):
+def test_the_list_of_torch_ema_gets_the_names_of_the_model_s_parameters(tmp_path, trained, golden):
     module, optimizer, _ = trained
     average = ExponentialMovingAverage(module.parameters(), decay=0.9)
     for _ in range(2):
