@@ -71,7 +71,7 @@ def read(
     """Read a checkpoint from a path or a URL, and select its state dict.
 
     `weights` is `auto`, `model`, `ema` or a dotted key, and `trust_pickle` lets the file run code, as in the manifest:
-    see `packager.project.manifest.Checkpoint`. Errors name the field `where`. `sha256` is the digest that the
+    see `packager.project.manifest.CheckpointSection`. Errors name the field `where`. `sha256` is the digest that the
     checkpoint must have; a URL with a digest is downloaded only once. Raises `CheckpointNotFound`,
     `CheckpointUnreadable`, `CheckpointNeedsCode`, `CheckpointDigestWrong` or `WeightsNotFound`, and for a URL whatever
     `packager.checkpoint.remote.fetch.fetch_remote` raises.

@@ -53,14 +53,14 @@ def step(module, optimizer):
     optimizer.step()
 
 
-SHAPES = {name: tuple(one.shape) for name, one in Net().state_dict().items()}
+SHAPES = {name: tuple(tensor.shape) for name, tensor in Net().state_dict().items()}
 
 
 def fits(read, module, **settings):
     """Whether what was read is the module's state, name by name, once it is fitted."""
-    found = checkpoint.fit(read.state, SHAPES, **settings).state
+    result = checkpoint.fit(read.state, SHAPES, **settings).state
     own = module.state_dict()
-    return set(found) == set(own) and all(torch.equal(found[name], one) for name, one in own.items())
+    return set(result) == set(own) and all(torch.equal(result[name], tensor) for name, tensor in own.items())
 
 
 # -- PyTorch files --------------------------------------------------------------------------
@@ -82,10 +82,10 @@ def test_a_training_script_s_checkpoint_is_described_with_what_lies_beside_its_w
         "config": {"lr": 1e-3, "layers": [4, 3], "name": "net", "deep": {"a": None}},
     }
     torch.save(saved, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
-    found = checkpoint.read(tmp_path / "best.pt")
-    assert fits(found, module)
-    assert (found.key, found.format) == (key, "pytorch")
-    assert found.about == About(
+    result = checkpoint.read(tmp_path / "best.pt")
+    assert fits(result, module)
+    assert (result.key, result.format) == (key, "pytorch")
+    assert result.about == About(
         epoch=3,
         step=120,
         metrics={"loss": 0.25, "best_acc": 0.5, "f1": 0.75, "auc": "nan"},
@@ -94,23 +94,23 @@ def test_a_training_script_s_checkpoint_is_described_with_what_lies_beside_its_w
         scheduler=True,
         ema=False,
     )
-    json.dumps(found.about.as_json(), allow_nan=False)
+    json.dumps(result.about.as_json(), allow_nan=False)
 
 
 def test_a_bare_state_dict_has_nothing_beside_it(tmp_path, trained):
     torch.save(trained[0].state_dict(), tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt")
-    assert fits(found, trained[0])
-    assert (found.key, found.beside, found.about) == ("", (), About())
+    result = checkpoint.read(tmp_path / "best.pt")
+    assert fits(result, trained[0])
+    assert (result.key, result.beside, result.about) == ("", (), About())
 
 
 def test_hyperparameters_from_argparse_paths_and_numpy_arrays_are_plain_values(tmp_path, trained):
     settings = argparse.Namespace(lr=0.1, out=pathlib.Path("runs") / "a", seed=np.int64(7))
     saved = {"model": trained[0].state_dict(), "args": settings, "history": np.arange(3.0), "best_acc": np.float64(0.5)}
     torch.save(saved, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt").about
-    assert found.hyperparameters == {"lr": 0.1, "out": "runs/a", "seed": 7}
-    assert found.metrics == {"best_acc": 0.5}
+    result = checkpoint.read(tmp_path / "best.pt").about
+    assert result.hyperparameters == {"lr": 0.1, "out": "runs/a", "seed": 7}
+    assert result.metrics == {"best_acc": 0.5}
 
 
 def test_an_optimizer_under_a_hyperparameter_key_is_reported_but_not_shown(tmp_path, trained):
@@ -146,9 +146,9 @@ def test_a_lightning_file_is_read_and_shows_its_hyperparameters(tmp_path):
     trainer = lightning.Trainer(max_epochs=2, callbacks=[keep], **quiet)
     trainer.fit(task, data, data)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    found = checkpoint.read(tmp_path / "last.ckpt")
-    assert fits(found, task.model)
-    assert found.about == About(
+    result = checkpoint.read(tmp_path / "last.ckpt")
+    assert fits(result, task.model)
+    assert result.about == About(
         epoch=trainer.current_epoch,
         step=6,
         metrics={"best_model_score": keep.best_model_score.item()},
@@ -168,9 +168,9 @@ def test_a_whole_module_is_refused_with_the_classes_it_needs_unless_it_is_truste
     assert f"{Net.__module__}.Net" in asked
     if zipped:
         assert {"torch.nn.modules.linear.Linear", "torch.nn.modules.batchnorm.BatchNorm1d"} <= set(asked)
-    found = checkpoint.read(path, trust_pickle=True)
-    assert fits(found, trained[0])
-    assert (found.key, found.about.epoch) == ("model", 3)
+    result = checkpoint.read(path, trust_pickle=True)
+    assert fits(result, trained[0])
+    assert (result.key, result.about.epoch) == ("model", 3)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -180,9 +180,9 @@ def test_a_file_that_was_saved_on_cuda_is_loaded_to_the_cpu(tmp_path, monkeypatc
     state = {"weight": torch.arange(4.0)}
     torch.save(state, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
     monkeypatch.undo()
-    found = checkpoint.read(tmp_path / "best.pt").state["weight"]
-    assert found.device.type == "cpu"
-    assert torch.equal(found, state["weight"])
+    result = checkpoint.read(tmp_path / "best.pt").state["weight"]
+    assert result.device.type == "cpu"
+    assert torch.equal(result, state["weight"])
 
 
 # -- safetensors ----------------------------------------------------------------------------
@@ -191,10 +191,10 @@ def test_a_file_that_was_saved_on_cuda_is_loaded_to_the_cpu(tmp_path, monkeypatc
 def test_a_safetensors_file_is_described_by_its_metadata(tmp_path, trained):
     metadata = {"epoch": "3", "global_step": "70", "format": "pt"}
     safetensors.torch.save_file(trained[0].state_dict(), tmp_path / "best.safetensors", metadata)
-    found = checkpoint.read(tmp_path / "best.safetensors")
-    assert fits(found, trained[0])
-    assert found.metadata == metadata
-    assert (found.about.epoch, found.about.step) == (3, 70)
+    result = checkpoint.read(tmp_path / "best.safetensors")
+    assert fits(result, trained[0])
+    assert result.metadata == metadata
+    assert (result.about.epoch, result.about.step) == (3, 70)
 
 
 def sharded(folder, module, suffix="safetensors"):
@@ -205,7 +205,7 @@ def sharded(folder, module, suffix="safetensors"):
     names = [f"{stem}-0000{number}-of-00002.{suffix}" for number in (1, 2)]
     places = {name: names[position % 2] for position, name in enumerate(state)}
     for shard in names:
-        part = {name: one for name, one in state.items() if places[name] == shard}
+        part = {name: tensor for name, tensor in state.items() if places[name] == shard}
         (safetensors.torch.save_file if suffix == "safetensors" else torch.save)(part, folder / shard)
     index = folder / f"{stem}.{suffix}.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
@@ -224,9 +224,9 @@ def test_a_meta_file_beside_safetensors_is_ignored(tmp_path, trained, name):
 def test_shards_are_read_by_their_index_or_their_folder(tmp_path, trained, suffix):
     index = sharded(tmp_path / "out", trained[0], suffix)
     for path in (index, index.parent):
-        found = checkpoint.read(path)
-        assert fits(found, trained[0])
-    mentions(found.format, "pytorch" if suffix == "bin" else "safetensors", "2")
+        result = checkpoint.read(path)
+        assert fits(result, trained[0])
+    mentions(result.format, "pytorch" if suffix == "bin" else "safetensors", "2")
 
 
 def test_the_shards_that_huggingface_hub_writes_are_read(tmp_path, trained):
@@ -303,10 +303,10 @@ def distributed(tmp_path, trained):
 
 
 def test_a_folder_of_torch_distributed_checkpoint_is_read(distributed, trained):
-    found = checkpoint.read(distributed)
-    assert fits(found, trained[0])
-    assert (found.key, found.format) == ("model", "torch.distributed.checkpoint")
-    assert found.about == About(epoch=3, metrics={"loss": 0.5}, optimizer=True)
+    result = checkpoint.read(distributed)
+    assert fits(result, trained[0])
+    assert (result.key, result.format) == ("model", "torch.distributed.checkpoint")
+    assert result.about == About(epoch=3, metrics={"loss": 0.5}, optimizer=True)
 
 
 def test_a_flat_state_dict_of_torch_distributed_checkpoint_is_read(tmp_path, trained):
@@ -397,12 +397,12 @@ WRAPPERS = [data_parallel, compiled, Lightning, FSDP]
 )
 def test_any_nesting_of_wrappers_around_the_whole_and_a_part_is_stripped(outside, inside):
     module = Net()
-    plain = {name: one.clone() for name, one in module.state_dict().items()}
+    plain = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     module.layer = functools.reduce(lambda inner, wrap: wrap(inner), inside, module.layer)
     wrapped = functools.reduce(lambda inner, wrap: wrap(inner), outside, module)
-    found = checkpoint.fit(wrapped.state_dict(), SHAPES)
-    assert set(found.state) == set(plain)
-    assert all(torch.equal(found.state[name], one) for name, one in plain.items())
+    result = checkpoint.fit(wrapped.state_dict(), SHAPES)
+    assert set(result.state) == set(plain)
+    assert all(torch.equal(result.state[name], tensor) for name, tensor in plain.items())
 
 
 def test_the_prefix_of_distributed_data_parallel_is_stripped(tmp_path):
@@ -420,7 +420,7 @@ def test_the_prefix_of_activation_checkpointing_around_a_part_is_stripped():
 
     module = Net()
     module.layer = checkpoint_wrapper(module.layer)
-    state = {f"_checkpoint_wrapped_module.{name}": one for name, one in module.state_dict().items()}
+    state = {f"_checkpoint_wrapped_module.{name}": tensor for name, tensor in module.state_dict().items()}
     assert set(checkpoint.fit(state, SHAPES).state) == set(SHAPES)
 
 
@@ -431,41 +431,41 @@ def test_the_prefix_of_activation_checkpointing_around_a_part_is_stripped():
 def averaged(trained):
     """torch's own average of the parameters, after two updates."""
     module, optimizer, _ = trained
-    found = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    result = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     for _ in range(2):
         step(module, optimizer)
-        found.update_parameters(module)
-    return found
+        result.update_parameters(module)
+    return result
 
 
 @pytest.mark.parametrize("weights", ["auto", "ema"])
 def test_the_state_of_an_averaged_model_alone_is_read(tmp_path, averaged, weights):
     torch.save(averaged.state_dict(), tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", weights)
-    assert fits(found, averaged.module)
-    assert (found.beside, found.about.ema) == (("n_averaged",), True)
+    result = checkpoint.read(tmp_path / "best.pt", weights)
+    assert fits(result, averaged.module)
+    assert (result.beside, result.about.ema) == (("n_averaged",), True)
 
 
 @pytest.mark.parametrize("key", ["ema", "swa_model", "averaged_model", "state_dict_ema"])
 def test_the_state_of_an_averaged_model_beside_the_model_s_is_read(tmp_path, trained, averaged, key):
     torch.save({"model": trained[0].state_dict(), key: averaged.state_dict()}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", "ema")
-    assert fits(found, averaged.module)
-    assert (found.key, found.about.ema) == (key, True)
+    result = checkpoint.read(tmp_path / "best.pt", "ema")
+    assert fits(result, averaged.module)
+    assert (result.key, result.about.ema) == (key, True)
     assert fits(checkpoint.read(tmp_path / "best.pt"), trained[0])
 
 
 @pytest.mark.parametrize("nested", [True, False])
 def test_a_shadow_of_the_parameters_takes_its_buffers_from_the_model(tmp_path, trained, averaged, nested):
     module = trained[0]
-    shadow = {name: one.detach().clone() for name, one in averaged.module.named_parameters()}
+    shadow = {name: tensor.detach().clone() for name, tensor in averaged.module.named_parameters()}
     saved = {"shadow": shadow} if not nested else {"ema": {"decay": 0.9, "shadow": shadow}}
     torch.save({"model": module.state_dict(), **saved}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", "ema")
-    assert found.from_model_weights == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
-    assert found.key == ("ema.shadow" if nested else "shadow")
+    result = checkpoint.read(tmp_path / "best.pt", "ema")
+    assert result.from_model_weights == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
+    assert result.key == ("ema.shadow" if nested else "shadow")
     expected = {**module.state_dict(), **shadow}
-    assert all(torch.equal(found.state[name], one) for name, one in expected.items())
+    assert all(torch.equal(result.state[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("key", ["ema", "ema_state_dict"])
@@ -473,14 +473,14 @@ def test_averaged_parameters_without_buffers_take_them_from_the_model_whatever_t
     tmp_path, trained, averaged, key
 ):
     module = trained[0]
-    shadow = {name: one.detach().clone() for name, one in averaged.module.named_parameters()}
+    shadow = {name: tensor.detach().clone() for name, tensor in averaged.module.named_parameters()}
     torch.save({"model": module.state_dict(), key: shadow}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", "ema")
-    assert (found.key, found.from_model_weights) == (
+    result = checkpoint.read(tmp_path / "best.pt", "ema")
+    assert (result.key, result.from_model_weights) == (
         key,
         ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"),
     )
-    assert all(torch.equal(found.state[name], one) for name, one in {**module.state_dict(), **shadow}.items())
+    assert all(torch.equal(result.state[name], tensor) for name, tensor in {**module.state_dict(), **shadow}.items())
 
 
 def test_the_list_of_torch_ema_gets_the_names_of_the_model_s_parameters(tmp_path, trained, golden):
@@ -491,10 +491,10 @@ def test_the_list_of_torch_ema_gets_the_names_of_the_model_s_parameters(tmp_path
         average.update()
     saved = {"model": module.state_dict(), "ema": average.state_dict()}
     torch.save(saved, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", "ema")
+    result = checkpoint.read(tmp_path / "best.pt", "ema")
     with average.average_parameters():
-        assert fits(found, module)
-    assert not fits(found, module)
+        assert fits(result, module)
+    assert not fits(result, module)
     saved["ema"]["shadow_params"].pop()
     torch.save(saved, tmp_path / "best.pt")
     golden(

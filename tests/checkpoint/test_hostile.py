@@ -40,7 +40,7 @@ def nested(bomb):
 
 
 def in_lightning(bomb):
-    state = {f"model.{name}": one for name, one in STATE.items()}
+    state = {f"model.{name}": tensor for name, tensor in STATE.items()}
     return {"state_dict": state, "hyper_parameters": {"lr": 0.1, "model": bomb}, "pytorch-lightning_version": "2.5.0"}
 
 
@@ -133,7 +133,7 @@ def test_a_bomb_in_a_plain_pickle_is_not_run(tmp_path, protocol):
 )  # fmt: skip
 def test_the_metadata_of_a_distributed_checkpoint_looks_no_other_name_up(distributed, name):
     module, attribute = name
-    parts = [bytes([0x8C, len(one)]) + one.encode() for one in (module, attribute)]
+    parts = [bytes([0x8C, len(text)]) + text.encode() for text in (module, attribute)]
     (distributed / ".metadata").write_bytes(b"\x80\x04" + b"".join(parts) + b"\x93\x8c\x04true\x85R.")
     mentions(refusal(distributed).why, ".metadata", f"{module}.{attribute}")
 
@@ -395,13 +395,13 @@ def test_a_dict_that_contains_itself_is_read(tmp_path):
 @functools.cache
 def contents():
     """One file of each form, as bytes by name."""
-    found = {}
+    files = {}
     for name, zipped in (("zip.pt", True), ("legacy.pt", False)):
         buffer = io.BytesIO()
         torch.save({"model": STATE, "epoch": 3}, buffer, _use_new_zipfile_serialization=zipped)
-        found[name] = buffer.getvalue()
-    found["one.safetensors"] = safetensors.torch.save(STATE, {"epoch": "3"})
-    return found
+        files[name] = buffer.getvalue()
+    files["one.safetensors"] = safetensors.torch.save(STATE, {"epoch": "3"})
+    return files
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ def test_a_file_of_the_user_survives_a_second_export(tmp_path, golden):
     folder = export_huggingface(Exported(2, 2), tmp_path / "out")
     (folder / "tokenizer.json").touch()
     export_huggingface(Exported(2, 2), folder)  # an earlier export, with a tokenizer
-    assert sorted(one.name for one in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
     (folder / "thesis.tex").write_text("all of it")
     with pytest.raises(HuggingFaceExportRefused) as caught:
         export_huggingface(Exported(2, 2), folder)
@@ -168,9 +168,9 @@ def test_an_exported_program_is_recognized_by_the_entries_of_its_archive(tmp_pat
         torch.jit.save(torch.jit.script(nn.Linear(2, 3)), path)
     else:
         torch.export.save(torch.export.export(nn.Linear(2, 3), (torch.ones(1, 2),)), path)
-    found = inspect(path)
-    golden(found["format"], kind, "forward()")
-    assert sorted(found["tensors"].values()) == ["12 bytes", "24 bytes"]
+    description = inspect(path)
+    golden(description["format"], kind, "forward()")
+    assert sorted(description["tensors"].values()) == ["12 bytes", "24 bytes"]
 
 
 def test_an_index_with_a_tensor_that_no_shard_has_is_refused(tmp_path, golden):
@@ -187,5 +187,5 @@ def test_a_whole_module_in_the_legacy_format_is_refused_with_every_class_it_need
     torch.save({"model": module}, tmp_path / "best.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointNeedsCode) as caught:
         checkpoint.read(tmp_path / "best.pt")
-    wanted = ("container.Sequential", "linear.Linear", "activation.ReLU")
-    assert all(f"torch.nn.modules.{one}" in str(caught.value) for one in wanted)
+    classes = ("container.Sequential", "linear.Linear", "activation.ReLU")
+    assert all(f"torch.nn.modules.{name}" in str(caught.value) for name in classes)

@@ -51,9 +51,9 @@ def same(state):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_file_of_torch_save_is_read_whatever_its_suffix_and_format(tmp_path, name, zipped):
     torch.save(STATE, tmp_path / name, _use_new_zipfile_serialization=zipped)
-    found = checkpoint.read(tmp_path / name)
-    assert same(found.state)
-    assert (found.key, found.beside) == ("", ())
+    result = checkpoint.read(tmp_path / name)
+    assert same(result.state)
+    assert (result.key, result.beside) == ("", ())
 
 
 def test_safetensors_are_read(tmp_path):
@@ -62,7 +62,7 @@ def test_safetensors_are_read(tmp_path):
 
 
 def test_an_ordered_dict_and_parameters_are_a_state_dict(tmp_path):
-    state = collections.OrderedDict((name, torch.nn.Parameter(one)) for name, one in STATE.items())
+    state = collections.OrderedDict((name, torch.nn.Parameter(tensor)) for name, tensor in STATE.items())
     torch.save(state, tmp_path / "best.pt")
     assert same(checkpoint.read(tmp_path / "best.pt").state)
 
@@ -70,14 +70,14 @@ def test_an_ordered_dict_and_parameters_are_a_state_dict(tmp_path):
 @pytest.mark.parametrize("key", MODEL_KEYS)
 def test_auto_finds_the_state_dict_under_each_usual_key(tmp_path, key):
     torch.save({"epoch": 3, key: STATE, "optimizer": {"state": {}, "lr": 0.1}}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt")
-    assert same(found.state)
-    assert (found.key, found.beside) == (key, ("epoch", "optimizer"))
+    result = checkpoint.read(tmp_path / "best.pt")
+    assert same(result.state)
+    assert (result.key, result.beside) == (key, ("epoch", "optimizer"))
 
 
 @pytest.mark.parametrize("key", EMA_KEYS)
 def test_ema_finds_the_averaged_weights_and_model_the_others(tmp_path, key):
-    torch.save({"model": STATE, key: {name: one + 1 for name, one in STATE.items()}}, tmp_path / "best.pt")
+    torch.save({"model": STATE, key: {name: tensor + 1 for name, tensor in STATE.items()}}, tmp_path / "best.pt")
     assert checkpoint.read(tmp_path / "best.pt", "ema").key == key
     assert torch.equal(checkpoint.read(tmp_path / "best.pt", "ema").state["layer.bias"], torch.tensor([2.0, 3.0, 4.0]))
     assert same(checkpoint.read(tmp_path / "best.pt", "model").state)
@@ -85,9 +85,9 @@ def test_ema_finds_the_averaged_weights_and_model_the_others(tmp_path, key):
 
 def test_a_dotted_key_leads_into_a_nested_checkpoint(tmp_path):
     torch.save({"run": {"student": STATE, "teacher": {"w": torch.zeros(1)}}}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", "run.student")
-    assert same(found.state)
-    assert found.key == "run.student"
+    result = checkpoint.read(tmp_path / "best.pt", "run.student")
+    assert same(result.state)
+    assert result.key == "run.student"
 
 
 def test_values_beside_the_weights_that_are_not_tensors_are_left_out(tmp_path):
@@ -97,16 +97,16 @@ def test_values_beside_the_weights_that_are_not_tensors_are_left_out(tmp_path):
 
 def test_a_flat_file_with_a_number_beside_its_tensors_is_read(tmp_path):
     torch.save({**STATE, "epoch": 3}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt")
-    assert same(found.state)
-    assert found.beside == ("epoch",)
+    result = checkpoint.read(tmp_path / "best.pt")
+    assert same(result.state)
+    assert result.beside == ("epoch",)
 
 
 def test_a_whole_module_in_a_trusted_pickle_is_read_as_its_state_dict(tmp_path):
     module = torch.nn.Linear(4, 3)
     torch.save(module, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", trust_pickle=True)
-    assert torch.equal(found.state["weight"], module.weight)
+    result = checkpoint.read(tmp_path / "best.pt", trust_pickle=True)
+    assert torch.equal(result.state["weight"], module.weight)
     with pytest.raises(CheckpointNeedsCode):
         checkpoint.read(tmp_path / "best.pt")
 
@@ -312,7 +312,7 @@ def test_a_protocol_that_torch_reads_only_by_running_code_is_named(tmp_path, pro
     torch.save(STATE, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     golden(refusal(path), protocol, "2")
     read = checkpoint.read(path, trust_pickle=True).state
-    assert all(torch.equal(read[name], one) for name, one in STATE.items())
+    assert all(torch.equal(read[name], tensor) for name, tensor in STATE.items())
 
 
 def test_a_torchscript_archive_is_refused_by_name(tmp_path, golden):
@@ -396,14 +396,14 @@ def test_a_file_with_a_digest_other_than_the_pinned_one_is_refused(tmp_path, gol
     loaded = manifest.load_manifest(path)
     with loader.open_model_loader(loaded) as opening, pytest.raises(CheckpointDigestWrong) as caught:
         opening()
-    found = hashlib.sha256((tmp_path / "best.pt").read_bytes()).hexdigest()
+    digest = hashlib.sha256((tmp_path / "best.pt").read_bytes()).hexdigest()
     golden(
         render_error(caught.value),
         "error[checkpoint-digest]",
         "best.pt",
         f"{path}:8: checkpoint.sha256",
         "0" * 64,
-        found,
+        digest,
     )
 
 
