@@ -78,19 +78,14 @@ def fit(
     covered = {name for group in tied if group & present for name in group}
     missing = [name for name in shapes if name not in renamed and name not in covered]
     unexpected = [name for name in renamed if name not in shapes]
-    shape_mismatches = [
+    mismatches = [
         (name, tuple(shapes[name]), tuple(tensor.shape))
         for name, tensor in renamed.items()
         if name in shapes and tuple(tensor.shape) != tuple(shapes[name])
     ]
+    allowed = Allowances(strict, tuple(allow_missing), tuple(allow_unexpected))
     check_key_match(
-        missing,
-        unexpected,
-        shape_mismatches,
-        Allowances(strict, tuple(allow_missing), tuple(allow_unexpected)),
-        checkpoint_names=list(renamed),
-        module_names=list(shapes),
-        where=where,
+        missing, unexpected, mismatches, allowed, checkpoint_names=list(renamed), module_names=list(shapes), where=where
     )
     fitting = {name: tensor for name, tensor in renamed.items() if name in shapes}
     return Fit(fitting, prefix_used, tuple(missing), tuple(unexpected), names=names)
@@ -138,9 +133,7 @@ def _saved_module_paths(names: Mapping[str, str]) -> dict[str, str]:
     return paths
 
 
-def _refuse_untied(
-    state: Mapping[str, torch.Tensor], tied: Sequence[frozenset[str]], where: str | None
-) -> None:  # fmt: skip
+def _refuse_untied(state: Mapping[str, torch.Tensor], tied: Sequence[frozenset[str]], where: str | None) -> None:
     """Refuse different values for names that share one tensor in the module, because one of them would be lost."""
     for group in tied:
         first, *others = [name for name in sorted(group) if name in state] or [""]

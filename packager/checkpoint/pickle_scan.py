@@ -31,15 +31,8 @@ _HEAD_BYTES = 24
 _MAX_PROTOCOL = 3
 _LEGACY_PICKLE_COUNT = 5  # magic number, version, system, content, keys of the storages that follow
 _SAFE_PREFIXES = (
-    "torch.",
-    "collections.",
-    "numpy.",
-    "_codecs.",
-    "pathlib.",
-    "argparse.",
-    "builtins.set",
-    "__builtin__.set",
-)
+    "torch.", "collections.", "numpy.", "_codecs.", "pathlib.", "argparse.", "builtins.set", "__builtin__.set",
+)  # fmt: skip
 
 
 def find_unsafe_globals(source: Path | IO[bytes], message: str, *, zipped: bool) -> list[str]:

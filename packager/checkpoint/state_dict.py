@@ -238,9 +238,7 @@ def _select_ema(content: Mapping[Any, Any], where: str | None) -> Checkpoint:
     return _select_first(content, EMA_KEYS, "ema", where)
 
 
-def _add_buffers(
-    shadow: Mapping[str, torch.Tensor], dotted: str, key: str, content: Mapping[Any, Any]
-) -> Checkpoint:  # fmt: skip
+def _add_buffers(shadow: Mapping[str, torch.Tensor], dotted: str, key: str, content: Mapping[Any, Any]) -> Checkpoint:
     """Complete a shadow of the parameters from the model's state dict, if that has all of its names."""
     model_state = _find_model_state(content)
     same_names = set(shadow) <= set(model_state)

@@ -20,18 +20,19 @@ from packager.errors import CheckpointUnreadable
 def write(folder, tensors, cuts, whole):
     """A checkpoint in pieces; `cuts` are, by name, the places along each dimension where a tensor is cut."""
     files, spread = {}, {}
-    for name, one in tensors.items():
+    for name, tensor in tensors.items():
         edges = [
-            [0, *sorted(set(cut) & set(range(1, size))), size] for cut, size in zip(cuts[name], one.shape, strict=True)
+            [0, *sorted(set(cut) & set(range(1, size))), size]
+            for cut, size in zip(cuts[name], tensor.shape, strict=True)
         ]
         boxes = [list(itertools.pairwise(line)) for line in edges]
-        found = []
+        pieces = []
         for number, box in enumerate(itertools.product(*boxes)):
             file = f"model.rank-{number:05d}.safetensors"
-            files.setdefault(file, {})[name] = one[tuple(slice(*pair) for pair in box)].contiguous()
-            found.append(Piece(file, tuple(begin for begin, _ in box), tuple(end - begin for begin, end in box)))
+            files.setdefault(file, {})[name] = tensor[tuple(slice(*pair) for pair in box)].contiguous()
+            pieces.append(Piece(file, tuple(begin for begin, _ in box), tuple(end - begin for begin, end in box)))
         spread[name] = TensorPieces(
-            SAFETENSORS_DTYPES[one.dtype], tuple(one.shape), tuple(found) if one.numel() else ()
+            SAFETENSORS_DTYPES[tensor.dtype], tuple(tensor.shape), tuple(pieces) if tensor.numel() else ()
         )
     folder.mkdir(exist_ok=True)
     for file, held in files.items():
@@ -51,11 +52,13 @@ def test_tensors_are_assembled_however_they_are_cut(tmp_path_factory, shapes, cu
     folder = tmp_path_factory.mktemp("cut")
     tensors = {f"t{number}": torch.randn(shape).to(dtype) for number, shape in enumerate(shapes)}
     whole = {"buffer": torch.arange(3)}
-    index = write(folder, tensors, {name: cut[: one.dim()] for name, one in tensors.items()}, whole)
+    index = write(folder, tensors, {name: cut[: tensor.dim()] for name, tensor in tensors.items()}, whole)
     assert sharded_index.read_piece_index(folder / "model.pieces.json") == index
-    found = read(folder / "model.pieces.json").state
-    assert set(found) == {*tensors, "buffer"}
-    assert all(torch.equal(found[name], one) and found[name].dtype == one.dtype for name, one in tensors.items())
+    state = read(folder / "model.pieces.json").state
+    assert set(state) == {*tensors, "buffer"}
+    assert all(
+        torch.equal(state[name], tensor) and state[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from packager.checkpoint import state_tree_file
 from packager.checkpoint.state_tree import SAFETENSORS_DTYPES, EncodedTree, decode_tree, encode_tree
 from packager.errors import CheckpointDamaged, StateNotExpressible, render_error
 
-DTYPE_NAMES = sorted(str(one).removeprefix("torch.") for one in SAFETENSORS_DTYPES)
+DTYPE_NAMES = sorted(str(dtype).removeprefix("torch.") for dtype in SAFETENSORS_DTYPES)
 
 
 def there_and_back(tree):
@@ -25,24 +25,24 @@ def there_and_back(tree):
     return decode_tree(EncodedTree(encoded.tensors, json.loads(json.dumps(encoded.document, allow_nan=False))))
 
 
-def same(one, other):
+def same(first, second):
     """Types, order, bits: what == is too lenient or too strict for."""
-    if type(one) is not type(other):
+    if type(first) is not type(second):
         return False
-    if isinstance(one, dict):
-        pairs = zip(one.items(), other.items(), strict=True) if len(one) == len(other) else [(0, 1)]
+    if isinstance(first, dict):
+        pairs = zip(first.items(), second.items(), strict=True) if len(first) == len(second) else [(0, 1)]
         return all(same(left, right) for left, right in pairs)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.shape == other.shape and bits(one) == bits(other)
-    if isinstance(one, (np.ndarray, np.generic)):
-        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-    if isinstance(one, float):
-        return np.float64(one).tobytes() == np.float64(other).tobytes()
-    if isinstance(one, complex):
-        return same((one.real, one.imag), (other.real, other.imag))
-    return one == other
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(same(*pair) for pair in zip(first, second, strict=True))
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and first.shape == second.shape and bits(first) == bits(second)
+    if isinstance(first, (np.ndarray, np.generic)):
+        return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
+    if isinstance(first, float):
+        return np.float64(first).tobytes() == np.float64(second).tobytes()
+    if isinstance(first, complex):
+        return same((first.real, first.imag), (second.real, second.imag))
+    return first == second
 
 
 def bits(tensor):
@@ -69,7 +69,7 @@ leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-(2**200), 2**200), st.floats(), texts, st.binary(),
     st.complex_numbers(), tensors(), st.sampled_from([torch.float16, torch.Size([2, 0]), torch.device("cpu")]),
     st.floats().map(np.float64), st.integers(0, 255).map(np.uint8),
-    st.lists(st.floats(width=32)).map(lambda one: np.array(one, np.float32)),
+    st.lists(st.floats(width=32)).map(lambda numbers: np.array(numbers, np.float32)),
 )  # fmt: skip
 trees = st.recursive(
     leaves,
@@ -151,7 +151,7 @@ class Colour(enum.IntEnum):
 
 
 @pytest.mark.parametrize(
-    ("tree", "place", "found"),
+    ("tree", "path", "description"),
     [
         ({"a": [1, object()]}, "a.1", "a object"),
         ({"a": {2: {3, 4}}}, "a.2", "a set"),
@@ -169,10 +169,10 @@ class Colour(enum.IntEnum):
         ({"a": np.ma.masked_array([1])}, "a", "a numpy.ma.MaskedArray of int64"),
     ],
 )
-def test_a_value_that_cannot_be_expressed_is_refused_with_its_path_and_class(tree, place, found, golden):
+def test_a_value_that_cannot_be_expressed_is_refused_with_its_path_and_class(tree, path, description, golden):
     with pytest.raises(StateNotExpressible) as caught:
         encode_tree(tree, "extra")
-    golden(render_error(caught.value), "error[state-not-expressible]", f"extra.{place}", found)
+    golden(render_error(caught.value), "error[state-not-expressible]", f"extra.{path}", description)
 
 
 def test_a_tree_that_contains_itself_is_refused(golden):

@@ -104,12 +104,7 @@ def discard_partial(partial_path: Path) -> None:
 
 
 def _append_stream(
-    stream: RemoteStream,
-    partial_path: Path,
-    resume: _ResumePoint | None,
-    url: str,
-    where: str | None,
-    report: ProgressCallback,
+    stream: RemoteStream, path: Path, resume: _ResumePoint | None, url: str, where: str | None, report: ProgressCallback
 ) -> DownloadRecord:
     """Append what the stream brings, up to the announced size.
 
@@ -119,8 +114,8 @@ def _append_stream(
     limit = MAX_UNSIZED_BYTES if version.size is None else version.size
     done, hasher = (stream.offset, resume.hasher) if resume is not None and stream.offset else (0, hashlib.sha256())
     record = DownloadRecord(done, hasher.hexdigest(), version)
-    with partial_path.open("r+b" if done else "wb") as file:
-        if version.size is not None and shutil.disk_usage(partial_path.parent).free < version.size - done:
+    with path.open("r+b" if done else "wb") as file:
+        if version.size is not None and shutil.disk_usage(path.parent).free < version.size - done:
             raise OSError(errno.ENOSPC, "no space is left")
         file.seek(done)
         file.truncate()
@@ -132,13 +127,13 @@ def _append_stream(
                 hasher.update(chunk)
                 done += len(chunk)
                 if done - record.bytes >= _RECORD_INTERVAL_BYTES:
-                    record = _write_record(partial_path, file, DownloadRecord(done, hasher.hexdigest(), version))
+                    record = _write_record(path, file, DownloadRecord(done, hasher.hexdigest(), version))
                 report(done, version.size)
         finally:
-            record = _write_record(partial_path, file, DownloadRecord(done, hasher.hexdigest(), version))
+            record = _write_record(path, file, DownloadRecord(done, hasher.hexdigest(), version))
         os.fsync(file.fileno())
     if done > limit:
-        discard_partial(partial_path)
+        discard_partial(path)
         raise _too_long(url, where, version.size)
     if version.size is not None and done < version.size:
         why = f"the connection ended after {done} of {version.size} bytes"

@@ -36,14 +36,7 @@ from packager.checkpoint.locate import (
 from packager.checkpoint.remote import transport, urls
 from packager.checkpoint.remote.download import DownloadRecord, download_file, retry_with_backoff
 from packager.common import file_lock
-from packager.common.cache import (
-    Cache,
-    CacheUnavailable,
-    delete_quietly,
-    describe_write_error,
-    open_cache,
-    touch_entry,
-)
+from packager.common.cache import Cache, CacheUnavailable, delete_quietly, describe_write_error, open_cache, touch_entry
 from packager.common.progress import StageName, StageReporter
 from packager.errors import CheckpointDigestWrong, DownloadRefused, PackagerError, UrlNotAFile, UserError
 

@@ -86,9 +86,9 @@ def test_a_pinned_url_is_downloaded_once_and_then_needs_no_server(tmp_path):
     assert config["source"]["checkpoint_sha256"] == sha256(content)
     again = packager.build(manifest, tmp_path / "out")
     elsewhere = packager.build(manifest, tmp_path / "other")
-    anew = packager.build(manifest, tmp_path / "anew", cache="off")
-    assert again.cached and elsewhere.cached and not anew.cached
-    assert built.fingerprint == again.fingerprint == elsewhere.fingerprint == anew.fingerprint
+    uncached = packager.build(manifest, tmp_path / "uncached", cache="off")
+    assert again.cached and elsewhere.cached and not uncached.cached
+    assert built.fingerprint == again.fingerprint == elsewhere.fingerprint == uncached.fingerprint
 
 
 @pytest.mark.slow
@@ -115,15 +115,15 @@ def test_a_local_checkpoint_imports_no_fsspec(tmp_path):
 
 def test_without_a_pin_the_server_is_asked_but_does_not_send_an_unchanged_file_again(tmp_path, golden):
     content = safetensors_bytes()
-    told = []
+    events = []
     with served.serving({"m.safetensors": content}) as server:
         manifest = project(tmp_path / "project", server.url("m.safetensors"))
-        first = packager.build(manifest, tmp_path / "out", listener=told.append)
+        first = packager.build(manifest, tmp_path / "out", listener=events.append)
         second = packager.build(manifest, tmp_path / "out")
-        assert [one.status for one in server.log] == [200, 304]
+        assert [request.status for request in server.log] == [200, 304]
         assert second.cached
         url = server.url("m.safetensors")
-        (note,) = [event.message for event in told if isinstance(event, Note)]
+        (note,) = [event.message for event in events if isinstance(event, Note)]
         golden(note, url, f"checkpoint.sha256: {sha256(content)}")
         changed = safetensors_bytes(seed=1)
         server.files["m.safetensors"] = changed
@@ -221,7 +221,7 @@ def test_progress_is_reported_in_bytes_and_a_cached_file_as_cached():
     events = []
     with served.serving({"m.pt": LARGE}) as server:
         fetch(server.url("m.pt"), sha256(LARGE), events.append)
-        moved = [one for one in events if isinstance(one, StageProgressed)]
+        moved = [event for event in events if isinstance(event, StageProgressed)]
         assert moved[0] == StageProgressed("download", 0, len(LARGE))
         assert moved[-1] == StageProgressed("download", len(LARGE), len(LARGE))
         assert isinstance(events[-1], StageFinished)
@@ -286,7 +286,7 @@ def test_an_index_that_names_a_shard_outside_its_folder_is_refused(name):
         with pytest.raises(errors.CheckpointUnreadable) as error:
             checkpoint.read(server.url("run/m.index.json"))
         mentions(refused(error), repr(name))
-        assert [one.path for one in server.log] == ["run/m.index.json"]
+        assert [request.path for request in server.log] == ["run/m.index.json"]
 
 
 def test_a_folder_over_http_is_refused(golden):
@@ -301,8 +301,8 @@ def test_a_folder_over_http_is_refused(golden):
 def test_a_broken_connection_is_resumed_where_it_broke():
     with served.serving({"m.pt": LARGE}, drops=[1_000_000, 500_000]) as server:
         assert fetch(server.url("m.pt")) == LARGE
-        assert [one.status for one in server.log] == [200, 206, 206]
-        assert [one.range for one in server.log] == [None, "bytes=1000000-", "bytes=1500000-"]
+        assert [request.status for request in server.log] == [200, 206, 206]
+        assert [request.range for request in server.log] == [None, "bytes=1000000-", "bytes=1500000-"]
         assert server.sent == len(LARGE)  # no byte twice
 
 
@@ -318,7 +318,7 @@ def test_a_failed_download_is_resumed_by_the_next_attempt(cache_folder):
         server.log.clear()
         server.drops.clear()
         assert fetch(server.url("m.pt")) == LARGE
-        assert [(one.range, one.sent) for one in server.log] == [(f"bytes={kept}-", len(LARGE) - kept)]
+        assert [(request.range, request.sent) for request in server.log] == [(f"bytes={kept}-", len(LARGE) - kept)]
     assert not list((open_cache().folder / "downloads/new").glob("*"))
 
 
@@ -335,7 +335,7 @@ def test_the_download_of_a_killed_process_is_resumed_by_the_next():
     with served.serving({"m.pt": LARGE}, seconds=0.001) as server:
         assert projects.python(code, server.url("m.pt")).returncode == -9
         assert fetch(server.url("m.pt")) == LARGE
-        (rest,) = [one for one in server.log if one.status == 206]
+        (rest,) = [request for request in server.log if request.status == 206]
         assert rest.sent < len(LARGE) - 900_000
 
 
@@ -356,7 +356,7 @@ def test_a_damaged_partial_download_is_not_resumed(cache_folder):
 def test_a_download_starts_over_if_the_server_lacks_ranges_or_validators(knobs):
     with served.serving({"m.pt": LARGE}, drops=[2_000_000], **knobs) as server:
         assert fetch(server.url("m.pt")) == LARGE
-        assert [one.status for one in server.log] == [200, 200]
+        assert [request.status for request in server.log] == [200, 200]
 
 
 def test_a_file_that_changes_between_two_attempts_is_never_mixed():
@@ -364,7 +364,7 @@ def test_a_file_that_changes_between_two_attempts_is_never_mixed():
     with served.serving({"m.pt": LARGE}, drops=[2_000_000]) as server:
         server.then = [lambda: server.files.update({"m.pt": changed})]
         assert fetch(server.url("m.pt")) == changed
-        assert [one.status for one in server.log] == [200, 200]
+        assert [request.status for request in server.log] == [200, 200]
 
 
 def test_a_server_that_ignores_if_range_shows_by_its_etag_that_the_file_changed():
@@ -372,14 +372,14 @@ def test_a_server_that_ignores_if_range_shows_by_its_etag_that_the_file_changed(
     with served.serving({"m.pt": LARGE}, drops=[2_000_000], conditions=False) as server:
         server.then = [lambda: server.files.update({"m.pt": changed})]
         assert fetch(server.url("m.pt")) == changed
-        assert [one.status for one in server.log] == [200, 206, 200]
+        assert [request.status for request in server.log] == [200, 206, 200]
 
 
 def test_the_download_of_a_file_that_became_shorter_starts_over():
     with served.serving({"m.pt": LARGE}, drops=[2_000_000], conditions=False) as server:
         server.then = [lambda: server.files.update({"m.pt": b"short"})]
         assert fetch(server.url("m.pt")) == b"short"
-        assert [one.status for one in server.log] == [200, 416, 200]
+        assert [request.status for request in server.log] == [200, 416, 200]
 
 
 def test_a_partial_download_of_a_different_file_is_noticed_by_the_pin():
@@ -593,18 +593,18 @@ BASIC = "Basic dXNlcjpodW50ZXIy"  # user:hunter2
 
 
 def test_the_secrets_of_a_url_are_in_no_bundle_and_no_cache(tmp_path, cache_folder):
-    content, told = safetensors_bytes(), []
+    content, events = safetensors_bytes(), []
     with served.serving({"m.safetensors": content}, password=BASIC) as server:
         manifest = project(tmp_path / "project", server.url(SIGNED, user="user:hunter2@"))
-        packager.build(manifest, tmp_path / "out", archive=True, lock="write", listener=told.append)
+        packager.build(manifest, tmp_path / "out", archive=True, lock="write", listener=events.append)
         server.files.clear()
         with pytest.raises(errors.UrlNotFound) as error:
-            packager.build(manifest, tmp_path / "out", listener=told.append)
-    said = f"{told} {refused(error)} {error.value.as_json()} {error.value}"
-    assert f"http://{server.address}/m.safetensors?…" in said
+            packager.build(manifest, tmp_path / "out", listener=events.append)
+    text = f"{events} {refused(error)} {error.value.as_json()} {error.value}"
+    assert f"http://{server.address}/m.safetensors?…" in text
     stored = [*everything_in(tmp_path / "out"), *everything_in(cache_folder), manifest.with_suffix(".lock")]
     for secret in SECRETS:
-        assert secret not in said
+        assert secret not in text
         assert [path for path in stored if secret.encode() in path.read_bytes()] == []
 
 
@@ -619,7 +619,7 @@ def test_the_secrets_of_a_url_are_in_no_file_and_no_output(tmp_path, cache_folde
             projects.package("vet", manifest),
             projects.package("inspect", url),
         ]
-        assert [one.returncode for one in outputs] == [0, 0, 0]
+        assert [output.returncode for output in outputs] == [0, 0, 0]
         server.files["m.safetensors"] = b"no checkpoint"
         outputs += [projects.package("build", manifest), projects.package("inspect", url)]
         server.files.clear()
@@ -639,14 +639,14 @@ def test_the_secrets_of_a_url_are_in_no_file_and_no_output(tmp_path, cache_folde
         outputs += [projects.package("build", manifest, "-o", tmp_path / "out2", env=environment)]
         assert outputs[-1].returncode == 0
     outputs += [projects.package("build", manifest)]
-    assert [one.returncode for one in outputs] == [0, 0, 0, *[2] * 8, 0, 2]
-    said = "".join(one.stdout + one.stderr for one in outputs)
+    assert [output.returncode for output in outputs] == [0, 0, 0, *[2] * 8, 0, 2]
+    output_text = "".join(output.stdout + output.stderr for output in outputs)
     stored = [*everything_in(tmp_path / "out"), *everything_in(cache_folder), manifest.with_suffix(".lock")]
     for secret in SECRETS:
-        assert secret not in said
+        assert secret not in output_text
         for path in stored:
             assert secret.encode() not in path.read_bytes(), path
-    assert f"http://{server.address}/m.safetensors?…" in said
+    assert f"http://{server.address}/m.safetensors?…" in output_text
 
 
 def test_a_signature_is_sent_unchanged():
@@ -725,7 +725,7 @@ def test_without_a_cache_a_download_is_not_kept(tmp_path, monkeypatch, temporary
     blocked.write_text("")
     monkeypatch.setenv("PACKAGER_CACHE", str(blocked))
     content = safetensors_bytes()
-    told = []
+    events = []
     with served.serving({"m.safetensors": content}) as server:
         manifest = project(tmp_path / "project", server.url("m.safetensors"), sha256(content))
         for _ in range(2):
@@ -733,8 +733,8 @@ def test_without_a_cache_a_download_is_not_kept(tmp_path, monkeypatch, temporary
         assert server.sent == 2 * len(content)
         read = checkpoint.read(server.url("m.safetensors"))
         assert torch.equal(read.state["layer.weight"], weights()["layer.weight"])
-        fetch(server.url("m.safetensors"), listener=told.append)
-    assert any(isinstance(one, Note) and str(blocked) in one.message for one in told)
+        fetch(server.url("m.safetensors"), listener=events.append)
+    assert any(isinstance(event, Note) and str(blocked) in event.message for event in events)
 
 
 def test_the_same_content_under_a_different_name_and_url_is_not_downloaded_again():
@@ -748,20 +748,20 @@ def test_the_same_content_under_a_different_name_and_url_is_not_downloaded_again
 
 
 def test_concurrent_threads_download_once(cache_folder):
-    found, told = [], []
+    contents, events = [], []
     with served.serving({"m.pt": LARGE}, seconds=0.005) as server:
 
         def work():
-            found.append(fetch(server.url("m.pt"), listener=told.append))
+            contents.append(fetch(server.url("m.pt"), listener=events.append))
 
         threads = [threading.Thread(target=work) for _ in range(4)]
-        for one in threads:
-            one.start()
-        for one in threads:
-            one.join()
-        assert found == [LARGE] * 4
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert contents == [LARGE] * 4
         assert server.sent == len(LARGE)
-    assert any(isinstance(one, Note) for one in told)
+    assert any(isinstance(event, Note) for event in events)
 
 
 def test_concurrent_processes_download_once(tmp_path):
@@ -774,7 +774,7 @@ def test_concurrent_processes_download_once(tmp_path):
     with served.serving({"m.pt": LARGE}, seconds=0.02) as server:
         command = [sys.executable, "-c", code, server.url("m.pt")]
         running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
-        assert [int(one.communicate()[0]) for one in running] == [len(LARGE)] * 3
+        assert [int(process.communicate()[0]) for process in running] == [len(LARGE)] * 3
         assert server.sent == len(LARGE)
 
 
@@ -813,7 +813,7 @@ def test_a_file_on_s3_is_built_from_and_downloaded_again_after_a_change(bucket, 
     events = []
     second = packager.build(manifest, tmp_path / "out", listener=events.append)
     assert second.cached
-    assert not any(isinstance(one, StageProgressed) for one in events)
+    assert not any(isinstance(event, StageProgressed) for event in events)
     bucket("runs/best.safetensors", safetensors_bytes(seed=1))
     assert packager.build(manifest, tmp_path / "out").fingerprint != first.fingerprint
 
@@ -833,11 +833,11 @@ def test_a_large_file_on_s3_is_resumed_where_it_broke(bucket, monkeypatch):
 
     with pytest.raises(Enough):
         fetch(url, listener=hear)
-    came = max(one.done for one in events if isinstance(one, StageProgressed))
+    received = max(event.done for event in events if isinstance(event, StageProgressed))
     events.clear()
     assert fetch(url, listener=events.append) == content
-    assert next(one for one in events if isinstance(one, StageProgressed)) == StageProgressed(
-        "download", came, len(content)
+    assert next(event for event in events if isinstance(event, StageProgressed)) == StageProgressed(
+        "download", received, len(content)
     )
 
 
@@ -864,7 +864,7 @@ def test_shards_and_folders_on_s3_are_read(bucket, tmp_path):
         by_folder = checkpoint.read(folder)
         assert torch.equal(by_folder.state["layer.bias"], by_index.state["layer.bias"])
         with remote.fetch_remote(remote.RemoteCheckpoint(folder), StageReporter(ignore_event)) as path:
-            assert sorted(one.name for one in path.iterdir()) == sorted([*files, "config.json"])
+            assert sorted(file.name for file in path.iterdir()) == sorted([*files, "config.json"])
 
 
 def test_a_folder_of_torch_distributed_checkpoint_on_s3_is_read(bucket, tmp_path):
@@ -897,7 +897,7 @@ def test_a_missing_or_forbidden_file_on_s3_is_reported(bucket, monkeypatch):
         with pytest.raises(errors.UrlNotFound) as error:
             checkpoint.read(url)
         mentions(refused(error), "error[url-not-found]", url)
-    environment = {name: one for name, one in os.environ.items() if not name.startswith("AWS_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/nowhere", "HOME": "/nowhere"}
     environment |= {"AWS_SHARED_CREDENTIALS_FILE": "/nowhere", "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}
     done = projects.package("inspect", "s3://checkpoints/dcp", env=environment)
