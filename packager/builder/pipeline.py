@@ -41,11 +41,12 @@ from packager.builder.incremental.inputs import (
     load_last_inputs,
     remember_inputs,
 )
+from packager.builder.incremental.store import CacheEntry, CacheKey
 from packager.bundle import layout
 from packager.bundle.writer import BundleWriter, check_archive_target, check_bundle_target, stage_bundle
 from packager.checkpoint.locate import FileVersion
 from packager.common import process_memory
-from packager.common.cache_store import Cache, CacheEntry, CacheKey, describe_write_error
+from packager.common.cache import Cache, describe_write_error
 from packager.common.hashing import sha256_file
 from packager.common.progress import StageName, StageReporter
 from packager.errors import BuildNotRepeatable, CacheDiffers, InputChanged

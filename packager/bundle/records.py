@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from packager.export.graph.messages import JsonFloat, Verdict
+from packager.export.graph.messages import StageRecord
 from packager.parity.numerics.decisions import RULE_PATTERN as RULE
 
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -239,7 +240,7 @@ class ParityRecord(_Record):
     decisions: dict[str, DecisionRecord]
     coverage: CoverageRecord
     backends: dict[Literal["onnx", "torchscript"], BackendVerdict]
-    stages: list[ExportStageRecord]
+    stages: list[StageRecord]
 
 
 # -- evidence/build.json --------------------------------------------------------------------

@@ -12,7 +12,7 @@ from packager.cli.options import json_option
 from packager.errors import CacheUnusable
 
 if TYPE_CHECKING:
-    from packager.common.cache_store import Cache
+    from packager.common.cache import Cache
 
 
 @click.group()
@@ -43,7 +43,7 @@ def clean(as_json: bool) -> None:
 
 
 def _open_cache() -> Cache:
-    from packager.common.cache_store import CacheUnavailable, open_cache
+    from packager.common.cache import CacheUnavailable, open_cache
 
     try:
         return open_cache()

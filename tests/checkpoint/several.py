@@ -78,9 +78,9 @@ if count > 1:
 
 def start(count: int, text: str, folder: Path, *arguments: str) -> list[subprocess.Popen[str]]:
     """Processes that each run the text, with `rank`, `count`, `folder`, `arguments`, `loop` and `train` at hand."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     program = _BEFORE + NET + _LOOP + textwrap.dedent(text) + _AFTER
     return [
         subprocess.Popen(
@@ -94,6 +94,6 @@ def start(count: int, text: str, folder: Path, *arguments: str) -> list[subproce
 def run(count: int, text: str, folder: Path, *arguments: str) -> list[str]:
     """What each process printed, when all have ended well."""
     ranks = start(count, text, folder, *arguments)
-    said = [one.communicate(timeout=120) for one in ranks]
-    assert [one.returncode for one in ranks] == [0] * count, "\n".join(error for _, error in said)
-    return [out for out, _ in said]
+    outputs = [process.communicate(timeout=120) for process in ranks]
+    assert [process.returncode for process in ranks] == [0] * count, "\n".join(error for _, error in outputs)
+    return [out for out, _ in outputs]

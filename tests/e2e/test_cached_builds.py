@@ -343,9 +343,9 @@ def test_verifying_the_cache_builds_anew_and_compares(linear, tmp_path, cache_fo
         rest = json.loads(path.read_bytes().partition(b"\n")[2])
         if rest["stage"] == "onnx":
             rest["record"]["artifact"]["nodes"] += 1
-            from packager.common.cache_store import _write
+            from packager.common.cache import write_record
 
-            _write(path, rest)
+            write_record(path, rest)
     with pytest.raises(CacheDiffers) as differs:
         packager.build(linear, tmp_path / "out", cache="verify")
     assert differs.value.why == "onnx"
@@ -361,12 +361,12 @@ def test_a_cache_that_cannot_be_used_is_told_and_done_without(linear, tmp_path, 
 
 
 def test_a_cache_whose_disk_is_full_is_told_and_the_bundle_is_built(linear, tmp_path, monkeypatch, golden):
-    from packager.common.cache_store import Cache
+    from packager.common.cache import Cache
 
-    def full(self, action, entry, files):
+    def full(self, source, sha256):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Cache, "put", full)
+    monkeypatch.setattr(Cache, "add_object", full)
     told = []
     result = packager.build(linear, tmp_path / "out", listener=lambda event: told.append(getattr(event, "message", "")))
     assert packager.verify(result.bundle).ok
@@ -677,9 +677,9 @@ def test_an_object_that_vanishes_while_a_bundle_is_restored_leaves_the_old_one(l
     first = packager.build(linear, tmp_path / "out")
     before = contents(first.bundle)
     (first.bundle / "README.md").write_text("mine")
-    from packager.common.cache_store import Cache
+    from packager.common.cache import Cache
 
-    monkeypatch.setattr(Cache, "object", lambda self, sha256: tmp_path / "gone")
+    monkeypatch.setattr(Cache, "object_path", lambda self, sha256: tmp_path / "gone")
     second = packager.build(linear, tmp_path / "out")
     assert not second.cached
     assert contents(second.bundle) == before

@@ -10,8 +10,9 @@ from projects import LINEAR, project
 
 import packager
 from packager.builder.incremental import environment, up_to_date
+from packager.builder.incremental.store import CacheEntry, CacheKey, look_up, put
 from packager.bundle.fingerprint import list_files
-from packager.common.cache_store import Cache, CacheEntry, CacheKey, open_cache
+from packager.common.cache import Cache, open_cache
 
 READS = "import yaml\nopen(__file__.replace('model.py', 'factor.txt')).close()\n" + LINEAR
 
@@ -42,7 +43,7 @@ def done(tmp_path):
     (record,) = [one for one in map(json.loads, texts) if "folder_name" in one]
     files = {name: Path(file) for name, file in record["files"].items()}
     inputs = up_to_date.RecordedInputs(record["inputs"], files, folder)
-    entry = cache.look_up(CacheKey("bundle", inputs.values))
+    entry = look_up(cache, CacheKey("bundle", inputs.values))
     return Built(path, tmp_path / "out", cache, inputs, entry)
 
 
@@ -55,7 +56,7 @@ def remembered(built, values):
     """What a build with these inputs, in the place of the real one, is found to be by the next."""
     bundle = CacheKey("bundle", values)
     files = {name: built.out / "net-1.0.0" / name for name in list_files(built.out / "net-1.0.0")}
-    built.cache.put(bundle, built.entry, files)
+    put(built.cache, bundle, built.entry, files)
     up_to_date.remember_build(built.cache, built.manifest, "net-1.0.0", bundle, built.inputs.files)
     return up_to_date.find_up_to_date(built.cache, built.manifest, built.out)
 
