@@ -166,8 +166,8 @@ def test_the_distance_of_an_array_from_itself_is_nothing(pair):
 @given(pairs(FLOATS, finite))
 def test_what_is_allowed_with_a_narrow_limit_is_allowed_with_a_wider(pair):
     narrow, wide = (compare(*pair, ElementTolerance(size, size)) for size in (1e-3, 1e-2))
-    assert wide.excess <= narrow.excess
-    assert wide.allowed or not narrow.allowed
+    assert wide.error_over_limit <= narrow.error_over_limit
+    assert wide.within_tolerance or not narrow.within_tolerance
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -390,11 +390,11 @@ def test_neither_array_is_changed():
 
 DISTANCE = """
 import numpy as np
-from packager.parity.numerics.compare import Limit, compare
+from packager.parity.numerics.compare import ElementTolerance, compare
 draw = np.random.default_rng(0)
 for _ in range(9):
     expected = draw.standard_normal(200_000)
-    print(compare(expected, expected + draw.standard_normal(200_000) / 8, Limit(1e-5, 1e-4)))
+    print(compare(expected, expected + draw.standard_normal(200_000) / 8, ElementTolerance(1e-5, 1e-4)))
 """
 
 

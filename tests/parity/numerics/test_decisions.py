@@ -263,7 +263,7 @@ def test_decisions_that_do_not_fit_the_outputs_are_refused(
         LINEAR.replace("return self.layer(x)", f"y = self.layer(x)\n        return {text}"),
         parity={"decisions": decisions},
     )
-    found = reference.run_case(loaded, source, grid.example)
+    found = reference.run_case(loaded, source, grid.example_case)
     with pytest.raises(DecisionDoesNotFit) as caught:
         reference.resolve_decisions(loaded, found)
     golden(caught.value.why, *facts)
