@@ -7,6 +7,7 @@ from messages import carries
 from packager.errors import DecidedByTies
 from packager.parity import reference
 from packager.parity.cases import sample_grid
+from packager.parity.ties import find_tied_output
 
 RANKED = {"x": {"dtype": "float32", "shape": ["batch", 8], "range": [0, 1]}}
 TOPK = """
@@ -94,3 +95,29 @@ def test_a_module_whose_every_output_depends_on_a_tie_is_refused(opened, tmp_pat
         *(f"{tmp_path / 'package.yaml'}:1: parity", len(grid.cases), "output_0"),
         case=f"{last} ({names[last]})",
     )
+
+
+# -- outputs that a nudge changes -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "nudged", "tied"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], False),
+        ([1.0, 2.0], [1.0, 2.05], False),
+        ([1.0, 2.0], [1.0, 2.5], True),
+        ([1.0, np.nan, np.inf], [1.0, np.nan, np.inf], False),
+        ([1.0, np.inf, 2.0], [np.inf, 1.0, 2.0], True),
+        ([1.0, np.nan], [1.0, 2.0], True),
+        ([1, 2], [1, 2], False),
+        ([1, 2], [2, 1], True),
+        ([True, False], [True, True], True),
+        ([1.0, 2.0], [1.0, 2.0, 3.0], True),
+    ],
+    ids=["same", "near", "far", "same nonfinite", "moved infinity", "lost NaN", "same integers", "swapped integers",
+         "boolean", "shape"],
+)  # fmt: skip
+def test_a_tied_output_is_the_first_that_a_nudge_changes_by_more_than_rounding(output, nudged, tied):
+    arrays = {"first": np.ones(2), "second": np.asarray(output), "third": np.asarray(output)}
+    changed = {"first": np.ones(2), "second": np.asarray(nudged), "third": np.asarray(nudged)}
+    assert find_tied_output(arrays, changed) == ("second" if tied else "")
