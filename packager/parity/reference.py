@@ -3,6 +3,8 @@
 The expected outputs are those of the eager module as the user wrote it, in its own dtypes. The tolerance is not a
 constant: it follows from the noise of the module's own arithmetic on these inputs (`noise_measurement`). An artifact is
 also compared with the module run in float64, on the test cases where it was.
+
+The builder calls the functions of this module, and those of `forward` and `noise_measurement` through it.
 """
 
 from __future__ import annotations
@@ -14,9 +16,13 @@ import numpy as np
 from packager.errors import DecisionDoesNotFit, OutputsUnsupported, did_you_mean
 from packager.model.loader import LoadedModel
 from packager.parity.cases.sample_grid import Grid
-from packager.parity.forward import check_repeatable, drop_refused_masks, run_case
+from packager.parity.forward import check_repeatable as check_repeatable
+from packager.parity.forward import drop_refused_masks as drop_refused_masks
+from packager.parity.forward import run_case as run_case
 from packager.parity.noise import FLOAT64
-from packager.parity.noise_measurement import NoiseMeasurement, measure_noise, measure_output_noise
+from packager.parity.noise_measurement import NoiseMeasurement as NoiseMeasurement
+from packager.parity.noise_measurement import measure_noise as measure_noise
+from packager.parity.noise_measurement import measure_output_noise
 from packager.parity.nudges import run_nudged
 from packager.parity.numerics.compare import Array, ElementTolerance, is_float
 from packager.parity.numerics.decisions import DecisionRule
@@ -25,17 +31,6 @@ from packager.parity.numerics.verdict import ReferenceCase
 from packager.parity.results import OutputNoise, Reference
 from packager.parity.ties import EagerRun, find_tied_output, replace_tied_cases
 from packager.project.manifest import ExplicitTolerance, Project
-
-__all__ = [
-    "NoiseMeasurement",
-    "check_repeatable",
-    "drop_refused_masks",
-    "measure_noise",
-    "measure_probe",
-    "measure_reference",
-    "resolve_decisions",
-    "run_case",
-]
 
 _TIE_SHARE = 2 / NOISE_MULTIPLE
 """How close two scores are at a tie, as a share of their tolerance.
@@ -149,8 +144,7 @@ def _make_reference_cases(
 ) -> tuple[tuple[ReferenceCase, ...], dict[str, OutputNoise]]:
     """Return the reference cases of these runs, and the noise by output name where it was measured."""
     derived = {name: _derive_tolerances(project, measurement, runs, name) for name in runs[0][1]}
-    evaluations = {evaluation.name: evaluation.outputs for evaluation in measurement.evaluations}
-    float64 = evaluations.get(FLOAT64, {})
+    float64 = next((variant.outputs for variant in measurement.evaluations if variant.name == FLOAT64), {})
     reference_cases = tuple(
         ReferenceCase(
             case.name,
