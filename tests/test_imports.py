@@ -12,7 +12,8 @@ BUILD_SIDE = tuple(
     f"packager.{name}"
     for name in (
         "builder", "checkpoint", "export", "model", "project", "bundle.writer", "bundle.readme",
-        "parity.cases", "parity.coverage", "parity.diagnosis", "parity.noise", "parity.reference",
+        "parity.cases", "parity.coverage", "parity.diagnosis", "parity.forward", "parity.noise", "parity.noise_cases",
+        "parity.noise_measurement", "parity.nudges", "parity.reference", "parity.results", "parity.ties",
     )
 )  # fmt: skip
 

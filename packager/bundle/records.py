@@ -13,8 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from packager.export.graph.messages import JsonFloat, Verdict
-from packager.export.graph.messages import StageRecord
+from packager.export.graph.messages import JsonFloat, StageRecord, Verdict
 from packager.parity.numerics.decisions import RULE_PATTERN as RULE
 
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
