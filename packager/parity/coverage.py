@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from packager.common import output_tree
-from packager.model.loader import LoadedModel, bind_inputs
+from packager.model.inputs import bind_inputs
+from packager.model.loader import LoadedModel
 from packager.parity.cases import sample_grid
 from packager.parity.cases.sample_grid import Grid, InputCase
 from packager.parity.noise import restore_rnn_weights

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from packager.common import output_tree
-from packager.model.loader import LoadedModel, bind_inputs
+from packager.model.inputs import bind_inputs
+from packager.model.loader import LoadedModel
 from packager.parity.cases.generators import has_mask
 from packager.parity.cases.sample_grid import InputCase
 from packager.parity.numerics.compare import Array

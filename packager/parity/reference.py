@@ -27,7 +27,9 @@ from packager.errors import (
     OutputsUnsupported,
     did_you_mean,
 )
-from packager.model.loader import LoadedModel, bind_inputs, format_user_frame
+from packager.model.importing import format_user_frame
+from packager.model.inputs import bind_inputs
+from packager.model.loader import LoadedModel
 from packager.parity import noise
 from packager.parity.cases import generators, sample_grid
 from packager.parity.cases.sample_grid import Grid, InputCase

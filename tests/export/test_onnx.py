@@ -12,6 +12,7 @@ from packager.export import torchscript, weights
 from packager.export.exporters import silence_exporters
 from packager.export.graph import io
 from packager.model import loader
+from packager.model.inputs import bind_inputs
 from packager.parity import reference
 from packager.parity.cases import sample_grid, signature
 from packager.project import manifest
@@ -76,7 +77,7 @@ def export(exporter, path, target):
         opened = opening()
         grid = sample_grid.build_grid(loaded)
         found = reference.run_case(loaded, opened, grid.example_case)
-        example = loader.bind_inputs(loaded, list(grid.example_case.inputs.values()))
+        example = bind_inputs(loaded, list(grid.example_case.inputs.values()))
         names = exporters.TensorNames(list(loaded.manifest.inputs), list(found))
         if exporter == "torchscript":
             program = torchscript.trace(opened.module, loaded.manifest.outputs, example, loaded.folder)
@@ -130,7 +131,7 @@ def test_exporting_a_script_leaves_it_and_those_to_come_as_they_were(tmp_path):
         module = opening().module
         first = torchscript.script(module, loaded.folder)
         kept = _saved(first, tmp_path)
-        example = loader.bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
+        example = bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
         names = exporters.TensorNames(["image"], ["logits", "features"])
         exporters.export_from_torchscript(loaded, first, names, example, tmp_path / "raw.onnx")
         assert _saved(first, tmp_path) == kept
@@ -198,7 +199,7 @@ class Net(nn.Module):
     )
     with loader.open_model_loader(loaded) as opening, silence_exporters():
         module = opening().module
-        example = loader.bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
+        example = bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
         program = torchscript.trace(module, None, example, tmp_path)
         with pytest.raises(torchscript.ExporterFailed, match="_native_multi_head_attention"):
             exporters.export_from_torchscript(
