@@ -125,7 +125,7 @@ def test_an_import_that_fails_shows_the_users_last_line(tmp_path, golden):
         "not_there",
         "ImportError",
         "os",
-        f"({os.__file__})",
+        stdlib_file=os.__file__,
     )
 
 
