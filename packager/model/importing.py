@@ -60,7 +60,12 @@ def resolve_entry(project: Project) -> Callable[..., Any]:
     """
     entry, where = get_entry_name(project), project.field_location("model", "entry")
     source, _, attribute = entry.rpartition(":")
-    module = _import_file(project, source) if source.endswith(".py") else _import_name(project, source)
+    try:
+        module = _import_file(project, source) if source.endswith(".py") else _import_name(project, source)
+    except EntryNotFound:
+        raise
+    except (Exception, SystemExit) as error:
+        raise EntryImportFailed(entry, where, format_user_frame(error, project.folder)) from error
     target: Any = module
     for part in attribute.split("."):
         if not hasattr(target, part):
@@ -95,23 +100,23 @@ def _import_file(project: Project, source: str) -> ModuleType:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit):
         if shadowed is not None:
             sys.modules[path.stem] = shadowed
-        raise EntryImportFailed(entry, where, format_user_frame(error, project.folder)) from error
+        raise
     return module
 
 
 def _import_name(project: Project, name: str) -> ModuleType:
-    entry, where = get_entry_name(project), project.field_location("model", "entry")
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and (name == missing or name.startswith(f"{missing}.")):
-            hint = f"write {name}.py:…" if (project.folder / f"{name}.py").exists() else None
-            raise EntryNotFound(entry, where, f"there is no module {name!r}", hint) from None
-        raise EntryImportFailed(entry, where, format_user_frame(error, project.folder)) from error
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # a module that the user's code imports
+        where, hint = project.field_location("model", "entry"), None
+        if (project.folder / f"{name}.py").exists():
+            hint = f"write {name}.py:…"
+        raise EntryNotFound(get_entry_name(project), where, f"there is no module {name!r}", hint) from None
 
 
 def format_user_frame(error: BaseException, folder: Path) -> str:

@@ -30,8 +30,7 @@ def load_weights(project: Project, module: torch.nn.Module, checkpoint: Checkpoi
     settings, where = project.manifest.checkpoint, project.field_location("checkpoint")
     module_state = module.state_dict(keep_vars=True)
     current = {name: tensor for name, tensor in module_state.items() if isinstance(tensor, torch.Tensor)}
-    _check_extra_state(where, [name for name in module_state if name not in current])
-    _check_not_lazy(where, [name for name, tensor in current.items() if torch.nn.parameter.is_lazy(tensor)])
+    _check_state_supported(where, module_state)
     tied = _find_tied_parameters(module)
     match = fit(
         checkpoint.state,
@@ -113,11 +112,7 @@ def check_finite(where: str, state: Mapping[str, torch.Tensor], current: Mapping
 
     `current` are the module's own tensors, by the names of `state`. Raises `WeightsNotFinite`.
     """
-    names = [
-        name
-        for name, tensor in state.items()
-        if not _is_finite(tensor) and not _is_infinite_mask(tensor, current[name])
-    ]
+    names = [name for name, tensor in state.items() if not (_is_finite(tensor) or _is_mask(tensor, current[name]))]
     if names:
         raise WeightsNotFinite(where, names)
 
@@ -132,37 +127,29 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return all(bool(extreme.isfinite()) for extreme in values.aminmax())
 
 
-def _is_infinite_mask(tensor: torch.Tensor, current: torch.Tensor) -> bool:
+def _is_mask(tensor: torch.Tensor, current: torch.Tensor) -> bool:
     is_buffer = not isinstance(current, torch.nn.Parameter) and not current.is_meta
     return is_buffer and bool(current.isinf().any()) and not bool(tensor.isnan().any())
 
 
-def _check_extra_state(where: str, names: Sequence[str]) -> None:
-    if names:
+def _check_state_supported(where: str, module_state: Mapping[str, Any]) -> None:
+    """Check that the module's state consists of tensors with known shapes. Raises `StateDoesNotFit`."""
+    if names := [name for name, value in module_state.items() if not isinstance(value, torch.Tensor)]:
         why = f"the module keeps state that is not a tensor: {', '.join(names)}"
         raise StateDoesNotFit(where, why, "get_extra_state() is not supported; register buffers instead")
-
-
-def _check_not_lazy(where: str, names: Sequence[str]) -> None:
-    if names:
+    if names := [name for name, value in module_state.items() if torch.nn.parameter.is_lazy(value)]:
         why = f"the module does not know these shapes before its first call: {', '.join(names)}"
         raise StateDoesNotFit(where, why, "use the plain module instead of the Lazy one")
 
 
 def _check_number_kinds(where: str, state: Mapping[str, torch.Tensor], current: Mapping[str, torch.Tensor]) -> None:
     """Check for values whose meaning a conversion would change. Raises `StateDoesNotFit`."""
-    complex_names = [name for name, tensor in state.items() if tensor.is_complex() and not current[name].is_complex()]
-    if complex_names:
-        why = f"complex in the checkpoint, real in the module: {join_names(complex_names)}"
+    if names := [name for name, tensor in state.items() if tensor.is_complex() and not current[name].is_complex()]:
+        why = f"complex in the checkpoint, real in the module: {join_names(names)}"
         raise StateDoesNotFit(where, why, "save real tensors, or make the parameters complex")
-    integers = [
-        f"{name} ({_format_dtype(tensor)})"
-        for name, tensor in state.items()
-        if isinstance(current[name], torch.nn.Parameter)
-        and current[name].is_floating_point()
-        and not _is_fractional(tensor)
-    ]
-    if integers:
+    parameters = {name: current[name] for name in state if isinstance(current[name], torch.nn.Parameter)}
+    floats = [name for name, parameter in parameters.items() if parameter.is_floating_point()]
+    if integers := [f"{name} ({_format_dtype(state[name])})" for name in floats if not _is_fractional(state[name])]:
         why = f"integers in the checkpoint, float parameters in the module: {join_names(integers)}"
         raise StateDoesNotFit(where, why, "quantized weights mean nothing without their scales: save the floats")
 

@@ -1,7 +1,6 @@
 """What the user's code depends on: what it imports, what it reads, and which new file would replace either."""
 
 import importlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -261,12 +260,3 @@ def test_merging_loses_nothing(dependencies, other):
         assert set(getattr(both, part)) == {*getattr(dependencies, part), *getattr(other, part)}
     assert both.location_dependent == (dependencies.location_dependent or other.location_dependent)
     assert dependencies.merge(dependencies) == dependencies
-
-
-def test_nothing_is_recorded_outside_the_block(tmp_path):
-    (tmp_path / "file").write_text("")
-    with track_dependencies(tmp_path, "model", []) as tracker:
-        pass
-    (tmp_path / "file").read_text()
-    assert os.path.exists(tmp_path / "file")
-    assert tracker.collect().read_files == ()

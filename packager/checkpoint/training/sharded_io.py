@@ -114,7 +114,24 @@ class _LocalValuesPlanner(DefaultSavePlanner):
         return self._local[index.fqn]
 
 
-class _ShardWriter(StorageWriter):
+class _ShardStorage:
+    """What DCP also asks of a storage, and neither the writer nor the reader needs."""
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        pass
+
+    def prepare_local_plan(self, plan: Any) -> Any:
+        return plan
+
+    def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:  # noqa: ARG003 (DCP's signature)
+        return True
+
+
+class _ShardWriter(_ShardStorage, StorageWriter):
     """Write this rank's pieces into one file and, on rank 0, the index; `digests` are by the name of the file."""
 
     def __init__(self, folder: Path, file: str, rank: int) -> None:
@@ -168,24 +185,11 @@ class _ShardWriter(StorageWriter):
         name = pieces_index_name(self._file)
         self.digests[name] = write_text_durably(self._folder / name, PieceIndex(self._file, tensors).to_json())
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        pass
-
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        return plan
 
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        return plans
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:  # noqa: ARG003 (DCP's signature)
-        return True
-
-
-class _ShardReader(StorageReader):
+class _ShardReader(_ShardStorage, StorageReader):
     """Read pieces from the files that an index lists."""
 
     def __init__(self, folder: Path, index: PieceIndex) -> None:
@@ -226,18 +230,5 @@ class _ShardReader(StorageReader):
         future.set_result(None)
         return future
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        pass
-
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         pass
-
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        return plan
-
-    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        return plans
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:  # noqa: ARG003 (DCP's signature)
-        return True
