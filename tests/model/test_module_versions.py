@@ -163,7 +163,7 @@ def test_metadata_that_torch_does_not_write_is_not_a_bug(path, metadata):
     state._metadata = metadata
     torch.save(state, path.parent / "best.pt")
     if "body.0" in metadata:
-        with pytest.raises(StateDoesNotFit, match="checkpoint does not fit"):
+        with pytest.raises(StateDoesNotFit, match="checkpoint does not match"):
             load(path)
     else:
         assert same(loaded_state(path), as_torch_loads(path, weights(path, 2)))

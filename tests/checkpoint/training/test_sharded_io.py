@@ -261,7 +261,7 @@ def test_an_error_on_one_rank_is_raised_on_all_and_leaves_what_was_saved(tmp_pat
         tmp_path,
     )
     failed = "rank 1 of the run failed: OSError: [Errno 27] File too large\n"
-    refused = "extra cannot be saved without pickle\nmetrics.loss cannot be saved without pickle\n"
+    refused = "cannot save extra without pickle\ncannot save metrics.loss without pickle\n"
     assert outputs == [2 * failed + refused] * 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json", "step-00000001", "step-00000003"]
 
