@@ -12,7 +12,9 @@ import torch
 
 from packager.common import output_tree
 from packager.errors import ForwardChangesWeights, ForwardFailed, NotRepeatable, OutputsUnsupported
-from packager.model.loader import LoadedModel, bind_inputs, format_user_frame
+from packager.model.importing import format_user_frame
+from packager.model.inputs import bind_inputs
+from packager.model.loader import LoadedModel
 from packager.parity.cases import generators, sample_grid
 from packager.parity.cases.sample_grid import Grid, InputCase
 from packager.parity.numerics.compare import Array, ElementTolerance, ShapesDiffer, compare, is_float

@@ -12,6 +12,7 @@ from packager.export import torchscript, weights
 from packager.export.exporters import ExporterFailed, silence_exporters
 from packager.export.graph import io
 from packager.model import loader
+from packager.model.inputs import bind_inputs
 from packager.parity import reference
 from packager.parity.cases import sample_grid, signature
 from packager.project import manifest
@@ -76,7 +77,7 @@ def export(exporter, path, target):
         model = load()
         grid = sample_grid.build_grid(loaded)
         outputs = reference.run_case(loaded, model, grid.example_case)
-        example = loader.bind_inputs(loaded, list(grid.example_case.inputs.values()))
+        example = bind_inputs(loaded, list(grid.example_case.inputs.values()))
         names = exporters.TensorNames(list(loaded.manifest.inputs), list(outputs))
         if exporter == "torchscript":
             program = torchscript.trace(model.module, loaded.manifest.outputs, example, loaded.folder)
@@ -130,7 +131,7 @@ def test_exporting_a_script_changes_neither_it_nor_later_scripts(tmp_path):
         module = load().module
         first = torchscript.script(module, loaded.folder)
         kept = _saved(first, tmp_path)
-        example = loader.bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
+        example = bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
         names = exporters.TensorNames(["image"], ["logits", "features"])
         exporters.export_from_torchscript(loaded, first, names, example, tmp_path / "raw.onnx")
         assert _saved(first, tmp_path) == kept
@@ -151,7 +152,7 @@ from packager.parity.cases import sample_grid
 from packager.project import manifest
 
 project, path = manifest.load_manifest(sys.argv[1]), pathlib.Path(sys.argv[2])
-example = loader.bind_inputs(project, list(sample_grid.build_grid(project).example_case.inputs.values()))
+example = bind_inputs(project, list(sample_grid.build_grid(project).example_case.inputs.values()))
 names = exporters.TensorNames(["idx"], ["logits"])
 with loader.open_model_loader(project) as load:
     module = load().module
@@ -201,7 +202,7 @@ class Net(nn.Module):
     )
     with loader.open_model_loader(loaded) as load, silence_exporters():
         module = load().module
-        example = loader.bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
+        example = bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
         program = torchscript.trace(module, None, example, tmp_path)
         with pytest.raises(ExporterFailed, match="_native_multi_head_attention"):
             exporters.export_from_torchscript(

@@ -22,7 +22,7 @@ from packager.export.control_flow import SpecializedControlFlow
 from packager.export.exporters import ExporterFailed
 from packager.export.graph.messages import StageRecord, Verdict
 from packager.export.torchscript import TorchScriptProgram
-from packager.model.loader import bind_inputs
+from packager.model.inputs import bind_inputs
 from packager.parity.noise import to_numpy
 from packager.parity.numerics.compare import Array
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase, check_parity

@@ -17,7 +17,7 @@ import torch
 from packager.common.array_files import Array
 from packager.export.graph import io
 from packager.export.graph.messages import ExportedGraph
-from packager.model.loader import bind_inputs
+from packager.model.inputs import bind_inputs
 from packager.parity.cases import generators
 from packager.parity.diagnosis import localize, onnx_activations, repro, torch_activations
 from packager.parity.diagnosis.activations import Activations, ActivationsUnavailable

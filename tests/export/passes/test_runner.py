@@ -16,6 +16,7 @@ from packager.export.graph import io, walk
 from packager.export.graph.messages import OptimizeJob
 from packager.export.passes import runner
 from packager.model import loader
+from packager.model.inputs import bind_inputs
 from packager.parity import reference
 from packager.parity.cases import sample_grid, signature
 from packager.project import manifest
@@ -54,7 +55,7 @@ def export(path, exporter="torchscript"):
         grid = sample_grid.build_grid(loaded)
         first = reference.run_case(loaded, model, grid.example_case)
         second = reference.run_case(loaded, model, grid.probe_case)
-        example = loader.bind_inputs(loaded, list(grid.example_case.inputs.values()))
+        example = bind_inputs(loaded, list(grid.example_case.inputs.values()))
         names = exporters.TensorNames(list(loaded.manifest.inputs), list(first))
         target = loaded.folder / exporter
         target.mkdir()

@@ -13,6 +13,7 @@ from packager.export import onnx as exporters
 from packager.export import torchscript
 from packager.export.graph import io
 from packager.model import loader
+from packager.model.inputs import bind_inputs
 from packager.parity import reference
 from packager.parity.cases import sample_grid
 from packager.parity.diagnosis import localize, onnx_activations, torch_activations
@@ -30,7 +31,7 @@ def export(architecture, folder):
         model = load()
         grid = sample_grid.build_grid(loaded)
         names = exporters.TensorNames(list(loaded.manifest.inputs), list(loaded.manifest.outputs))
-        example = loader.bind_inputs(loaded, list(grid.example_case.inputs.values()))
+        example = bind_inputs(loaded, list(grid.example_case.inputs.values()))
         program = torchscript.trace(model.module, loaded.manifest.outputs, example, loaded.folder)
         raw = exporters.export_from_torchscript(loaded, program, names, example, folder / "raw.onnx")
         noise = reference.measure_noise(loaded, model, grid, {})
@@ -80,7 +81,7 @@ def test_the_node_that_was_broken_is_found_against_the_module_and_against_the_ea
     bad = break_node(good, name, break_it)
     failing = localize.find_smallest_failing_case(bad, expected)
     inputs = failing.reference_case.inputs
-    tensors = dict(zip(inputs, loader.bind_inputs(loaded, list(inputs.values())), strict=True))
+    tensors = dict(zip(inputs, bind_inputs(loaded, list(inputs.values())), strict=True))
     call = torch_activations.ModuleCall(module, tensors, loaded.manifest.outputs, loaded.folder)
     activations, called = torch_activations.record_module(call, 1 << 30)
     noise = torch_activations.measure_activation_noise(call, activations, 1 << 30)
@@ -115,7 +116,7 @@ def test_activations_that_take_too_much_memory_are_not_recorded(tmp_path, monkey
     with pytest.raises(ActivationsUnavailable) as caught:
         onnx_activations.record_graph(graph, expected[0].inputs)
     golden(caught.value, "0", size=re.search(r"\d+ MiB", str(caught.value)).group())
-    inputs = dict(zip(expected[0].inputs, loader.bind_inputs(loaded, list(expected[0].inputs.values())), strict=True))
+    inputs = dict(zip(expected[0].inputs, bind_inputs(loaded, list(expected[0].inputs.values())), strict=True))
     with pytest.raises(ActivationsUnavailable) as caught:
         torch_activations.record_module(torch_activations.ModuleCall(module, inputs, None, loaded.folder), 100)
     golden(caught.value)
