@@ -61,7 +61,7 @@ def refused(path, content=None, kind=ArchiveRefused):
         path.write_bytes(content)
     with pytest.raises(kind) as caught, open_as_folder(path):
         pass
-    assert caught.value.message.startswith(f"{path} ")
+    assert str(path) in caught.value.message
     return caught.value.why
 
 

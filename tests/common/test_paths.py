@@ -13,11 +13,11 @@ MODULES = sorted((ROOT / "packager").rglob("*.py"))
 UNNOTICED_CHANGES = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from packager.builder.incremental import keys
+from packager.builder.incremental import environment
 
 def digests():
-    keys.digest_own_code.cache_clear()
-    return keys.digest_own_code()["packager"], keys.digest_own_mtimes()
+    environment.digest_own_code.cache_clear()
+    return environment.digest_own_code()["packager"], environment.digest_own_mtimes()
 
 unnoticed, before = [], digests()
 for name in json.loads(sys.argv[2]):
@@ -27,7 +27,7 @@ for name in json.loads(sys.argv[2]):
     if any(old == new for old, new in zip(before, after)):
         unnoticed.append(name)
     before = after
-print(json.dumps([keys.__file__, unnoticed]))
+print(json.dumps([environment.__file__, unnoticed]))
 """
 
 
@@ -53,5 +53,5 @@ def test_a_change_to_any_module_changes_both_digests_of_the_code(tmp_path):
     process = python(UNNOTICED_CHANGES, tmp_path, json.dumps(names))
     assert process.returncode == 0, process.stderr
     file, unnoticed = json.loads(process.stdout)
-    assert file == str(tmp_path / "packager/builder/incremental/keys.py")
+    assert file == str(tmp_path / "packager/builder/incremental/environment.py")
     assert unnoticed == []

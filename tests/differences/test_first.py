@@ -194,7 +194,7 @@ def test_the_files_of_real_bundles(built, bundle, golden):
     shutil.move(bundle / "copy", bundle / "model.ts")
     golden(
         find_first_difference(built.bundle, bundle, "model.ts"),
-        "code/__torch__/packager/export/exporters/___torch_mangle_0.py",
+        "code/__torch__/packager/export/___torch_mangle_0.py",
         "7",
         "input1",
         "torch.relu(input0)",

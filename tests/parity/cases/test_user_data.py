@@ -112,5 +112,5 @@ def test_a_file_without_named_arrays_is_refused(tmp_path, name, write, facts):
     write(tmp_path / name)
     with pytest.raises(DataDoesNotFit) as caught:
         sample_grid.build_grid(declared({"x": [3]}, folder=tmp_path, data=name))
-    mentions(caught.value.why, name, *facts)
+    mentions(f"{caught.value.why}\n{caught.value.hint}", name, *facts)
     assert caught.value.where == f"{tmp_path}/package.yaml:1: parity.data"
