@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test slow check lint schemas minilm repeat bench clean
+.PHONY: demo test slow check lint schemas api picture minilm repeat bench clean
 
 # What a build needs, and the digits. Few of the modules are ever imported: the first import writes a module's bytecode.
 $(VENV)/.build: pyproject.toml constraints.txt
@@ -62,6 +62,13 @@ check: lint test  ## lint, types and tests
 
 schemas: $(VENV)/.ready  ## write schemas/ anew from the models
 	for name in manifest config parity; do $(BIN)/package schema $$name > schemas/$$name.schema.json; done
+
+api: $(VENV)/.build  ## write docs/api.md from the signatures and docstrings of the public API
+	$(BIN)/python docs/generate_api.py
+
+picture: $(VENV)/.build  ## draw docs/build.svg from a real build of the digits; stays as it is if only the seconds differ
+	test -e examples/digits/runs || $(BIN)/python examples/digits/train.py
+	$(BIN)/python benchmarks/build_picture.py
 
 bench: $(VENV)/.ready $(VENV)/.examples  ## the figures of docs/benchmarks.md and docs/parity.md; takes many minutes
 	$(BIN)/python benchmarks/build.py

@@ -1,7 +1,7 @@
-"""packager: one manifest and one PyTorch checkpoint in, one proven, self-contained bundle out.
+"""Package one manifest and one PyTorch checkpoint into one proven, self-contained ONNX bundle.
 
-`load` is for services and needs numpy and onnxruntime; `build`, `verify` and `diff` are the commands
-of the same name. Importing this module imports none of their worlds: each is fetched when it is used.
+`load` is for services, and needs only numpy and onnxruntime; `build`, `verify` and `diff` do what the commands of the
+same names do. Importing this package imports no other module of it before a name is used.
 """
 
 from __future__ import annotations

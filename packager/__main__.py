@@ -1,4 +1,4 @@
-"""`python -m packager` is the command `package`."""
+"""Run the command `package` as `python -m packager`."""
 
 from packager.cli import main
 

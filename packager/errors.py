@@ -1,23 +1,26 @@
-"""Every way in which the answer can be no, one class each.
+"""Define every error that packager reports, one class each.
 
-An error knows its code (kebab-case, listed in docs/errors.md), the exit status it leads to, its
-wording and its hint. It is raised where the fault is found, rendered by `render`, and turned
-into an exit status in one place: `packager.cli.main`. Exit status 1 means the answer is no
-(`Refused`), 2 means that the user must change something (`UserError`); whatever is not a
-`PackagerError` is a bug of ours, keeps its traceback and ends with 3.
+An error knows its code (kebab-case, listed in docs/errors.md), the exit status it leads to, its wording and its
+hint. It is raised where the problem is detected, rendered by `render_error`, and turned into an exit status in one
+place: `packager.cli.main`. Exit status 1 means that the answer is no (`Refused`), and 2 that the user must change
+something (`UserError`). Any other exception is a bug in packager: it keeps its traceback and ends with 3.
+
+Messages state the fact first, in lower case and without a full stop; hints say what to do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar
+
+_SUPPORTED_SCHEMA = "this version of packager supports schema 1"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One of several findings under one error: where it is, what is wrong, what to do."""
+    """One of several problems that an error reports: what is wrong, where, and what to do about it."""
 
     message: str
     where: str | None = None
@@ -25,7 +28,11 @@ class Problem:
 
 
 class PackagerError(Exception):
-    """Base of the tree. `where` reads `file:line: field`, `why` gives the facts behind the message."""
+    """Base class of all errors.
+
+    `message` states the fact. `where` reads `file:line: field`, `why` gives the details behind the message, one per
+    line, and `hint` says what to do. `problems` lists the individual problems of an error that reports several.
+    """
 
     code: ClassVar[str]
     exit_status: ClassVar[int]
@@ -47,15 +54,15 @@ class PackagerError(Exception):
         self.problems = tuple(problems)
 
     def __str__(self) -> str:
-        """All that is known of it: what a service's log says where it is not caught."""
+        """Return the whole error as text, so that the log of a service that does not catch it shows everything."""
         return render_error(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """How it goes to another process, where it is the same error."""
+        """Pickle the error, so that another process can raise the same one."""
         return _rebuild_error, (type(self), self.__dict__)
 
     def replace_path(self, old: str, new: str) -> None:
-        """Say `new` wherever `old` is named: for a temporary file, what the user knows it as."""
+        """Replace a path in all texts, such as that of a temporary file by the name that the user gave."""
         self.message = self.message.replace(old, new)
         self.where = self.where and self.where.replace(old, new)
         self.why = self.why and self.why.replace(old, new)
@@ -63,28 +70,26 @@ class PackagerError(Exception):
         self.args = (self.message,)
 
     def as_json(self) -> dict[str, object]:
-        """The object that `--json` prints under `error`."""
-        found: dict[str, object] = {
+        """Return the object that `--json` prints under `error`; it has `problems` only if there are any."""
+        record: dict[str, object] = {
             "code": self.code,
             "message": self.message if not self.why else f"{self.message}\n{self.why}",
             "where": self.where,
             "hint": self.hint,
         }
         if self.problems:
-            found["problems"] = [
-                {"message": one.message, "where": one.where, "hint": one.hint} for one in self.problems
-            ]
-        return found
+            record["problems"] = [asdict(problem) for problem in self.problems]
+        return record
 
 
-def _rebuild_error(kind: type[PackagerError], facts: dict[str, Any]) -> PackagerError:
-    error = kind.__new__(kind, facts["message"])
-    error.__dict__.update(facts)
+def _rebuild_error(error_class: type[PackagerError], attributes: dict[str, Any]) -> PackagerError:
+    error = error_class.__new__(error_class, attributes["message"])
+    error.__dict__.update(attributes)
     return error
 
 
 def render_error(error: PackagerError) -> str:
-    """The error as plain text: `error[code]: …`, ` --> where`, why, each problem, `hint: …`."""
+    """Render an error as plain text: `error[code]: …`, ` --> where`, why, each problem, `hint: …`."""
     lines = [f"error[{error.code}]: {error.message}"]
     if error.where:
         lines.append(f" --> {error.where}")
@@ -102,11 +107,16 @@ def render_error(error: PackagerError) -> str:
 
 
 def did_you_mean(name: str, candidates: Sequence[str]) -> str | None:
-    """The hint for a name that is not known: the nearest that is, or else all of them."""
-    near = get_close_matches(name, candidates, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"known here: {', '.join(candidates)}" if candidates else None
+    """Return the hint for an unknown name: the closest candidate, otherwise all; None without candidates."""
+    closest = get_close_matches(name, candidates, n=1, cutoff=0.6)
+    if closest:
+        return f"did you mean {closest[0]!r}?"
+    return f"use one of: {', '.join(candidates)}" if candidates else None
+
+
+def _join_names(names: Sequence[str], limit: int) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
 class UserError(PackagerError):
@@ -116,7 +126,7 @@ class UserError(PackagerError):
 
 
 class Refused(PackagerError):
-    """The question was understood, and the answer is no. Exit status 1."""
+    """The check ran, and the answer is no. Exit status 1."""
 
     exit_status = 1
 
@@ -129,9 +139,9 @@ class ManifestNotFound(UserError):
 
     def __init__(self, path: str, why: str | None = None) -> None:
         super().__init__(
-            f"there is no manifest at {path}",
+            f"no manifest found at {path}",
             why=why,
-            hint="give the path of a package.yaml; README.md shows a first one",
+            hint="pass the path of a package.yaml; README.md has an example",
         )
 
 
@@ -139,32 +149,29 @@ class ManifestUnreadable(UserError):
     code = "manifest-unreadable"
 
     def __init__(self, path: str, cause: str) -> None:
-        super().__init__(f"{path} cannot be read: {cause}", hint="a manifest is a UTF-8 text file")
+        super().__init__(f"cannot read {path}: {cause}", hint="check its permissions, and save it as UTF-8 text")
 
 
 class ManifestEmpty(UserError):
     code = "manifest-empty"
 
     def __init__(self, path: str) -> None:
-        super().__init__(
-            f"{path} says nothing",
-            hint="a manifest needs at least schema, name, version, model, checkpoint and inputs",
-        )
+        super().__init__(f"{path} is empty", hint="add at least schema, name, version, model, checkpoint and inputs")
 
 
 class ManifestSyntax(UserError):
     code = "manifest-syntax"
 
     def __init__(self, where: str, cause: str) -> None:
-        super().__init__("this is not YAML", where=where, why=cause)
+        super().__init__("cannot parse the manifest", where=where, why=cause)
 
 
 class ManifestSchemaUnknown(UserError):
     code = "manifest-schema-unknown"
 
-    def __init__(self, where: str, found: object) -> None:
+    def __init__(self, where: str, schema: object) -> None:
         super().__init__(
-            f"this packager reads manifests of schema 1, and this one says {found!r}",
+            f"unsupported manifest schema {schema!r}: {_SUPPORTED_SCHEMA}",
             where=where,
             hint="upgrade packager, or set schema: 1",
         )
@@ -175,7 +182,9 @@ class ManifestInvalid(UserError):
 
     def __init__(self, path: str, problems: Sequence[Problem]) -> None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{count} in {path}", problems=problems, hint="`package schema manifest` prints every field")
+        super().__init__(
+            f"{count} in {path}", problems=problems, hint="run `package schema manifest` to see every field"
+        )
 
 
 # -- the module -----------------------------------------------------------------------------
@@ -185,7 +194,7 @@ class EntryNotFound(UserError):
     code = "entry-not-found"
 
     def __init__(self, entry: str, where: str, why: str, hint: str | None = None) -> None:
-        super().__init__(f"model.entry {entry!r} leads nowhere", where=where, why=why, hint=hint)
+        super().__init__(f"cannot find model.entry {entry!r}", where=where, why=why, hint=hint)
 
 
 class EntryImportFailed(UserError):
@@ -193,21 +202,21 @@ class EntryImportFailed(UserError):
 
     def __init__(self, entry: str, where: str, why: str) -> None:
         super().__init__(
-            f"importing {entry!r} failed",
+            f"cannot import {entry!r}",
             where=where,
             why=why,
-            hint="the file must import in a plain Python process, with its folder on the path",
+            hint="make sure that it can be imported in a plain Python process with its folder on sys.path",
         )
 
 
 class EntryNotModule(UserError):
     code = "entry-not-a-module"
 
-    def __init__(self, entry: str, where: str, found: str) -> None:
+    def __init__(self, entry: str, where: str, why: str) -> None:
         super().__init__(
-            f"{entry!r} gives no torch.nn.Module",
+            f"{entry!r} does not provide a torch.nn.Module",
             where=where,
-            why=f"found: {found}",
+            why=why,
             hint="name a Module class, or a function that returns a Module",
         )
 
@@ -216,14 +225,14 @@ class ModelArgumentsWrong(UserError):
     code = "model-arguments"
 
     def __init__(self, entry: str, where: str, why: str, hint: str | None = None) -> None:
-        super().__init__(f"{entry!r} does not take these kwargs", where=where, why=why, hint=hint)
+        super().__init__(f"{entry!r} does not accept model.kwargs", where=where, why=why, hint=hint)
 
 
 class ModelConstructionFailed(UserError):
     code = "model-construction-failed"
 
     def __init__(self, entry: str, where: str, why: str) -> None:
-        super().__init__(f"constructing {entry!r} failed", where=where, why=why)
+        super().__init__(f"cannot construct {entry!r}", where=where, why=why)
 
 
 class EntryNeeded(UserError):
@@ -231,9 +240,9 @@ class EntryNeeded(UserError):
 
     def __init__(self, where: str, checkpoint: str) -> None:
         super().__init__(
-            f"model.entry is missing, and {checkpoint} does not say what module it belongs to",
+            f"model.entry is missing, and {checkpoint} does not identify its module",
             where=where,
-            hint="write entry: model.py:Net; a Hugging Face folder, TorchScript and .pt2 need none",
+            hint="set model.entry, such as model.py:Net; only Hugging Face folders, TorchScript and .pt2 need none",
         )
 
 
@@ -242,9 +251,9 @@ class TransformersMissing(UserError):
 
     def __init__(self, where: str, checkpoint: str) -> None:
         super().__init__(
-            f"{checkpoint} without a model.entry needs transformers, which is not installed",
+            f"loading {checkpoint} without a model.entry requires transformers, which is not installed",
             where=where,
-            hint="pip install transformers, or name the module in model.entry",
+            hint="pip install transformers, or add model.entry",
         )
 
 
@@ -252,7 +261,7 @@ class InputsDoNotFit(UserError):
     code = "inputs-do-not-fit"
 
     def __init__(self, where: str, why: str, hint: str) -> None:
-        super().__init__("forward() does not take these inputs", where=where, why=why, hint=hint)
+        super().__init__("the inputs do not match the parameters of forward()", where=where, why=why, hint=hint)
 
 
 class ForwardFailed(UserError):
@@ -260,11 +269,11 @@ class ForwardFailed(UserError):
 
     def __init__(self, where: str, case: str, why: str) -> None:
         super().__init__(
-            f"forward() fails on the sample {case}",
+            f"forward() failed on test case {case}",
             where=where,
             why=why,
-            hint="check dtype, shape and range of the inputs, and the limits of the dims; a size that must be a "
-            "multiple, or below another, can only be given as a number",
+            hint="check the dtype, shape and range of each input and the limits of the dims; use a fixed number for a "
+            "size that must be a multiple of something or less than another size",
         )
 
 
@@ -272,14 +281,14 @@ class OutputsUnsupported(UserError):
     code = "outputs-unsupported"
 
     def __init__(self, where: str, why: str, hint: str | None = None) -> None:
-        super().__init__("forward() returns what a bundle cannot hold", where=where, why=why, hint=hint)
+        super().__init__("a bundle cannot represent what forward() returns", where=where, why=why, hint=hint)
 
 
 class DecisionDoesNotFit(UserError):
     code = "decision-does-not-fit"
 
     def __init__(self, where: str, why: str, hint: str | None) -> None:
-        super().__init__("parity.decisions does not fit what forward() returns", where=where, why=why, hint=hint)
+        super().__init__("parity.decisions does not match the outputs of forward()", where=where, why=why, hint=hint)
 
 
 class NotRepeatable(UserError):
@@ -287,11 +296,11 @@ class NotRepeatable(UserError):
 
     def __init__(self, where: str, output: str, case: str) -> None:
         super().__init__(
-            "forward() gives something else when it is run again",
+            "forward() returns different outputs when it is run again",
             where=where,
-            why=f"the output {output} of the case {case} differs between two calls with the same inputs",
-            hint="forward() must not draw random numbers, as F.dropout without training=self.training does, "
-            "nor keep what it computes from an input, as a first call may",
+            why=f"output {output} differs between two calls with the same inputs, in test case {case}",
+            hint="do not draw random numbers in forward() (F.dropout needs training=self.training), "
+            "and do not keep anything computed from an input, even on the first call",
         )
 
 
@@ -300,10 +309,10 @@ class NoiseTooLarge(UserError):
 
     def __init__(self, where: str, output: str, relative: str, measured: str) -> None:
         super().__init__(
-            "this module's own arithmetic is too inexact for a proof",
+            "the module's own rounding errors are too large to check parity",
             where=where,
-            why=f"the output {output} has a noise floor of {relative} of its own size, measured {measured}",
-            hint="narrow the range of the inputs, compute more precisely, or set parity.tolerance",
+            why=f"the noise floor of output {output} is {relative} of its magnitude, measured {measured}",
+            hint="narrow the range of the inputs, compute in higher precision, or set parity.tolerance",
         )
 
 
@@ -312,10 +321,12 @@ class DecidedByTies(UserError):
 
     def __init__(self, where: str, example: str, steady: int, cases: int) -> None:
         super().__init__(
-            "what this module gives hangs on ties, so no artifact could be held to it",
+            "the outputs depend on ties, so parity cannot be checked",
             where=where,
-            why=f"inputs moved by a few roundings give something else on {cases - steady} of {cases} cases: {example}",
-            hint="break ties in forward(), round what is ranked, or return the scores instead of their order",
+            why=f"changing the inputs by a few rounding errors changes the outputs of {cases - steady} of {cases} "
+            f"test cases: {example}",
+            hint="break ties in forward(), round the scores before they are ranked, or return the scores instead of "
+            "their order",
         )
 
 
@@ -323,30 +334,12 @@ class DataDoesNotFit(UserError):
     code = "data-does-not-fit"
 
     def __init__(
-        self, where: str, why: str, hint: str = "one array for each input, by its name, in its dtype and shape"
+        self, where: str, why: str, hint: str = "pass one array for each input, by name, with its dtype and shape"
     ) -> None:
-        super().__init__("the inputs do not fit the signature", where=where, why=why, hint=hint)
+        super().__init__("the inputs do not match the signature", where=where, why=why, hint=hint)
 
 
 # -- the checkpoint -------------------------------------------------------------------------
-
-
-class Usage(UserError):
-    code = "usage"
-
-    def __init__(self, message: str, command: str) -> None:
-        super().__init__(message, hint=f"{command} --help says what there is")
-
-
-class InferenceFailed(UserError):
-    code = "inference-failed"
-
-    def __init__(self, backend: str, error: Exception) -> None:
-        super().__init__(
-            f"the {backend} model cannot run on these values",
-            why=" ".join(str(error).split()),
-            hint="are they in the ranges that the manifest gave? config.json has shapes and dtypes, and no ranges",
-        )
 
 
 class CheckpointNotFound(UserError):
@@ -354,10 +347,10 @@ class CheckpointNotFound(UserError):
 
     def __init__(self, path: str, where: str | None, why: str | None = None) -> None:
         super().__init__(
-            f"there is no checkpoint at {path}",
+            f"no checkpoint found at {path}",
             where=where,
             why=why,
-            hint="paths are relative to the manifest's folder" if where else None,
+            hint="give the path relative to the manifest's folder" if where else None,
         )
 
 
@@ -371,7 +364,7 @@ class CheckpointUnreadable(UserError):
         why: str,
         hint: str | None = "save the weights again with torch.save(model.state_dict(), …) or safetensors",
     ) -> None:
-        super().__init__(f"{path} is not a checkpoint that can be read", where=where, why=why, hint=hint)
+        super().__init__(f"cannot read {path} as a checkpoint", where=where, why=why, hint=hint)
 
 
 class CheckpointNeedsCode(UserError):
@@ -379,9 +372,9 @@ class CheckpointNeedsCode(UserError):
 
     def __init__(self, path: str, where: str | None, names: Sequence[str]) -> None:
         super().__init__(
-            f"{path} wants to run code while it is read; nothing of it was run",
+            f"loading {path} would run code; nothing was run",
             where=where,
-            why="it asks for: " + ", ".join(names),
+            why="it would run: " + ", ".join(names),
             hint="save a state dict instead, or set checkpoint.trust_pickle: true if you wrote this file",
         )
 
@@ -389,12 +382,12 @@ class CheckpointNeedsCode(UserError):
 class CheckpointDigestWrong(UserError):
     code = "checkpoint-digest"
 
-    def __init__(self, path: str, where: str | None, expected: str, found: str) -> None:
+    def __init__(self, path: str, where: str | None, expected: str, actual: str) -> None:
         super().__init__(
-            f"{path} is not the checkpoint that the manifest pins",
+            f"{path} does not match checkpoint.sha256",
             where=where,
-            why=f"pinned: {expected}\nfound:  {found}",
-            hint="restore the file, or pin the new digest",
+            why=f"expected: {expected}\nactual:   {actual}",
+            hint="restore the file, or update checkpoint.sha256",
         )
 
 
@@ -402,26 +395,25 @@ class WeightsNotFound(UserError):
     code = "weights-not-found"
 
     def __init__(self, weights: str, where: str | None, why: str, hint: str | None = None) -> None:
-        super().__init__(f"checkpoint.weights: {weights} finds no state dict", where=where, why=why, hint=hint)
+        super().__init__(f"no state dict found for checkpoint.weights: {weights}", where=where, why=why, hint=hint)
 
 
 class StateDoesNotFit(UserError):
     code = "state-does-not-fit"
 
     def __init__(self, where: str | None, why: str, hint: str) -> None:
-        super().__init__("the checkpoint does not fit the module", where=where, why=why, hint=hint)
+        super().__init__("the checkpoint does not match the module", where=where, why=why, hint=hint)
 
 
 class WeightsNotFinite(UserError):
     code = "weights-not-finite"
 
     def __init__(self, where: str | None, names: Sequence[str]) -> None:
-        more = f"\nand {len(names) - 20} more" if len(names) > 20 else ""
         super().__init__(
-            "the checkpoint holds weights that are not finite",
+            "the checkpoint contains weights that are not finite",
             where=where,
-            why="NaN or infinity in: " + ", ".join(names[:20]) + more,
-            hint="the training diverged before this checkpoint was written: take an earlier one",
+            why=f"NaN or infinity in: {_join_names(names, 20)}",
+            hint="use an earlier checkpoint: training diverged before this one was saved",
         )
 
 
@@ -432,7 +424,7 @@ class UrlUnsupported(UserError):
     code = "url-unsupported"
 
     def __init__(self, url: str, where: str | None, why: str, hint: str) -> None:
-        super().__init__(f"{url} cannot be opened", where=where, why=why, hint=hint)
+        super().__init__(f"cannot open {url}", where=where, why=why, hint=hint)
 
 
 class UrlNotFound(UserError):
@@ -440,10 +432,10 @@ class UrlNotFound(UserError):
 
     def __init__(self, url: str, where: str | None, why: str) -> None:
         super().__init__(
-            f"there is nothing at {url}",
+            f"nothing found at {url}",
             where=where,
             why=why,
-            hint="check the host, the bucket and the name; some servers say so of what they do not let you see, too",
+            hint="check the host, the bucket and the name; some servers also answer this if access is denied",
         )
 
 
@@ -451,28 +443,28 @@ class UrlRefused(UserError):
     code = "url-refused"
 
     def __init__(self, url: str, where: str | None, why: str, hint: str) -> None:
-        super().__init__(f"{url} may not be read with the credentials that were found", where=where, why=why, hint=hint)
+        super().__init__(f"no access to {url} with the credentials found", where=where, why=why, hint=hint)
 
 
 class UrlUnreachable(UserError):
     code = "url-unreachable"
 
     def __init__(self, url: str, where: str | None, why: str, hint: str) -> None:
-        super().__init__(f"{url} could not be read", where=where, why=why, hint=hint)
+        super().__init__(f"failed to fetch {url}", where=where, why=why, hint=hint)
 
 
 class UrlNotAFile(UserError):
     code = "url-not-a-file"
 
     def __init__(self, url: str, where: str | None, why: str, hint: str) -> None:
-        super().__init__(f"{url} is no file", where=where, why=why, hint=hint)
+        super().__init__(f"{url} is not a file", where=where, why=why, hint=hint)
 
 
 class DownloadRefused(UserError):
     code = "download-refused"
 
     def __init__(self, url: str, where: str | None, why: str, hint: str) -> None:
-        super().__init__(f"{url} was not downloaded", where=where, why=why, hint=hint)
+        super().__init__(f"cannot download {url}", where=where, why=why, hint=hint)
 
 
 # -- the build ------------------------------------------------------------------------------
@@ -483,11 +475,11 @@ class ForwardChangesWeights(UserError):
 
     def __init__(self, where: str, names: Sequence[str]) -> None:
         super().__init__(
-            "forward() writes to the module's weights",
+            "forward() modifies the module's weights",
             where=where,
-            why=f"changed in place: {', '.join(names[:10])}"
-            + (f" and {len(names) - 10} more" if len(names) > 10 else ""),
-            hint="an artifact's weights are constants; nn.Embedding(max_norm=…) writes so: renormalize before you save",
+            why=f"modified in place: {_join_names(names, 10)}",
+            hint="update the weights before you save them, because an artifact's weights are constants; "
+            "nn.Embedding(max_norm=…), for example, updates its weights in forward()",
         )
 
 
@@ -495,7 +487,7 @@ class ExportFailed(UserError):
     code = "export-failed"
 
     def __init__(self, where: str, causes: Sequence[Problem], hint: str) -> None:
-        super().__init__("no exporter can express this model in ONNX", where=where, problems=causes, hint=hint)
+        super().__init__("no exporter can convert this model to ONNX", where=where, problems=causes, hint=hint)
 
 
 class TorchScriptFailed(UserError):
@@ -503,10 +495,10 @@ class TorchScriptFailed(UserError):
 
     def __init__(self, where: str, causes: Sequence[Problem]) -> None:
         super().__init__(
-            "the module cannot be made into TorchScript",
+            "cannot convert the module to TorchScript",
             where=where,
             problems=causes,
-            hint="torchscript.method: none ships ONNX alone",
+            hint="set torchscript.method: none to ship ONNX alone",
         )
 
 
@@ -514,12 +506,12 @@ class ParityFailed(Refused):
     code = "parity-failed"
 
     def __init__(self, artifacts: Sequence[Problem], otherwise: str, *, frozen_branches: Sequence[str]) -> None:
-        advice = "parity.tolerance sets explicit limits"
+        advice = "set explicit limits in parity.tolerance"
         if frozen_branches:
             lines = ", ".join(dict.fromkeys(frozen_branches))
-            advice = f"at {lines}, torch.where keeps both sides of a branch, and arithmetic in integers a size"
+            advice = f"at {lines}, use torch.where to keep both sides of a branch, and integer arithmetic for a size"
         super().__init__(
-            "the artifacts do not compute what the PyTorch module computes; no bundle was written",
+            "the artifacts do not match the PyTorch module; no bundle was written",
             problems=artifacts,
             hint=f"{advice}; {otherwise}",
         )
@@ -529,21 +521,21 @@ class OutputRefused(UserError):
     code = "output-refused"
 
     def __init__(self, path: str, why: str, hint: str, *, what: str = "the bundle") -> None:
-        super().__init__(f"{what} cannot be written to {path}", why=why, hint=hint)
+        super().__init__(f"cannot write {what} to {path}", why=why, hint=hint)
 
 
 class AssetNotFound(UserError):
     code = "asset-not-found"
 
     def __init__(self, path: str, where: str, why: str) -> None:
-        super().__init__(f"the asset {path!r} cannot be bundled", where=where, why=why)
+        super().__init__(f"cannot bundle the asset {path!r}", where=where, why=why)
 
 
 class ExtraMissing(UserError):
     code = "extra-missing"
 
     def __init__(self, module: str, what: str, hint: str = "pip install 'torch-packager[build]'") -> None:
-        super().__init__(f"{what} needs {module}, which is not installed", hint=hint)
+        super().__init__(f"{what} requires {module}, which is not installed", hint=hint)
 
 
 # -- the bundle -----------------------------------------------------------------------------
@@ -553,7 +545,7 @@ class NotABundle(UserError):
     code = "not-a-bundle"
 
     def __init__(self, path: str, why: str) -> None:
-        super().__init__(f"{path} is not a bundle", why=why, hint="give a bundle's folder, or its archive, a .zip")
+        super().__init__(f"{path} is not a bundle", why=why, hint="pass the folder or the .zip archive of a bundle")
 
 
 class FingerprintMalformed(UserError):
@@ -561,9 +553,9 @@ class FingerprintMalformed(UserError):
 
     def __init__(self, given: str) -> None:
         super().__init__(
-            f"{given!r} is no fingerprint",
-            why="a bundle's is h1: and 44 characters of base64",
-            hint="it stands in the bundle's FINGERPRINT where it was built, and `package build` prints it",
+            f"{given!r} is not a fingerprint",
+            why="a fingerprint is h1: followed by 44 characters of base64",
+            hint="copy it from the output of `package build`, or from the FINGERPRINT file where the bundle was built",
         )
 
 
@@ -571,16 +563,15 @@ class ArchiveRefused(UserError):
     code = "archive-refused"
 
     def __init__(self, path: str, why: str, hint: str) -> None:
-        super().__init__(f"{path} cannot be unpacked", why=why, hint=hint)
+        super().__init__(f"cannot unpack {path}", why=why, hint=hint)
 
 
 class BundleSchemaUnknown(UserError):
     code = "bundle-schema-unknown"
 
-    def __init__(self, path: str, found: object) -> None:
+    def __init__(self, path: str, schema: object) -> None:
         super().__init__(
-            f"{path} is a bundle of schema {found!r}, and this packager reads schema 1",
-            hint="upgrade packager",
+            f"unsupported bundle schema {schema!r} in {path}: {_SUPPORTED_SCHEMA}", hint="upgrade packager"
         )
 
 
@@ -589,9 +580,9 @@ class ModelUnreadable(UserError):
 
     def __init__(self, path: str, cause: str) -> None:
         super().__init__(
-            f"{path} is no ONNX model that can be read",
+            f"cannot read {path} as an ONNX model",
             why=cause,
-            hint="fetch the bundle again, or build it anew",
+            hint="fetch the bundle again, or rebuild it",
         )
 
 
@@ -599,16 +590,17 @@ class IntegrityFailed(Refused):
     code = "integrity-failed"
 
     def __init__(self, path: str, why: str) -> None:
-        super().__init__(f"{path} is not what was built", why=why, hint="fetch the bundle again, or build it anew")
+        super().__init__(f"{path} is damaged or was modified", why=why, hint="fetch the bundle again, or rebuild it")
 
 
 class FingerprintWrong(Refused):
     code = "fingerprint-wrong"
 
-    def __init__(self, path: str, expected: str, found: str) -> None:
+    def __init__(self, path: str, expected: str, actual: str) -> None:
         super().__init__(
-            f"{path} is another bundle than the one asked for",
-            why=f"asked for: {expected}\nfound:     {found}",
+            f"the fingerprint of {path} does not match",
+            why=f"expected: {expected}\nactual:   {actual}",
+            hint="fetch the bundle with the expected fingerprint, or correct the fingerprint",
         )
 
 
@@ -616,7 +608,7 @@ class BackendUnavailable(UserError):
     code = "backend-unavailable"
 
     def __init__(self, path: str, why: str, hint: str) -> None:
-        super().__init__(f"{path} cannot be loaded", why=why, hint=hint)
+        super().__init__(f"cannot load {path}", why=why, hint=hint)
 
 
 class SelftestFailed(Refused):
@@ -624,34 +616,46 @@ class SelftestFailed(Refused):
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(
-            f"{path} does not compute here what it computed when it was built",
+            f"the outputs of {path} differ from those recorded when it was built",
             why=why,
-            hint="`package verify` replays every case; compare the onnxruntime version with evidence/build.json",
+            hint="run `package verify` to replay every test case, and compare the onnxruntime version with "
+            "evidence/build.json",
         )
 
 
-# -- the lock, and builds that must repeat ----------------------------------------------------
+class InferenceFailed(UserError):
+    code = "inference-failed"
+
+    def __init__(self, backend: str, error: Exception) -> None:
+        super().__init__(
+            f"the {backend} model failed on these values",
+            why=" ".join(str(error).split()),
+            hint="keep the values within the ranges of the manifest; config.json has shapes and dtypes, but no ranges",
+        )
+
+
+# -- the lockfile, the cache and repeated builds ---------------------------------------------
 
 
 class LockMissing(UserError):
     code = "lock-missing"
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"there is no lock at {path}", hint="write it with `package build --lock`, and commit it")
+        super().__init__(f"no lockfile found at {path}", hint="write it with `package build --lock`, and commit it")
 
 
 class LockInvalid(UserError):
     code = "lock-invalid"
 
     def __init__(self, path: str, why: str) -> None:
-        super().__init__(f"{path} is no lock", why=why, hint="write it anew with `package build --lock`")
+        super().__init__(f"{path} is not a lockfile", why=why, hint="rewrite it with `package build --lock`")
 
 
 class LockUnwritable(UserError):
     code = "lock-unwritable"
 
     def __init__(self, path: str, why: str) -> None:
-        super().__init__(f"{path} cannot be written", why=why, hint="--lock writes it beside the manifest")
+        super().__init__(f"cannot write {path}", why=why, hint="--lock needs write access to the manifest's folder")
 
 
 class LockSchemaUnknown(UserError):
@@ -659,7 +663,8 @@ class LockSchemaUnknown(UserError):
 
     def __init__(self, path: str, schema: int) -> None:
         super().__init__(
-            f"{path} is of schema {schema}, and this packager reads schema 1", hint="upgrade packager, or write it anew"
+            f"unsupported lockfile schema {schema} in {path}: {_SUPPORTED_SCHEMA}",
+            hint="upgrade packager, or rewrite the lockfile with `package build --lock`",
         )
 
 
@@ -668,9 +673,9 @@ class LockDrifted(Refused):
 
     def __init__(self, path: str, differences: Sequence[str]) -> None:
         super().__init__(
-            f"this build is not the one of {path}",
+            f"this build does not match {path}",
             why="\n".join(differences),
-            hint="restore what changed, or accept it with `package build --lock`",
+            hint="restore what changed, or accept the changes with `package build --lock`",
         )
 
 
@@ -678,14 +683,14 @@ class InputChanged(UserError):
     code = "input-changed"
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what} changed while the bundle was being built", hint="build again when it is finished")
+        super().__init__(f"{what} changed during the build", hint="build again when it is complete")
 
 
 class CacheUnusable(UserError):
     code = "cache-unusable"
 
     def __init__(self, why: str) -> None:
-        super().__init__("the cache cannot be used", why=why, hint="point PACKAGER_CACHE to a folder of your own")
+        super().__init__("cannot use the cache", why=why, hint="set PACKAGER_CACHE to a folder of your own")
 
 
 class CacheDiffers(Refused):
@@ -693,9 +698,9 @@ class CacheDiffers(Refused):
 
     def __init__(self, stages: Sequence[str]) -> None:
         super().__init__(
-            "built anew, these stages are not what the cache held",
+            "stages that were rebuilt do not match the cache",
             why="\n".join(stages),
-            hint="the new outputs are kept; something that is no input of the stage decides about it",
+            hint="find what affects the outputs without being an input of the stage; the cache now has the new outputs",
         )
 
 
@@ -703,7 +708,7 @@ class RebuildFailed(UserError):
     code = "rebuild-failed"
 
     def __init__(self, output: str) -> None:
-        super().__init__("the build in another process failed", why=output, hint="mend what it says, and ask again")
+        super().__init__("the build in another process failed", why=output, hint="fix the error above, and try again")
 
 
 class BuildNotRepeatable(Refused):
@@ -711,30 +716,30 @@ class BuildNotRepeatable(Refused):
 
     def __init__(self, differences: Sequence[str]) -> None:
         super().__init__(
-            "a second build of the same input gave other bytes",
+            "a second build of the same inputs produced different bytes",
             why="\n".join(differences),
-            hint="look for what the module takes from the process: time, paths, random numbers, the order of a set",
+            hint="check what the module takes from the process: time, paths, random numbers, the order of a set",
         )
 
 
-# -- training: checkpoints written and resumed -----------------------------------------------
+# -- checkpoints of a training loop ----------------------------------------------------------
 
 
 class RunSettingsWrong(UserError):
     code = "run-settings"
 
     def __init__(self, why: str) -> None:
-        super().__init__("these are no settings for a run's checkpoints", why=why)
+        super().__init__("invalid settings for a run's checkpoints", why=why)
 
 
 class StateNotExpressible(UserError):
     code = "state-not-expressible"
 
-    def __init__(self, place: str, found: str) -> None:
+    def __init__(self, name: str, kind: str) -> None:
         super().__init__(
-            f"{place} cannot be saved without pickle",
-            why=f"it is {found}",
-            hint="a checkpoint holds tensors, arrays, numbers, text, and dicts, lists and tuples of them",
+            f"cannot save {name} without pickle",
+            why=f"it is {kind}",
+            hint="save tensors, arrays, numbers, text, and dicts, lists and tuples of them",
         )
 
 
@@ -743,9 +748,9 @@ class CheckpointNotSaved(UserError):
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(
-            f"the checkpoint {path} was not saved",
+            f"cannot save the checkpoint {path}",
             why=why,
-            hint="the checkpoints saved before it are as they were",
+            hint="fix the cause, and save again; checkpoints saved earlier are intact",
         )
 
 
@@ -753,7 +758,7 @@ class RankFailed(UserError):
     code = "rank-failed"
 
     def __init__(self, message: str, why: str) -> None:
-        super().__init__(message, why=why, hint="see what that rank said last")
+        super().__init__(message, why=why, hint="look at the last output of that rank")
 
 
 class NoCheckpointYet(UserError):
@@ -761,9 +766,9 @@ class NoCheckpointYet(UserError):
 
     def __init__(self, folder: str, why: str) -> None:
         super().__init__(
-            f"there is nothing to restore in {folder}",
+            f"no checkpoint to restore in {folder}",
             why=why,
-            hint="start from the beginning where manager.latest() is None",
+            hint="start from the beginning if manager.latest() is None",
         )
 
 
@@ -772,17 +777,17 @@ class CheckpointDamaged(Refused):
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(
-            f"{path} is not what was saved",
+            f"{path} is damaged or was modified",
             why=why,
-            hint="restore another checkpoint of the run, or fetch this one again",
+            hint="restore a different checkpoint of the run, or fetch this one again",
         )
 
 
 class RunSchemaUnknown(UserError):
     code = "run-schema-unknown"
 
-    def __init__(self, path: str, found: object) -> None:
-        super().__init__(f"{path} is of schema {found!r}, and this packager reads schema 1", hint="upgrade packager")
+    def __init__(self, path: str, schema: object) -> None:
+        super().__init__(f"unsupported schema {schema!r} in {path}: {_SUPPORTED_SCHEMA}", hint="upgrade packager")
 
 
 class TrainingStateDiffers(UserError):
@@ -790,9 +795,9 @@ class TrainingStateDiffers(UserError):
 
     def __init__(self, path: str, differences: Sequence[str]) -> None:
         super().__init__(
-            f"{path} does not fit what it is restored into; nothing was changed",
+            f"{path} does not match the objects to restore; nothing was changed",
             why="\n".join(differences),
-            hint="build model, optimizer and scheduler as they were when it was saved",
+            hint="build the model, optimizer and scheduler as they were when the checkpoint was saved",
         )
 
 
@@ -801,3 +806,13 @@ class HuggingFaceExportRefused(UserError):
 
     def __init__(self, folder: str, why: str, hint: str) -> None:
         super().__init__(f"nothing was exported to {folder}", why=why, hint=hint)
+
+
+# -- the command line -----------------------------------------------------------------------
+
+
+class Usage(UserError):
+    code = "usage"
+
+    def __init__(self, message: str, command: str) -> None:
+        super().__init__(message, hint=f"run `{command} --help` for usage")

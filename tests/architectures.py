@@ -1,8 +1,8 @@
 """Small but genuine PyTorch architectures, as people write them, with the manifests to package them.
 
-Each is a source text for `project()` in tests/projects.py: a few thousand parameters, the layers, names and
-idioms of its kind, modules and functionals mixed. `write` gives it weights as if it had been trained: what
-a constructor leaves at 0 or 1 (biases, norms, running statistics, tokens) would hide that it is left out or mixed up.
+Each is a source text for `project()` in tests/projects.py: a few thousand parameters, with the layers, names and idioms
+of its kind. `write` gives it weights as if it had been trained: biases, norms, running statistics and tokens that a
+constructor leaves at 0 or 1 would hide that they are left out or mixed up.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from projects import project
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model: `entry` is the class in `source`; the others are the manifest's, `sections` the rest of it."""
+    """A model: `entry` is the class in `source`; the other fields go into the manifest, `sections` as they are."""
 
     name: str
     entry: str
@@ -28,7 +28,7 @@ class Architecture:
 
 
 def write(architecture: Architecture, folder: Path, **sections: Any) -> Path:
-    """Write the architecture's project into `folder` and return its manifest's path; `sections` are more of them."""
+    """Write the architecture's project into `folder`; returns the path of its manifest. `sections` are added to it."""
     return project(
         folder,
         architecture.source,
@@ -44,7 +44,7 @@ def write(architecture: Architecture, folder: Path, **sections: Any) -> Path:
 
 
 def _trained(architecture: Architecture) -> dict[str, Any]:
-    """The state of the module under seed 0, with noise on everything that training would have moved."""
+    """Return the state_dict of the module with seed 0, with noise on everything that training would have changed."""
     import torch  # not for the tests that need no project
 
     torch.manual_seed(0)
@@ -1046,4 +1046,4 @@ ARCHITECTURES = (
     CONVNET, RESNET, VIT, UNET, DETECTOR, MIXER, MOBILENET, AUTOENCODER,
     BERT, GPT, LLAMA, LSTM, GRU, TCN, CAPTIONER, RECOMMENDER,
 )  # fmt: skip
-"""All of them, each once."""
+"""All architectures, each once."""

@@ -1,4 +1,4 @@
-"""What all tests share.
+"""Define the fixtures and settings that all tests share.
 
 Property tests draw the same examples every time; `pytest --hypothesis-profile=explore` looks for new ones.
 """
@@ -22,12 +22,12 @@ settings.register_profile("steady", deadline=None, derandomize=True, database=No
 settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile("steady")
 
-# As the command does: torch's threads do not spin where they share the cores with the ONNX side.
+# Like the command: torch's threads share the cores with the worker of the ONNX passes, so they must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--update-goldens", action="store_true", help="rewrite tests/goldens with the messages of today")
+    parser.addoption("--update-goldens", action="store_true", help="rewrite tests/goldens with the current messages")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def golden(request, tmp_path_factory):
     if "tmp_path" in request.fixturenames:
         folders = {re.escape(str(request.getfixturevalue("tmp_path"))): "<folder>", **folders}
     path = messages.GOLDENS / request.path.relative_to(messages.GOLDENS.parent).with_suffix(".txt")
-    test = re.sub(r"-?facts\d+", "", request.node.name)  # a column of facts says nothing of the case
+    test = re.sub(r"-?facts\d+", "", request.node.name)  # a column of facts does not identify the case
     return messages.Golden(path, test, folders, update=request.config.getoption("--update-goldens"))
 
 
@@ -50,13 +50,13 @@ def error_golden(request):
 
 @pytest.fixture(scope="session", autouse=True)
 def _caches(tmp_path_factory):
-    """The user's cache is not a test's to read or write."""
+    """Keep tests away from the user's cache."""
     os.environ["PACKAGER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path_factory, monkeypatch):
-    """The build cache of one test, empty at first."""
+    """Return the folder of the build cache of one test, which is empty at first."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("PACKAGER_CACHE", str(folder))
     return folder
@@ -64,28 +64,28 @@ def cache_folder(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _no_traces(request, tmp_path_factory):
-    """No bundle that a test built in its folder tells of the machine."""
+    """Check that no bundle that a test built in its folder has a trace of the machine."""
     folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
     yield
     if folder is not None:
-        assert traces.found_below(folder, folder, tmp_path_factory.getbasetemp()) == []
+        assert traces.find_traces_below(folder, folder, tmp_path_factory.getbasetemp()) == []
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """The manifest of a small project that is never changed."""
+    """Return the manifest of a small project that is never changed."""
     return projects.digits(tmp_path_factory.mktemp("project") / "digits")
 
 
 @pytest.fixture(scope="session")
 def built(digits, tmp_path_factory):
-    """What building that project gave. Tests that change the bundle copy it: see `bundle`."""
+    """Return the result of building that project. Tests that change the bundle use a copy: see `bundle`."""
     return packager.build(digits, tmp_path_factory.mktemp("out"))
 
 
 @pytest.fixture(scope="session")
 def archived(built, tmp_path_factory):
-    """The archive of the built bundle."""
+    """Return the archive of the built bundle."""
     target = tmp_path_factory.mktemp("archived") / f"{built.bundle.name}.zip"
     archive.write_archive(built.bundle, target)
     return target
@@ -93,13 +93,13 @@ def archived(built, tmp_path_factory):
 
 @pytest.fixture
 def bundle(built, tmp_path):
-    """A copy of the built bundle, to do with as a test likes."""
+    """Return a copy of the built bundle, which a test may change."""
     return Path(shutil.copytree(built.bundle, tmp_path / "copy" / built.bundle.name))
 
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
-    """Where this process makes its temporary folders: nothing may be left there."""
+    """Return the folder for temporary files of this process; check that it is empty in the end."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))

@@ -1,7 +1,7 @@
-"""One realistic example of every error, in the order of packager/errors.py, with the variants of its wording.
+"""Define a realistic example of every error, in the order of packager/errors.py, and of each variant of its wording.
 
-`CASES` maps the name of a golden file, tests/goldens/errors/NAME.txt, to the error that it shows. The name is the
-error's code, followed by `--VARIANT` where one class has several wordings.
+`CASES` maps the name of a golden file, tests/goldens/errors/NAME.txt, to the error in it. The name is the error's code,
+followed by `--VARIANT` if one class has several wordings.
 """
 
 from packager import errors
@@ -18,19 +18,19 @@ BRANCH = Problem("onnx: output_0[3, 1] in case 002: PyTorch gives 1.5, the artif
 
 MANIFEST = {
     "manifest-not-found": errors.ManifestNotFound("package.yaml"),
-    "manifest-not-found--folder": errors.ManifestNotFound("project", "it holds project/package.yaml"),
+    "manifest-not-found--folder": errors.ManifestNotFound("project", "it is a folder, with project/package.yaml in it"),
     "manifest-unreadable": errors.ManifestUnreadable("package.yaml", "Permission denied"),
     "manifest-empty": errors.ManifestEmpty("package.yaml"),
-    "manifest-syntax": errors.ManifestSyntax("package.yaml:3", "the key 'name' stands here twice"),
+    "manifest-syntax": errors.ManifestSyntax("package.yaml:3", "duplicate key 'name'"),
     "manifest-schema-unknown": errors.ManifestSchemaUnknown("package.yaml:1: schema", 2),
     "manifest-invalid": errors.ManifestInvalid(
-        "package.yaml", [Problem("the field 'version' is missing", "package.yaml:1: version")]
+        "package.yaml", [Problem("missing field 'version'", "package.yaml:1: version")]
     ),
     "manifest-invalid--several": errors.ManifestInvalid(
         "package.yaml",
         [
-            Problem("'nmae' is not a field here", "package.yaml:2: nmae", "did you mean 'name'?"),
-            Problem("found 7: expected at least 13", "package.yaml:9: export.opset"),
+            Problem("unknown field 'nmae'", "package.yaml:2: nmae", "did you mean 'name'?"),
+            Problem("invalid value 7: it must be greater than or equal to 13", "package.yaml:9: export.opset"),
         ],
     ),
 }
@@ -70,7 +70,7 @@ MODULE = {
         "package.yaml:16: parity.decisions.logits", "there is no output 'logits'", None
     ),
     "decision-does-not-fit--hint": errors.DecisionDoesNotFit(
-        "package.yaml:16: parity.decisions.logits", "there is no output 'logits'", "known here: output_0"
+        "package.yaml:16: parity.decisions.logits", "there is no output 'logits'", "use one of: output_0"
     ),
     "not-repeatable": errors.NotRepeatable(INPUTS, "logits", "003"),
     "noise-too-large": errors.NoiseTooLarge(INPUTS, "logits", "0.3", "against float64"),
@@ -79,11 +79,9 @@ MODULE = {
     ),
     "data-does-not-fit": errors.DataDoesNotFit("image", "it is a list, not a numpy array"),
     "data-does-not-fit--hint": errors.DataDoesNotFit("image", "batch is 0", "at least one row"),
-    "inference-failed": errors.InferenceFailed("onnx", RuntimeError("idx=7 must be within\n  [-5, 4]")),
 }
 
 CHECKPOINTS = {
-    "usage": errors.Usage("No such option '--no-pairty'.", "package verify"),
     "checkpoint-not-found": errors.CheckpointNotFound("best.pt", CHECKPOINT, "beside it: last.pt"),
     "checkpoint-not-found--no-manifest": errors.CheckpointNotFound("runs/best.pt", None),
     "checkpoint-unreadable": errors.CheckpointUnreadable("best.pt", CHECKPOINT, "the file is empty"),
@@ -153,6 +151,7 @@ BUNDLE = {
         "dist/net-1.0.0", "onnxruntime: Load model failed", "load with fallback=True"
     ),
     "selftest-failed": errors.SelftestFailed("dist/net-1.0.0", "logits[0, 3] in case 000"),
+    "inference-failed": errors.InferenceFailed("onnx", RuntimeError("idx=7 must be within\n  [-5, 4]")),
 }
 
 LOCKS_AND_CACHE = {
@@ -184,4 +183,6 @@ TRAINING = {
     "huggingface-export": errors.HuggingFaceExportRefused("out", "it holds thesis.tex", "give an empty folder"),
 }
 
-CASES = MANIFEST | MODULE | CHECKPOINTS | URLS | BUILD | BUNDLE | LOCKS_AND_CACHE | TRAINING
+COMMAND_LINE = {"usage": errors.Usage("No such option '--no-pairty'.", "package verify")}
+
+CASES = MANIFEST | MODULE | CHECKPOINTS | URLS | BUILD | BUNDLE | LOCKS_AND_CACHE | TRAINING | COMMAND_LINE

@@ -6,8 +6,8 @@ messages of one test module, a section for each check:
     ==== test_name[case]
     error[code]: the whole message
 
-`pytest --update-goldens` writes the files anew; review their diff. Facts are asserted in the tests
-(`golden(text, *facts)`, `mentions(text, *facts)`), so they hold whatever the wording is.
+`pytest --update-goldens` rewrites the files; review the diff. Facts are asserted in the tests (`golden(text, *facts)`,
+`mentions(text, *facts)`), so they hold whatever the wording is.
 """
 
 import difflib
@@ -25,7 +25,7 @@ HEADING = re.compile(r"^==== (.+)\n", re.MULTILINE)
 
 
 def mentions(text, *facts):
-    """Assert that a text, or an error as a text, carries every fact, in any wording."""
+    """Assert that a text, or the text of an error, contains every fact, in any wording."""
     text = str(text)
     missing = [str(fact) for fact in facts if not carries(text, str(fact))]
     assert not missing, f"{missing} not mentioned in:\n{text}"
@@ -33,7 +33,7 @@ def mentions(text, *facts):
 
 
 def carries(text, fact):
-    """Return whether a fact stands in a text, and not merely as a part of a longer word or number."""
+    """Return whether a text contains a fact as a whole word or number, not just as part of a longer one."""
     before = r"(?<![A-Za-z0-9_])" if re.match(r"\w", fact) else ""
     after = r"(?![A-Za-z0-9_])" if re.search(r"\w$", fact) else ""
     return re.search(before + re.escape(fact) + after, text) is not None
@@ -60,21 +60,21 @@ class Golden:
     def __init__(self, path, test, folders, *, update):
         self.path = path
         self.test = test
-        self.folders = folders  # regular expression → its replacement: paths that differ from run to run
+        self.folders = folders  # regular expression → replacement, for paths that differ between runs
         self.update = update
         self.checks = 0
 
     def __call__(self, message, *facts, **values):
-        """Assert that a message carries its facts and values, and that it reads as in the golden file.
+        """Assert that a message contains its facts and values, and reads as in the golden file.
 
-        `values` vary between machines or runs: the golden file has `<name>` in their place.
+        `values` differ between machines or runs; the golden file has `<name>` instead.
         """
         text = str(message)
         mentions(text, *facts, *values.values())
         self.check(self.without_values(text, values))
 
     def without_values(self, text, values):
-        """Replace whatever differs from run to run by a name for it."""
+        """Replace everything that differs between runs by a name."""
         for name, value in values.items():
             text = text.replace(str(value), f"<{name}>")
         for pattern, replacement in {**self.folders, **VARYING}.items():
@@ -95,7 +95,7 @@ class Golden:
 
 
 def compare(path, expected, text):
-    """Assert that a message reads as it does in its golden file, and show the difference where it does not."""
+    """Assert that a message reads as in its golden file, and show the difference if it does not."""
     difference = difflib.unified_diff(expected.split("\n"), text.split("\n"), "golden", "now", lineterm="")
     assert expected == text, "\n".join([f"{path} reads differently: {HINT}", *difference])
 

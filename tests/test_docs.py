@@ -1,19 +1,25 @@
-"""README.md and docs/ against the code: error codes, commands, links, anchors, manifests and tests they name."""
+"""Check README.md, CONTRIBUTING.md and docs/ against the code: errors, commands, links, manifests, modules, tests."""
 
+import importlib.util
+import pkgutil
 import re
 import shlex
+import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from typing import get_args, get_origin
 
 import click
 import pytest
 import yaml
 from projects import ROOT
+from pydantic import BaseModel
 
+from packager import errors
 from packager.cli.main import cli
 from packager.errors import PackagerError, Refused, UserError
 from packager.project import manifest
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BASE = {
     "schema": 1,
@@ -29,7 +35,7 @@ def relative(path):
 
 
 def blocks(*languages):
-    """Every fenced block of these languages, with its page and line as the id."""
+    """Return every fenced block of these languages, with its page and line as the id."""
     return [
         pytest.param(block[2], id=f"{relative(page)}:{text.count(chr(10), 0, block.start()) + 1}")
         for page in PAGES
@@ -40,7 +46,7 @@ def blocks(*languages):
 
 
 def prose(page):
-    """A page's text without fenced blocks, in which nothing is a link or a heading."""
+    """Return the text of a page without fenced blocks, as they contain no links or headings."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
@@ -48,9 +54,11 @@ def prose(page):
 
 
 def statuses(base=PackagerError):
-    """The exit status of every code of the tree; a bug has no class, and is reported by `packager.cli`."""
+    """Map every code of the tree to its exit status; a bug has no class and is reported by `packager.cli`."""
     codes = {"bug": 3} if base is PackagerError else {}
     for error_class in base.__subclasses__():
+        if error_class.__module__ != errors.__name__:
+            continue  # made by a test
         if error_class not in (Refused, UserError):
             codes[error_class.code] = error_class.exit_status
         codes |= statuses(error_class)
@@ -82,7 +90,7 @@ def test_every_error_row_has_the_four_columns():
 
 
 def unknown_parts(words):
-    """The commands and options of a command line, without `package`, that the program lacks."""
+    """Return the commands and options of a command line, without `package`, that do not exist."""
     command, problems = cli, []
     for word in words:
         name = word.partition("=")[0]
@@ -97,7 +105,7 @@ def unknown_parts(words):
 
 
 def command_table():
-    """For each row of README's command table: its command as words, and every code span of the row."""
+    """Return the words of the command and every code span, for each row of README's command table."""
     rows = []
     for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("| `package "):
@@ -124,7 +132,7 @@ def test_every_command_is_in_the_readmes_table():
 
 def test_choices_of_the_readmes_table_are_those_of_the_command():
     choices = {words[0]: words[1] for words, _ in command_table() if words[0] in ("cache", "schema")}
-    schema_names = next(one for one in cli.commands["schema"].params if one.name == "name").type.choices
+    schema_names = next(argument for argument in cli.commands["schema"].params if argument.name == "name").type.choices
     cache = cli.commands["cache"]
     assert isinstance(cache, click.Group)
     assert choices["schema"].split("|") == list(schema_names)
@@ -143,17 +151,25 @@ def test_every_command_line_shown_exists(block):
     assert problems == []
 
 
+def test_every_target_of_make_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    named = {target for text in texts for target in re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)}
+    assert "test" in named
+    assert named - targets == set()
+
+
 # -- links ----------------------------------------------------------------------------------
 
 
 def anchors(page):
-    """The anchors that GitHub gives a page's headings."""
+    """Return the anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+def test_every_relative_link_points_to_a_file_and_a_heading(page):
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         path, _, anchor = link.partition("#")
@@ -183,7 +199,7 @@ def test_every_test_that_is_named_exists(page):
 
 
 def is_whole(block):
-    """A manifest that begins with `schema: 1` is shown whole; any other mapping is a part of one."""
+    """Return whether a block is a whole manifest: one that begins with `schema`. Other mappings are parts of one."""
     return next(iter(yaml.safe_load(block))) == "schema"
 
 
@@ -191,8 +207,9 @@ def manifests():
     return [block for block in blocks("yaml") if isinstance(yaml.safe_load(block.values[0]), dict)]
 
 
-def test_the_readme_shows_a_whole_manifest():
-    assert any(block.id.startswith("README.md:") and is_whole(block.values[0]) for block in manifests())
+@pytest.mark.parametrize("page", ["README.md", "docs/manifest.md"])
+def test_a_page_that_explains_the_manifest_shows_a_whole_one(page):
+    assert any(block.id.startswith(f"{page}:") and is_whole(block.values[0]) for block in manifests())
 
 
 @pytest.mark.parametrize("block", manifests())
@@ -201,3 +218,93 @@ def test_every_manifest_and_part_of_one_shown_is_valid(block, tmp_path):
     path = tmp_path / "package.yaml"
     path.write_text((yaml.safe_dump(missing) if missing else "") + block, encoding="utf-8")
     assert manifest.load_manifest(path).manifest.name
+
+
+REQUIRED = "required"
+
+
+def submodels(annotation):
+    """The pydantic models in an annotation, and whether they are the values of a dict."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [(annotation, False)]
+    in_dict = get_origin(annotation) is dict
+    return [(model, nested or in_dict) for part in get_args(annotation) for model, nested in submodels(part)]
+
+
+def fields(model=manifest.Manifest, prefix=""):
+    """The default of every field of the manifest by its path, in which NAME stands for a key of the user's."""
+    defaults = {}
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{field.alias or name}"
+        if submodels(field.annotation) != [(field.annotation, False)]:
+            defaults[path] = REQUIRED if field.is_required() else field.default
+        for submodel, in_dict in submodels(field.annotation):
+            defaults |= fields(submodel, f"{path}.NAME." if in_dict else f"{path}.")
+    return defaults
+
+
+def test_the_page_on_the_manifest_has_every_field_with_its_default():
+    text = (ROOT / "docs/manifest.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` \| (\S+) \| .+ \|$", text, re.MULTILINE)
+    documented = {
+        path: default if default == REQUIRED else yaml.safe_load(default.strip("`")) for path, default in rows
+    }
+    assert documented == fields()
+    assert len(rows) == len(documented)
+
+
+def test_the_manifest_that_is_shown_whole_has_every_field():
+    shown = [yaml.safe_load(block.values[0]) for block in manifests() if block.id.startswith("docs/manifest.md:")]
+    whole = max(shown, key=lambda sections: len(str(sections)))
+    nested = {f"{section}.{field}" for section, value in whole.items() if isinstance(value, dict) for field in value}
+    wanted = {path for path in fields() if "NAME" not in path and not path.startswith("parity.tolerance.")}
+    assert wanted - whole.keys() - nested == set()
+
+
+# -- docs/architecture.md -------------------------------------------------------------------
+
+
+def rooms():
+    """Every folder of the package that holds code, as docs/architecture.md names it."""
+    return {f"{relative(path.parent)}/" for path in (ROOT / "packager").glob("*/**/__init__.py")}
+
+
+def test_every_room_is_in_the_table_of_the_architecture():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(packager/[\w/]+/)` \|", text, re.MULTILINE)) == rooms()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_path_of_the_package_that_is_named_exists(page):
+    named = re.findall(r"`(packager/[\w./]*)`", prose(page))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_module_and_name_of_the_package_that_is_named_exists(page):
+    missing = []
+    for name in sorted(set(re.findall(r"`(packager(?:\.\w+)+)", prose(page)))):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    assert missing == []
+
+
+# -- docs/api.md and docs/build.svg ---------------------------------------------------------
+
+
+def test_the_page_on_the_api_is_what_its_generator_writes():
+    spec = importlib.util.spec_from_file_location("generate_api", ROOT / "docs/generate_api.py")
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    assert generator.render() == generator.PAGE.read_text(encoding="utf-8"), "run `make api`"
+
+
+def test_the_picture_of_a_build_shows_the_readmes_commands_and_no_folder_of_a_machine():
+    root = ElementTree.parse(ROOT / "docs/build.svg").getroot()
+    shown = " ".join("".join(root.itertext()).replace("\N{NO-BREAK SPACE}", " ").split())
+    assert "$ package build package.yaml" in shown
+    assert "$ package verify dist/digits-cnn-1.0.0" in shown
+    assert "parity onnx pass" in shown
+    assert not re.search(r"/(home|root|tmp|work|Users|var)\b", shown)

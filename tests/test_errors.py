@@ -1,4 +1,4 @@
-"""The tree of errors: codes, exit statuses, and how they read."""
+"""The tree of errors: codes, exit statuses and wording."""
 
 import inspect
 import json
@@ -13,16 +13,17 @@ from packager.errors import PackagerError, Problem, Refused, UserError, did_you_
 
 
 def concrete(base=PackagerError):
-    """Every class of the tree that is raised: those below `Refused` and `UserError`."""
-    found = []
-    for one in (one for one in base.__subclasses__() if one.__module__ == errors.__name__):
-        found += [] if one in (Refused, UserError) else [one]
-        found += concrete(one)
-    return found
+    """Return every class of the tree that is raised: those below `Refused` and `UserError`."""
+    classes = []
+    for error_class in base.__subclasses__():
+        if error_class.__module__ == errors.__name__:
+            classes += [] if error_class in (Refused, UserError) else [error_class]
+            classes += concrete(error_class)
+    return classes
 
 
 def arguments(error_class):
-    """What an error class may be told: for each argument, a value of its kind, with its name in a text."""
+    """Return a value for each argument of an error class; a text has the name of the argument in it."""
     kinds = {
         "object": lambda name: 7,
         "int": lambda name: 7,
@@ -30,7 +31,7 @@ def arguments(error_class):
         "Sequence[Problem]": lambda name: [Problem(f"<{name}>", "file:1: field", "a hint")],
     }
     parameters = inspect.signature(error_class).parameters.values()
-    return {one.name: kinds.get(one.annotation, "<{}>".format)(one.name) for one in parameters}
+    return {argument.name: kinds.get(argument.annotation, "<{}>".format)(argument.name) for argument in parameters}
 
 
 def names(value):
@@ -38,8 +39,8 @@ def names(value):
 
 
 def test_no_two_errors_share_a_code():
-    codes = [one.code for one in concrete()]
-    assert len(codes) == len(set(codes)) > 20
+    codes = [error_class.code for error_class in concrete()]
+    assert len(codes) == len(set(codes)) > 25
 
 
 @pytest.mark.parametrize("error_class", concrete(), ids=names)
@@ -48,24 +49,24 @@ def test_a_code_is_kebab_case(error_class):
 
 
 @pytest.mark.parametrize("error_class", concrete(), ids=names)
-def test_an_error_is_a_refusal_or_the_users_to_mend(error_class):
+def test_an_error_is_a_refusal_or_for_the_user_to_fix(error_class):
     expected = {1: Refused, 2: UserError}
     assert issubclass(error_class, expected[error_class.exit_status])
 
 
 @pytest.mark.parametrize("error_class", concrete(), ids=names)
-def test_an_error_words_itself(error_class):
+def test_an_error_defines_its_own_wording(error_class):
     error = error_class(**arguments(error_class))
     assert render_error(error).startswith(f"error[{error_class.code}]: {error.message}")
     assert error.as_json()["code"] == error_class.code
-    assert str(error) == render_error(error) and error.message != ""  # what a service's log has of it
+    assert str(error) == render_error(error) and error.message != ""
 
 
 @pytest.mark.parametrize("error_class", concrete(), ids=names)
-def test_whatever_an_error_is_told_it_says(error_class):
-    told = arguments(error_class)
-    rendered = render_error(error_class(**told))
-    assert [name for name, value in told.items() if value != 7 and f"<{name}>" not in rendered] == []
+def test_an_error_shows_each_of_its_arguments(error_class):
+    values = arguments(error_class)
+    rendered = render_error(error_class(**values))
+    assert [name for name, value in values.items() if value != 7 and f"<{name}>" not in rendered] == []
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -93,7 +94,7 @@ def test_decided_by_ties_counts_the_cases_that_are_decided_by_ties():
 
 
 class Sample(PackagerError):
-    """An error whose every part is given, to show the layout whatever the wording of the real ones."""
+    """An error to test the layout with, independent of the wording of real errors."""
 
     code = "sample"
 
@@ -105,7 +106,7 @@ def test_an_error_reads_from_what_is_wrong_to_what_to_do():
     )
 
 
-def test_problems_stand_between_the_message_and_the_hint():
+def test_problems_are_listed_between_the_message_and_the_hint():
     problems = [Problem("one\nof two lines", "package.yaml:2: name", "a hint"), Problem("another")]
     assert render_error(Sample("wrong", where="package.yaml:9: export", problems=problems, hint="do it")) == (
         "error[sample]: wrong\n"
@@ -148,16 +149,16 @@ def test_json_lists_every_problem():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "known", "facts"),
+    ("name", "candidates", "facts"),
     [
         ("flaot32", ["float16", "float32"], ("float32",)),
         ("batsch", ["batch"], ("batch",)),
         ("zzz", ["batch", "length"], ("batch", "length")),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest_or_with_all(wrong, known, facts, golden):
-    golden(did_you_mean(wrong, known), *facts)
+def test_the_hint_for_an_unknown_name_has_the_closest_name_or_all(name, candidates, facts, golden):
+    golden(did_you_mean(name, candidates), *facts)
 
 
-def test_an_unknown_name_where_there_are_none_is_not_answered():
+def test_without_candidates_there_is_no_hint():
     assert did_you_mean("zzz", []) is None

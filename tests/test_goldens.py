@@ -1,4 +1,4 @@
-"""The golden files: none is left behind by its tests, and what differs from them fails."""
+"""The golden files: each section belongs to a test, and a message that differs from its section fails."""
 
 import ast
 from pathlib import Path
@@ -17,7 +17,7 @@ def module_of(path):
 
 
 def functions_in(module):
-    """The names of the functions of a module that take goldens: as tests, or by a fixture."""
+    """Return the names of all functions of a module, as goldens are checked in tests and in fixtures."""
     tree = ast.parse(module.read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
@@ -58,19 +58,19 @@ def test_other_wording_fails_with_the_difference(checked):
         checked()("no folder")
 
 
-def test_a_message_without_a_golden_fails_and_tells_how_to_write_one(checked):
+def test_a_message_without_a_golden_fails_and_says_how_to_write_one(checked):
     with pytest.raises(AssertionError, match="--update-goldens"):
         checked()("no file")
 
 
-def test_a_lost_fact_fails_though_the_goldens_are_rewritten(checked):
+def test_a_lost_fact_fails_even_if_the_goldens_are_rewritten(checked):
     for facts, values in ((("model.py",), {}), ((), {"distance": "0.25"})):
         with pytest.raises(AssertionError, match="not mentioned"):
             checked(update=True)("no file", *facts, **values)
 
 
 @pytest.mark.parametrize("fact", ["8", "16", "model", "[2, 3]", Path("a/b")])
-def test_a_fact_that_is_only_part_of_a_longer_word_or_number_is_not_there(fact):
+def test_a_fact_that_is_only_part_of_a_longer_word_or_number_is_missing(fact):
     mentions(f"it is {fact}, not x", fact)
     with pytest.raises(AssertionError):
         mentions("128 and 160 of models, [2, 30]; a/bc", fact)

@@ -1,8 +1,8 @@
-"""No byte of a bundle tells of the machine, the user, the folders or the day it was built on.
+"""Look for traces of the machine, the user, the folders and the day of a build in bundles, which may not contain any.
 
-`found_below` looks through every bundle that packager built below a folder, after every test: see conftest.py. A bundle
-counts as built by packager where it is whole and no test sealed it itself (`projects.reseal`); what is in it is looked
-at once, however often it is copied.
+`find_traces_below` searches every bundle that packager built below a folder, after every test: see conftest.py. A
+bundle counts as built by packager if it is intact and no test sealed it (`projects.reseal`). Its contents are searched
+once, however often it is copied.
 """
 
 import getpass
@@ -17,79 +17,78 @@ from pathlib import Path
 from projects import RESEALED, ROOT
 
 from packager.bundle import layout
-from packager.bundle.fingerprint import SumsMalformed, check_integrity, compute_fingerprint, parse_sums
+from packager.bundle.fingerprint import SumsMalformed, check_integrity, read_sums
 
-# Names of users and machines that are words of their own, which a bundle may well say.
-_COMMON = {"admin", "build", "builder", "debian", "docker", "localhost", "python", "root", "runner", "ubuntu", "user"}
-_LEAST_LETTERS = 3
-_LEAST_LETTERS_IN_BINARY = 6  # among a million weights is every shorter word
+# Names of users and machines that are ordinary words, which a bundle may contain.
+_COMMON_WORDS = {
+    "admin", "build", "builder", "debian", "docker", "localhost", "python", "root", "runner", "ubuntu", "user"
+}  # fmt: skip
+_MIN_LETTERS = 3
+_MIN_LETTERS_IN_BINARY = 6  # a million weights contain every shorter word
 _CLEAN: set[str] = set()
 
 
-def found_below(folder: Path, *places: Path) -> list[str]:
-    """Every trace in the bundles below the folder, as `bundle/file: trace`; `places` are folders to look for, too."""
-    found = []
-    for bundle in bundles_below(folder):
-        seal = _seal(bundle)
-        if seal is not None and seal not in RESEALED | _CLEAN:
-            traces = found_in(bundle, *places)
-            found += [f"{bundle.name}/{trace}" for trace in traces]
+def find_traces_below(root: Path, *folders: Path) -> list[str]:
+    """List the traces in all bundles below `root`, as `bundle/file: trace`; `folders` may not be named either."""
+    traces_below = []
+    for bundle in find_bundles(root):
+        fingerprint = _intact_fingerprint(bundle)
+        if fingerprint is not None and fingerprint not in RESEALED | _CLEAN:
+            traces = find_traces(bundle, *folders)
+            traces_below += [f"{bundle.name}/{trace}" for trace in traces]
             if not traces:
-                _CLEAN.add(seal)
-    return found
+                _CLEAN.add(fingerprint)
+    return traces_below
 
 
-def found_in(bundle: Path, *places: Path) -> list[str]:
-    """Every trace in the files of one bundle, as `file: trace`."""
-    folders, words = strangers(*places), names(socket.gethostname(), _user())
-    found = []
-    for path in sorted(one for one in bundle.rglob("*") if one.is_file()):
+def find_traces(bundle: Path, *folders: Path) -> list[str]:
+    """List the traces in the files of a bundle, as `file: trace`; `folders` may not be named either."""
+    texts, names = forbidden_texts(*folders), identifying_names(socket.gethostname(), _user())
+    traces = []
+    for path in sorted(path for path in bundle.rglob("*") if path.is_file()):
         content = path.read_bytes()
-        traces = [one for one in folders if one.encode() in content]
-        traces += [one for one in words if _says(content, one)]
-        found += [f"{path.relative_to(bundle)}: {one}" for one in traces]
-    return found
+        in_file = [text for text in texts if text.encode() in content]
+        in_file += [name for name in names if contains_name(content, name)]
+        traces += [f"{path.relative_to(bundle)}: {trace}" for trace in in_file]
+    return traces
 
 
-def strangers(*places: Path) -> list[str]:
-    """What no file may hold: folders of this machine, and today in ISO form."""
-    folders = {*places, Path.cwd(), Path.home(), ROOT, Path(sys.prefix), Path(tempfile.gettempdir()), Path("/tmp")}
-    folders |= {one.resolve() for one in folders}
+def forbidden_texts(*folders: Path) -> list[str]:
+    """List the texts that no file may contain: folders of this machine, `folders`, and today's date in ISO form."""
+    paths = {*folders, Path.cwd(), Path.home(), ROOT, Path(sys.prefix), Path(tempfile.gettempdir()), Path("/tmp")}
+    paths |= {path.resolve() for path in paths}
     days = {time.strftime("%Y-%m-%d", day) for day in (time.localtime(), time.gmtime())}
-    # /tmp is looked for as /tmp/, as /tmpl is another; / is everywhere.
-    texts = {str(one) if len(one.parts) > 2 else f"{one}/" for one in folders if len(one.parts) > 1}
+    # /tmp is searched as /tmp/, because /tmpl is unrelated; / is everywhere.
+    texts = {str(path) if len(path.parts) > 2 else f"{path}/" for path in paths if len(path.parts) > 1}
     return sorted({*texts, *days, "site-packages", "/root/"})
 
 
-def names(host: str, user: str) -> list[str]:
-    """The names of a machine and a user, but for those that say nothing."""
-    known = {host, host.partition(".")[0], user}
-    return sorted(one for one in known if len(one) >= _LEAST_LETTERS and one.lower() not in _COMMON)
+def identifying_names(host: str, user: str) -> list[str]:
+    """List the names of a machine and a user, except those that identify nobody."""
+    names = {host, host.partition(".")[0], user}
+    return sorted(name for name in names if len(name) >= _MIN_LETTERS and name.lower() not in _COMMON_WORDS)
 
 
-def bundles_below(folder: Path) -> list[Path]:
-    """Every folder that looks like a bundle."""
-    wanted = {layout.SUMS, layout.FINGERPRINT}
-    return [Path(place) for place, _, files in os.walk(folder) if wanted <= set(files)]
+def find_bundles(root: Path) -> list[Path]:
+    """List every folder below `root` that looks like a bundle."""
+    return [Path(folder) for folder, _, files in os.walk(root) if {layout.SUMS, layout.FINGERPRINT} <= set(files)]
 
 
-def _seal(bundle: Path) -> str | None:
-    """The fingerprint of a bundle that is whole."""
-    sums = bundle / layout.SUMS
-    if not sums.is_file():  # a pipe that a test has put there would be waited for
-        return None
-    try:
-        text = sums.read_bytes().decode()
-        whole = check_integrity(bundle, parse_sums(text)).is_intact
-    except (OSError, UnicodeDecodeError, SumsMalformed):
-        return None
-    return compute_fingerprint(text) if whole else None
-
-
-def _says(content: bytes, name: str) -> bool:
+def contains_name(content: bytes, name: str) -> bool:
+    """Return whether a file contains a name as a whole word; short names are only searched in text."""
     if re.search(rb"(?<![A-Za-z0-9_])" + re.escape(name.encode()) + rb"(?![A-Za-z0-9_])", content) is None:
         return False
-    return len(name) >= _LEAST_LETTERS_IN_BINARY or _is_text(content)
+    return len(name) >= _MIN_LETTERS_IN_BINARY or _is_text(content)
+
+
+def _intact_fingerprint(bundle: Path) -> str | None:
+    if not (bundle / layout.SUMS).is_file():  # reading a pipe, which a test may have put there, would block
+        return None
+    try:
+        fingerprint, sums = read_sums(bundle)
+        return fingerprint if check_integrity(bundle, sums).is_intact else None
+    except (OSError, SumsMalformed):
+        return None
 
 
 def _is_text(content: bytes) -> bool:
@@ -102,5 +101,5 @@ def _is_text(content: bytes) -> bool:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may have a number for it alone
+    except (KeyError, OSError):  # in a container, the user may only have a number
         return ""

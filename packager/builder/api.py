@@ -13,7 +13,7 @@ from pathlib import Path
 from packager.builder.context import BuildOptions, CacheMode, LockMode
 from packager.builder.incremental import up_to_date
 from packager.builder.incremental.explain import Explanation
-from packager.common.cache_store import Cache, CacheUnavailable, open_cache
+from packager.common.cache import Cache, CacheUnavailable, open_cache
 from packager.common.progress import Listener, StageName, StageReporter, ignore_event
 
 

@@ -1,8 +1,7 @@
-"""Everything a build found out → the files of the bundle that say so."""
+"""Stage results → the files of the bundle: evidence, config.json, build.json and README, sealed and verified."""
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -16,19 +15,18 @@ from packager.bundle import evidence, layout, readme, records
 from packager.bundle.writer import BundleWriter
 from packager.common import distributions
 from packager.parity.cases import signature
-from packager.parity.cases.sample_grid import Grid
+from packager.parity.cases.sample_grid import Grid, InputCase
 from packager.parity.cases.signature import TensorSpec
 from packager.parity.numerics.tolerances import NOISE_MULTIPLE
-from packager.parity.numerics.verdict import ParityResult
-from packager.project.manifest import ExplicitTolerance as ExplicitTolerance
-from packager.project.manifest import Project
+from packager.parity.numerics.verdict import OutputErrors, ParityResult, ReferenceCase, WorstElement
+from packager.project.manifest import ExplicitTolerance, Project
 from packager.runtime.onnx_backend import describe_missing_providers
 from packager.runtime.verify import verify
 
 
 @dataclass(frozen=True)
 class BundleContents:
-    """What a bundle is made from."""
+    """Everything that goes into a bundle. `assets` are paths by name."""
 
     project: Project
     grid: Grid
@@ -38,7 +36,7 @@ class BundleContents:
 
 @dataclass(frozen=True)
 class SealedBundle:
-    """The sealed bundle: its fingerprint, config.json, verdicts, and what the closing table says."""
+    """A sealed bundle: its fingerprint, config.json, the verdict of each backend, and the rows of the closing table."""
 
     fingerprint: str
     config: Mapping[str, Any]
@@ -46,30 +44,31 @@ class SealedBundle:
     summary: Mapping[str, str]
 
 
-def assemble_bundle(content: BundleContents, writer: BundleWriter) -> SealedBundle:
-    """Write assets, evidence, config.json and README.md, seal the bundle, and verify what lies there then."""
-    for name, path in content.assets.items():
+def assemble_bundle(contents: BundleContents, writer: BundleWriter) -> SealedBundle:
+    """Write assets, evidence, config.json and README.md beside the staged artifacts, seal the bundle, and verify it."""
+    for name, path in contents.assets.items():
         writer.add_file(f"{layout.ASSETS}/{name}", path)
-    measured = content.results.reference
-    expectations = measured.reference.reference_cases
-    golden = evidence.choose_golden_cases(expectations, measured.provenance.weight_bytes)
-    writer.add_bytes(layout.GOLDEN, evidence.serialize_golden_cases(expectations, golden))
-    parity, config = _build_parity_record(content, golden), _build_config(content)
+    result = contents.results.reference
+    cases = result.reference.reference_cases
+    golden = evidence.choose_golden_cases(cases, result.provenance.weight_bytes)
+    writer.add_bytes(layout.GOLDEN, evidence.serialize_golden_cases(cases, golden))
+    parity, config = _make_parity_record(contents, golden), _make_config(contents)
     writer.add_bytes(layout.PARITY, parity.to_bytes())
-    writer.add_bytes(layout.BUILD, _build_environment_record(content).to_bytes())
+    writer.add_bytes(layout.BUILD, _make_build_record(contents).to_bytes())
     writer.add_bytes(layout.CONFIG, config.to_bytes())
     writer.add_bytes(layout.README, readme.render_readme(config, parity))
-    seal = writer.seal()
+    fingerprint = writer.seal()
     report = verify(writer.folder, parity=False)
     if not report.ok:
         raise AssertionError(f"the staged bundle does not verify: {report.integrity}, {report.structure}")
-    plain = config.model_dump(mode="json", by_alias=True)
-    return SealedBundle(seal, plain, config.parity.model_dump(), _summarize(content, parity, writer.folder))
+    config_json = config.model_dump(mode="json", by_alias=True)
+    summary = _summarize(contents, parity, writer.folder)
+    return SealedBundle(fingerprint, config_json, config.parity.model_dump(), summary)
 
 
-def _build_config(content: BundleContents) -> records.BundleConfig:
-    manifest, results = content.project.manifest, content.results
-    origin = results.reference.provenance
+def _make_config(contents: BundleContents) -> records.BundleConfig:
+    manifest, results = contents.project.manifest, contents.results
+    provenance = results.reference.provenance
     onnx, torchscript = results.onnx.artifact, results.torchscript.artifact
     return records.BundleConfig(
         schema_=1,
@@ -78,19 +77,16 @@ def _build_config(content: BundleContents) -> records.BundleConfig:
         description=manifest.description,
         license=manifest.license,
         authors=manifest.authors,
-        inputs=[_tensor_record(one) for one in signature.make_input_specs(manifest)],
-        outputs=[_tensor_record(one) for one in results.reference.outputs],
-        dims={name: records.DimRecord(min=one.min, max=one.max) for name, one in manifest.dim_limits().items()},
-        artifacts=records.Artifacts(
-            onnx=onnx,
-            torchscript=torchscript,
-        ),
+        inputs=[_make_tensor_record(spec) for spec in signature.make_input_specs(manifest)],
+        outputs=[_make_tensor_record(spec) for spec in results.reference.outputs],
+        dims={name: records.DimRecord(min=dim.min, max=dim.max) for name, dim in manifest.dim_limits().items()},
+        artifacts=records.Artifacts(onnx=onnx, torchscript=torchscript),
         providers=manifest.target.providers,
-        assets=sorted(content.assets),
+        assets=sorted(contents.assets),
         source=records.SourceRecord(
-            manifest_sha256=content.project.sha256,
-            checkpoint_sha256=origin.checkpoint_sha256,
-            code_sha256=origin.code_sha256,
+            manifest_sha256=contents.project.sha256,
+            checkpoint_sha256=provenance.checkpoint_sha256,
+            code_sha256=provenance.code_sha256,
             toolchain={name: distributions.tool_version(name) for name in keys.TOOLCHAIN},
         ),
         parity=records.ParityVerdicts(
@@ -101,74 +97,73 @@ def _build_config(content: BundleContents) -> records.BundleConfig:
     )
 
 
-def _tensor_record(spec: TensorSpec) -> records.TensorRecord:
+def _make_tensor_record(spec: TensorSpec) -> records.TensorRecord:
     return records.TensorRecord(name=spec.name, dtype=spec.dtype, shape=list(spec.shape))
 
 
-def _build_parity_record(content: BundleContents, golden: frozenset[str]) -> records.ParityRecord:
-    results = content.results
-    measured = results.reference
-    cases = [
-        records.CaseRecord(
-            name=case.name,
-            sizes=dict(case.sizes),
-            fill=case.value_description,
-            golden=case.name in golden,
-            outputs={
-                name: records.CaseOutput(
-                    dtype=str(array.dtype),
-                    shape=list(array.shape),
-                    atol=one.tolerances[name].atol,
-                    rtol=one.tolerances[name].rtol,
-                )
-                for name, array in one.outputs.items()
-            },
-        )
-        for case, one in zip(measured.reference.cases, measured.reference.reference_cases, strict=True)
-    ]
-    coverage = measured.reference.coverage
+def _make_parity_record(contents: BundleContents, golden: frozenset[str]) -> records.ParityRecord:
+    results, reference = contents.results, contents.results.reference.reference
+    coverage = reference.coverage
     assert coverage is not None
     return records.ParityRecord(
         schema_=1,
         verdict="pass",
         reference="the PyTorch module itself, eager, in its own dtypes, on the CPU",
-        cases=cases,
-        not_checked=_list_unchecked(content),
-        tolerance={one.name: _tolerance_record(one, content) for one in measured.outputs},
-        decisions={
-            name: records.Decision.model_validate(one, from_attributes=True)
-            for name, one in measured.reference.reference_cases[0].decisions.items()
-        },
-        coverage=records.Coverage.model_validate(coverage, from_attributes=True),
-        backends={
-            "onnx": _backend_record(results.onnx.parity),
-            "torchscript": _backend_record(results.torchscript.parity),
-        },
-        stages=[
-            records.StageRecord.model_validate(one, from_attributes=True)
-            for one in (*results.onnx.stages, *results.torchscript.stages)
+        cases=[
+            _make_case_record(case, expected, is_golden=case.name in golden)
+            for case, expected in zip(reference.cases, reference.reference_cases, strict=True)
         ],
+        not_checked=_list_unchecked(contents),
+        tolerance={spec.name: _make_tolerance_record(spec, contents) for spec in results.reference.outputs},
+        decisions={
+            name: records.DecisionRecord.model_validate(rule, from_attributes=True)
+            for name, rule in reference.reference_cases[0].decisions.items()
+        },
+        coverage=records.CoverageRecord.model_validate(coverage, from_attributes=True),
+        backends={
+            "onnx": _make_backend_record(results.onnx.parity),
+            "torchscript": _make_backend_record(results.torchscript.parity),
+        },
+        stages=[*results.onnx.stages, *results.torchscript.stages],
     )
 
 
-def _list_unchecked(content: BundleContents) -> list[str]:
-    frozen = content.results.onnx.specialized.merge(content.results.torchscript.specialized)
+def _make_case_record(case: InputCase, expected: ReferenceCase, *, is_golden: bool) -> records.CaseRecord:
+    outputs = {
+        name: records.CaseOutput(
+            dtype=str(array.dtype),
+            shape=list(array.shape),
+            atol=expected.tolerances[name].atol,
+            rtol=expected.tolerances[name].rtol,
+        )
+        for name, array in expected.outputs.items()
+    }
+    return records.CaseRecord(
+        name=case.name, sizes=dict(case.sizes), fill=case.value_description, golden=is_golden, outputs=outputs
+    )
+
+
+def _list_unchecked(contents: BundleContents) -> list[str]:
+    """Return a sentence for everything that the parity check does not cover."""
+    specialized = contents.results.onnx.specialized.merge(contents.results.torchscript.specialized)
+    if not _has_dynamic_inner_dims(contents.project):
+        specialized = replace(specialized, rounded_size_lines=())
     return [
-        *(f"the sizes {sizes}" for sizes in content.grid.skipped_sizes),
-        *content.results.reference.reference.uncompared,
-        *(frozen if _has_dynamic_inner_dims(content.project) else replace(frozen, rounded_size_lines=())).describe(),
-        *describe_missing_providers(content.project.manifest.target.providers),
+        *(f"the sizes {sizes}" for sizes in contents.grid.skipped_sizes),
+        *contents.results.reference.reference.uncompared,
+        *specialized.describe(),
+        *describe_missing_providers(contents.project.manifest.target.providers),
     ]
 
 
 def _has_dynamic_inner_dims(project: Project) -> bool:
-    """Whether anything but the number of samples may be of another size."""
-    return any(isinstance(dim, str) for one in project.manifest.inputs.values() for dim in one.shape[1:])
+    """Return whether any dim but the first of an input is dynamic."""
+    return any(isinstance(dim, str) for spec in project.manifest.inputs.values() for dim in spec.shape[1:])
 
 
-def _tolerance_record(spec: TensorSpec, content: BundleContents) -> records.ToleranceRecord:
-    explicit = content.project.manifest.parity.tolerance
-    noise = content.results.reference.reference.noise.get(spec.name)
+def _make_tolerance_record(spec: TensorSpec, contents: BundleContents) -> records.ToleranceRecord:
+    explicit = contents.project.manifest.parity.tolerance
+    noise = contents.results.reference.reference.noise.get(spec.name)
     if spec.dtype == "bool" or spec.dtype.startswith(("int", "uint")):
         return records.ToleranceRecord(
             kind="exact",
@@ -189,96 +184,97 @@ def _tolerance_record(spec: TensorSpec, content: BundleContents) -> records.Tole
     return records.ToleranceRecord(
         kind="measured", noise=noise.relative, parts=dict(noise.parts), multiple=NOISE_MULTIPLE, atol=None, rtol=rtol,
         why=(
-            f"up to {rtol:.3g} × (|expected| + what counts as small in it): {NOISE_MULTIPLE} times the noise floor, "
-            f"{noise.typical:.3g} to {noise.relative:.3g} by case, that {spec.dtype} arithmetic costs this module, "
-            f"measured {noise.description}"
+            f"up to {rtol:.3g} × (|expected| + the output's scale): {NOISE_MULTIPLE} times the noise floor of this "
+            f"module's {spec.dtype} arithmetic, {noise.typical:.3g} to {noise.relative:.3g} by case, measured "
+            f"{noise.description}"
         ),
     )  # fmt: skip
 
 
-def _backend_record(judgement: ParityResult | None) -> records.BackendVerdict:
-    if judgement is None:
-        why = "the bundle has none"
-        return records.BackendVerdict(verdict="not-checked", reason=why, outputs={}, decisions={}, worst=None)
-    worst = judgement.worst
+def _make_backend_record(parity: ParityResult | None) -> records.BackendVerdict:
+    if parity is None:
+        reason = "the bundle has none"
+        return records.BackendVerdict(verdict="not-checked", reason=reason, outputs={}, decisions={}, worst=None)
     return records.BackendVerdict(
         verdict="pass",
         reason="",
-        outputs={
-            name: records.OutputErrorsRecord(
-                max_abs=one.max_abs,
-                max_rel=one.max_rel,
-                rms=one.rms,
-                cosine=one.cosine,
-                mismatched_nonfinite=one.mismatched_nonfinite,
-                of_limit=one.error_over_limit,
-                of_limit_float64=one.error_over_limit_float64,
-            )
-            for name, one in judgement.outputs.items()
-        },
+        outputs={name: _make_errors_record(errors) for name, errors in parity.outputs.items()},
         decisions={
-            name: records.Agreement.model_validate(one, from_attributes=True)
-            for name, one in judgement.decisions.items()
+            name: records.AgreementRecord.model_validate(agreement, from_attributes=True)
+            for name, agreement in parity.decisions.items()
         },
-        worst=None
-        if worst is None
-        else records.WorstElementRecord(
-            case=worst.case,
-            output=worst.output,
-            index=list(worst.index),
-            expected=worst.expected,
-            actual=worst.actual,
-            of_limit=worst.error_over_limit,
-        ),
+        worst=None if parity.worst is None else _make_worst_record(parity.worst),
     )
 
 
-def _build_environment_record(content: BundleContents) -> records.BuildRecord:
-    origin, machine = content.results.reference.provenance, content.results.reference.machine
-    weights = f"key {origin.weights_key!r}" if origin.weights_key else "the file itself"
-    steps = [
-        records.BuildStep(
-            name="weights", outcome=f"{weights}, prefix {origin.prefix!r}, {origin.parameters} parameters"
-        ),
-        records.BuildStep(name="missing", outcome=", ".join(origin.missing) or "none"),
-        records.BuildStep(name="unexpected", outcome=", ".join(origin.unexpected) or "none"),
-        records.BuildStep(name="code", outcome=", ".join(origin.code_files) or "installed packages only"),
-    ]
+def _make_errors_record(errors: OutputErrors) -> records.OutputErrorsRecord:
+    return records.OutputErrorsRecord(
+        max_abs=errors.max_abs,
+        max_rel=errors.max_rel,
+        rms=errors.rms,
+        cosine=errors.cosine,
+        mismatched_nonfinite=errors.mismatched_nonfinite,
+        of_limit=errors.error_over_limit,
+        of_limit_float64=errors.error_over_limit_float64,
+    )
+
+
+def _make_worst_record(worst: WorstElement) -> records.WorstElementRecord:
+    return records.WorstElementRecord(
+        case=worst.case,
+        output=worst.output,
+        index=list(worst.index),
+        expected=worst.expected,
+        actual=worst.actual,
+        of_limit=worst.error_over_limit,
+    )
+
+
+def _make_build_record(contents: BundleContents) -> records.BuildRecord:
+    provenance, machine = contents.results.reference.provenance, contents.results.reference.machine
+    weights = f"key {provenance.weights_key!r}" if provenance.weights_key else "the file itself"
+    outcomes = {
+        "weights": f"{weights}, prefix {provenance.prefix!r}, {provenance.parameters} parameters",
+        "missing": ", ".join(provenance.missing) or "none",
+        "unexpected": ", ".join(provenance.unexpected) or "none",
+        "code": ", ".join(provenance.code_files) or "installed packages only",
+    }
     return records.BuildRecord(
         schema_=1,
         machine=platform.machine(),
         system=platform.system(),
-        python=".".join(str(one) for one in sys.version_info[:3]),
+        python=".".join(str(number) for number in sys.version_info[:3]),
         threads=machine.threads,
         capability=machine.capability,
-        steps=steps,
+        steps=[records.BuildStepRecord(name=name, outcome=outcome) for name, outcome in outcomes.items()],
     )
 
 
-def _summarize(content: BundleContents, parity: records.ParityRecord, folder: Path) -> dict[str, str]:
-    facts = {"model": f"{content.project.manifest.name} {content.project.manifest.version}"}
-    onnx, torchscript = content.results.onnx, content.results.torchscript.artifact
-    facts["parameters"] = f"{content.results.reference.provenance.parameters:,}"
+def _summarize(contents: BundleContents, parity: records.ParityRecord, folder: Path) -> dict[str, str]:
+    """Return the rows of the closing table by title."""
+    manifest, onnx = contents.project.manifest, contents.results.onnx
+    torchscript = contents.results.torchscript.artifact
+    rows = {"model": f"{manifest.name} {manifest.version}"}
+    rows["parameters"] = f"{contents.results.reference.provenance.parameters:,}"
     if onnx.artifact is not None:
-        kept = [one for one in onnx.stages if one.kept and one.nodes_before]
-        exporter = next(one.name for one in kept if one.name.startswith("export"))
-        size = sum(
-            (folder / name).stat().st_size for name in (layout.ONNX, layout.ONNX_DATA) if (folder / name).exists()
-        )
-        facts["onnx"] = (
+        kept = [stage for stage in onnx.stages if stage.kept and stage.nodes_before]
+        exporter = next(stage.name for stage in kept if stage.name.startswith("export"))
+        paths = [folder / name for name in (layout.ONNX, layout.ONNX_DATA)]
+        size = sum(path.stat().st_size for path in paths if path.exists())
+        rows["onnx"] = (
             f"{_format_bytes(kept[0].bytes_before)} → {_format_bytes(size)}, {kept[0].nodes_before} → "
             f"{onnx.artifact.nodes} nodes ({exporter.removeprefix('export: ')})"
         )
     if torchscript is not None:
-        size = os.path.getsize(folder / layout.TORCHSCRIPT)
-        facts["torchscript"] = f"{_format_bytes(size)}, {torchscript.method}"
+        size = (folder / layout.TORCHSCRIPT).stat().st_size
+        rows["torchscript"] = f"{_format_bytes(size)}, {torchscript.method}"
     for name, backend in parity.backends.items():
         if backend.outputs:
-            share = max(one.of_limit for one in backend.outputs.values())
-            largest = max(one.max_abs for one in backend.outputs.values())
-            facts[f"{name} parity"] = f"largest error {largest:.3g}, {share:.1%} of what is allowed"
-    facts["cases"] = f"{len(parity.cases)}, {sum(one.golden for one in parity.cases)} of them in the evidence"
-    return facts
+            share = max(errors.of_limit for errors in backend.outputs.values())
+            largest = max(errors.max_abs for errors in backend.outputs.values())
+            rows[f"{name} parity"] = f"largest error {largest:.3g}, {share:.1%} of the tolerance"
+    rows["cases"] = f"{len(parity.cases)}, {sum(case.golden for case in parity.cases)} of them in the evidence"
+    return rows
 
 
 def _format_bytes(count: int) -> str:

@@ -17,6 +17,7 @@ from packager.export.passes.worker import OnnxWorker
 _THREADS = 2
 
 Parameters = ParamSpec("Parameters")
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
@@ -42,3 +43,7 @@ class Background:
     ) -> Future[Result]:
         """Start a task and return the future of its result."""
         return self._threads.submit(task, *arguments, **options)
+
+    def submit_after(self, future: Future[Argument], task: Callable[[Argument], Result]) -> Future[Result]:
+        """Start a task on the result of an earlier one, and return the future of its own."""
+        return self._threads.submit(lambda: task(future.result()))

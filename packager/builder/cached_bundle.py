@@ -8,10 +8,11 @@ from packager.builder.context import BuildRequest
 from packager.builder.incremental import keys
 from packager.builder.incremental.explain import Explanation
 from packager.builder.incremental.inputs import BuildInputs
+from packager.builder.incremental.store import CacheEntry, look_up
 from packager.builder.lockfile import Lockfile
 from packager.bundle import restore
 from packager.bundle.writer import BundleWriter, stage_bundle
-from packager.common.cache_store import Cache, CacheEntry
+from packager.common.cache import Cache
 from packager.common.progress import StageName
 from packager.project import preflight
 
@@ -26,13 +27,13 @@ def restore_cached_bundle(request: BuildRequest, inputs: BuildInputs | None) -> 
         return None
     assets = preflight.resolve_assets(request.project)
     key = keys.make_bundle_key(request.project, inputs.module_inputs, assets, cache.file_digest)
-    entry = cache.look_up(key, files=False)
+    entry = look_up(cache, key, files=False)
     if entry is None:
         return None
     lock = Lockfile.model_validate(entry.record["lock"])
     agrees = finish.check_lockfile(request, lock)
     in_place = restore.is_restored(request.target, entry.files, cache.file_digest)
-    if not in_place and (cache.look_up(key) is None or not _restore_files(request, entry, cache)):
+    if not in_place and (look_up(cache, key) is None or not _restore_files(request, entry, cache)):
         return None
     request.reporter.report_cached(StageName.BUNDLE)
     finish.write_lockfile_and_archive(request, lock)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from packager.bundle.writer import BundleWriter
     from packager.checkpoint.locate import LocatedCheckpoint
-    from packager.common.cache_store import Cache
+    from packager.common.cache import Cache
     from packager.common.progress import StageReporter
     from packager.export.passes.worker import OnnxWorker
     from packager.model.loader import LoadedModel

@@ -9,10 +9,11 @@ from packager.builder.api import BuildResult
 from packager.builder.context import BuildRequest
 from packager.builder.incremental import keys, up_to_date
 from packager.builder.incremental.explain import Explanation
+from packager.builder.incremental.store import CacheKey
 from packager.builder.lockfile import Lockfile
 from packager.bundle.writer import translate_os_errors
 from packager.checkpoint.remote import urls
-from packager.common.cache_store import CacheKey, describe_write_error
+from packager.common.cache import describe_write_error
 from packager.common.progress import StageName
 from packager.model.code_dependencies import CodeDependencies
 from packager.project import preflight

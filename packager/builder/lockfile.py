@@ -113,7 +113,7 @@ def list_differences(locked: Lockfile, present: Lockfile) -> list[str]:
 
 
 def check_lockfile_present(manifest: Path, *, required: bool) -> None:
-    """Refuse a lockfile that cannot be read, or a missing one that is required. Raises `LockMissing` or `LockInvalid`."""
+    """Refuse a lockfile that is unreadable, or required and missing. Raises `LockInvalid` or `LockMissing`."""
     path = lockfile_path(manifest)
     if read_lockfile(path) is None and required:
         raise LockMissing(str(path))

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import wait
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,11 +41,12 @@ from packager.builder.incremental.inputs import (
     load_last_inputs,
     remember_inputs,
 )
+from packager.builder.incremental.store import CacheEntry, CacheKey
 from packager.bundle import layout
 from packager.bundle.writer import BundleWriter, check_archive_target, check_bundle_target, stage_bundle
 from packager.checkpoint.locate import FileVersion
 from packager.common import process_memory
-from packager.common.cache_store import Cache, CacheEntry, CacheKey, describe_write_error
+from packager.common.cache import Cache, describe_write_error
 from packager.common.hashing import sha256_file
 from packager.common.progress import StageName, StageReporter
 from packager.errors import BuildNotRepeatable, CacheDiffers, InputChanged
@@ -216,52 +219,44 @@ def _make_artifacts(
     background: Background,
 ) -> tuple[EagerModel, Reference, TorchScriptResult, OnnxResult]:
     """Trace, export, measure the reference, and check both artifacts; the model returned has its final signature."""
-    from packager.builder.stages import onnx_stage, reference_stage, torchscript_stage
+    from packager.builder.stages import onnx_export, onnx_stage, reference_stage, torchscript_stage
 
-    stage, program, saved, prepared = context.reporter.stage, None, None, None
-    if cached.onnx is None or cached.torchscript is None:
-        with stage(StageName.TRACE):
-            program = torchscript_stage.make_program(context, model)
-            probe = reference_stage.get_probe(context, model, noise, cached, program)
-            program = torchscript_stage.check_program(context, model, program, probe)
-    else:
-        probe = reference_stage.get_probe(context, model, noise, cached, program)
+    stage, saved, prepared, checked = context.reporter.stage, None, None, None
+    with nullcontext() if cached.has_artifacts else stage(StageName.TRACE):
+        traced = torchscript_stage.trace(context, model, noise, cached)
     if cached.torchscript is None:
-        saved = background.submit(torchscript_stage.save, context, program, fold=True)
+        saved = background.submit(torchscript_stage.save, context, traced.program, fold=True)
     if cached.onnx is None:
         with stage(StageName.EXPORT):
-            first = onnx_stage.export_first(context, model, program, probe)
-            prepared = background.submit(onnx_stage.prepare, context, first) if first is not None else None
+            exporters = onnx_export.list_exporters(context.project, traced.program)
+            if exporters:
+                candidate = onnx_export.export(context, model, traced, exporters[0])
+                prepared = background.submit(onnx_stage.prepare, context, candidate)
             process_memory.release_memory()
     if cached.reference is not None:
         reference = cached.reference.reference
     else:
         with stage(StageName.REFERENCE):
-            reference = reference_stage.measure_reference(context, model, noise, probe, cached, program)
+            reference = reference_stage.measure_reference(context, model, noise, traced, cached)
             outputs = reference_stage.infer_outputs(reference)
             if outputs != model.outputs:  # the first passes were not enough to tell, so the graph has wrong dims
                 model = replace(model, outputs=outputs)
                 onnx_stage.discard_prepared(context, prepared)
-                prepared = None
-                program = torchscript_stage.make_checked_program(context, model, probe)
-    checked = None
+                prepared, traced = None, torchscript_stage.retrace(context, model, traced)
     if prepared is not None:
-        checked = background.submit(onnx_stage.check_prepared, context, prepared.result(), reference)
+        checked = background.submit_after(prepared, partial(onnx_stage.check_prepared, context, reference))
         prepared = None  # with its session, once the check is done
         if model.weight_bytes > onnx_stage.CONCURRENT_CHECK_BYTES:
             wait([checked])  # two large artifacts at once would take twice the memory
-    torchscript = cached.torchscript
+    torchscript, onnx = cached.torchscript, cached.onnx
     if torchscript is None or not torchscript.is_checked:
         with stage(StageName.TORCHSCRIPT):
-            torchscript = torchscript_stage.ship(
-                context, model, program, None if saved is None else saved.result(), probe, reference, torchscript
-            )
-    onnx = cached.onnx
+            form = None if saved is None else saved.result()
+            torchscript = torchscript_stage.ship(context, model, traced, form, reference, torchscript)
     if onnx is None or not onnx.is_checked:
         with stage(StageName.ONNX):
-            onnx = onnx_stage.ship(
-                context, model, program, None if checked is None else checked.result(), probe, reference, onnx
-            )
+            first = None if checked is None else checked.result()
+            onnx = onnx_stage.ship(context, model, traced, first, reference, onnx)
     return model, reference, torchscript, onnx
 
 

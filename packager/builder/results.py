@@ -107,6 +107,11 @@ class CachedResults:
     files: Mapping[str, Path] = field(default_factory=dict)
     stages: frozenset[str] = frozenset()
 
+    @property
+    def has_artifacts(self) -> bool:
+        """Whether both artifacts are here, checked or not, so that no program has to be traced."""
+        return self.onnx is not None and self.torchscript is not None
+
     def is_complete(self, stage: str) -> bool:
         """Return whether the cache has the stage's result, checked on these cases where that applies."""
         return stage in self.stages and (stage == "reference" or f"{stage} parity" in self.stages)

@@ -1,1 +1,1 @@
-"""The bundle: its layout and records, its one writer, its fingerprint, and its verification."""
+"""The bundle on disk: its layout and records, its writer and archive, its fingerprint and its evidence."""

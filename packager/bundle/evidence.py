@@ -1,8 +1,8 @@
-"""The golden evidence: inputs and PyTorch's outputs, written by a build and replayed by anybody.
+"""The golden evidence: test inputs with PyTorch's outputs, written by a build and replayed by anyone.
 
-golden.safetensors names its tensors `CASE/input/NAME` and `CASE/output/NAME`; the limits that they
-are judged with stand in parity.json, under the same seal. Cases travel, smallest first, as long as
-they stay under 10 MB or 5 % of the weights, whichever is larger; parity.json says which do.
+golden.safetensors names its tensors `CASE/input/NAME` and `CASE/output/NAME`; their tolerances are in
+parity.json, under the same seal. Cases are included smallest first, up to 10 MB or 5 % of the weights,
+whichever is larger; parity.json marks the included ones as `golden`.
 """
 
 from __future__ import annotations
@@ -24,61 +24,67 @@ _BUDGET_SHARE = 0.05
 
 
 class EvidenceMalformed(Exception):
-    """parity.json and golden.safetensors do not belong together."""
+    """parity.json and golden.safetensors cannot be read, or do not belong together."""
 
 
-def choose_golden_cases(expectations: Sequence[ReferenceCase], weight_bytes: int) -> frozenset[str]:
-    """The names of the cases that travel: the smallest always, then as many as the budget holds."""
+def choose_golden_cases(reference_cases: Sequence[ReferenceCase], weight_bytes: int) -> frozenset[str]:
+    """Choose the cases whose tensors ship with the bundle: always the smallest, then more within the budget.
+
+    `weight_bytes` is the size of the model's weights. Returns names of cases.
+    """
     budget = max(_MIN_BUDGET_BYTES, int(_BUDGET_SHARE * weight_bytes))
     chosen: set[str] = set()
     used = 0
-    for one in sorted(expectations, key=lambda one: (_case_bytes(one), one.name)):
-        if chosen and used + _case_bytes(one) > budget:
+    for case in sorted(reference_cases, key=lambda case: (_case_bytes(case), case.name)):
+        used += _case_bytes(case)
+        if chosen and used > budget:
             break
-        chosen.add(one.name)
-        used += _case_bytes(one)
+        chosen.add(case.name)
     return frozenset(chosen)
 
 
-def serialize_golden_cases(expectations: Sequence[ReferenceCase], chosen: frozenset[str]) -> bytes:
-    """The content of golden.safetensors."""
+def serialize_golden_cases(reference_cases: Sequence[ReferenceCase], chosen: frozenset[str]) -> bytes:
+    """Return the bytes of golden.safetensors, with the inputs and outputs of the cases named in `chosen`."""
     tensors = {}
-    for one in expectations:
-        if one.name in chosen:
-            tensors.update({f"{one.name}/input/{name}": array for name, array in one.inputs.items()})
-            tensors.update({f"{one.name}/output/{name}": array for name, array in one.outputs.items()})
-    # safetensors writes the memory as it lies: a transposed array would come back as another one.
+    for case in reference_cases:
+        if case.name in chosen:
+            tensors.update({f"{case.name}/input/{name}": array for name, array in case.inputs.items()})
+            tensors.update({f"{case.name}/output/{name}": array for name, array in case.outputs.items()})
+    # safetensors writes the memory of an array as it is: the values of a transposed one would change places.
     content: bytes = safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in tensors.items()})
     return content
 
 
 def read_reference_cases(folder: Path, *, first_only: bool = False) -> list[ReferenceCase]:
-    """The cases that travel with a bundle, with their limits. Raises `EvidenceMalformed`."""
+    """Read the golden cases of the bundle in `folder`, with their tolerances; only the first if `first_only`.
+
+    Raises `EvidenceMalformed`.
+    """
     try:
         record = json.loads((folder / layout.PARITY).read_text(encoding="utf-8"))
         cases = [case for case in record["cases"] if case["golden"]]
         decisions = {
-            name: DecisionRule(one["rule"], one["axis"], one["tie"]) for name, one in record["decisions"].items()
-        }  # fmt: skip
+            name: DecisionRule(rule["rule"], rule["axis"], rule["tie"]) for name, rule in record["decisions"].items()
+        }
         tensors = safetensors.numpy.load_file(folder / layout.GOLDEN)
-        found = []
+        reference_cases = []
         for case in cases[:1] if first_only else cases:
             head = f"{case['name']}/input/"
-            found.append(
+            outputs = case["outputs"]
+            reference_cases.append(
                 ReferenceCase(
                     case["name"],
-                    {name.removeprefix(head): one for name, one in tensors.items() if name.startswith(head)},
-                    {name: tensors[f"{case['name']}/output/{name}"] for name in case["outputs"]},
-                    {name: ElementTolerance(one["atol"], one["rtol"]) for name, one in case["outputs"].items()},
+                    {name.removeprefix(head): array for name, array in tensors.items() if name.startswith(head)},
+                    {name: tensors[f"{case['name']}/output/{name}"] for name in outputs},
+                    {name: ElementTolerance(output["atol"], output["rtol"]) for name, output in outputs.items()},
                     case["sizes"],
                     decisions=decisions,
                 )
             )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise EvidenceMalformed(f"{type(error).__name__}: {error}") from None
-    return found
+    return reference_cases
 
 
-def _case_bytes(expectation: ReferenceCase) -> int:
-    arrays = (*expectation.inputs.values(), *expectation.outputs.values())
-    return sum(array.nbytes for array in arrays)
+def _case_bytes(case: ReferenceCase) -> int:
+    return sum(array.nbytes for array in (*case.inputs.values(), *case.outputs.values()))

@@ -1,14 +1,14 @@
-"""The identity of a bundle: one line that changes when any byte or any name of it does.
+r"""The identity of a bundle: one line that changes with any byte and any file name of the bundle.
 
-SHA256SUMS lists every file of the bundle as `sha256sum` does, `hex digest`, two spaces, path, in
-the order of the paths' bytes. The fingerprint is `h1:` and the base64 of the SHA-256 of that text,
-which is Hash1 of Go's dirhash (golang.org/x/mod/sumdb/dirhash). In a shell, inside the bundle:
+SHA256SUMS lists every file of the bundle in the format of `sha256sum`: hex digest, two spaces, path, sorted
+by the bytes of the paths. The fingerprint is `h1:` and the base64 of the SHA-256 of that text, which is
+Hash1 of Go's dirhash (golang.org/x/mod/sumdb/dirhash). In a shell, inside the bundle:
 
     sha256sum -c SHA256SUMS
-    printf 'h1:%s\\n' "$(sha256sum < SHA256SUMS | cut -d' ' -f1 | xxd -r -p | base64)"
+    printf 'h1:%s\n' "$(sha256sum < SHA256SUMS | cut -d' ' -f1 | xxd -r -p | base64)"
 
-SHA256SUMS itself, FINGERPRINT and model.sig are outside of it; any other file that is not listed
-is an intruder, which `sha256sum -c` does not see and `integrity` does.
+SHA256SUMS itself, FINGERPRINT and model.sig are not covered. Any other file that is not listed does not belong
+to the bundle; `check_integrity` reports it, `sha256sum -c` does not.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 class SumsMalformed(Exception):
-    """SHA256SUMS is not a list of digests and paths in order."""
+    """SHA256SUMS is not a sorted list of digests and paths."""
 
 
 @dataclass(frozen=True)
 class Integrity:
-    """How the files differ from what SHA256SUMS lists, each in sorted order; empty where they do not."""
+    """The differences between the files and SHA256SUMS: paths that are missing, not listed, or changed, sorted."""
 
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
@@ -45,83 +45,99 @@ class Integrity:
 
     @property
     def is_intact(self) -> bool:
-        """Whether nothing differs."""
+        """Return whether there are no differences."""
         return not (self.missing or self.extra or self.changed)
 
 
 def format_sums(digests: Mapping[str, str]) -> str:
-    """The text of SHA256SUMS for hex digests by path. Raises ValueError for a path with a line break."""
+    """Return the text of SHA256SUMS for hex digests by path.
+
+    Raises ValueError for a path with a line break or backslash, which `sha256sum` would escape.
+    """
     for path in digests:
         if "\n" in path or "\r" in path or "\\" in path:
-            raise ValueError(f"a path in a bundle has no line break and no backslash: {path!r}")
-    ordered = sorted(digests, key=lambda path: path.encode())
-    return "".join(f"{digests[path]}  {path}\n" for path in ordered)
+            raise ValueError(f"a path in a bundle may not contain line breaks or backslashes: {path!r}")
+    return "".join(f"{digests[path]}  {path}\n" for path in sorted(digests, key=str.encode))
 
 
 def check_fingerprint_syntax(expected: str | None) -> None:
-    """Refuse to look for what is no fingerprint. Raises `FingerprintMalformed`."""
+    """Raise `FingerprintMalformed` unless `expected` is a fingerprint or None."""
     if expected is not None and not _FINGERPRINT.fullmatch(expected):
         raise FingerprintMalformed(expected)
 
 
 def compute_fingerprint(sums: str) -> str:
-    """`h1:` + base64(SHA-256(text of SHA256SUMS))."""
+    """Return the fingerprint of a bundle from the text of its SHA256SUMS: `h1:` + base64(SHA-256(text))."""
     return "h1:" + base64.b64encode(hashlib.sha256(sums.encode()).digest()).decode()
 
 
 def parse_sums(text: str) -> dict[str, str]:
-    """Hex digests by path. Raises `SumsMalformed` unless the text is just what `sums_text` writes."""
-    found: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n")[:-1], start=1):  # splitlines() breaks lines that sha256sum does not
+    """Parse the text of SHA256SUMS into hex digests by path.
+
+    Raises `SumsMalformed` unless the text is exactly what `format_sums` writes.
+    """
+    digests: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n")[:-1], start=1):  # splitlines() splits at more than \n
         match = _SUMS_LINE.fullmatch(line)
         if match is None:
-            raise SumsMalformed(f"line {number} is no digest and path")
+            raise SumsMalformed(f"line {number} is not a digest and a path")
         digest, path = match.groups()
         if path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
             raise SumsMalformed(f"line {number} names a path outside the bundle: {path}")
-        found[path] = digest
+        digests[path] = digest
     try:
-        same = format_sums(found) == text
+        canonical = format_sums(digests)
     except ValueError as error:
         raise SumsMalformed(str(error)) from None
-    if not same:
-        raise SumsMalformed("the lines are not sorted, or a path stands twice")
-    return found
+    if text != canonical:
+        raise SumsMalformed("the lines are not sorted, or a path appears twice")
+    return digests
+
+
+def read_sums(folder: Path) -> tuple[str, dict[str, str]]:
+    """Read SHA256SUMS of the bundle in `folder`. Returns the fingerprint, and hex digests by path.
+
+    Raises OSError if the file cannot be read, `SumsMalformed` if it is malformed.
+    """
+    try:
+        text = (folder / layout.SUMS).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise SumsMalformed(str(error)) from None
+    return compute_fingerprint(text), parse_sums(text)
 
 
 def list_files(folder: Path) -> list[str]:
-    """Every path below the folder, sorted, but for what is outside the fingerprint; links are not followed."""
-    found = []
+    """List the files that the fingerprint should cover: paths relative to `folder`, sorted by their bytes.
+
+    Links are listed and not followed; folders are not listed.
+    """
+    paths: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=False):
-        linked = [name for name in folders if (Path(root) / name).is_symlink()]
-        found += [(Path(root) / name).relative_to(folder).as_posix() for name in (*files, *linked)]
-    return sorted(set(found) - layout.UNSEALED_FILES, key=os.fsencode)  # a stranger's name need not be UTF-8
+        links = [name for name in folders if (Path(root) / name).is_symlink()]
+        paths.update((Path(root) / name).relative_to(folder).as_posix() for name in (*files, *links))
+    return sorted(paths - layout.UNSEALED_FILES, key=os.fsencode)  # a file name need not be UTF-8
 
 
 def check_integrity(folder: Path, sums: Mapping[str, str]) -> Integrity:
-    """Compare the files of a folder with their listed digests. A link is never what was listed.
+    """Compare the files of `folder` with `sums`, hex digests by path. A link counts as changed.
 
-    Raises `NotABundle` where a file may not be read.
+    Raises `NotABundle` if a file cannot be read.
     """
-    present = list_files(folder)
-    listed = [path for path in sums if path in set(present)]
-    with ThreadPoolExecutor(max_workers=2) as threads:  # hashlib lets go of the interpreter
+    present = set(list_files(folder))
+    listed = [path for path in sums if path in present]
+    with ThreadPoolExecutor(max_workers=2) as threads:  # hashlib releases the interpreter lock
         try:
-            digests = dict(
-                zip(listed, threads.map(lambda path: regular_file_digest(folder / path), listed), strict=True)
-            )
+            digests = list(threads.map(lambda path: regular_file_digest(folder / path), listed))
         except OSError as error:
-            named = Path(str(error.filename)).name
-            raise NotABundle(str(folder), f"{named} cannot be read: {error.strerror}") from None
+            name = Path(str(error.filename)).name
+            raise NotABundle(str(folder), f"{name} cannot be read: {error.strerror}") from None
     return Integrity(
-        missing=tuple(sorted(set(sums) - set(present))),
-        extra=tuple(sorted(set(present) - set(sums))),
-        changed=tuple(path for path in listed if digests[path] != sums[path]),
+        missing=tuple(sorted(set(sums) - present)),
+        extra=tuple(sorted(present - set(sums))),
+        changed=tuple(path for path, digest in zip(listed, digests, strict=True) if digest != sums[path]),
     )
 
 
 def regular_file_digest(path: Path) -> str:
-    """SHA-256 of a regular file in hex; empty for anything else, which equals no digest."""
-    if not stat.S_ISREG(path.lstat().st_mode):
-        return ""
-    return sha256_file(path)
+    """Return the SHA-256 of a regular file in hex, or "" for anything else (a link, a pipe), which equals no digest."""
+    return sha256_file(path) if stat.S_ISREG(path.lstat().st_mode) else ""

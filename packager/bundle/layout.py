@@ -1,4 +1,4 @@
-"""The names in a bundle. Everything else that names a file of a bundle takes the name from here."""
+"""The names of the files in a bundle; every other module takes them from here."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FINGERPRINT = "FINGERPRINT"
 SIGNATURE = "model.sig"
 
 UNSEALED_FILES = frozenset({SUMS, FINGERPRINT, SIGNATURE})
-"""What the fingerprint does not cover: the sums it is made from, itself, and a signature of it."""
+"""The files that the fingerprint does not cover: the sums it is computed from, itself, and its signature."""
 
 
 def folder_name(name: str, version: str) -> str:
-    """The folder of a bundle: NAME-VERSION."""
+    """Return the folder name of a bundle, NAME-VERSION."""
     return f"{name}-{version}"
 
 
 def is_machine_dependent(path: str) -> bool:
-    """Whether a file tells of errors as they were measured, and is the same only on the same kind of machine."""
+    """Return whether a file reports measured errors, and is reproducible only on the same kind of machine."""
     return path.startswith("evidence/") or path == README

@@ -1,4 +1,4 @@
-"""The bundle's README.md, rendered from templates/."""
+"""Render a bundle's README.md from templates/."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import jinja2
 from packager.bundle.records import BundleConfig, ParityRecord
 from packager.common.paths import data_folder
 
-_MAX_LISTED_PARAMETERS = 3  # of the parameters of which the samples do not show all
+_MAX_LISTED_PARAMETERS = 3  # with channels that no case exercises
 
 
 def render_readme(config: BundleConfig, parity: ParityRecord) -> bytes:
-    """The README of a bundle as UTF-8."""
+    """Render the README of a bundle from its config.json and parity.json. Returns UTF-8."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(data_folder("templates")),
         undefined=jinja2.StrictUndefined,
@@ -21,12 +21,12 @@ def render_readme(config: BundleConfig, parity: ParityRecord) -> bytes:
         autoescape=False,
     )
     environment.filters["shape"] = _format_shape
-    largest = sorted(parity.coverage.silent.items(), key=lambda item: (-item[1].count, item[0]))[
-        :_MAX_LISTED_PARAMETERS
-    ]
-    left_out = sum(not case.golden for case in parity.cases)
+    least_exercised = sorted(parity.coverage.silent.items(), key=lambda item: (-item[1].count, item[0]))
     text = environment.get_template("README.md.j2").render(
-        config=config, parity=parity, largest=largest, left_out=left_out
+        config=config,
+        parity=parity,
+        largest=least_exercised[:_MAX_LISTED_PARAMETERS],
+        left_out=sum(not case.golden for case in parity.cases),
     )
     return text.encode()
 

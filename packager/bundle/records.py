@@ -1,9 +1,9 @@
-"""What a bundle says about itself: config.json, evidence/parity.json and evidence/build.json.
+"""The JSON records of a bundle: config.json, evidence/parity.json and evidence/build.json.
 
-The models are the definition of those files: they write them, `package verify` reads them back
-through the same models, and `schemas/` is generated from them. A record is written as JSON with
-two spaces, keys in the order of the model, and a line break at the end; NaN and infinities, which
-JSON has not, are the strings "NaN", "Infinity" and "-Infinity".
+These models define the files: a build writes them through the models, `package verify` reads them back
+through the same models, and `schemas/` is generated from them. A record is JSON indented by two spaces, with
+keys in the order of the model and a line break at the end. NaN and infinities, which JSON lacks, are the
+strings "NaN", "Infinity" and "-Infinity".
 """
 
 from __future__ import annotations
@@ -11,22 +11,19 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from packager.export.graph.messages import JsonFloat, StageRecord, Verdict
 from packager.parity.numerics.decisions import RULE_PATTERN as RULE
 
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Verdict = Literal["pass", "fail", "not-checked"]
-JsonFloat = Annotated[
-    float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]})
-]
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", populate_by_name=True)
 
     def to_bytes(self) -> bytes:
-        """The record as the bytes of its file."""
+        """Return the record as the bytes of its file, UTF-8 JSON."""
         plain = json.loads(self.model_dump_json(by_alias=True))
         return (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -35,7 +32,7 @@ class _Record(BaseModel):
 
 
 class TensorRecord(_Record):
-    """One input or output. A dim is a size, the name of a dynamic dim, or null where it depends on more."""
+    """One input or output. A dim is a size, the name of a dynamic dim, or null if it depends on something else."""
 
     name: str
     dtype: str
@@ -43,21 +40,21 @@ class TensorRecord(_Record):
 
 
 class DimRecord(_Record):
-    """The sizes a dynamic dim may take; no max: any."""
+    """The sizes that a dynamic dim may have; without max there is no upper limit."""
 
     min: int
     max: int | None
 
 
 class OnnxData(_Record):
-    """The weights beside the model, where they are external."""
+    """The file with the weights, if they are external to the model."""
 
     path: str
     sha256: Sha256Hex
 
 
 class OnnxArtifact(_Record):
-    """The ONNX model; `nodes` counts those of subgraphs too, constants not."""
+    """The ONNX model; `nodes` includes the nodes of subgraphs and excludes constants."""
 
     path: str
     sha256: Sha256Hex
@@ -69,7 +66,7 @@ class OnnxArtifact(_Record):
 
 
 class TorchScriptArtifact(_Record):
-    """The TorchScript fallback; `optimize_for_inference` says whether the loader may apply it."""
+    """The TorchScript fallback; the loader may apply torch.jit.optimize_for_inference if the field says so."""
 
     path: str
     sha256: Sha256Hex
@@ -78,14 +75,14 @@ class TorchScriptArtifact(_Record):
 
 
 class Artifacts(_Record):
-    """What can be loaded, the preferred first."""
+    """The models that can be loaded, the preferred one first."""
 
     onnx: OnnxArtifact | None
     torchscript: TorchScriptArtifact | None
 
 
 class SourceRecord(_Record):
-    """What the bundle was made from."""
+    """The inputs of the build: digests of manifest, checkpoint and code, and the versions of the tools."""
 
     manifest_sha256: Sha256Hex
     checkpoint_sha256: Sha256Hex
@@ -94,14 +91,14 @@ class SourceRecord(_Record):
 
 
 class ParityVerdicts(_Record):
-    """The verdict of the gate on each backend; what fails does not ship."""
+    """The parity verdict of each backend; an artifact that fails is not shipped."""
 
     onnx: Literal["pass", "not-checked"]
     torchscript: Literal["pass", "not-checked"]
 
 
 class BundleConfig(_Record):
-    """config.json: what a bundle is and how to load it."""
+    """config.json: what the bundle contains and how to load it."""
 
     schema_: Literal[1] = Field(alias="schema")
     name: str
@@ -124,7 +121,7 @@ class BundleConfig(_Record):
 
 
 class CaseOutput(_Record):
-    """One output of one case: allowed is |actual - expected| ≤ atol + rtol·|expected|."""
+    """One output of one case; the tolerance is |actual - expected| ≤ atol + rtol·|expected|."""
 
     dtype: str
     shape: list[int]
@@ -133,7 +130,7 @@ class CaseOutput(_Record):
 
 
 class CaseRecord(_Record):
-    """One case; `golden` says whether its tensors travel in golden.safetensors."""
+    """One test case; if `golden`, its tensors are stored in golden.safetensors."""
 
     name: str
     sizes: dict[str, int]
@@ -143,7 +140,7 @@ class CaseRecord(_Record):
 
 
 class ToleranceRecord(_Record):
-    """How far one output may be from PyTorch's, and why that far; `parts` are what the noise was measured as."""
+    """The tolerance of one output, and the reason for it; `parts` are the measurements that the noise consists of."""
 
     kind: Literal["measured", "explicit", "exact"]
     noise: float | None
@@ -155,9 +152,10 @@ class ToleranceRecord(_Record):
 
 
 class OutputErrorsRecord(_Record):
-    """The largest errors of one output over all cases, the smallest cosine; `of_limit` is the largest error / limit.
+    """The largest errors and the smallest cosine of one output over all cases.
 
-    `of_limit_float64` is the same against the module in float64, on the cases where that was run; else null.
+    `of_limit` is the largest ratio of error to tolerance. `of_limit_float64` is the same against the module in
+    float64, over the cases that were run in float64; null if there are none.
     """
 
     max_abs: JsonFloat
@@ -169,16 +167,16 @@ class OutputErrorsRecord(_Record):
     of_limit_float64: JsonFloat | None
 
 
-class Decision(_Record):
-    """What is decided by an output, and the share of its limit within which two scores are tied."""
+class DecisionRecord(_Record):
+    """The decision that users take on an output; `tie` is the share of the tolerance within which scores are tied."""
 
     rule: str = Field(pattern=RULE)
     axis: int
     tie: float
 
 
-class Agreement(_Record):
-    """How many decisions were compared, how many agree, and how many others hang on a tie within the noise."""
+class AgreementRecord(_Record):
+    """Counts of decisions: compared, in agreement, and in disagreement only because of a tie within the noise."""
 
     rule: str
     compared: int
@@ -186,30 +184,30 @@ class Agreement(_Record):
     ties: int
 
 
-class UnexercisedChannels(_Record):
-    """Channels of one parameter that no sample shows: how many, of how many, and the first of them."""
+class UnexercisedChannelsRecord(_Record):
+    """The channels of one parameter that affect no case: how many, out of how many, and the first indices."""
 
     count: int
     of: int
     first: list[int]
 
 
-class Coverage(_Record):
-    """What the samples exercise: channels of the weights (indices of a parameter's first axis), and of the outputs.
+class CoverageRecord(_Record):
+    """How many channels of the weights (indices of a parameter's first axis) the test cases exercise.
 
-    `silent` are those on which no output of the cases depends; `still` counts an output's channels that have one
-    value in all cases.
+    `silent` lists the channels on which no output of any case depends; `still` counts the channels of each output
+    that have the same value in all cases.
     """
 
     measured: str
     channels: int
     exercised: int
-    silent: dict[str, UnexercisedChannels]
+    silent: dict[str, UnexercisedChannelsRecord]
     still: dict[str, int]
 
 
 class WorstElementRecord(_Record):
-    """The element nearest to its limit."""
+    """The element with the largest ratio of error to tolerance."""
 
     case: str
     output: str
@@ -220,34 +218,17 @@ class WorstElementRecord(_Record):
 
 
 class BackendVerdict(_Record):
-    """The verdict on one artifact."""
+    """The verdict on one artifact, with its errors by output."""
 
     verdict: Verdict
     reason: str
     outputs: dict[str, OutputErrorsRecord]
-    decisions: dict[str, Agreement]
+    decisions: dict[str, AgreementRecord]
     worst: WorstElementRecord | None
 
 
-class StageRecord(_Record):
-    """One step on the way. A kept stage passes because what ships contains it and was proven.
-
-    `max_abs` is its own largest error on the one case that is known by then; null where it was not compared by itself.
-    """
-
-    name: str
-    kept: bool
-    verdict: Verdict
-    reason: str
-    nodes_before: int
-    nodes_after: int
-    bytes_before: int
-    bytes_after: int
-    max_abs: JsonFloat | None
-
-
 class ParityRecord(_Record):
-    """evidence/parity.json: what was compared with what, how far apart it was, and how far it might have been."""
+    """evidence/parity.json: what was compared with the reference, the errors, and the tolerances."""
 
     schema_: Literal[1] = Field(alias="schema")
     verdict: Literal["pass"]
@@ -255,8 +236,8 @@ class ParityRecord(_Record):
     cases: list[CaseRecord]
     not_checked: list[str]
     tolerance: dict[str, ToleranceRecord]
-    decisions: dict[str, Decision]
-    coverage: Coverage
+    decisions: dict[str, DecisionRecord]
+    coverage: CoverageRecord
     backends: dict[Literal["onnx", "torchscript"], BackendVerdict]
     stages: list[StageRecord]
 
@@ -264,7 +245,7 @@ class ParityRecord(_Record):
 # -- evidence/build.json --------------------------------------------------------------------
 
 
-class BuildStep(_Record):
+class BuildStepRecord(_Record):
     """One step of the build and its outcome."""
 
     name: str
@@ -272,7 +253,7 @@ class BuildStep(_Record):
 
 
 class BuildRecord(_Record):
-    """evidence/build.json: the kind of machine the errors were measured on, and the steps' outcomes."""
+    """evidence/build.json: the kind of machine that measured the errors, and the outcome of each step."""
 
     schema_: Literal[1] = Field(alias="schema")
     machine: str
@@ -280,4 +261,4 @@ class BuildRecord(_Record):
     python: str
     threads: int
     capability: str
-    steps: list[BuildStep]
+    steps: list[BuildStepRecord]

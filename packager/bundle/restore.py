@@ -1,4 +1,4 @@
-"""A bundle whose files are known by digest: is it there already, and if not, put it there."""
+"""Restore a bundle from files that are known by digest, unless the same bundle is already in place."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from packager.bundle.fingerprint import compute_fingerprint, format_sums, list_f
 from packager.bundle.writer import BundleWriter
 
 
+class CachedFileDamaged(Exception):
+    """A file to restore is gone, or does not have its digest."""
+
+
 def is_restored(folder: Path, digests: Mapping[str, str], sha256: Callable[[Path], str]) -> bool:
-    """Whether the folder is the bundle of these files, to the byte; a signature beside them does not count."""
+    """Return whether `folder` already holds exactly the bundle of these files; a signature beside them is ignored.
+
+    `digests` are SHA-256 in hex by path in the bundle; `sha256` computes the digest of a file.
+    """
     text = format_sums(digests)
     try:
         return (
@@ -23,15 +30,14 @@ def is_restored(folder: Path, digests: Mapping[str, str], sha256: Callable[[Path
             and all(sha256(folder / path) == digest for path, digest in digests.items())
         )
     except OSError:
-        return False  # something is missing, or cannot be read
-
-
-class CachedFileDamaged(Exception):
-    """A file that is to be restored is gone, or is not what its digest says."""
+        return False  # a file is missing or cannot be read
 
 
 def restore_bundle(writer: BundleWriter, digests: Mapping[str, str], source_path: Callable[[str], Path]) -> None:
-    """Write and seal the bundle from `sources` by digest. Raises `SourceDamaged`."""
+    """Copy every file into the bundle and seal it. Raises `CachedFileDamaged`.
+
+    `digests` are SHA-256 in hex by path in the bundle; `source_path` returns the file to copy for a digest.
+    """
     for path, digest in digests.items():
         try:
             written = writer.add_file(path, source_path(digest))

@@ -1,8 +1,8 @@
-"""The one way into a bundle: every file enters through `Writer`, which hashes it as it writes.
+"""Write bundles: every file enters a bundle through `BundleWriter`, which hashes it.
 
-A bundle is written into a staging folder beside its target, proven there, and renamed: whoever
-looks sees no bundle or a whole one, also if the process is killed. The staging folder is locked as
-long as its process lives, so that the next build can tell, and clear away, what a killed one left.
+A bundle is written to a staging folder beside its target, verified there, and renamed. The target is
+therefore never half written, not even if the process is killed. The staging folder is locked while its
+process lives, so that the next build can recognise and delete what a killed process left behind.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from packager.bundle.fingerprint import compute_fingerprint, format_sums
 from packager.common.hashing import CHUNK_BYTES, sha256_file
 from packager.errors import OutputRefused
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not on Windows: there nothing is cleared away
-    fcntl = None  # type: ignore[assignment]  # the only way to say that a module is absent
 
 _UNLOCKED, _SUFFIX = ".unlocked", ".staging"
 _LOCK_NAME = "lock"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 _CHOOSE_ANOTHER_FOLDER = "choose another folder with -o"
+_MOVE_OR_FORCE = "move it away, or use --force"
+_FREE_SPACE = "free some space, or choose another folder with -o"
+_CHOOSE_WRITABLE_FOLDER = "choose a folder you may write to with -o"
 _HINTS_BY_ERRNO = {
-    errno.ENOSPC: "free some space, or choose another folder with -o",
-    errno.EDQUOT: "free some space, or choose another folder with -o",
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
     errno.EFBIG: "the limit on file sizes is too small for this model",
-    errno.EACCES: "choose a folder you may write to with -o",
-    errno.EPERM: "choose a folder you may write to with -o",
-    errno.EROFS: "choose a folder you may write to with -o",
+    errno.EACCES: _CHOOSE_WRITABLE_FOLDER,
+    errno.EPERM: _CHOOSE_WRITABLE_FOLDER,
+    errno.EROFS: _CHOOSE_WRITABLE_FOLDER,
     errno.ENAMETOOLONG: "shorten the manifest's name or version",
     errno.ENOTDIR: _CHOOSE_ANOTHER_FOLDER,
     errno.EEXIST: _CHOOSE_ANOTHER_FOLDER,
@@ -49,48 +50,45 @@ _HINTS_BY_ERRNO = {
 
 
 class BundleWriter:
-    """Writes the files of one bundle into a folder and remembers their digests."""
+    """Writes the files of one bundle to `folder`; `digests` are SHA-256 in hex by path in the bundle."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.digests: dict[str, str] = {}
 
     def add_bytes(self, path: str, content: bytes) -> str:
-        """Write one file from memory; returns its digest."""
-        target = self._target(path)
-        target.write_bytes(content)
+        """Write a file from memory. Returns its SHA-256 in hex."""
+        self._target(path).write_bytes(content)
         self.digests[path] = hashlib.sha256(content).hexdigest()
         return self.digests[path]
 
     def add_file(self, path: str, source: Path) -> str:
-        """Copy one file in, hashing what is written; returns its digest."""
-        found = hashlib.sha256()
+        """Copy a file into the bundle, hashing the bytes that are written. Returns the SHA-256 in hex."""
+        digest = hashlib.sha256()
         with source.open("rb") as reader, self._target(path).open("wb") as stream:
             while chunk := reader.read(CHUNK_BYTES):
                 stream.write(chunk)
-                found.update(chunk)
-        self.digests[path] = found.hexdigest()
+                digest.update(chunk)
+        self.digests[path] = digest.hexdigest()
         return self.digests[path]
 
     def move_file(self, path: str, source: Path) -> str:
-        """Move a finished file of the same filesystem in and hash what lies there; returns its digest."""
-        target = self._target(path)
-        os.replace(source, target)
-        self.digests[path] = sha256_file(target)
+        """Move a file of the same file system into the bundle and hash it there. Returns the SHA-256 in hex."""
+        self.digests[path] = sha256_file(source.replace(self._target(path)))
         return self.digests[path]
 
     def remove_file(self, path: str) -> None:
-        """Take a file out again, as when it was not proven."""
+        """Delete a file from the bundle, such as a model that failed the comparison."""
         (self.folder / path).unlink()
         del self.digests[path]
 
     def seal(self) -> str:
-        """Write SHA256SUMS and FINGERPRINT; returns the fingerprint."""
+        """Write SHA256SUMS and FINGERPRINT. Returns the fingerprint."""
         text = format_sums(self.digests)
-        found = compute_fingerprint(text)
+        fingerprint = compute_fingerprint(text)
         (self.folder / layout.SUMS).write_text(text, encoding="utf-8", newline="\n")
-        (self.folder / layout.FINGERPRINT).write_text(found + "\n", encoding="utf-8", newline="\n")
-        return found
+        (self.folder / layout.FINGERPRINT).write_text(f"{fingerprint}\n", encoding="utf-8", newline="\n")
+        return fingerprint
 
     def _target(self, path: str) -> Path:
         target = self.folder / path
@@ -100,10 +98,10 @@ class BundleWriter:
 
 @contextlib.contextmanager
 def stage_bundle(out: Path, name: str, *, force: bool) -> Iterator[Path]:
-    """A private folder beside `out/name`; when the block ends well, its `bundle` takes that place.
+    """Yield a private folder beside `out/name`; its subfolder `bundle` replaces `out/name` when the block succeeds.
 
-    Raises `OutputRefused` where `out` cannot be written, or `out/name` is there, is no bundle, and
-    `force` is not given; an OSError inside the block that is the user's to mend becomes one too.
+    Raises `OutputRefused` if `out` cannot be written, or if `out/name` exists and is not a bundle, unless `force`.
+    An OSError in the block that the user can fix, such as a full disk, becomes `OutputRefused` too.
     """
     target = out / name
     with translate_os_errors(out):
@@ -117,76 +115,73 @@ def stage_bundle(out: Path, name: str, *, force: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _create_folder(out: Path) -> Iterator[None]:
-    """The folder for bundles, with those around it; what was made for this, and holds no bundle, goes again."""
-    made = [one for one in (out, *out.parents) if not os.path.lexists(one)]
+    """Create `out` and its parents; those created here are deleted after the block if they are still empty."""
+    created = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
     try:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError:  # as in /proc
-            raise OutputRefused(str(out), "no folder can be made there", _CHOOSE_ANOTHER_FOLDER) from None
+            raise OutputRefused(str(out), "a folder cannot be created there", _CHOOSE_ANOTHER_FOLDER) from None
         except (FileExistsError, NotADirectoryError):
-            file = next(one for one in (out, *out.parents) if os.path.lexists(one))
-            raise OutputRefused(str(out), f"{file} is no folder", _CHOOSE_ANOTHER_FOLDER) from None
+            file = next(path for path in (out, *out.parents) if os.path.lexists(path))
+            raise OutputRefused(str(out), f"{file} is not a folder", _CHOOSE_ANOTHER_FOLDER) from None
         _clear_leftovers(out)
         yield
     finally:
-        for one in made:
-            if os.path.lexists(one) and (not one.is_dir() or any(one.iterdir())):
+        for folder in created:
+            if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
                 break
-            with contextlib.suppress(OSError):  # not made after all, or no longer empty
-                one.rmdir()
+            with contextlib.suppress(OSError):  # never created, or no longer empty
+                folder.rmdir()
 
 
 def check_bundle_target(target: Path, *, force: bool) -> None:
-    """Refuse to replace what is not a bundle. Raises `OutputRefused`."""
+    """Raise `OutputRefused` if `target` exists and is not a bundle, unless `force`."""
     if not os.path.lexists(target) or force:
         return
     if target.is_symlink() or not (target / layout.SUMS).is_file() or not (target / layout.CONFIG).is_file():
-        raise OutputRefused(
-            str(target), "something that is not a bundle is there already", "move it away, or use --force"
-        )
+        raise OutputRefused(str(target), "it exists and is not a bundle", _MOVE_OR_FORCE)
 
 
 def check_archive_target(target: Path, *, force: bool) -> None:
-    """Refuse to replace a file that is no bundle's archive. Raises `OutputRefused`."""
+    """Raise `OutputRefused` if `target` exists and is not the archive of a bundle, unless `force`."""
     if not os.path.lexists(target) or force:
         return
     try:
         with zipfile.ZipFile(target) as archive:
-            known = any(name.endswith(layout.SUMS) for name in archive.namelist())
+            is_bundle = any(name.endswith(layout.SUMS) for name in archive.namelist())
     except (OSError, ValueError, zipfile.BadZipFile):
-        known = False
-    if not known:
-        why = "something that is no bundle's archive is there already"
-        raise OutputRefused(str(target), why, "move it away, or use --force")
+        is_bundle = False
+    if not is_bundle:
+        raise OutputRefused(str(target), "it exists and is not the archive of a bundle", _MOVE_OR_FORCE)
 
 
 def _replace_target(bundle: Path, target: Path, old: Path) -> None:
-    """Put the bundle in the target's place: in one step where the system can exchange two folders."""
+    """Move the bundle to `target` and an existing target to `old`; in one step if the system can exchange folders."""
     if os.path.lexists(target) and _exchange_paths(bundle, target):
         return
     with contextlib.suppress(FileNotFoundError):
-        os.rename(target, old)
+        target.rename(old)
     try:
-        os.rename(bundle, target)
+        bundle.rename(target)
     except OSError:
         if os.path.lexists(old):
-            os.rename(old, target)
+            old.rename(target)
         raise
 
 
-def _exchange_paths(one: Path, other: Path) -> bool:
-    """Exchange two paths atomically (renameat2(2), Linux); returns whether that was done."""
+def _exchange_paths(first: Path, second: Path) -> bool:
+    """Exchange two paths atomically, with Linux's renameat2(2). Returns whether that was possible."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     if renameat2 is None:
         return False
-    done: int = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
-    return done == 0
+    status: int = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return status == 0
 
 
 @contextlib.contextmanager
 def _create_locked_folder(out: Path, name: str) -> Iterator[Path]:
-    """A new folder that is locked before it has the name by which others find and clear it."""
+    """Yield a new folder, locked before it gets the name by which other builds find it and delete it."""
     new = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_UNLOCKED, dir=out))
     with (new / _LOCK_NAME).open("w") as lock:
         _try_lock(lock)
@@ -198,6 +193,7 @@ def _create_locked_folder(out: Path, name: str) -> Iterator[Path]:
 
 
 def _clear_leftovers(out: Path) -> None:
+    """Delete the staging folders of processes that no longer live."""
     for folder in out.glob(f".*{_SUFFIX}"):
         with contextlib.suppress(OSError), (folder / _LOCK_NAME).open("r") as lock:
             if _try_lock(lock):
@@ -205,7 +201,7 @@ def _clear_leftovers(out: Path) -> None:
 
 
 def _try_lock(lock: IO[str]) -> bool:
-    if fcntl is None:
+    if sys.platform == "win32":  # without locks, leftovers are never deleted
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,7 +212,7 @@ def _try_lock(lock: IO[str]) -> bool:
 
 @contextlib.contextmanager
 def translate_os_errors(out: Path) -> Iterator[None]:
-    """An OSError that is the user's to mend, as a full disk is, becomes `OutputRefused`."""
+    """Turn an OSError that the user can fix, such as a full disk, into `OutputRefused` for the folder `out`."""
     try:
         yield
     except OSError as error:

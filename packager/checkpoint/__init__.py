@@ -1,11 +1,18 @@
-"""Files that training left behind → a state dict, and what else lay in them.
+"""Read the files that training leaves behind, and write them: `read`, `fit` and `CheckpointManager`.
 
-Reading has these steps, one module each: `locate` says which files a checkpoint is, without a tensor library,
-`files` opens them without running anything they hold (`dcp` those of torch.distributed), `select` finds the
-state dict in what was read, `about` describes what lay beside it, `match` fits its keys and shapes to a module.
-Weights are mapped, not copied, where the format allows it.
+Reading takes these steps, one module each:
 
-Importing this package imports none of them: `locate` is asked before torch is there.
+    remote           download a checkpoint that is named by a URL
+    locate           list the files that a path stands for, without a tensor library
+    open_files       open them without running code from them (`dcp`: those of torch.distributed.checkpoint)
+    state_dict       find the state dict among everything that was saved
+    metadata         describe what was saved beside it: epoch, metrics, hyperparameters
+    key_matching     fit its keys and shapes to a module
+
+Weights are memory-mapped where the format allows it. `training` holds the other direction: saving and restoring a
+training loop, in a folder that `run_folder` describes.
+
+Importing this package imports none of them, because files are located before torch is imported.
 """
 
 from __future__ import annotations

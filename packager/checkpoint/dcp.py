@@ -1,11 +1,10 @@
-"""A folder of torch.distributed.checkpoint (DCP) → what was saved, put together from what every rank wrote.
+"""Read a folder of torch.distributed.checkpoint (DCP), assembling each tensor from the chunks that the ranks wrote.
 
-`.metadata` is a pickle that says which tensor has which chunks, and where in which `.distcp` each of them lies;
-a chunk is a file of torch.save's own. torch reads `.metadata` with plain pickle, which runs what it asks for.
-Here it is read with stand-ins: each of the few classes that DCP writes becomes a record that does nothing, and
-any other name is refused.
+`.metadata` is a pickle that lists the chunks of each tensor, with the `.distcp` file and the byte range of each chunk;
+a chunk is a small file of torch.save. torch reads `.metadata` with plain pickle, which executes whatever it names.
+Here each of the few classes that DCP writes is replaced by an inert placeholder, and any other name is refused.
 
-What an optimizer saved is left where it is: only that it is there is said.
+The optimizer's state is not read; only its presence is reported.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from packager.checkpoint.locate import LocatedCheckpoint
+from packager.checkpoint.pickle_scan import first_error_line
 from packager.errors import CheckpointUnreadable
 
 _MAX_METADATA_BYTES = 1 << 30
@@ -32,85 +32,86 @@ _ALLOWED_CLASSES = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
 }  # fmt: skip
-_DTYPES = {str(one).removeprefix("torch.") for one in vars(torch).values() if isinstance(one, torch.dtype)}
+_DTYPES = {str(dtype).removeprefix("torch.") for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
 def read_dcp(located: LocatedCheckpoint, where: str | None, unpickle: Callable[..., Any]) -> dict[str, Any]:
-    """Everything in the folder but the optimizer's state, nested as it was saved; `unpickled` reads one chunk.
+    """Return everything in the folder but the optimizer's state, nested as it was saved.
 
-    Raises `CheckpointUnreadable` or `CheckpointNeedsCode`.
+    `unpickle(stream, file, zipped=True)` reads one chunk. Raises `CheckpointUnreadable` or `CheckpointNeedsCode`.
     """
-    named = str(located.path)
-    metadata = _read_metadata(located.head, named, where)
+    display_name = str(located.path)
+    metadata = _read_metadata(located.head, display_name, where)
     try:
-        places: dict[str, list[tuple[Any, Any]]] = {}
-        for index, info in metadata.storage_data.items():
-            places.setdefault(str(index.fqn), []).append((index, info))
-        saved_as = getattr(metadata, "planner_data", None) or {}
-        found: dict[str, Any] = {}
-        for name, described in metadata.state_dict_metadata.items():
-            path = tuple(str(part) for part in saved_as.get(name, (name,)))
+        chunks_by_name: dict[str, list[tuple[Any, Any]]] = {}
+        for index, storage in metadata.storage_data.items():
+            chunks_by_name.setdefault(str(index.fqn), []).append((index, storage))
+        paths = getattr(metadata, "planner_data", None) or {}
+        content: dict[str, Any] = {}
+        for name, description in metadata.state_dict_metadata.items():
+            path = tuple(str(key) for key in paths.get(name, (name,)))
             if path[0].startswith("optim"):
-                found.setdefault(path[0], {})
+                content.setdefault(path[0], {})
                 continue
-            chunks = [_read_chunk(located, info, where, unpickle) for _, info in places.get(name, [])]
-            offsets = [getattr(index, "offset", None) for index, _ in places.get(name, [])]
-            _set_nested(found, path, _assemble_tensor(name, described, chunks, offsets))
+            stored = chunks_by_name.get(name, [])
+            chunks = [_read_chunk(located, storage, unpickle) for _, storage in stored]
+            offsets = [getattr(index, "offset", None) for index, _ in stored]
+            _set_nested(content, path, _assemble_tensor(name, description, chunks, offsets))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
-        # what a damaged .metadata leads to
-        text = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointUnreadable(named, where, f"as torch.distributed.checkpoint: {text}") from None
-    return found
+        # All of these follow from a damaged .metadata.
+        why = f"as torch.distributed.checkpoint: {first_error_line(error)}"
+        raise CheckpointUnreadable(display_name, where, why) from None
+    return content
 
 
-def _assemble_tensor(name: str, described: Any, chunks: list[Any], offsets: list[Any]) -> Any:
-    """A value from its chunks: a tensor put together, or the one object that was saved."""
+def _assemble_tensor(name: str, description: Any, chunks: list[Any], offsets: list[Any]) -> Any:
+    """Return the tensor that chunks at these offsets add up to, or the object that was saved as the only chunk."""
     if not chunks:
-        raise ValueError(f"{name} is nowhere to be found")
-    size = getattr(described, "size", None)
+        raise ValueError(f"{name} is not in any file")
+    size = getattr(description, "size", None)
     if size is None or (len(chunks) == 1 and tuple(chunks[0].shape) == tuple(size)):
         return chunks[0]
-    if sum(one.numel() for one in chunks) != math.prod(size):
-        raise ValueError(f"the chunks of {name} do not make up {list(size)}")
-    whole = torch.zeros(size, dtype=chunks[0].dtype)
+    if sum(chunk.numel() for chunk in chunks) != math.prod(size):
+        raise ValueError(f"the chunks of {name} do not add up to {list(size)}")
+    tensor = torch.zeros(size, dtype=chunks[0].dtype)
     for chunk, offset in zip(chunks, offsets, strict=True):
-        part = whole
+        box = tensor
         for dim, (start, length) in enumerate(zip(offset, chunk.shape, strict=True)):
-            part = part.narrow(dim, start, length)
-        part.copy_(chunk)
-    return whole
+            box = box.narrow(dim, start, length)
+        box.copy_(chunk)
+    return tensor
 
 
-def _read_chunk(located: LocatedCheckpoint, info: Any, where: str | None, unpickled: Callable[..., Any]) -> Any:
-    """One chunk from its place in a file."""
-    name = str(info.relative_path)
+def _read_chunk(located: LocatedCheckpoint, storage: Any, unpickle: Callable[..., Any]) -> Any:
+    """Read one chunk from its byte range in a file. Raises ValueError or OSError."""
+    name = str(storage.relative_path)
     file = located.folder / name
     if file not in located.files[1:]:
         raise ValueError(f"{name} is missing" if "/" not in name else f"it names a path outside its folder: {name!r}")
-    if getattr(info, "transform_descriptors", None):
+    if getattr(storage, "transform_descriptors", None):
         raise ValueError(f"{name} is compressed, which is not supported")
-    offset, length = int(info.offset), int(info.length)
+    offset, length = int(storage.offset), int(storage.length)
     if offset < 0 or length < 0 or offset + length > file.stat().st_size:
-        raise ValueError(f"{name} is cut off")
+        raise ValueError(f"{name} is truncated")
     with file.open("rb") as stream:
         stream.seek(offset)
-        return unpickled(io.BytesIO(stream.read(length)), file, zipped=True)
+        return unpickle(io.BytesIO(stream.read(length)), file, zipped=True)
 
 
-def _set_nested(found: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for part in path[:-1]:
-        found = found.setdefault(part, {})
-    found[path[-1]] = value
+def _set_nested(content: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        content = content.setdefault(key, {})
+    content[path[-1]] = value
 
 
 # -- .metadata ------------------------------------------------------------------------------
 
 
 class _Placeholder:
-    """Stands in for a class of DCP: keeps what the pickle gives it, and does nothing."""
+    """Stand in for a class of DCP: keep the state that the pickle sets, and do nothing."""
 
-    def __init__(self, *given: object) -> None:
-        self.given = given
+    def __init__(self, *_arguments: object) -> None:
+        pass
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
@@ -139,20 +140,21 @@ class _CodeRequired(Exception):
 
 
 def _refuse_oversized_memo(content: bytes) -> None:
-    """Refuse a pickle that remembers a value at a place beyond its own length: a list that long would be made for it.
+    """Refuse a pickle with a memo index beyond its own length, for which Python would allocate a list that long.
 
     Raises ValueError.
     """
-    beyond = len(content)
-    binary = (int.from_bytes(found[1], "little") for found in re.finditer(b"r(?=(.{4}))", content, re.DOTALL))
-    text = (int(found[1]) for found in re.finditer(rb"p(\d{1,20})\n", content))
-    if any(place > beyond for one in (binary, text) for place in one):  # it seems so; its operations tell
-        for opcode, place, _ in pickletools.genops(content):
-            if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(place, int) and place > beyond:
+    limit = len(content)
+    binary = (int.from_bytes(match[1], "little") for match in re.finditer(b"r(?=(.{4}))", content, re.DOTALL))
+    text = (int(match[1]) for match in re.finditer(rb"p(\d{1,20})\n", content))
+    # The patterns may also match inside of strings: only the operations are certain, and slow to list.
+    if any(index > limit for indexes in (binary, text) for index in indexes):
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(argument, int) and argument > limit:
                 raise ValueError("it claims more values than it has bytes")
 
 
-def _read_metadata(path: Path, named: str, where: str | None) -> Any:
+def _read_metadata(path: Path, display_name: str, where: str | None) -> Any:
     try:
         if path.stat().st_size > _MAX_METADATA_BYTES:
             raise ValueError("it is too long")
@@ -160,8 +162,8 @@ def _read_metadata(path: Path, named: str, where: str | None) -> Any:
         _refuse_oversized_memo(content)
         return _RestrictedUnpickler(io.BytesIO(content)).load()
     except _CodeRequired as error:
-        why = f".metadata asks for {error}, which torch.distributed.checkpoint does not write; nothing of it was run"
-        raise CheckpointUnreadable(named, where, why) from None
+        why = f".metadata asks for {error}, which torch.distributed.checkpoint does not write; no code was run"
+        raise CheckpointUnreadable(display_name, where, why) from None
     except Exception as error:  # noqa: BLE001 (pickle raises a dozen unrelated classes for damaged bytes)
-        text = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointUnreadable(named, where, f".metadata cannot be read: {text}") from None
+        why = f".metadata cannot be read: {first_error_line(error)}"
+        raise CheckpointUnreadable(display_name, where, why) from None

@@ -1,11 +1,11 @@
-"""Fit a state dict to a module: names, shapes, and what is left over on either side.
+"""Fit a state dict to a module: match keys and shapes, and list the keys without a match on either side.
 
-Training wraps modules, and each wrapper leaves a prefix on every key: `module.` (DataParallel and
-DistributedDataParallel), `_orig_mod.` (torch.compile), `_fsdp_wrapped_module.` (FSDP),
-`_checkpoint_wrapped_module.` (activation checkpointing), `model.` (a Lightning module's attribute). They come
-in any nesting, and around parts of a module too. And a module may wrap what was trained, which puts a prefix on
-the module's side. `prefix: auto` strips the wrappers' prefixes, or adds the name of one of the module's
-children, where more keys fit the module for it.
+Training wraps modules, and each wrapper adds a prefix to every key: `module.` (DataParallel and
+DistributedDataParallel), `_orig_mod.` (torch.compile), `_fsdp_wrapped_module.` (FSDP), `_checkpoint_wrapped_module.`
+(activation checkpointing), `model.` (a Lightning module's attribute). They come in any nesting, and around parts of a
+module too. Conversely, the module may wrap the one that was trained, which adds a prefix to its own names.
+`prefix: auto` strips the prefixes of wrappers, or adds the name of one of the module's children, if more keys fit the
+module that way.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from packager.errors import StateDoesNotFit
 Value = TypeVar("Value")
 _RESERVED_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 WRAPPERS = ("module.", *_RESERVED_WRAPPERS, "model.", "net.", "network.")
-_MAX_ROWS = 20  # a table longer than this helps nobody
+_MAX_ROWS = 20  # of a table in an error message
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The state under the module's own names, what was done to prefixes (`module.`, `+net.`), and what was forgiven.
+    """A state dict under the module's own names.
 
-    `narrowed` says which tensors have lost something on the way into the module's dtypes. `names` are the names in the
-    checkpoint, by the module's.
+    `prefix` says what was stripped from the keys (`module.`) or added (`+net.`); `missing` and `unexpected` are the
+    keys that the manifest allows to be; `downcast` lists the tensors that lost precision in the module's dtypes;
+    `names` maps the module's names to those in the checkpoint.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -45,7 +46,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Allowances:
-    """What may be missing or left over: nothing where `strict`, but for the patterns."""
+    """The keys that may be missing or left over: if `strict`, only those that match the patterns."""
 
     strict: bool
     missing: tuple[str, ...]
@@ -63,84 +64,83 @@ def fit(
     tied: Sequence[frozenset[str]] = (),
     where: str | None = None,
 ) -> Fit:
-    """Rename a state dict's keys to a module's; `shapes` are those of the module's own state dict.
+    """Rename the keys of a state dict to those of a module, whose state dict has these `shapes`.
 
-    `tied` are groups of names that share one tensor: one of them in the checkpoint is enough.
-    Raises `StateDoesNotFit` that lists missing and unexpected keys with their nearest names, and a
-    table of shapes that differ.
+    `prefix` is stripped from the keys; `auto` finds it. `allow_missing` and `allow_unexpected` are patterns as in
+    fnmatch; with `strict=False` any key may be missing or left over. `tied` are groups of names that share one tensor:
+    the checkpoint needs only one of them. Raises `StateDoesNotFit`, which lists missing and unexpected keys with the
+    most similar names, and a table of the shapes that differ.
     """
     prefix_used, names = _rename_keys({name: name for name in state}, shapes, prefix, where)
-    renamed = {name: state[in_file] for name, in_file in names.items()}
+    renamed = {name: state[saved_name] for name, saved_name in names.items()}
     _refuse_untied(renamed, tied, where)
     present = set(renamed)
     covered = {name for group in tied if group & present for name in group}
     missing = [name for name in shapes if name not in renamed and name not in covered]
     unexpected = [name for name in renamed if name not in shapes]
-    wrong = [
+    mismatches = [
         (name, tuple(shapes[name]), tuple(tensor.shape))
         for name, tensor in renamed.items()
         if name in shapes and tuple(tensor.shape) != tuple(shapes[name])
     ]
-    forgiven = Allowances(strict, tuple(allow_missing), tuple(allow_unexpected))
+    allowed = Allowances(strict, tuple(allow_missing), tuple(allow_unexpected))
     check_key_match(
-        missing, unexpected, wrong, forgiven, checkpoint_names=list(renamed), module_names=list(shapes), where=where
+        missing, unexpected, mismatches, allowed, checkpoint_names=list(renamed), module_names=list(shapes), where=where
     )
-    kept = {name: tensor for name, tensor in renamed.items() if name in shapes}
-    return Fit(kept, prefix_used, tuple(missing), tuple(unexpected), names=names)
+    fitting = {name: tensor for name, tensor in renamed.items() if name in shapes}
+    return Fit(fitting, prefix_used, tuple(missing), tuple(unexpected), names=names)
 
 
 def module_metadata(
     names: Mapping[str, str], saved: Mapping[str, Mapping[str, Any]], current: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Return what `load_state_dict` tells each module of its saved state, by the module's path: its version above all.
+    """Return the metadata, such as the version, that `load_state_dict` passes to each module, by the module's path.
 
     `names` are those of `Fit`, `saved` is the checkpoint's `_metadata`, under its own paths, and `current` that of the
-    module's state dict. A file without metadata, as safetensors are, counts as saved by the module as it is now: a
-    fresh state dict would say the same, and some modules refuse to load without a version. So does a module around
-    what was trained, of which the file says nothing. Otherwise a module that is not in `saved` gets none, as in torch.
+    module's state dict. A file without metadata, such as safetensors, counts as saved by the module as it is now,
+    because some modules refuse to load without a version. The same goes for a module around the one that was trained.
+    Any other module that is not in `saved` gets no metadata, as in torch.
     """
     if not saved:
         return {path: dict(metadata) for path, metadata in current.items()}
-    paths = _module_paths(names)
-    found = {}
+    saved_paths = _saved_module_paths(names)
+    result = {}
     for path, metadata in current.items():
-        known = path
-        while known and known not in paths:  # a module without tensors lies where the one around it does
-            known = known.rpartition(".")[0]
-        if known not in paths:
-            found[path] = dict(metadata)
+        parent = path
+        while parent and parent not in saved_paths:  # a module without tensors is located by the module around it
+            parent = parent.rpartition(".")[0]
+        if parent not in saved_paths:
+            result[path] = dict(metadata)
             continue
-        below = path[len(known) :].lstrip(".")
-        in_file = ".".join(part for part in (paths[known], below) if part)
-        if in_file in saved:
-            found[path] = dict(saved[in_file])
-    return found
+        below = path[len(parent) :].lstrip(".")
+        saved_path = ".".join(part for part in (saved_paths[parent], below) if part)
+        if saved_path in saved:
+            result[path] = dict(saved[saved_path])
+    return result
 
 
-def _module_paths(names: Mapping[str, str]) -> dict[str, str]:
+def _saved_module_paths(names: Mapping[str, str]) -> dict[str, str]:
     """Return the path in the checkpoint of each module that has tensors, and of those around it, by its own path."""
     paths: dict[str, str] = {}
-    for name, in_file in names.items():
-        ours, theirs = name.split(".")[:-1], in_file.split(".")[:-1]
+    for name, saved_name in names.items():
+        ours, theirs = name.split(".")[:-1], saved_name.split(".")[:-1]
         paths.setdefault(".".join(ours), ".".join(theirs))
         while ours and theirs:
             last = ours.pop()
             while last in theirs and theirs.pop() != last:
-                pass  # a wrapper's own name, which only the checkpoint has
+                pass  # the name of a wrapper, which only the checkpoint has
             paths.setdefault(".".join(ours), ".".join(theirs))
     return paths
 
 
-def _refuse_untied(
-    state: Mapping[str, torch.Tensor], tied: Sequence[frozenset[str]], where: str | None
-) -> None:  # fmt: skip
-    """Names that share one tensor in the module must have one value in the checkpoint: else one of them is lost."""
+def _refuse_untied(state: Mapping[str, torch.Tensor], tied: Sequence[frozenset[str]], where: str | None) -> None:
+    """Refuse different values for names that share one tensor in the module, because one of them would be lost."""
     for group in tied:
         first, *others = [name for name in sorted(group) if name in state] or [""]
         differing = [name for name in others if not torch.equal(state[first], state[name])]
         if differing:
             why = f"{first} and {differing[0]} are one tensor in the module, and two in the checkpoint"
-            raise StateDoesNotFit(where, why, "untie them in the module, or save what it really has")
+            raise StateDoesNotFit(where, why, "untie them in the module, or save the state dict of the tied module")
 
 
 def check_key_match(
@@ -153,7 +153,7 @@ def check_key_match(
     module_names: Sequence[str],
     where: str | None,
 ) -> None:
-    """Refuse what is missing, left over, or of another shape (name, the module's, the checkpoint's).
+    """Refuse keys that are missing or left over, and mismatches of shape (name, the module's, the checkpoint's).
 
     Raises `StateDoesNotFit`.
     """
@@ -162,34 +162,40 @@ def check_key_match(
         name for name in unexpected if allowances.strict and not _matches_any(name, allowances.unexpected)
     ]
     if refused_missing or refused_unexpected or shape_mismatches:
-        # A name that fits is taken: only what has no counterpart may be another's.
-        left_over = sorted(set(checkpoint_names) - set(module_names))
-        without = sorted(set(module_names) - set(checkpoint_names))
-        why = _format_mismatch(refused_missing, refused_unexpected, shape_mismatches, left_over, without)
-        raise StateDoesNotFit(where, why, _suggest_fix(refused_missing, refused_unexpected))
+        # Only a name without a counterpart may be a misspelling of one on the other side.
+        only_in_checkpoint = sorted(set(checkpoint_names) - set(module_names))
+        only_in_module = sorted(set(module_names) - set(checkpoint_names))
+        lines = [
+            *_format_names("missing from the checkpoint", refused_missing, only_in_checkpoint, "the checkpoint has"),
+            *_format_names("not in the module", refused_unexpected, only_in_module, "the module has"),
+            *_format_shape_mismatches(shape_mismatches),
+        ]
+        raise StateDoesNotFit(where, "\n".join(lines), _suggest_fix(refused_missing, refused_unexpected))
 
 
 def _rename_keys(
     state: Mapping[str, str], shapes: Mapping[str, Sequence[int]], prefix: str, where: str | None
 ) -> tuple[str, dict[str, str]]:
-    """The state's values under new keys, and what was done to them: `module.` for stripped, `+net.` for added."""
+    """Return what was done to the keys, `module.` for stripped or `+net.` for added, and the values under new keys."""
     if prefix not in ("auto", ""):
         _check_prefix(state, prefix, where)
     if prefix != "auto":
         shorter = {key.removeprefix(prefix): value for key, value in state.items()}
         if len(shorter) < len(state):
-            twice = next(key for key in state if key.startswith(prefix) and key.removeprefix(prefix) in state)
-            why = f"without checkpoint.prefix {prefix!r}, {twice} and {twice.removeprefix(prefix)} are one key"
-            raise StateDoesNotFit(where, why, "take one of them out of the checkpoint")
+            longer = next(key for key in state if key.startswith(prefix) and key.removeprefix(prefix) in state)
+            why = f"without checkpoint.prefix {prefix!r}, {longer} and {longer.removeprefix(prefix)} are the same key"
+            raise StateDoesNotFit(where, why, "remove one of them from the checkpoint")
         return prefix, shorter
-    own = dict(zip(_strip_inner_names(dict.fromkeys(shapes), _RESERVED_WRAPPERS), shapes, strict=True))
-    used, renamed = _strip_wrappers(state, own)  # a part of the module may be compiled, and so in its names
-    return used, {own.get(key, key): value for key, value in renamed.items()}
+    # A part of the module may be wrapped too, by torch.compile for one, which shows in its names.
+    module_names = dict(zip(_strip_inner_names(dict.fromkeys(shapes), _RESERVED_WRAPPERS), shapes, strict=True))
+    used, renamed = _strip_wrappers(state, module_names)
+    return used, {module_names.get(key, key): value for key, value in renamed.items()}
 
 
 def _strip_wrappers(state: Mapping[str, str], names: Collection[str]) -> tuple[str, dict[str, str]]:
+    """Return the variant of the keys, and its description, that has the most names in common with the module."""
     stripped = list(_iterate_stripped(state))
-    # `module.` in the middle of a name: a part of the model was wrapped, or the module has a child of that name.
+    # `module.` inside a name: a part of the model was wrapped, or the module has a child of that name.
     stripped += [(f"{removed}*.module.", _strip_inner_names(variant, ("module.",))) for removed, variant in stripped]
     children = dict.fromkeys(name.partition(".")[0] + "." for name in names if "." in name)
     added = [
@@ -197,78 +203,68 @@ def _strip_wrappers(state: Mapping[str, str], names: Collection[str]) -> tuple[s
         for removed, variant in stripped
         for child in children
     ]
-    # The first of the best: stripping less is preferred, and adding comes last.
+    # max() returns the first of equals: stripping less is preferred, and adding comes last.
     return max([*stripped, *added], key=lambda variant: sum(key in names for key in variant[1]))
 
 
 def _iterate_stripped(state: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The state as it is, and with one wrapper after the other taken off."""
-    # A wrapper may sit on a part of the model too; a reserved name goes anywhere.
+    """Yield the state as it is, and then with one wrapper after the other stripped; each with what was stripped."""
+    # A part of the model may be wrapped too; a reserved name is stripped wherever it occurs.
     current = _strip_inner_names(state, _RESERVED_WRAPPERS)
     removed = ""
     yield removed, current
-    while wrapper := next((one for one in WRAPPERS if any(key.startswith(one) for key in current)), None):
-        # Not every key need wear it: a Lightning file holds metrics' buffers beside the model's keys.
+    while wrapper := next((prefix for prefix in WRAPPERS if any(key.startswith(prefix) for key in current)), None):
+        # Not every key has to start with it: a Lightning file holds metrics' buffers beside the model's keys.
         shorter = {key.removeprefix(wrapper): value for key, value in current.items()}
         if len(shorter) < len(current):
-            return  # two keys would become one
+            return  # two keys would collide
         current, removed = shorter, removed + wrapper
         yield removed, current
 
 
 def _strip_inner_names(state: Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
-    """The state without these names in the middle of its keys; as it is where two keys would become one."""
-    middle = re.compile(rf"(?<=\.)(?:{'|'.join(re.escape(name) for name in names)})")
-    shorter = {middle.sub("", key): value for key, value in state.items()}
+    """Return the state without these names inside its keys; unchanged if two keys would collide."""
+    inner = re.compile(rf"(?<=\.)(?:{'|'.join(re.escape(name) for name in names)})")
+    shorter = {inner.sub("", key): value for key, value in state.items()}
     return shorter if len(shorter) == len(state) else dict(state)
 
 
 def _check_prefix(state: Mapping[str, str], prefix: str, where: str | None) -> None:
     if state and not any(key.startswith(prefix) for key in state):
-        known = {key[: dot + 1] for key in state for dot, letter in enumerate(key) if letter == "."}
-        near = get_close_matches(prefix, sorted(known), n=1)
-        shown = ", ".join(list(state)[:5]) + (", …" if len(state) > 5 else "")
-        why = f"no key starts with checkpoint.prefix {prefix!r}\nthe checkpoint has: {shown}"
-        raise StateDoesNotFit(where, why, f"did you mean {near[0]!r}?" if near else "prefix: auto finds wrappers' own")
+        prefixes = {key[: dot + 1] for key in state for dot, letter in enumerate(key) if letter == "."}
+        similar = get_close_matches(prefix, sorted(prefixes), n=1)
+        keys = ", ".join(list(state)[:5]) + (", …" if len(state) > 5 else "")
+        why = f"no key starts with checkpoint.prefix {prefix!r}\nthe checkpoint has: {keys}"
+        hint = f"did you mean {similar[0]!r}?" if similar else "prefix: auto finds the prefixes of wrappers"
+        raise StateDoesNotFit(where, why, hint)
 
 
 def _matches_any(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _format_mismatch(
-    missing: Sequence[str],
-    unexpected: Sequence[str],
-    wrong: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
-    left_over: Sequence[str],
-    without: Sequence[str],
-) -> str:
-    lines = _format_names("missing from the checkpoint", missing, left_over, "the checkpoint has")
-    lines += _format_names("not in the module", unexpected, without, "the module has")
-    if wrong:
-        width = max(len(name) for name, _, _ in wrong[:_MAX_ROWS])
-        lines.append("shapes that differ:")
-        lines.append(f"  {'':{width}}  {'module':18}  checkpoint")
-        lines += [
-            f"  {name:{width}}  {_format_shape(ours):18}  {_format_shape(theirs)}"
-            for name, ours, theirs in wrong[:_MAX_ROWS]
-        ]
-        lines += [f"  and {len(wrong) - _MAX_ROWS} more"] if len(wrong) > _MAX_ROWS else []
-    return "\n".join(lines)
-
-
-def _format_shape(shape: Sequence[int]) -> str:
-    return "[" + ", ".join(str(size) for size in shape) + "]"
-
-
-def _format_names(title: str, names: Sequence[str], others: Sequence[str], owner: str) -> list[str]:
+def _format_names(title: str, names: Sequence[str], candidates: Sequence[str], owner: str) -> list[str]:
     if not names:
         return []
     lines = [f"{title} ({len(names)}):"]
     for name in names[:_MAX_ROWS]:
-        near = get_close_matches(name, others, n=1, cutoff=0.7)
-        lines.append(f"  {name}" + (f"  ({owner} {near[0]})" if near else ""))
-    return lines + ([f"  and {len(names) - _MAX_ROWS} more"] if len(names) > _MAX_ROWS else [])
+        similar = get_close_matches(name, candidates, n=1, cutoff=0.7)
+        lines.append(f"  {name}" + (f"  ({owner} {similar[0]})" if similar else ""))
+    return lines + _format_remainder(names)
+
+
+def _format_shape_mismatches(mismatches: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> list[str]:
+    rows = mismatches[:_MAX_ROWS]
+    if not rows:
+        return []
+    width = max(len(name) for name, _, _ in rows)
+    lines = ["shapes that differ:", f"  {'':{width}}  {'module':18}  checkpoint"]
+    lines += [f"  {name:{width}}  {list(ours)!s:18}  {list(theirs)}" for name, ours, theirs in rows]
+    return lines + _format_remainder(mismatches)
+
+
+def _format_remainder(rows: Sequence[object]) -> list[str]:
+    return [f"  and {len(rows) - _MAX_ROWS} more"] if len(rows) > _MAX_ROWS else []
 
 
 def _suggest_fix(missing: Sequence[str], unexpected: Sequence[str]) -> str:
@@ -277,10 +273,10 @@ def _suggest_fix(missing: Sequence[str], unexpected: Sequence[str]) -> str:
             theirs.removesuffix(ours) for theirs in unexpected for ours in missing if theirs.endswith(f".{ours}")
         }
         if len(prefixes) == 1:
-            return f"checkpoint.prefix: {prefixes.pop()} takes that off each key; auto finds wrappers' own"
-        return "set checkpoint.prefix if a prefix is in the way, or model.kwargs if the module is another one"
+            return f"checkpoint.prefix: {prefixes.pop()} strips that from each key; auto finds the prefixes of wrappers"
+        return "set checkpoint.prefix if the keys differ by a prefix, or model.kwargs if the modules differ"
     if missing:
-        return "checkpoint.allow_missing takes patterns of keys that may stay at their initial value"
+        return "checkpoint.allow_missing takes patterns of keys that may keep their initial value"
     if unexpected:
         return "checkpoint.allow_unexpected takes patterns of keys that may be left over"
     return "model.kwargs must be those that the checkpoint was trained with"

@@ -1,24 +1,23 @@
-"""Which files a checkpoint is, told without opening one tensor: `checkpoint.path` may name a file or a folder.
+"""List the files that `checkpoint.path` stands for, without opening a tensor.
 
-    a file                one file of weights: safetensors or PyTorch's
-    NAME.index.json       the index of a sharded checkpoint, and every shard that it names
-    NAME.pieces.json      the index of tensors in pieces, the file of the others, and every file of pieces
-    a folder              what its content says, in this order:
-        run.json            a run of CheckpointManager: its best checkpoint where it has a metric, else its latest
+    a file                one file of weights, in the format of safetensors or of torch.save
+    NAME.index.json       the index of a checkpoint in shards, and every shard
+    NAME.pieces.json      the index of sharded tensors, the file of the others, and every file of pieces
+    a folder              whichever of these it contains, in this order:
+        run.json            a run of CheckpointManager: its best checkpoint if it has a metric, else its latest
         .metadata           torch.distributed.checkpoint, with all its *.distcp
-        NAME.index.json     a sharded checkpoint, as above
+        NAME.index.json     a checkpoint in shards, as above
         one file of weights under a usual name, or the only one there
 
-A config.json beside weights in a folder belongs to them, as Hugging Face writes it. The first file is the
-head: what leads to the others, or else holds the weights. The digest of several files is that of the lines
-that sha256sum would print of them, so no tensor library is needed to say whether a checkpoint is the same.
+A config.json beside the weights in a folder belongs to them, as Hugging Face writes it. The first file is the head: the
+one that names the others, or else holds the weights. The digest of several files is the SHA-256 of what sha256sum would
+print for them, so that two checkpoints can be compared without a tensor library.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import stat
 import time
 import zipfile
@@ -40,15 +39,15 @@ _USUAL_WEIGHT_NAMES = (
     "pytorch_model.bin", "model.pt", "model.pth",
 )  # fmt: skip
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-_MAX_JSON_BYTES = 100_000_000  # as safetensors has it for a header
-_SETTLED_NS = 2_000_000_000  # file times are as coarse as this; a file younger than that may change unnoticed
+_MAX_JSON_BYTES = 100_000_000  # the limit of safetensors for a header
+_SETTLED_NS = 2_000_000_000  # file times can be this coarse: a younger file may change unnoticed
 
 
 @dataclass(frozen=True)
 class FileVersion:
-    """What the file system says about a file without reading it: bytes, and times in ns since the epoch.
+    """The state of a file as its metadata shows it: size in bytes, and times in ns since the epoch.
 
-    `settled` is whether any later write shows in these times.
+    `settled` says whether any later write would show in these times.
     """
 
     size: int
@@ -65,17 +64,17 @@ class FileVersion:
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, settled)
 
     def same_file(self, other: FileVersion) -> bool:
-        """Whether size, modification time and inode agree."""
+        """Tell whether size, modification time and inode agree."""
         return (self.size, self.modified_ns, self.inode) == (other.size, other.modified_ns, other.inode)
 
 
 @dataclass(frozen=True)
 class LocatedCheckpoint:
-    """What a path named, and the files that are read for it, the head first; `chosen` is whether a run has others.
+    """A path, and the files that are read for it, the head first.
 
-    `passed_over` says which checkpoints of the run would have come before, and are damaged. `digests` are the SHA-256
-    of the files whose contents had to be read to choose them, which is all files of a run's checkpoint and none
-    elsewhere. `versions` are those of all files, each taken before its contents were read.
+    `from_run` says that they are one checkpoint of a run, and `skipped_checkpoints` which better ones are damaged, and
+    how. `digests` holds the SHA-256 of the files that had to be read to choose them: all files of a run's checkpoint,
+    otherwise none. `versions` holds the state of every file from before its contents were read.
     """
 
     path: Path
@@ -87,25 +86,25 @@ class LocatedCheckpoint:
 
     @property
     def head(self) -> Path:
-        """The file that leads to the others, or holds the weights."""
+        """The file that names the others, or holds the weights."""
         return self.files[0]
 
     @property
     def folder(self) -> Path:
-        """Where the files' names start."""
+        """The folder that the names of the files are relative to."""
         return self.head.parent if self.path in self.files else self.path
 
     def replaced(self) -> bool:
-        """Whether a file is gone, or is no longer the one that was located. Reads no contents."""
+        """Tell whether a file is gone or was replaced since it was located. Reads no contents."""
         try:
             return not all(version.same_file(FileVersion.of(file)) for file, version in self.versions.items())
         except OSError:
             return True
 
     def changed(self) -> bool:
-        """Whether a file is replaced, or holds other bytes than those of its digest.
+        """Tell whether a file was replaced or no longer has its digest.
 
-        Contents are read only where the times of a file cannot tell.
+        Contents are read only if the times of a file do not settle it.
         """
         return self.replaced() or any(self._differs(file, sha256) for file, sha256 in self.digests.items())
 
@@ -125,51 +124,52 @@ def locate_files(
     weights: str = "auto",
     sha256: Callable[[Path], str] = sha256_file,
 ) -> LocatedCheckpoint:
-    """Find the files of a checkpoint; `named` is what the user calls it, `where` the field that does.
+    """Find the files of a checkpoint.
 
-    `weights` matter where a run keeps the averaged ones in a file of their own, and `sha256` where it has
-    to be told whether that file is whole. Raises `CheckpointNotFound`,
-    `CheckpointUnreadable`, or what `run_folder.chosen` raises.
+    Errors call it `display_name`, by default its path, and the manifest's field `where`. `weights` is the manifest's
+    `checkpoint.weights`: a run has a separate file for averaged weights. `sha256` hashes a file of a run, to tell
+    whether it is damaged. Raises `CheckpointNotFound`, `CheckpointUnreadable`, and for a run whatever
+    `run_folder.choose_checkpoint` raises.
     """
-    called = display_name or str(path)
-    if _path_kind(path, called, where) == "folder":
+    display_name = display_name or str(path)
+    if _path_kind(path, display_name, where) == "folder":
         if run_folder.is_run(path) or run_folder.is_checkpoint(path):
-            return _locate_in_run(path, called, where, weights, sha256)
-        files = _list_folder_files(path, called, where)
+            return _locate_in_run(path, display_name, where, weights, sha256)
+        files = _list_folder_files(path, display_name, where)
     elif path.name.endswith(SHARD_INDEX_SUFFIX):
-        files = [path, *list_shards(path, called, where)]
-    elif (index := _find_piece_index(path, called, where)) is not None:
-        files = [index, *_list_piece_files(index, called, where)]
+        files = [path, *list_shards(path, display_name, where)]
+    elif (index := _find_piece_index(path, display_name, where)) is not None:
+        files = [index, *_list_piece_files(index, display_name, where)]
     else:
         files = [path]
     for file in files:
-        _check_file(file, called, where, alone=len(files) == 1)
+        _check_file(file, display_name, where, alone=len(files) == 1)
     return LocatedCheckpoint(path, tuple(files), {file: FileVersion.of(file) for file in files})
 
 
 def digest_checkpoint(located: LocatedCheckpoint, sha256: Callable[[Path], str]) -> str:
-    """One file: its SHA-256. Several: SHA-256 over sorted `sha256  name` lines. Raises OSError.
+    """Return the SHA-256 of one file, or for several that of their sorted `sha256  name` lines. Raises OSError.
 
-    `sha256` is asked only about files whose digest was not found while they were located.
+    `sha256` hashes a file; it is called only for files whose digest was not computed while they were located.
     """
     digests = {file: located.digests.get(file) or sha256(file) for file in located.files}
     if len(digests) == 1:
         return digests[located.head]
-    lines = sorted(f"{one}  {file.relative_to(located.folder).as_posix()}\n" for file, one in digests.items())
+    lines = sorted(f"{digest}  {file.relative_to(located.folder).as_posix()}\n" for file, digest in digests.items())
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def detect_serialized_module(located: LocatedCheckpoint) -> str | None:
-    """`TorchScript` or `an exported program` where the one file holds its own forward(); None where it does not."""
+    """Return `TorchScript` or `an exported program` if the head is a module with its own forward(), else None."""
     try:
         with zipfile.ZipFile(located.head) as archive:
             return detect_serialized_module_in(archive.namelist())
-    except Exception:  # noqa: BLE001 (zipfile raises several unrelated classes; whoever reads the file will tell)
+    except Exception:  # noqa: BLE001 (zipfile raises several unrelated classes; reading the file reports its damage)
         return None
 
 
 def detect_serialized_module_in(names: Sequence[str]) -> str | None:
-    """The same for the names of an archive's entries, which all lie in one folder."""
+    """Return the same from the names of an archive's entries, which all lie in one folder."""
     inside = [name.partition("/")[2] for name in names]
     if any(name.startswith("code/") for name in inside):
         return "TorchScript"
@@ -178,76 +178,80 @@ def detect_serialized_module_in(names: Sequence[str]) -> str | None:
     return None
 
 
-# -- what a path is -------------------------------------------------------------------------
+# -- paths ------------------------------------------------------------------------------------
 
 
-def _path_kind(path: Path, named: str, where: str | None) -> str:
-    """`file` or `folder`; refuses what is neither."""
+def _path_kind(path: Path, display_name: str, where: str | None) -> str:
+    """Return `file` or `folder`; refuse anything else."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointNotFound(named, where, _describe_neighbors(path)) from None
+        raise CheckpointNotFound(display_name, where, _describe_neighbors(path)) from None
     except (OSError, ValueError) as error:  # a name too long, a NUL in it
-        circle = isinstance(error, OSError) and error.errno == errno.ELOOP
-        why = "it is a symbolic link that leads in a circle" if circle else getattr(error, "strerror", None)
-        raise CheckpointUnreadable(named, where, why or str(error)) from None
+        is_loop = isinstance(error, OSError) and error.errno == errno.ELOOP
+        why = "it is a symbolic link in a circle of links" if is_loop else getattr(error, "strerror", None)
+        raise CheckpointUnreadable(display_name, where, why or str(error)) from None
     if stat.S_ISDIR(mode):
         return "folder"
     if not stat.S_ISREG(mode):
-        raise CheckpointUnreadable(named, where, "it is no regular file")
+        raise CheckpointUnreadable(display_name, where, "it is not a regular file")
     return "file"
 
 
 def _describe_neighbors(path: Path) -> str | None:
     if path.is_symlink():
-        return f"it is a symbolic link to {os.readlink(path)}, which is not there"
-    beside = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
-    near = [name for name in beside if name.endswith((*WEIGHT_SUFFIXES, SHARD_INDEX_SUFFIX))]
-    return f"beside it: {', '.join(near)}" if near else None
+        return f"it is a symbolic link to {path.readlink()}, which does not exist"
+    names = sorted(_list_names(path.parent)) if path.parent.is_dir() else []
+    checkpoints = [name for name in names if name.endswith((*WEIGHT_SUFFIXES, SHARD_INDEX_SUFFIX))]
+    return f"beside it: {', '.join(checkpoints)}" if checkpoints else None
 
 
-def _check_file(file: Path, named: str, where: str | None, *, alone: bool) -> None:
-    """Refuse a file that is absent, no file, unreadable or empty."""
-    it = "the file" if alone else file.name
+def _list_names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def _check_file(file: Path, display_name: str, where: str | None, *, alone: bool) -> None:
+    """Refuse a path that is absent, not a file, unreadable or empty."""
+    subject = "the file" if alone else file.name
     try:
-        if _path_kind(file, named, where) == "folder":
-            raise CheckpointUnreadable(named, where, f"{it} is a folder, and a file is expected")
+        if _path_kind(file, display_name, where) == "folder":
+            raise CheckpointUnreadable(display_name, where, f"{subject} is a folder, where a file is expected")
     except CheckpointNotFound:
-        raise CheckpointUnreadable(named, where, f"{it} is missing") from None
+        raise CheckpointUnreadable(display_name, where, f"{subject} is missing") from None
     try:
         with file.open("rb") as stream:
-            head = stream.read(1)
+            is_empty = not stream.read(1)
     except OSError as error:
-        raise CheckpointUnreadable(named, where, str(error.strerror), None) from None
-    if not head:
-        raise CheckpointUnreadable(named, where, f"{it} is empty")
+        raise CheckpointUnreadable(display_name, where, str(error.strerror), None) from None
+    if is_empty:
+        raise CheckpointUnreadable(display_name, where, f"{subject} is empty")
 
 
 # -- folders and shards -----------------------------------------------------------------------
 
 
 def contains_checkpoint(folder: Path) -> bool:
-    """Whether a folder has something in it that a checkpoint is made of."""
+    """Tell whether a folder contains a file that a checkpoint consists of. Raises OSError."""
     return any(
         name == DCP_METADATA_FILE or name.endswith((SHARD_INDEX_SUFFIX, *WEIGHT_SUFFIXES))
-        for name in os.listdir(folder)
+        for name in _list_names(folder)
     )
 
 
-def _list_folder_files(folder: Path, named: str, where: str | None) -> list[Path]:
+def _list_folder_files(folder: Path, display_name: str, where: str | None) -> list[Path]:
     try:
-        names = sorted(os.listdir(folder))
+        names = sorted(_list_names(folder))
     except OSError as error:
-        raise CheckpointUnreadable(named, where, str(error.strerror), None) from None
-    head, others = pick_head(names, named, where)
-    parts = list_shards(folder / head, named, where) if head.endswith(SHARD_INDEX_SUFFIX) else []
-    return [folder / head, *parts, *(folder / name for name in others)]
+        raise CheckpointUnreadable(display_name, where, str(error.strerror), None) from None
+    head, others = pick_head(names, display_name, where)
+    shards = list_shards(folder / head, display_name, where) if head.endswith(SHARD_INDEX_SUFFIX) else []
+    return [folder / head, *shards, *(folder / name for name in others)]
 
 
-def pick_head(names: Sequence[str], named: str, where: str | None) -> tuple[str, list[str]]:
-    """The head among the names in a folder, and what else belongs to it by its name: shards are for the head to say.
+def pick_head(names: Sequence[str], display_name: str, where: str | None) -> tuple[str, list[str]]:
+    """Choose the head among the names in a folder; return it with the other files that belong to it.
 
-    Raises `CheckpointUnreadable`.
+    Shards are not among those, because only the head names them. Raises `CheckpointUnreadable`.
     """
     if DCP_METADATA_FILE in names:
         return DCP_METADATA_FILE, [name for name in names if name.endswith(".distcp")]
@@ -256,36 +260,38 @@ def pick_head(names: Sequence[str], named: str, where: str | None) -> tuple[str,
     usual = [name for name in _USUAL_WEIGHT_NAMES if name in names]
     weights = [name for name in names if name.endswith(WEIGHT_SUFFIXES)]
     if "adapter_config.json" in names and not usual and not indexes:
-        raise CheckpointUnreadable(named, where, "it holds an adapter (PEFT), not the weights of a model: merge them")
+        raise CheckpointUnreadable(
+            display_name, where, "it holds a PEFT adapter, not the weights of a model: merge them"
+        )
     if usual and not (indexes and usual[0].endswith(".bin")):
         return usual[0], config
     if indexes:
-        # safetensors before the same weights as pickles
+        # The same weights may be there both as safetensors and as pickles: safetensors are preferred.
         return min(indexes, key=lambda name: ("safetensors" not in name, name)), config
     if len(weights) == 1:
         return weights[0], config
     if weights:
-        why = f"it is a folder with {len(weights)} files of weights: name one of {', '.join(weights[:20])}"
-        raise CheckpointUnreadable(named, where, why)
-    raise CheckpointUnreadable(named, where, "it is a folder without a checkpoint in it")
+        why = f"it is a folder with {len(weights)} weight files: name one of {', '.join(weights[:20])}"
+        raise CheckpointUnreadable(display_name, where, why)
+    raise CheckpointUnreadable(display_name, where, "it is a folder without a checkpoint in it")
 
 
 def _locate_in_run(
-    folder: Path, named: str, where: str | None, weights: str, sha256: Callable[[Path], str]
+    folder: Path, display_name: str, where: str | None, weights: str, sha256: Callable[[Path], str]
 ) -> LocatedCheckpoint:  # fmt: skip
-    """The files of the checkpoint that a run stands for; their digests are those that it has saved."""
+    """Return the files of the checkpoint that a run stands for, each with the digest that was recorded for it."""
     versions: dict[Path, FileVersion] = {}
     digests: dict[Path, str] = {}
 
-    def hashed(file: Path) -> str:
+    def hash_and_record(file: Path) -> str:
         versions[file] = FileVersion.of(file)
         digests[file] = sha256(file)
         return digests[file]
 
-    chosen = run_folder.choose_checkpoint(folder, weights, hashed)
+    chosen = run_folder.choose_checkpoint(folder, weights, hash_and_record)
     files = chosen.files
-    if len(files) > 1 and set(_list_piece_files(files[0], named, where)) != set(files[1:]):
-        raise CheckpointUnreadable(named, where, f"{files[0].name} names other files than there are")
+    if len(files) > 1 and set(_list_piece_files(files[0], display_name, where)) != set(files[1:]):
+        raise CheckpointUnreadable(display_name, where, f"{files[0].name} does not name the files that are there")
     return LocatedCheckpoint(
         folder,
         files,
@@ -296,8 +302,8 @@ def _locate_in_run(
     )
 
 
-def _find_piece_index(path: Path, named: str, where: str | None) -> Path | None:
-    """The index that a file is, or that lies beside it where the file is what all ranks had the same."""
+def _find_piece_index(path: Path, display_name: str, where: str | None) -> Path | None:
+    """Return the piece index that a path names, or the one beside the file of the tensors that all ranks share."""
     if path.name.endswith(run_folder.PIECES_SUFFIX):
         return path
     if path.suffix != ".safetensors":
@@ -306,56 +312,55 @@ def _find_piece_index(path: Path, named: str, where: str | None) -> Path | None:
     index = path.with_name(run_folder.pieces_index_name(f"{stem}.safetensors"))
     if not index.is_file():
         if named_index := _read_owning_index(path):
-            why = f"it is a part of a checkpoint in pieces: name its {named_index}, or their folder"
-            raise CheckpointUnreadable(named, where, why)
+            why = f"it is a part of a sharded checkpoint: name its {named_index}, or their folder"
+            raise CheckpointUnreadable(display_name, where, why)
         return None
     if rank:
-        raise CheckpointUnreadable(named, where, f"it holds the pieces of one rank alone: name {index.name}")
+        raise CheckpointUnreadable(display_name, where, f"it holds the pieces of a single rank: name {index.name}")
     return index
 
 
 def _read_owning_index(path: Path) -> str | None:
-    """The index that a safetensors file says it is a part of."""
+    """Return the name of the index that a safetensors file says it is a part of."""
     try:
         return sharded_index.get_owning_index(get_metadata(read_header(path)))
     except (OSError, ValueError):
-        return None  # whoever reads the file will tell
+        return None  # reading the file reports its damage
 
 
-def _list_piece_files(index: Path, named: str, where: str | None) -> list[Path]:
-    """The file of what is whole, and those of the pieces."""
-    found = load_piece_index(index, named, where)
-    return [index.parent / name for name in (found.whole, *found.files())]
+def _list_piece_files(index: Path, display_name: str, where: str | None) -> list[Path]:
+    """Return the file of the whole tensors, and those of the pieces."""
+    pieces = load_piece_index(index, display_name, where)
+    return [index.parent / name for name in (pieces.whole, *pieces.files())]
 
 
-def load_piece_index(index: Path, named: str, where: str | None) -> sharded_index.PieceIndex:
-    """The index of tensors in pieces. Raises `CheckpointUnreadable`."""
+def load_piece_index(index: Path, display_name: str, where: str | None) -> sharded_index.PieceIndex:
+    """Read the index of sharded tensors. Raises `CheckpointUnreadable`."""
     try:
         return sharded_index.read_piece_index(index)
     except (OSError, ValueError) as error:
-        raise CheckpointUnreadable(named, where, f"{index.name}: {error}") from None
+        raise CheckpointUnreadable(display_name, where, f"{index.name}: {error}") from None
 
 
-def list_shards(index: Path, named: str, where: str | None) -> list[Path]:
-    """The shards that an index names, each in the index's own folder or below."""
-    names = sorted(set(read_weight_map(index, named, where).values()))
+def list_shards(index: Path, display_name: str, where: str | None) -> list[Path]:
+    """Return the shards that an index names, all in its own folder or below. Raises `CheckpointUnreadable`."""
+    names = sorted(set(read_weight_map(index, display_name, where).values()))
     for name in names:
         parts = name.replace("\\", "/").split("/")
         if not name or ".." in parts or name.startswith("/") or ":" in parts[0] or "\0" in name:
-            raise CheckpointUnreadable(named, where, f"{index.name} names a path outside its folder: {name!r}")
+            raise CheckpointUnreadable(display_name, where, f"{index.name} names a path outside its folder: {name!r}")
     return [index.parent / name for name in names]
 
 
-def read_weight_map(index: Path, named: str, where: str | None) -> dict[str, str]:
-    """Which shard each tensor is in, as an index says."""
+def read_weight_map(index: Path, display_name: str, where: str | None) -> dict[str, str]:
+    """Read an index of shards: the file of each tensor, by its name. Raises `CheckpointUnreadable`."""
     try:
         if index.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError("it is too long to be an index")
-        found = parse_strict_json(index.read_bytes())
-        shards = found["weight_map"]
+        shards = parse_strict_json(index.read_bytes())["weight_map"]
         if not shards or not all(isinstance(name, str) for name in shards.values()):
             raise ValueError("weight_map names no shards")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = str(error) if not isinstance(error, KeyError) else "it has no weight_map"
-        raise CheckpointUnreadable(named, where, f"{index.name} is no index of shards: {why}") from None
+        raise CheckpointUnreadable(display_name, where, f"{index.name} is not an index of shards: {why}") from None
     return dict(shards)

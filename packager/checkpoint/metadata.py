@@ -1,7 +1,7 @@
-"""What training left beside the weights, in plain values: how far it was, how good, and with which settings.
+"""Describe what training saved beside the weights, in plain values: progress, metrics and hyperparameters.
 
-Every script names these things in its own way; the usual names are looked for, Lightning's among them. Nothing
-is guessed: what is not there under one of them is not said. No tensor library is imported for it.
+Every script has its own names for these; the usual ones, Lightning's among them, are looked up, and nothing is guessed
+from other names. No tensor library is imported.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ _HYPERPARAMETER_KEYS = (
     "training_args", "datamodule_hyper_parameters",
 )  # fmt: skip
 _MAX_DEPTH = 6
-_MAX_VALUES = 1000  # values that are shown
+_MAX_VALUES = 1000  # shown of all hyperparameters together
 _MAX_TEXT_LENGTH = 300
 
 PlainValue = Any
-"""None, bool, int, float, str, or lists and dicts of these: what JSON has."""
+"""A value of JSON: None, bool, int, float, str, or lists and dicts of these."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What lay beside a state dict. `metrics` are single numbers; a setting that is no plain value shows its type.
+    """What was saved beside a state dict.
 
-    `name`, `version` and the git `revision` are those that a run of CheckpointManager writes down.
+    `metrics` are single numbers; a hyperparameter that is not a plain value is replaced by its type. `optimizer`,
+    `scheduler` and `ema` say whether their states were saved. `name`, `version` and the git `revision` come from the
+    record of a run of CheckpointManager.
     """
 
     epoch: int | None = None
@@ -57,13 +59,13 @@ class About:
     revision: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The object that `package inspect --json` prints under `about`."""
+        """Return the object that `package inspect --json` prints under `about`."""
         return asdict(self)
 
     def rows(self) -> dict[str, str]:
-        """What there is to show, by title."""
-        found = {
-            "run": " ".join(one for one in (self.name, self.version) if one),
+        """Return the texts to show, by title, without those that are empty."""
+        rows = {
+            "run": " ".join(filter(None, (self.name, self.version))),
             "epoch": None if self.epoch is None else str(self.epoch),
             "step": None if self.step is None else str(self.step),
             "metrics": ", ".join(f"{name} {_format_number(value)}" for name, value in self.metrics.items()),
@@ -73,27 +75,26 @@ class About:
             ),
             "revision": self.revision,
         }  # fmt: skip
-        return {title: text for title, text in found.items() if text}
+        return {title: text for title, text in rows.items() if text}
 
 
-def describe_contents(found: Mapping[Any, Any], strings: Mapping[str, str]) -> About:
-    """Describe what a file held; `strings` are those of a safetensors file."""
-    whole: dict[str, Any] = {**strings, **{str(key): value for key, value in found.items()}}
-    names = [name.lower() for name in whole]
-    epoch, step = _find_count(whole, _EPOCH_KEYS), _find_count(whole, _STEP_KEYS)
+def describe_contents(content: Mapping[Any, Any], strings: Mapping[str, str]) -> About:
+    """Describe the content of a file; `strings` is the metadata of a safetensors file."""
+    values: dict[str, Any] = {**strings, **{str(key): value for key, value in content.items()}}
+    names = [name.lower() for name in values]
     return About(
-        epoch=epoch,
-        step=step,
-        metrics=_collect_metrics(whole),
-        hyperparameters=_collect_hyperparameters(whole),
-        optimizer=any("optim" in name for name in names) or any(_is_optimizer(value) for value in whole.values()),
+        epoch=_find_count(values, _EPOCH_KEYS),
+        step=_find_count(values, _STEP_KEYS),
+        metrics=_collect_metrics(values),
+        hyperparameters=_collect_hyperparameters(values),
+        optimizer=any("optim" in name for name in names) or any(map(_is_optimizer, values.values())),
         scheduler=any("sched" in name for name in names),
         ema=any(name in EMA_KEYS or name == AVERAGED_COUNTER_KEY for name in names),
     )
 
 
 def describe_run_checkpoint(folder: Path) -> About:
-    """What the record of one checkpoint of a run says. Raises `CheckpointDamaged` or `RunSchemaUnknown`."""
+    """Describe the checkpoint of a run in this folder. Raises `CheckpointDamaged` or `RunSchemaUnknown`."""
     record = read_checkpoint(folder)
     try:
         training = json.loads(get_metadata(read_header(folder / TRAINING_FILE))["tree"])["dict"]
@@ -102,7 +103,7 @@ def describe_run_checkpoint(folder: Path) -> About:
     return About(
         epoch=record.epoch,
         step=record.step,
-        metrics={name: one if math.isfinite(one) else str(one) for name, one in record.metrics.items()},
+        metrics=_as_finite_or_text(record.metrics),
         optimizer="optimizer" in training,
         scheduler="scheduler" in training,
         ema=EMA_FILE in record.digests,
@@ -112,65 +113,69 @@ def describe_run_checkpoint(folder: Path) -> About:
     )
 
 
-def _find_count(whole: Mapping[str, Any], names: Sequence[str]) -> int | None:
+def _find_count(values: Mapping[str, Any], names: Sequence[str]) -> int | None:
+    """Return the first whole number under one of these names."""
     for name in names:
-        value = whole.get(name)
+        value = values.get(name)
         number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 19 else _to_number(value)
         if isinstance(number, (int, float)) and math.isfinite(number) and number == int(number):
             return int(number)
     return None
 
 
-def _collect_metrics(whole: Mapping[str, Any]) -> dict[str, float | str]:
-    """Single numbers at the top, in a dict of metrics, and the best score that Lightning's callbacks keep."""
-    given = {
-        name: value for name, value in whole.items() if name not in (*_EPOCH_KEYS, *_STEP_KEYS, AVERAGED_COUNTER_KEY)
-    }
+def _collect_metrics(values: Mapping[str, Any]) -> dict[str, float | str]:
+    """Return single numbers at the top level, in a dict of metrics, and the best score of Lightning's callbacks."""
+    counters = (*_EPOCH_KEYS, *_STEP_KEYS, AVERAGED_COUNTER_KEY)
+    candidates = {name: value for name, value in values.items() if name not in counters}
     for name in _METRIC_KEYS:
-        inner = whole.get(name)
-        given.update({str(key): value for key, value in inner.items()} if isinstance(inner, Mapping) else {})
-    callbacks = whole.get("callbacks")
-    for one in callbacks.values() if isinstance(callbacks, Mapping) else ():
-        if isinstance(one, Mapping) and "best_model_score" in one:
-            given["best_model_score"] = one["best_model_score"]
-    found = {name: _to_number(value) for name, value in list(given.items())[:_MAX_VALUES]}
-    return {name: one if math.isfinite(one) else str(one) for name, one in found.items() if one is not None}
+        metrics = values.get(name)
+        candidates.update({str(key): value for key, value in metrics.items()} if isinstance(metrics, Mapping) else {})
+    callbacks = values.get("callbacks")
+    for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
+        if isinstance(state, Mapping) and "best_model_score" in state:
+            candidates["best_model_score"] = state["best_model_score"]
+    numbers = {name: _to_number(value) for name, value in list(candidates.items())[:_MAX_VALUES]}
+    return _as_finite_or_text({name: number for name, number in numbers.items() if number is not None})
+
+
+def _as_finite_or_text(numbers: Mapping[str, float]) -> dict[str, float | str]:
+    """Return the numbers with `nan` and infinities as text, which JSON lacks."""
+    return {name: number if math.isfinite(number) else str(number) for name, number in numbers.items()}
 
 
 def _to_number(value: Any) -> float | None:
-    """A single number of any library."""
+    """Return a single number of any library as one of Python's; None for anything else."""
     if isinstance(value, bool):
         return None
     dense = str(getattr(value, "layout", "torch.strided")) == "torch.strided" and not getattr(value, "is_meta", False)
     if getattr(value, "shape", None) == () and hasattr(value, "item") and dense:
-        value = value.item()  # a tensor's, or a scalar of numpy's
+        value = value.item()  # of a tensor or a numpy scalar
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return value if isinstance(value, float) or abs(value) < 1 << 63 else None
 
 
-def _collect_hyperparameters(whole: Mapping[str, Any]) -> dict[str, PlainValue]:
-    found: dict[str, PlainValue] = {}
-    left = [_MAX_VALUES]
+def _collect_hyperparameters(values: Mapping[str, Any]) -> dict[str, PlainValue]:
+    result: dict[str, PlainValue] = {}
+    remaining = [_MAX_VALUES]
     for name in _HYPERPARAMETER_KEYS:
-        value = whole.get(name)
-        if isinstance(value, argparse.Namespace):
-            value = vars(value)
-        if isinstance(value, Mapping) and not _is_optimizer(value):
-            found.update(
-                {str(key): _to_plain_value(one, left, _MAX_DEPTH) for key, one in list(value.items())[:_MAX_VALUES]}
-            )
-    return found
+        group = values.get(name)
+        if isinstance(group, argparse.Namespace):
+            group = vars(group)
+        if isinstance(group, Mapping) and not _is_optimizer(group):
+            for key, value in list(group.items())[:_MAX_VALUES]:
+                result[str(key)] = _to_plain_value(value, remaining, _MAX_DEPTH)
+    return result
 
 
 def _is_optimizer(value: Any) -> bool:
-    """Whether it is what an optimizer of torch keeps."""
+    """Tell whether a value is the state dict of an optimizer of torch."""
     return isinstance(value, Mapping) and {"state", "param_groups"} <= set(value)
 
 
-def _to_plain_value(value: Any, left: list[int], depth: int) -> PlainValue:
-    """A value as JSON has it; `left` counts down how many more are shown."""
-    left[0] -= 1
+def _to_plain_value(value: Any, remaining: list[int], depth: int) -> PlainValue:
+    """Return a value as JSON can express it; `remaining` counts down the values that may still be shown."""
+    remaining[0] -= 1
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         value = value.item()
     if isinstance(value, argparse.Namespace):
@@ -184,10 +189,11 @@ def _to_plain_value(value: Any, left: list[int], depth: int) -> PlainValue:
     if isinstance(value, (str, PurePath)):
         text = str(value)
         return text if len(text) <= _MAX_TEXT_LENGTH else f"{text[:_MAX_TEXT_LENGTH]}…"
-    if depth and left[0] > 0 and isinstance(value, Mapping):
-        return {str(key): _to_plain_value(one, left, depth - 1) for key, one in list(value.items())[: left[0]]}
-    if depth and left[0] > 0 and isinstance(value, (list, tuple, set)):
-        return [_to_plain_value(one, left, depth - 1) for one in list(value)[: left[0]]]
+    if depth and remaining[0] > 0 and isinstance(value, Mapping):
+        items = list(value.items())[: remaining[0]]
+        return {str(key): _to_plain_value(item, remaining, depth - 1) for key, item in items}
+    if depth and remaining[0] > 0 and isinstance(value, (list, tuple, set)):
+        return [_to_plain_value(item, remaining, depth - 1) for item in list(value)[: remaining[0]]]
     return f"<{type(value).__name__}>"
 
 

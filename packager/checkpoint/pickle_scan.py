@@ -1,11 +1,14 @@
-"""Look into a pickle that cannot be read, or should not be, without running anything of it.
+"""Look into a pickle that cannot or should not be loaded, without executing any of it.
 
 A pickle is a list of operations; pickletools names them one by one and carries none of them out
-(https://docs.python.org/3/library/pickletools.html). A class or a function is named by GLOBAL, in one
-string, or since protocol 4 by STACK_GLOBAL, in the two strings before it.
+(https://docs.python.org/3/library/pickletools.html). A class or function is named by GLOBAL, in one string, or since
+protocol 4 by STACK_GLOBAL, in the two strings before it.
 
-torch.save writes protocol 2 as a rule, alone in a ZIP (data.pkl) or, in its old form, as five pickles
-in a row, of which the first is a magic number. Without running code, torch reads protocols 2 and 3 only.
+torch.save writes protocol 2 by default: one pickle in a ZIP archive (data.pkl) or, in its legacy format, five pickles
+in a row, of which the first is a magic number. With `weights_only=True`, torch.load reads protocols 2 and 3 only.
+
+In this module `source` is a path, or a stream of the part of a file that torch.save wrote; `zipped` says whether it is
+a ZIP archive.
 """
 
 from __future__ import annotations
@@ -23,31 +26,25 @@ from typing import IO, Any
 import torch
 
 ZIP_MAGIC = b"PK\x03\x04"
-_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # what torch.save's old form begins with, after a few operations
-_BEGINNING_BYTES = 24
+_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # follows the first few operations of the legacy format
+_HEAD_BYTES = 24
 _MAX_PROTOCOL = 3
-_LEGACY_PICKLE_COUNT = 5  # magic number, version, machine, content, keys of the storages that follow
+_LEGACY_PICKLE_COUNT = 5  # magic number, version, system, content, keys of the storages that follow
 _SAFE_PREFIXES = (
-    "torch.",
-    "collections.",
-    "numpy.",
-    "_codecs.",
-    "pathlib.",
-    "argparse.",
-    "builtins.set",
-    "__builtin__.set",
-)
+    "torch.", "collections.", "numpy.", "_codecs.", "pathlib.", "argparse.", "builtins.set", "__builtin__.set",
+)  # fmt: skip
 
 
 def find_unsafe_globals(source: Path | IO[bytes], message: str, *, zipped: bool) -> list[str]:
-    """The classes and functions that a refused pickle asks for; `message` is what torch says of it.
+    """Return the classes and functions that a refused pickle needs, sorted; `message` is torch's error.
 
-    Those that tensors are made of are none where it is no file of torch.save: to trust it would not make it one.
+    Classes that tensors consist of are left out if torch.save did not write the file, because trusting it would not
+    make it readable.
     """
     names = set(re.findall(r"GLOBAL ([\w.]+)", message))
-    if not zipped and _identify_file(_read_beginning(source)):
+    if not zipped and _identify_file(_read_head(source)):
         names = {name for name in names if _is_foreign(name)}
-    # Where a damaged file ends this, the names found so far are what can be found out.
+    # If the file is damaged, the names up to the damage are all that can be listed.
     with contextlib.suppress(Exception):
         if zipped and _pickle_protocol(source, zipped=zipped) <= _MAX_PROTOCOL:
             return sorted(names | set(torch.serialization.get_unsafe_globals_in_checkpoint(_rewind(source))))
@@ -57,73 +54,73 @@ def find_unsafe_globals(source: Path | IO[bytes], message: str, *, zipped: bool)
 
 
 def contains_bytearray(path: Path, *, zipped: bool) -> bool:
-    """Whether a pickle makes one, which torch's weights-only reading allows, also of so many zeros.
+    """Tell whether a pickle creates a bytearray, which `weights_only=True` allows, even one of any number of zeros.
 
-    What is damaged is told by whoever reads it.
+    Returns False for a damaged file; loading it reports the damage.
     """
     with contextlib.suppress(Exception):  # pickletools and zipfile raise several unrelated classes for damaged bytes
-        if zipped:  # the weights beside it may be many times as large, and are not looked at
+        if zipped:  # only the pickle: the weights beside it may be many times as large
             content = _read_data_pickle(path)
             return b"bytearray" in content and _references_bytearray(io.BytesIO(content))
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-            if whole.find(b"bytearray") >= 0:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            if mapped.find(b"bytearray") >= 0:
                 return any(_references_bytearray(stream) for _ in range(_LEGACY_PICKLE_COUNT))
     return False
 
 
 def explain_load_error(source: Path | IO[bytes], error: Exception, *, zipped: bool) -> str:
-    """Why torch did not read it, in a sentence: what the file is instead, or what torch says without its advice."""
-    instead = None if zipped else _identify_file(_read_beginning(source))
-    if instead:
-        return instead
+    """Return why torch.load failed, as one sentence: what the file is instead, or torch's reason without its advice."""
+    description = None if zipped else _identify_file(_read_head(source))
+    if description:
+        return description
     reason = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
     if reason is None:
         return first_error_line(error)
-    if "Unsupported operand" in reason[1] and _pickle_protocol(source, zipped=zipped) > _MAX_PROTOCOL:
-        protocol = f"protocol {_pickle_protocol(source, zipped=zipped)}"
-        return f"it is pickled in {protocol}, and without running code only protocol 2 is read, which torch.save writes"
+    protocol = _pickle_protocol(source, zipped=zipped)
+    if "Unsupported operand" in reason[1] and protocol > _MAX_PROTOCOL:
+        return f"it is pickled in protocol {protocol}; without running code, only torch.save's protocol 2 can be read"
     return reason[1]
 
 
 def first_error_line(error: BaseException) -> str:
-    """An error's own words, without what its library adds below them."""
+    """Return the first line of an error's message; libraries append advice below it."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
 
 
-# -- what a file is instead -------------------------------------------------------------------
+# -- file formats -----------------------------------------------------------------------------
 
 
-def _identify_file(begins: bytes) -> str | None:
-    """What a file that is no ZIP is; None where it begins as torch.save's old form does, or is too short to tell."""
-    if begins[8:9] == b"{":
+def _identify_file(head: bytes) -> str | None:
+    """Describe a file that is not a ZIP archive; None if it may be torch.save's legacy format."""
+    if head[8:9] == b"{":
         return "it is safetensors: call it .safetensors"
-    if begins[:1] != b"\x80":
-        return "it does not begin as a file of torch.save does"
-    if len(begins) == _BEGINNING_BYTES and _LEGACY_MAGIC not in begins:
+    if head[:1] != b"\x80":
+        return "it does not start like a file of torch.save"
+    if len(head) == _HEAD_BYTES and _LEGACY_MAGIC not in head:
         return "it is a plain pickle, not a file of torch.save"
     return None
 
 
 def _pickle_protocol(source: Path | IO[bytes], *, zipped: bool) -> int:
-    """The protocol of the pickle; 0 where it cannot be told."""
+    """Return the protocol of the pickle; 0 if it is unknown."""
     with contextlib.suppress(Exception):  # zipfile raises several unrelated classes for damaged bytes
-        begins = _read_data_pickle(source) if zipped else _read_beginning(source)
-        return begins[1] if begins[:1] == b"\x80" else 0
+        head = _read_data_pickle(source) if zipped else _read_head(source)
+        return head[1] if head[:1] == b"\x80" else 0
     return 0
 
 
-def _read_beginning(source: Path | IO[bytes]) -> bytes:
+def _read_head(source: Path | IO[bytes]) -> bytes:
     with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as stream:
         stream.seek(0)
-        return stream.read(_BEGINNING_BYTES)
+        return stream.read(_HEAD_BYTES)
 
 
-# -- its operations ---------------------------------------------------------------------------
+# -- operations -------------------------------------------------------------------------------
 
 
 def _iterate_pickles(source: Path | IO[bytes], *, zipped: bool) -> Iterator[IO[bytes]]:
-    """A stream that stands before each of the pickles in turn, if the one before was read to its end."""
+    """Yield a stream at the start of each pickle; the caller reads one to its end before it asks for the next."""
     if zipped:
         yield io.BytesIO(_read_data_pickle(source))
     elif isinstance(source, Path):
@@ -133,45 +130,44 @@ def _iterate_pickles(source: Path | IO[bytes], *, zipped: bool) -> Iterator[IO[b
 
 
 def _read_data_pickle(source: Path | IO[bytes]) -> bytes:
-    """data.pkl, the one pickle in a ZIP of torch.save's."""
+    """Return data.pkl, the only pickle in a ZIP archive of torch.save."""
     with zipfile.ZipFile(_rewind(source)) as archive:
         return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
 
 
 def _rewind(source: Any) -> Any:
-    """The path as it is; a stream before its first byte."""
+    """Return the source, with a stream set to its first byte."""
     if not isinstance(source, Path):
         source.seek(0)
     return source
 
 
 def _iterate_globals(stream: IO[bytes]) -> Iterator[str]:
-    """`module.name` of each class and function that a pickle names, in any protocol."""
-    texts: list[Any] = []  # what was pushed, where it is a string
+    """Yield `module.name` of each class and function that a pickle names, in any protocol."""
+    strings: list[str] = []  # those pushed onto the stack
     memo: dict[Any, Any] = {}
     pushed: Any = None
-    for opcode, value, _ in pickletools.genops(stream):
+    for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name == "GLOBAL":
-            yield str(value).replace(" ", ".")
+            yield str(argument).replace(" ", ".")
         elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(str(text) for text in texts[-2:])
+            yield ".".join(strings[-2:])
         elif opcode.name == "MEMOIZE":
             memo[len(memo)] = pushed
         elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[value] = pushed
+            memo[argument] = pushed
         else:
-            pushed = memo.get(value) if opcode.name in ("GET", "BINGET", "LONG_BINGET") else value
+            pushed = memo.get(argument) if opcode.name in ("GET", "BINGET", "LONG_BINGET") else argument
             if isinstance(pushed, str):
-                texts.append(pushed)
+                strings.append(pushed)
 
 
 def _is_foreign(name: str) -> bool:
-    """Whether a name is of torch.nn, or of no library whose names torch allows."""
+    """Tell whether a name is in torch.nn, or in no library whose names torch allows."""
     return name.startswith("torch.nn.") or not name.startswith(_SAFE_PREFIXES)
 
 
 def _references_bytearray(stream: IO[bytes]) -> bool:
-    asked = False
-    for _, value, _ in pickletools.genops(stream):
-        asked |= isinstance(value, str) and value.rpartition(" ")[2] == "bytearray"
-    return asked
+    """Tell whether a pickle names bytearray; reads the pickle to its end."""
+    arguments = [argument for _, argument, _ in pickletools.genops(stream) if isinstance(argument, str)]
+    return any(argument.rpartition(" ")[2] == "bytearray" for argument in arguments)

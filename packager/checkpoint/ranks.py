@@ -1,10 +1,11 @@
-"""One run on several ranks: what they say to each other while they save and restore.
+"""Let the ranks of a distributed run agree while they save and restore.
 
-All of it goes through a group of its own, on the CPU: what is said here, also in the background, never comes between
-what training says. Where one rank fails, all of them fail, and none waits for an answer that does not come.
+They communicate through a gloo group of their own, on the CPU, so that this traffic, which also runs in the
+background, never mixes with that of the training. If one rank fails, all of them fail: no rank waits for an answer
+that never comes.
 
-Under FSDP a rank holds a piece of each tensor: a DTensor, or a ShardedTensor where FSDP1 was given no mesh. Such a
-tensor is never put together; see `packager.checkpoint.training.sharded_io`.
+Under FSDP a rank holds a piece of each tensor, as a DTensor, or as a ShardedTensor if FSDP1 was given no device mesh.
+Such a tensor is never assembled on one rank; see `packager.checkpoint.training.sharded_io`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RankGroup:
-    """This process among those of the run; alone, it is rank 0 of 1, without a group.
+    """This process's rank among `count`; a run without torch.distributed is rank 0 of 1, without a group.
 
-    The group is torch.distributed's, which ends it with all others in `destroy_process_group`. It is not held
-    beyond that: where one lives until the interpreter ends, gloo's threads end the process with SIGABRT.
+    The group is referenced weakly, so that it ends in `destroy_process_group`, with all others: if a group lives until
+    the interpreter exits, gloo's threads abort the process with SIGABRT.
     """
 
     rank: int = 0
@@ -37,67 +38,69 @@ class RankGroup:
 
     @property
     def is_alone(self) -> bool:
-        """Whether this is a run without torch.distributed."""
+        """Whether the run is without torch.distributed."""
         return self.group_reference is None
 
     @property
     def has_ended(self) -> bool:
-        """Whether the run that these ranks were of has ended, or has only now begun."""
+        """Whether the run of these ranks has ended, or torch.distributed was initialized since."""
         return self.is_alone == is_distributed() or (
             self.group_reference is not None and self.group_reference() is None
         )
 
     @property
     def group(self) -> Any:
-        """The process group; None without torch.distributed. Raises `RankFailed` where it was ended."""
-        found = None if self.group_reference is None else self.group_reference()
-        if self.group_reference is not None and found is None:
+        """The process group; None without torch.distributed. Raises `RankFailed` if it was destroyed."""
+        if self.group_reference is None:
+            return None
+        group = self.group_reference()
+        if group is None:
             raise RankFailed("another rank of the run cannot be reached", "destroy_process_group() was called")
-        return found
+        return group
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that writes what is there once."""
+        """Whether this rank writes the files that exist once per checkpoint."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """What each rank has, by rank."""
+        """Return the values of all ranks, in the order of the ranks. Every rank must call it. Raises `RankFailed`."""
         if self.is_alone:
             return [value]
-        found: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self.count
         with translate_rank_errors():
-            distributed.all_gather_object(found, value, group=self.group)
-        return found
+            distributed.all_gather_object(values, value, group=self.group)
+        return values
 
     def run_on_all(self, work: Callable[[], T]) -> T:
-        """What the work gives on this rank. Raises on every rank where it raises on one."""
+        """Call `work` on every rank and return this rank's result. If it raises on one rank, this raises on all."""
         value, error = _capture_error(work)
         for rank, other in enumerate(self.gather(_transferable_error(error))):
             if other is not None:
                 raise error or _revive_error(other, rank)
-        return value  # type: ignore[return-value]  # there is one where there is no error
+        return value  # type: ignore[return-value]  # work() returned a T, or there is an error
 
     def run_on_first(self, work: Callable[[], T]) -> T:
-        """What the work gives on rank 0, which alone does it, on every rank; it raises on every rank too."""
+        """Call `work` on rank 0 alone and return its result on every rank. If it raises, this raises on all."""
         value, error = _capture_error(work) if self.is_first else (None, None)
         if not self.is_alone:
-            told = [(value, _transferable_error(error))]
+            outcome = [(value, _transferable_error(error))]
             with translate_rank_errors():
-                distributed.broadcast_object_list(told, group_src=0, group=self.group)
-            value, other = told[0]
+                distributed.broadcast_object_list(outcome, group_src=0, group=self.group)
+            value, other = outcome[0]
             error = error or (None if other is None else _revive_error(other, 0))
         if error is not None:
             raise error
-        return value  # type: ignore[return-value]  # there is one where there is no error
+        return value  # type: ignore[return-value]  # work() returned a T, or there is an error
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of a run of torch.distributed."""
+    """Tell whether this process is a rank of torch.distributed."""
     return distributed.is_available() and distributed.is_initialized()
 
 
 def create_rank_group() -> RankGroup:
-    """The ranks of this run, in a group that is made here: every rank must call this, at the same point."""
+    """Create the group of all ranks of this run. Every rank must call it, at the same point. Raises `RankFailed`."""
     if not is_distributed():
         return RankGroup()
     with translate_rank_errors():
@@ -107,7 +110,7 @@ def create_rank_group() -> RankGroup:
 
 @contextlib.contextmanager
 def translate_rank_errors() -> Iterator[None]:
-    """While open, a failure of torch.distributed is a rank that cannot be reached: `RankFailed`."""
+    """Raise a failure of torch.distributed inside the block as `RankFailed`."""
     try:
         yield
     except RuntimeError as error:  # gloo raises no other class where a connection breaks
@@ -116,22 +119,25 @@ def translate_rank_errors() -> Iterator[None]:
 
 
 def is_sharded(value: object) -> bool:
-    """Whether a tensor is spread over ranks, and this one holds a piece of it."""
-    # By name: importing torch.distributed.tensor takes seconds that a run on one rank need not wait.
+    """Tell whether a value is a tensor that is sharded over ranks: a DTensor or a ShardedTensor."""
+    # Compared by name, because importing torch.distributed.tensor takes seconds, which a run on one rank can save.
     return isinstance(value, torch.Tensor) and type(value).__name__ in ("DTensor", "ShardedTensor")
 
 
-def local_shard(piece: Any) -> torch.Tensor:
-    """What of a spread tensor lies on this rank; empty where nothing does."""
-    if type(piece).__name__ == "DTensor":
-        local: torch.Tensor = piece.to_local()
+def local_shard(tensor: Any) -> torch.Tensor:
+    """Return the piece of a sharded tensor that this rank holds; empty if it holds none."""
+    if type(tensor).__name__ == "DTensor":
+        local: torch.Tensor = tensor.to_local()
         return local
-    shards = piece.local_shards()
-    return shards[0].tensor if shards else torch.empty(0, dtype=piece.dtype)
+    shards = tensor.local_shards()
+    return shards[0].tensor if shards else torch.empty(0, dtype=tensor.dtype)
 
 
 def shard_like(value: Any, like: Any) -> Any:
-    """A whole tensor as the DTensor that `like` is; anything else, and what has another shape, as it is."""
+    """Return a whole tensor sharded like the DTensor `like`.
+
+    A value that is not a tensor, is sharded already or differs from `like` in shape is returned as it is.
+    """
     if type(like).__name__ != "DTensor" or not isinstance(value, torch.Tensor) or is_sharded(value):
         return value
     if value.shape != like.shape:
@@ -144,12 +150,12 @@ def shard_like(value: Any, like: Any) -> Any:
 def _capture_error(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return work(), None
-    except Exception as error:  # noqa: BLE001 (raised again, when the other ranks have heard of it)
+    except Exception as error:  # noqa: BLE001 (raised again once the other ranks are informed)
         return None, error
 
 
 def _transferable_error(error: Exception | None) -> PackagerError | str | None:
-    """An error as it can be sent to another process: ours as they are, and the text of any other."""
+    """Return an error as it can be pickled: a `PackagerError` itself, or the text of any other."""
     if error is None or isinstance(error, PackagerError):
         return error
     return f"{type(error).__name__}: {error}"

@@ -1,42 +1,36 @@
-"""What a run folder holds: one folder for each checkpoint, and run.json.
+"""A run folder: one folder for each checkpoint, and run.json.
 
     runs/
       run.json                 name, version, and the metric that decides which checkpoint is best
       step-00000012/
         checkpoint.json        step, epoch, metrics, history, git revision, and the SHA-256 of each file beside it
         model.safetensors      the weights under the module's own names
-        ema.safetensors        the averaged weights, where the run keeps them
+        ema.safetensors        the averaged weights, if the run keeps them
         training.safetensors   optimizer, scheduler, scaler, random generators
-        model.pieces.json      where a run on several ranks spreads its tensors, which file has which piece of each
+        model.pieces.json      if a run on several ranks shards its tensors: which file has which piece of each
         model.rank-00000.safetensors, …   the pieces, and likewise of ema and training
 
-A checkpoint appears under its name in one step, complete, and disappears in one step: whatever begins with a dot is
-on its way in or out. The latest is the one that was saved last; the best is the first that has the best value of
-the metric. Nothing here needs torch.
+A checkpoint appears under its name in one step, complete, and disappears in one step: a name that begins with a dot is
+on its way in or out. The latest checkpoint is the one that was saved last; the best is the first that has the best
+value of the metric. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from packager.common.file_lock import is_same_file, lock_file
 from packager.common.hashing import sha256_file
 from packager.errors import CheckpointDamaged, NoCheckpointYet, RunSchemaUnknown
-
-try:
-    import fcntl
-except ImportError:  # Windows: nobody else is seen there
-    fcntl = None  # type: ignore[assignment]  # the only way to say that a module is absent
 
 RUN_FILE, RECORD_FILE = "run.json", "checkpoint.json"
 MODEL_FILE, EMA_FILE, TRAINING_FILE = "model.safetensors", "ema.safetensors", "training.safetensors"
@@ -51,7 +45,11 @@ FileDigest = Callable[[Path], str]
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """One checkpoint of a run, as its checkpoint.json tells it; `number` counts the saves of the run."""
+    """One checkpoint of a run, as its checkpoint.json records it.
+
+    `number` counts the saves of the run; `created` is an ISO 8601 time; `revision` is that of git; `digests` are the
+    SHA-256 of its files by name, and `bytes` is their total size; `history` has the metrics of the saves up to here.
+    """
 
     path: Path
     number: int
@@ -70,7 +68,7 @@ class CheckpointEntry:
 
 @dataclass(frozen=True)
 class CheckpointRow:
-    """One line of the table of a run."""
+    """One row of the table of a run's checkpoints; `path` is the name of the folder."""
 
     step: int
     epoch: int | None
@@ -84,9 +82,9 @@ class CheckpointRow:
 
 @dataclass(frozen=True)
 class ChosenCheckpoint:
-    """The files that a manifest's `path: runs/` means, the head first, and the checkpoint they belong to.
+    """The checkpoint that a manifest's `path: runs/` stands for, and the files to read, the head first.
 
-    `passed_over` says which would have come before, and are damaged.
+    `reason` says why this one was chosen, and `skipped_checkpoints` which better ones are damaged, and how.
     """
 
     checkpoint: CheckpointEntry
@@ -95,74 +93,80 @@ class ChosenCheckpoint:
     skipped_checkpoints: tuple[str, ...] = ()
 
 
-# -- reading ----------------------------------------------------------------------------------
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run folder, or was one before its run.json was lost."""
-    return (folder / RUN_FILE).is_file() or any(_iterate_checkpoint_folders(folder))
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is one checkpoint."""
-    return (folder / RECORD_FILE).is_file()
+# -- names ------------------------------------------------------------------------------------
 
 
 def checkpoint_folder_name(step: int) -> str:
-    """The folder of a step; such names sort as the steps do."""
+    """Return the name of a step's folder; such names sort as the steps do."""
     return f"step-{step:08d}"
 
 
 def pieces_index_name(file: str) -> str:
-    """The index of the pieces that belong to a file of a checkpoint."""
+    """Return the name of the index of the pieces that belong to a file of a checkpoint."""
     return file.removesuffix(".safetensors") + PIECES_SUFFIX
 
 
 def piece_file_name(file: str, rank: int) -> str:
-    """Where a rank writes its pieces of what belongs to a file."""
+    """Return the name of the file that a rank writes its pieces of `file` to."""
     return f"{file.removesuffix('.safetensors')}.rank-{rank:05d}.safetensors"
 
 
-def list_parts(one: CheckpointEntry, file: str) -> list[str]:
-    """The file, or where it has pieces their index, it, and the files of the pieces."""
+# -- reading ----------------------------------------------------------------------------------
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder is a run folder, even if its run.json is lost."""
+    return (folder / RUN_FILE).is_file() or any(_iterate_checkpoint_folders(folder))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Tell whether a folder is one checkpoint of a run."""
+    return (folder / RECORD_FILE).is_file()
+
+
+def list_parts(entry: CheckpointEntry, file: str) -> list[str]:
+    """Return the names of the files that hold the tensors of `file`: itself, or its index, itself and its pieces."""
     index, stem = pieces_index_name(file), file.removesuffix(".safetensors")
-    if index not in one.digests:
+    if index not in entry.digests:
         return [file]
-    return [index, file, *sorted(name for name in one.digests if name.startswith(f"{stem}.rank-"))]
+    return [index, file, *sorted(name for name in entry.digests if name.startswith(f"{stem}.rank-"))]
 
 
 def list_checkpoints(folder: Path) -> list[CheckpointEntry]:
-    """The checkpoints of a run in the order they were saved; one that cannot be read is skipped with a warning."""
-    found = []
+    """Return the checkpoints of a run in the order they were saved; an unreadable one is skipped with a warning.
+
+    Raises `RunSchemaUnknown`.
+    """
+    entries = []
     for path in _iterate_checkpoint_folders(folder):
         try:
-            found.append(read_checkpoint(path))
+            entries.append(read_checkpoint(path))
         except CheckpointDamaged as error:
             _log.warning("skipped: %s: %s", error.message, error.why)
-    return sorted(found, key=lambda one: (one.number, one.step))
+    return sorted(entries, key=_save_order)
 
 
 def read_checkpoint(path: Path) -> CheckpointEntry:
-    """One checkpoint's folder. Raises `CheckpointDamaged` or `RunSchemaUnknown`; digests are not looked at."""
+    """Read the record of a checkpoint's folder, and no other file. Raises `CheckpointDamaged` or `RunSchemaUnknown`."""
     try:
         record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
         if record["schema"] != 1:
             raise RunSchemaUnknown(str(path / RECORD_FILE), record["schema"])
         if not {MODEL_FILE, TRAINING_FILE} <= set(record["files"]):
-            raise ValueError(f"it lists no {MODEL_FILE} or no {TRAINING_FILE}")
+            raise ValueError(f"it does not list {MODEL_FILE} and {TRAINING_FILE}")
         return CheckpointEntry(
             path=path,
             number=int(record["number"]),
             step=int(record["step"]),
             epoch=record["epoch"],
-            metrics={name: float(one) for name, one in record["metrics"].items()},
+            metrics={name: float(value) for name, value in record["metrics"].items()},
             name=record["name"],
             version=record["version"],
             created=record["created"],
             revision=record["revision"],
             parameters=record["parameters"],
-            digests={name: one["sha256"] for name, one in record["files"].items()},
-            bytes=sum(one["bytes"] for one in record["files"].values()),
+            digests={name: file["sha256"] for name, file in record["files"].items()},
+            bytes=sum(file["bytes"] for file in record["files"].values()),
             history=tuple(record["history"]),
         )
     except OSError as error:
@@ -171,27 +175,33 @@ def read_checkpoint(path: Path) -> CheckpointEntry:
         raise CheckpointDamaged(str(path), f"{RECORD_FILE}: {type(error).__name__}: {error}") from None
 
 
-def find_latest(found: Sequence[CheckpointEntry]) -> CheckpointEntry | None:
-    """The checkpoint that was saved last."""
-    return max(found, key=lambda one: (one.number, one.step), default=None)
+def find_latest(entries: Sequence[CheckpointEntry]) -> CheckpointEntry | None:
+    """Return the checkpoint that was saved last; None if there are none."""
+    return max(entries, key=_save_order, default=None)
 
 
-def find_best(found: Sequence[CheckpointEntry], metric: str | None, mode: str) -> CheckpointEntry | None:
-    """The first checkpoint with the best value of the metric; None where there is no metric, or no number in it."""
-    return next(iter(rank_by_metric(found, metric, mode)), None)
+def find_best(entries: Sequence[CheckpointEntry], metric: str | None, mode: str) -> CheckpointEntry | None:
+    """Return the first checkpoint with the best value of the metric; None without a metric, or if none has a value."""
+    return next(iter(rank_by_metric(entries, metric, mode)), None)
 
 
-def rank_by_metric(found: Sequence[CheckpointEntry], metric: str | None, mode: str) -> list[CheckpointEntry]:
-    """The checkpoints that have a number for the metric, the best first, and of equals the earlier."""
+def rank_by_metric(entries: Sequence[CheckpointEntry], metric: str | None, mode: str) -> list[CheckpointEntry]:
+    """Return the checkpoints that have a number for the metric, the best first, and among equals the earlier.
+
+    `mode` is `min` if a smaller value is better, else `max`.
+    """
     if metric is None:
         return []
     sign = 1 if mode == "min" else -1
-    measured = [one for one in found if not math.isnan(one.metrics.get(metric, math.nan))]
-    return sorted(measured, key=lambda one: (sign * one.metrics[metric], one.number, one.step))
+    measured = [entry for entry in entries if not math.isnan(entry.metrics.get(metric, math.nan))]
+    return sorted(measured, key=lambda entry: (sign * entry.metrics[metric], *_save_order(entry)))
 
 
 def read_run_settings(folder: Path) -> tuple[str | None, str]:
-    """The metric of a run and whether its best value is the `min` or the `max`; no metric where run.json has none."""
+    """Return a run's metric, if it has one, and its mode: whether the best value is the `min` or the `max`.
+
+    Raises `CheckpointDamaged` or `RunSchemaUnknown`.
+    """
     try:
         record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         schema, metric, mode = record["schema"], record["metric"], record["mode"]
@@ -205,76 +215,83 @@ def read_run_settings(folder: Path) -> tuple[str | None, str]:
 
 
 def tabulate_checkpoints(folder: Path, now: datetime | None = None) -> list[CheckpointRow]:
-    """A line for each checkpoint, the last saved at the end. Raises `CheckpointDamaged`, `RunSchemaUnknown`."""
-    found, (metric, mode) = list_checkpoints(folder), read_run_settings(folder)
-    first, last = find_best(found, metric, mode), find_latest(found)
+    """Return a row for each checkpoint, in the order they were saved.
+
+    Ages count to `now`, by default the current time. Raises `CheckpointDamaged` or `RunSchemaUnknown`.
+    """
+    entries, (metric, mode) = list_checkpoints(folder), read_run_settings(folder)
+    best, latest = find_best(entries, metric, mode), find_latest(entries)
     now = now or datetime.now(timezone.utc)
     return [
         CheckpointRow(
-            step=one.step,
-            epoch=one.epoch,
-            metrics=one.metrics,
-            bytes=one.bytes,
-            age_seconds=(now - datetime.fromisoformat(one.created)).total_seconds(),
-            best=one is first,
-            latest=one is last,
-            path=one.path.name,
+            step=entry.step,
+            epoch=entry.epoch,
+            metrics=entry.metrics,
+            bytes=entry.bytes,
+            age_seconds=(now - datetime.fromisoformat(entry.created)).total_seconds(),
+            best=entry is best,
+            latest=entry is latest,
+            path=entry.path.name,
         )
-        for one in found
+        for entry in entries
     ]
 
 
-def find_damage(one: CheckpointEntry, names: Sequence[str] = (), sha256: FileDigest = sha256_file) -> str | None:
-    """Why a checkpoint, or these files of it, are not what was saved; None where they are."""
-    for name in names or one.digests:
-        path = one.path / name
+def find_damage(entry: CheckpointEntry, names: Sequence[str] = (), sha256: FileDigest = sha256_file) -> str | None:
+    """Return how a checkpoint, or these files of it, differ from what was saved; None if they are intact."""
+    for name in names or entry.digests:
         try:
-            found = sha256(path)
+            digest = sha256(entry.path / name)
         except OSError as error:
             return f"{name}: {error.strerror}"
-        if found != one.digests[name]:
-            return f"{name}\nSHA-256 saved: {one.digests[name]}\nSHA-256 found: {found}"
+        if digest != entry.digests[name]:
+            return f"{name}\nSHA-256 saved: {entry.digests[name]}\nSHA-256 found: {digest}"
     return None
 
 
 def choose_checkpoint(folder: Path, weights: str = "auto", sha256: FileDigest = sha256_file) -> ChosenCheckpoint:
-    """The weights that a run folder, or one checkpoint's folder, stands for.
+    """Choose the weights that a run folder, or one checkpoint's folder, stands for.
 
-    `auto` is the best checkpoint's model where the run has a metric, and else the latest's; `model` and `ema` are
-    that checkpoint's file of the name. A damaged one is passed over, and that is said. Raises `NoCheckpointYet`,
-    `CheckpointDamaged`.
+    That is the best checkpoint if the run has a metric, and else the latest; damaged ones are skipped. `weights="ema"`
+    means its averaged weights, and anything else its model. Raises `NoCheckpointYet`, `CheckpointDamaged` or
+    `RunSchemaUnknown`.
     """
     file = EMA_FILE if weights == "ema" else MODEL_FILE
     if is_checkpoint(folder):
-        ordered, why = [read_checkpoint(folder)], "the checkpoint that was named"
+        candidates, reason = [read_checkpoint(folder)], "the checkpoint that was named"
     else:
-        found, (metric, mode) = list_checkpoints(folder), read_run_settings(folder)
-        ordered = rank_by_metric(found, metric, mode)
-        why = f"the best {metric}" if ordered else "the latest"
-        ordered = ordered or sorted(found, key=lambda one: -one.number)
-    passed_over: list[str] = []
-    for one in ordered:
-        if file not in one.digests:
-            raise NoCheckpointYet(str(folder), f"{one.path.name} has no {file}")
-        names = list_parts(one, file)
-        broken = find_damage(one, names, sha256)
-        if broken is None:
-            return ChosenCheckpoint(one, tuple(one.path / name for name in names), why, tuple(passed_over))
-        passed_over.append(f"{one.path.name} is not what was saved: {broken}")
-    raise NoCheckpointYet(str(folder), "no checkpoint in it is whole" if ordered else "it holds no checkpoint")
+        entries, (metric, mode) = list_checkpoints(folder), read_run_settings(folder)
+        candidates = rank_by_metric(entries, metric, mode)
+        reason = f"the best {metric}" if candidates else "the latest"
+        candidates = candidates or sorted(entries, key=lambda entry: -entry.number)
+    skipped: list[str] = []
+    for entry in candidates:
+        if file not in entry.digests:
+            raise NoCheckpointYet(str(folder), f"{entry.path.name} has no {file}")
+        names = list_parts(entry, file)
+        damage = find_damage(entry, names, sha256)
+        if damage is None:
+            return ChosenCheckpoint(entry, tuple(entry.path / name for name in names), reason, tuple(skipped))
+        skipped.append(f"{entry.path.name} is not what was saved: {damage}")
+    raise NoCheckpointYet(str(folder), "every checkpoint in it is damaged" if candidates else "it holds no checkpoint")
+
+
+def _save_order(entry: CheckpointEntry) -> tuple[int, int]:
+    return entry.number, entry.step
 
 
 def _iterate_checkpoint_folders(folder: Path) -> Iterator[Path]:
     try:
-        names = sorted(os.listdir(folder))
+        paths = sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return
-    for name in names:
-        # One that was being replaced when the process was killed still stands aside, under its other name.
-        aside = _REPLACED_NAME.fullmatch(name)
-        there = _CHECKPOINT_NAME.fullmatch(name) or (aside and aside[1] not in names)
-        if there and (folder / name).is_dir():
-            yield folder / name
+    names = {path.name for path in paths}
+    for path in paths:
+        # If the process was killed while it replaced a checkpoint, the old one is still there under its other name.
+        replaced = _REPLACED_NAME.fullmatch(path.name)
+        complete = _CHECKPOINT_NAME.fullmatch(path.name) or (replaced and replaced[1] not in names)
+        if complete and path.is_dir():
+            yield path
 
 
 # -- one writer, and readers that are not disturbed -------------------------------------------
@@ -282,7 +299,7 @@ def _iterate_checkpoint_folders(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock_for_reading(path: Path) -> Iterator[None]:
-    """While open, nobody deletes or replaces this checkpoint. Raises `CheckpointDamaged` where it is gone."""
+    """Keep a checkpoint from being deleted or replaced. Raises `CheckpointDamaged` if it is gone."""
     try:
         with (path / RECORD_FILE).open("rb") as stream:
             lock_file(stream, shared=True)
@@ -295,7 +312,7 @@ def lock_for_reading(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_for_removal(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Yields whether nobody reads this checkpoint; while open, nobody begins to."""
+    """Keep a checkpoint from being read; yields False if somebody reads it, which happens without `wait` alone."""
     try:
         stream = (path / RECORD_FILE).open("r+b")
     except OSError:
@@ -307,35 +324,7 @@ def lock_for_removal(path: Path, *, wait: bool) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def lock_for_writing(folder: Path) -> Iterator[None]:
-    """While open, this is the only one that changes which checkpoints there are."""
+    """Be the only process that adds or removes checkpoints of a run."""
     with (folder / ".lock").open("ab") as stream:
         lock_file(stream, shared=False)
         yield
-
-
-LOCKS_SUPPORTED = fcntl is not None
-"""Whether `lock` locks anything here."""
-
-
-def lock_file(stream: IO[bytes], *, shared: bool, wait: bool = True) -> bool:
-    """Lock an open file; whether that was done. `shared` is for those that only read; it ends with the stream."""
-    if fcntl is None:
-        return True
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try:
-        fcntl.flock(stream, kind if wait else kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-        # A file system without locks: nobody else is seen there either.
-    return True
-
-
-def is_same_file(stream: IO[bytes], path: Path) -> bool:
-    """Whether a path still leads to the file that was opened."""
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False

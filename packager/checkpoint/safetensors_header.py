@@ -1,7 +1,8 @@
-"""The header of a safetensors file: eight bytes of length, then JSON with every tensor's dtype, shape and place.
+"""Read the header of a safetensors file: eight bytes of length, then JSON with each tensor's dtype, shape and offsets.
 
-A header is all that is needed to say what a file holds, so whether its places are whole and do not overlap is looked
-at here, as safetensors does when it loads. A name that stands twice safetensors takes once; here it is refused.
+The format: https://huggingface.co/docs/safetensors. A file is described from its header alone, so the offsets are
+checked here as safetensors checks them when it loads: no gap, no overlap, no more bytes than the file has. A name that
+occurs twice is refused too, although safetensors accepts it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ _ITEM_BYTES = {
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Tensors by name as {"dtype", "shape", "data_offsets"}, and `__metadata__`. Raises OSError or ValueError."""
+    """Return the tensors by name as {"dtype", "shape", "data_offsets"}, and `__metadata__`.
+
+    Raises OSError, or ValueError if the file is not safetensors.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > size - 8:
-            raise ValueError("the header claims more than the file holds")
+            raise ValueError("the header claims more bytes than the file has")
         if length > _MAX_HEADER_BYTES:
             raise ValueError("the header is too long")
         try:
@@ -34,33 +38,33 @@ def read_header(path: Path) -> dict[str, Any]:
         except RecursionError:
             raise ValueError("the header is nested too deeply") from None
     if not isinstance(header, dict):
-        raise ValueError("the header is no mapping")  # noqa: TRY004 (of the file, and not of an argument)
-    for name, one in header.items():
-        if name != METADATA_KEY and not (isinstance(one, dict) and {"dtype", "shape", "data_offsets"} <= set(one)):
+        raise ValueError("the header is not a mapping")  # noqa: TRY004 (the fault of the file, not of an argument)
+    tensors = {name: tensor for name, tensor in header.items() if name != METADATA_KEY}
+    for name, tensor in tensors.items():
+        if not (isinstance(tensor, dict) and {"dtype", "shape", "data_offsets"} <= set(tensor)):
             raise ValueError(f"the header does not say where {name!r} is")
-    _check_offsets({name: one for name, one in header.items() if name != METADATA_KEY}, size - 8 - length)
+    _check_offsets(tensors, size - 8 - length)
     return header
 
 
 def _check_offsets(tensors: dict[str, Any], size: int) -> None:
-    """Refuse tensors that do not fill the rest of the file, one after the other. Raises ValueError."""
+    """Refuse tensors that do not fill the `size` bytes of the file's rest, one after the other. Raises ValueError."""
     try:
-        places = sorted((*one["data_offsets"], name) for name, one in tensors.items())
         end = 0
-        for begin, after, name in places:
-            if begin != end or after < begin:
-                raise ValueError(f"the header leaves a gap before {name!r}, or has it overlap")
-            width = _ITEM_BYTES.get(tensors[name]["dtype"])
-            if width is not None and width * math.prod(tensors[name]["shape"]) != after - begin:
-                raise ValueError(f"the header gives {name!r} another size than its shape")
-            end = after
+        for start, stop, name in sorted((*tensor["data_offsets"], name) for name, tensor in tensors.items()):
+            if start != end or stop < start:
+                raise ValueError(f"the header leaves a gap before {name!r}, or an overlap")
+            item_bytes = _ITEM_BYTES.get(tensors[name]["dtype"])
+            if item_bytes is not None and item_bytes * math.prod(tensors[name]["shape"]) != stop - start:
+                raise ValueError(f"the header gives {name!r} a size that differs from its shape")
+            end = stop
     except TypeError:
         raise ValueError("the header does not say where its tensors are") from None
     if end != size:
-        raise ValueError(f"the header tells of {end} bytes of tensors, and the file holds {size}")
+        raise ValueError(f"the header lists {end} bytes of tensors, and the file holds {size}")
 
 
 def get_metadata(header: dict[str, Any]) -> dict[str, str]:
-    """The strings that were saved beside the tensors."""
-    found = header.get(METADATA_KEY)
-    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+    """Return the strings that were saved beside the tensors."""
+    metadata = header.get(METADATA_KEY)
+    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}

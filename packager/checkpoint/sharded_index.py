@@ -1,14 +1,13 @@
-"""The index of tensors whose pieces several ranks wrote: where the pieces of each lie, as JSON.
+"""Read and write the index of sharded tensors: the file, offset and shape of each piece, as JSON.
 
-    model.safetensors               what every rank has the same, written once
-    model.rank-00000.safetensors    the pieces that rank 0 held, each under the name of its tensor
+    model.safetensors               tensors that are the same on every rank, written once
+    model.rank-00000.safetensors    the pieces of rank 0, each under the name of its tensor
     model.rank-00001.safetensors
     model.pieces.json               {"schema": 1, "whole": "model.safetensors", "tensors": {
                                       "layer.weight": {"dtype": "F32", "shape": [7, 5], "pieces": [
                                         {"file": "model.rank-00000.safetensors", "offset": [0, 0], "shape": [4, 5]}, …
 
-Nothing of an index is believed: the pieces must lie within their tensor, and make it up, one beside the other. Nothing
-here needs torch.
+No index is trusted: its pieces must lie within their tensor and fill it without overlap. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from typing import Any
 from packager.checkpoint.run_folder import PIECES_SUFFIX
 from packager.common.strict_json import parse_strict_json
 
-_MAX_INDEX_BYTES = 100_000_000  # as safetensors has it for a header
+_MAX_INDEX_BYTES = 100_000_000  # the limit of safetensors for a header
 _PART_OF = "part_of"
 _MAX_DIMS, _MAX_ELEMENTS = 64, 1 << 62
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of a tensor: the file that holds it, where in the tensor it begins, and its shape."""
+    """A box of a tensor: the file that holds it, the index of its first element in the tensor, and its shape."""
 
     file: str
     offset: tuple[int, ...]
@@ -39,7 +38,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class TensorPieces:
-    """One tensor: its dtype as safetensors writes it, its whole shape, and the pieces that make it up."""
+    """One tensor: its dtype in safetensors' spelling (`F32`), its whole shape, and the pieces that fill it."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -48,100 +47,98 @@ class TensorPieces:
 
 @dataclass(frozen=True)
 class PieceIndex:
-    """The tensors that are in pieces, by name, and the file that holds the others."""
+    """The sharded tensors by name, and the file that holds the others (`whole`)."""
 
     whole: str
     tensors: Mapping[str, TensorPieces]
 
     def files(self) -> list[str]:
-        """The files that hold the pieces, sorted."""
-        return sorted({piece.file for one in self.tensors.values() for piece in one.pieces})
+        """Return the names of the files that hold the pieces, sorted."""
+        return sorted({piece.file for tensor in self.tensors.values() for piece in tensor.pieces})
 
     def to_json(self) -> str:
-        """What `read` reads."""
-        tensors = {name: asdict(one) for name, one in self.tensors.items()}
+        """Return the text that `read_piece_index` reads."""
+        tensors = {name: asdict(tensor) for name, tensor in self.tensors.items()}
         return json.dumps({"schema": 1, "whole": self.whole, "tensors": tensors}, separators=(",", ":"))
 
 
 def part_of_metadata(index: str) -> dict[str, str]:
-    """What a safetensors file says beside its tensors, that it is not taken for the whole checkpoint."""
+    """Return the metadata that marks a safetensors file as a part, lest it be read as the whole checkpoint."""
     return {_PART_OF: index}
 
 
 def get_owning_index(strings: Mapping[str, str]) -> str | None:
-    """The index that a file is a part of, as `part_of` has it say."""
+    """Return the name of the index that a file is a part of, from the metadata of `part_of_metadata`."""
     return strings.get(_PART_OF)
 
 
 def read_piece_index(path: Path) -> PieceIndex:
-    """An index file. Raises OSError or ValueError."""
+    """Read an index file. Raises OSError, or ValueError if its content is not a valid index."""
     if path.stat().st_size > _MAX_INDEX_BYTES:
         raise ValueError("it is too long to be an index")
     try:
-        found = parse_strict_json(path.read_bytes())
-        if found["schema"] != 1:
-            raise ValueError(f"it is of schema {found['schema']!r}, and this packager reads schema 1")
-        tensors = {name: _parse_tensor(name, one) for name, one in found["tensors"].items()}
-        return PieceIndex(_check_file_name(found["whole"]), tensors)
+        index = parse_strict_json(path.read_bytes())
+        if index["schema"] != 1:
+            raise ValueError(f"it has schema {index['schema']!r}, and this packager reads schema 1")
+        tensors = {name: _parse_tensor(name, tensor) for name, tensor in index["tensors"].items()}
+        return PieceIndex(_check_file_name(index["whole"]), tensors)
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"it is no index of pieces: {type(error).__name__}: {error}") from None
+        raise ValueError(f"it is not an index of pieces: {type(error).__name__}: {error}") from None
 
 
-def _parse_tensor(name: str, found: Any) -> TensorPieces:
-    shape = _parse_sizes(found["shape"])
+def _parse_tensor(name: str, value: Any) -> TensorPieces:
+    shape = _parse_sizes(value["shape"])
     pieces = tuple(
-        Piece(_check_file_name(one["file"]), _parse_sizes(one["offset"]), _parse_sizes(one["shape"])) for one in found["pieces"]
-    )  # fmt: skip
-    for one in pieces:
-        if not len(one.offset) == len(one.shape) == len(shape):
-            raise ValueError(f"a piece of {name} has another number of dimensions")
-        if any(start + length > whole for start, length, whole in zip(one.offset, one.shape, shape, strict=True)):
+        Piece(_check_file_name(piece["file"]), _parse_sizes(piece["offset"]), _parse_sizes(piece["shape"]))
+        for piece in value["pieces"]
+    )
+    for piece in pieces:
+        if not len(piece.offset) == len(piece.shape) == len(shape):
+            raise ValueError(f"a piece of {name} has a different number of dimensions")
+        if any(start + length > size for start, length, size in zip(piece.offset, piece.shape, shape, strict=True)):
             raise ValueError(f"a piece of {name} does not lie within it")
-    if sum(math.prod(one.shape) for one in pieces) != math.prod(shape) or _any_overlap(pieces):
-        raise ValueError(f"the pieces of {name} do not make up {list(shape)}")
-    return TensorPieces(str(found["dtype"]), shape, pieces)
+    if sum(math.prod(piece.shape) for piece in pieces) != math.prod(shape) or _any_overlap(pieces):
+        raise ValueError(f"the pieces of {name} do not add up to {list(shape)}")
+    return TensorPieces(str(value["dtype"]), shape, pieces)
 
 
-def _parse_sizes(found: Any) -> tuple[int, ...]:
-    if not isinstance(found, list) or len(found) > _MAX_DIMS or math.prod(map(_parse_size, found)) > _MAX_ELEMENTS:
-        raise ValueError(f"{str(found)[:100]} is no shape")
-    return tuple(found)
+def _parse_sizes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > _MAX_DIMS or math.prod(map(_parse_size, value)) > _MAX_ELEMENTS:
+        raise ValueError(f"{str(value)[:100]} is not a shape")
+    return tuple(value)
 
 
-def _parse_size(found: Any) -> int:
-    if type(found) is not int or found < 0:
-        raise ValueError(f"{str(found)[:100]} is no size")
-    return found
+def _parse_size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{str(value)[:100]} is not a size")
+    return value
 
 
 def _any_overlap(pieces: Sequence[Piece]) -> bool:
-    """Whether two boxes share a value: in the order of where they begin, only near ones have to be compared."""
+    """Tell whether two boxes share an element, with a sweep along one axis, so that only near ones are compared."""
     if not pieces or not pieces[0].shape:
         return len(pieces) > 1
-    filled = [one for one in pieces if math.prod(one.shape)]
-    # Along the dimension that is cut most, few boxes lie side by side.
-    axis = max(range(len(pieces[0].shape)), key=lambda one: len({piece.offset[one] for piece in filled}))
-    ordered = sorted(filled, key=lambda one: one.offset[axis])
-    open_ones: list[Piece] = []
-    for one in ordered:
-        open_ones = [other for other in open_ones if other.offset[axis] + other.shape[axis] > one.offset[axis]]
-        if any(_boxes_overlap(one, other) for other in open_ones):
+    filled = [piece for piece in pieces if math.prod(piece.shape)]
+    # Along the axis with the most cuts, few boxes lie side by side.
+    axis = max(range(len(pieces[0].shape)), key=lambda axis: len({piece.offset[axis] for piece in filled}))
+    active: list[Piece] = []
+    for piece in sorted(filled, key=lambda piece: piece.offset[axis]):
+        active = [other for other in active if other.offset[axis] + other.shape[axis] > piece.offset[axis]]
+        if any(_boxes_overlap(piece, other) for other in active):
             return True
-        open_ones.append(one)
+        active.append(piece)
     return False
 
 
-def _boxes_overlap(one: Piece, other: Piece) -> bool:
+def _boxes_overlap(a: Piece, b: Piece) -> bool:
     return all(
-        begin < other_begin + other_length and other_begin < begin + length
-        for begin, length, other_begin, other_length in zip(
-            one.offset, one.shape, other.offset, other.shape, strict=True
-        )
+        a_start < b_start + b_length and b_start < a_start + a_length
+        for a_start, a_length, b_start, b_length in zip(a.offset, a.shape, b.offset, b.shape, strict=True)
     )
 
 
 def _check_file_name(name: Any) -> str:
-    """The name of a file in the same folder, and no path."""
+    """Return the name of a file in the index's own folder; refuse a path. Raises ValueError."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\:\0"):
         raise ValueError(f"it names a path outside its folder: {name!r}")
     if name.endswith(PIECES_SUFFIX):

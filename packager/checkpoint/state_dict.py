@@ -1,12 +1,12 @@
 """Find the state dict in what a training script saved.
 
-A file may be a state dict or hold one under a key of its own: PyTorch's tutorials use
-`model_state_dict`, Lightning `state_dict`, timm `state_dict_ema`, and many scripts `model`. `auto`
-takes the file itself where it is one, and otherwise the first of the usual keys that holds one.
+A file may be a state dict or hold one under a key: PyTorch's tutorials use `model_state_dict`, Lightning `state_dict`,
+timm `state_dict_ema`, and many scripts `model`. `auto` selects the file itself if it is a state dict, and otherwise the
+first of the usual keys that holds one.
 
-Averaged weights come in three forms: a state dict of their own; that of torch's `AveragedModel`, which counts
-in `n_averaged` and puts `module.` before every name; and a shadow of the parameters alone, whose buffers are
-then those of the model's own state dict in the same file.
+Averaged weights (EMA) come in three forms: a state dict; the state dict of torch's `AveragedModel`, which adds the
+counter `n_averaged` and puts `module.` before every name; and a shadow, which has the parameters alone, so that the
+buffers come from the model's state dict in the same file.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ from packager.errors import CheckpointDigestWrong, CheckpointUnreadable, Weights
 
 MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
 _log = logging.getLogger("packager.checkpoint")
-_BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # those of torch.nn that checkpoints hold
+_BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # torch.nn's buffers that checkpoints hold
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state dict, the key it was found under (empty for the file itself), and what lay beside it.
+    """A state dict, the key it was found under (empty for the file itself), and what was saved beside it.
 
-    `beside` are names, `about` is what is known of them; `borrowed` are the names that a shadow of the
-    parameters took from the model's own state dict; `metadata` are the strings of a safetensors file. As in torch,
-    `state._metadata` holds the version of each module by its path, where the file says it.
+    `beside` lists the other names in the file, and `about` describes them. `from_model_weights` lists the tensors that
+    averaged weights lack and that come from the model's state dict. `format` names the file format, and `metadata`
+    holds the strings of a safetensors file. As in torch, `state._metadata` has the version of each module by its path,
+    if the file has it.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -67,11 +68,13 @@ def read(
     where: str | None = None,
     sha256: str | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint, at a path or a URL, and pick its state dict; see `packager.project.manifest.Checkpoint`.
+    """Read a checkpoint from a path or a URL, and select its state dict.
 
-    `sha256` is the digest that it must have; a URL of which that is known is downloaded once and for all.
-    Raises `CheckpointNotFound`, `CheckpointUnreadable`, `CheckpointNeedsCode`, `CheckpointDigestWrong` or
-    `WeightsNotFound`, and for a URL what `packager.checkpoint.remote.fetch.at_hand` raises.
+    `weights` is `auto`, `model`, `ema` or a dotted key, and `trust_pickle` lets the file run code, as in the manifest:
+    see `packager.project.manifest.CheckpointSection`. Errors name the field `where`. `sha256` is the digest that the
+    checkpoint must have; a URL with a digest is downloaded only once. Raises `CheckpointNotFound`,
+    `CheckpointUnreadable`, `CheckpointNeedsCode`, `CheckpointDigestWrong` or `WeightsNotFound`, and for a URL whatever
+    `packager.checkpoint.remote.fetch.fetch_remote` raises.
     """
     if isinstance(path, str) and urls.is_url(path):
         from packager.checkpoint.remote import fetch
@@ -80,77 +83,76 @@ def read(
             return read(fetched, weights, trust_pickle=trust_pickle, where=where, sha256=sha256)
     path = Path(path)
     located = locate_files(path, where=where, weights=weights)
-    if sha256 is not None and (found := digest_checkpoint(located, sha256_file)) != sha256:
-        raise CheckpointDigestWrong(str(path), where, sha256, found)
+    if sha256 is not None and (digest := digest_checkpoint(located, sha256_file)) != sha256:
+        raise CheckpointDigestWrong(str(path), where, sha256, digest)
     return read_located(located, weights, trust_pickle=trust_pickle, where=where)
 
 
 def read_located(located: LocatedCheckpoint, weights: str, *, trust_pickle: bool, where: str | None) -> Checkpoint:
-    """Read the files of a checkpoint and pick its state dict; `where` is the manifest's field that names it.
+    """Read the files that `locate_files` returned, and select the state dict; the arguments are those of `read`.
 
     Raises `CheckpointUnreadable`, `CheckpointNeedsCode` or `WeightsNotFound`.
     """
     path = located.path
-    for damaged in located.skipped_checkpoints:
-        _log.warning("passed over: %s", damaged)
-    # A run that goes on must not delete it meanwhile; what is mapped then stays.
+    for message in located.skipped_checkpoints:
+        _log.warning("passed over: %s", message)
+    # A run that continues must not delete the checkpoint before it is open; mapped files then stay readable.
     with run_folder.lock_for_reading(located.head.parent) if located.from_run else nullcontext():
         opened = open_checkpoint(located, trust_pickle=trust_pickle, where=where)
-        told = describe_run_checkpoint(located.head.parent) if located.from_run else None
+        about = describe_run_checkpoint(located.head.parent) if located.from_run else None
     content = opened.content
     if isinstance(content, torch.nn.Module):
         content = content.state_dict()
     if not isinstance(content, Mapping):
         raise CheckpointUnreadable(str(path), where, f"it holds a {type(content).__name__}, not a state dict")
-    chosen = _select_state(content, "auto" if located.from_run else weights, where)
-    _check_tensors(chosen.state, str(path), where)
-    beside = {name: content[name] for name in chosen.beside} if not chosen.key else content
-    return replace(
-        chosen, about=told or describe_contents(beside, opened.metadata), format=opened.format, metadata=dict(opened.metadata)
-    )  # fmt: skip
+    selected = _select_state(content, "auto" if located.from_run else weights, where)
+    _check_tensors(selected.state, str(path), where)
+    beside = content if selected.key else {name: content[name] for name in selected.beside}
+    about = about or describe_contents(beside, opened.metadata)
+    return replace(selected, about=about, format=opened.format, metadata=dict(opened.metadata))
 
 
-def _select_state(found: Mapping[Any, Any], weights: str, where: str | None) -> Checkpoint:
-    if weights in ("auto", "model") or (weights == "ema" and _is_averaged(found)):
-        if _is_state_dict(found):
-            state = _extract_tensors(found)
-            return Checkpoint(state, "", tuple(str(key) for key in found if key not in state))
-        return _select_first(found, MODEL_KEYS, weights, where)
+def _select_state(content: Mapping[Any, Any], weights: str, where: str | None) -> Checkpoint:
+    if weights in ("auto", "model") or (weights == "ema" and _is_averaged(content)):
+        if _is_state_dict(content):
+            state = _extract_tensors(content)
+            return Checkpoint(state, "", tuple(str(key) for key in content if key not in state))
+        return _select_first(content, MODEL_KEYS, weights, where)
     if weights == "ema":
-        return _select_ema(found, where)
-    return _select_by_path(found, weights, where)
+        return _select_ema(content, where)
+    return _select_by_path(content, weights, where)
 
 
-def _check_tensors(state: Mapping[str, torch.Tensor], named: str, where: str | None) -> None:
-    """Refuse tensors that are no plain arrays of values."""
-    for name, one in state.items():
-        if one.is_meta:
-            raise CheckpointUnreadable(named, where, f"{name} has no values: it was saved on the meta device")
-        if one.layout is not torch.strided or one.is_nested:
-            kind = "nested" if one.is_nested else str(one.layout).removeprefix("torch.").replace("_", " ")
-            raise CheckpointUnreadable(named, where, f"{name} is a {kind} tensor: save it dense, with to_dense()")
-        if one.is_quantized:
-            raise CheckpointUnreadable(named, where, f"{name} is quantized: save it with dequantize()")
+def _check_tensors(state: Mapping[str, torch.Tensor], path: str, where: str | None) -> None:
+    """Refuse tensors that are not plain dense arrays of values."""
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise CheckpointUnreadable(path, where, f"{name} has no values: it was saved on the meta device")
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.").replace("_", " ")
+            raise CheckpointUnreadable(path, where, f"{name} is a {kind} tensor: save it dense, with to_dense()")
+        if tensor.is_quantized:
+            raise CheckpointUnreadable(path, where, f"{name} is quantized: save it with dequantize()")
 
 
 # -- state dicts ----------------------------------------------------------------------------
 
 
 def _is_state_dict(value: Any) -> bool:
-    """Whether it has tensors under names, and no other dict that does: looks one level down and no deeper."""
-    return _has_tensors(value) and not any(_has_tensors(one) for one in value.values())
+    """Tell whether a value maps names to tensors, and contains no dict, one level down, that does so too."""
+    return _has_tensors(value) and not any(_has_tensors(child) for child in value.values())
 
 
 def _has_tensors(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
         and all(isinstance(key, str) for key in value)
-        and any(isinstance(one, torch.Tensor) for one in value.values())
+        and any(isinstance(child, torch.Tensor) for child in value.values())
     )
 
 
 def _is_averaged(value: Any) -> bool:
-    """Whether it is the state dict of an `AveragedModel`."""
+    """Tell whether a value is the state dict of an `AveragedModel`."""
     return (
         _is_state_dict(value)
         and isinstance(value.get(AVERAGED_COUNTER_KEY), torch.Tensor)
@@ -160,116 +162,114 @@ def _is_averaged(value: Any) -> bool:
 
 def _extract_tensors(value: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
     counter = {AVERAGED_COUNTER_KEY} if _is_averaged(value) else set()
-    tensors = {key: one for key, one in value.items() if isinstance(one, torch.Tensor) and key not in counter}
+    tensors = {
+        name: tensor for name, tensor in value.items() if isinstance(tensor, torch.Tensor) and name not in counter
+    }
     return _with_metadata(tensors, value)
 
 
 def saved_metadata(value: object) -> dict[str, Mapping[str, Any]]:
-    """Return what `state_dict()` noted of each module, by its path: torch.save keeps it as an attribute."""
+    """Return the metadata that `state_dict()` attaches for each module, by its path; torch.save keeps the attribute."""
     metadata = getattr(value, "_metadata", None)
     if not isinstance(metadata, Mapping):
         return {}
-    return {path: one for path, one in metadata.items() if isinstance(path, str) and isinstance(one, Mapping)}
+    return {path: entry for path, entry in metadata.items() if isinstance(path, str) and isinstance(entry, Mapping)}
 
 
-def _with_metadata(state: Mapping[str, torch.Tensor], *saved: object) -> Mapping[str, torch.Tensor]:
-    """Return the state with the metadata of the first of `saved` that has some."""
-    noted = OrderedDict(state)
-    vars(noted)["_metadata"] = next((one for one in map(saved_metadata, saved) if one), {})
-    return noted
+def _with_metadata(state: Mapping[str, torch.Tensor], *sources: object) -> Mapping[str, torch.Tensor]:
+    """Return the state with the metadata of the first of `sources` that has any."""
+    copy = OrderedDict(state)
+    vars(copy)["_metadata"] = next(filter(None, map(saved_metadata, sources)), {})
+    return copy
 
 
 def _as_state_dict(value: Any) -> Mapping[str, torch.Tensor] | None:
-    """The state dict that a value is, or has; None where it has none."""
+    """Return the state dict that a value is, or that of a module; None for anything else."""
     if isinstance(value, torch.nn.Module):
         value = value.state_dict()
     return _extract_tensors(value) if _is_state_dict(value) else None
 
 
-# -- where it is ----------------------------------------------------------------------------
+# -- keys -----------------------------------------------------------------------------------
 
 
-def _select_first(found: Mapping[Any, Any], keys: tuple[str, ...], weights: str, where: str | None) -> Checkpoint:
+def _select_first(content: Mapping[Any, Any], keys: tuple[str, ...], weights: str, where: str | None) -> Checkpoint:
     for key in keys:
-        state = _as_state_dict(found.get(key))
+        state = _as_state_dict(content.get(key))
         if state is not None:
-            return Checkpoint(state, key, _other_keys(found, key))
-    described = [f"{key}: {type(value).__name__}" for key, value in found.items()]
-    why = f"looked for: {', '.join(keys)}\nthe file holds: {', '.join(described[:20]) or 'nothing'}"
+            return Checkpoint(state, key, _other_keys(content, key))
+    entries = [f"{key}: {type(value).__name__}" for key, value in content.items()]
+    why = f"looked for: {', '.join(keys)}\nthe file holds: {', '.join(entries[:20]) or 'nothing'}"
     raise WeightsNotFound(weights, where, why, "name the key: checkpoint.weights: dotted.key")
 
 
-def _select_by_path(found: Mapping[Any, Any], dotted: str, where: str | None) -> Checkpoint:
-    value: Any = found
-    for part in dotted.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            known = [str(key) for key in value] if isinstance(value, Mapping) else []
-            why = f"there is no {part!r}"
-            raise WeightsNotFound(dotted, where, why, did_you_mean(part, known[:20]))
-        value = value[part]
+def _select_by_path(content: Mapping[Any, Any], dotted: str, where: str | None) -> Checkpoint:
+    value: Any = content
+    for key in dotted.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            keys = [str(name) for name in value] if isinstance(value, Mapping) else []
+            raise WeightsNotFound(dotted, where, f"there is no {key!r}", did_you_mean(key, keys[:20]))
+        value = value[key]
     state = _as_state_dict(value)
     if state is None:
         raise WeightsNotFound(dotted, where, f"it is a {type(value).__name__} without tensors")
-    return Checkpoint(state, dotted, _other_keys(found, None))
+    return Checkpoint(state, dotted, _other_keys(content, None))
 
 
-def _other_keys(found: Mapping[Any, Any], key: str | None) -> tuple[str, ...]:
-    return tuple(str(one) for one in found if one != key)
+def _other_keys(content: Mapping[Any, Any], selected: str | None) -> tuple[str, ...]:
+    return tuple(str(key) for key in content if key != selected)
 
 
 # -- averaged weights -----------------------------------------------------------------------
 
 
-def _select_ema(found: Mapping[Any, Any], where: str | None) -> Checkpoint:
-    """Averaged weights under a usual key: a state dict, or a shadow of the parameters."""
+def _select_ema(content: Mapping[Any, Any], where: str | None) -> Checkpoint:
+    """Select averaged weights under one of the usual keys: a state dict, or a shadow of the parameters."""
     for key in EMA_KEYS:
-        inner = found.get(key)
-        if isinstance(inner, Mapping) and "shadow_params" in inner:
-            shadow = _name_shadow_tensors(inner["shadow_params"], found, f"{key}.shadow_params", where)
-            return _add_buffers(shadow, f"{key}.shadow_params", key, found)
-        if isinstance(inner, Mapping) and _as_state_dict(inner.get("shadow")) is not None:
-            return _add_buffers(_extract_tensors(inner["shadow"]), f"{key}.shadow", key, found)
-        state = _as_state_dict(inner)
+        value = content.get(key)
+        if isinstance(value, Mapping) and "shadow_params" in value:
+            shadow = _name_shadow_tensors(value["shadow_params"], content, f"{key}.shadow_params", where)
+            return _add_buffers(shadow, f"{key}.shadow_params", key, content)
+        if isinstance(value, Mapping) and _as_state_dict(value.get("shadow")) is not None:
+            return _add_buffers(_extract_tensors(value["shadow"]), f"{key}.shadow", key, content)
+        state = _as_state_dict(value)
         if state is not None:
-            return _add_buffers(state, key, key, found)
-    return _select_first(found, EMA_KEYS, "ema", where)
+            return _add_buffers(state, key, key, content)
+    return _select_first(content, EMA_KEYS, "ema", where)
 
 
-def _add_buffers(
-    shadow: Mapping[str, torch.Tensor], dotted: str, key: str, found: Mapping[Any, Any]
-) -> Checkpoint:  # fmt: skip
-    """A shadow of the parameters, and the rest from the model's own state dict, where the names are the same."""
-    own = _find_model_state(found)
-    same_names = set(shadow) <= set(own)
-    borrowed = tuple(name for name in own if name not in shadow) if same_names else ()
-    state = {name: shadow.get(name, one) for name, one in own.items()} if borrowed else shadow
-    if same_names:  # a shadow is often a plain dict: the versions are those of the model's own state dict then
-        state = _with_metadata(state, shadow, own)
-    return Checkpoint(state, dotted, _other_keys(found, key), from_model_weights=borrowed)
+def _add_buffers(shadow: Mapping[str, torch.Tensor], dotted: str, key: str, content: Mapping[Any, Any]) -> Checkpoint:
+    """Complete a shadow of the parameters from the model's state dict, if that has all of its names."""
+    model_state = _find_model_state(content)
+    same_names = set(shadow) <= set(model_state)
+    added = tuple(name for name in model_state if name not in shadow) if same_names else ()
+    state = {name: shadow.get(name, tensor) for name, tensor in model_state.items()} if added else shadow
+    if same_names:  # a shadow is often a plain dict: then the model's state dict has the versions
+        state = _with_metadata(state, shadow, model_state)
+    return Checkpoint(state, dotted, _other_keys(content, key), from_model_weights=added)
 
 
 def _name_shadow_tensors(
-    values: Any, found: Mapping[Any, Any], dotted: str, where: str | None
+    shadow: Any, content: Mapping[Any, Any], dotted: str, where: str | None
 ) -> Mapping[str, torch.Tensor]:
-    """torch_ema keeps a list in the order of the parameters: the names are those of the model's own state dict."""
-    own = _find_model_state(found)
+    """Name the list that torch_ema keeps, in the order of the parameters, after the model's state dict."""
+    model_state = _find_model_state(content)
     names = [
-        name for name, one in own.items()
-        if one.is_floating_point() and name.rpartition(".")[2] not in _BUFFER_NAMES
+        name for name, tensor in model_state.items()
+        if tensor.is_floating_point() and name.rpartition(".")[2] not in _BUFFER_NAMES
     ]  # fmt: skip
-    tensors = list(values) if isinstance(values, (list, tuple)) else []
-    shapes = [tuple(one.shape) if isinstance(one, torch.Tensor) else None for one in tensors]
-    if not tensors or shapes != [tuple(own[name].shape) for name in names]:
+    tensors = list(shadow) if isinstance(shadow, (list, tuple)) else []
+    shapes = [tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else None for tensor in tensors]
+    if not tensors or shapes != [tuple(model_state[name].shape) for name in names]:
         why = (
-            f"it is a list of {len(tensors)} tensors without names, and beside it are {len(names)} parameters"
-            f"{', in other shapes' if len(tensors) == len(names) else ''}"
+            f"it is a list of {len(tensors)} tensors without names, and the model in the file has "
+            f"{len(names)} parameters{' of different shapes' if len(tensors) == len(names) else ''}"
         )
-        raise WeightsNotFound(
-            dotted, where, why, "save the averaged weights with their names: ema.copy_to(), then state_dict()"
-        )
+        hint = "save the averaged weights with their names: ema.copy_to(), then state_dict()"
+        raise WeightsNotFound(dotted, where, why, hint)
     return dict(zip(names, tensors, strict=True))
 
 
-def _find_model_state(found: Mapping[Any, Any]) -> Mapping[str, torch.Tensor]:
-    states = (_as_state_dict(found.get(key)) for key in MODEL_KEYS)
-    return next((one for one in states if one is not None), {})
+def _find_model_state(content: Mapping[Any, Any]) -> Mapping[str, torch.Tensor]:
+    states = (_as_state_dict(content.get(key)) for key in MODEL_KEYS)
+    return next((state for state in states if state is not None), {})

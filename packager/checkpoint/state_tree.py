@@ -1,11 +1,11 @@
-"""State dicts ↔ tensors and JSON, exactly, and without pickle.
+"""Encode a state dict as tensors and JSON, exactly and without pickle, and decode it.
 
-A state dict is a tree: dicts, lists and tuples with tensors and plain values in them. `encode` takes the
-tensors out, each under its path, and describes the rest as JSON. What JSON has no word for is an object of
-one key that names it, such as `{"tuple": [1, 2]}` or `{"tensor": "state.0.exp_avg"}`; so every dict is tagged
-too, and nothing that was saved can be mistaken for a tag. `decode` gives back what was there: the same types,
-the same bits, in the same order; a tensor that stood in two places stands in both again. What the tree cannot
-express is refused by its place and its class. A pickle would take it, and would run code when it is read.
+A state dict is a tree: dicts, lists and tuples of tensors and plain values. `encode_tree` takes the tensors out, each
+named by its path, and describes the rest as JSON. A type that JSON lacks becomes an object with one key, a tag, such as
+`{"tuple": [1, 2]}` or `{"tensor": "state.0.exp_avg"}`; dicts are tagged too, so that no saved value can be mistaken for
+a tag. `decode_tree` restores the same types, the same bits and the same order; a tensor that occurred twice is shared
+again. A value that cannot be expressed is refused with its path and class: a pickle would accept it, and run code when
+it is read.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SAFETENSORS_DTYPES = {
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 _PLAIN_TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-_MAX_EXACT_JSON_INT = 2**53  # what every reader of JSON takes for an integer
+_MAX_EXACT_JSON_INT = 2**53  # larger integers lose digits in readers of JSON that use float64
 
 
 @dataclass(frozen=True)
 class EncodedTree:
-    """The tensors of a tree by name, each contiguous where it was made, and the tree as JSON.
+    """The tensors of a tree by name, and the tree itself as JSON.
 
-    A tensor that is spread over ranks stays as it is; `pieces` are those, and `whole` is the rest.
+    Tensors are contiguous, apart from those that are sharded over ranks, which are left as they are.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -45,15 +45,18 @@ class EncodedTree:
 
     @property
     def sharded(self) -> dict[str, torch.Tensor]:
-        return {name: one for name, one in self.tensors.items() if is_sharded(one)}
+        """The tensors that are sharded over ranks."""
+        return {name: tensor for name, tensor in self.tensors.items() if is_sharded(tensor)}
 
     @property
     def unsharded(self) -> EncodedTree:
-        return EncodedTree({name: one for name, one in self.tensors.items() if not is_sharded(one)}, self.document)
+        """The same tree without the sharded tensors."""
+        tensors = {name: tensor for name, tensor in self.tensors.items() if not is_sharded(tensor)}
+        return EncodedTree(tensors, self.document)
 
 
 def encode_tree(tree: Any, label: str = "") -> EncodedTree:
-    """Take a tree apart; its tensors are not copied where they are contiguous. `called` is its name in errors.
+    """Encode a tree; contiguous tensors are not copied. `label` names the tree in errors.
 
     Raises `StateNotExpressible`.
     """
@@ -61,21 +64,27 @@ def encode_tree(tree: Any, label: str = "") -> EncodedTree:
     try:
         return EncodedTree(encoder.tensors, encoder.walk(tree, ""))
     except RecursionError:
-        raise encoder.refusal("", "nested without an end") from None
+        raise encoder.refusal("", "nested endlessly") from None
 
 
 def decode_tree(encoded: EncodedTree) -> Any:
-    """The tree again. Raises LookupError, TypeError or ValueError for a document that `encode` did not write."""
+    """Return the tree that was encoded.
+
+    Raises LookupError, TypeError or ValueError for a document that `encode_tree` did not write.
+    """
     return _Decoder(encoded.tensors).walk(encoded.document)
 
 
 class _Encoder:
-    def __init__(self, called: str) -> None:
-        self._called = called
+    """One encoding: the tensors so far, by name, and the tag of each by its memory."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
         self.tensors: dict[str, torch.Tensor] = {}
         self._seen: dict[Any, dict[str, Any]] = {}
 
     def walk(self, value: Any, path: str) -> Any:
+        """Return the JSON of a value at a path; its tensors are added to `tensors`."""
         kind = type(value)
         if value is None or kind is bool:
             return value
@@ -86,7 +95,7 @@ class _Encoder:
         if kind is str:
             return self._text(value, path)
         if kind is list:
-            return [self.walk(one, _join_path(path, index)) for index, one in enumerate(value)]
+            return [self.walk(item, _join_path(path, index)) for index, item in enumerate(value)]
         if kind is dict:
             return self._dict(value, path)
         if isinstance(value, torch.Tensor):
@@ -95,15 +104,15 @@ class _Encoder:
             return self._array(value, path)
         return self._tagged(value, path)
 
-    def refusal(self, path: str, found: str) -> StateNotExpressible:
-        place = ".".join(one for one in (self._called, path) if one)
-        return StateNotExpressible(place or "the state", found)
+    def refusal(self, path: str, description: str) -> StateNotExpressible:
+        """Return the error for a value at a path."""
+        return StateNotExpressible(".".join(filter(None, (self._label, path))) or "the state", description)
 
     def _tagged(self, value: Any, path: str) -> Any:
         kind = type(value)
         if kind in (tuple, torch.Size):
             tag = "tuple" if kind is tuple else "size"
-            return {tag: [self.walk(one, _join_path(path, index)) for index, one in enumerate(value)]}
+            return {tag: [self.walk(item, _join_path(path, index)) for index, item in enumerate(value)]}
         if kind in (OrderedDict, Counter):
             return {"ordered" if kind is OrderedDict else "counter": self._dict(dict(value), path)}
         if kind is bytes:
@@ -120,26 +129,26 @@ class _Encoder:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise self.refusal(path, "a text that has no form in UTF-8") from None
+            raise self.refusal(path, "a str that UTF-8 cannot encode") from None
         return value
 
     def _dict(self, value: dict[Any, Any], path: str) -> Any:
-        strange = [key for key in value if type(key) not in (str, int)]
-        if strange:
-            raise self.refusal(path, f"a dict with the key {strange[0]!r}, a {_class_name(strange[0])}")
-        items = [(self.walk(key, path), self.walk(one, _join_path(path, key))) for key, one in value.items()]
-        return {"dict": dict(items)} if all(type(key) is str for key in value) else {"items": [list(i) for i in items]}
+        for key in value:
+            if type(key) not in (str, int):
+                raise self.refusal(path, f"a dict with the key {key!r}, a {_class_name(key)}")
+        items = [[self.walk(key, path), self.walk(item, _join_path(path, key))] for key, item in value.items()]
+        return {"dict": dict(items)} if all(type(key) is str for key in value) else {"items": items}
 
     def _tensor(self, value: torch.Tensor, path: str) -> dict[str, Any]:
         if is_sharded(value):
-            return self._piece(value, path)
+            return self._sharded_tensor(value, path)
         if type(value) not in _PLAIN_TENSOR_TYPES or value.layout is not torch.strided or value.is_quantized:
             raise self.refusal(path, f"a {_class_name(value)} of layout {value.layout}")
         if value.is_meta:
             raise self.refusal(path, "a tensor on the meta device, without values")
         value = value.detach()
-        # The same memory seen in the same way is one tensor: tied weights stay tied.
-        place = (
+        # Two views of the same memory with the same strides are one tensor: tied weights stay tied.
+        view = (
             value.data_ptr(),
             value.dtype,
             value.shape,
@@ -148,37 +157,38 @@ class _Encoder:
             value.is_conj(),
             value.is_neg(),
         )
-        if value.numel() > 0 and place in self._seen:
-            return self._seen[place]
+        if value.numel() > 0 and view in self._seen:
+            return self._seen[view]
         tag: dict[str, Any] = {"tensor": self._name(path)}
         flat = value.resolve_conj().resolve_neg()
         if flat.is_complex():
             flat, tag["complex"] = torch.view_as_real(flat), True
         if flat.dtype not in SAFETENSORS_DTYPES:
             raise self.refusal(path, f"a tensor of {str(value.dtype).removeprefix('torch.')}")
-        # Where the dimensions lie in another order, as in channels_last, the order is kept and nothing is copied.
+        # A different order of the dimensions in memory, such as channels_last, is kept, and nothing is copied.
         strides = flat.stride()
         order = sorted(range(flat.dim()), key=lambda axis: -strides[axis])
         if not flat.is_contiguous() and flat.permute(order).is_contiguous():
             flat, tag["order"] = flat.permute(order), order
         self.tensors[tag["tensor"]] = flat.contiguous()
-        self._seen[place] = tag
+        self._seen[view] = tag
         return tag
 
-    def _piece(self, value: Any, path: str) -> dict[str, Any]:
-        local, cut = local_shard(value), [type(one).__name__ for one in getattr(value, "placements", ())]
-        if not set(cut) <= {"Shard", "Replicate"}:
-            raise self.refusal(path, f"a tensor that is spread as {', '.join(cut)} over its ranks")
+    def _sharded_tensor(self, value: Any, path: str) -> dict[str, Any]:
+        local = local_shard(value)
+        placements = [type(placement).__name__ for placement in getattr(value, "placements", ())]
+        if not set(placements) <= {"Shard", "Replicate"}:
+            raise self.refusal(path, f"a tensor with the placements {', '.join(placements)}")
         if (
             type(local) not in _PLAIN_TENSOR_TYPES
             or local.layout is not torch.strided
             or value.dtype not in SAFETENSORS_DTYPES
         ):
-            raise self.refusal(path, f"a spread {_class_name(local)} of {str(value.dtype).removeprefix('torch.')}")
-        place = (local.data_ptr(), value.dtype, value.shape, local.stride(), local.device)
-        if local.numel() > 0 and place in self._seen:
-            return self._seen[place]
-        tag = self._seen[place] = {"tensor": self._name(path)}
+            raise self.refusal(path, f"a sharded {_class_name(local)} of {str(value.dtype).removeprefix('torch.')}")
+        view = (local.data_ptr(), value.dtype, value.shape, local.stride(), local.device)
+        if local.numel() > 0 and view in self._seen:
+            return self._seen[view]
+        tag = self._seen[view] = {"tensor": self._name(path)}
         self.tensors[tag["tensor"]] = value
         return tag
 
@@ -186,28 +196,31 @@ class _Encoder:
         exact = type(value) is np.ndarray or isinstance(value, np.generic)
         try:
             tensor = torch.from_numpy(np.array(value, order="C")) if exact else None
-        except (TypeError, ValueError):  # objects, texts, dates, the other byte order
+        except (TypeError, ValueError):  # objects, strings, dates, non-native byte order
             tensor = None
         if tensor is None:
             raise self.refusal(path, f"a {_class_name(value)} of {value.dtype}")
         return {"array" if type(value) is np.ndarray else "scalar": self._tensor(tensor, path)}
 
     def _name(self, path: str) -> str:
-        """The path, or the path with a number where another tensor has it already: {"a.b": …, "a": {"b": …}}."""
+        """Return the path, with a number appended if a tensor has that name already: {"a.b": …, "a": {"b": …}}."""
         number, name = 2, path or "value"
-        while name in self.tensors or name == "__metadata__":  # safetensors keeps that one for itself
+        while name in self.tensors or name == "__metadata__":  # which safetensors reserves
             number, name = number + 1, f"{path}#{number}"
         return name
 
 
 class _Decoder:
+    """One decoding: the tensors of the tree, and those restored so far, which are shared."""
+
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
         self._seen: dict[str, torch.Tensor] = {}
 
     def walk(self, value: Any) -> Any:
+        """Return the value that the JSON stands for."""
         if isinstance(value, list):
-            return [self.walk(one) for one in value]
+            return [self.walk(item) for item in value]
         if not isinstance(value, dict):
             return value
         if "tensor" in value:
@@ -217,9 +230,9 @@ class _Decoder:
 
     def _tagged(self, tag: str, body: Any) -> Any:
         if tag == "dict":
-            return {key: self.walk(one) for key, one in body.items()}
+            return {key: self.walk(item) for key, item in body.items()}
         if tag == "items":
-            return {self.walk(key): self.walk(one) for key, one in body}
+            return {self.walk(key): self.walk(item) for key, item in body}
         if tag in ("ordered", "counter"):
             return (OrderedDict if tag == "ordered" else Counter)(self.walk(body))
         if tag in ("tuple", "size"):
@@ -239,15 +252,15 @@ class _Decoder:
             return torch.device(body)
         if tag == "dtype" and isinstance(getattr(torch, body), torch.dtype):
             return getattr(torch, body)
-        raise ValueError(f"{tag!r} is no tag of schema 1")
+        raise ValueError(f"{tag!r} is not a tag of schema 1")
 
     def _tensor(self, tag: dict[str, Any]) -> torch.Tensor:
         name = tag["tensor"]
         if name not in self._seen:
             value = self._tensors[name]
             if "order" in tag:
-                back = sorted(range(len(tag["order"])), key=lambda axis: tag["order"][axis])
-                value = value.permute(back)
+                inverse = sorted(range(len(tag["order"])), key=lambda axis: tag["order"][axis])
+                value = value.permute(inverse)
             self._seen[name] = torch.view_as_complex(value) if "complex" in tag else value
         return self._seen[name]
 

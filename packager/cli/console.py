@@ -1,7 +1,7 @@
-"""What a person sees: progress and tables on stderr, results on stdout.
+"""Show progress on stderr and print results on stdout for a person to read.
 
-On a terminal the stages appear with a spinner and their times; elsewhere, and with NO_COLOR, each
-finished stage is one plain line. rich is imported where something is shown with it, and nowhere else.
+A terminal shows each stage with a spinner and its time. Elsewhere, and with NO_COLOR, each finished stage is one plain
+line. rich is imported only if something is shown with it.
 """
 
 from __future__ import annotations
@@ -13,24 +13,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from packager.common.progress import Event, Listener, StageCached, StageFinished, StageProgressed, StageStarted
+from packager.common.progress import (
+    Event,
+    Listener,
+    Note,
+    StageCached,
+    StageFinished,
+    StageProgressed,
+    StageStarted,
+    ignore_event,
+)
 
-_PROGRESS_INTERVAL_SECONDS = 10  # between two plain lines on how far something has come
+_PROGRESS_INTERVAL_SECONDS = 10  # between two plain lines about the same transfer
 
 
 def is_terminal() -> bool:
-    """Whether stderr is a terminal that may show colour."""
+    """Return whether stderr is a terminal that may show colour."""
     return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager
 def show_progress(quiet: bool) -> Iterator[Listener]:
-    """A listener for progress: a live display on a terminal, plain lines elsewhere, nothing when quiet.
+    """Yield a listener that shows progress: live on a terminal, as plain lines elsewhere, not at all if `quiet`.
 
-    It writes to stderr as it is now: what torch's exporters write there meanwhile is sent elsewhere.
+    It writes to today's stderr, even while stderr is redirected to keep the output of torch's exporters away.
     """
     if quiet:
-        yield lambda event: None
+        yield ignore_event
     elif is_terminal():
         with _show_live_progress() as listener:
             yield listener
@@ -39,14 +48,14 @@ def show_progress(quiet: bool) -> Iterator[Listener]:
 
 
 def _make_plain_listener() -> Listener:
-    last, stream = time.monotonic(), sys.stderr
+    last_time, stream = time.monotonic(), sys.stderr
 
     def listen(event: Event) -> None:
-        nonlocal last
+        nonlocal last_time
         if not isinstance(event, StageProgressed):
             _print_event(event, stream)
-        elif time.monotonic() - last >= _PROGRESS_INTERVAL_SECONDS:
-            last = time.monotonic()
+        elif time.monotonic() - last_time >= _PROGRESS_INTERVAL_SECONDS:
+            last_time = time.monotonic()
             print(f"{event.stage:<12} {_format_transferred(event)}", file=stream, flush=True)
 
     return listen
@@ -57,12 +66,12 @@ def _print_event(event: Event, stream: TextIO) -> None:
         print(f"{event.stage:<12} {event.seconds:6.1f} s", file=stream, flush=True)
     elif isinstance(event, StageCached):
         print(f"{event.stage:<12} cached", file=stream, flush=True)
-    elif not isinstance(event, (StageStarted, StageProgressed)):
+    elif isinstance(event, Note):
         print(f"note: {event.message}", file=stream, flush=True)
 
 
 def _format_transferred(event: StageProgressed) -> str:
-    """`12.0 of 48.0 MB`, or as many as there are."""
+    """Return `12.0 of 48.0 MB`, or `12.0 MB` if the total is unknown."""
     return f"{event.done / 1e6:.1f} {f'of {event.total / 1e6:.1f} ' if event.total is not None else ''}MB"
 
 
@@ -95,20 +104,40 @@ def _show_live_progress() -> Iterator[Listener]:
 
 
 def escape_unprintable(text: str) -> str:
-    """A text of somebody else's, in which nothing speaks to the terminal."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    """Escape control characters in a text from a file, so that it cannot control the terminal."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def format_about(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is known about a checkpoint's training, by title and without control characters.
+
+    `about` is the object that `--json` prints.
+    """
+    from packager.checkpoint.metadata import About
+
+    return {title: escape_unprintable(text) for title, text in About(**about).rows().items()}
 
 
 def print_key_values(rows: Mapping[str, str]) -> None:
-    """Two columns on stdout: what, and what of it."""
+    """Print names and their values to stdout, in two columns."""
     width = max(len(name) for name in rows)
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table with a header on stdout, every column as wide as it needs."""
-    cells = [[str(one) for one in row] for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    for row in cells:
-        print("  ".join(f"{one:<{width}}" for one, width in zip(row, widths, strict=True)).rstrip())
+    """Print a table with a header to stdout; each column is as wide as its longest cell."""
+    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_signature(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of tensors, each with `name`, `dtype` and `shape`; an unknown size is shown as `?`."""
+    rows = []
+    for kind, tensors in (("input", inputs), ("output", outputs)):
+        for tensor in tensors:
+            shape = ", ".join("?" if dim is None else str(dim) for dim in tensor["shape"])
+            rows.append((kind, tensor["name"], tensor["dtype"], f"[{shape}]"))
+    print_table(("", "name", "dtype", "shape"), rows)

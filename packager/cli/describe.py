@@ -1,7 +1,7 @@
-"""What a bundle, a checkpoint or an ONNX file holds.
+"""Describe what a bundle, a checkpoint or an ONNX file contains, as `package inspect --json` prints it.
 
-A bundle and a safetensors file are read with what every install has; a PyTorch file needs torch
-and an ONNX file needs onnx, and the error says so where they are not installed.
+Every installation can read a bundle and a safetensors file. A PyTorch file requires torch and an ONNX file requires
+onnx; the error says so if they are not installed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,22 @@ from packager.checkpoint.locate import (
     locate_files,
     read_weight_map,
 )
-from packager.checkpoint.metadata import describe_contents, describe_run_checkpoint
+from packager.checkpoint.metadata import About, describe_contents, describe_run_checkpoint
 from packager.checkpoint.remote import urls
 from packager.checkpoint.safetensors_header import METADATA_KEY, get_metadata, read_header
 from packager.common.progress import Listener, StageReporter, ignore_event
 from packager.errors import CheckpointUnreadable, ExtraMissing
 from packager.runtime.loader import read_config
 
-_SERIALIZED_WEIGHTS = re.compile(
-    r"^(data/\d+|constants/\d+|data/(weights|constants)/\w+_\d+)$"
-)  # of a program's archive
+# Entries of the archive of a TorchScript or exported program that contain weights.
+_SERIALIZED_WEIGHTS = re.compile(r"^(data/\d+|constants/\d+|data/(weights|constants)/\w+_\d+)$")
 
 
 def inspect(path: str | Path, listener: Listener = ignore_event) -> dict[str, Any]:
-    """A description under `kind`: bundle, onnx, run or checkpoint. Raises the error of whatever cannot be read.
+    """Return a description of a file or folder; its `kind` is bundle, onnx, run or checkpoint.
 
-    `path` may be a URL; `listener` hears of the download.
+    `path` may be a URL; `listener` receives the progress of the download. Raises `NotABundle`, `CheckpointNotFound`,
+    `CheckpointUnreadable`, `ExtraMissing`, or whatever else reading the file raises.
     """
     if isinstance(path, str) and urls.is_url(path):
         from packager.checkpoint.remote import fetch
@@ -51,29 +51,30 @@ def inspect(path: str | Path, listener: Listener = ignore_event) -> dict[str, An
         with fetch.fetch_remote(fetch.RemoteCheckpoint(path), StageReporter(listener)) as fetched:
             return inspect(fetched)
     path = Path(path)
-    if is_archive(path) or (
-        path.is_dir() and ((path / SUMS).exists() or not (contains_checkpoint(path) or run_folder.is_run(path)))
-    ):
+    is_run = path.is_dir() and run_folder.is_run(path)
+    if is_archive(path) or (path.is_dir() and ((path / SUMS).exists() or not (contains_checkpoint(path) or is_run))):
         with open_as_folder(path) as folder:
-            return _inspect_bundle(folder)
+            return _describe_bundle(folder)
     if path.suffix == ".onnx" and path.exists():
-        return _inspect_onnx(path)
-    if path.is_dir() and run_folder.is_run(path):
+        return _describe_onnx(path)
+    if is_run:
         return {"kind": "run", "checkpoints": [asdict(row) for row in run_folder.tabulate_checkpoints(path)]}
-    return _inspect_checkpoint(path)
+    return _describe_checkpoint(path)
 
 
-def _inspect_bundle(path: Path) -> dict[str, Any]:
+def _describe_bundle(path: Path) -> dict[str, Any]:
     config = read_config(path)
     try:
-        seal = compute_fingerprint((path / SUMS).read_text(encoding="utf-8"))
+        fingerprint = compute_fingerprint((path / SUMS).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        seal = f"unreadable: {error}"
-    files = {one.relative_to(path).as_posix(): one.stat().st_size for one in sorted(path.rglob("*")) if one.is_file()}
-    return {"kind": "bundle", "fingerprint": seal, "config": config, "files": files}
+        fingerprint = f"unreadable: {error}"
+    files = {
+        file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()
+    }
+    return {"kind": "bundle", "fingerprint": fingerprint, "config": config, "files": files}
 
 
-def _inspect_onnx(path: Path) -> dict[str, Any]:
+def _describe_onnx(path: Path) -> dict[str, Any]:
     try:
         import onnx
     except ImportError as error:
@@ -83,109 +84,112 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
     try:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError) as error:
-        raise CheckpointUnreadable(str(path), None, f"as ONNX: {error}") from None
-    if not model.HasField("graph"):  # an empty file is a protobuf too
-        raise CheckpointUnreadable(str(path), None, "as ONNX: it holds no graph")
-    constants = {one.name for one in model.graph.initializer}
+        raise CheckpointUnreadable(str(path), None, f"as ONNX: {error}", "export the model again") from None
+    graph = model.graph
+    if not model.HasField("graph"):  # an empty file is valid protobuf
+        raise CheckpointUnreadable(str(path), None, "as ONNX: it contains no graph", "export the model again")
+    initializers = {initializer.name for initializer in graph.initializer}
 
-    def tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
-        kind = value.type.tensor_type
-        shape = [one.dim_param or one.dim_value for one in kind.shape.dim]
-        return {"name": value.name, "dtype": onnx.TensorProto.DataType.Name(kind.elem_type).lower(), "shape": shape}
+    def describe(value: onnx.ValueInfoProto) -> dict[str, Any]:
+        tensor = value.type.tensor_type
+        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        return {
+            "name": value.name,
+            "dtype": dtype,
+            "shape": [dim.dim_param or dim.dim_value for dim in tensor.shape.dim],
+        }
 
     return {
         "kind": "onnx",
         "producer": model.producer_name,
         "ir_version": model.ir_version,
-        "opset": {one.domain or "ai.onnx": one.version for one in model.opset_import},
-        "inputs": [tensor(one) for one in model.graph.input if one.name not in constants],
-        "outputs": [tensor(one) for one in model.graph.output],
-        "nodes": len(model.graph.node),
-        "operators": dict(Counter(one.op_type for one in model.graph.node).most_common()),
-        "initializers": len(model.graph.initializer),
+        "opset": {opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
+        "inputs": [describe(value) for value in graph.input if value.name not in initializers],
+        "outputs": [describe(value) for value in graph.output],
+        "nodes": len(graph.node),
+        "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
+        "initializers": len(graph.initializer),
     }
 
 
-def _inspect_checkpoint(path: Path) -> dict[str, Any]:
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
     located = locate_files(path)
-    found = _inspect_by_format(path, located)
-    if not located.from_run:
-        return found
-    strings = {name: one for name, one in found["metadata"].items() if name != "tree"}
-    return {**found, "about": describe_run_checkpoint(located.head.parent).as_json(), "metadata": strings}
+    description = _describe_by_format(path, located)
+    if located.from_run:
+        description["about"] = describe_run_checkpoint(located.head.parent).as_json()
+        description["metadata"] = {name: text for name, text in description["metadata"].items() if name != "tree"}
+    return description
 
 
-def _inspect_by_format(path: Path, located: LocatedCheckpoint) -> dict[str, Any]:
-    if located.head.suffix == ".safetensors":
-        return _inspect_safetensors(path, [located.head], "safetensors")
-    if located.head.name.endswith(run_folder.PIECES_SUFFIX):
-        index = load_piece_index(located.head, str(path), None)
-        found = _inspect_safetensors(path, [located.head.parent / index.whole], "")
-        tensors = found["tensors"] | {name: f"{one.dtype}{list(one.shape)}" for name, one in index.tensors.items()}
-        return {**found, "format": f"safetensors in pieces of {len(index.files())} ranks", "tensors": tensors}
-    if located.head.name.endswith(SHARD_INDEX_SUFFIX):
+def _describe_by_format(path: Path, located: LocatedCheckpoint) -> dict[str, Any]:
+    head = located.head
+    if head.suffix == ".safetensors":
+        return _describe_safetensors([head], "safetensors")
+    if head.name.endswith(run_folder.PIECES_SUFFIX):
+        index = load_piece_index(head, str(path), None)
+        format_name = f"safetensors in pieces of {len(index.files())} ranks"
+        description = _describe_safetensors([head.parent / index.whole], format_name)
+        pieces = {name: f"{tensor.dtype}{list(tensor.shape)}" for name, tensor in index.tensors.items()}
+        return {**description, "tensors": description["tensors"] | pieces}
+    if head.name.endswith(SHARD_INDEX_SUFFIX):
         shards = [file for file in located.files[1:] if file.name != HUGGINGFACE_CONFIG_FILE]
         if all(shard.suffix == ".safetensors" for shard in shards):
-            found = _inspect_safetensors(path, shards, f"safetensors in {len(shards)} shards")
-            absent = sorted(set(read_weight_map(located.head, str(path), None)) - set(found["tensors"]))
+            description = _describe_safetensors(shards, f"safetensors in {len(shards)} shards")
+            absent = sorted(set(read_weight_map(head, str(path), None)) - set(description["tensors"]))
             if absent:
-                why = f"{located.head.name} names {', '.join(absent[:5])}, and no shard has it"
+                why = f"{head.name} names {', '.join(absent[:5])}, but no shard contains it"
                 raise CheckpointUnreadable(str(path), None, why)
-            return found
+            return description
     kind = detect_serialized_module(located)
-    return _inspect_with_torch(path) if kind is None else _inspect_serialized_module(located.head, kind)
+    return _describe_with_torch(path) if kind is None else _describe_serialized_module(head, kind)
 
 
-def _inspect_serialized_module(path: Path, kind: str) -> dict[str, Any]:
-    """What is in the archive of a program: to know more, some of it would have to be run."""
+def _describe_serialized_module(path: Path, kind: str) -> dict[str, Any]:
+    """Describe the archive of a program by its entries, because reading more would run some of it."""
     with zipfile.ZipFile(path) as archive:
-        sizes = {one.filename.partition("/")[2]: one.file_size for one in archive.infolist()}
+        sizes = {entry.filename.partition("/")[2]: entry.file_size for entry in archive.infolist()}
     weights = {name: f"{size} bytes" for name, size in sizes.items() if _SERIALIZED_WEIGHTS.search(name)}
-    return {
-        "kind": "checkpoint",
-        "format": f"{kind}, which holds its own forward()",
-        "key": "",
-        "beside": [],
-        "about": describe_contents({}, {}).as_json(),
-        "metadata": {"files": str(len(sizes)), "bytes": str(sum(sizes.values()))},
-        "tensors": weights,
-    }
+    metadata = {"files": str(len(sizes)), "bytes": str(sum(sizes.values()))}
+    return _describe_weights(f"{kind}, which contains its own forward()", describe_contents({}, {}), metadata, weights)
 
 
-def _inspect_safetensors(path: Path, files: Sequence[Path], form: str) -> dict[str, Any]:
-    """Only the headers are read."""
-    tensors, strings = {}, {}
+def _describe_safetensors(files: Sequence[Path], format_name: str) -> dict[str, Any]:
+    """Describe safetensors files by their headers alone."""
+    tensors, metadata = {}, {}
     for file in files:
         try:
             header = read_header(file)
         except (OSError, ValueError) as error:
             raise CheckpointUnreadable(str(file), None, f"as safetensors: {error}") from None
-        strings.update(get_metadata(header))
-        tensors.update({name: f"{one['dtype']}{one['shape']}" for name, one in header.items() if name != METADATA_KEY})
-    return {
-        "kind": "checkpoint",
-        "format": form,
-        "key": "",
-        "beside": [],
-        "about": describe_contents({}, strings).as_json(),
-        "metadata": strings,
-        "tensors": tensors,
-    }
+        metadata.update(get_metadata(header))
+        entries = ((name, entry) for name, entry in header.items() if name != METADATA_KEY)
+        tensors.update({name: f"{entry['dtype']}{entry['shape']}" for name, entry in entries})
+    return _describe_weights(format_name, describe_contents({}, metadata), metadata, tensors)
 
 
-def _inspect_with_torch(path: Path) -> dict[str, Any]:
+def _describe_with_torch(path: Path) -> dict[str, Any]:
     try:
         from packager.checkpoint import read as read_checkpoint
     except ImportError as error:
         raise ExtraMissing(error.name or "torch", "inspecting a PyTorch checkpoint") from None
-    read = read_checkpoint(path)
-    described = {name: f"{str(one.dtype).removeprefix('torch.')}{list(one.shape)}" for name, one in read.state.items()}
+    checkpoint = read_checkpoint(path)
+    tensors = {
+        name: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        for name, tensor in checkpoint.state.items()
+    }
+    description = _describe_weights(checkpoint.format, checkpoint.about, checkpoint.metadata, tensors)
+    return {**description, "key": checkpoint.key, "beside": list(checkpoint.beside)}
+
+
+def _describe_weights(
+    format_name: str, about: About, metadata: Mapping[str, str], tensors: Mapping[str, str]
+) -> dict[str, Any]:
     return {
         "kind": "checkpoint",
-        "format": read.format,
-        "key": read.key,
-        "beside": list(read.beside),
-        "about": read.about.as_json(),
-        "metadata": dict(read.metadata),
-        "tensors": described,
+        "format": format_name,
+        "key": "",
+        "beside": [],
+        "about": about.as_json(),
+        "metadata": dict(metadata),
+        "tensors": dict(tensors),
     }

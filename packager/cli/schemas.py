@@ -1,4 +1,4 @@
-"""The JSON Schemas of everything that others read or write: generated from the models, never by hand."""
+"""Generate the JSON Schemas of the files that other programs read or write, from the models that validate them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ _TITLES = {
 
 
 def generate_schema(name: SchemaName) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of `name`."""
-    generated = _MODELS[name].model_json_schema(by_alias=True)
+    """Return a JSON Schema of draft 2020-12 (https://json-schema.org/draft/2020-12)."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **generated,
+        **_MODELS[name].model_json_schema(by_alias=True),
         "title": _TITLES[name],
     }
 
 
 def render_schema(name: SchemaName) -> str:
-    """The schema as the text of schemas/NAME.schema.json."""
+    """Return the text of schemas/NAME.schema.json."""
     return json.dumps(generate_schema(name), indent=2, ensure_ascii=False) + "\n"

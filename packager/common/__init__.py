@@ -1,1 +1,1 @@
-"""What every room may use: nothing in here knows of manifests, models or bundles."""
+"""Utilities for all rooms. Nothing here depends on manifests, models or bundles."""

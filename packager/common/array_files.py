@@ -1,4 +1,4 @@
-"""A file of named arrays, .npz or .safetensors → the arrays. numpy only; nothing in the file is run."""
+"""Read named arrays from an .npz or .safetensors file. No code in the file is executed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from packager.errors import DataDoesNotFit
 
 Array = NDArray[np.generic]
 _NPZ_MAGIC = (b"PK", b"\x93NUMPY")
-_FORMAT_HINT = "np.savez(file, name=array) writes one; a .safetensors file will do too"
+_FORMAT_HINT = "write one with np.savez(file, name=array); a .safetensors file works too"
 
 
 def read_arrays(path: Path, where: str) -> dict[str, Array]:
-    """The arrays of a file by name. Raises `DataDoesNotFit`."""
+    """Read the arrays of a file by name.
+
+    `where` is the place that an error names, such as a field of the manifest. Raises `DataDoesNotFit`.
+    """
     import safetensors.numpy
 
     if not path.is_file():
@@ -25,18 +28,17 @@ def read_arrays(path: Path, where: str) -> dict[str, Array]:
             return dict(safetensors.numpy.load_file(path))
         with path.open("rb") as stream:
             if not stream.read(6).startswith(_NPZ_MAGIC):
-                raise DataDoesNotFit(where, f"{path.name} does not begin as an .npz does", _FORMAT_HINT)
+                raise DataDoesNotFit(where, f"{path.name} does not start like an .npz file", _FORMAT_HINT)
             stream.seek(0)
-            found = np.load(stream, allow_pickle=False)
-            arrays = dict(found) if isinstance(found, np.lib.npyio.NpzFile) else None
+            content = np.load(stream, allow_pickle=False)
+            arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else None
     except DataDoesNotFit:
         raise
     except Exception as error:  # noqa: BLE001 (numpy, zipfile and safetensors raise a dozen unrelated classes)
         raise DataDoesNotFit(where, f"{path.name} cannot be read: {error}") from None
     if arrays is None:
-        why = f"{path.name} is a single array, not an .npz; np.savez(file, name=array) names them"
-        raise DataDoesNotFit(where, why)
+        raise DataDoesNotFit(where, f"{path.name} is a single array without a name, not an .npz", _FORMAT_HINT)
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # numpy gives what is no .npy as bytes
-            raise DataDoesNotFit(where, f"{path.name} holds {name!r}, which is no array")
+        if not isinstance(array, np.ndarray):  # numpy returns an entry that is not an .npy as bytes
+            raise DataDoesNotFit(where, f"{path.name} contains {name!r}, which is not an array")
     return arrays

@@ -1,14 +1,14 @@
-"""A ZIP of which every byte follows from the names and contents of its files.
+"""Write and read ZIP archives in which the names and contents of the files determine every byte.
 
-Entries are stored, never compressed, and every content begins at a multiple of 64 bytes, so that
-tensors can be mapped where they lie; the room before it is an extra field `FB`, as torch pads. All
-else that a header can say is fixed: 1980-01-01, made on Unix, mode 0644, no comment, no data
-descriptor. ZIP64 fields stand where a size, a place or a count is too large for its own, and nowhere
-else. The format is PKWARE's APPNOTE.TXT; section numbers below are its own.
+Entries are stored, never compressed. Every content starts at a multiple of 64 bytes, so that tensors can be
+memory-mapped in place; the padding before it is an extra field `FB`, as in torch's archives. Everything else in a
+header is fixed: 1980-01-01, made on Unix, mode 0644, no comment, no data descriptor. ZIP64 fields are used only
+for sizes, offsets and counts that need them. The format is defined by PKWARE's APPNOTE.TXT; the section numbers
+below refer to it.
 
-So a header is a function of name, size, CRC and place. `write` writes it; `read` takes those four
-from the file, computes the whole header anew and compares, and does the same with the directory at
-the end: a file that differs in one byte from what `write` writes is refused.
+A header is therefore a function of name, size, CRC and offset. `write_zip` writes it. `read_zip` takes those four
+values from the file, builds the header from them and compares, and does the same with the central directory: an
+archive that differs in one byte from what `write_zip` writes is rejected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from packager.common.hashing import CHUNK_BYTES
 
 ALIGNMENT = 64
 ZIP64_SIZE_LIMIT = 0xFFFF_FFFF
-"""Sizes and places from here on stand in ZIP64 fields, and numbers of entries from `ZIP64_COUNT` on."""
+"""Sizes and offsets from here on need ZIP64 fields, as do entry counts from `ZIP64_COUNT_LIMIT` on."""
 ZIP64_COUNT_LIMIT = 0xFFFF
 
 _HEADER = struct.Struct("<4s5H3L2H")  # 4.3.7
@@ -32,22 +32,22 @@ _RECORD = struct.Struct("<4s6H3L5H2L")  # 4.3.12
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
 _LOCATOR64 = struct.Struct("<4sLQL")  # 4.3.15
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
-_IN_ZIP64, _COUNT_IN_ZIP64 = 0xFFFF_FFFF, 0xFFFF  # in place of a number: it stands in the ZIP64 field
+_IN_ZIP64, _COUNT_IN_ZIP64 = 0xFFFF_FFFF, 0xFFFF  # a placeholder: the number is in the ZIP64 field
 
 _PLAIN, _ZIP64 = 20, 45  # the version of the format that a reader needs, 4.4.3
 _MADE_BY = 3 << 8 | _ZIP64  # Unix
 _MODE = 0o100644 << 16  # a regular file
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 1, 1 << 3, 1 << 11  # flags, 4.4.4
 _STORED = 0
-_TIME, _DATE = 0, 1 << 5 | 1  # 1980-01-01, the first that a header can carry
+_TIME, _DATE = 0, 1 << 5 | 1  # 1980-01-01, the earliest possible date
 
 
 class ZipMalformed(ValueError):
-    """These bytes are no such archive, or these files cannot be put into one."""
+    """The bytes are not an archive in this format, or the files cannot be written as one."""
 
 
 class ZipEntryDamaged(ZipMalformed):
-    """The content of an entry is not what its CRC was made from."""
+    """The content of an entry does not match its CRC."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,10 @@ class _ZipEntry:
 
 
 def write_zip(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]]]) -> None:
-    """Write an archive to an empty stream: for each file its name, its size and its content in chunks.
+    """Write an archive to an empty stream. `files` are the name, size in bytes and content in chunks of each file.
 
-    The files come in the order of their names' bytes. Raises `Malformed` where a content has another size.
+    The files must be sorted by the UTF-8 bytes of their names. Raises `ZipMalformed` if a content does not have
+    the given size.
     """
     entries = []
     for name, size, chunks in files:
@@ -72,7 +73,7 @@ def write_zip(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]
             crc = zlib.crc32(chunk, crc)
             written += stream.write(chunk)
         if written != size:
-            raise ZipMalformed(f"{name!r} has {written} bytes, and {size} were announced")
+            raise ZipMalformed(f"{name!r} has {written} bytes, expected {size}")
         entries.append(replace(entry, crc=crc))
         stream.seek(entry.offset)
         stream.write(_build_header(entries[-1]))
@@ -81,30 +82,30 @@ def write_zip(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]
 
 
 def read_zip(stream: IO[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Each file of an archive, from its first byte to its last: the name, and the content in chunks.
+    """Yield the name and the content in chunks of each file of an archive, in one pass over the stream.
 
-    Together the contents are never larger than the archive. Raises `Malformed`, or `Damaged` from a
-    content; nothing of the archive is proven before the iteration has ended.
+    The contents together are never larger than the archive. Raises `ZipMalformed`, or `ZipEntryDamaged` while a
+    content is read. The archive is only known to be valid once the iteration has finished.
     """
     end = os.fstat(stream.fileno()).st_size
     entries: list[_ZipEntry] = []
     while (entry := _read_entry(stream, end)) is not None:
         if entries and entry.name <= entries[-1].name:
-            raise ZipMalformed(f"{_display_name(entry.name)} stands twice, or out of order")
+            raise ZipMalformed(f"{_display_name(entry.name)} appears twice or out of order")
         entries.append(entry)
         try:
             name = entry.name.decode()
         except UnicodeDecodeError:
-            raise ZipMalformed(f"the name {_display_name(entry.name)} is no UTF-8") from None
+            raise ZipMalformed(f"the name {_display_name(entry.name)} is not UTF-8") from None
         content = _read_content(stream, entry)
         yield name, content
-        for _ in content:  # what the caller left
+        for _ in content:  # whatever the caller did not read
             pass
     _check_directory(stream, entries)
 
 
 def _build_header(entry: _ZipEntry) -> bytes:
-    """What stands before the content of an entry, the padding included."""
+    """Build the local file header of an entry, including the padding before its content."""
     large = entry.size >= ZIP64_SIZE_LIMIT
     extra = struct.pack("<2H2Q", 1, 16, entry.size, entry.size) if large else b""  # 4.5.3
     padding = -(entry.offset + _HEADER.size + len(entry.name) + len(extra) + 4) % ALIGNMENT
@@ -118,8 +119,8 @@ def _build_header(entry: _ZipEntry) -> bytes:
 
 
 def _build_directory(entries: list[_ZipEntry], offset: int) -> bytes:
-    """What stands behind the last content, at `offset`, up to the end of the file."""
-    records = b"".join(_build_directory_record(one) for one in entries)
+    """Build the central directory and its end records, which follow the last content at `offset`."""
+    records = b"".join(_build_directory_record(entry) for entry in entries)
     count, end64 = len(entries), b""
     if count >= ZIP64_COUNT_LIMIT or len(records) >= ZIP64_SIZE_LIMIT or offset >= ZIP64_SIZE_LIMIT:
         end64 = _END64.pack(
@@ -131,7 +132,7 @@ def _build_directory(entries: list[_ZipEntry], offset: int) -> bytes:
 
 
 def _build_directory_record(entry: _ZipEntry) -> bytes:
-    large = [one for one in (entry.size, entry.size, entry.offset) if one >= ZIP64_SIZE_LIMIT]
+    large = [number for number in (entry.size, entry.size, entry.offset) if number >= ZIP64_SIZE_LIMIT]
     extra = struct.pack(f"<2H{len(large)}Q", 1, 8 * len(large), *large) if large else b""
     size = _zip32_value(entry.size)
     fixed = _RECORD.pack(
@@ -150,61 +151,61 @@ def _zip32_value(number: int) -> int:
 
 
 def _read_entry(stream: IO[bytes], end: int) -> _ZipEntry | None:
-    """The entry whose content the stream now stands at, or None where the directory begins."""
+    """Read the next header, and leave the stream at the content. Returns None where the directory starts."""
     offset = stream.tell()
     fixed = stream.read(_HEADER.size)
     if fixed.startswith((b"PK\1\2", b"PK\5\6")):
         stream.seek(offset)
         return None
     if len(fixed) < _HEADER.size or not fixed.startswith(b"PK\3\4"):
-        raise ZipMalformed(f"at byte {offset} of {end} stands neither an entry of a ZIP nor its directory")
+        raise ZipMalformed(f"byte {offset} of {end} starts neither an entry of a ZIP nor its directory")
     _, _, flags, method, _, _, crc, size, _, name_length, extra_length = _HEADER.unpack(fixed)
     name, extra = stream.read(name_length), stream.read(extra_length)
     if flags & _ENCRYPTED:
         raise ZipMalformed(f"{_display_name(name)} is encrypted")
     if method != _STORED:
-        raise ZipMalformed(f"{_display_name(name)} is compressed, and entries are stored")
+        raise ZipMalformed(f"{_display_name(name)} is compressed; entries must be stored")
     if flags & _DESCRIPTOR:
-        raise ZipMalformed(f"{_display_name(name)} has its size behind it, in a data descriptor")
+        raise ZipMalformed(f"{_display_name(name)} has its size in a data descriptor")
     if size == _IN_ZIP64 and len(extra) >= 12:
         (size,) = struct.unpack_from("<Q", extra, 4)
     entry = _ZipEntry(name, size, crc, offset)
     if fixed + name + extra != _build_header(entry):
         raise ZipMalformed(
-            f"the header of {_display_name(name)} says more than its name, size and CRC, or is not aligned"
+            f"the header of {_display_name(name)} contains more than name, size and CRC, or is not aligned"
         )
     if size > end - stream.tell():
-        raise ZipMalformed(f"{_display_name(name)} claims {size} bytes, and the archive has {end - stream.tell()} more")
+        raise ZipMalformed(f"{_display_name(name)} claims {size} bytes, and the archive has {end - stream.tell()} left")
     return entry
 
 
 def _read_content(stream: IO[bytes], entry: _ZipEntry) -> Iterator[bytes]:
-    left, crc = entry.size, 0
-    while left:
-        chunk = stream.read(min(left, CHUNK_BYTES))
+    remaining, crc = entry.size, 0
+    while remaining:
+        chunk = stream.read(min(remaining, CHUNK_BYTES))
         if not chunk:
-            raise ZipMalformed(f"{_display_name(entry.name)} was cut off while it was read")
-        left -= len(chunk)
+            raise ZipMalformed(f"{_display_name(entry.name)} was truncated while it was read")
+        remaining -= len(chunk)
         crc = zlib.crc32(chunk, crc)
         yield chunk
     if crc != entry.crc:
-        raise ZipEntryDamaged(f"the content of {_display_name(entry.name)} does not have its CRC")
+        raise ZipEntryDamaged(f"the content of {_display_name(entry.name)} does not match its CRC")
 
 
 def _check_directory(stream: IO[bytes], entries: list[_ZipEntry]) -> None:
     expected = _build_directory(entries, stream.tell())
-    found = stream.read(len(expected) + 1)
-    if found == expected:
+    actual = stream.read(len(expected) + 1)
+    if actual == expected:
         return
-    if found.startswith(expected):
-        raise ZipMalformed("something stands behind its end")
-    if expected.startswith(found):
-        raise ZipMalformed("it is cut off in its directory")
+    if actual.startswith(expected):
+        raise ZipMalformed("there are bytes after its end")
+    if expected.startswith(actual):
+        raise ZipMalformed("it is truncated in its directory")
     raise ZipMalformed(
-        "its directory is not that of its entries: others, links, other permissions, places that overlap, or a comment"
+        "its directory does not match its entries: different names, links, permissions, overlaps, or a comment"
     )
 
 
 def _display_name(name: bytes) -> str:
-    """A name as a message may show it, whatever is in it."""
+    """Return a name as printable text for a message, at most 200 bytes of it."""
     return repr(name[:200].decode(errors="backslashreplace"))

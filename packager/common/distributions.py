@@ -1,7 +1,7 @@
-"""Versions of installed distributions by the names of their dist-info folders, which takes a millisecond.
+"""Look up versions of installed distributions from the names of their dist-info folders, in about a millisecond.
 
-`importlib.metadata` reads the same folders, and imports an e-mail parser first; it is asked only for what
-is not found this way.
+`importlib.metadata` reads the same folders but imports an e-mail parser first. It is the fallback for
+distributions without such a folder.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-DISTRIBUTION = "torch-packager"  # what pip installs and pyproject.toml names; the import package is `packager`
+DISTRIBUTION = "torch-packager"  # the name in pyproject.toml; the import package is `packager`
 
 
 def tool_version(name: str) -> str:
-    """The version of a tool as cache keys and config.json name it: `packager` for ourselves. Empty if not installed."""
+    """Return the version of a tool by its name in cache keys and config.json; "" if it is not installed.
+
+    `packager` is this package.
+    """
     return installed_version(DISTRIBUTION if name == "packager" else name)
 
 
 @functools.cache
 def installed_version(name: str) -> str:
-    """The version of an installed distribution; empty where it is not installed."""
-    found = _scan_distributions().get(_normalize_name(name))
-    if found is not None:
-        return found[0]
+    """Return the version of an installed distribution; "" if it is not installed."""
+    distribution = _scan_distributions().get(_normalize_name(name))
+    if distribution is not None:
+        return distribution[0]
     from importlib import metadata
 
     try:
@@ -36,32 +39,33 @@ def installed_version(name: str) -> str:
 
 
 def distribution_identity(name: str, sha256: Callable[[Path], str]) -> str:
-    """The version of a distribution, and the digest of the RECORD of its files: a version may be installed twice."""
-    found = _scan_distributions().get(_normalize_name(name))
-    record = Path(found[1], "RECORD") if found is not None else None
-    return (
-        f"{installed_version(name)} {sha256(record)[:12]}"
-        if record is not None and record.exists()
-        else installed_version(name)
-    )
+    """Return a distribution's version and the start of its RECORD's digest: two builds may share a version.
+
+    `sha256` returns the digest of a file in hex. Without a RECORD, the version alone is returned.
+    """
+    version = installed_version(name)
+    distribution = _scan_distributions().get(_normalize_name(name))
+    if distribution is None or not (record := distribution[1] / "RECORD").exists():
+        return version
+    return f"{version} {sha256(record)[:12]}"
 
 
 @functools.cache
-def _scan_distributions() -> dict[str, tuple[str, str]]:
-    """Version and folder by normalized name; where a name is on the path twice, the first counts, as for an import."""
-    found: dict[str, tuple[str, str]] = {}
+def _scan_distributions() -> dict[str, tuple[str, Path]]:
+    """Return version and dist-info folder by normalized name; the first on sys.path counts, as for an import."""
+    distributions: dict[str, tuple[str, Path]] = {}
     for folder in sys.path:
         try:
-            names = os.listdir(folder or ".")
+            names = os.listdir(folder or ".")  # noqa: PTH208 (a Path for each of a thousand entries takes longer)
         except OSError:
             continue
-        for one in names:
-            if one.endswith(".dist-info"):
-                name, _, number = one.removesuffix(".dist-info").partition("-")
-                found.setdefault(_normalize_name(name), (number, os.path.join(folder, one)))
-    return found
+        for entry in names:
+            if entry.endswith(".dist-info"):
+                name, _, version = entry.removesuffix(".dist-info").partition("-")
+                distributions.setdefault(_normalize_name(name), (version, Path(folder, entry)))
+    return distributions
 
 
 def _normalize_name(name: str) -> str:
-    """As PEP 503 compares names."""
+    """Normalize a distribution's name as PEP 503 defines."""
     return re.sub(r"[-_.]+", "-", name).lower()

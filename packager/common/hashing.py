@@ -1,4 +1,4 @@
-"""SHA-256 of files: one place that reads them."""
+"""Hash files with SHA-256."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ CHUNK_BYTES = 1 << 20
 
 
 def sha256_file(path: Path) -> str:
-    """The digest of a file's bytes, in hex."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Lazy exports of a package (PEP 562): a public name is imported from its module on first access."""
+"""Export a package's public names lazily (PEP 562): each is imported from its module on first access."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""What forward() returns → named tensors in a fixed order.
+"""Flatten what forward() returns into named tensors in a fixed order.
 
-A module may return a tensor, a tuple or list, a dict, a dataclass (transformers' ModelOutput is
-both), or these inside each other. A bundle has a flat list of named outputs. This module flattens
-and names without looking inside the tensors, so that the build, which has torch, and the loader's
-TorchScript fallback share it; it imports neither.
+A module may return a tensor, a tuple or list, a dict, a dataclass (transformers' ModelOutput is both), or any
+nesting of these. A bundle has a flat list of named outputs. A tensor is anything with a dtype and a shape, so this
+module needs neither torch nor numpy; the build and the TorchScript fallback of the loader share it.
 """
 
 from __future__ import annotations
@@ -14,46 +13,47 @@ from typing import Any
 
 
 class NotATensor(Exception):
-    """forward() returned something that is no tensor; `path` says where in its return value."""
+    """forward() returned something that is not a tensor; `path` is its position in the return value."""
 
-    def __init__(self, path: str, found: str) -> None:
-        super().__init__(f"{path or 'the return value'} is a {found}, not a tensor")
+    def __init__(self, path: str, actual: str) -> None:
+        super().__init__(f"{path or 'the return value'} must be a tensor, got {actual}")
 
 
 class DuplicateOutputName(Exception):
-    """Two tensors of what forward() returns would have one name."""
+    """Two tensors in the return value of forward() would get the same name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"two tensors of the return value would be called {name}")
 
 
 class OutputNamesMismatch(Exception):
-    """The names asked for are neither keys of what forward() returns nor as many as it returns."""
+    """The requested names are not keys of the return value of forward(), and cannot rename its tensors in order."""
 
-    def __init__(self, asked: Sequence[str], returned: Sequence[str]) -> None:
-        super().__init__(f"outputs asks for {', '.join(asked)}; forward() returns {', '.join(returned)}")
+    def __init__(self, requested: Sequence[str], returned: Sequence[str]) -> None:
+        super().__init__(f"outputs requests {', '.join(requested)}; forward() returns {', '.join(returned)}")
 
 
 def flatten_outputs(value: Any) -> dict[str, Any]:
-    """Every tensor in `value`, in order, under a name of its own: its keys, or `output_0`, ….
+    """Return every tensor in `value` by name, in order. Names are keys and fields, or `output_0`, `output_1`, ….
 
-    Nested values join their names with a dot; `None` is left out, as in transformers' outputs.
-    Raises `NotTensors` or `NamesClash`.
+    Names of nested values are joined with a dot; `None` is left out, as in transformers' outputs.
+    Raises `NotATensor` or `DuplicateOutputName`.
     """
     if _is_tensor(value):
         return {"output_0": value}
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for name, item in _child_items(value, ""):
-        _collect_tensors(name, item, found)
-    if not found:
-        raise NotATensor("", "value without any tensor")
-    return found
+        _collect_tensors(name, item, tensors)
+    if not tensors:
+        raise NotATensor("", "a value without tensors")
+    return tensors
 
 
 def select_outputs(flat: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
-    """The outputs under the names asked for: picked by key, or else renamed in order.
+    """Select outputs by name, or rename all of them in order if the names are not their keys.
 
-    Raises `NamesDoNotFit`, also where renaming would give one output the key of another.
+    None returns all outputs unchanged. Raises `OutputNamesMismatch`, also if renaming would give an output the
+    key of a different one.
     """
     if names is None:
         return dict(flat)
@@ -68,16 +68,16 @@ def _is_tensor(value: Any) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "shape")
 
 
-def _collect_tensors(path: str, value: Any, found: dict[str, Any]) -> None:
+def _collect_tensors(path: str, value: Any, tensors: dict[str, Any]) -> None:
     if value is None:
         return
     if _is_tensor(value):
-        if path in found:
+        if path in tensors:
             raise DuplicateOutputName(path)
-        found[path] = value
+        tensors[path] = value
         return
     for name, item in _child_items(value, path):
-        _collect_tensors(f"{path}.{name}", item, found)
+        _collect_tensors(f"{path}.{name}", item, tensors)
 
 
 def _child_items(value: Any, path: str) -> list[tuple[str, Any]]:

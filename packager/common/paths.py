@@ -1,14 +1,14 @@
-"""Where the package lies, and the files that ship with it: the one module that looks at its own path."""
+"""Locate the package and the data files that ship with it. No other module looks at its own `__file__`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).absolute().parent.parent
-"""The absolute folder of the package. Links are not followed, so that it is a prefix of its modules' file names."""
+"""The absolute folder of the package, with links unresolved: a prefix of the file names of its modules."""
 
 
 def data_folder(name: str) -> Path:
-    """Return the folder `templates` or `schemas`: inside the package in a wheel, beside it in a checkout."""
+    """Return the folder `templates` or `schemas`, which is inside the package in a wheel, beside it in a checkout."""
     installed = PACKAGE / name
     return installed if installed.is_dir() else PACKAGE.parent / name

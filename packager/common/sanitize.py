@@ -1,7 +1,7 @@
-"""The text of a foreign error → what a bundle may record of it: nothing of the machine, nothing of the moment.
+"""Remove paths and addresses from the error messages of libraries, so that a bundle may record them.
 
-What a library says when it fails names files by their absolute paths and objects by their place in memory. A bundle
-that repeated it would tell where it was built, and would be another one at every build.
+Such messages contain absolute paths of files and memory addresses of objects. A bundle that repeated them would
+reveal where it was built, and would have different bytes after every build.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 
 def sanitize_message(text: str, *folders: Path) -> str:
-    """The text, of a length that does for a record, with file names for absolute paths and without addresses.
+    """Shorten absolute paths to file names, replace addresses by `0x…`, and truncate the text to 300 characters.
 
-    Paths are known by their form, or, as a name may hold a blank, by the `folders` that they start with.
+    Paths are recognised by their form. Pass `folders` to recognise paths below them too, whose names may contain
+    spaces.
     """
     for folder in folders:
         text = text.replace(f"{folder}/", "")

@@ -1,4 +1,4 @@
-"""JSON as a file of someone else's is read: a key that stands twice is refused, where Python takes the last."""
+"""Parse JSON from untrusted files strictly: a duplicate key is an error, where Python would take the last value."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def parse_strict_json(content: bytes) -> Any:
-    """JSON in which no key stands twice. Raises ValueError or RecursionError."""
+    """Parse UTF-8 JSON without duplicate keys. Raises ValueError or RecursionError."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{twice!r} stands there twice")
-        return found
+    def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in mapping:
+                raise ValueError(f"{name!r} appears twice")
+            mapping[name] = value
+        return mapping
 
-    return json.loads(content.decode("utf-8"), object_pairs_hook=once)
+    return json.loads(content.decode("utf-8"), object_pairs_hook=build_object)

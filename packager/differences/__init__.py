@@ -1,13 +1,13 @@
-"""What differs between two bundles, said where it differs: in the graph, the weights, the evidence.
+"""Compare two bundles, and report the differences where they are: in the graph, the weights, the evidence.
 
-Two fingerprints say whether two bundles are the same; this says what made them another one. Each
-file is compared as what it is: records field by field, graphs by operators and nodes, weights tensor
-by tensor, TorchScript by its digest. Files with the same digest are the same and are not opened. What
-could not be compared is said, with the reason.
+Two fingerprints tell whether two bundles are the same; a report tells why they are not. Each file is compared
+according to its format: records field by field, graphs by operators and nodes, weights tensor by tensor,
+TorchScript by its digest. Files with equal digests are not opened. Whatever cannot be compared is reported with
+the reason.
 
-`report` is what is found, `opened` the one way into a bundle, `sections` compares records, `onnx_model`
-(which needs onnx) graphs and weights, `tensors` the values of two arrays; `first` words the first
-difference of one file.
+`report` defines the result, `opened_bundle` reads a bundle, `sections` compares records, `onnx_model` (which needs
+onnx) compares graphs and weights, `tensors` compares the values of two arrays, and `first` describes the first
+difference within one file.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["DiffReport", "Difference", "Section", "Side", "diff", "find_first_di
 
 
 def diff(a: str | Path, b: str | Path) -> DiffReport:
-    """What differs between the bundles `a` and `b`, folders or .zip files. A damaged one is compared too, and told.
+    """Compare the bundles `a` and `b`, given as folders or archives. Damage is reported and does not stop it.
 
-    Raises `NotABundle`, `BundleSchemaUnknown` or `ArchiveRefused`, and `ModelUnreadable` for an ONNX model
-    that was broken when it was sealed.
+    Raises `NotABundle`, `BundleSchemaUnknown` or `ArchiveRefused`, and `ModelUnreadable` for an ONNX model that
+    was already broken when the bundle was sealed.
     """
-    with open_as_folder(Path(a)) as one, open_as_folder(Path(b)) as other:
-        return _compare_bundles(open_bundle(one, "A"), open_bundle(other, "B"))
+    with open_as_folder(Path(a)) as before, open_as_folder(Path(b)) as after:
+        return _compare_bundles(open_bundle(before, "A"), open_bundle(after, "B"))
 
 
 def _compare_bundles(before: OpenedBundle, after: OpenedBundle) -> DiffReport:
@@ -52,12 +52,12 @@ def _compare_bundles(before: OpenedBundle, after: OpenedBundle) -> DiffReport:
     )
 
 
-def _describe_side(one: OpenedBundle) -> Side:
-    return Side(str(one.config.get("name")), str(one.config.get("version")), one.fingerprint, one.damage)
+def _describe_side(bundle: OpenedBundle) -> Side:
+    return Side(str(bundle.config.get("name")), str(bundle.config.get("version")), bundle.fingerprint, bundle.damage)
 
 
 def _compare_graph_and_weights(before: OpenedBundle, after: OpenedBundle) -> tuple[Section, Section]:
-    """From the models; where they are the same or cannot be read, the graph's section has what config.json claims."""
+    """Compare the models; if they are the same or cannot be read, compare what config.json says about the graph."""
     reason = ""
     if before.onnx_digests() != after.onnx_digests():
         try:
@@ -70,22 +70,22 @@ def _compare_graph_and_weights(before: OpenedBundle, after: OpenedBundle) -> tup
             if not (before.damage or after.damage):
                 raise
             reason = f"{error.message}: {error.why}"
-    claimed = tuple(find_differences(_artifact_fields(before), _artifact_fields(after)))
-    return Section("graph", claimed, reason), Section("weights", (), reason)
+    fields = tuple(find_differences(_artifact_fields(before), _artifact_fields(after)))
+    return Section("graph", fields, reason), Section("weights", (), reason)
 
 
 def _compare_models(before: OpenedBundle, after: OpenedBundle) -> tuple[Section, Section]:
     from packager.differences import onnx_model
 
     paths = before.onnx_path(), after.onnx_path()
-    models = [onnx_model.NO_MODEL if one is None else onnx_model.load_onnx_model(one) for one in paths]
+    models = [onnx_model.NO_MODEL if path is None else onnx_model.load_onnx_model(path) for path in paths]
     graph, weights = tuple(onnx_model.compare_graphs(*models)), tuple(onnx_model.compare_weights(*models))
-    if not graph and not weights:  # such as weights in another order
+    if not graph and not weights:  # the same model in different bytes, such as weights in a different order
         digests = before.onnx_digests(), after.onnx_digests()
-        graph = tuple(replace(one, where=f"bytes of {one.where}") for one in find_differences(*digests))
+        graph = tuple(replace(file, where=f"bytes of {file.where}") for file in find_differences(*digests))
     return Section("graph", graph), Section("weights", weights)
 
 
-def _artifact_fields(one: OpenedBundle) -> dict[str, object]:
-    artifact = one.artifact("onnx") or {}
+def _artifact_fields(bundle: OpenedBundle) -> dict[str, object]:
+    artifact = bundle.artifact("onnx") or {}
     return {name: value for name, value in artifact.items() if name not in ("path", "sha256", "data")}

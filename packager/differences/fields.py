@@ -1,7 +1,7 @@
-"""Two records side by side, field by field: whatever JSON can say, and nothing is left out.
+"""Compare two JSON values field by field.
 
-A list whose members have names of their own (tensors, cases, stages) is compared by name, and its order
-once; a list of plain values is one value. Equal is what is written the same: 1, 1.0 and true are three.
+A list whose members have unique names (tensors, cases, stages) is compared by name, and its order separately; a
+list of plain values counts as one value. Values are equal if they are written the same: 1, 1.0 and true differ.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ _ABSENT = object()
 
 
 def find_differences(before: object, after: object, where: str = "") -> Iterator[Difference]:
-    """Every field that differs, in the order of the record; a field that one side has not is None there."""
+    """Yield every field that differs, in the order of the record. A field that one side lacks is None there.
+
+    `where` is the path of the two values in their record, which the paths of the fields are appended to.
+    """
     if isinstance(before, dict) and isinstance(after, dict):
         yield from _compare_mappings(before, after, where)
     elif isinstance(before, list) and isinstance(after, list) and _has_containers(before, after):
         left, right = _index_by_name(before), _index_by_name(after)
         if left is None or right is None:
-            for index, (one, other) in enumerate(zip_longest(before, after, fillvalue=_ABSENT)):
-                yield from _compare_members(one, other, f"{where}[{index}]")
+            for index, members in enumerate(zip_longest(before, after, fillvalue=_ABSENT)):
+                yield from _compare_members(*members, f"{where}[{index}]")
             return
         yield from _compare_mappings(left, right, where)
         if [name for name in left if name in right] != [name for name in right if name in left]:
@@ -33,9 +36,9 @@ def find_differences(before: object, after: object, where: str = "") -> Iterator
 
 
 def _compare_mappings(before: dict[str, object], after: dict[str, object], where: str) -> Iterator[Difference]:
-    for name in (*before, *(one for one in after if one not in before)):
-        place = f"{where}.{name}" if where else name
-        yield from _compare_members(before.get(name, _ABSENT), after.get(name, _ABSENT), place)
+    for name in before | after:
+        path = f"{where}.{name}" if where else name
+        yield from _compare_members(before.get(name, _ABSENT), after.get(name, _ABSENT), path)
 
 
 def _compare_members(before: object, after: object, where: str) -> Iterator[Difference]:
@@ -48,15 +51,15 @@ def _compare_members(before: object, after: object, where: str) -> Iterator[Diff
 
 
 def _has_containers(*lists: list[object]) -> bool:
-    return any(isinstance(one, (dict, list)) for members in lists for one in members)
+    return any(isinstance(member, (dict, list)) for members in lists for member in members)
 
 
 def _index_by_name(members: list[object]) -> dict[str, object] | None:
-    """The members by their names, each without it; None where they have none of their own."""
-    found: dict[str, object] = {}
-    for one in members:
-        name = one.get("name") if isinstance(one, dict) else None
-        if not isinstance(one, dict) or not isinstance(name, str) or name in found:
+    """Return the members by name, without the name; None unless all of them have unique names."""
+    by_name: dict[str, object] = {}
+    for member in members:
+        name = member.get("name") if isinstance(member, dict) else None
+        if not isinstance(member, dict) or not isinstance(name, str) or name in by_name:
             return None
-        found[name] = {key: value for key, value in one.items() if key != "name"}
-    return found
+        by_name[name] = {key: value for key, value in member.items() if key != "name"}
+    return by_name

@@ -1,7 +1,7 @@
-"""The first difference of one file of two bundles, in one sentence, read as what the file is.
+"""Describe the first difference between two versions of one file of a bundle, according to its format.
 
-A sentence names the place and the two values: a field of a record, a node or weight of a model, an entry of an
-archive, a tensor, a line of text, and where nothing better can be said a byte. onnx is used where it is installed.
+The description names the position and the two values: a field of a record, a node or weight of a model, an entry
+of an archive, a tensor, a line of text, or else a byte. ONNX models need onnx; without it, bytes are compared.
 """
 
 from __future__ import annotations
@@ -26,50 +26,50 @@ _MAX_RECORD_BYTES = 1 << 26
 
 
 class _Unreadable(Exception):
-    """The file is not what its name says, or what reads it is not installed."""
+    """The file is not in the format of its name, or the library that reads it is not installed."""
 
 
 def find_first_difference(a: Path, b: Path, file: str) -> str:
-    """What first differs between the file `file`, a path inside of a bundle, of the bundles' folders `a` and `b`.
+    """Describe the first difference of `file`, a path inside a bundle, between the folders `a` and `b`.
 
-    Raises ValueError for a path that leads out of a bundle, and OSError where a file cannot be read.
+    Raises ValueError for a path that leaves the bundle, and OSError if a file cannot be read.
     """
     if file.startswith("/") or ".." in file.split("/"):
-        raise ValueError(f"{file} is no path inside of a bundle")
+        raise ValueError(f"{file} is not a path inside a bundle")
     for folder, other in ((a, "second"), (b, "first")):
         if not (folder / file).is_file():
             return f"only the {other} has it"
     model = file.removesuffix(".data")
-    found, unread = "", ""
+    description, unreadable = "", ""
     try:
         if model.endswith(".onnx"):
-            found = _compare_models(a / model, b / model, graph=file == model)
+            description = _compare_models(a / model, b / model, graph=file == model)
         elif file.endswith(".ts"):
-            found = _compare_archives(a / file, b / file)
+            description = _compare_archives(a / file, b / file)
         elif file.endswith(".json"):
-            found = _compare_json(a / file, b / file)
+            description = _compare_json(a / file, b / file)
         elif file.endswith(".safetensors"):
-            found = _compare_tensor_files(a / file, b / file)
+            description = _compare_tensor_files(a / file, b / file)
     except _Unreadable as error:
-        unread = f" ({error})"
-    return found or _compare_contents(_map_content(a / file), _map_content(b / file)) + unread
+        unreadable = f" ({error})"
+    return description or _compare_contents(_map_content(a / file), _map_content(b / file)) + unreadable
 
 
 def _compare_models(before: Path, after: Path, *, graph: bool) -> str:
-    """The first node that differs, or else the first field, unless `graph` is false, or else the first weight."""
+    """Describe the first node that differs, else the first field, else the first weight.
+
+    Without `graph`, only weights are compared.
+    """
     try:
         from packager.differences import onnx_model
 
         models = onnx_model.load_onnx_model(before), onnx_model.load_onnx_model(after)
         if graph and (node := onnx_model.find_first_node_difference(*models)):
-            place, field = node
-            return (
-                f"{place}: {field.where} {_format_values(field)}"
-                if field.where
-                else f"{place}: {_format_values(field)}"
-            )
-        if graph and (found := next(onnx_model.compare_graphs(*models), None)):
-            return f"{found.where}: {_format_values(found)}"
+            label, difference = node
+            field = f"{difference.where} " if difference.where else ""
+            return f"{label}: {field}{_format_values(difference)}"
+        if graph and (field_difference := next(onnx_model.compare_graphs(*models), None)):
+            return _format_difference(field_difference)
         weight = next(onnx_model.compare_weights(*models), None)
     except ModelUnreadable as error:
         raise _Unreadable(error.why) from None
@@ -84,13 +84,12 @@ def _compare_models(before: Path, after: Path, *, graph: bool) -> str:
 
 def _compare_json(before: Path, after: Path) -> str:
     if max(before.stat().st_size, after.stat().st_size) > _MAX_RECORD_BYTES:
-        raise _Unreadable("large for JSON")
+        raise _Unreadable("too large to compare as JSON")
     try:
         records = [json.loads(path.read_text(encoding="utf-8")) for path in (before, after)]
-        found = next(find_differences(*records), None)
+        return _format_difference(next(find_differences(*records), None))
     except (ValueError, RecursionError) as error:
-        raise _Unreadable(f"no JSON: {error}") from None
-    return f"{found.where or 'the value'}: {_format_values(found)}" if found is not None else ""
+        raise _Unreadable(f"not JSON: {error}") from None
 
 
 def _compare_tensor_files(before: Path, after: Path) -> str:
@@ -98,7 +97,7 @@ def _compare_tensor_files(before: Path, after: Path) -> str:
         with safetensors.safe_open(before, "np") as left, safetensors.safe_open(after, "np") as right:
             return _compare_tensors(left, right)
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _Unreadable(f"not read as tensors: {error}") from None  # numpy has not every dtype
+        raise _Unreadable(f"not readable as tensors: {error}") from None  # numpy lacks some dtypes
 
 
 def _compare_tensors(left: Any, right: Any) -> str:
@@ -106,19 +105,18 @@ def _compare_tensors(left: Any, right: Any) -> str:
     for name in sorted(names[0] | names[1]):
         if name not in names[0] or name not in names[1]:
             return f"tensor {name}: only the {'first' if name in names[0] else 'second'} has it"
-        slices = [one.get_slice(name) for one in (left, right)]
-        kinds = [f"{one.get_dtype()}{one.get_shape()}" for one in slices]
-        if kinds[0] != kinds[1]:
-            return f"tensor {name}: {kinds[0]} and {kinds[1]}"
-        changed = measure_change(left.get_tensor(name), right.get_tensor(name))
-        if changed is not None:
-            return f"tensor {name}: {changed.text()}"
-    found = next(find_differences(left.metadata() or {}, right.metadata() or {}, "metadata"), None)
-    return f"{found.where}: {_format_values(found)}" if found is not None else ""
+        slices = [file.get_slice(name) for file in (left, right)]
+        types = [f"{tensor.get_dtype()}{tensor.get_shape()}" for tensor in slices]
+        if types[0] != types[1]:
+            return f"tensor {name}: {types[0]} and {types[1]}"
+        change = measure_change(left.get_tensor(name), right.get_tensor(name))
+        if change is not None:
+            return f"tensor {name}: {change.text()}"
+    return _format_difference(next(find_differences(left.metadata() or {}, right.metadata() or {}, "metadata"), None))
 
 
 def _compare_archives(before: Path, after: Path) -> str:
-    """The first entry that differs, by name; all of an archive lies in one folder, which is not told."""
+    """Describe the first entry that differs, by name without the folder that contains all entries."""
     try:
         with zipfile.ZipFile(before) as left, zipfile.ZipFile(after) as right:
             names = set(left.namelist()), set(right.namelist())
@@ -130,12 +128,16 @@ def _compare_archives(before: Path, after: Path) -> str:
                 if contents[0] != contents[1]:
                     return f"{inner} {_compare_contents(*contents)}"
     except Exception as error:  # noqa: BLE001 (zipfile and its decompressors raise a dozen unrelated classes)
-        raise _Unreadable(f"no archive: {error}") from None
+        raise _Unreadable(f"not an archive: {error}") from None
     return ""
 
 
-def _format_values(found: Difference) -> str:
-    return " and ".join(format_pair(found.before, found.after))
+def _format_difference(difference: Difference | None) -> str:
+    return f"{difference.where or 'the value'}: {_format_values(difference)}" if difference is not None else ""
+
+
+def _format_values(difference: Difference) -> str:
+    return " and ".join(format_pair(difference.before, difference.after))
 
 
 # -- lines and bytes ------------------------------------------------------------------------
@@ -143,13 +145,13 @@ def _format_values(found: Difference) -> str:
 
 def _map_content(path: Path) -> FileContent:
     if path.stat().st_size == 0:
-        return b""  # which cannot be mapped
+        return b""  # an empty file cannot be mapped
     with path.open("rb") as stream:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _compare_contents(before: FileContent, after: FileContent) -> str:
-    """The first line that differs, or of what is no text the first byte."""
+    """Describe the first line that differs, or the first byte if a content is not text."""
     offset = _find_first_offset(before, after)
     if offset is None:
         return "nothing: the bytes are the same"
@@ -160,16 +162,14 @@ def _compare_contents(before: FileContent, after: FileContent) -> str:
             lines = None, None
         if lines[0] != lines[1]:
             texts = [line and line.strip() for line in lines]
-            shown = format_pair(
-                *(texts if texts[0] != texts[1] else lines)
-            )  # indentation is told where nothing else differs
+            shown = format_pair(*(texts if texts[0] != texts[1] else lines))  # with indentation if only that differs
             return f"line {before[:offset].count(10) + 1}: {shown[0]} and {shown[1]}"
-    values = [f"{one[offset]:#04x}" if offset < len(one) else "the end" for one in (before, after)]
+    values = [f"{content[offset]:#04x}" if offset < len(content) else "the end" for content in (before, after)]
     return f"byte {offset}: {values[0]} and {values[1]}"
 
 
 def _find_first_offset(before: FileContent, after: FileContent) -> int | None:
-    """Where the contents part; the end of the shorter is a difference too."""
+    """Return the offset of the first byte that differs, which may be the end of the shorter; None if equal."""
     shorter = min(len(before), len(after))
     for start in range(0, shorter, _BLOCK_BYTES):
         end = min(start + _BLOCK_BYTES, shorter)
@@ -179,7 +179,7 @@ def _find_first_offset(before: FileContent, after: FileContent) -> int | None:
 
 
 def _line_at(content: FileContent, offset: int) -> str | None:
-    """The line of which the byte at `offset` is one; None where the content ends with the line before."""
+    """Return the line that contains the byte at `offset`; None if the content has no such line."""
     start = content.rfind(b"\n", 0, offset) + 1
     end = content.find(b"\n", offset)
     if start >= len(content):

@@ -1,8 +1,8 @@
-"""Two ONNX models side by side: graphs by operators, interfaces and nodes; weights tensor by tensor. Needs onnx.
+"""Compare two ONNX models: graphs by inputs, outputs, operators and nodes; weights tensor by tensor. Needs onnx.
 
-`load` turns everything in a model that is no weight into plain values, so that nothing it says can differ
-unseen. Subgraphs and functions count as the graph does. A Constant is a weight, under the name of its output.
-Weights are read one by one when they are compared, those beside the model from their file.
+`load_onnx_model` converts everything but the weights to plain values, so that no field can differ unnoticed.
+Subgraphs and functions are compared like the main graph. A Constant node counts as a weight with the name of its
+output. Weights are read one at a time when they are compared, external ones from their file.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ _MAX_BYTES_SHOWN = 256
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """A model: versions, inputs and outputs, how often each operator occurs, the graph's nodes, the rest, the weights.
+    """An ONNX model as plain values.
 
-    The weights are by name, and of those beside the model it is only known where they lie.
+    `summary` has the versions, inputs and outputs; `operators` counts the nodes by operator; `other_fields` has
+    everything else but the weights. The values of external weights are still in their file.
     """
 
     path: Path
@@ -48,21 +49,20 @@ class OnnxModel:
 
 
 NO_MODEL = OnnxModel(Path(), {}, Counter(), (), {}, {})
-"""What a bundle without an ONNX model is compared as."""
+"""Stands for the model of a bundle without an ONNX model."""
 
 
 def load_onnx_model(path: Path) -> OnnxModel:
-    """Read a model. Raises `ModelUnreadable`."""
+    """Read a model file, without its external weights. Raises `ModelUnreadable`."""
     with _translate_errors(path):
         proto = onnx.load(os.fspath(path), load_external_data=False)
-        if not proto.HasField("graph"):  # an empty file is a protobuf too
-            raise ValueError("it holds no graph")
-        nodes = [_node_to_dict(one) for one in proto.graph.node]
+        if not proto.HasField("graph"):  # an empty file is a valid protobuf
+            raise ValueError("it contains no graph")
         return OnnxModel(
             path,
             _summarize_model(proto),
             _count_operators(proto),
-            nodes,
+            [_node_to_dict(node) for node in proto.graph.node],
             _remaining_fields(proto),
             _collect_weights(proto),
         )
@@ -80,7 +80,7 @@ def _translate_errors(path: Path) -> Iterator[None]:
 
 
 def compare_graphs(before: OnnxModel, after: OnnxModel) -> Iterator[Difference]:
-    """What differs between two models but for their weights: of the nodes the counts, and where they first differ."""
+    """Yield the differences between two models except their weights; of the nodes, the counts and the first one."""
     yield from find_differences(before.summary, after.summary)
     yield from find_differences({"nodes": before.operators.total()}, {"nodes": after.operators.total()})
     for name in before.operators | after.operators:
@@ -91,19 +91,22 @@ def compare_graphs(before: OnnxModel, after: OnnxModel) -> Iterator[Difference]:
         return
     node = find_first_node_difference(before, after)
     if node is not None:
-        place, field = node
-        yield replace(field, where=f"first at {place}" + (f": {field.where}" if field.where else ""))
+        label, field = node
+        yield replace(field, where=f"first at {label}" + (f": {field.where}" if field.where else ""))
     yield from find_differences(before.other_fields, after.other_fields)
 
 
 def find_first_node_difference(before: OnnxModel, after: OnnxModel) -> tuple[str, Difference] | None:
-    """The first node that differs, and its first field that does: none where operator or name are others."""
+    """Find the first node that differs. Returns its label and its first field that differs, or None.
+
+    If the operator or the name differs, the field has no path and the values are both.
+    """
     for index, (left, right) in enumerate(zip_longest(before.nodes, after.nodes)):
         if _node_label(left) != _node_label(right):
             return f"node {index}", Difference("", _node_label(left), _node_label(right))
-        found = next(find_differences(left, right), None)
-        if found is not None:
-            return f"node {index} {left.get('name') or left['operator']}", found
+        field = next(find_differences(left, right), None)
+        if field is not None:
+            return f"node {index} {left.get('name') or left['operator']}", field
     return None
 
 
@@ -112,15 +115,18 @@ def _node_label(node: JsonObject | None) -> str | None:
 
 
 def compare_weights(before: OnnxModel, after: OnnxModel) -> Iterator[Difference]:
-    """Weights that one model alone has, of another dtype or shape, or with other values. Raises `ModelUnreadable`."""
+    """Yield the weights that only one model has, or that differ in dtype, shape or values.
+
+    Raises `ModelUnreadable` if an external weight cannot be read.
+    """
     for name in before.weights | after.weights:
         left, right = before.weights.get(name), after.weights.get(name)
         if left is None or right is None or _tensor_type(left) != _tensor_type(right):
             yield Difference(name, left and _tensor_type(left), right and _tensor_type(right))
             continue
-        changed = measure_change(_read_tensor(left, before.path), _read_tensor(right, after.path))
-        if changed is not None:
-            yield Difference(name, _tensor_type(left), _tensor_type(right), changed)
+        change = measure_change(_read_tensor(left, before.path), _read_tensor(right, after.path))
+        if change is not None:
+            yield Difference(name, _tensor_type(left), _tensor_type(right), change)
 
 
 def _tensor_type(tensor: onnx.TensorProto) -> str:
@@ -129,10 +135,10 @@ def _tensor_type(tensor: onnx.TensorProto) -> str:
 
 def _read_tensor(tensor: onnx.TensorProto, path: Path) -> Array:
     if tensor.external_data:
-        tensor = copy(tensor)  # some versions of onnx leave in it what they read
+        tensor = copy(tensor)  # some versions of onnx store the values in it
     with _translate_errors(path):
-        found: Array = onnx.numpy_helper.to_array(tensor, os.fspath(path.parent))
-    return found
+        values: Array = onnx.numpy_helper.to_array(tensor, os.fspath(path.parent))
+    return values
 
 
 # -- parts of a model -----------------------------------------------------------------------
@@ -141,18 +147,18 @@ def _read_tensor(tensor: onnx.TensorProto, path: Path) -> Array:
 def _summarize_model(model: onnx.ModelProto) -> JsonObject:
     return {
         "ir_version": model.ir_version,
-        "opset": {_to_json_value(one.domain) or "ai.onnx": one.version for one in model.opset_import},
-        "inputs": [_describe_value(one) for one in model.graph.input],
-        "outputs": [_describe_value(one) for one in model.graph.output],
+        "opset": {_to_json_value(opset.domain) or "ai.onnx": opset.version for opset in model.opset_import},
+        "inputs": [_describe_value(value) for value in model.graph.input],
+        "outputs": [_describe_value(value) for value in model.graph.output],
     }
 
 
 def _describe_value(value: onnx.ValueInfoProto) -> JsonObject:
     if not value.type.HasField("tensor_type"):
         return _message_to_dict(value)
-    kind = value.type.tensor_type
-    shape = [_describe_dim(one) for one in kind.shape.dim] if kind.HasField("shape") else None
-    return {"name": _to_json_value(value.name), "dtype": _dtype_name(kind.elem_type), "shape": shape}
+    tensor = value.type.tensor_type
+    shape = [_describe_dim(dim) for dim in tensor.shape.dim] if tensor.HasField("shape") else None
+    return {"name": _to_json_value(value.name), "dtype": _dtype_name(tensor.elem_type), "shape": shape}
 
 
 def _describe_dim(dim: onnx.TensorShapeProto.Dimension) -> object:
@@ -160,8 +166,8 @@ def _describe_dim(dim: onnx.TensorShapeProto.Dimension) -> object:
 
 
 def _dtype_name(number: int) -> str:
-    known = onnx.TensorProto.DataType.values()
-    name = onnx.TensorProto.DataType.Name(number) if number in known else f"dtype {number}"
+    dtypes = onnx.TensorProto.DataType
+    name = dtypes.Name(number) if number in dtypes.values() else f"dtype {number}"
     return _DTYPES.get(name, name.lower())
 
 
@@ -177,12 +183,13 @@ def _operator_name(node: onnx.NodeProto) -> str:
 
 
 def _collect_weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    found = {}
-    for prefix, nodes, weights in _walk_scopes(model):
-        found.update({f"{prefix}{one.name}": one for one in weights})
+    weights = {}
+    for prefix, nodes, initializers in _walk_scopes(model):
+        weights.update({f"{prefix}{tensor.name}": tensor for tensor in initializers})
         for node in nodes:
-            found.update({f"{prefix}{node.output[0]}": one.t for one in node.attribute if _is_weight(node, one)})
-    return found
+            values = (attribute.t for attribute in node.attribute if _is_weight(node, attribute))
+            weights.update({f"{prefix}{node.output[0]}": value for value in values})
+    return weights
 
 
 def _is_weight(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
@@ -193,7 +200,7 @@ Scope: TypeAlias = "tuple[str, Sequence[onnx.NodeProto], Sequence[onnx.TensorPro
 
 
 def _walk_scopes(model: onnx.ModelProto) -> Iterator[Scope]:
-    """The graph, its subgraphs and the functions: what to put before the names in it, its nodes, its weights."""
+    """Yield the graph, its subgraphs and the functions, each with the prefix of its names, its nodes and weights."""
     yield from _walk_scope("", model.graph.node, model.graph.initializer)
     for function in model.functions:
         yield from _walk_scope(f"{function.name}/", function.node, ())
@@ -213,19 +220,19 @@ def _walk_scope(prefix: str, nodes: Sequence[onnx.NodeProto], weights: Sequence[
 
 
 def _remaining_fields(model: onnx.ModelProto) -> JsonObject:
-    """What a model says beyond its summary, nodes and weights."""
+    """Return the fields of a model that are not in its summary, nodes or weights."""
     graph = _message_to_dict(model.graph, leave_out=("node", "initializer", "input", "output"))
     return {**_message_to_dict(model, leave_out=("ir_version", "opset_import", "graph")), "graph": graph}
 
 
 def _message_to_dict(message: Message, leave_out: tuple[str, ...] = ()) -> JsonObject:
-    """The fields of a message that are set and not empty, in their order."""
-    fields = message.ListFields()
-    return {field.name: _to_json_value(value) for field, value in fields if field.name not in leave_out and value != ""}
+    """Return the fields of a message that are set and not empty, in their order."""
+    fields = ((field.name, value) for field, value in message.ListFields())
+    return {name: _to_json_value(value) for name, value in fields if name not in leave_out and value != ""}
 
 
 def _to_json_value(value: Any) -> Any:
-    """As JSON has it; protobuf gives as bytes what should be text and is not."""
+    """Convert a field to a JSON value. protobuf returns text that is not UTF-8 as bytes."""
     if isinstance(value, onnx.NodeProto):
         return _node_to_dict(value)
     if isinstance(value, onnx.GraphProto):
@@ -234,17 +241,21 @@ def _to_json_value(value: Any) -> Any:
         return _message_to_dict(value)
     if isinstance(value, bytes):
         return _decode_bytes(value)
-    return value if isinstance(value, (str, int, float)) else [_to_json_value(one) for one in value]
+    return value if isinstance(value, (str, int, float)) else [_to_json_value(member) for member in value]
 
 
 def _node_to_dict(node: onnx.NodeProto) -> JsonObject:
-    attributes = {f"attribute {one.name}": _attribute_value(one) for one in node.attribute if not _is_weight(node, one)}
-    rest = _message_to_dict(node, leave_out=("op_type", "domain", "attribute"))
-    return {"operator": _operator_name(node), **attributes, **rest}
+    attributes = {
+        f"attribute {attribute.name}": _attribute_value(attribute)
+        for attribute in node.attribute
+        if not _is_weight(node, attribute)
+    }
+    other_fields = _message_to_dict(node, leave_out=("op_type", "domain", "attribute"))
+    return {"operator": _operator_name(node), **attributes, **other_fields}
 
 
 def _attribute_value(attribute: onnx.AttributeProto) -> Any:
-    """The value alone, where that is all that is set."""
+    """Return the value of an attribute, or all fields that are set if there are more."""
     fields = _message_to_dict(attribute, leave_out=("name", "type"))
     if not fields:
         return {"type": attribute.type}

@@ -1,8 +1,7 @@
-"""The one way into a bundle that is compared: what it says of itself, and what its files are now.
+"""Open a bundle for a comparison: its config.json, and the digests of its files as they are now.
 
-The digests are those of the files as they lie there. Where they are not what SHA256SUMS lists the bundle is
-damaged, which is told and does not end the comparison. Files are read only where they are regular files of
-the bundle: what config.json names may be a pipe, or a link that leads out of it.
+If the digests differ from SHA256SUMS, the bundle is damaged; the damage is reported and the comparison goes on.
+Only regular files of the bundle are read: config.json may name a pipe, or a link that leads out of the bundle.
 """
 
 from __future__ import annotations
@@ -15,25 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from packager.bundle import layout
-from packager.bundle.fingerprint import (
-    SumsMalformed,
-    check_integrity,
-    compute_fingerprint,
-    list_files,
-    parse_sums,
-    regular_file_digest,
-)
+from packager.bundle.fingerprint import SumsMalformed, check_integrity, list_files, read_sums, regular_file_digest
 from packager.errors import ModelUnreadable, NotABundle
 from packager.runtime.loader import read_config
 
 
 class RecordUnreadable(Exception):
-    """A file of the evidence is not there, or not JSON."""
+    """A file of the evidence is missing, or is not JSON."""
 
 
 @dataclass(frozen=True)
 class OpenedBundle:
-    """A bundle: `side` is A or B, `digests` those of the files now, empty for what is no regular file."""
+    """A bundle to compare.
+
+    `side` is A or B; `digests` are SHA-256 in hex by path, computed from the files, "" for anything but a regular
+    file; `damage` lists in lines how the files differ from SHA256SUMS.
+    """
 
     side: str
     folder: Path
@@ -43,30 +39,30 @@ class OpenedBundle:
     damage: tuple[str, ...]
 
     def artifact(self, kind: str) -> dict[str, Any] | None:
-        """What config.json says of the artifact `onnx` or `torchscript`."""
-        found: dict[str, Any] | None = self.config["artifacts"][kind]
-        return found
+        """Return the entry of config.json for the artifact `onnx` or `torchscript`, or None."""
+        artifact: dict[str, Any] | None = self.config["artifacts"][kind]
+        return artifact
 
     def onnx_digests(self) -> dict[str, str | None]:
-        """The digests of the ONNX model and of weights beside it; empty where there is no such artifact."""
+        """Return the digests by path of the ONNX model and of its external weights; empty without an ONNX model."""
         artifact = self.artifact("onnx")
         if artifact is None:
             return {}
-        beside = artifact.get("data") or {"path": f"{artifact['path']}.data"}
-        return {path: self.digests.get(path) for path in (artifact["path"], beside["path"])}
+        data = artifact.get("data") or {"path": f"{artifact['path']}.data"}
+        return {path: self.digests.get(path) for path in (artifact["path"], data["path"])}
 
     def onnx_path(self) -> Path | None:
-        """The ONNX model, if there is one. Raises `ModelUnreadable` where config.json names what is no file of it."""
+        """Return the path of the ONNX model, or None. Raises `ModelUnreadable` if it is not a file of the bundle."""
         artifact = self.artifact("onnx")
         if artifact is None:
             return None
         path: str = artifact["path"]
         if not self.digests.get(path):
-            raise ModelUnreadable(str(self.folder / path), f"{layout.CONFIG} names it, and there is no such file")
+            raise ModelUnreadable(str(self.folder / path), f"{layout.CONFIG} names it, and the file does not exist")
         return self.folder / path
 
     def read_record(self, name: str) -> object:
-        """The content of a JSON file. Raises `RecordUnreadable`."""
+        """Read a JSON file of the evidence. Raises `RecordUnreadable`."""
         if not self.digests.get(name):
             raise RecordUnreadable(f"{self.side} has no {name}")
         try:
@@ -76,7 +72,7 @@ class OpenedBundle:
 
 
 def open_bundle(path: Path, side: str) -> OpenedBundle:
-    """Open a bundle's folder. Raises `NotABundle` or `BundleSchemaUnknown`."""
+    """Open the bundle in the folder `path`. Raises `NotABundle` or `BundleSchemaUnknown`."""
     config = read_config(path)
     _check_artifacts(path, config)
     try:
@@ -87,32 +83,31 @@ def open_bundle(path: Path, side: str) -> OpenedBundle:
 
 def _read_bundle(folder: Path, side: str, config: Mapping[str, Any]) -> OpenedBundle:
     try:
-        text = (folder / layout.SUMS).read_bytes().decode()
-        sums = parse_sums(text)
-    except (UnicodeDecodeError, SumsMalformed) as error:
+        fingerprint, sums = read_sums(folder)
+    except SumsMalformed as error:
         digests = {path: regular_file_digest(folder / path) for path in list_files(folder)}
         return OpenedBundle(side, folder, config, "", digests, (f"{layout.SUMS}: {error}",))
-    seal = compute_fingerprint(text)
-    found = check_integrity(folder, sums)
-    kept = {path: sha256 for path, sha256 in sums.items() if path not in found.missing}
-    digests = {**kept, **{path: regular_file_digest(folder / path) for path in (*found.changed, *found.extra)}}
-    damage = {"missing": list(found.missing), "not listed": list(found.extra), "changed on disk": list(found.changed)}
-    written = folder / layout.FINGERPRINT
-    if not written.exists():
-        damage["missing"].append(layout.FINGERPRINT)
-    elif regular_file_digest(written) != hashlib.sha256(f"{seal}\n".encode()).hexdigest():
-        damage["changed on disk"].append(layout.FINGERPRINT)
-    lines = tuple(f"{what}: {', '.join(paths)}" for what, paths in damage.items() if paths)
-    return OpenedBundle(side, folder, config, seal, digests, lines)
+    integrity = check_integrity(folder, sums)
+    digests = {path: sha256 for path, sha256 in sums.items() if path not in integrity.missing}
+    digests.update({path: regular_file_digest(folder / path) for path in (*integrity.changed, *integrity.extra)})
+    missing, changed = list(integrity.missing), list(integrity.changed)
+    seal = folder / layout.FINGERPRINT
+    if not seal.exists():
+        missing.append(layout.FINGERPRINT)
+    elif regular_file_digest(seal) != hashlib.sha256(f"{fingerprint}\n".encode()).hexdigest():
+        changed.append(layout.FINGERPRINT)
+    damage = {"missing": missing, "not listed": integrity.extra, "changed on disk": changed}
+    lines = tuple(f"{title}: {', '.join(paths)}" for title, paths in damage.items() if paths)
+    return OpenedBundle(side, folder, config, fingerprint, digests, lines)
 
 
 def _check_artifacts(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a config.json that is malformed where the comparison relies on it."""
+    """Refuse a config.json that lacks a field the comparison reads. Raises `NotABundle`."""
     try:
-        onnx, script = config["artifacts"]["onnx"], config["artifacts"]["torchscript"]
-        parts = [one for one in (onnx, onnx and onnx.get("data"), script) if one is not None]
-        whole = all(isinstance(one["path"], str) for one in parts)
+        onnx, torchscript = config["artifacts"]["onnx"], config["artifacts"]["torchscript"]
+        files = [file for file in (onnx, onnx and onnx.get("data"), torchscript) if file is not None]
+        paths_valid = all(isinstance(file["path"], str) for file in files)
     except (KeyError, TypeError, AttributeError) as error:
         raise NotABundle(str(folder), f"{layout.CONFIG} is malformed: {type(error).__name__}: {error}") from None
-    if not whole:
+    if not paths_valid:
         raise NotABundle(str(folder), f"{layout.CONFIG} is malformed: an artifact without a path")

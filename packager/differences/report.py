@@ -1,4 +1,4 @@
-"""What a comparison found, as values, as JSON and as text."""
+"""The result of a comparison, as values, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ _MAX_LINES = 20
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that differs: where, and its value in A and in B as JSON has it; None: not there.
+    """One difference: its path, and the JSON values in A and in B; None if a side lacks it.
 
-    `change` says how far apart two tensors are that have the same dtype and shape.
+    `change` measures the difference between two tensors of the same dtype and shape.
     """
 
     where: str
@@ -31,12 +31,12 @@ class Difference:
     change: TensorChange | None = None
 
     def as_json(self) -> dict[str, object]:
-        """The difference as JSON has it."""
-        found = {"where": self.where, "before": _to_json(self.before), "after": _to_json(self.after)}
-        return found if self.change is None else {**found, "change": self.change.as_json()}
+        """Return the difference as an object for `--json`."""
+        fields = {"where": self.where, "before": _to_json(self.before), "after": _to_json(self.after)}
+        return fields if self.change is None else {**fields, "change": self.change.as_json()}
 
     def text(self) -> str:
-        """What became of what, in one line."""
+        """Describe the two values in one line, such as `1 → 2`."""
         if self.change is not None:
             return f"{self.before}, {self.change.text(relative=True)}"
         before, after = format_pair(self.before, self.after)
@@ -47,7 +47,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Section:
-    """The differences of one kind. `not_compared` is the reason why there may be more; empty: there are none."""
+    """The differences of one kind. `not_compared` says why there may be more; empty if everything was compared."""
 
     name: str
     differences: tuple[Difference, ...] = ()
@@ -56,17 +56,21 @@ class Section:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two bundles; `damage` says in lines how its files are not those that SHA256SUMS lists."""
+    """One of the two bundles; `damage` lists in lines how its files differ from SHA256SUMS."""
 
     name: str
     version: str
     fingerprint: str
     damage: tuple[str, ...] = ()
 
+    def as_json(self) -> dict[str, object]:
+        """Return the bundle as an object for `--json`."""
+        return {**asdict(self), "damage": list(self.damage)}
+
 
 @dataclass(frozen=True)
 class DiffReport:
-    """What differs between the bundles A and B."""
+    """The differences between the bundles A (`before`) and B (`after`)."""
 
     before: Side
     after: Side
@@ -74,30 +78,30 @@ class DiffReport:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs. What was not compared lies in files whose digests differ: no "perhaps" is left."""
-        return not any(one.differences for one in self.sections) and self.before.damage == self.after.damage
+        """Return whether nothing differs. Files that could not be compared have different digests, which count."""
+        return not any(section.differences for section in self.sections) and self.before.damage == self.after.damage
 
     def as_json(self) -> dict[str, object]:
-        """The object that `package diff --json` prints."""
-        sides = {
-            name: {
-                "name": side.name, "version": side.version, "fingerprint": side.fingerprint, "damage": list(side.damage)
-            }
-            for name, side in (("before", self.before), ("after", self.after))
-        }  # fmt: skip
+        """Return the object that `package diff --json` prints."""
         sections = {
-            one.name: {
-                "differences": [difference.as_json() for difference in one.differences],
-                "not_compared": one.not_compared or None,
+            section.name: {
+                "differences": [difference.as_json() for difference in section.differences],
+                "not_compared": section.not_compared or None,
             }
-            for one in self.sections
+            for section in self.sections
         }
-        return {"same": self.same, **sides, "sections": sections}
+        return {
+            "same": self.same,
+            "before": self.before.as_json(),
+            "after": self.after.as_json(),
+            "sections": sections,
+        }
 
     def lines(self) -> Iterator[str]:
-        """The report as text; a section with many differences is cut short, and says so."""
+        """Yield the report as lines of text; a section with many differences is truncated, and says so."""
         for letter, side in (("A", self.before), ("B", self.after)):
-            yield f"{letter}  {format_value(side.name)} {format_value(side.version)}  {side.fingerprint or 'no fingerprint'}"
+            fingerprint = side.fingerprint or "no fingerprint"
+            yield f"{letter}  {format_value(side.name)} {format_value(side.version)}  {fingerprint}"
             yield from (f"{letter}  {line}" for line in side.damage)
         for section in self.sections:
             if section.differences or section.not_compared:
@@ -110,7 +114,7 @@ class DiffReport:
 
 
 def _format_rows(differences: tuple[Difference, ...]) -> Iterator[str]:
-    rows = [(format_value(one.where), one.text()) for one in differences[:_MAX_LINES]]
+    rows = [(format_value(difference.where), difference.text()) for difference in differences[:_MAX_LINES]]
     width = max((len(where) for where, _ in rows), default=0)
     yield from (f"  {where:<{width}}  {text}" for where, text in rows)
     if len(differences) > _MAX_LINES:
@@ -121,9 +125,9 @@ def _format_rows(differences: tuple[Difference, ...]) -> Iterator[str]:
 
 
 def format_pair(before: object, after: object) -> tuple[str, str]:
-    """Two values as short texts that differ where the values do."""
+    """Return two values as short texts that show where the values differ."""
     if isinstance(before, float) and isinstance(after, float):
-        digits = next((one for one in range(2, 17) if f"{before:.{one}g}" != f"{after:.{one}g}"), 17)
+        digits = next((count for count in range(2, 17) if f"{before:.{count}g}" != f"{after:.{count}g}"), 17)
         return f"{before:.{digits}g}", f"{after:.{digits}g}"
     left, right = format_value(before), format_value(after)
     common = common_prefix_length(left, right)
@@ -131,13 +135,13 @@ def format_pair(before: object, after: object) -> tuple[str, str]:
 
 
 def common_prefix_length(left: str | bytes, right: str | bytes) -> int:
-    """Where two texts part: the length of what they begin with in common."""
+    """Return the length of the longest common prefix of two texts, or of two byte strings."""
     pairs = enumerate(zip(left, right, strict=False))
-    return next((index for index, (one, other) in pairs if one != other), min(len(left), len(right)))
+    return next((index for index, (before, after) in pairs if before != after), min(len(left), len(right)))
 
 
 def format_value(value: object) -> str:
-    """A value as text without control characters; a digest is cut to twelve of its digits."""
+    """Return a JSON value as text without control characters; a digest is shortened to twelve digits."""
     if value is None:
         return "none"
     if not isinstance(value, str):
@@ -148,18 +152,18 @@ def format_value(value: object) -> str:
 
 
 def _excerpt(text: str, common: int) -> str:
-    """What stands around the first difference."""
+    """Cut a long text to what surrounds the first difference."""
     start = max(0, common - _CONTEXT_BEFORE) if len(text) > _MAX_WIDTH else 0
     end = start + _MAX_WIDTH
     return ("…" if start else "") + text[start:end] + ("…" if len(text) > end else "")
 
 
 def _to_json(value: object) -> object:
-    """The value, with the strings of the records for what JSON has not."""
+    """Replace NaN and infinities, which JSON lacks, by the strings that the records use."""
     if isinstance(value, dict):
-        return {name: _to_json(one) for name, one in value.items()}
+        return {name: _to_json(member) for name, member in value.items()}
     if isinstance(value, list):
-        return [_to_json(one) for one in value]
+        return [_to_json(member) for member in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

@@ -1,4 +1,7 @@
-"""The sections of a report that come from a bundle's records and digests. What else config.json says is metadata."""
+"""The sections of a report that come from a bundle's records and digests.
+
+A field of config.json that belongs to no other section belongs to the metadata.
+"""
 
 from __future__ import annotations
 
@@ -15,68 +18,63 @@ _ELSEWHERE = ("artifacts", "source", "parity")
 
 
 def compare_identity(before: OpenedBundle, after: OpenedBundle) -> Section:
-    """Name, version, fingerprint, and which files differ as they lie there."""
+    """Compare names, versions, fingerprints, and the digests of the files."""
 
-    def facts(one: OpenedBundle) -> dict[str, object]:
-        seal = {"fingerprint": one.fingerprint or None}
-        return {
-            **_config_fields(one, _IDENTITY),
-            **seal,
-            **{f"file {path}": sha256 for path, sha256 in one.digests.items()},
-        }
+    def fields(bundle: OpenedBundle) -> dict[str, object]:
+        files = {f"file {path}": sha256 for path, sha256 in bundle.digests.items()}
+        return {**_config_fields(bundle, _IDENTITY), "fingerprint": bundle.fingerprint or None, **files}
 
-    return Section("identity", tuple(find_differences(facts(before), facts(after))))
+    return Section("identity", tuple(find_differences(fields(before), fields(after))))
 
 
 def compare_signature(before: OpenedBundle, after: OpenedBundle) -> Section:
-    """Inputs, outputs and their order, and the sizes that dims may take."""
-    return Section(
-        "signature", tuple(find_differences(_config_fields(before, _SIGNATURE), _config_fields(after, _SIGNATURE)))
-    )
+    """Compare inputs, outputs and their order, and the limits of the dims."""
+    fields = _config_fields(before, _SIGNATURE), _config_fields(after, _SIGNATURE)
+    return Section("signature", tuple(find_differences(*fields)))
 
 
 def compare_torchscript(before: OpenedBundle, after: OpenedBundle) -> Section:
-    """The artifact: its digest, and how it is made and loaded. What is in it is for torch to say."""
+    """Compare the TorchScript models: their digests, and how they are made and loaded. Reading them needs torch."""
 
-    def facts(one: OpenedBundle) -> dict[str, object] | None:
-        artifact = one.artifact("torchscript")
-        return artifact and {**artifact, "sha256": one.digests.get(artifact["path"])}
+    def fields(bundle: OpenedBundle) -> dict[str, object] | None:
+        artifact = bundle.artifact("torchscript")
+        return artifact and {**artifact, "sha256": bundle.digests.get(artifact["path"])}
 
-    return Section("torchscript", tuple(find_differences(facts(before), facts(after), layout.TORCHSCRIPT)))
+    return Section("torchscript", tuple(find_differences(fields(before), fields(after), layout.TORCHSCRIPT)))
 
 
 def compare_parity(before: OpenedBundle, after: OpenedBundle) -> Section:
-    """The verdicts, what was allowed, the largest errors, and the cases."""
+    """Compare the verdicts, the tolerances, the largest errors, and the cases."""
     verdicts = tuple(find_differences(before.config.get("parity"), after.config.get("parity"), "verdict"))
-    found, reason = _compare_records(before, after, layout.PARITY)
-    told = [one for one in found if not one.where.endswith(".why")]  # words the numbers beside it
-    told.sort(key=lambda one: one.where.startswith("cases"))  # many; the rest is what one looks for
-    return Section("parity", (*verdicts, *told), reason)
+    differences, reason = _compare_records(before, after, layout.PARITY)
+    shown = [field for field in differences if not field.where.endswith(".why")]  # repeats the numbers in words
+    shown.sort(key=lambda field: field.where.startswith("cases"))  # last, because there are many
+    return Section("parity", (*verdicts, *shown), reason)
 
 
 def compare_toolchain(before: OpenedBundle, after: OpenedBundle) -> Section:
-    """The versions of the tools, the digests of what the bundle was made from, and the machine."""
-    versions = tuple(find_differences(before.config.get("source"), after.config.get("source")))
-    found, reason = _compare_records(before, after, layout.BUILD)
-    return Section("toolchain", (*versions, *found), reason)
+    """Compare the versions of the tools, the digests of the inputs of the build, and the machine."""
+    source = tuple(find_differences(before.config.get("source"), after.config.get("source")))
+    differences, reason = _compare_records(before, after, layout.BUILD)
+    return Section("toolchain", (*source, *differences), reason)
 
 
 def compare_metadata(before: OpenedBundle, after: OpenedBundle) -> Section:
-    """Description, license, authors, assets, providers, and whatever no other section has."""
-    known = {*_IDENTITY, *_SIGNATURE, *_ELSEWHERE}
+    """Compare description, license, authors, assets, providers, and every field that no other section has."""
+    elsewhere = {*_IDENTITY, *_SIGNATURE, *_ELSEWHERE}
 
-    def facts(one: OpenedBundle) -> dict[str, Any]:
-        return {name: value for name, value in one.config.items() if name not in known}
+    def fields(bundle: OpenedBundle) -> dict[str, Any]:
+        return {name: value for name, value in bundle.config.items() if name not in elsewhere}
 
-    return Section("metadata", tuple(find_differences(facts(before), facts(after))))
+    return Section("metadata", tuple(find_differences(fields(before), fields(after))))
 
 
-def _config_fields(one: OpenedBundle, names: tuple[str, ...]) -> dict[str, object]:
-    return {name: one.config.get(name) for name in names}
+def _config_fields(bundle: OpenedBundle, names: tuple[str, ...]) -> dict[str, object]:
+    return {name: bundle.config.get(name) for name in names}
 
 
 def _compare_records(before: OpenedBundle, after: OpenedBundle, name: str) -> tuple[tuple[Difference, ...], str]:
-    """The differences of a record, or the reason why they are not known; files with one digest are not read."""
+    """Return the differences of a record, or the reason why it cannot be compared. Equal digests are not read."""
     if before.digests.get(name) == after.digests.get(name):
         return (), ""
     try:

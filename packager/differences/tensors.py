@@ -1,8 +1,8 @@
-"""How far apart the values of two arrays of one dtype and shape are. numpy only.
+"""Measure the difference between two arrays of the same dtype and shape, with numpy alone.
 
-A value is changed where its bits are: so is 0.0 that became -0.0, which is a distance of 0, and a NaN that
-stays the same NaN is not. Distances are between finite values; one that is finite, or an infinity, on one
-side alone is counted apart. Arrays are walked in blocks, so that a large one needs no copy in float64.
+A value has changed if its bits have: 0.0 and -0.0 differ, at a distance of 0; two NaNs with the same bits do not.
+Distances are measured between finite values; a NaN or an infinity on only one side is counted separately. Arrays
+are read in blocks, so that a large array is never copied to float64 as a whole.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _BLOCK_VALUES = 1 << 20
 
 @dataclass(frozen=True)
 class TensorChange:
-    """`changed` of `total` values differ, by `max_abs` at most, which is `relative` to the RMS of those before.
+    """The difference between two arrays: `changed` of `total` values differ, by at most `max_abs`.
 
-    `max_abs` is None for strings; `relative` is infinite where the values before are all zero; `nonfinite`
-    counts those with no distance, as NaN or an infinity that the other side has not.
+    `relative` is `max_abs` divided by the RMS of the values before, infinite if they are all zero; both are None
+    for strings. `nonfinite` counts the changed values without a distance, because one side is NaN or infinite.
     """
 
     changed: int
@@ -34,23 +34,23 @@ class TensorChange:
     nonfinite: int = 0
 
     def as_json(self) -> dict[str, object]:
-        """The change as JSON has it, an infinity as the string that the records have for it."""
+        """Return the change as an object for `--json`; an infinity is the string "Infinity", as in the records."""
         distances = {"max_abs": self.max_abs, "relative": self.relative}
-        told = {name: "Infinity" if one == float("inf") else one for name, one in distances.items()}
-        return {"changed": self.changed, "total": self.total, **told, "nonfinite": self.nonfinite}
+        texts = {name: "Infinity" if value == float("inf") else value for name, value in distances.items()}
+        return {"changed": self.changed, "total": self.total, **texts, "nonfinite": self.nonfinite}
 
     def text(self, *, relative: bool = False) -> str:
-        """`3 of 1280 values differ, by 1.2e-07 at most`."""
-        found = f"{self.changed} of {self.total} values {'differs' if self.changed == 1 else 'differ'}"
+        """Describe the change, such as `3 of 1280 values differ, by 1.2e-07 at most`, with `relative` if asked to."""
+        text = f"{self.changed} of {self.total} values {'differs' if self.changed == 1 else 'differ'}"
         if self.max_abs is not None and self.changed > self.nonfinite:
-            found += f", by {self.max_abs:.2g} at most"
+            text += f", by {self.max_abs:.2g} at most"
             if relative and self.relative is not None:
-                found += f" ({self.relative:.2g} of the RMS)"
-        return found + (f", {self.nonfinite} of them by a NaN or an infinity" if self.nonfinite else "")
+                text += f" ({self.relative:.2g} of the RMS)"
+        return text + (f", {self.nonfinite} of them by a NaN or an infinity" if self.nonfinite else "")
 
 
 def measure_change(before: Array, after: Array) -> TensorChange | None:
-    """How the values differ; None where they are the same, bit by bit."""
+    """Measure the difference between two arrays of the same dtype and shape; None if all bits are the same."""
     changed = nonfinite = 0
     largest: float | None = None if before.dtype.kind == "O" else 0.0
     for left, right in zip(_iterate_blocks(before), _iterate_blocks(after), strict=True):
@@ -58,13 +58,12 @@ def measure_change(before: Array, after: Array) -> TensorChange | None:
         count = int(different.sum())
         changed += count
         if count and largest is not None:
-            distance, apart = _max_distance(left[different], right[different])
-            largest, nonfinite = max(largest, distance), nonfinite + apart
+            distance, without_distance = _max_distance(left[different], right[different])
+            largest, nonfinite = max(largest, distance), nonfinite + without_distance
     if not changed:
         return None
-    return TensorChange(
-        changed, before.size, largest, None if largest is None else _relative_to_rms(largest, before), nonfinite
-    )
+    relative = None if largest is None else _relative_to_rms(largest, before)
+    return TensorChange(changed, before.size, largest, relative, nonfinite)
 
 
 def _iterate_blocks(array: Array) -> Iterator[Array]:
@@ -82,18 +81,18 @@ def _differing_mask(left: Array, right: Array) -> NDArray[np.bool_]:
 
 
 def _max_distance(left: Array, right: Array) -> tuple[float, int]:
-    """The largest distance between finite values, and how many pairs have none."""
+    """Return the largest distance between finite values, and the number of pairs without a distance."""
     if left.dtype.kind in "biu":
-        # Two's complement: the difference of the larger and the smaller is right modulo 2**64, hence right.
+        # In two's complement, larger minus smaller is correct modulo 2**64, and less than that.
         high, low = np.maximum(left, right).astype(np.uint64), np.minimum(left, right).astype(np.uint64)
         return float(np.subtract(high, low).max()), 0
     wide = np.complex128 if left.dtype.kind == "c" else np.float64
-    with np.errstate(over="ignore", invalid="ignore"):  # an infinite distance is a right answer; NaNs may signal
-        one, other = left.astype(wide), right.astype(wide)
-        finite = np.isfinite(one) & np.isfinite(other)
-        distances = np.abs(one[finite] - other[finite])
-    apart = ~finite & ~(np.isnan(one) & np.isnan(other))
-    return float(distances.max(initial=0.0)), int(apart.sum())
+    with np.errstate(over="ignore", invalid="ignore"):  # a distance may be infinite; NaNs may signal
+        wide_left, wide_right = left.astype(wide), right.astype(wide)
+        finite = np.isfinite(wide_left) & np.isfinite(wide_right)
+        distances = np.abs(wide_left[finite] - wide_right[finite])
+    without_distance = ~finite & ~(np.isnan(wide_left) & np.isnan(wide_right))
+    return float(distances.max(initial=0.0)), int(without_distance.sum())
 
 
 def _relative_to_rms(distance: float, before: Array) -> float:
@@ -104,7 +103,7 @@ def _relative_to_rms(distance: float, before: Array) -> float:
 
 
 def _finite_rms(array: Array) -> float:
-    """The RMS of the finite values: that of the blocks' norms, on the scale of one value."""
+    """Return the RMS of the finite values, computed from the norms of the blocks."""
     norms, count = [0.0], 0
     for block in _iterate_blocks(array):
         with np.errstate(over="ignore", invalid="ignore"):  # NaNs may signal

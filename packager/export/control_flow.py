@@ -1,10 +1,10 @@
-"""What a trace takes for good: the branches and numbers that come from data, by the line that took them.
+"""Report the control flow that a trace fixes: the branches and numbers it takes from data, by source line.
 
-torch warns of most of them, in the name of the innermost line of Python. Of some it does not warn, such as a tensor
-that counts or indexes (`range(n)`, `layers[n]`): those functions are watched. Where that line is torch's own, it is
-the user's for what torch does in the user's name (`x in tensor`), and of no interest where torch checks its arguments;
-nor is a check of the user's whose other side only raises. A line among installed packages is theirs (transformers has
-a few in each model) and kept apart, as nobody here can change it.
+torch warns of most of them, on behalf of the innermost Python line. It does not warn when a tensor counts or indexes
+(`range(n)`, `layers[n]`) or is compared as a whole (`torch.equal`), so those functions are patched while a trace runs.
+If the innermost line is torch's own, it counts as the user's where torch acts for the user (`x in tensor`), and is
+ignored where torch checks its arguments. A check in the user's code, whose other branch only raises, is ignored too.
+A line of an installed package is kept apart, because the user cannot change it (transformers has a few in each model).
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from typing import Any
 
 from packager.common.paths import PACKAGE
 
-_UNWARNED = ("equal", "allclose")  # of torch and of Tensor: they give a Python bool, and no warning
-_TRANSPARENT_TORCH_FILES = ("_tensor.py", "container.py")  # of torch's files: `x in tensor`, `layers[n]`
-_OWN_FOLDER = f"{PACKAGE}{os.sep}"
+_UNWARNED_FUNCTIONS = ("equal", "allclose")  # of torch and of Tensor: they return a Python bool without a warning
+_TRANSPARENT_TORCH_FILES = ("_tensor.py", "container.py")  # torch's code for `x in tensor` and `layers[n]`
 
 
 @dataclass(frozen=True)
 class SpecializedControlFlow:
-    """Lines such as `model.py:13`, and `transformers/masking_utils.py:244` in `libraries`; sorted.
+    """Source lines whose control flow was fixed at trace time, each tuple sorted and without duplicates.
 
-    `rounded` are those where a size comes of a number that float32 has not, 0.7 or 0.1: PyTorch rounds the size in
-    float64, onnxruntime's Resize and Range in float32, which is another size now and then.
+    `user_lines` are those of the user's code (`model.py:13`), `library_lines` those of installed packages
+    (`transformers/masking_utils.py:244`). `rounded_size_lines` compute a size with a number that float32 cannot
+    represent, such as 0.7 or 0.1: PyTorch rounds that size in float64, onnxruntime's Resize and Range in float32,
+    which is sometimes a different size.
     """
 
     user_lines: tuple[str, ...] = ()
@@ -41,19 +42,16 @@ class SpecializedControlFlow:
     rounded_size_lines: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
-        """What is not checked because of them."""
-        found = [f"the branch or number that {place} takes from other data" for place in self.user_lines]
+        """Describe what the parity check did not check because of these lines, an item each."""
+        items = [f"branches or numbers other than those that {line} took from the example" for line in self.user_lines]
         if self.library_lines:
-            found.append(
-                f"the branches and numbers that libraries take from other data: {', '.join(self.library_lines)}"
-            )
-        return [
-            *found,
-            *(f"the sizes at which float32 rounds otherwise what {place} scales" for place in self.rounded_size_lines),
-        ]
+            lines = ", ".join(self.library_lines)
+            items.append(f"branches or numbers other than those that libraries took from the example: {lines}")
+        items += [f"sizes that {line} scales to a different size in float32" for line in self.rounded_size_lines]
+        return items
 
     def merge(self, other: SpecializedControlFlow) -> SpecializedControlFlow:
-        """These and those."""
+        """Return the lines of both."""
         return SpecializedControlFlow(
             tuple(sorted({*self.user_lines, *other.user_lines})),
             tuple(sorted({*self.library_lines, *other.library_lines})),
@@ -63,56 +61,60 @@ class SpecializedControlFlow:
 
 @contextmanager
 def record_control_flow() -> Iterator[Callable[[], SpecializedControlFlow]]:
-    """While open, a trace is watched; the call gives what it took. Warnings belong to the process, so one at a time."""
+    """Record the lines that take a branch or number from data, and yield a function that returns them.
+
+    Warnings and patches belong to the process: use it for one trace at a time, in one thread.
+    """
     import torch
 
-    own: set[str] = set()
-    libraries: set[str] = set()
+    torch_folder = f"{Path(torch.__file__).parent}{os.sep}"
+    user_lines: set[str] = set()
+    library_lines: set[str] = set()
 
-    def note() -> None:
-        library, place = _find_user_line(f"{Path(torch.__file__).parent}{os.sep}")
-        if place:
-            (libraries if library else own).add(place)
+    def record_line() -> None:
+        installed, line = _find_source_line(torch_folder)
+        if line:
+            (library_lines if installed else user_lines).add(line)
 
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:  # noqa: ARG001 (its name is fixed)
         if category.__name__ == "TracerWarning":
-            note()
+            record_line()
 
-    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            note()
-            return real(*arguments, **named)
+    def recording(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            record_line()
+            return function(*args, **kwargs)
 
         return call
 
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("always")
-        warnings.showwarning = show
+        warnings.showwarning = show_warning
         for owner in (torch, torch.Tensor):
-            for name in _UNWARNED:
-                stack.enter_context(_patch_attribute(owner, name, watched(getattr(owner, name))))
-        stack.enter_context(_patch_attribute(torch.Tensor, "__index__", watched(torch.Tensor.__index__)))
-        size: Any = torch.Tensor.nbytes
-        stack.enter_context(_patch_attribute(torch.Tensor, "nbytes", property(watched(size.__get__))))
-        yield lambda: SpecializedControlFlow(tuple(sorted(own)), tuple(sorted(libraries)))
+            for name in _UNWARNED_FUNCTIONS:
+                stack.enter_context(_patch_attribute(owner, name, recording(getattr(owner, name))))
+        stack.enter_context(_patch_attribute(torch.Tensor, "__index__", recording(torch.Tensor.__index__)))
+        nbytes: Any = torch.Tensor.nbytes
+        stack.enter_context(_patch_attribute(torch.Tensor, "nbytes", property(recording(nbytes.__get__))))
+        yield lambda: SpecializedControlFlow(tuple(sorted(user_lines)), tuple(sorted(library_lines)))
 
 
 @contextmanager
 def _patch_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    own, before = name in vars(owner), getattr(owner, name)
+    inherited, before = name not in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        if own:
-            setattr(owner, name, before)
-        else:  # it was inherited
+        if inherited:
             delattr(owner, name)
+        else:
+            setattr(owner, name, before)
 
 
-def _find_user_line(torch_folder: str) -> tuple[bool, str]:
-    """The line that takes a number from data, and whether it is an installed one; empty where it only checks."""
-    skipped = (_OWN_FOLDER, str(Path(warnings.__file__)), str(Path(contextlib.__file__)), "<")
+def _find_source_line(torch_folder: str) -> tuple[bool, str]:
+    """Find the calling line that takes a value from data, and whether it is installed; empty for a mere check."""
+    skipped = (f"{PACKAGE}{os.sep}", str(Path(warnings.__file__)), str(Path(contextlib.__file__)), "<")
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(skipped):
         frame = frame.f_back
@@ -124,20 +126,20 @@ def _find_user_line(torch_folder: str) -> tuple[bool, str]:
         return False, "forward()"
     if _only_raises(frame.f_code.co_filename, frame.f_lineno):
         return False, ""
-    library, name = name_source_file(frame.f_code.co_filename)
-    return library, f"{name}:{frame.f_lineno}"
+    installed, name = name_source_file(frame.f_code.co_filename)
+    return installed, f"{name}:{frame.f_lineno}"
 
 
 def _only_raises(path: str, line: int) -> bool:
-    """Whether a line is an assertion, or a condition under which an error is raised and nothing else done."""
+    """Tell whether a line is an assertion, or a condition under which an error is raised and nothing else done."""
     text, following = (linecache.getline(path, number).strip() for number in (line, line + 1))
     return text.startswith("assert ") or (text.startswith("if ") and following.startswith("raise "))
 
 
 def name_source_file(path: str) -> tuple[bool, str]:
-    """Whether a file is an installed one, and what it is called: `transformers/masking_utils.py`, `model.py`."""
-    *before, name = Path(path).parts
+    """Tell whether a file is installed, and name it: `transformers/masking_utils.py`, or the user's `model.py`."""
+    *folders, name = Path(path).parts
     for installed in ("site-packages", "dist-packages"):
-        if installed in before:
-            return True, "/".join((*before[before.index(installed) + 1 :], name))
-    return False, name if name != "__init__.py" else f"{before[-1]}/{name}"
+        if installed in folders:
+            return True, "/".join((*folders[folders.index(installed) + 1 :], name))
+    return False, name if name != "__init__.py" else f"{folders[-1]}/{name}"

@@ -1,4 +1,4 @@
-"""The eager module → TorchScript, and → ONNX by either of torch's exporters."""
+"""What torch's exporters to TorchScript and ONNX share: flat outputs, silence, and one kind of failure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from packager.model.code_dependencies import relative_inside
 
 
 class ExporterFailed(Exception):
-    """One exporter could not do it: the cause in a sentence, and where in the user's code, if known."""
+    """An exporter failed: the cause in one sentence, and the line of the user's code, `model.py:41`, if it is known."""
 
     def __init__(self, cause: str, where: str | None) -> None:
         super().__init__(cause)
@@ -28,15 +27,15 @@ class ExporterFailed(Exception):
 
 @contextlib.contextmanager
 def silence_exporters() -> Iterator[None]:
-    """While torch's exporters work: they warn and log at length, in every thread, of their own deprecation.
+    """Silence the warnings and logs of torch's exporters, most of which are about their own deprecation.
 
-    What matters comes back as an error, in the graph, or from the gate. Python's filters of warnings
-    belong to the process, so this is entered once, around everything that exports.
+    Failures still come back as errors. Warning filters and log levels belong to the process, not to a thread: enter
+    this once, around everything that exports.
     """
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
-    # Where an export fails, the whole graph is logged from C++: setup_onnx_logging of torch 2.13 asks whether that
-    # is wanted, but without calling the function that says so. What is left of it goes to stderr.
+    # A failed export logs the whole graph from C++: setup_onnx_logging of torch 2.13 tests whether logging is enabled,
+    # but forgets to call the function that answers. Whatever is logged all the same goes to stderr.
     torch._C._jit_set_onnx_log_output_stream("stderr")
     log = torch._C._jit_onnx_log
     torch._C._jit_onnx_log = lambda *_: None
@@ -50,7 +49,10 @@ def silence_exporters() -> Iterator[None]:
 
 
 class FlatOutputs(torch.nn.Module):
-    """The user's module with its outputs flat, named and in order, as a bundle has them."""
+    """Wrap the user's module: its outputs become a flat tuple of tensors, in the manifest's order."""
+
+    # TorchScript writes the qualified class name into model.ts, where it must not change when this module moves.
+    __module__ = "packager.export"
 
     def __init__(self, model: torch.nn.Module, names: Sequence[str] | None) -> None:
         super().__init__()
@@ -58,23 +60,36 @@ class FlatOutputs(torch.nn.Module):
         self._names = names
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The outputs of the manifest, in its order."""
-        flat: Mapping[str, Any] = output_tree.flatten_outputs(self.model(*inputs))
+        """Return the outputs that the manifest names, or all if it names none."""
+        flat = output_tree.flatten_outputs(self.model(*inputs))
         return tuple(output_tree.select_outputs(flat, self._names).values())
 
 
-def to_exporter_failed(error: BaseException, folder: Path, places: str = "") -> ExporterFailed:
-    """What an exporter raised, as one sentence, with the user's line where its text, traceback or `places` name one."""
+def to_exporter_failed(error: BaseException, folder: Path, source_ranges: str = "") -> ExporterFailed:
+    """Reduce an exporter's error to one sentence and the last line of the user's code, in `folder`, that it mentions.
+
+    The line is looked for in the error's text, its traceback and `source_ranges`, the stacks of the operators that
+    the error names.
+    """
     text = str(error).strip()
-    frames = re.findall(r'File "([^"]+)", line (\d+)', text)
+    frames = _find_python_frames(text)
     traceback = error.__traceback__
     while traceback is not None:
         frames.append((traceback.tb_frame.f_code.co_filename, str(traceback.tb_lineno)))
         traceback = traceback.tb_next
-    frames += re.findall(r"(\S+\.py)\((\d+)\)", text)
-    frames += re.findall(r'File "([^"]+)", line (\d+)', places) + re.findall(r"(\S+\.py)\((\d+)\)", places)
-    own = [(name, line) for name, line in frames if relative_inside(name, folder)]
-    where = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else None
+    frames += _find_trace_frames(text) + _find_python_frames(source_ranges) + _find_trace_frames(source_ranges)
+    user_frames = [(path, line) for path, line in frames if relative_inside(path, folder)]
+    where = f"{Path(user_frames[-1][0]).name}:{user_frames[-1][1]}" if user_frames else None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = next((line for line in lines if not line.startswith(("#", "=", "-", "Failed to export"))), "no message")
     return ExporterFailed(f"{type(error).__name__}: {sanitize_message(cause, folder, folder.resolve())}", where)
+
+
+def _find_python_frames(text: str) -> list[tuple[str, str]]:
+    """Find the frames of a Python traceback: `File "model.py", line 41`."""
+    return re.findall(r'File "([^"]+)", line (\d+)', text)
+
+
+def _find_trace_frames(text: str) -> list[tuple[str, str]]:
+    """Find the frames that a trace recorded with its operators: `model.py(41): forward`."""
+    return re.findall(r"(\S+\.py)\((\d+)\)", text)

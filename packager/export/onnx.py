@@ -1,10 +1,10 @@
-"""The eager module → ONNX, by either of torch's exporters.
+"""Export the eager module to ONNX, with either of torch's exporters.
 
-`from_torchscript` converts the program that the fallback needs anyway, so the module is not run a
-second time; `from_torch_export` traces anew with torch.export. Measured on 47 small architectures,
-the first was right on 44 (median 0.3 s) and the second on 42 (median 7 s), one or the other on 45,
-and each failed on different models. So `auto` starts with the first and falls to the second where
-the graph of the first is not proven; torch.jit is deprecated, so both stay first class.
+`export_from_torchscript` converts the program that the TorchScript fallback needs anyway, so the module is not run a
+second time. `export_with_torch_export` traces the module again, with torch.export. Measured on 47 small
+architectures, the first was right on 44 (median 0.3 s), the second on 42 (median 7 s), at least one of them on 45, and
+they failed on different models. So `auto` starts with the first and falls back to the second if the first graph is not
+proven. torch.jit is deprecated, so both stay first class.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from packager.export.graph.messages import ExportedGraph
 from packager.export.torchscript import TorchScriptProgram
 from packager.project.manifest import DimLimits, Project
 
-_INLINE_BYTES = 1 << 30  # beyond this the exporter's file keeps the weights beside it; protobuf ends at 2 GiB
+_INLINE_BYTES = 1 << 30  # more bytes of weights go into a file beside the graph; protobuf ends at 2 GiB
 
 
 @dataclass(frozen=True)
 class TensorNames:
-    """The tensors' names in the graph, in order."""
+    """The names of a graph's inputs and outputs, in order."""
 
     inputs: Sequence[str]
     outputs: Sequence[str]
@@ -39,12 +39,16 @@ class TensorNames:
 def export_from_torchscript(
     project: Project, program: TorchScriptProgram, names: TensorNames, inputs: tuple[torch.Tensor, ...], path: Path
 ) -> ExportedGraph:
-    """Convert a traced or scripted program: the graph to `path`, the weights beside it. Raises `ExporterFailed`."""
+    """Convert a traced or scripted program; write the graph to `path` and its weights to `path` + ".weights".
+
+    `inputs` are the arguments of an example call, in the manifest's order. Raises `ExporterFailed`, and OSError if the
+    files cannot be written.
+    """
     axes = {
         name: {axis: dim for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
         for name, spec in project.manifest.inputs.items()
     }
-    # The exporter runs the program once to see its outputs: without the optimizer, which would cost more than it.
+    # The exporter runs the program once to see its outputs; optimizing it first would take longer than the run.
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # torch's stubs
         try:
             torch.onnx.export(
@@ -54,27 +58,28 @@ def export_from_torchscript(
                 dynamo=False,
                 input_names=list(names.inputs),
                 output_names=list(names.outputs),
-                dynamic_axes={name: named for name, named in axes.items() if named},
+                dynamic_axes={name: dims for name, dims in axes.items() if dims},
                 opset_version=project.manifest.export.opset,
                 export_params=False,
                 do_constant_folding=False,
             )
         except OSError:
-            raise  # the disk's trouble, and not the exporter's
+            raise  # the disk failed, not the exporter
         except Exception as error:
             raise to_exporter_failed(error, project.folder, _format_source_ranges(program, error)) from error
-    return ExportedGraph(
-        path, weights.write_weights(program.module.state_dict(), path.with_name(path.name + ".weights"))
-    )
+    state = program.module.state_dict()
+    return ExportedGraph(path, weights.write_weights(state, path.with_name(path.name + ".weights")))
 
 
 def export_with_torch_export(
     project: Project, module: torch.nn.Module, names: TensorNames, inputs: tuple[torch.Tensor, ...], path: Path
 ) -> ExportedGraph:
-    """Trace the module with torch.export and write the graph to `path`. Raises `ExporterFailed`."""
-    dims = {name: _make_dynamic_dim(name, limit) for name, limit in project.manifest.dim_limits().items()}
-    weight_bytes = sum(one.numel() * one.element_size() for one in module.state_dict().values())
-    # It reports its progress on the one, and on the other half of the graph where it fails.
+    """Trace the module with torch.export and write the graph, weights included, to `path`.
+
+    `inputs` are the arguments of an example call, in the manifest's order. Raises `ExporterFailed`, and OSError if the
+    file cannot be written.
+    """
+    # It prints its progress to stdout, and half of the graph to stderr when it fails.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             program = torch.onnx.export(
@@ -83,41 +88,41 @@ def export_with_torch_export(
                 dynamo=True,
                 input_names=list(names.inputs),
                 output_names=list(names.outputs),
-                dynamic_shapes={"inputs": _dynamic_shapes(project, dims)},
+                dynamic_shapes={"inputs": _make_dynamic_shapes(project)},
                 opset_version=project.manifest.export.opset,
                 verbose=False,
             )
             if program is None:
                 raise RuntimeError("torch.onnx.export returned nothing")
-            made, wanted = program.model.opset_imports.get(""), project.manifest.export.opset
-            if made != wanted:  # where it cannot convert the graph, it warns and keeps its own opset
-                raise RuntimeError(f"it makes opset {made} of this model, and export.opset is {wanted}")
+            opset, requested = program.model.opset_imports.get(""), project.manifest.export.opset
+            if opset != requested:  # if it cannot convert the graph, it warns and keeps its own opset
+                raise RuntimeError(f"this model exports with opset {opset}, but export.opset is {requested}")
             _rename_clashing_values(program.model.graph)
-            program.save(str(path), external_data=weight_bytes > _INLINE_BYTES)
+            program.save(str(path), external_data=weights.count_bytes(module) > _INLINE_BYTES)
         except OSError:
-            raise  # the disk's trouble, and not the exporter's
+            raise  # the disk failed, not the exporter
         except Exception as error:
             raise to_exporter_failed(_get_root_cause(error), project.folder) from error
     return ExportedGraph(path)
 
 
 def _rename_clashing_values(graph: Any) -> None:
-    """Rename the inner values that are called like an input or an output: the exporter does not look for that."""
+    """Rename inner values that have the name of an input or an output: the exporter does not check for that."""
     from onnx_ir.traversal import RecursiveGraphIterator
 
-    taken = {one.name for one in (*graph.inputs, *graph.outputs)}
-    outputs = {id(one) for one in graph.outputs}
+    reserved = {value.name for value in (*graph.inputs, *graph.outputs)}
+    outputs = {id(value) for value in graph.outputs}
     for node in RecursiveGraphIterator(graph):
         for value in node.outputs:
-            if value.name in taken and id(value) not in outputs:
+            if value.name in reserved and id(value) not in outputs:
                 value.name = f"{value.name}/inner"
 
 
 def _get_exportable_module(program: TorchScriptProgram) -> torch.jit.ScriptModule:
-    """What the exporter may have: it rewrites a program's functions in place, for good.
+    """Return a module that the exporter may change: it rewrites a program's functions in place.
 
-    Those of a trace are its own. A script shares its functions with every other script of the process, and
-    the fallback may be saved from them at this moment, so of a script it gets a copy.
+    A trace owns its functions. A script shares them with every other script of the process, and the fallback may be
+    saved from them at this very moment, so a script is copied.
     """
     if program.method == "trace":
         return program.module
@@ -129,20 +134,21 @@ def _get_exportable_module(program: TorchScriptProgram) -> torch.jit.ScriptModul
 
 
 def _format_source_ranges(program: TorchScriptProgram, error: Exception) -> str:
-    """Where the operators that an error names come from, as TorchScript remembers it, the innermost call last."""
+    """Format the stacks that TorchScript recorded for the operators that an error names, the innermost call last."""
     graph: Any = program.module.inlined_graph
-    named = dict.fromkeys(re.findall(r"\w+::\w+", str(error)))
-    ranges = [node.sourceRange() for kind in named for node in graph.findAllNodes(kind)]
-    return "\n".join("\n".join(reversed(one.splitlines())) for one in ranges)
+    kinds = dict.fromkeys(re.findall(r"\w+::\w+", str(error)))
+    stacks = [node.sourceRange() for kind in kinds for node in graph.findAllNodes(kind)]
+    return "\n".join("\n".join(reversed(stack.splitlines())) for stack in stacks)
 
 
 def _make_dynamic_dim(name: str, limit: DimLimits) -> Any:
-    """A dynamic dim. torch knows none of one size only: that one may be one larger, which nobody is told."""
-    most = limit.max if limit.max is None else max(limit.max, limit.min + 1)
-    return torch.export.Dim(name, min=limit.min, max=most)
+    """Make a dynamic dim; torch rejects one that has a single size, so that one may also be one larger."""
+    largest = limit.max if limit.max is None else max(limit.max, limit.min + 1)
+    return torch.export.Dim(name, min=limit.min, max=largest)
 
 
-def _dynamic_shapes(project: Project, dims: Mapping[str, Any]) -> tuple[dict[int, Any], ...]:
+def _make_dynamic_shapes(project: Project) -> tuple[dict[int, Any], ...]:
+    dims = {name: _make_dynamic_dim(name, limit) for name, limit in project.manifest.dim_limits().items()}
     return tuple(
         {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
         for spec in project.manifest.inputs.values()
@@ -150,8 +156,8 @@ def _dynamic_shapes(project: Project, dims: Mapping[str, Any]) -> tuple[dict[int
 
 
 def _get_root_cause(error: Exception) -> BaseException:
-    """torch.onnx wraps what torch.export said in advice; what was said first is the cause."""
-    found: BaseException = error
-    while found.__cause__ is not None:
-        found = found.__cause__
-    return found
+    """Return the first error of a chain: torch.onnx wraps the one of torch.export in advice."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return cause

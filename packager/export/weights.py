@@ -1,9 +1,9 @@
-"""A state dict → one file of plain bytes, which ONNX can refer to as external data.
+"""Write a state dict as one file of plain bytes, which ONNX can refer to as external data.
 
-An exporter that writes weights into its protobuf copies them several times, and so does whoever
-reads it: a model's weights are most of the work of an export. Here the graph is exported without
-them; they are written once, each at the start of a page, and onnxruntime maps them from there.
-Names that share memory, as tied weights do, share their bytes in the file.
+An exporter that writes weights into its protobuf copies them several times, and so does every reader of it: the
+weights are most of the work of an export. Here the graph is exported without them. They are written once, each at the
+start of a page, and onnxruntime maps them from there. Names that share memory, as tied weights do, share their bytes
+in the file.
 """
 
 from __future__ import annotations
@@ -24,18 +24,26 @@ _ONNX_DTYPES = {
 }  # fmt: skip
 
 
+def count_bytes(module: torch.nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers; tied weights count once for each of their names."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
 def write_weights(state: Mapping[str, torch.Tensor], path: Path) -> tuple[ExternalWeight, ...]:
-    """Write the tensors' bytes, little-endian as ONNX wants them; returns where each lies."""
-    places: dict[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype], tuple[int, int]] = {}
+    """Write CPU tensors of any shape to `path`, little-endian as ONNX requires; return where each one lies.
+
+    Raises KeyError for a dtype that the table above lacks, such as float8.
+    """
+    locations: dict[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype], tuple[int, int]] = {}
     weights = []
     with path.open("wb") as stream:
         for name, tensor in state.items():
             key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-            if key not in places:
+            if key not in locations:
                 content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
                 stream.seek(-(-stream.tell() // _PAGE_BYTES) * _PAGE_BYTES)
-                places[key] = (stream.tell(), content.nbytes)
+                locations[key] = (stream.tell(), content.nbytes)
                 stream.write(content.data)
-            offset, length = places[key]
+            offset, length = locations[key]
             weights.append(ExternalWeight(name, _ONNX_DTYPES[tensor.dtype], tuple(tensor.shape), offset, length))
     return tuple(weights)

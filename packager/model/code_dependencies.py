@@ -1,13 +1,11 @@
-"""What the user's code consists of: the files it imports, the files it reads, the packages it uses.
+"""Find out what the user's code depends on: the files it imports, the files it reads, and the packages it uses.
 
-A build sees this while the code runs: `watched` notes the modules that appear and, through Python's
-audit events (PEP 578), the files that are opened. The next build asks of the same files whether they
-are as they were, without running any of them: every file is compared by digest, every package by version
-and RECORD, and every folder that modules came from by the names that could be imported from it, so that a
-new file in the place of another module is seen.
+A build observes this while the code runs: `track_dependencies` notes the modules that appear in `sys.modules` and the
+files that are opened. The next build checks whether the same files are unchanged without running any of them: files
+are compared by digest, packages by version and RECORD, and folders from which modules were imported by the names that
+can be imported from them, because a new file may take precedence over one that was imported.
 
-What is read by code that is not Python, listed, asked for by existence alone, or decided by the
-environment, is not seen.
+What the environment decides is not seen, nor what `file_accesses` cannot see.
 """
 
 from __future__ import annotations
@@ -22,18 +20,21 @@ from types import FunctionType, ModuleType
 
 from packager.common import distributions
 from packager.common.paths import PACKAGE
+from packager.model.file_accesses import FileAccesses, normalize_path, record_file_accesses, stat_file
 
 _IGNORED_PREFIXES = ("/proc/", "/sys/")
 _BINARY_SUFFIXES = (".pyc", ".so")
-_TOOLCHAIN = ("torch", "numpy", "onnx", "onnxscript", "onnxsim", "onnxruntime", "packager")  # every stage names them
+_TOOLCHAIN = ("torch", "numpy", "onnx", "onnxscript", "onnxsim", "onnxruntime", "packager")  # part of every cache key
 _SEARCH_BOUNDARY = frozenset({*sys.stdlib_module_names, *_TOOLCHAIN})
 
 
 @dataclass(frozen=True)
 class CodeDependencies:
-    """Modules by name, files that were read, and folders that were searched: paths, relative to the manifest's
-    folder where they lie in it. `packages` are the distributions that the code uses; `placed` says that another
-    folder, or another working directory, might have made it another footprint.
+    """What the user's code depends on.
+
+    `modules` are files by module name. Paths are relative to the manifest's folder if they lie in it. `packages` are
+    the names of distributions. `location_dependent` says that the dependencies may change with the project folder or
+    the working directory.
     """
 
     modules: Mapping[str, str]
@@ -43,7 +44,7 @@ class CodeDependencies:
     location_dependent: bool
 
     def merge(self, other: CodeDependencies) -> CodeDependencies:
-        """Both together, of the same code."""
+        """Return the dependencies of both, which are of the same code."""
         return CodeDependencies(
             {**self.modules, **other.modules},
             tuple(sorted({*self.read_files, *other.read_files})),
@@ -53,14 +54,14 @@ class CodeDependencies:
         )
 
     def locate_files(self, folder: Path) -> dict[str, Path]:
-        """Where every input that is a digest of a file lies."""
+        """Return the path of every input that is compared by its digest; `folder` is the manifest's."""
         return {
             **{f"code:{name}": folder / path for name, path in self.modules.items()},
             **{f"read:{path}": folder / path for path in self.read_files},
         }
 
     def collect_inputs(self, folder: Path, sha256: Callable[[Path], str]) -> dict[str, str]:
-        """What of it decides about a build, as text by name. Raises OSError."""
+        """Return everything that the cache key has to cover, as text by name. Raises OSError."""
         return {
             **{name: sha256(path) for name, path in self.locate_files(folder).items()},
             **{f"importable:{path}": list_importable(folder / path) for path in self.searched_folders},
@@ -68,156 +69,162 @@ class CodeDependencies:
         }
 
     def list_project_files(self) -> dict[str, str]:
-        """What a bundle's code digest covers: the modules, and what was read from the manifest's own folder."""
-        return {**self.modules, **{path: path for path in self.read_files if not os.path.isabs(path)}}
+        """Return what a bundle's code digest covers: the modules, and the files read from the manifest's own folder."""
+        return {**self.modules, **{path: path for path in self.read_files if not Path(path).is_absolute()}}
 
 
 def list_importable(folder: Path) -> str:
-    """The names that can be imported from a folder. Raises OSError."""
-    found = []
+    """Return the names that can be imported from a folder, separated by spaces. Raises OSError."""
+    names = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith((".py", ".so")):
-                found.append(entry.name)
+                names.append(entry.name)
             elif entry.is_dir() and entry.name.isidentifier() and entry.name != "__pycache__":
-                with os.scandir(entry.path) as inner:
-                    found += [f"{entry.name}/"] if any(one.name.endswith(".py") for one in inner) else []
-    return " ".join(sorted(found))
+                with os.scandir(entry.path) as children:
+                    names += [f"{entry.name}/"] if any(child.name.endswith(".py") for child in children) else []
+    return " ".join(sorted(names))
 
 
 @dataclass(frozen=True)
 class DependencyTracker:
-    """What tells what was seen so far: the footprint, and which of its files were changed since they were read."""
+    """What `track_dependencies` has observed so far, with the modules and `sys.path` from before."""
 
-    collect: Callable[[], CodeDependencies]
-    list_changed: Callable[[], list[str]]
+    folder: Path
+    entry: str
+    modules_before: Mapping[str, ModuleType]
+    search_path_before: frozenset[str]
+    ignored_prefixes: tuple[str, ...]
+    accesses: FileAccesses
+
+    def collect(self) -> CodeDependencies:
+        """Return the dependencies observed so far."""
+        loaded = find_imported(self.modules_before)
+        generated = {
+            name: path for name, path in loaded.items() if _is_generated(path, self.folder, self.accesses.written)
+        }
+        modules = {name: path for name, path in loaded.items() if name not in generated}
+        searched = {Path(path) for path in sys.path if path not in self.search_path_before and _is_folder(path)}
+        searched -= {path.parent for path in generated.values()}
+        searched |= {self.folder, *(path.parent for path in modules.values())}
+        used = _find_used_packages([sys.modules[name] for name in {*loaded, self.entry} if name in sys.modules])
+        packages, loose_files = _find_distributions(used - {name.partition(".")[0] for name in modules})
+        module_files = {normalize_path(path) for path in loaded.values()}
+        # A generated file from an earlier run is an input, but its module is not part of the bundle's code digest.
+        inputs = [path for path in map(normalize_path, generated.values()) if path not in self.accesses.written]
+        inputs += [path for path in self.accesses.read if path not in module_files]
+        inputs = [path for path in inputs if self._is_input(path)]
+        loose_files = [path for path in loose_files if path not in module_files]
+        read_files = {_display_path(Path(path), self.folder) for path in (*inputs, *loose_files)}
+        folders = {_display_path(path, self.folder) for path in searched}
+        module_paths = {name: _display_path(path, self.folder) for name, path in sorted(modules.items())}
+        is_outside = any(Path(path).is_absolute() for path in (*read_files, *folders, *module_paths.values()))
+        location_dependent = is_outside or any(path in self.accesses.relative for path in inputs)
+        return CodeDependencies(
+            module_paths, tuple(sorted(read_files)), tuple(sorted(folders)), packages, location_dependent
+        )
+
+    def list_changed(self) -> list[str]:
+        """Return the files that have been changed since they were read, by anything but the code itself."""
+        return sorted(
+            _display_path(Path(path), self.folder)
+            for path, status in self.accesses.read.items()
+            if path not in self.accesses.written and self._is_input(path) and status != stat_file(path)
+        )
+
+    def _is_input(self, path: str) -> bool:
+        if path.startswith(self.ignored_prefixes) or path.endswith(_BINARY_SUFFIXES):
+            return False
+        return os.path.isfile(path)  # noqa: PTH113 (Path.is_file() raises PermissionError)
 
 
 @contextmanager
 def track_dependencies(folder: Path, entry: str, excluded: Sequence[Path]) -> Iterator[DependencyTracker]:
-    """While open, note what is imported and read.
+    """Observe what is imported and read while the block runs.
 
-    `entry` is the module that the manifest names; `known` are files and folders that are accounted for
-    elsewhere. A file that was written before it was read is the code's own, and no input; likewise a module
-    that the code wrote to the temporary folder before importing it, as its text follows from the other inputs.
+    `folder` is the manifest's, `entry` the module that it names, and `excluded` are files and folders that other parts
+    of the cache key cover. A file that the code wrote before reading it is not an input. Neither is a module that the
+    code wrote to the temporary folder before importing it, since its text follows from the other inputs.
     """
-    before, path_before = dict(sys.modules), {*sys.path}
-    elsewhere = (*_IGNORED_PREFIXES, *_installed_prefixes(), *(f"{path}/" for path in excluded))
-    heard = _FileAccesses({}, {str(path) for path in excluded}, set())
-    _install_hook()
-    _ACTIVE.append(heard)
-
-    def footprint() -> CodeDependencies:
-        loaded = find_imported(before)
-        generated = {name: path for name, path in loaded.items() if _is_generated(path, folder, heard.written)}
-        modules = {name: path for name, path in loaded.items() if name not in generated}
-        own = {_absolute(path) for path in loaded.values()}
-        # A generated file that was there before is an input, but its module is not part of the bundle's code digest.
-        earlier = [path for path in map(_absolute, generated.values()) if path not in heard.written]
-        others = [*earlier, *(one for one in heard.read if one not in own)]
-        others = [one for one in others if not one.startswith(elsewhere) and _is_data_file(one)]
-        searched = {Path(one) for one in sys.path if one not in path_before and os.path.isdir(one)}
-        searched -= {path.parent for path in generated.values()}
-        searched |= {folder, *(path.parent for path in modules.values())}
-        reached = _find_used_packages([sys.modules[name] for name in {*loaded, entry} if name in sys.modules])
-        packages, loose = _find_distributions(reached - {name.partition(".")[0] for name in modules})
-        paths = {_display_path(Path(one), folder) for one in (*others, *(one for one in loose if one not in own))}
-        folders = {_display_path(one, folder) for one in searched}
-        named = {name: _display_path(path, folder) for name, path in sorted(modules.items())}
-        placed = any(os.path.isabs(one) for one in (*paths, *folders, *named.values()))
-        placed = placed or any(one in heard.relative for one in others)
-        return CodeDependencies(named, tuple(sorted(paths)), tuple(sorted(folders)), packages, placed)
-
-    def changed() -> list[str]:
-        return sorted(
-            _display_path(Path(one), folder)
-            for one, status in heard.read.items()
-            if one not in heard.written
-            and not one.startswith(elsewhere)
-            and _is_data_file(one)
-            and status != _stat_file(one)
-        )
-
-    try:
-        yield DependencyTracker(footprint, changed)
-    finally:
-        _ACTIVE.remove(heard)
+    ignored = (*_IGNORED_PREFIXES, *_installed_prefixes(), *(f"{path}/" for path in excluded))
+    with record_file_accesses(excluded) as accesses:
+        yield DependencyTracker(folder, entry, dict(sys.modules), frozenset(sys.path), ignored, accesses)
 
 
 def find_imported(before: Mapping[str, object]) -> dict[str, Path]:
-    """The user's own module files among those that are imported now and were not `before`."""
-    prefixes, found = _installed_prefixes(), {}
+    """Return the user's modules that are imported now and were not in `before`, a copy of `sys.modules`, by name."""
+    prefixes, files = _installed_prefixes(), {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if before.get(name) is module or file is None or name.partition(".")[0] == "packager":
             continue
         path = Path(file).absolute()
         if path.suffix == ".py" and not str(path).startswith(prefixes):
-            found[name] = path
-    return found
+            files[name] = path
+    return files
 
 
 def _is_generated(path: Path, folder: Path, written: Collection[str]) -> bool:
-    """Whether the user's code wrote the file of this module while it ran, now or in an earlier process.
+    """Return whether the user's code wrote the file of this module while running, now or in an earlier process.
 
-    Now: `written` has it, and it lies in the temporary folder or is deleted already. Earlier: it lies in the
-    temporary folder where no entry of `sys.path` leads to it. The project's own `folder` is never temporary.
+    Now: it is in `written`, and lies in the temporary folder or has been deleted. Earlier: it lies in the temporary
+    folder, and no entry of `sys.path` leads to it. The project's own `folder` never counts as temporary.
     """
-    import tempfile  # an unchanged build does without it
+    import tempfile  # not needed by an unchanged build
 
     temporary = Path(tempfile.gettempdir())
     is_temporary = relative_inside(path, temporary) is not None and relative_inside(path, folder) is None
-    if _absolute(path) in written:
+    if normalize_path(path) in written:
         return is_temporary or not path.exists()
     searched = [Path(entry) for entry in sys.path if Path(entry).absolute() != temporary]
     return is_temporary and not any(relative_inside(path, entry) for entry in searched)
 
 
 def _installed_prefixes() -> tuple[str, ...]:
-    import sysconfig  # likewise
+    import sysconfig  # not needed by an unchanged build
 
     paths = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
     return tuple(sorted(f"{path}/" for path in (*paths, str(PACKAGE))))
 
 
 def _find_used_packages(modules: Sequence[ModuleType]) -> set[str]:
-    """The top-level names of all modules that these ones use, and those in turn, whoever imported them first.
+    """Return the top-level names of all modules that these use, directly or not, even if imported earlier.
 
-    What a module uses stands in its namespace: other modules, and the classes and functions of others. The
-    search ends at the standard library and at the tools, whose versions every stage names anyway.
+    A module's namespace shows what it uses: other modules, and the classes and functions of others. The search ends
+    at the standard library and at the toolchain, whose versions are part of every cache key.
     """
-    found: set[str] = set()
+    top_level_names: set[str] = set()
     seen: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        for value in list(vars(waiting.pop()).values()):
+    pending = list(modules)
+    while pending:
+        for value in list(vars(pending.pop()).values()):
             if isinstance(value, ModuleType):
                 name = value.__name__
             elif isinstance(value, (type, FunctionType)):
                 name = value.__module__
             else:
                 continue
-            top = str(name).partition(".")[0]
-            found.add(top)
-            if name not in seen and top not in _SEARCH_BOUNDARY and name in sys.modules:
-                waiting.append(sys.modules[name])
+            top_level_name = str(name).partition(".")[0]
+            top_level_names.add(top_level_name)
+            if name not in seen and top_level_name not in _SEARCH_BOUNDARY and name in sys.modules:
+                pending.append(sys.modules[name])
             seen.add(name)
-    return found - {"packager", "builtins", "__future__"}
+    return top_level_names - {"packager", "builtins", "__future__"}
 
 
 def _find_distributions(names: set[str]) -> tuple[tuple[str, ...], list[str]]:
-    """The distributions that modules come from, and the files of those that come from none."""
-    from importlib import metadata  # which takes longer than a build that has nothing to do
+    """Return the distributions of top-level modules, and the files of the modules that belong to none."""
+    from importlib import metadata  # takes longer than a build that has nothing to do
 
-    known = metadata.packages_distributions()
-    wanted = names - _SEARCH_BOUNDARY
-    found = {distribution for name in wanted for distribution in known.get(name, ())}
-    files = [getattr(sys.modules.get(name), "__file__", None) for name in wanted if name not in known]
-    return tuple(sorted(found)), [one for one in files if one is not None]
+    distributions_by_module = metadata.packages_distributions()
+    names = names - _SEARCH_BOUNDARY
+    packages = {package for name in names for package in distributions_by_module.get(name, ())}
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in names if name not in distributions_by_module]
+    return tuple(sorted(packages)), [file for file in files if file is not None]
 
 
 def relative_inside(path: str | Path, folder: Path) -> Path | None:
-    """The path from the folder on, where it lies in it: a folder that was reached over a link has two names."""
+    """Return the path relative to a folder; None if it is not inside. The folder may have been reached by a link."""
     for root in (folder, folder.resolve()):
         if Path(path).is_relative_to(root):
             return Path(path).relative_to(root)
@@ -228,72 +235,5 @@ def _display_path(path: Path, folder: Path) -> str:
     return (relative_inside(path, folder) or path).as_posix()
 
 
-def _is_data_file(name: str) -> bool:
-    return not name.endswith(_BINARY_SUFFIXES) and os.path.isfile(name)
-
-
-def _stat_file(path: str) -> tuple[int, int, int] | None:
-    """What tells whether a file is still the one that it was."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns, found.st_ino
-
-
-# -- the audit hook, which cannot be taken out again ------------------------------------------
-
-
-@dataclass(eq=False)
-class _FileAccesses:
-    """Files that were read, each with its status then; that were written; and that were named relatively."""
-
-    read: dict[str, tuple[int, int, int] | None]
-    written: set[str]
-    relative: set[str]
-
-
-_ACTIVE: list[_FileAccesses] = []
-_HOOK_INSTALLED: list[bool] = []
-
-
-def _install_hook() -> None:
-    if not _HOOK_INSTALLED:
-        sys.addaudithook(_audit_hook)
-        _HOOK_INSTALLED.append(True)
-
-
-def _audit_hook(event: str, arguments: tuple[object, ...]) -> None:
-    if not _ACTIVE:
-        return
-    if event == "open":
-        name, _, flags = arguments
-        if isinstance(flags, int) and isinstance(name, (str, bytes, os.PathLike)):
-            _hear_open(os.fsdecode(name), flags)
-    elif event == "os.rename":
-        names = [_absolute(os.fsdecode(one)) for one in arguments[:2] if isinstance(one, (str, bytes, os.PathLike))]
-        for heard in _ACTIVE:
-            if names[0] in heard.written:
-                heard.written.add(names[-1])
-
-
-def _hear_open(given: str, flags: int) -> None:
-    path = _absolute(given)
-    status = _stat_file(path)  # before it is opened
-    if flags & os.O_EXCL and status is not None:
-        return  # which fails
-    writes = flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_TRUNC
-    creates = flags & os.O_CREAT and status is None  # those of tempfile are open for reading too
-    for heard in _ACTIVE:
-        if writes or creates:
-            heard.written.add(path)
-        elif path not in heard.written:
-            heard.read.setdefault(path, status)
-            if not os.path.isabs(given):
-                heard.relative.add(path)
-
-
-def _absolute(given: str | Path) -> str:
-    path = os.path.join(os.getcwd(), given)
-    # `..` behind a link leads elsewhere than it reads.
-    return os.path.realpath(path) if ".." in Path(path).parts else os.path.normpath(path)
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir() raises PermissionError, and takes "" for the current one)

@@ -1,7 +1,7 @@
-"""The process that a build runs in, which may be a notebook or a server: a build leaves its settings as they were.
+"""Restore the settings of the process that a build runs in, which may be a notebook or a server.
 
-Builds set the number of torch's threads and silence logging and warnings, and users' code sets whatever it likes when
-it is imported. Modules that were imported stay imported, but for the user's own: see `packager.model.loader`.
+A build sets the number of torch's threads and silences logging and warnings, and the user's code may set anything
+when it is imported. Imported modules stay imported, except the user's own: see `packager.model.importing`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Restore the settings of the process when the block ends, whether it fails or not.
+    """Restore the settings of the process when the block ends, whether or not it raises.
 
-    These are torch's number of threads, default dtype, gradient mode and random state; those of `random` and numpy;
-    the level of `logging.disable`, the filters of warnings, and the environment. Threads that the block starts must
-    end inside it.
+    These are torch's number of threads, default dtype, gradient mode and random state; the random states of `random`
+    and numpy; the level of `logging.disable`, the warning filters, and the environment. Threads that the block starts
+    must end inside it.
     """
     with ExitStack() as stack, warnings.catch_warnings():
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -38,7 +38,7 @@ def restored() -> Iterator[None]:
 
 
 def _restore_environment(before: Mapping[str, str]) -> None:
-    """Write only what differs: other threads of the host never see an environment that is half empty."""
+    """Write only what differs, so that other threads of the host never see a half-empty environment."""
     for name in set(os.environ) - set(before):
         del os.environ[name]
     for name, value in before.items():

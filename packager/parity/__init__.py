@@ -1,5 +1,13 @@
-"""Proof that an artifact computes what the PyTorch module computes.
+"""Proof that an artifact computes the same as the PyTorch module it was exported from.
 
-`reference` runs the user's module and measures its own noise, `compare` sets two arrays side by
-side, `gate` judges an artifact over all cases, `report` is what is written down about it.
+Read the package in the order of the proof:
+
+    cases/          the test inputs: every size of every dim, every kind of values
+    reference       what the module returns for each test case, and the tolerance of each output
+    noise*, ties    how far float32 itself is from the truth, and where a tie decides the outputs
+    coverage        which channels of the weights the test cases exercise
+    numerics/       how two arrays are compared, and the verdict on an artifact
+    diagnosis/      where in the graph an artifact that fails goes wrong
+
+docs/parity.md describes the method for users.
 """

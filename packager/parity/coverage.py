@@ -1,19 +1,22 @@
-"""What the samples exercise: which channels of the weights would show in some output, if they were wrong.
+"""Measure which channels of the weights the test cases exercise: where a wrong weight would change some output.
 
-A weight that no sample's output depends on can hold anything, and the gate would not see it: the rows of an
-embedding that no sample looks up, a channel behind a ReLU that is never open. One backward pass tells: each
-float output is multiplied by random numbers and summed, and a channel (an index of a parameter's first axis)
-whose gradient is zero to the last bit on every case is silent. An output's own channel that has one and the same
-value in every case is still.
+A weight on which no output depends could hold anything, and no comparison would show it: the rows of an embedding that
+no test case looks up, or a channel behind a ReLU that never opens. One backward pass per test case shows them: every
+float output is multiplied by random numbers and summed,
 
-A buffer counts where gradients reach it: a causal mask that is only compared has none, and neither have the running
+    loss = Σ outputs · noise,   noise ~ N(0, 1)
+
+and a channel (an index of a parameter's first axis) is exercised if any element of its gradient is not exactly zero.
+The random numbers keep gradients from cancelling, as those of a softmax do in a plain sum.
+
+Buffers count if gradients reach them. A causal mask that is only compared with has none, and neither do the running
 statistics of a normalization, whose channels are those of its weight.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -21,114 +24,122 @@ import numpy as np
 import torch
 
 from packager.common import output_tree
-from packager.model.loader import LoadedModel, bind_inputs
+from packager.model.loader import LoadedModel
 from packager.parity.cases import sample_grid
 from packager.parity.cases.sample_grid import Grid, InputCase
-from packager.parity.noise import restore_rnn_weights
+from packager.parity.forward import bind_case, restore_rnn_weights
 from packager.parity.numerics.verdict import ReferenceCase
 from packager.parity.results import ChannelCoverage, UnexercisedChannels
 from packager.project.manifest import Project
 
-# Of a module that is dear, the largest of the cases that are small: a backward pass costs twice the forward pass.
+# A small module, whose rows cost next to nothing, gets extra test cases, and all cases run backwards. For a large one,
+# only the largest affordable case runs backwards: a backward pass costs twice a forward pass.
+_SMALL_PARAMETERS = 1 << 20
+_SMALL_EXAMPLE_ELEMENTS = 1 << 12
 _MAX_LARGE_MODEL_CASES = 1
-_MAX_INPUT_ELEMENTS = 1 << 18
-_RUNNING_STATISTICS = ("running_mean", "running_var")
-# Where a row costs next to nothing, more are drawn: some always, and others while they show what none did before.
-_CHEAP_PARAMETERS = 1 << 20
-_CHEAP_EXAMPLE_ELEMENTS = 1 << 12
+_MAX_INPUT_ELEMENTS = 1 << 18  # of all cases that run backwards
 _EXTRA_CASE_ROWS = 32
-_MIN_EXTRA_CASES = 8
+_MIN_EXTRA_CASES = 8  # always; more only while they exercise new channels
 _MAX_EXTRA_CASES = 24
 _MAX_LISTED_CHANNELS = 20
 _MAX_NAMED_PARAMETERS = 2
+_RUNNING_STATISTICS = ("running_mean", "running_var")
 
 ChannelMasks = dict[str, torch.Tensor]
+"""By parameter name: booleans of the shape (channels,), whether each is exercised."""
 
 
-def add_extra_cases(project: Project, source: LoadedModel, grid: Grid) -> Grid:
-    """The grid, and for a small module further cases that show channels which the grid does not."""
-    if source.parameters > _CHEAP_PARAMETERS or grid.example_case.element_count > _CHEAP_EXAMPLE_ELEMENTS:
+def add_extra_cases(project: Project, model: LoadedModel, grid: Grid) -> Grid:
+    """Add random test cases to the grid of a small module: 8, and up to 24 while they exercise new channels."""
+    if model.parameters > _SMALL_PARAMETERS or grid.example_case.element_count > _SMALL_EXAMPLE_ELEMENTS:
         return grid
-    seen: ChannelMasks = {}
-    further: list[InputCase] = []
+    exercised: ChannelMasks = {}
+    extra: list[InputCase] = []
     try:
         for case in grid.cases:
-            _mark_exercised(project, source.module, case, seen)
+            _mark_exercised(project, model.module, case, exercised)
         for number in range(_MAX_EXTRA_CASES):
             case = sample_grid.draw_extra_case(project, number, _EXTRA_CASE_ROWS)
-            before = _count_exercised(seen)
-            if number >= _MIN_EXTRA_CASES and _all_exercised(seen):
+            before = _count_exercised(exercised)
+            if number >= _MIN_EXTRA_CASES and _all_exercised(exercised):
                 break
-            _mark_exercised(project, source.module, case, seen)
-            if number < _MIN_EXTRA_CASES or _count_exercised(seen) > before:
-                further.append(case)
-    except Exception:  # noqa: BLE001 (no gradients: `measure` says so; a case that forward() refuses is told elsewhere)
-        further = [sample_grid.draw_extra_case(project, number, _EXTRA_CASE_ROWS) for number in range(_MIN_EXTRA_CASES)]
-    return replace(grid, cases=(*grid.cases, *further))
+            _mark_exercised(project, model.module, case, exercised)
+            if number < _MIN_EXTRA_CASES or _count_exercised(exercised) > before:
+                extra.append(case)
+    except Exception:  # noqa: BLE001 (measure_coverage reports that there are no gradients, run_case what forward() raises)
+        extra = [sample_grid.draw_extra_case(project, number, _EXTRA_CASE_ROWS) for number in range(_MIN_EXTRA_CASES)]
+    return replace(grid, cases=(*grid.cases, *extra))
 
 
-def _count_exercised(seen: ChannelMasks) -> int:
-    return sum(int(mask.sum()) for mask in seen.values())
+def _count_exercised(exercised: ChannelMasks) -> int:
+    return sum(int(mask.sum()) for mask in exercised.values())
 
 
-def _all_exercised(seen: ChannelMasks) -> bool:
-    return all(bool(mask.all()) for mask in seen.values())
+def _all_exercised(exercised: ChannelMasks) -> bool:
+    return all(bool(mask.all()) for mask in exercised.values())
 
 
-def measure_coverage(project: Project, source: LoadedModel, cases: Sequence[InputCase]) -> ChannelCoverage:
-    """Run the module backwards on `cases`, until every channel has shown; on a few of them where that is dear.
+def measure_coverage(project: Project, model: LoadedModel, cases: Sequence[InputCase]) -> ChannelCoverage:
+    """Run the module backwards on the test cases until every channel is exercised; on one of them if it is large.
 
-    What forbids it is recorded, and nothing is claimed then.
+    If the backward pass raises an exception or no output has a gradient, `measured` says so and nothing is counted.
     """
-    seen: ChannelMasks = {}
+    exercised: ChannelMasks = {}
     used = 0
-    most = len(cases) if source.parameters <= _CHEAP_PARAMETERS else _MAX_LARGE_MODEL_CASES
+    most = len(cases) if model.parameters <= _SMALL_PARAMETERS else _MAX_LARGE_MODEL_CASES
     try:
         for case in _choose_affordable(cases, most):
-            _mark_exercised(project, source.module, case, seen)
+            _mark_exercised(project, model.module, case, exercised)
             used += 1
-            if seen and _all_exercised(seen):
+            if exercised and _all_exercised(exercised):
                 break
     except Exception as error:  # noqa: BLE001 (the user's code may forbid gradients in any way; recorded)
-        return ChannelCoverage(0, 0, {}, f"not measured: {type(error).__name__} in the backward pass")
-    if not seen:
+        return ChannelCoverage(0, 0, {}, f"not measured: the backward pass raises {type(error).__name__}")
+    if not exercised:
         return ChannelCoverage(0, 0, {}, "not measured: no output has a gradient")
     silent = {}
-    for name, mask in sorted(seen.items()):
+    for name, mask in sorted(exercised.items()):
         if not bool(mask.all()):
             indices = torch.nonzero(~mask).reshape(-1).tolist()
             silent[name] = UnexercisedChannels(len(indices), len(mask), tuple(indices[:_MAX_LISTED_CHANNELS]))
-    channels = sum(len(mask) for mask in seen.values())
-    exercised = channels - sum(one.count for one in silent.values())
-    return ChannelCoverage(channels, exercised, silent, f"gradients of {used} of {len(cases)} cases")
+    channels = sum(len(mask) for mask in exercised.values())
+    measured = f"gradients of {used} of {len(cases)} test cases"
+    return ChannelCoverage(channels, _count_exercised(exercised), silent, measured)
 
 
 def count_constant_channels(reference_cases: Sequence[ReferenceCase]) -> dict[str, int]:
-    """How many channels of each output have one value in all cases: along the last axis where its size is fixed."""
-    found = {}
+    """Count the channels of each output that have the same value in all test cases, by output name.
+
+    A channel of an output is an index of its last axis. Outputs without channels of this kind are left out, and so are
+    those whose last axis varies in size, scalars, and outputs of a single row.
+    """
+    counts = {}
     for name in reference_cases[0].outputs:
-        arrays = [one.outputs[name] for one in reference_cases if one.outputs[name].size]
+        arrays = [case.outputs[name] for case in reference_cases if case.outputs[name].size]
         if not arrays or arrays[0].ndim == 0 or len({array.shape[-1] for array in arrays}) > 1:
             continue
         rows = np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
         count = int((rows == rows[:1]).all(axis=0).sum()) if len(rows) > 1 else 0
         if count:
-            found[name] = count
-    return found
+            counts[name] = count
+    return counts
 
 
-def describe_coverage(found: ChannelCoverage) -> str:
-    """What the user should know of it, in a line; empty where every channel shows."""
-    if not found.silent:
-        return "" if found.channels else f"what the samples exercise was {found.measured}"
-    largest = sorted(found.silent.items(), key=lambda item: -item[1].count)
-    named = ", ".join(f"{name} ({one.count:,} of {one.of:,})" for name, one in largest[:_MAX_NAMED_PARAMETERS])
+def describe_coverage(coverage: ChannelCoverage) -> str:
+    """Return a line for the user; empty if the test cases exercise every channel."""
+    if not coverage.silent:
+        return "" if coverage.channels else f"coverage of the weights: {coverage.measured}"
+    largest = sorted(coverage.silent.items(), key=lambda item: -item[1].count)
+    named = ", ".join(
+        f"{name} ({channels.count:,} of {channels.of:,})" for name, channels in largest[:_MAX_NAMED_PARAMETERS]
+    )
     more = f" and {len(largest) - _MAX_NAMED_PARAMETERS} more" if len(largest) > _MAX_NAMED_PARAMETERS else ""
-    silent = found.channels - found.exercised
-    return f"no sample shows {silent:,} of {found.channels:,} channels of the weights: {named}{more}"
+    silent = coverage.channels - coverage.exercised
+    return f"the test cases do not exercise {silent:,} of {coverage.channels:,} channels of the weights: {named}{more}"
 
 
 def _choose_affordable(cases: Sequence[InputCase], most: int) -> list[InputCase]:
+    """Choose the largest cases within the budget; the smallest of all if none is."""
     chosen: list[InputCase] = []
     elements = 0
     for case in sorted(cases, key=lambda case: (-case.element_count, case.name)):
@@ -138,49 +149,54 @@ def _choose_affordable(cases: Sequence[InputCase], most: int) -> list[InputCase]
     return chosen or [min(cases, key=lambda case: case.element_count)]
 
 
-def _mark_exercised(project: Project, module: torch.nn.Module, case: InputCase, seen: ChannelMasks) -> None:
-    """Mark the channels that this case's outputs depend on; gradients are dropped as they come."""
+def _mark_exercised(project: Project, module: torch.nn.Module, case: InputCase, exercised: ChannelMasks) -> None:
+    """Mark the channels that the outputs of this test case depend on; every gradient is dropped once it is seen."""
     parameters, leaves = dict(module.named_parameters()), {}
     for name, tensor in {**parameters, **dict(module.named_buffers())}.items():
         if tensor.is_floating_point() and tensor.dim() > 0 and not name.endswith(_RUNNING_STATISTICS):
             leaves[name] = tensor.detach().requires_grad_()
-            mark = _make_gradient_hook(name, seen)
+            mark = _make_gradient_hook(name, exercised)
             leaves[name].register_post_accumulate_grad_hook(mark)  # type: ignore[no-untyped-call]  # torch's stubs
     with _enable_padding_gradients(module):
         try:
             with torch.enable_grad():
-                value = torch.func.functional_call(module, leaves, bind_inputs(project, list(case.inputs.values())))
+                value = torch.func.functional_call(module, leaves, bind_case(project, case))
         finally:
             restore_rnn_weights(module)
     generator = torch.Generator().manual_seed(0)
-    named = output_tree.select_outputs(output_tree.flatten_outputs(value), project.manifest.outputs)
-    told = [one for one in named.values() if one.requires_grad and bool(torch.isfinite(one).all())]
-    if told:
-        noise = [torch.randn(one.shape, generator=generator).to(one.dtype) for one in told]
-        for name in (one for one in parameters if one in leaves):
-            seen.setdefault(name, torch.zeros(len(leaves[name]), dtype=torch.bool))
-        torch.autograd.backward(told, noise)
+    outputs = output_tree.select_outputs(output_tree.flatten_outputs(value), project.manifest.outputs)
+    differentiable = [
+        output for output in outputs.values() if output.requires_grad and bool(torch.isfinite(output).all())
+    ]
+    if differentiable:
+        noise = [torch.randn(output.shape, generator=generator).to(output.dtype) for output in differentiable]
+        for name in leaves:
+            if name in parameters:  # one that no gradient reaches counts too, as not exercised
+                exercised.setdefault(name, torch.zeros(len(leaves[name]), dtype=torch.bool))
+        torch.autograd.backward(differentiable, noise)
 
 
 @contextmanager
 def _enable_padding_gradients(module: torch.nn.Module) -> Iterator[None]:
-    """Let the row of an embedding that stands for padding have its gradient, which training forbids it."""
-    kept = {one: one.padding_idx for one in module.modules() if isinstance(one, torch.nn.Embedding)}
+    """Let the padding row of an embedding have a gradient, which training suppresses: inference looks it up."""
+    padding = {layer: layer.padding_idx for layer in module.modules() if isinstance(layer, torch.nn.Embedding)}
     try:
-        for one in kept:
-            one.padding_idx = None
+        for layer in padding:
+            layer.padding_idx = None
         yield
     finally:
-        for one, padding in kept.items():
-            one.padding_idx = padding
+        for layer, index in padding.items():
+            layer.padding_idx = index
 
 
-def _make_gradient_hook(name: str, seen: ChannelMasks):  # type: ignore[no-untyped-def]  # torch's type of a hook is not public
+def _make_gradient_hook(name: str, exercised: ChannelMasks) -> Callable[[torch.Tensor], None]:
+    """Return a hook that marks the channels of a parameter whose gradient is not zero, and drops the gradient."""
+
     def mark(leaf: torch.Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
         assert gradient is not None
         dense = gradient.to_dense() if gradient.is_sparse else gradient
-        seen.setdefault(name, torch.zeros(len(dense), dtype=torch.bool))
-        seen[name] |= (dense != 0).reshape(len(dense), math.prod(dense.shape[1:])).any(dim=1)
+        exercised.setdefault(name, torch.zeros(len(dense), dtype=torch.bool))
+        exercised[name] |= (dense != 0).reshape(len(dense), math.prod(dense.shape[1:])).any(dim=1)
 
     return mark

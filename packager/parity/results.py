@@ -1,4 +1,4 @@
-"""Frozen results of the parity stages: reference outputs, noise and coverage. Needs neither torch nor onnx."""
+"""The results of measuring a module: reference outputs, noise and coverage. Imports neither torch nor onnx."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from packager.parity.numerics.verdict import ReferenceCase
 
 @dataclass(frozen=True)
 class OutputNoise:
-    """The noise floor of one output: the largest of all cases, the `typical` one, and the largest by evaluation.
+    """The noise floor of one output, in the unit of `tolerances`: relative to |expected| + scale.
 
-    All are relative to |output| + what counts as small in it (`packager.parity.numerics.tolerances`). `note` says what
-    could not be measured, or why in another way.
+    `relative` is the largest of all test cases, and `typical` the smallest, the median of those measured. `parts` are
+    the largest relative differences by evaluation (`packager.parity.noise`). `note` says why an evaluation was
+    replaced or missing.
     """
 
     relative: float
@@ -24,15 +25,15 @@ class OutputNoise:
 
     @property
     def description(self) -> str:
-        """How it was found, in words."""
+        """How the noise was measured, in words that follow `measured`."""
         parts = ", ".join(f"{name} ({part:.2g})" for name, part in self.parts.items())
-        words = f"against {parts}" if parts else "not measured"
-        return f"{words}, as {self.note}" if self.note else words
+        words = f"against {parts or 'the rounding of its dtype alone'}"
+        return f"{words}, because {self.note}" if self.note else words
 
 
 @dataclass(frozen=True)
 class UnexercisedChannels:
-    """Channels of one parameter that no sample shows: how many, of how many, and the first of them."""
+    """The channels of one parameter that no test case exercises: `count` of `of`, and the indices of the `first`."""
 
     count: int
     of: int
@@ -41,9 +42,10 @@ class UnexercisedChannels:
 
 @dataclass(frozen=True)
 class ChannelCoverage:
-    """How many channels of the weights there are, how many some sample shows, and which none does; and how it is known.
+    """How many channels of the weights the test cases exercise: `exercised` of `channels`.
 
-    `still` counts the channels of an output that have one value in all cases.
+    A channel is an index of a parameter's first axis. `silent` are the others, by parameter. `measured` says on which
+    cases, or why not at all. `still` counts, by output, the channels that have the same value in all test cases.
     """
 
     channels: int
@@ -55,11 +57,11 @@ class ChannelCoverage:
 
 @dataclass(frozen=True)
 class Reference:
-    """What PyTorch computes on every case, and how far an artifact may be from it.
+    """What PyTorch returns for every test case, and how far an artifact may be from it.
 
-    `cases` belong to the expectations, one each. `undecided` says in words what was not compared: where a tie decides
-    what comes out, so that nothing can be held to it, and what could not be looked for. `early` is what was known
-    before the other cases ran.
+    `reference_cases` and `cases` belong together, one to one. `noise` is by output name, for the outputs whose
+    tolerance was measured. `names` are those of the outputs. `uncompared` describes what was not compared, one phrase
+    each. `probe` is the case (or none) whose tolerances were known before the other cases ran.
     """
 
     reference_cases: tuple[ReferenceCase, ...]

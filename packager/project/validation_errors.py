@@ -1,7 +1,7 @@
-"""What pydantic finds wrong with a manifest, in our words, with its place in the file.
+"""Turn pydantic's errors into problems that a user can act on.
 
-A finding names the file's line and field, the value found, and the nearest name that would have
-been right; all findings of a file are reported at once.
+Each problem has the file's line and field, the invalid value, and the closest valid name. All problems of a file are
+reported at once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _TORCH_DTYPE_ALIASES = {
     "half": "float16", "float": "float32", "double": "float64",
     "byte": "uint8", "char": "int8", "short": "int16", "int": "int32", "long": "int64", "boolean": "bool",
 }  # fmt: skip
-"""What torch calls its dtypes beside their names with a size: torch.float is 32 bits wide, and numpy's float 64."""
+"""torch's names for dtypes that do not state their size. torch.float has 32 bits, numpy's float has 64."""
 
 
 def format_location(path: Path, document: YamlDocument, field: Sequence[str | int]) -> str:
-    """`package.yaml:12: inputs.image`."""
+    """Return the location of a field, such as `package.yaml:12: inputs.image`."""
     dotted = ".".join(str(part) for part in field)
     return f"{path}:{document.line_of(tuple(field))}" + (f": {dotted}" if dotted else "")
 
@@ -32,30 +32,31 @@ def format_location(path: Path, document: YamlDocument, field: Sequence[str | in
 def describe_validation_error(
     error: ValidationError, path: Path, document: YamlDocument, root: type[BaseModel], hints: Mapping[str, str]
 ) -> list[Problem]:
-    """Pydantic's findings about a `root`, in the order of the file; `hints` say in words what a pattern wants."""
-    found: dict[tuple[str | int, ...], list[Problem]] = {}
+    """Return the problems of a file, in the order of its lines.
+
+    `root` is the model that was validated, and `hints` maps the regular expressions of its fields to hints.
+    """
+    problems: dict[tuple[str | int, ...], Problem] = {}
     details = [(_strip_union_arms(detail["loc"], document.data, detail["type"]), detail) for detail in error.errors()]
     for field, detail in details:
-        inside = any(other[: len(field)] == field and other != field for other, _ in details)
-        if detail["type"] in ("literal_error", "string_type") and inside:
-            continue  # the arm of a union that was not meant: the mapping's own problems follow
+        has_inner_errors = any(other[: len(field)] == field and other != field for other, _ in details)
+        if detail["type"] in ("literal_error", "string_type") and has_inner_errors:
+            continue  # a union of a string and a mapping, and the user wrote a mapping: its own problems are reported
         message, hint = _describe_error(detail, field, root, hints)
-        place = format_location(path, document, field)
-        # A union complains once for each of its arms: the first complaint about a field stands.
-        found.setdefault(field, [Problem(message, place, hint)])
-    ordered = sorted(found.items(), key=lambda item: (document.line_of(item[0]), len(item[0])))
-    return [problem for _, problems in ordered for problem in problems]
+        # pydantic reports an error for each arm of a union: keep the first.
+        problems.setdefault(field, Problem(message, format_location(path, document, field), hint))
+    order = sorted(problems, key=lambda field: (document.line_of(field), len(field)))
+    return [problems[field] for field in order]
 
 
 def _strip_union_arms(location: Sequence[str | int], data: Any, kind: str) -> tuple[str | int, ...]:
-    """The user's field: pydantic's location without the arms of unions, which the file does not have."""
+    """Return pydantic's location as a path in the file, without the names of union arms, which the file lacks."""
     field: list[str | int] = []
     for position, part in enumerate(location):
         if part == "[key]":
             break
-        inside = isinstance(data, Mapping) and part in data
-        inside = inside or (isinstance(data, list) and isinstance(part, int) and part < len(data))
-        if inside:
+        in_mapping = isinstance(data, Mapping) and part in data
+        if in_mapping or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
             data = data[part]
         elif not (kind == "missing" and position == len(location) - 1):
             continue
@@ -66,39 +67,43 @@ def _strip_union_arms(location: Sequence[str | int], data: Any, kind: str) -> tu
 def _describe_error(
     detail: Any, field: tuple[str | int, ...], root: type[BaseModel], hints: Mapping[str, str]
 ) -> tuple[str, str | None]:
-    """What is wrong with a field and what would be right, from one of pydantic's details."""
-    kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
-    if isinstance(found, str):
-        found = redact_text(found)
+    """Return the message and the hint for one of pydantic's errors."""
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if isinstance(value, str):
+        value = redact_text(value)
     if kind == "extra_forbidden":
-        known = _field_names_at(field[:-1], root)
-        return f"{field[-1]!r} is not a field here", did_you_mean(str(field[-1]), known)
+        return f"unknown field {field[-1]!r}", did_you_mean(str(field[-1]), _field_names_at(field[:-1], root))
     if kind == "missing":
-        return f"the field {field[-1]!r} is missing", None
+        return f"missing field {field[-1]!r}", None
     if kind == "literal_error":
-        names = [value.strip("'") for value in str(context["expected"]).replace(" or ", ", ").split(", ")]
-        meant = _TORCH_DTYPE_ALIASES.get(str(found).removeprefix("torch."), str(found))
-        inside = _field_names_at(field, root)
-        if inside and not isinstance(found, str):
-            such = f"such as {{{', '.join(f'{name}: {found}' for name in inside)}}}"
-            return f"found {found!r}, expected {context['expected']} or a mapping of {', '.join(inside)}", such
-        return f"found {found!r}, expected {context['expected']}", did_you_mean(meant, names)
+        return _describe_choice(value, str(context["expected"]), _field_names_at(field, root))
     if kind == "value_error":
         return str(context["error"]), None
     if kind == "string_pattern_mismatch":
-        return f"found {found!r}, which does not match {context['pattern']}", hints.get(context["pattern"])
+        return f"invalid value {value!r}: it must match {context['pattern']}", hints.get(context["pattern"])
     if field[-2:-1] == ("shape",) and isinstance(field[-1], int):
-        return f"found {found!r}, which is no dim", "a dim is a size, such as 28, or a name, such as batch"
-    if kind == "string_type" and isinstance(found, (int, float)) and not isinstance(found, bool):
-        return f"found {found!r}, a number where text is expected", "put it in quotes"
+        return f"invalid dim {value!r}", "use a size, such as 28, or a name, such as batch"
+    if kind == "string_type" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"expected text, found the number {value!r}", "put it in quotes"
     if kind in ("model_type", "dict_type"):
-        return f"found {found!r}, expected a mapping of fields", None
-    message = detail["msg"].replace("Input should be ", "expected ")
-    return f"found {found!r}: {message[0].lower()}{message[1:]}", None
+        return f"expected a mapping of fields, found {value!r}", None
+    message = detail["msg"].replace("Input should be ", "it must be ")
+    return f"invalid value {value!r}: {message[0].lower()}{message[1:]}", None
+
+
+def _describe_choice(value: Any, expected: str, field_names: Sequence[str]) -> tuple[str, str | None]:
+    """Describe a value that is not one of the choices, nor the mapping of `field_names` that is allowed beside them."""
+    if field_names and not isinstance(value, str):
+        example = ", ".join(f"{name}: {value}" for name in field_names)
+        message = f"invalid value {value!r}: expected {expected} or a mapping of {', '.join(field_names)}"
+        return message, f"write a mapping such as {{{example}}}"
+    choices = [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
+    intended = _TORCH_DTYPE_ALIASES.get(str(value).removeprefix("torch."), str(value))
+    return f"invalid value {value!r}: expected {expected}", did_you_mean(intended, choices)
 
 
 def _field_names_at(field: Sequence[str | int], root: type[BaseModel]) -> list[str]:
-    """The names that the model at a field knows, for the nearest-name hint."""
+    """Return the field names of the model at a field, or an empty list if there is no model."""
     annotation: Any = root
     for part in field:
         if get_origin(annotation) in (dict, list):
@@ -111,10 +116,8 @@ def _field_names_at(field: Sequence[str | int], root: type[BaseModel]) -> list[s
 
 
 def _find_model(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model in an annotation: itself, or an arm of a union."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for arm in get_args(annotation):
-        if isinstance(arm, type) and issubclass(arm, BaseModel):
-            return arm
+    """Return the pydantic model in an annotation: the annotation itself, or an arm of its union."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
     return None

@@ -1,1 +1,1 @@
-"""What an inference service needs: load a bundle and run it. Imports neither torch nor onnx."""
+"""Load, run and verify bundles: the part of the package that an inference service uses, without torch and onnx."""

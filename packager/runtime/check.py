@@ -1,4 +1,7 @@
-"""Judge a bundle's files through the backends that the loader uses. A model that does not run fails."""
+"""Check the artifacts of a bundle on test cases, through the backends that the loader uses.
+
+An artifact that cannot be loaded, or that raises an exception, fails the check; the exception becomes the reason.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from packager.runtime.onnx_backend import OnnxBackend
 def check_onnx(
     path: Path, reference_cases: Iterable[ReferenceCase], providers: Sequence[str], *, optimize: bool = True
 ) -> ParityResult:
-    """Run an ONNX file on every case with the options that the loader uses, and compare its outputs.
+    """Run an ONNX file on every test case with the options that the loader uses, and compare its outputs.
 
-    Without `optimize` the graph runs as it is, and the session opens sooner.
+    Without `optimize`, onnxruntime runs the graph as it is, and the session opens sooner.
     """
     session = open_onnx_session(path, providers, optimize=optimize)
     return session if isinstance(session, ParityResult) else check_onnx_session(session, reference_cases, path.parent)
@@ -24,14 +27,14 @@ def check_onnx(
 def open_onnx_session(path: Path, providers: Sequence[str], *, optimize: bool = True) -> OnnxBackend | ParityResult:
     """Open an ONNX file with the options that the loader uses; return a failed result if it does not load."""
     try:
-        # The cores may be shared with torch, whose threads would wait for ones that only spin.
+        # Threads that spin would take the cores from torch, which may run at the same time.
         return OnnxBackend(path, providers=providers, threads=None, allow_spinning=False, optimize=optimize)
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)
         return ParityResult(False, f"onnxruntime: {get_error_line(error, path.parent)}", {}, None, loaded=False)
 
 
 def check_onnx_session(session: OnnxBackend, reference_cases: Iterable[ReferenceCase], folder: Path) -> ParityResult:
-    """Run an open session on every case, and compare its outputs; `folder` is kept out of the message of a failure."""
+    """Run an open session on every test case and compare its outputs; error messages do not name `folder`."""
     try:
         return check_parity(session.run, reference_cases)
     except Exception as error:  # noqa: BLE001 (as above: a model that does not run fails)
@@ -46,20 +49,27 @@ def check_torchscript(
     outputs: Sequence[str],
     optimize: bool,
 ) -> ParityResult:
-    """Run a TorchScript file on every case; `inputs` are names and dtypes. Needs torch."""
+    """Run a TorchScript file on every test case and compare its outputs. Needs torch.
+
+    `inputs` are names and dtypes in the order of forward()'s parameters, `outputs` the names of its results. `optimize`
+    says whether `torch.jit.optimize_for_inference` is applied first.
+    """
     from packager.runtime.torchscript_backend import TorchScriptBackend
 
     try:
         backend = TorchScriptBackend(path, inputs=inputs, output_names=outputs, optimize=optimize)
         return check_parity(backend.run, reference_cases)
-    except Exception as error:  # noqa: BLE001 (TorchScript raises what the program raises: not proven, and said)
+    except Exception as error:  # noqa: BLE001 (TorchScript raises whatever the program raises: the artifact fails)
         return ParityResult(False, f"TorchScript: {get_error_line(error, path.parent)}", {}, None)
 
 
 def get_error_line(error: Exception, folder: Path) -> str:
-    """The line of a foreign error that says what happened; TorchScript puts it last, under its own traceback."""
+    """Return the line of a library's error message that says what happened, without the path of `folder`.
+
+    That is the first line, or the last if TorchScript's own traceback comes before it.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    chosen = lines[-1] if "Traceback of TorchScript" in str(error) else lines[0]
-    return sanitize_message(chosen, folder)
+    line = lines[-1] if "Traceback of TorchScript" in str(error) else lines[0]
+    return sanitize_message(line, folder)

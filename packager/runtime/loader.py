@@ -1,8 +1,8 @@
-"""A bundle → something that predicts.
+"""Load a bundle for inference.
 
-The digests are checked before anything is parsed. ONNX is taken where it loads; where it does not,
-TorchScript is, with a warning that says why, unless `fallback=False` refuses it. Neither torch nor
-onnx is imported on the way to an ONNX prediction.
+The digests of all files are checked before a model is parsed. The ONNX model is used if it loads. Otherwise the
+TorchScript model is used and the reason is logged as a warning, unless `fallback=False`. Predicting with ONNX
+imports neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from packager.bundle import layout
 from packager.bundle.archive import open_as_folder
-from packager.bundle.fingerprint import SumsMalformed, check_fingerprint_syntax, check_integrity, parse_sums
-from packager.bundle.fingerprint import compute_fingerprint as fingerprint_of
+from packager.bundle.fingerprint import SumsMalformed, check_fingerprint_syntax, check_integrity, read_sums
 from packager.errors import (
     BackendUnavailable,
     BundleSchemaUnknown,
@@ -34,14 +33,23 @@ from packager.errors import (
 )
 from packager.runtime.onnx_backend import OnnxBackend
 
+if TYPE_CHECKING:
+    from packager.runtime.torchscript_backend import TorchScriptBackend
+
+    Backend = OnnxBackend | TorchScriptBackend
+
 Array = NDArray[np.generic]
 _log = logging.getLogger("packager")
 
 
 class Bundle:
-    """A loaded bundle. `run` may be called from several threads at once."""
+    """A loaded bundle. `run` may be called from several threads at once.
 
-    def __init__(self, path: Path, config: Mapping[str, Any], fingerprint: str, backend: Any) -> None:
+    `inputs` and `outputs` are the signature in config.json: name, dtype and shape of each tensor. `backend` is
+    "onnx" or "torchscript".
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], fingerprint: str, backend: Backend) -> None:
         self.path = path
         self.config = config
         self.fingerprint = fingerprint
@@ -53,21 +61,21 @@ class Bundle:
         self._backend = backend
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One prediction: arrays by input name in, arrays by output name out.
+        """Run the model once, on arrays by input name. Returns arrays by output name.
 
-        Raises `DataDoesNotFit` where a name, dtype, rank or fixed size is not the signature's, or
-        a named dim differs between inputs or leaves its limits. A bfloat16 input is given as float32.
-        Raises `InferenceFailed` where the model cannot run on the values, such as an index beyond its table.
+        The arrays must have the dtypes and shapes of the signature; pass float32 for a bfloat16 input. Raises
+        `DataDoesNotFit` if a name, dtype, rank or fixed size differs from the signature, or if a named dim differs
+        between inputs or is outside its limits. Raises `InferenceFailed` if the model cannot run on the values,
+        such as an index outside an embedding table.
         """
         _check_inputs(self.config, inputs)
         try:
-            outputs: dict[str, Array] = self._backend.run(inputs)
+            return self._backend.run(inputs)
         except Exception as error:
             raise InferenceFailed(self.backend, error) from error
-        return outputs
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
-        """`bundle(image=x)` is `bundle.run({"image": x})`."""
+        """Run the model once: `bundle(image=x)` is `bundle.run({"image": x})`."""
         return self.run(inputs)
 
     def __repr__(self) -> str:
@@ -84,33 +92,37 @@ def load(
     threads: int | None = None,
     selftest: bool = False,
 ) -> Bundle:
-    """Load a bundle: its folder, or its archive, of which nothing stays unpacked.
+    """Load a bundle from its folder or its archive.
 
-    `fingerprint` is the `h1:…` that the bundle must have; `verify` checks every file's digest first;
-    `fallback` allows TorchScript where ONNX does not load; `providers` are onnxruntime's, those of
-    the manifest if None; `threads` is the size of the intra-op pool; `selftest` replays one case of
-    the bundle's evidence. Raises `NotABundle`, `ArchiveRefused`, `BundleSchemaUnknown`,
-    `IntegrityFailed`, `FingerprintMalformed`, `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`.
+    - `fingerprint`: the `h1:…` that the bundle must have; None accepts any bundle.
+    - `verify`: check the digest of every file first.
+    - `fallback`: use the TorchScript model if the ONNX model does not load.
+    - `providers`: execution providers of onnxruntime, in order of preference; None means those of the manifest.
+    - `threads`: number of intra-op threads; None leaves the choice to onnxruntime.
+    - `selftest`: run one test case of the bundle and compare the outputs with PyTorch's.
+
+    Raises `NotABundle`, `ArchiveRefused`, `BundleSchemaUnknown`, `IntegrityFailed`, `FingerprintMalformed`,
+    `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`.
     """
     check_fingerprint_syntax(fingerprint)
     with open_as_folder(Path(path)) as folder:
         config = read_config(folder)
-        seal = _check_files(folder, config, check_digests=verify or fingerprint is not None)
-        if fingerprint is not None and fingerprint != seal:
-            raise FingerprintWrong(str(folder), fingerprint, seal)
+        actual = _check_files(folder, config, check_digests=verify or fingerprint is not None)
+        if fingerprint is not None and fingerprint != actual:
+            raise FingerprintWrong(str(folder), fingerprint, actual)
         backend = _open_backend(folder, config, fallback=fallback, providers=providers, threads=threads)
         if selftest:
             _run_selftest(folder, backend)
-    return Bundle(Path(path), config, seal, backend)
+    return Bundle(Path(path), config, actual, backend)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a bundle, its schema checked first.
+    """Read config.json of the bundle in `folder`, and check its schema version.
 
-    Raises `NotABundle`, `BundleSchemaUnknown`, or `IntegrityFailed` for what was a bundle, as its FINGERPRINT shows.
+    Raises `NotABundle`, `BundleSchemaUnknown`, or `IntegrityFailed` if a FINGERPRINT shows that it was a bundle once.
     """
     if folder.is_file():
-        raise NotABundle(str(folder), "it is a file, and a bundle is a folder or a .zip")
+        raise NotABundle(str(folder), "it is a file; a bundle is a folder or a .zip")
     if not folder.is_dir():
         raise NotABundle(str(folder), "there is no such folder or .zip")
     for name in (layout.SUMS, layout.CONFIG):
@@ -125,36 +137,35 @@ def read_config(folder: Path) -> dict[str, Any]:
     schema = config.get("schema") if isinstance(config, dict) else None
     if schema != layout.SCHEMA_VERSION or isinstance(schema, bool):
         raise BundleSchemaUnknown(str(folder), schema)
-    found: dict[str, Any] = config
-    return found
+    return dict(config)
 
 
 def _incomplete_bundle_error(folder: Path, why: str) -> NotABundle | IntegrityFailed:
-    was_one = (folder / layout.FINGERPRINT).is_file()
-    return IntegrityFailed(str(folder), why) if was_one else NotABundle(str(folder), why)
+    was_bundle = (folder / layout.FINGERPRINT).is_file()
+    return IntegrityFailed(str(folder), why) if was_bundle else NotABundle(str(folder), why)
 
 
 def _check_files(folder: Path, config: Mapping[str, Any], *, check_digests: bool) -> str:
+    """Check the files against SHA256SUMS. Returns the fingerprint. Raises `IntegrityFailed` or `NotABundle`."""
     try:
-        text = (folder / layout.SUMS).read_bytes().decode()
-        sums = parse_sums(text)
-    except (OSError, UnicodeDecodeError, SumsMalformed) as error:
+        fingerprint, sums = read_sums(folder)
+    except (OSError, SumsMalformed) as error:
         raise IntegrityFailed(str(folder), f"{layout.SUMS}: {error}") from None
     _check_artifacts(folder, config, sums)
     if check_digests:
-        found = check_integrity(folder, sums)
-        if not found.is_intact:
-            parts = (("missing", found.missing), ("not listed", found.extra), ("changed", found.changed))
-            why = "\n".join(f"{title}: {', '.join(paths)}" for title, paths in parts if paths)
+        integrity = check_integrity(folder, sums)
+        if not integrity.is_intact:
+            parts = {"missing": integrity.missing, "not listed": integrity.extra, "changed": integrity.changed}
+            why = "\n".join(f"{title}: {', '.join(paths)}" for title, paths in parts.items() if paths)
             raise IntegrityFailed(str(folder), why)
-    return fingerprint_of(text)
+    return fingerprint
 
 
 def _check_artifacts(folder: Path, config: Mapping[str, Any], sums: Mapping[str, str]) -> None:
-    """Refuse a config.json that is malformed where the loader reads it, or names a file that is not listed."""
+    """Refuse a config.json that lacks a field the loader reads, or names a file that SHA256SUMS does not list."""
     try:
         artifacts = [config["artifacts"]["onnx"], config["artifacts"]["torchscript"]]
-        paths = [one["path"] for one in artifacts if one is not None]
+        paths = [artifact["path"] for artifact in artifacts if artifact is not None]
         for tensor in (*config["inputs"], *config["outputs"]):
             tensor["name"], tensor["dtype"], tensor["shape"]
         config["name"], config["version"], config["providers"], config["dims"]
@@ -172,7 +183,7 @@ def _open_backend(
     fallback: bool,
     providers: Sequence[str] | None,
     threads: int | None,
-) -> Any:
+) -> Backend:
     artifacts = config["artifacts"]
     cause = "the bundle has no ONNX model"
     if artifacts["onnx"] is not None:
@@ -182,17 +193,21 @@ def _open_backend(
             )
         except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes for a model it refuses)
             first_line = str(error).strip().splitlines()[0]
-            cause = f"onnxruntime: {first_line}".replace(f"{folder}{os.sep}", "")  # the folder may be a passing one
+            cause = f"onnxruntime: {first_line}".replace(f"{folder}{os.sep}", "")  # maybe a temporary folder
     if artifacts["torchscript"] is None or not fallback:
         hint = "load with fallback=True" if artifacts["torchscript"] else "use the onnxruntime it was built with"
         raise BackendUnavailable(str(folder), cause, hint)
-    backend = open_torchscript_backend(folder, config, cause)
+    backend = _open_torchscript(folder, config, cause)
     _log.warning("%s falls back to TorchScript: %s", layout.folder_name(config["name"], config["version"]), cause)
     return backend
 
 
-def open_torchscript_backend(folder: Path, config: Mapping[str, Any], cause: str) -> Any:
-    """The bundle's TorchScript model. Raises `BackendUnavailable` where torch is not installed or refuses it."""
+def _open_torchscript(folder: Path, config: Mapping[str, Any], cause: str) -> TorchScriptBackend:
+    """Open the TorchScript model of a bundle.
+
+    `cause` says why the ONNX model is not used. Raises `BackendUnavailable` if torch is not installed or cannot
+    load the model.
+    """
     try:
         from packager.runtime.torchscript_backend import TorchScriptBackend
     except ImportError as error:
@@ -202,8 +217,8 @@ def open_torchscript_backend(folder: Path, config: Mapping[str, Any], cause: str
     try:
         return TorchScriptBackend(
             folder / artifact["path"],
-            inputs=[(one["name"], one["dtype"]) for one in config["inputs"]],
-            output_names=[one["name"] for one in config["outputs"]],
+            inputs=[(tensor["name"], tensor["dtype"]) for tensor in config["inputs"]],
+            output_names=[tensor["name"] for tensor in config["outputs"]],
             optimize=artifact["optimize_for_inference"],
         )
     except RuntimeError as error:
@@ -212,24 +227,24 @@ def open_torchscript_backend(folder: Path, config: Mapping[str, Any], cause: str
 
 
 def _check_inputs(config: Mapping[str, Any], inputs: Mapping[str, Array]) -> None:
-    wanted = config["inputs"]
+    specs = config["inputs"]
     if not isinstance(inputs, Mapping):
-        raise DataDoesNotFit("inputs", f"they are a {type(inputs).__name__}, not a mapping of arrays by name")
-    if len(inputs) != len(wanted) or any(one["name"] not in inputs for one in wanted):
-        names = [one["name"] for one in wanted]
+        raise DataDoesNotFit("inputs", f"expected a mapping of arrays by name, got {type(inputs).__name__}")
+    names = [spec["name"] for spec in specs]
+    if len(inputs) != len(names) or any(name not in inputs for name in names):
         unknown = [name for name in inputs if name not in names]
         why = f"the inputs are {', '.join(names)}; given: {', '.join(inputs) or 'none'}"
         hint = did_you_mean(unknown[0], names) if unknown else None
         raise DataDoesNotFit("inputs", why + (f"; {hint}" if hint else ""))
     sizes: dict[str, int] = {}
-    for spec in wanted:
+    for spec in specs:
         array = inputs[spec["name"]]
         if not isinstance(array, np.ndarray):
-            raise DataDoesNotFit(spec["name"], f"it is a {type(array).__name__}, not a numpy array")
+            raise DataDoesNotFit(spec["name"], f"expected a numpy array, got {type(array).__name__}")
         dtype = "float32" if spec["dtype"] == "bfloat16" else spec["dtype"]
         if array.dtype != dtype or array.ndim != len(spec["shape"]):
-            found = f"{array.dtype}{list(array.shape)}"
-            raise DataDoesNotFit(spec["name"], f"it is {found}, expected {dtype}{_format_shape(spec['shape'])}")
+            expected, actual = f"{dtype}{_format_shape(spec['shape'])}", f"{array.dtype}{list(array.shape)}"
+            raise DataDoesNotFit(spec["name"], f"it is {actual}, expected {expected}")
         for dim, size in zip(spec["shape"], array.shape, strict=True):
             _check_size(config, spec, dim, size, sizes)
 
@@ -239,30 +254,29 @@ def _check_size(
 ) -> None:
     if isinstance(dim, int):
         if size != dim:
-            raise DataDoesNotFit(
-                spec["name"], f"its shape must be {_format_shape(spec['shape'])}; a dim of {dim} is {size}"
-            )
+            why = f"its shape must be {_format_shape(spec['shape'])}; a dim of {dim} is {size}"
+            raise DataDoesNotFit(spec["name"], why)
         return
-    limit = config["dims"][dim]
-    if size < limit["min"] or (limit["max"] is not None and size > limit["max"]):
-        most = "" if limit["max"] is None else f" and at most {limit['max']}"
-        raise DataDoesNotFit(spec["name"], f"{dim} is {size}, and must be at least {limit['min']}{most}")
+    smallest, largest = config["dims"][dim]["min"], config["dims"][dim]["max"]
+    if size < smallest or (largest is not None and size > largest):
+        at_most = "" if largest is None else f" and at most {largest}"
+        raise DataDoesNotFit(spec["name"], f"{dim} is {size}, and must be at least {smallest}{at_most}")
     if sizes.setdefault(dim, size) != size:
-        raise DataDoesNotFit(spec["name"], f"{dim} is {size} here and {sizes[dim]} in another input")
+        raise DataDoesNotFit(spec["name"], f"{dim} is {size} here and {sizes[dim]} in a different input")
 
 
 def _format_shape(shape: Sequence[int | str]) -> str:
     return "[" + ", ".join(str(dim) for dim in shape) + "]"
 
 
-def _run_selftest(folder: Path, backend: Any) -> None:
+def _run_selftest(folder: Path, backend: Backend) -> None:
     from packager.bundle.evidence import EvidenceMalformed, read_reference_cases
     from packager.parity.numerics.decisions import AxisMissing
     from packager.parity.numerics.verdict import check_parity
 
     try:
-        judgement = check_parity(backend.run, read_reference_cases(folder, first_only=True))
+        result = check_parity(backend.run, read_reference_cases(folder, first_only=True))
     except (EvidenceMalformed, AxisMissing) as error:
         raise SelftestFailed(str(folder), f"evidence: {error}") from None
-    if not judgement.passed:
-        raise SelftestFailed(str(folder), judgement.reason)
+    if not result.passed:
+        raise SelftestFailed(str(folder), result.reason)

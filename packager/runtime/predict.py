@@ -1,4 +1,4 @@
-"""One prediction from the shell: arrays from a file, through the loader, to a file or a summary."""
+"""`package run`: predict once, from arrays in a file to a file or a printed summary."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from packager.runtime.loader import load
 
 
 def predict(bundle: Path, source: Path, target: Path | None) -> list[str]:
-    """Run a bundle on the arrays of an .npz; returns one line for each output, with its values where they are few.
+    """Run a bundle on the arrays in `source` (.npz or .safetensors), and write the outputs to `target` as .npz.
 
-    Raises `DataDoesNotFit`, `OutputRefused`, and what `load` raises.
+    Returns one line per output: dtype and shape, with the values if there are at most 50. Raises `DataDoesNotFit`,
+    `OutputRefused`, and the errors of `load`.
     """
     loaded = load(bundle)
     outputs = loaded.run(read_arrays(source, str(source)))
     if target is not None:
         try:
             with target.open("wb") as stream:
-                np.savez(stream, **outputs)  # type: ignore[arg-type]  # numpy's stub takes the arrays for allow_pickle
+                np.savez(stream, **outputs)  # type: ignore[arg-type]  # numpy's stub reads the arrays as allow_pickle
         except OSError as error:
             hint = "choose another file with --output"
             raise OutputRefused(str(target), str(error.strerror), hint, what="the outputs") from None

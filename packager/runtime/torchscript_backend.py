@@ -1,4 +1,4 @@
-"""Run a bundle's TorchScript model: the fallback, and the one module of the runtime that imports torch."""
+"""Run a bundle's TorchScript model, the fallback. The only module of the runtime that imports torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ Array = NDArray[np.generic]
 class TorchScriptBackend:
     """A TorchScript program on the CPU, called with numpy arrays.
 
-    `optimize` applies `torch.jit.optimize_for_inference`, which packs the weights for the CPU at
-    hand; whether it keeps parity for this model was found out when the bundle was built.
+    `inputs` are names and dtypes in the order of the program's arguments. `optimize` applies
+    `torch.jit.optimize_for_inference`, which packs the weights for this CPU; the build has checked whether the
+    outputs of this model stay within tolerance with it.
     """
 
     name = "torchscript"
@@ -36,13 +37,14 @@ class TorchScriptBackend:
             self._module = torch.jit.optimize_for_inference(module) if optimize else module
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Arrays by input name in, arrays by output name out."""
-        tensors = [self._tensor(inputs[name], dtype) for name, dtype in self._inputs]
+        """Run the program on arrays by input name; pass float32 for a bfloat16 input. Returns arrays by output name."""
+        tensors = [_to_tensor(inputs[name], dtype) for name, dtype in self._inputs]
         with torch.inference_mode():
             flat = output_tree.flatten_outputs(self._module(*tensors))
-        return {name: one.numpy().copy() for name, one in output_tree.select_outputs(flat, self.output_names).items()}
+        outputs = output_tree.select_outputs(flat, self.output_names)
+        return {name: tensor.numpy().copy() for name, tensor in outputs.items()}
 
-    @staticmethod
-    def _tensor(array: Array, dtype: str) -> torch.Tensor:
-        tensor = torch.from_numpy(array.copy())  # the model may write into it, and the array may be read-only
-        return tensor.to(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+def _to_tensor(array: Array, dtype: str) -> torch.Tensor:
+    tensor = torch.from_numpy(array.copy())  # the program may write to it, and the array may be read-only
+    return tensor.to(torch.bfloat16) if dtype == "bfloat16" else tensor

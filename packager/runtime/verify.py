@@ -1,15 +1,15 @@
-"""Is this bundle whole, is it well formed, and does it compute what PyTorch computed?
+"""Verify that a bundle's files are intact and well formed, and that it computes what PyTorch computed.
 
-The three questions are asked in this order, and an answer of no to one leaves the next unasked: a
-file whose digest is wrong is never parsed. PyTorch is not needed: its outputs travel in the
-evidence. What could not be checked, as TorchScript without torch, is said to be not-checked.
+The checks run in this order and stop at the first that fails: a file with a wrong digest is never parsed.
+PyTorch itself is not needed, because the evidence contains its outputs. Whatever cannot be checked, such as
+TorchScript without torch, is reported as not-checked.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ import pydantic
 from packager.bundle import layout, records
 from packager.bundle.archive import open_as_folder
 from packager.bundle.evidence import EvidenceMalformed, read_reference_cases
-from packager.bundle.fingerprint import Integrity, SumsMalformed, check_fingerprint_syntax, check_integrity, parse_sums
-from packager.bundle.fingerprint import compute_fingerprint as fingerprint_of
+from packager.bundle.fingerprint import Integrity, SumsMalformed, check_fingerprint_syntax, check_integrity, read_sums
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase
 from packager.runtime.check import check_onnx_session, check_torchscript
 from packager.runtime.loader import read_config
@@ -28,9 +27,12 @@ from packager.runtime.onnx_backend import OnnxBackend, describe_missing_provider
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What verification found. `parity` is pass, fail or not-checked for each backend; `notes` say why.
+    """The result of verifying a bundle.
 
-    `rebuild` has the first difference of each file from a new build, empty where the bytes are the same.
+    - `integrity`: the differences between the files and SHA256SUMS.
+    - `structure`: one line for each problem in the records.
+    - `parity`: pass, fail or not-checked for each backend; `notes` say why.
+    - `rebuild`: the first difference of each file from a rebuilt bundle; empty if the bytes are the same.
     """
 
     fingerprint: str
@@ -42,44 +44,42 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found against the bundle."""
+        """Return whether the bundle passes: intact, well formed, no failed parity, and rebuilt with the same bytes."""
         same = all(not difference or layout.is_machine_dependent(path) for path, difference in self.rebuild.items())
         return self.integrity.is_intact and not self.structure and "fail" not in self.parity.values() and same
 
     def with_rebuild(self, rebuild: Mapping[str, str]) -> VerifyReport:
-        """This report with what a new build gave."""
+        """Return this report with the differences from a rebuilt bundle, by path."""
         differing = [path for path, difference in rebuild.items() if difference]
-        found = replace(self, rebuild=rebuild)
-        if not differing or not all(layout.is_machine_dependent(path) for path in differing):
-            return found
-        why = "what was measured differs alone, as it does on another kind of machine"
-        return replace(found, notes=(*self.notes, f"rebuilt: {why}"))
+        notes = self.notes
+        if differing and all(layout.is_machine_dependent(path) for path in differing):
+            notes += ("rebuilt: only measurements differ, as they do on a different kind of machine",)
+        return replace(self, rebuild=rebuild, notes=notes)
 
     def as_json(self) -> dict[str, object]:
-        """The object that `package verify --json` prints."""
-        found = self.integrity
+        """Return the object that `package verify --json` prints."""
         return {
             "ok": self.ok,
             "fingerprint": self.fingerprint,
-            "integrity": {
-                "missing": list(found.missing), "extra": list(found.extra), "changed": list(found.changed)
-            },
+            "integrity": {name: list(paths) for name, paths in asdict(self.integrity).items()},
             "structure": list(self.structure),
             "parity": dict(self.parity),
             "notes": list(self.notes),
             **({"rebuild": dict(self.rebuild)} if self.rebuild else {}),
-        }  # fmt: skip
+        }
 
 
 _NOT_CHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
 _FAILED = {"onnx": "fail", "torchscript": "fail"}
+_MALFORMED = "parity: not checked, because the bundle is malformed"
 
 
 def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool = True) -> VerifyReport:
-    """Verify a bundle, folder or archive; `fingerprint` is the one it must have, `parity=False` omits the replay.
+    """Verify a bundle, given as a folder or an archive.
 
-    Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` where there is nothing to verify,
-    `IntegrityFailed` where an archive or a config.json was damaged, and `FingerprintMalformed`.
+    `fingerprint` is the `h1:…` that the bundle must have; None accepts any. With `parity=False` the models are
+    not run. Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` if there is no bundle to verify,
+    `IntegrityFailed` if the archive or its config.json is damaged, and `FingerprintMalformed`.
     """
     check_fingerprint_syntax(fingerprint)
     with open_as_folder(Path(bundle)) as folder:
@@ -87,100 +87,103 @@ def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool =
 
 
 def _verify_folder(folder: Path, fingerprint: str | None, parity: bool) -> VerifyReport:
-    config = read_config(folder)
-    seal, found, problems = _check_seal(folder, fingerprint)
-    if not found.is_intact or problems:
-        return VerifyReport(seal, found, tuple(problems), _NOT_CHECKED, ("parity: not replayed on files in doubt",))
-    problems = check_structure(folder, config)
-    if problems or not parity:
-        why = "not replayed on a malformed bundle" if problems else "not asked for"
-        return VerifyReport(seal, found, tuple(problems), _NOT_CHECKED, (f"parity: {why}",))
-    record = records.BundleConfig.model_validate(config)
-    session, problems = _open_session(folder, record)
+    raw_config = read_config(folder)
+    seal, integrity, problems = _check_seal(folder, fingerprint)
+
+    def report(problems: Sequence[str], verdicts: Mapping[str, str], *notes: str) -> VerifyReport:
+        return VerifyReport(seal, integrity, tuple(problems), verdicts, notes)
+
+    if not integrity.is_intact or problems:
+        return report(problems, _NOT_CHECKED, "parity: not checked, because the files or their fingerprint are wrong")
+    config, problems = _check_structure(folder, raw_config)
+    if config is None or problems:
+        return report(problems, _NOT_CHECKED, _MALFORMED)
+    if not parity:
+        return report((), _NOT_CHECKED, "parity: not requested")
+    session, problems = _open_session(folder, config)
     try:
-        expectations = read_reference_cases(folder)
+        cases = read_reference_cases(folder)
     except EvidenceMalformed as error:
-        return VerifyReport(seal, found, tuple(problems), _FAILED, (f"evidence: {error}",))
-    misfits = _check_case_signatures(expectations, record) or _check_declared_shapes(session, expectations)
-    if problems or misfits:
-        why = "parity: not replayed on a malformed bundle"
-        return VerifyReport(seal, found, (*problems, *misfits), _NOT_CHECKED, (why,))
-    verdicts, notes = _replay_cases(folder, config, session, expectations)
-    return VerifyReport(seal, found, (), verdicts, tuple(notes))
+        return report(problems, _FAILED, f"evidence: {error}")
+    problems += _check_case_signatures(cases, config) or _check_declared_shapes(session, cases)
+    if problems:
+        return report(problems, _NOT_CHECKED, _MALFORMED)
+    verdicts, notes = _replay_cases(folder, config, session, cases)
+    return report((), verdicts, *notes)
 
 
 def _check_seal(folder: Path, expected: str | None) -> tuple[str, Integrity, list[str]]:
-    """The fingerprint computed anew, how the files differ from the sums, and what is wrong with the seal."""
+    """Return the computed fingerprint, how the files differ from SHA256SUMS, and what is wrong with the seal."""
     try:
-        text = (folder / layout.SUMS).read_bytes().decode()
-        sums = parse_sums(text)
-    except (OSError, UnicodeDecodeError, SumsMalformed) as error:
+        seal, sums = read_sums(folder)
+    except (OSError, SumsMalformed) as error:
         return "", Integrity(changed=(layout.SUMS,)), [f"{layout.SUMS}: {error}"]
-    seal, found = fingerprint_of(text), check_integrity(folder, sums)
+    integrity = check_integrity(folder, sums)
     problems = []
     try:
-        written = _read_regular(folder / layout.FINGERPRINT).decode()
+        recorded = _read_regular_file(folder / layout.FINGERPRINT).decode()
     except FileNotFoundError:
-        found = replace(found, missing=(layout.FINGERPRINT, *found.missing))
+        integrity = replace(integrity, missing=(layout.FINGERPRINT, *integrity.missing))
     except (OSError, UnicodeDecodeError) as error:
-        found = replace(found, changed=(layout.FINGERPRINT, *found.changed))
-        problems.append(f"{layout.FINGERPRINT} is unreadable ({type(error).__name__}), and the files make {seal}")
+        integrity = replace(integrity, changed=(layout.FINGERPRINT, *integrity.changed))
+        problems.append(f"{layout.FINGERPRINT} is unreadable ({type(error).__name__}); that of the files is {seal}")
     else:
-        if written != seal + "\n":
-            found = replace(found, changed=(layout.FINGERPRINT, *found.changed))
-            problems.append(f"{layout.FINGERPRINT} says {written.strip()}, and the files make {seal}")
+        if recorded != f"{seal}\n":
+            integrity = replace(integrity, changed=(layout.FINGERPRINT, *integrity.changed))
+            problems.append(f"{layout.FINGERPRINT} says {recorded.strip()}; that of the files is {seal}")
     if expected is not None and expected != seal:
-        problems.append(f"the fingerprint is {seal}, and {expected} was asked for")
-    return seal, found, problems
+        problems.append(f"the fingerprint is {seal}, expected {expected}")
+    return seal, integrity, problems
 
 
-def _read_regular(path: Path) -> bytes:
-    """The content of a file; a pipe or a device, which might never end, is an OSError."""
+def _read_regular_file(path: Path) -> bytes:
+    """Read a file. Raises OSError for a pipe or a device, which might never end."""
     if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no regular file")
+        raise OSError(f"{path} is not a regular file")
     return path.read_bytes()
 
 
-def check_structure(folder: Path, raw_config: Mapping[str, Any]) -> list[str]:
-    """What is malformed: records against their models, and the records against the files they speak of."""
+def _check_structure(folder: Path, raw_config: Mapping[str, Any]) -> tuple[records.BundleConfig | None, list[str]]:
+    """Check the records against their models, and against the files that they name.
+
+    Returns config.json as its model, or None if a record does not fit its model, and one line per problem.
+    """
     try:
         config = records.BundleConfig.model_validate(raw_config)
-        record = records.ParityRecord.model_validate_json((folder / layout.PARITY).read_bytes())
+        parity = records.ParityRecord.model_validate_json((folder / layout.PARITY).read_bytes())
         records.BuildRecord.model_validate_json((folder / layout.BUILD).read_bytes())
     except (OSError, pydantic.ValidationError) as error:
-        return [_format_error(error, folder)]
-    sums = parse_sums((folder / layout.SUMS).read_bytes().decode())
-    problems = _check_artifacts_listed(config, sums)
+        return None, [_format_error(error, folder)]
+    _, sums = read_sums(folder)
+    artifacts = _artifact_files(config)
+    problems = [
+        f"{layout.CONFIG} and {layout.SUMS} have different digests for {path}"
+        for path, sha256 in artifacts
+        if sums.get(path) != sha256
+    ]
+    if not artifacts:
+        problems.append(f"{layout.CONFIG} names no artifact")
     expected = {layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD}
+    expected |= {path for path, _ in artifacts}
     expected |= {f"{layout.ASSETS}/{asset}" for asset in config.assets}
-    expected |= {path for path, _ in _artifact_files(config)}
     problems += [f"{path} is missing from {layout.SUMS}" for path in sorted(expected - set(sums))]
-    problems += [f"{path} belongs to no bundle" for path in sorted(set(sums) - expected)]
+    problems += [f"{path} does not belong in a bundle" for path in sorted(set(sums) - expected)]
     for name, verdict in (("onnx", config.parity.onnx), ("torchscript", config.parity.torchscript)):
-        backend = record.backends.get(name)  # type: ignore[call-overload]  # the names are those literals
+        backend = parity.backends.get(name)  # type: ignore[call-overload]  # the names are those literals
         if backend is None or backend.verdict != verdict:
             problems.append(f"{layout.CONFIG} says {name}: {verdict}, and {layout.PARITY} does not")
-    return problems
+    return config, problems
 
 
 def _artifact_files(config: records.BundleConfig) -> list[tuple[str, str]]:
-    onnx, script = config.artifacts.onnx, config.artifacts.torchscript
-    found = [(one.path, one.sha256) for one in (onnx, script) if one is not None]
-    return found + ([(onnx.data.path, onnx.data.sha256)] if onnx is not None and onnx.data is not None else [])
-
-
-def _check_artifacts_listed(config: records.BundleConfig, sums: Mapping[str, str]) -> list[str]:
-    files = _artifact_files(config)
-    problems = [
-        f"{layout.CONFIG} gives {path} another digest than {layout.SUMS}"
-        for path, sha256 in files
-        if sums.get(path) != sha256
-    ]
-    return problems if files else [*problems, f"{layout.CONFIG} names no artifact"]
+    """List path and SHA-256 of every file of an artifact, as config.json has them."""
+    onnx = config.artifacts.onnx
+    files = (onnx, config.artifacts.torchscript, onnx.data if onnx is not None else None)
+    return [(file.path, file.sha256) for file in files if file is not None]
 
 
 def _open_session(folder: Path, config: records.BundleConfig) -> tuple[OnnxBackend | None, list[str]]:
-    """The ONNX model, open, and where its signature is not the one of config.json."""
+    """Open the ONNX model, and compare its signature with config.json. Returns one line per difference."""
     if config.artifacts.onnx is None:
         return None, []
     path = config.artifacts.onnx.path
@@ -189,108 +192,113 @@ def _open_session(folder: Path, config: records.BundleConfig) -> tuple[OnnxBacke
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)
         return None, [f"{path} does not load: {_format_error(error, folder)}"]
     problems = []
-    for what, ours, theirs in (("inputs", config.inputs, backend.inputs), ("outputs", config.outputs, backend.outputs)):
-        if [one.name for one in ours] != [name for name, _, _ in theirs]:
-            names = [name for name, _, _ in theirs]
-            problems.append(f"{path} has the {what} {names}, and {layout.CONFIG} others")
+    for kind, specs, tensors in (
+        ("inputs", config.inputs, backend.inputs),
+        ("outputs", config.outputs, backend.outputs),
+    ):
+        names, expected = [name for name, _, _ in tensors], [spec.name for spec in specs]
+        if names != expected:
+            problems.append(f"{path} has the {kind} {names}, and {layout.CONFIG} has {expected}")
             continue
         problems += [
-            f"{path} has {name} as {dtype}{list(shape)}, and {layout.CONFIG} as {one.dtype}{one.shape}"
-            for one, (name, dtype, shape) in zip(ours, theirs, strict=True)
-            if dtype != one.dtype or not _shapes_agree(one.shape, shape)
+            f"{path} has {name} as {dtype}{list(shape)}, and {layout.CONFIG} as {spec.dtype}{spec.shape}"
+            for spec, (name, dtype, shape) in zip(specs, tensors, strict=True)
+            if dtype != spec.dtype or not _shapes_agree(spec.shape, shape)
         ]
     return backend, problems
 
 
-def _shapes_agree(ours: Sequence[int | str | None], theirs: Sequence[int | str | None]) -> bool:
-    """Whether every dim that both know is the same."""
-    return len(ours) == len(theirs) and all(
-        one == other or one is None or (not isinstance(other, int) and not isinstance(one, str))
-        for one, other in zip(ours, theirs, strict=True)
+def _shapes_agree(declared: Sequence[int | str | None], actual: Sequence[int | str | None]) -> bool:
+    """Return whether two shapes have the same rank, and the same dims wherever both declare one."""
+    return len(declared) == len(actual) and all(
+        dim == size or dim is None or (not isinstance(size, int) and not isinstance(dim, str))
+        for dim, size in zip(declared, actual, strict=True)
     )
 
 
-def _check_case_signatures(expectations: Sequence[ReferenceCase], config: records.BundleConfig) -> list[str]:
-    """Where the cases that travel are not of the signature of config.json."""
+def _check_case_signatures(cases: Sequence[ReferenceCase], config: records.BundleConfig) -> list[str]:
+    """Check the golden cases against the signature in config.json. Returns one line per difference."""
     problems = []
-    for case in expectations:
+    for case in cases:
         sizes: dict[str, int] = {}
-        for ours, arrays in ((config.inputs, case.inputs), (config.outputs, case.outputs)):
-            if {one.name for one in ours} != set(arrays):
+        for specs, arrays in ((config.inputs, case.inputs), (config.outputs, case.outputs)):
+            if {spec.name for spec in specs} != set(arrays):
                 problems.append(f"evidence: case {case.name} has {', '.join(arrays)}")
                 continue
-            for one in ours:
-                array = arrays[one.name]
-                dtype = "float32" if one.dtype == "bfloat16" else one.dtype
-                if str(array.dtype) != dtype or not _shapes_agree(
-                    _resolve_dims(one.shape, array.shape, sizes), array.shape
-                ):
+            for spec in specs:
+                array = arrays[spec.name]
+                dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
+                shape = _resolve_dims(spec.shape, array.shape, sizes)
+                if str(array.dtype) != dtype or not _shapes_agree(shape, array.shape):
                     problems.append(
-                        f"evidence: case {case.name} has {one.name} as {array.dtype}{list(array.shape)}, "
-                        f"and {layout.CONFIG} as {one.dtype}{one.shape}"
+                        f"evidence: case {case.name} has {spec.name} as {array.dtype}{list(array.shape)}, "
+                        f"and {layout.CONFIG} as {spec.dtype}{spec.shape}"
                     )
     return problems
 
 
-def _check_declared_shapes(session: OnnxBackend | None, expectations: Sequence[ReferenceCase]) -> list[str]:
-    """Where the model declares a size that an output of the evidence has not: config.json may leave it open."""
+def _check_declared_shapes(session: OnnxBackend | None, cases: Sequence[ReferenceCase]) -> list[str]:
+    """Check the output sizes that the model declares against the golden cases; config.json may leave them open."""
     problems = []
-    for name, _, shape in session.outputs if session is not None else ():
-        for case in expectations:
-            found = case.outputs[name].shape if name in case.outputs else ()
-            if any(isinstance(one, int) and one != size for one, size in zip(shape, found, strict=False)):
-                problems.append(f"the model declares {name} as {list(shape)}, and case {case.name} has {list(found)}")
+    for name, _, declared in session.outputs if session is not None else ():
+        for case in cases:
+            shape = case.outputs[name].shape if name in case.outputs else ()
+            if any(isinstance(dim, int) and dim != size for dim, size in zip(declared, shape, strict=False)):
+                problems.append(
+                    f"the model declares {name} as {list(declared)}, and case {case.name} has {list(shape)}"
+                )
                 break
     return problems
 
 
 def _resolve_dims(
-    shape: Sequence[int | str | None], found: Sequence[int], sizes: dict[str, int]
+    shape: Sequence[int | str | None], actual: Sequence[int], sizes: dict[str, int]
 ) -> list[int | str | None]:
-    """A shape with its named dims filled in: what the first tensor that has a name shows counts for all others."""
-    if len(shape) != len(found):
+    """Replace the named dims of a shape by sizes; the first tensor with a name adds its size to `sizes`."""
+    if len(shape) != len(actual):
         return list(shape)
     return [
-        sizes.setdefault(dim, size) if isinstance(dim, str) else dim for dim, size in zip(shape, found, strict=True)
+        sizes.setdefault(dim, size) if isinstance(dim, str) else dim for dim, size in zip(shape, actual, strict=True)
     ]
 
 
 def _replay_cases(
-    folder: Path, config: Mapping[str, Any], session: OnnxBackend | None, expectations: Sequence[ReferenceCase]
+    folder: Path, config: records.BundleConfig, session: OnnxBackend | None, cases: Sequence[ReferenceCase]
 ) -> tuple[dict[str, str], list[str]]:
+    """Run both models on the golden cases. Returns the verdict of each backend, and notes."""
     verdicts, notes = dict(_NOT_CHECKED), []
-    artifacts = config["artifacts"]
+
+    def record(name: str, result: ParityResult) -> None:
+        verdicts[name] = "pass" if result.passed else "fail"
+        if result.reason:
+            notes.append(f"{name}: {result.reason}")
+
     if session is None:
-        notes.append("onnx: the bundle has none")
+        notes.append("onnx: not in this bundle")
     else:
-        _record_verdict("onnx", check_onnx_session(session, expectations, folder), verdicts, notes)
-        notes += [f"onnx: not replayed on {one}" for one in describe_missing_providers(config["providers"])]
-    if artifacts["torchscript"] is None:
-        notes.append("torchscript: the bundle has none")
+        record("onnx", check_onnx_session(session, cases, folder))
+        notes += [f"onnx: not compared on {provider}" for provider in describe_missing_providers(config.providers)]
+    torchscript = config.artifacts.torchscript
+    if torchscript is None:
+        notes.append("torchscript: not in this bundle")
         return verdicts, notes
     try:
-        judged = check_torchscript(
-            folder / artifacts["torchscript"]["path"],
-            expectations,
-            inputs=[(one["name"], one["dtype"]) for one in config["inputs"]],
-            outputs=[one["name"] for one in config["outputs"]],
-            optimize=artifacts["torchscript"]["optimize_for_inference"],
+        result = check_torchscript(
+            folder / torchscript.path,
+            cases,
+            inputs=[(spec.name, spec.dtype) for spec in config.inputs],
+            outputs=[spec.name for spec in config.outputs],
+            optimize=torchscript.optimize_for_inference,
         )
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        notes.append("torchscript: torch is not installed here")
+        notes.append("torchscript: torch is not installed")
     else:
-        _record_verdict("torchscript", judged, verdicts, notes)
+        record("torchscript", result)
     return verdicts, notes
 
 
-def _record_verdict(name: str, judgement: ParityResult, verdicts: dict[str, str], notes: list[str]) -> None:
-    verdicts[name] = "pass" if judgement.passed else "fail"
-    if judgement.reason:
-        notes.append(f"{name}: {judgement.reason}")
-
-
 def _format_error(error: Exception, folder: Path) -> str:
-    """A foreign error's text, in which a file of the bundle has its path inside it."""
+    """Return the text of a library's error on one line, with paths relative to the bundle's folder."""
     return " ".join(str(error).replace(f"{folder}{os.sep}", "").split())[:400]

@@ -1,4 +1,4 @@
-"""The archive of a bundle: the same bytes from the same files, and nothing else is taken for one."""
+"""The archive of a bundle: the same files give the same bytes, and nothing else is accepted as an archive."""
 
 import json
 import os
@@ -35,7 +35,7 @@ CONTENTS = {
 
 
 def small(folder, contents=CONTENTS):
-    """A sealed folder of a few small files: no model, but all that an archive is about."""
+    """Write a sealed folder of a few small files, without a model."""
     writer = BundleWriter(folder)
     for path, content in contents.items():
         writer.add_bytes(path, content)
@@ -44,11 +44,11 @@ def small(folder, contents=CONTENTS):
 
 
 def files(folder):
-    return {one.relative_to(folder).as_posix(): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def entries(contents):
-    """The bytes of an archive of any entries in any order."""
+    """Return the bytes of an archive of any entries in any order."""
     with tempfile.TemporaryFile() as stream:
         deterministic_zip.write_zip(stream, ((name, len(content), [content]) for name, content in contents))
         stream.seek(0)
@@ -56,12 +56,12 @@ def entries(contents):
 
 
 def refused(path, content=None, kind=ArchiveRefused):
-    """What is wrong with an archive."""
+    """Return the reason why an archive is refused."""
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(kind) as caught, open_as_folder(path):
         pass
-    assert caught.value.message.startswith(f"{path} ")
+    assert str(path) in caught.value.message
     return caught.value.why
 
 
@@ -72,14 +72,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def good(folder):
-    """The bytes of a good archive."""
+    """Return the bytes of a valid archive."""
     write_archive(folder, folder.parent / "good.zip")
     return (folder.parent / "good.zip").read_bytes()
 
 
 @pytest.fixture
 def path(tmp_path, good):
-    """A good archive, to do with as a test likes."""
+    """Return the path of a valid archive, which a test may change."""
     (tmp_path / "net-1.0.0.zip").write_bytes(good)
     return tmp_path / "net-1.0.0.zip"
 
@@ -89,9 +89,9 @@ def path(tmp_path, good):
 
 def test_the_same_files_give_the_same_bytes_whatever_their_times_modes_and_order(tmp_path, good):
     other = small(tmp_path / "other", dict(reversed(CONTENTS.items())))
-    for number, one in enumerate(other.rglob("*")):
-        os.utime(one, (number, number))
-        one.chmod(0o700 if one.is_dir() else 0o400)
+    for number, file in enumerate(other.rglob("*")):
+        os.utime(file, (number, number))
+        file.chmod(0o700 if file.is_dir() else 0o400)
     (other / "empty folder").mkdir()
     before = os.umask(0o077)
     try:
@@ -101,7 +101,7 @@ def test_the_same_files_give_the_same_bytes_whatever_their_times_modes_and_order
     assert (tmp_path / "other.zip").read_bytes() == good
 
 
-def test_another_process_elsewhere_and_later_gives_the_same_bytes(folder, good, tmp_path, monkeypatch):
+def test_the_bytes_do_not_depend_on_folder_or_time_zone(folder, good, tmp_path, monkeypatch):
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     shutil.copytree(folder, tmp_path / "copy")
@@ -112,25 +112,25 @@ def test_another_process_elsewhere_and_later_gives_the_same_bytes(folder, good, 
 
 def test_every_file_is_stored_aligned_and_in_order(folder, good, path):
     with zipfile.ZipFile(path) as archive:
-        names = [one.filename for one in archive.infolist()]
+        names = archive.namelist()
         assert names == sorted(files(folder), key=str.encode)
         assert {"SHA256SUMS", "FINGERPRINT", "evidence/golden.safetensors"} < set(names)
-        for one in archive.infolist():
-            name, extra = struct.unpack_from("<2H", good, one.header_offset + 26)
-            start = one.header_offset + 30 + name + extra
+        for entry in archive.infolist():
+            name, extra = struct.unpack_from("<2H", good, entry.header_offset + 26)
+            start = entry.header_offset + 30 + name + extra
             assert start % 64 == 0
-            assert good[start : start + one.file_size] == (folder / one.filename).read_bytes()
+            assert good[start : start + entry.file_size] == (folder / entry.filename).read_bytes()
 
 
-def test_a_signature_travels_too(folder, tmp_path):
+def test_a_signature_is_archived_too(folder, tmp_path):
     signed = shutil.copytree(folder, tmp_path / "signed")
     (signed / "model.sig").write_text("signed")
     write_archive(signed, tmp_path / "signed.zip")
-    with open_as_folder(tmp_path / "signed.zip") as found:
-        assert files(found) == files(signed)
+    with open_as_folder(tmp_path / "signed.zip") as unpacked:
+        assert files(unpacked) == files(signed)
 
 
-def test_what_is_written_has_the_mode_of_any_file_and_nothing_is_left_beside_it(folder, tmp_path):
+def test_an_archive_has_the_usual_file_mode_and_leaves_nothing_beside_it(folder, tmp_path):
     before = os.umask(0o027)
     try:
         write_archive(folder, tmp_path / "x.zip")
@@ -140,7 +140,7 @@ def test_what_is_written_has_the_mode_of_any_file_and_nothing_is_left_beside_it(
     assert os.listdir(tmp_path) == ["x.zip"]
 
 
-def test_an_earlier_archive_is_replaced_in_one_step_or_kept(folder, good, tmp_path):
+def test_an_existing_archive_is_replaced_atomically_or_kept(folder, good, tmp_path):
     (tmp_path / "x.zip").write_text("earlier")
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "link").symlink_to("config.json")
@@ -160,16 +160,13 @@ def test_an_earlier_archive_is_replaced_in_one_step_or_kept(folder, good, tmp_pa
         (lambda folder: (folder / "link").symlink_to("config.json"), ("link",)),
         (lambda folder: (folder / "link").symlink_to("assets"), ("link",)),
         (lambda folder: os.mkfifo(folder / "pipe"), ("pipe",)),
-        (
-            lambda folder: (folder / "a\\b").touch(),
-            ("a\\\\b", "backslash"),
-        ),
+        (lambda folder: (folder / "a\\b").touch(), ("a\\\\b", "backslashes")),
         (lambda folder: open(os.fsencode(folder) + b"/\xff", "w").close(), ("\\udcff",)),
         (lambda folder: deep(folder), (f"{'d/' * 33}x", "32", "deep")),
     ],
     ids=["link", "linked folder", "pipe", "backslash", "no UTF-8", "deep"],
 )
-def test_a_folder_that_no_archive_can_hold_is_refused(folder, tmp_path, change, facts, golden):
+def test_a_folder_that_cannot_be_archived_is_refused(folder, tmp_path, change, facts, golden):
     changed = shutil.copytree(folder, tmp_path / "changed")
     change(changed)
     with pytest.raises(OutputRefused) as caught:
@@ -182,7 +179,7 @@ def deep(folder):
     (folder / ("d/" * 33) / "x").touch()
 
 
-def test_a_folder_without_files_is_no_bundle(tmp_path, golden):
+def test_a_folder_without_files_is_refused(tmp_path, golden):
     for name in ("empty", "nowhere"):
         with pytest.raises(OutputRefused) as caught:
             write_archive(tmp_path / name, tmp_path / "x.zip")
@@ -193,37 +190,37 @@ def test_a_folder_without_files_is_no_bundle(tmp_path, golden):
 # -- what is read ---------------------------------------------------------------------------
 
 
-def test_an_archive_is_unpacked_for_as_long_as_it_is_needed(folder, path, temporary):
-    with open_as_folder(path) as found:
-        assert files(found) == files(folder)
-        assert stat.S_IMODE(found.stat().st_mode) == 0o700
-        assert found.parent == temporary
-        write_archive(found, path.with_name("again.zip"))
-    assert not found.exists()
+def test_an_archive_stays_unpacked_until_the_block_ends(folder, path, temporary):
+    with open_as_folder(path) as unpacked:
+        assert files(unpacked) == files(folder)
+        assert stat.S_IMODE(unpacked.stat().st_mode) == 0o700
+        assert unpacked.parent == temporary
+        write_archive(unpacked, path.with_name("again.zip"))
+    assert not unpacked.exists()
     assert path.with_name("again.zip").read_bytes() == path.read_bytes()
 
 
-def test_the_unpacked_folder_goes_whatever_happens(path, temporary):
+def test_the_unpacked_folder_is_deleted_after_an_interrupt(path, temporary):
     with pytest.raises(KeyboardInterrupt), open_as_folder(path):
         raise KeyboardInterrupt
 
 
-def test_an_error_names_the_archive_and_not_the_folder(path, temporary, golden):
-    with pytest.raises(OutputRefused) as caught, open_as_folder(path) as found:
-        raise OutputRefused(str(found), f"see {found}/x", f"remove {found}")
+def test_an_error_names_the_archive_instead_of_the_unpacked_folder(path, temporary, golden):
+    with pytest.raises(OutputRefused) as caught, open_as_folder(path) as unpacked:
+        raise OutputRefused(str(unpacked), f"see {unpacked}/x", f"remove {unpacked}")
     golden(render_error(caught.value), "error[output-refused]", path, f"{path}/x", "see", "remove")
     assert str(caught.value) == render_error(caught.value)
 
 
-def test_a_folder_is_itself_also_where_it_is_called_zip(folder, tmp_path):
+def test_a_folder_is_used_in_place_even_if_its_name_ends_in_zip(folder, tmp_path):
     named = shutil.copytree(folder, tmp_path / "net.zip")
-    for one in (folder, named, tmp_path / "nowhere.zip", Path(__file__)):
-        assert not is_archive(one)
-        with open_as_folder(one) as found:
-            assert found is one
+    for path in (folder, named, tmp_path / "nowhere.zip", Path(__file__)):
+        assert not is_archive(path)
+        with open_as_folder(path) as opened:
+            assert opened is path
 
 
-def test_the_fingerprint_is_the_folders(folder, path):
+def test_an_archive_has_the_fingerprint_of_its_folder(folder, path):
     assert verify(path, parity=False) == verify(folder, parity=False)
     assert inspect(path) == inspect(folder)
     assert inspect(path)["fingerprint"] == (folder / "FINGERPRINT").read_text().strip()
@@ -231,19 +228,19 @@ def test_the_fingerprint_is_the_folders(folder, path):
         assert compute_fingerprint(archive.read("SHA256SUMS").decode()) == inspect(folder)["fingerprint"]
 
 
-def test_the_line_of_shell_in_the_module_unpacks_and_checks_it(path):
+def test_the_shell_command_in_the_docstring_unpacks_and_checks_it(path):
     if not all(shutil.which(tool) for tool in ("unzip", "sha256sum")):
         pytest.skip("unzip or sha256sum is not installed")
     (line,) = (line.strip() for line in module.__doc__.splitlines() if line.startswith("    "))
     command = line.replace("NAME-VERSION", "net-1.0.0")
-    done = subprocess.run(["sh", "-ec", command], cwd=path.parent, capture_output=True, text=True, check=True)
-    assert done.stdout.count(": OK\n") == len(CONTENTS)
+    process = subprocess.run(["sh", "-ec", command], cwd=path.parent, capture_output=True, text=True, check=True)
+    assert process.stdout.count(": OK\n") == len(CONTENTS)
 
 
 # -- what is refused ------------------------------------------------------------------------
 
 
-def test_the_message_reads_as_a_whole(tmp_path, golden):
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path, golden):
     (tmp_path / "x.zip").write_text("hello")
     with pytest.raises(ArchiveRefused) as caught:
         load(tmp_path / "x.zip")
@@ -251,7 +248,7 @@ def test_the_message_reads_as_a_whole(tmp_path, golden):
     assert caught.value.exit_status == 2
 
 
-def test_no_byte_of_an_archive_can_be_another(path, good, temporary):
+def test_no_byte_of_an_archive_can_be_changed(path, good, temporary):
     for position in range(len(good)):
         for mask in (0x01, 0xFF):
             changed = bytearray(good)
@@ -261,32 +258,32 @@ def test_no_byte_of_an_archive_can_be_another(path, good, temporary):
                 pass
 
 
-def test_an_archive_cannot_be_cut_anywhere(path, good, temporary):
+def test_an_archive_cannot_be_truncated_anywhere(path, good, temporary):
     for length in range(len(good)):
         refused(path, good[:length])
 
 
 @st.composite
 def edits(draw, size):
-    """From where to where to take bytes out, and what to put there."""
+    """Draw the start and end of the bytes to replace, and their replacement."""
     start = draw(st.integers(0, size))
     end = draw(st.integers(start, min(size, start + 80)))
     return start, end, draw(st.binary(max_size=80))
 
 
 @given(st.data())
-def test_whatever_is_taken_for_an_archive_is_what_its_files_give(good, folder, data):
-    start, end, put = data.draw(edits(len(good)))
+def test_an_edited_archive_is_refused_or_is_what_its_files_produce(good, folder, data):
+    start, end, replacement = data.draw(edits(len(good)))
     other = data.draw(st.integers(0, len(good)))
-    changed = good[:start] + data.draw(st.sampled_from([put, good[other : other + 64]])) + good[end:]
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "x.zip"
+    changed = good[:start] + data.draw(st.sampled_from([replacement, good[other : other + 64]])) + good[end:]
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "x.zip"
         path.write_bytes(changed)
         again, refusal = None, ""
         try:
-            with open_as_folder(path) as found:
-                write_archive(found, Path(place) / "again.zip")
-                again = (Path(place) / "again.zip").read_bytes()
+            with open_as_folder(path) as unpacked:
+                write_archive(unpacked, Path(temporary) / "again.zip")
+                again = (Path(temporary) / "again.zip").read_bytes()
         except (ArchiveRefused, IntegrityFailed) as error:
             refusal = error.message
         if again is None:
@@ -296,12 +293,12 @@ def test_whatever_is_taken_for_an_archive_is_what_its_files_give(good, folder, d
 
 
 @given(st.binary(max_size=300) | st.lists(st.sampled_from([b"PK\3\4", b"PK\1\2", b"PK\5\6", b"\0" * 26])).map(b"".join))
-def test_any_bytes_are_refused_and_crash_nothing(content):
-    with tempfile.TemporaryDirectory() as place:
-        refused(Path(place) / "x.zip", content)
+def test_arbitrary_bytes_are_refused_without_a_crash(content):
+    with tempfile.TemporaryDirectory() as temporary:
+        refused(Path(temporary) / "x.zip", content)
 
 
-def test_what_another_program_zipped_is_refused(path, folder, tmp_path, golden):
+def test_an_archive_of_a_different_program_is_refused(path, folder, tmp_path, golden):
     def zipped(method, stream):
         with zipfile.ZipFile(stream, "w", method) as archive:
             for name in sorted(files(folder)):
@@ -326,52 +323,52 @@ def test_an_encrypted_entry_is_refused(path, good, golden):
 @pytest.mark.parametrize(
     "name", ["/etc/x", "../x", "a/../../x", "..", ".", "./x", "a/./x", "a//x", "assets/", "/", "//x", ""]
 )
-def test_a_name_that_is_no_path_inside_a_bundle_is_refused(path, name, temporary, golden):
+def test_a_name_that_is_not_a_path_inside_a_bundle_is_refused(path, name, temporary, golden):
     golden(refused(path, entries([(name, b"content")])), f"{name!r}")
 
 
 @pytest.mark.parametrize("name", ["a\\b", "..\\x", "C:\\x", "a\nb", "a\rb", "a\0b"])
-def test_a_name_that_not_every_system_can_hold_is_refused(path, name, temporary, golden):
+def test_a_name_that_some_systems_cannot_store_is_refused(path, name, temporary, golden):
     golden(refused(path, entries([(name, b"content")])), repr(name))
 
 
-def test_a_name_that_is_no_utf_8_is_refused(path, golden):
+def test_a_name_that_is_not_utf_8_is_refused(path, golden):
     content = entries([("\u00e9", b"content")]).replace("\u00e9".encode(), b"\xffa")
     golden(refused(path, content), "\\\\xffa")
 
 
-def test_names_that_no_file_system_holds_are_refused(path, temporary, golden):
+def test_names_that_file_systems_cannot_store_are_refused(path, temporary, golden):
     golden(refused(path, entries([("d/" * 33 + "x", b"")])), "d/" * 33 + "x", "32")
     deepest = entries([("d/" * 32 + "x", b"")])
     path.write_bytes(deepest)
-    with open_as_folder(path) as found:
-        assert (found / ("d/" * 32 + "x")).is_file()
+    with open_as_folder(path) as unpacked:
+        assert (unpacked / ("d/" * 32 + "x")).is_file()
     assert refused(path, entries([("x" * 300, b"")])) == "File name too long"
     assert len(refused(path, entries([("x/" * 30_000, b"")]))) < 300
 
 
 @pytest.mark.parametrize("names", [("a", "a/b"), ("a", "a/b/c"), ("a", "a-b", "a/b")], ids="+".join)
-def test_a_file_that_would_be_a_folder_too_is_refused(path, names, temporary, golden):
+def test_a_name_cannot_be_both_a_file_and_a_folder(path, names, temporary, golden):
     golden(refused(path, entries([(name, b"") for name in names])), repr(names[-1]))
 
 
 @pytest.mark.parametrize("names", ["aa", "ba", "aba", "abB"])
-def test_entries_that_stand_twice_or_out_of_order_are_refused(path, names, golden):
+def test_duplicate_or_unsorted_entries_are_refused(path, names, golden):
     golden(refused(path, entries([(name, b"content") for name in names])), repr(names[-1]))
 
 
-def test_the_order_is_that_of_bytes(path):
+def test_entries_are_sorted_by_their_bytes(path):
     names = ["B", "a", "z", "\u00e9", "\ud7ff", "\ue000", "\U00010000"]
     path.write_bytes(entries([(name, b"") for name in names]))
-    with open_as_folder(path) as found:
-        assert sorted(os.listdir(found), key=str.encode) == names
+    with open_as_folder(path) as unpacked:
+        assert sorted(os.listdir(unpacked), key=str.encode) == names
 
 
 def patched(content, record, offset, value):
-    """An archive with a number in the first directory record, or in the first local header, replaced."""
+    """Replace a number in the first directory record, or in the first local header."""
     changed = bytearray(content)
-    place = content.index(record) + offset
-    changed[place : place + len(value)] = value
+    start = content.index(record) + offset
+    changed[start : start + len(value)] = value
     return changed
 
 
@@ -387,7 +384,7 @@ def test_entries_that_overlap_are_refused(path, good, golden):
     golden(refused(path, changed))
 
 
-def test_a_directory_that_lists_more_or_fewer_than_there_are_is_refused(path, good, golden):
+def test_a_directory_with_more_or_fewer_entries_than_the_archive_is_refused(path, good, golden):
     first = good.index(b"PK\1\2")
     second = good.index(b"PK\1\2", first + 1)
     golden(refused(path, good[:first] + good[second:]))
@@ -395,7 +392,7 @@ def test_a_directory_that_lists_more_or_fewer_than_there_are_is_refused(path, go
     golden(refused(path, good[:second] + good[-22:]))
 
 
-def test_a_size_that_lies_is_refused(path, good, golden):
+def test_a_wrong_size_is_refused(path, good, golden):
     left = len(good) - 64
     for size in (left + 1, 0xFFFF_FFFE):
         lie = patched(good, b"PK\3\4", 18, struct.pack("<2L", size, size))
@@ -406,16 +403,16 @@ def test_a_size_that_lies_is_refused(path, good, golden):
     mentions(refused(path, differ), "FINGERPRINT")
 
 
-def test_a_zip64_size_that_no_disk_holds_is_refused(path, monkeypatch, temporary, golden):
+def test_a_huge_zip64_size_is_refused(path, monkeypatch, temporary, golden):
     with monkeypatch.context() as lowered:
-        lowered.setattr(deterministic_zip, "ZIP64_SIZE", 1)
+        lowered.setattr(deterministic_zip, "ZIP64_SIZE_LIMIT", 1)
         content = entries([("a", b"content")])
     lie = content.replace(struct.pack("<2Q", 7, 7), struct.pack("<2Q", 1 << 60, 1 << 60), 1)
     left = len(content) - 64
     golden(refused(path, lie), "a", 1 << 60, left, "claims")
 
 
-def test_a_content_without_its_crc_is_a_matter_of_integrity(path, good, golden):
+def test_a_content_that_does_not_match_its_crc_fails_integrity(path, good, golden):
     changed = bytearray(good)
     changed[good.index(b'{"schema"')] ^= 1
     path.write_bytes(changed)
@@ -427,7 +424,7 @@ def test_a_content_without_its_crc_is_a_matter_of_integrity(path, good, golden):
     golden(refused(path, changed, IntegrityFailed), "FINGERPRINT", "CRC")
 
 
-def test_bytes_before_between_or_behind_are_refused(path, good, golden):
+def test_bytes_before_between_or_after_the_entries_are_refused(path, good, golden):
     second = good.index(b"PK\3\4", 1)
     golden(refused(path, b"#!/bin/sh\n" + good), "0", len(good) + 10)
     between = good[:second] + b"x" + good[second:]
@@ -439,14 +436,14 @@ def test_bytes_before_between_or_behind_are_refused(path, good, golden):
     golden(refused(path, b""), "0")
 
 
-def test_a_resealed_archive_of_a_changed_bundle_has_another_fingerprint(folder, path):
+def test_an_archive_of_a_changed_bundle_fails_verification(folder, path):
     other = shutil.copytree(folder, path.parent / "other")
     (other / "config.json").write_text(json.dumps({"schema": 1, "name": "other"}))
     write_archive(other, path)
     assert verify(path).integrity.changed == ("config.json",)
 
 
-def test_an_archive_of_nothing_is_no_bundle(path, golden):
+def test_an_archive_without_entries_is_not_a_bundle(path, golden):
     path.write_bytes(entries([]))
     with pytest.raises(PackagerError) as caught:
         load(path)
@@ -458,12 +455,12 @@ def test_an_archive_of_nothing_is_no_bundle(path, golden):
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-def test_an_archive_that_may_not_be_read_is_refused(path):
+def test_an_unreadable_archive_is_refused(path):
     path.chmod(0)
     assert refused(path) == "Permission denied"
 
 
-def test_a_machine_without_room_is_refused_and_told_where_to_find_some(path, monkeypatch, tmp_path, golden):
+def test_a_missing_temporary_folder_is_reported_with_a_hint(path, monkeypatch, tmp_path, golden):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(ArchiveRefused) as caught:
         verify(path)

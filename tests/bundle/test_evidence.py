@@ -1,4 +1,4 @@
-"""The golden evidence: what travels, and that it comes back as it was."""
+"""The golden evidence: which cases are included, and that they come back as they were written."""
 
 import json
 from dataclasses import replace
@@ -23,34 +23,34 @@ DTYPES = [
 
 
 def case(name, *, inputs=None, outputs=None, size=1):
-    """A case of `size` bytes, or with these arrays."""
+    """Make a case of `size` bytes, or with these arrays."""
     inputs = {"x": np.zeros(size, np.uint8)} if inputs is None else inputs
     outputs = {"y": np.zeros(0, np.uint8)} if outputs is None else outputs
-    limits = {output: ElementTolerance(number / 7, 1e-5 * number) for number, output in enumerate(outputs)}
-    return ReferenceCase(name, inputs, outputs, limits)
+    tolerances = {output: ElementTolerance(number / 7, 1e-5 * number) for number, output in enumerate(outputs)}
+    return ReferenceCase(name, inputs, outputs, tolerances)
 
 
-def write(folder, expectations, golden, decisions=None):
-    """The two files of a bundle that hold its evidence."""
+def write(folder, reference_cases, golden, decisions=None):
+    """Write the two files of a bundle that contain its evidence."""
     (folder / "evidence").mkdir(exist_ok=True)
-    (folder / "evidence/golden.safetensors").write_bytes(serialize_golden_cases(expectations, golden))
+    (folder / "evidence/golden.safetensors").write_bytes(serialize_golden_cases(reference_cases, golden))
     cases = [
         records.CaseRecord(
-            name=one.case,
-            sizes=dict(one.sizes),
+            name=reference_case.name,
+            sizes=dict(reference_case.sizes),
             fill="random",
-            golden=one.case in golden,
+            golden=reference_case.name in golden,
             outputs={
                 name: records.CaseOutput(
                     dtype=str(array.dtype),
                     shape=list(array.shape),
-                    atol=one.limits[name].atol,
-                    rtol=one.limits[name].rtol,
+                    atol=reference_case.tolerances[name].atol,
+                    rtol=reference_case.tolerances[name].rtol,
                 )
-                for name, array in one.outputs.items()
+                for name, array in reference_case.outputs.items()
             },
         )
-        for one in expectations
+        for reference_case in reference_cases
     ]
     record = records.ParityRecord(
         schema_=1,
@@ -60,9 +60,10 @@ def write(folder, expectations, golden, decisions=None):
         not_checked=[],
         tolerance={},
         decisions={
-            name: records.Decision.model_validate(one, from_attributes=True) for name, one in (decisions or {}).items()
+            name: records.DecisionRecord.model_validate(rule, from_attributes=True)
+            for name, rule in (decisions or {}).items()
         },
-        coverage=records.Coverage(measured="", channels=0, exercised=0, silent={}, still={}),
+        coverage=records.CoverageRecord(measured="", channels=0, exercised=0, silent={}, still={}),
         backends={},
         stages=[],
     )
@@ -70,22 +71,21 @@ def write(folder, expectations, golden, decisions=None):
 
 
 def same(left, right):
-    """Whether two expectations are the same to the last bit; in which order the inputs stand makes no difference."""
-    return (left.case, left.limits, list(left.outputs)) == (right.case, right.limits, list(right.outputs)) and all(
-        mine.keys() == theirs.keys()
-        and all(
-            (mine[name].dtype, mine[name].shape, mine[name].tobytes())
-            == (theirs[name].dtype, theirs[name].shape, theirs[name].tobytes())
-            for name in mine
-        )
-        for mine, theirs in ((left.inputs, right.inputs), (left.outputs, right.outputs))
-    )
+    """Return whether two cases are the same to the last bit, whatever the order of their inputs."""
+
+    def content(case):
+        arrays = {("input", name): array for name, array in case.inputs.items()}
+        arrays |= {("output", name): array for name, array in case.outputs.items()}
+        bits = {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
+        return case.name, case.tolerances, list(case.outputs), bits
+
+    return content(left) == content(right)
 
 
-# -- there and back -------------------------------------------------------------------------
+# -- round trips ----------------------------------------------------------------------------
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_cases_come_back_as_they_were_written(tmp_path):
     generator = np.random.default_rng(0)
     inputs = {f"x_{dtype}": generator.integers(0, 2, (3, 4)).astype(dtype) for dtype in DTYPES}
     outputs = {
@@ -95,120 +95,116 @@ def test_what_is_written_is_read_again(tmp_path):
         "layers.0/attention": generator.standard_normal((2, 3)).astype(np.float32),
         "a": np.array([2**63 - 1]),
     }
-    expectations = [case("000", inputs=inputs, outputs=outputs), case("data"), case("001", size=9)]
-    write(tmp_path, expectations, frozenset({"000", "data", "001"}))
-    found = read_reference_cases(tmp_path)
-    assert [one.name for one in found] == ["000", "data", "001"]
-    assert all(same(*pair) for pair in zip(found, expectations, strict=True))
+    written = [case("000", inputs=inputs, outputs=outputs), case("data"), case("001", size=9)]
+    write(tmp_path, written, frozenset({"000", "data", "001"}))
+    cases = read_reference_cases(tmp_path)
+    assert [case.name for case in cases] == ["000", "data", "001"]
+    assert all(same(*pair) for pair in zip(cases, written, strict=True))
 
 
 def test_sizes_and_decisions_come_back_with_every_case(tmp_path):
     declared = {"y": DecisionRule("top-5", 1, 0.25)}
     written = [replace(case("000"), sizes={"batch": 3}), replace(case("001"), sizes={"batch": 1})]
     write(tmp_path, written, frozenset({"000", "001"}), declared)
-    found = read_reference_cases(tmp_path)
-    assert [(dict(one.sizes), dict(one.decisions)) for one in found] == [
-        ({"batch": 3}, declared), ({"batch": 1}, declared)
-    ]  # fmt: skip
+    cases = read_reference_cases(tmp_path)
+    assert [dict(case.sizes) for case in cases] == [{"batch": 3}, {"batch": 1}]
+    assert [dict(case.decisions) for case in cases] == [declared, declared]
 
 
-def test_how_an_array_lies_in_memory_makes_no_difference(tmp_path):
+def test_the_memory_layout_of_an_array_makes_no_difference(tmp_path):
     table = np.arange(24, dtype=np.float32).reshape(4, 6)
-    strange = {
+    unusual = {
         "fortran": np.asfortranarray(table),
-        "turned": table.T,
+        "transposed": table.T,
         "strided": table[::2, ::-3],
-        "spread": np.broadcast_to(table[0], (3, 6)),
+        "broadcast": np.broadcast_to(table[0], (3, 6)),
     }
-    plain = {name: np.ascontiguousarray(array) for name, array in strange.items()}
-    write(tmp_path, [case("000", inputs=strange, outputs={"y": table.T})], frozenset({"000"}))
+    plain = {name: np.ascontiguousarray(array) for name, array in unusual.items()}
+    write(tmp_path, [case("000", inputs=unusual, outputs={"y": table.T})], frozenset({"000"}))
     assert same(read_reference_cases(tmp_path)[0], case("000", inputs=plain, outputs={"y": table.T.copy()}))
 
 
 def test_the_same_cases_give_the_same_bytes():
-    expectations = [case("000", inputs={"b": np.ones(3), "a": np.ones(2, np.int64)}), case("001", size=7)]
-    both = frozenset({"000", "001"})
-    assert serialize_golden_cases(expectations, both) == serialize_golden_cases(
-        expectations[::-1], frozenset(sorted(both)[::-1])
-    )
+    cases = [case("000", inputs={"b": np.ones(3), "a": np.ones(2, np.int64)}), case("001", size=7)]
+    content = serialize_golden_cases(cases, frozenset(["000", "001"]))
+    assert content == serialize_golden_cases(cases[::-1], frozenset(["001", "000"]))
 
 
-def test_a_case_that_does_not_travel_is_not_in_the_file(tmp_path):
-    expectations = [case("000"), case("001", size=1000), case("002")]
-    write(tmp_path, expectations, frozenset({"000", "002"}))
-    assert [one.name for one in read_reference_cases(tmp_path)] == ["000", "002"]
+def test_a_case_that_is_not_golden_is_not_in_the_file(tmp_path):
+    write(tmp_path, [case("000"), case("001", size=1000), case("002")], frozenset({"000", "002"}))
+    assert [case.name for case in read_reference_cases(tmp_path)] == ["000", "002"]
     assert (tmp_path / "evidence/golden.safetensors").stat().st_size < 1000
 
 
-def test_the_first_alone_is_read_where_one_is_enough(tmp_path):
+def test_only_the_first_case_is_read_on_request(tmp_path):
     write(tmp_path, [case("000", size=9), case("001"), case("002")], frozenset({"001", "002"}))
-    assert [one.name for one in read_reference_cases(tmp_path, first_only=True)] == ["001"]
+    assert [case.name for case in read_reference_cases(tmp_path, first_only=True)] == ["001"]
 
 
-def test_cases_with_names_that_begin_alike_are_told_apart(tmp_path):
-    expectations = [case("1", inputs={"x": np.ones(1)}), case("10", inputs={"x": np.zeros(1), "y": np.zeros(1)})]
-    write(tmp_path, expectations, frozenset({"1", "10"}))
-    assert [list(one.inputs) for one in read_reference_cases(tmp_path)] == [["x"], ["x", "y"]]
+def test_cases_whose_names_share_a_prefix_are_kept_apart(tmp_path):
+    cases = [case("1", inputs={"x": np.ones(1)}), case("10", inputs={"x": np.zeros(1), "y": np.zeros(1)})]
+    write(tmp_path, cases, frozenset({"1", "10"}))
+    assert [list(case.inputs) for case in read_reference_cases(tmp_path)] == [["x"], ["x", "y"]]
 
 
-def test_what_comes_back_is_judged_as_what_was_written(tmp_path):
-    expectation = case("000", inputs={"x": np.ones(2)}, outputs={"y": np.ones(2), "z": np.ones(2)})
-    write(tmp_path, [expectation], frozenset({"000"}))
-    found = read_reference_cases(tmp_path)
-    assert check_parity(lambda inputs: {"y": inputs["x"], "z": inputs["x"] + 0.1}, found).passed
-    assert not check_parity(lambda inputs: {"y": inputs["x"], "z": inputs["x"] + 0.2}, found).passed
-    assert not check_parity(lambda inputs: {"y": inputs["x"] + 0.1, "z": inputs["x"]}, found).passed
+def test_tolerances_apply_to_cases_that_were_read_back(tmp_path):
+    written = case("000", inputs={"x": np.ones(2)}, outputs={"y": np.ones(2), "z": np.ones(2)})
+    write(tmp_path, [written], frozenset({"000"}))
+    cases = read_reference_cases(tmp_path)
+    assert check_parity(lambda inputs: {"y": inputs["x"], "z": inputs["x"] + 0.1}, cases).passed
+    assert not check_parity(lambda inputs: {"y": inputs["x"], "z": inputs["x"] + 0.2}, cases).passed
+    assert not check_parity(lambda inputs: {"y": inputs["x"] + 0.1, "z": inputs["x"]}, cases).passed
 
 
-# -- how much travels -----------------------------------------------------------------------
+# -- how much is included -------------------------------------------------------------------
 
 MB = 1_000_000
 
 
-def test_cases_travel_up_to_ten_megabytes():
+def test_cases_are_included_up_to_ten_megabytes():
     cases = [case(f"{number:03}", size=MB) for number in range(15)]
     assert choose_golden_cases(cases, weight_bytes=0) == {f"{number:03}" for number in range(10)}
     assert choose_golden_cases(cases[:10], weight_bytes=0) == {f"{number:03}" for number in range(10)}
 
 
-def test_more_travels_with_a_large_model():
+def test_a_large_model_includes_more_cases():
     cases = [case(f"{number:03}", size=MB) for number in range(15)]
     assert len(choose_golden_cases(cases, weight_bytes=240 * MB)) == 12
     assert len(choose_golden_cases(cases, weight_bytes=199 * MB)) == 10
 
 
-def test_the_smallest_case_travels_however_large_it_is():
+def test_the_smallest_case_is_included_however_large_it_is():
     cases = [case("000", size=13 * MB), case("001", size=12 * MB), case("002", size=14 * MB)]
     assert choose_golden_cases(cases, weight_bytes=0) == {"001"}
 
 
-def test_the_smallest_travel_first():
+def test_the_smallest_cases_are_included_first():
     cases = [case("000", size=9 * MB), case("001", size=2 * MB), case("002", size=3 * MB)]
     assert choose_golden_cases(cases, weight_bytes=0) == {"001", "002"}
 
 
-def test_outputs_weigh_as_much_as_inputs():
+def test_outputs_count_as_much_as_inputs():
     cases = [case("000", outputs={"y": np.zeros(11 * MB, np.uint8)}), case("001", size=2)]
     assert choose_golden_cases(cases, weight_bytes=0) == {"001"}
 
 
-def test_without_a_case_nothing_travels():
+def test_without_cases_nothing_is_included():
     assert choose_golden_cases([], weight_bytes=MB) == frozenset()
 
 
-# -- what is malformed ----------------------------------------------------------------------
+# -- malformed evidence ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def evidence(tmp_path):
-    """A folder with the evidence of one case."""
+    """Write the evidence of one case, and return its folder."""
     write(tmp_path, [case("000", outputs={"y": np.ones(2)})], frozenset({"000"}))
     return tmp_path / "evidence"
 
 
 @pytest.mark.parametrize("name", ["parity.json", "golden.safetensors"])
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"\xff\xfe", b"{}", bytes(64)], ids=repr)
-def test_a_file_of_the_evidence_that_is_missing_or_broken(evidence, name, content):
+def test_a_missing_or_broken_file_is_malformed_evidence(evidence, name, content):
     (evidence / name).unlink()
     if content is not None:
         (evidence / name).write_bytes(content)
@@ -217,7 +213,7 @@ def test_a_file_of_the_evidence_that_is_missing_or_broken(evidence, name, conten
     assert ": " in str(caught.value)
 
 
-def test_a_decision_that_is_malformed(evidence):
+def test_a_malformed_decision_is_malformed_evidence(evidence):
     record = json.loads((evidence / "parity.json").read_text())
     (evidence / "parity.json").write_text(json.dumps({**record, "decisions": {"y": {"rule": "argmax"}}}))
     with pytest.raises(EvidenceMalformed, match="'axis'"):
@@ -227,14 +223,14 @@ def test_a_decision_that_is_malformed(evidence):
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda found: found.update(name="001"), "'001/output/y'"),
-        (lambda found: found["outputs"].update(z=found["outputs"]["y"]), "'000/output/z'"),
-        (lambda found: found["outputs"]["y"].pop("atol"), "'atol'"),
-        (lambda found: found.pop("outputs"), "'outputs'"),
-        (lambda found: found.update(outputs=["y"]), "has no attribute 'items'"),
+        (lambda record: record.update(name="001"), "'001/output/y'"),
+        (lambda record: record["outputs"].update(z=record["outputs"]["y"]), "'000/output/z'"),
+        (lambda record: record["outputs"]["y"].pop("atol"), "'atol'"),
+        (lambda record: record.pop("outputs"), "'outputs'"),
+        (lambda record: record.update(outputs=["y"]), "has no attribute 'items'"),
     ],
 )
-def test_a_record_that_speaks_of_other_tensors(evidence, change, cause):
+def test_a_record_that_does_not_match_the_tensors_is_malformed_evidence(evidence, change, cause):
     record = json.loads((evidence / "parity.json").read_text())
     change(record["cases"][0])
     (evidence / "parity.json").write_text(json.dumps(record))

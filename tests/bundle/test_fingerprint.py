@@ -1,4 +1,4 @@
-"""The identity of a bundle: SHA256SUMS, the fingerprint, and what differs from them."""
+"""The identity of a bundle: SHA256SUMS, the fingerprint, and the differences between the files and them."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ A, B = "a" * 64, "b" * 64
 
 @pytest.fixture
 def sealed(tmp_path):
-    """A folder with a few sealed files: enough for the fingerprint, no model."""
+    """Write a folder with a few sealed files, without a model."""
     writer = BundleWriter(tmp_path / "bundle")
     writer.add_bytes("config.json", b'{"schema": 1}\n')
     writer.add_bytes("evidence/golden.safetensors", bytes(range(256)))
@@ -50,14 +50,14 @@ def sums(folder):
 
 
 def shell(folder, command):
-    """What a line of shell says inside a folder; the test is skipped where its tools are not installed."""
+    """Return the output of a shell command run inside a folder; skip the test if its tools are not installed."""
     if not all(shutil.which(tool) for tool in ("bash", "sha256sum", "xxd", "base64")):
         pytest.skip("sha256sum, xxd or base64 is not installed")
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return done.stdout
+    return process.stdout
 
 
 # -- the fingerprint ------------------------------------------------------------------------
@@ -65,10 +65,10 @@ def shell(folder, command):
 
 @given(SUMS)
 def test_the_fingerprint_is_hash1_of_gos_dirhash(digests):
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(digests, key=lambda path: path.encode("utf-8")):
-        whole.update(f"{digests[path]}  {path}\n".encode())
-    expected = "h1:" + base64.standard_b64encode(whole.digest()).decode("ascii")
+        digest.update(f"{digests[path]}  {path}\n".encode())
+    expected = "h1:" + base64.standard_b64encode(digest.digest()).decode("ascii")
     assert compute_fingerprint(format_sums(digests)) == expected
 
 
@@ -78,10 +78,10 @@ def test_the_fingerprint_of_a_known_text_never_changes():
     assert compute_fingerprint(text) == "h1:d9dlsgQ9brZnlyEwKf5ZjNPPGz5acslXuLhUFeR7IG0="
 
 
-def test_the_lines_of_shell_in_the_module_give_the_same(sealed):
-    check, print_it = (line.strip() for line in module.__doc__.splitlines() if line.startswith("    "))
+def test_the_shell_commands_in_the_docstring_compute_the_same(sealed):
+    check, print_fingerprint = (line.strip() for line in module.__doc__.splitlines() if line.startswith("    "))
     assert shell(sealed, check).count(": OK\n") == 4
-    assert shell(sealed, print_it) == (sealed / "FINGERPRINT").read_text()
+    assert shell(sealed, print_fingerprint) == (sealed / "FINGERPRINT").read_text()
 
 
 def test_sha256sum_writes_the_same_sums(sealed):
@@ -90,33 +90,33 @@ def test_sha256sum_writes_the_same_sums(sealed):
 
 
 @given(SUMS, st.data())
-def test_another_name_or_another_digest_is_another_fingerprint(digests, data):
+def test_a_different_name_or_digest_changes_the_fingerprint(digests, data):
     assume(digests)
     path = data.draw(st.sampled_from(sorted(digests)))
     other_path, other_digest = data.draw(PATHS), data.draw(DIGESTS)
     assume(other_path not in digests and other_digest != digests[path])
     rest = {name: digest for name, digest in digests.items() if name != path}
     variants = [digests, rest, {**rest, other_path: digests[path]}, {**rest, path: other_digest}]
-    assert len({compute_fingerprint(format_sums(one)) for one in variants}) == 4
+    assert len({compute_fingerprint(format_sums(variant)) for variant in variants}) == 4
 
 
 # -- SHA256SUMS -----------------------------------------------------------------------------
 
 
 @given(SUMS)
-def test_what_is_written_is_read_again(digests):
+def test_sums_come_back_as_they_were_written(digests):
     assert parse_sums(format_sums(digests)) == digests
 
 
 @given(SUMS)
-def test_paths_stand_in_the_order_of_their_bytes_however_they_came(digests):
+def test_paths_are_sorted_by_their_bytes(digests):
     paths = list(parse_sums(format_sums(dict(reversed(digests.items())))))
     assert paths == sorted(digests, key=str.encode)
 
 
 @st.composite
 def changed_texts(draw):
-    """The text of SHA256SUMS, and the same with something put in, taken out, written over or moved."""
+    """Draw a text of SHA256SUMS, and the same with something inserted, removed, overwritten or moved."""
     text = format_sums(draw(SUMS.filter(bool)))
     start = draw(st.integers(0, len(text)))
     end = draw(st.integers(start, min(len(text), start + 3)))
@@ -130,24 +130,24 @@ def changed_texts(draw):
 
 
 @given(changed_texts())
-def test_a_changed_text_is_refused_unless_it_is_just_what_another_bundle_writes(texts):
+def test_a_changed_text_is_refused_unless_a_different_bundle_would_write_it(texts):
     text, changed = texts
     assume(text != changed)
     try:
-        found = parse_sums(changed)
+        digests = parse_sums(changed)
     except SumsMalformed:
-        found = None
-    assert found is None or (format_sums(found) == changed and found != parse_sums(text))
+        digests = None
+    assert digests is None or (format_sums(digests) == changed and digests != parse_sums(text))
 
 
 @given(st.text(alphabet="ab0  \n/.", max_size=200) | st.text(max_size=50))
 def test_any_text_is_refused_or_is_what_would_be_written(text):
     try:
-        found = parse_sums(text)
+        digests = parse_sums(text)
     except SumsMalformed:
-        found = {}
+        digests = {}
         text = ""
-    assert format_sums(found) == text
+    assert format_sums(digests) == text
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_any_text_is_refused_or_is_what_would_be_written(text):
         (f"{A}  ..\\a\n", ("..\\\\a",)),
     ],
 )
-def test_a_text_that_sums_text_does_not_write_is_refused(text, facts, golden):
+def test_a_text_that_format_sums_does_not_write_is_refused(text, facts, golden):
     with pytest.raises(SumsMalformed) as caught:
         parse_sums(text)
     golden(str(caught.value), *facts)
@@ -178,7 +178,7 @@ def test_a_text_that_sums_text_does_not_write_is_refused(text, facts, golden):
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "../a", "a/../../b", "a/..", "..", ".", "./a", "a/./b", "a//b", "a/", "//a", "/"]
 )
-def test_a_path_that_leads_out_of_the_bundle_is_refused(path, golden):
+def test_a_path_that_leaves_the_bundle_is_refused(path, golden):
     with pytest.raises(SumsMalformed) as caught:
         parse_sums(f"{A}  {path}\n")
     golden(str(caught.value), "1", path)
@@ -192,20 +192,20 @@ def test_a_path_that_sha256sum_would_escape_is_not_written(path, golden):
 
 
 @pytest.mark.parametrize("path", ["a b", " a", "a ", "...", "a\u2028b", "a\x85b", "a\x0bb", "é", "*a", "~", "a:b"])
-def test_an_odd_name_is_a_name(path):
+def test_an_unusual_name_is_accepted(path):
     assert parse_sums(format_sums({path: A})) == {path: A}
 
 
-# -- a folder against its sums --------------------------------------------------------------
+# -- comparing a folder with its sums -------------------------------------------------------
 
 
-def test_a_bundle_as_it_was_written_is_whole(sealed):
-    found = check_integrity(sealed, sums(sealed))
-    assert found == Integrity() and found.is_intact
+def test_a_bundle_is_intact_after_it_is_written(sealed):
+    integrity = check_integrity(sealed, sums(sealed))
+    assert integrity == Integrity() and integrity.is_intact
 
 
 @pytest.mark.parametrize("path", ["config.json", "evidence/golden.safetensors", "assets/a b.txt", "assets/été.txt"])
-def test_every_file_is_missed_and_every_changed_byte_is_seen(sealed, path):
+def test_every_missing_file_and_every_changed_byte_is_found(sealed, path):
     expected = sums(sealed)
     target = sealed / path
     content = target.read_bytes()
@@ -222,51 +222,51 @@ def test_every_file_is_missed_and_every_changed_byte_is_seen(sealed, path):
 
 def test_a_digest_is_compared_to_its_last_digit(sealed):
     expected = sums(sealed)
-    for place in range(64):
+    for position in range(64):
         digest = expected["config.json"]
-        other = digest[:place] + ("0" if digest[place] != "0" else "1") + digest[place + 1 :]
+        other = digest[:position] + ("0" if digest[position] != "0" else "1") + digest[position + 1 :]
         assert check_integrity(sealed, {**expected, "config.json": other}) == Integrity(changed=("config.json",))
 
 
 @pytest.mark.parametrize(
-    "path", ["stranger", ".hidden", "assets/more.txt", "new/folder/file", "evidence/SHA256SUMS", "assets/FINGERPRINT"]
+    "path", ["unlisted", ".hidden", "assets/more.txt", "new/folder/file", "evidence/SHA256SUMS", "assets/FINGERPRINT"]
 )
-def test_a_file_that_is_not_listed_is_an_intruder(sealed, path):
+def test_a_file_that_is_not_listed_is_extra(sealed, path):
     expected = sums(sealed)
     (sealed / path).parent.mkdir(parents=True, exist_ok=True)
     (sealed / path).touch()
     assert check_integrity(sealed, expected) == Integrity(extra=(path,))
 
 
-def test_a_signature_is_outside_the_fingerprint(sealed):
+def test_a_signature_is_not_covered(sealed):
     (sealed / "model.sig").write_text("signed")
     assert check_integrity(sealed, sums(sealed)).is_intact
 
 
-def test_files_in_a_folder_named_like_what_is_outside_are_intruders(sealed):
+def test_files_in_a_folder_named_like_an_unsealed_file_are_extra(sealed):
     (sealed / "model.sig").mkdir()
     (sealed / "model.sig" / "payload").touch()
     assert check_integrity(sealed, sums(sealed)) == Integrity(extra=("model.sig/payload",))
 
 
-def test_a_renamed_file_is_one_missing_and_one_extra(sealed):
+def test_a_renamed_file_is_one_missing_and_one_extra_file(sealed):
     (sealed / "config.json").rename(sealed / "Config.json")
     assert check_integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",), extra=("Config.json",))
 
 
-def test_whatever_differs_is_listed_together_and_sorted(sealed):
+def test_all_differences_are_listed_and_sorted(sealed):
     expected = sums(sealed)
     (sealed / "config.json").write_text("{}")
     (sealed / "assets" / "été.txt").write_text("hiver")
     for name in ("z", "b", "é"):
         (sealed / name).touch()
     (sealed / "assets" / "a b.txt").unlink()
-    found = check_integrity(sealed, expected)
-    assert found == Integrity(("assets/a b.txt",), ("b", "z", "é"), ("assets/été.txt", "config.json"))
-    assert not found.is_intact
+    integrity = check_integrity(sealed, expected)
+    assert integrity == Integrity(("assets/a b.txt",), ("b", "z", "é"), ("assets/été.txt", "config.json"))
+    assert not integrity.is_intact
 
 
-def test_a_link_is_never_what_was_listed_though_it_leads_to_the_same_bytes(sealed, tmp_path):
+def test_a_link_counts_as_changed_even_if_it_leads_to_the_same_bytes(sealed, tmp_path):
     shutil.move(sealed / "config.json", tmp_path / "config.json")
     (sealed / "config.json").symlink_to(tmp_path / "config.json")
     assert check_integrity(sealed, sums(sealed)) == Integrity(changed=("config.json",))
@@ -279,25 +279,25 @@ def test_a_linked_folder_is_not_entered(sealed, tmp_path):
     assert check_integrity(sealed, sums(sealed)) == Integrity(missing=missing, extra=("assets",))
 
 
-def test_links_that_lead_nowhere_or_in_circles_are_intruders(sealed):
+def test_dangling_and_circular_links_are_extra(sealed):
     (sealed / "dangling").symlink_to("nowhere")
     (sealed / "circle").symlink_to(".")
     assert check_integrity(sealed, sums(sealed)) == Integrity(extra=("circle", "dangling"))
 
 
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(sealed):
+def test_a_pipe_in_place_of_a_file_does_not_block(sealed):
     (sealed / "config.json").unlink()
     os.mkfifo(sealed / "config.json")
     assert check_integrity(sealed, sums(sealed)) == Integrity(changed=("config.json",))
 
 
-def test_a_folder_in_the_place_of_a_file_is_a_missing_file(sealed):
+def test_a_folder_in_place_of_a_file_means_the_file_is_missing(sealed):
     (sealed / "config.json").unlink()
     (sealed / "config.json").mkdir()
     assert check_integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",))
 
 
-def test_an_intruder_may_have_a_name_that_is_no_text(sealed):
+def test_an_extra_file_may_have_a_name_that_is_not_utf_8(sealed):
     with open(os.fsencode(sealed) + b"/\xff\xfe", "wb"):
         pass
     assert check_integrity(sealed, sums(sealed)) == Integrity(extra=(os.fsdecode(b"\xff\xfe"),))
@@ -306,18 +306,18 @@ def test_an_intruder_may_have_a_name_that_is_no_text(sealed):
 # -- the seal as files ----------------------------------------------------------------------
 
 
-def test_line_breaks_of_another_system_break_the_seal(sealed, golden):
-    whole = verify(sealed, parity=False)
+def test_windows_line_breaks_break_the_seal(sealed, golden):
+    intact = verify(sealed, parity=False)
     (sealed / "SHA256SUMS").write_bytes((sealed / "SHA256SUMS").read_bytes().replace(b"\n", b"\r\n"))
     broken = verify(sealed, parity=False)
-    assert whole.fingerprint.startswith("h1:") and broken.fingerprint == ""
+    assert intact.fingerprint.startswith("h1:") and broken.fingerprint == ""
     (line,) = broken.structure
     golden(line, "SHA256SUMS", "assets/a b.txt\\r")
     with pytest.raises(IntegrityFailed):
         load(sealed)
 
 
-def test_a_fingerprint_file_holds_the_fingerprint_and_nothing_else(sealed):
+def test_a_fingerprint_file_contains_only_the_fingerprint(sealed):
     seal = (sealed / "FINGERPRINT").read_bytes()
     for content in (seal.replace(b"\n", b"\r\n"), seal[:-1], seal + b"\n", b"", b"\xff", b" " + seal):
         (sealed / "FINGERPRINT").write_bytes(content)
@@ -328,7 +328,7 @@ def test_a_fingerprint_file_holds_the_fingerprint_and_nothing_else(sealed):
     assert verify(sealed, parity=False).integrity.is_intact
 
 
-def test_a_file_that_may_not_be_read_is_said_to_be_one(tmp_path, monkeypatch, golden):
+def test_an_unreadable_file_is_named(tmp_path, monkeypatch, golden):
     (tmp_path / "model.onnx").touch()
 
     def refuse(path):

@@ -1,4 +1,4 @@
-"""The one way into a bundle: digests of what is written, and a staging folder that leaves nothing behind."""
+"""The writer records the digests of what it writes, and the staging folder leaves nothing behind."""
 
 import errno
 import hashlib
@@ -20,9 +20,9 @@ from packager.errors import OutputRefused, render_error
 HOLDER = """
 import sys, time
 from pathlib import Path
-from packager.bundle.writer import staging
+from packager.bundle.writer import stage_bundle
 
-with staging(Path(sys.argv[1]), "net-1.0.0", force=False) as folder:
+with stage_bundle(Path(sys.argv[1]), "net-1.0.0", force=False) as folder:
     (folder / "bundle" / "model.onnx").write_bytes(bytes(1000))
     print(folder.name, flush=True)
     sys.stdin.read()
@@ -36,7 +36,7 @@ def write_bundle(folder, text="new"):
 
 
 def stage(out, text="new", *, force=False, error=None):
-    """Put a small bundle at `out/net-1.0.0`, or fail with `error` when it is ready."""
+    """Stage a small bundle as `out/net-1.0.0`, or raise `error` when it is complete."""
     with stage_bundle(out, "net-1.0.0", force=force) as folder:
         write_bundle(folder / "bundle", text)
         if error is not None:
@@ -49,7 +49,7 @@ def names(folder):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Start other processes that stand inside `staging`; they are ended with the test."""
+    """Return a function that starts a process inside `stage_bundle`; it is killed after the test."""
     started = []
 
     def start():
@@ -68,10 +68,10 @@ def holder(tmp_path):
         process.communicate()
 
 
-# -- Writer ---------------------------------------------------------------------------------
+# -- BundleWriter ---------------------------------------------------------------------------
 
 
-def test_every_way_in_writes_the_bytes_and_remembers_their_digest(tmp_path):
+def test_every_method_writes_the_bytes_and_records_their_digest(tmp_path):
     contents = {"empty": b"", "large": os.urandom(3_000_000), "text": "été\r\n".encode()}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -86,7 +86,7 @@ def test_every_way_in_writes_the_bytes_and_remembers_their_digest(tmp_path):
             assert (tmp_path / "bundle" / path).read_bytes() == content
 
 
-def test_what_is_copied_stays_and_what_is_adopted_moves(tmp_path):
+def test_added_files_are_copied_and_moved_files_are_moved(tmp_path):
     for name in ("copied", "moved"):
         (tmp_path / name).write_text(name)
     writer = BundleWriter(tmp_path / "bundle")
@@ -96,7 +96,7 @@ def test_what_is_copied_stays_and_what_is_adopted_moves(tmp_path):
     assert names(tmp_path / "bundle") == ["copied", "moved"]
 
 
-def test_what_is_written_twice_counts_as_it_was_written_last(tmp_path):
+def test_a_file_that_is_written_twice_has_its_last_digest(tmp_path):
     writer = BundleWriter(tmp_path / "bundle")
     writer.add_bytes("file", b"a longer content")
     writer.add_bytes("file", b"short")
@@ -104,7 +104,7 @@ def test_what_is_written_twice_counts_as_it_was_written_last(tmp_path):
     assert (tmp_path / "bundle" / "file").read_bytes() == b"short"
 
 
-def test_what_is_discarded_was_never_there(tmp_path):
+def test_a_removed_file_leaves_no_trace(tmp_path):
     writer = BundleWriter(tmp_path / "bundle")
     writer.add_bytes("model.onnx", b"unproven")
     writer.add_bytes("config.json", b"{}")
@@ -112,7 +112,7 @@ def test_what_is_discarded_was_never_there(tmp_path):
     assert list(writer.digests) == names(tmp_path / "bundle") == ["config.json"]
 
 
-def test_a_sealed_bundle_is_whole(tmp_path):
+def test_a_sealed_bundle_is_intact(tmp_path):
     writer = BundleWriter(tmp_path / "bundle")
     for path in ("z", "a/z", "a/é", "a.b", "B"):
         writer.add_bytes(path, path.encode())
@@ -124,16 +124,16 @@ def test_a_sealed_bundle_is_whole(tmp_path):
     assert check_integrity(tmp_path / "bundle", writer.digests).is_intact
 
 
-# -- staging: one step ----------------------------------------------------------------------
+# -- staging --------------------------------------------------------------------------------
 
 
-def test_a_block_that_ends_well_leaves_the_bundle_and_nothing_else(tmp_path):
+def test_a_block_that_succeeds_leaves_only_the_bundle(tmp_path):
     stage(tmp_path / "deep" / "out")
     assert names(tmp_path / "deep" / "out") == ["net-1.0.0"]
     assert names(tmp_path / "deep" / "out" / "net-1.0.0") == ["FINGERPRINT", "SHA256SUMS", "config.json"]
 
 
-def test_what_lies_beside_the_bundle_in_the_staging_folder_does_not_ship(tmp_path):
+def test_other_files_in_the_staging_folder_are_not_shipped(tmp_path):
     with stage_bundle(tmp_path, "net-1.0.0", force=False) as folder:
         (folder / "raw.onnx").write_bytes(b"scratch")
         write_bundle(folder / "bundle")
@@ -141,13 +141,13 @@ def test_what_lies_beside_the_bundle_in_the_staging_folder_does_not_ship(tmp_pat
     assert "raw.onnx" not in names(tmp_path / "net-1.0.0")
 
 
-def test_a_bundle_is_as_readable_as_any_folder(tmp_path):
+def test_a_bundle_has_the_usual_folder_mode(tmp_path):
     (tmp_path / "plain").mkdir()
     stage(tmp_path)
     assert (tmp_path / "net-1.0.0").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_an_old_bundle_is_whole_until_the_new_one_takes_its_place(tmp_path):
+def test_the_old_bundle_is_intact_until_the_new_one_replaces_it(tmp_path):
     stage(tmp_path, "old")
     with stage_bundle(tmp_path, "net-1.0.0", force=False) as folder:
         write_bundle(folder / "bundle", "new")
@@ -158,7 +158,7 @@ def test_an_old_bundle_is_whole_until_the_new_one_takes_its_place(tmp_path):
     assert names(tmp_path) == ["net-1.0.0"]
 
 
-def test_nothing_of_the_old_bundle_is_left_in_the_new(tmp_path):
+def test_no_file_of_the_old_bundle_is_left_in_the_new_one(tmp_path):
     with stage_bundle(tmp_path, "net-1.0.0", force=False) as folder:
         write_bundle(folder / "bundle")
         (folder / "bundle" / "model.ts").touch()
@@ -166,7 +166,7 @@ def test_nothing_of_the_old_bundle_is_left_in_the_new(tmp_path):
     assert names(tmp_path / "net-1.0.0") == ["FINGERPRINT", "SHA256SUMS", "config.json"]
 
 
-def test_a_zip_that_is_no_bundle_s_archive_is_not_replaced_without_force(tmp_path, golden):
+def test_a_zip_that_is_not_an_archive_of_a_bundle_is_only_replaced_by_force(tmp_path, golden):
     target = tmp_path / "net-1.0.0.zip"
     check_archive_target(target, force=False)
     target.write_text("notes")
@@ -190,19 +190,19 @@ def test_other_bundles_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EIO, "broken disk")], ids=repr)
-def test_nothing_is_left_after_an_error_and_the_error_stays_what_it_is(tmp_path, error):
+def test_an_error_leaves_nothing_behind_and_is_raised_unchanged(tmp_path, error):
     with pytest.raises(type(error)) as caught:
         stage(tmp_path, error=error)
     assert caught.value is error
     assert names(tmp_path) == []
 
 
-def test_a_folder_made_for_the_bundle_goes_with_it_and_one_that_was_there_stays(tmp_path):
-    (tmp_path / "mine").mkdir()
-    for out in ("mine", "made"):
+def test_only_folders_created_for_the_bundle_are_deleted_after_an_error(tmp_path):
+    (tmp_path / "existing").mkdir()
+    for out in ("existing", "created"):
         with pytest.raises(ValueError, match="no"):
             stage(tmp_path / out, error=ValueError("no"))
-    assert names(tmp_path) == ["mine"]
+    assert names(tmp_path) == ["existing"]
 
 
 def test_the_old_bundle_stays_after_an_error(tmp_path):
@@ -213,7 +213,7 @@ def test_the_old_bundle_stays_after_an_error(tmp_path):
     assert (tmp_path / "net-1.0.0" / "config.json").read_text() == "old"
 
 
-def test_the_old_bundle_comes_back_where_the_new_one_cannot_take_its_place(tmp_path):
+def test_the_old_bundle_is_restored_if_the_new_one_cannot_replace_it(tmp_path):
     stage(tmp_path, "old")
     with pytest.raises(FileNotFoundError), stage_bundle(tmp_path, "net-1.0.0", force=False) as folder:
         shutil.rmtree(folder / "bundle")
@@ -221,34 +221,25 @@ def test_the_old_bundle_comes_back_where_the_new_one_cannot_take_its_place(tmp_p
     assert (tmp_path / "net-1.0.0" / "config.json").read_text() == "old"
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device that is always full is Linux's")
-def test_a_full_disk_is_the_users_to_mend(tmp_path, golden):
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
+def test_a_full_disk_is_an_error_for_the_user(tmp_path, golden):
     with pytest.raises(OutputRefused) as caught, stage_bundle(tmp_path / "out", "net-1.0.0", force=False):
         Path("/dev/full").write_text("x")
     golden(render_error(caught.value), "error[output-refused]", f"{tmp_path}/out")
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("number", "facts"),
-    [
-        (errno.ENOSPC, ()),
-        (errno.EDQUOT, ()),
-        (errno.EFBIG, ()),
-        (errno.EROFS, ()),
-        (errno.EACCES, ()),
-    ],
-)
-def test_what_the_system_refuses_to_write_is_answered_with_what_to_do(tmp_path, number, facts, golden):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES])
+def test_a_refused_write_is_reported_with_a_hint(tmp_path, number, golden):
     with pytest.raises(OutputRefused) as caught:
         stage(tmp_path, error=OSError(number, os.strerror(number)))
     assert caught.value.why == os.strerror(number)
-    golden(caught.value.hint, *facts)
+    golden(caught.value.hint)
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("out", ["file", "file/below"])
-def test_a_file_in_the_place_of_the_output_folder_is_refused(tmp_path, out, golden):
+def test_a_file_in_place_of_the_output_folder_is_refused(tmp_path, out, golden):
     (tmp_path / "file").touch()
     with pytest.raises(OutputRefused) as caught:
         stage(tmp_path / out)
@@ -264,11 +255,11 @@ def test_a_name_that_is_too_long_for_a_file_is_refused(tmp_path, length, golden)
     golden(caught.value.hint)
 
 
-# -- staging: what is there already ---------------------------------------------------------
+# -- staging: existing files ----------------------------------------------------------------
 
 
 def occupied(kind, target):
-    """Something that is no bundle at the place of the bundle."""
+    """Create something that is not a bundle in place of the bundle."""
     if kind == "file":
         target.write_text("mine")
     elif kind == "link to a bundle":
@@ -285,7 +276,7 @@ def occupied(kind, target):
 @pytest.mark.parametrize(
     "kind", ["file", "", "notes.txt", "SHA256SUMS", "config.json", "link to a bundle", "dangling link"]
 )
-def test_what_is_no_bundle_is_not_replaced_without_force(tmp_path, kind, golden):
+def test_anything_but_a_bundle_is_only_replaced_by_force(tmp_path, kind, golden):
     target = tmp_path / "net-1.0.0"
     occupied(kind, target)
     before = names(tmp_path)
@@ -300,7 +291,7 @@ def test_what_is_no_bundle_is_not_replaced_without_force(tmp_path, kind, golden)
     assert names(tmp_path) == before
 
 
-def test_what_a_link_led_to_is_not_touched_by_force(tmp_path):
+def test_force_does_not_touch_the_target_of_a_link(tmp_path):
     occupied("link to a bundle", tmp_path / "net-1.0.0")
     stage(tmp_path, "newer", force=True)
     assert (tmp_path / "elsewhere" / "net-1.0.0" / "config.json").read_text() == "new"
@@ -309,21 +300,21 @@ def test_what_a_link_led_to_is_not_touched_by_force(tmp_path):
 # -- staging: other processes ---------------------------------------------------------------
 
 
-def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path, holder):
-    process, left = holder()
+def test_the_leftovers_of_a_killed_process_are_deleted_by_the_next_build(tmp_path, holder):
+    process, leftover = holder()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert names(tmp_path / "out") == [left]
+    assert names(tmp_path / "out") == [leftover]
     stage(tmp_path / "out")
     assert names(tmp_path / "out") == ["net-1.0.0"]
 
 
-def test_the_old_bundle_is_whole_after_a_kill(tmp_path, holder):
+def test_the_old_bundle_is_intact_after_a_kill(tmp_path, holder):
     stage(tmp_path / "out", "old")
-    process, left = holder()
+    process, leftover = holder()
     process.kill()
     process.wait()
-    assert names(tmp_path / "out") == [left, "net-1.0.0"]
+    assert names(tmp_path / "out") == [leftover, "net-1.0.0"]
     assert (tmp_path / "out" / "net-1.0.0" / "config.json").read_text() == "old"
 
 
@@ -338,7 +329,7 @@ def test_the_staging_folder_of_a_living_process_is_left_alone(tmp_path, holder):
     assert "model.onnx" in names(tmp_path / "out" / "net-1.0.0")
 
 
-def test_threads_of_one_process_do_not_clear_each_others_folders(tmp_path):
+def test_threads_do_not_delete_each_others_staging_folders(tmp_path):
     def build(number):
         for _ in range(20):
             with stage_bundle(tmp_path, f"net-{number}.0.0", force=False) as folder:
@@ -351,7 +342,7 @@ def test_threads_of_one_process_do_not_clear_each_others_folders(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["net.staging", ".net", ".net.staging", "notes"])
-def test_what_only_looks_like_a_leftover_is_kept(tmp_path, name):
+def test_folders_that_only_look_like_leftovers_are_kept(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "mine").touch()
     stage(tmp_path)
@@ -359,20 +350,20 @@ def test_what_only_looks_like_a_leftover_is_kept(tmp_path, name):
     assert names(tmp_path / name) == ["mine"]
 
 
-def test_folders_made_for_a_bundle_that_fails_are_gone_again(tmp_path):
+def test_folders_created_for_a_bundle_that_fails_are_deleted(tmp_path):
     with pytest.raises(RuntimeError), stage_bundle(tmp_path / "a/b/c", "net-1.0.0", force=False):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_for_its_name_leaves_none_of_those_around_it(tmp_path):
-    with pytest.raises(OutputRefused) as refused, stage_bundle(tmp_path / "a" / ("x" * 300), "net", force=False):
+def test_a_folder_whose_name_is_too_long_leaves_no_parents_behind(tmp_path):
+    with pytest.raises(OutputRefused) as caught, stage_bundle(tmp_path / "a" / ("x" * 300), "net", force=False):
         pass
-    assert refused.value.why == "File name too long"
+    assert caught.value.why == "File name too long"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_where_no_folder_can_be_made_is_refused(golden):
-    with pytest.raises(OutputRefused) as refused, stage_bundle(Path("/proc/nowhere"), "net", force=False):
+def test_a_path_where_folders_cannot_be_created_is_refused(golden):
+    with pytest.raises(OutputRefused) as caught, stage_bundle(Path("/proc/nowhere"), "net", force=False):
         pass
-    golden(refused.value.why)
+    golden(caught.value.why)

@@ -1,4 +1,4 @@
-"""Runs of several processes: each is Python with the text of a test, and they find each other on loopback."""
+"""Run several processes that execute the text of a test and communicate over loopback."""
 
 import socket
 import subprocess
@@ -36,7 +36,7 @@ if count > 1:
     distributed.init_process_group("gloo", rank=rank, world_size=count, init_method=f"tcp://127.0.0.1:{port}")
 """
 _LOOP = """
-def spread(kind, module):
+def shard(kind, module):
     if count == 1 or kind == "alone":
         return module
     if kind == "ddp":
@@ -47,15 +47,15 @@ def spread(kind, module):
         fully_shard(module.inner, mesh=mesh)
         return fully_shard(module, mesh=mesh)
     from torch.distributed.fsdp import FullyShardedDataParallel
-    how = {"device_id": torch.device("cpu"), "use_orig_params": "original" in kind}
-    how["device_mesh"] = mesh if "mesh" in kind else None
-    module.inner = FullyShardedDataParallel(module.inner, **how)
-    return FullyShardedDataParallel(module, **how)
+    settings = {"device_id": torch.device("cpu"), "use_orig_params": "original" in kind}
+    settings["device_mesh"] = mesh if "mesh" in kind else None
+    module.inner = FullyShardedDataParallel(module.inner, **settings)
+    return FullyShardedDataParallel(module, **settings)
 
 def loop(kind, seed, average=False):
     torch.manual_seed(seed)
-    model = spread(kind, Net())
-    ema = {"ema": spread(kind, Net())} if average else {}
+    model = shard(kind, Net())
+    ema = {"ema": shard(kind, Net())} if average else {}
     torch.manual_seed(seed + rank)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     return {"model": model, "optimizer": optimizer, **ema}
@@ -77,10 +77,10 @@ if count > 1:
 
 
 def start(count: int, text: str, folder: Path, *arguments: str) -> list[subprocess.Popen[str]]:
-    """Processes that each run the text, with `rank`, `count`, `folder`, `arguments`, `loop` and `train` at hand."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    """Start processes that each run the text; it can use `rank`, `count`, `folder`, `arguments`, `loop` and `train`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     program = _BEFORE + NET + _LOOP + textwrap.dedent(text) + _AFTER
     return [
         subprocess.Popen(
@@ -92,8 +92,8 @@ def start(count: int, text: str, folder: Path, *arguments: str) -> list[subproce
 
 
 def run(count: int, text: str, folder: Path, *arguments: str) -> list[str]:
-    """What each process printed, when all have ended well."""
-    ranks = start(count, text, folder, *arguments)
-    said = [one.communicate(timeout=120) for one in ranks]
-    assert [one.returncode for one in ranks] == [0] * count, "\n".join(error for _, error in said)
-    return [out for out, _ in said]
+    """Run the text in `count` processes, and return what each printed; all of them must succeed."""
+    processes = start(count, text, folder, *arguments)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(error for _, error in outputs)
+    return [out for out, _ in outputs]

@@ -53,14 +53,14 @@ def step(module, optimizer):
     optimizer.step()
 
 
-SHAPES = {name: tuple(one.shape) for name, one in Net().state_dict().items()}
+SHAPES = {name: tuple(tensor.shape) for name, tensor in Net().state_dict().items()}
 
 
 def fits(read, module, **settings):
     """Whether what was read is the module's state, name by name, once it is fitted."""
-    found = checkpoint.fit(read.state, SHAPES, **settings).state
+    result = checkpoint.fit(read.state, SHAPES, **settings).state
     own = module.state_dict()
-    return set(found) == set(own) and all(torch.equal(found[name], one) for name, one in own.items())
+    return set(result) == set(own) and all(torch.equal(result[name], tensor) for name, tensor in own.items())
 
 
 # -- PyTorch files --------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def fits(read, module, **settings):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "model_state", "model", "net", "weights"])
-def test_a_training_script_s_checkpoint_tells_what_lay_beside_its_weights(tmp_path, trained, key, zipped):
+def test_a_training_script_s_checkpoint_is_described_with_what_lies_beside_its_weights(tmp_path, trained, key, zipped):
     module, optimizer, scheduler = trained
     saved = {
         "epoch": 3,
@@ -82,10 +82,10 @@ def test_a_training_script_s_checkpoint_tells_what_lay_beside_its_weights(tmp_pa
         "config": {"lr": 1e-3, "layers": [4, 3], "name": "net", "deep": {"a": None}},
     }
     torch.save(saved, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
-    found = checkpoint.read(tmp_path / "best.pt")
-    assert fits(found, module)
-    assert (found.key, found.format) == (key, "pytorch")
-    assert found.about == About(
+    result = checkpoint.read(tmp_path / "best.pt")
+    assert fits(result, module)
+    assert (result.key, result.format) == (key, "pytorch")
+    assert result.about == About(
         epoch=3,
         step=120,
         metrics={"loss": 0.25, "best_acc": 0.5, "f1": 0.75, "auc": "nan"},
@@ -94,26 +94,26 @@ def test_a_training_script_s_checkpoint_tells_what_lay_beside_its_weights(tmp_pa
         scheduler=True,
         ema=False,
     )
-    json.dumps(found.about.as_json(), allow_nan=False)
+    json.dumps(result.about.as_json(), allow_nan=False)
 
 
 def test_a_bare_state_dict_has_nothing_beside_it(tmp_path, trained):
     torch.save(trained[0].state_dict(), tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt")
-    assert fits(found, trained[0])
-    assert (found.key, found.beside, found.about) == ("", (), About())
+    result = checkpoint.read(tmp_path / "best.pt")
+    assert fits(result, trained[0])
+    assert (result.key, result.beside, result.about) == ("", (), About())
 
 
-def test_settings_that_argparse_made_and_paths_and_arrays_of_numpy_are_plain_values(tmp_path, trained):
+def test_hyperparameters_from_argparse_paths_and_numpy_arrays_are_plain_values(tmp_path, trained):
     settings = argparse.Namespace(lr=0.1, out=pathlib.Path("runs") / "a", seed=np.int64(7))
     saved = {"model": trained[0].state_dict(), "args": settings, "history": np.arange(3.0), "best_acc": np.float64(0.5)}
     torch.save(saved, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt").about
-    assert found.hyperparameters == {"lr": 0.1, "out": "runs/a", "seed": 7}
-    assert found.metrics == {"best_acc": 0.5}
+    result = checkpoint.read(tmp_path / "best.pt").about
+    assert result.hyperparameters == {"lr": 0.1, "out": "runs/a", "seed": 7}
+    assert result.metrics == {"best_acc": 0.5}
 
 
-def test_an_optimizer_under_a_name_of_settings_is_told_and_not_shown(tmp_path, trained):
+def test_an_optimizer_under_a_hyperparameter_key_is_reported_but_not_shown(tmp_path, trained):
     torch.save({"net": trained[0].state_dict(), "opt": trained[1].state_dict()}, tmp_path / "best.pt")
     assert checkpoint.read(tmp_path / "best.pt").about == About(optimizer=True)
 
@@ -146,9 +146,9 @@ def test_a_lightning_file_is_read_and_shows_its_hyperparameters(tmp_path):
     trainer = lightning.Trainer(max_epochs=2, callbacks=[keep], **quiet)
     trainer.fit(task, data, data)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    found = checkpoint.read(tmp_path / "last.ckpt")
-    assert fits(found, task.model)
-    assert found.about == About(
+    result = checkpoint.read(tmp_path / "last.ckpt")
+    assert fits(result, task.model)
+    assert result.about == About(
         epoch=trainer.current_epoch,
         step=6,
         metrics={"best_model_score": keep.best_model_score.item()},
@@ -159,7 +159,7 @@ def test_a_lightning_file_is_read_and_shows_its_hyperparameters(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_whole_module_is_refused_with_the_classes_it_wants_unless_it_is_trusted(tmp_path, trained, zipped):
+def test_a_whole_module_is_refused_with_the_classes_it_needs_unless_it_is_trusted(tmp_path, trained, zipped):
     path = tmp_path / "best.pt"
     torch.save({"model": trained[0], "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointNeedsCode) as caught:
@@ -168,33 +168,33 @@ def test_a_whole_module_is_refused_with_the_classes_it_wants_unless_it_is_truste
     assert f"{Net.__module__}.Net" in asked
     if zipped:
         assert {"torch.nn.modules.linear.Linear", "torch.nn.modules.batchnorm.BatchNorm1d"} <= set(asked)
-    found = checkpoint.read(path, trust_pickle=True)
-    assert fits(found, trained[0])
-    assert (found.key, found.about.epoch) == ("model", 3)
+    result = checkpoint.read(path, trust_pickle=True)
+    assert fits(result, trained[0])
+    assert (result.key, result.about.epoch) == ("model", 3)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_file_that_was_saved_on_cuda_lands_on_the_cpu(tmp_path, monkeypatch, zipped):
+def test_a_file_that_was_saved_on_cuda_is_loaded_to_the_cpu(tmp_path, monkeypatch, zipped):
     # There is no such device here: torch is told that these tensors are on one when it asks for the tag it writes.
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:3")
     state = {"weight": torch.arange(4.0)}
     torch.save(state, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
     monkeypatch.undo()
-    found = checkpoint.read(tmp_path / "best.pt").state["weight"]
-    assert found.device.type == "cpu"
-    assert torch.equal(found, state["weight"])
+    result = checkpoint.read(tmp_path / "best.pt").state["weight"]
+    assert result.device.type == "cpu"
+    assert torch.equal(result, state["weight"])
 
 
 # -- safetensors ----------------------------------------------------------------------------
 
 
-def test_one_safetensors_file_tells_what_its_metadata_says(tmp_path, trained):
+def test_a_safetensors_file_is_described_by_its_metadata(tmp_path, trained):
     metadata = {"epoch": "3", "global_step": "70", "format": "pt"}
     safetensors.torch.save_file(trained[0].state_dict(), tmp_path / "best.safetensors", metadata)
-    found = checkpoint.read(tmp_path / "best.safetensors")
-    assert fits(found, trained[0])
-    assert found.metadata == metadata
-    assert (found.about.epoch, found.about.step) == (3, 70)
+    result = checkpoint.read(tmp_path / "best.safetensors")
+    assert fits(result, trained[0])
+    assert result.metadata == metadata
+    assert (result.about.epoch, result.about.step) == (3, 70)
 
 
 def sharded(folder, module, suffix="safetensors"):
@@ -205,7 +205,7 @@ def sharded(folder, module, suffix="safetensors"):
     names = [f"{stem}-0000{number}-of-00002.{suffix}" for number in (1, 2)]
     places = {name: names[position % 2] for position, name in enumerate(state)}
     for shard in names:
-        part = {name: one for name, one in state.items() if places[name] == shard}
+        part = {name: tensor for name, tensor in state.items() if places[name] == shard}
         (safetensors.torch.save_file if suffix == "safetensors" else torch.save)(part, folder / shard)
     index = folder / f"{stem}.{suffix}.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
@@ -213,7 +213,7 @@ def sharded(folder, module, suffix="safetensors"):
 
 
 @pytest.mark.parametrize("name", ["best.meta", "best.safetensors.meta"])
-def test_a_meta_file_beside_safetensors_is_left_alone(tmp_path, trained, name):
+def test_a_meta_file_beside_safetensors_is_ignored(tmp_path, trained, name):
     safetensors.torch.save_file(trained[0].state_dict(), tmp_path / "best.safetensors")
     (tmp_path / name).write_text('{"epoch": 3}')
     for path in (tmp_path, tmp_path / "best.safetensors"):
@@ -224,9 +224,9 @@ def test_a_meta_file_beside_safetensors_is_left_alone(tmp_path, trained, name):
 def test_shards_are_read_by_their_index_or_their_folder(tmp_path, trained, suffix):
     index = sharded(tmp_path / "out", trained[0], suffix)
     for path in (index, index.parent):
-        found = checkpoint.read(path)
-        assert fits(found, trained[0])
-    mentions(found.format, "pytorch" if suffix == "bin" else "safetensors", "2")
+        result = checkpoint.read(path)
+        assert fits(result, trained[0])
+    mentions(result.format, "pytorch" if suffix == "bin" else "safetensors", "2")
 
 
 def test_the_shards_that_huggingface_hub_writes_are_read(tmp_path, trained):
@@ -269,12 +269,12 @@ def test_an_index_that_names_a_path_outside_its_folder_is_refused(tmp_path, trai
         ("[" * 100_000, ()),
     ],
 )
-def test_an_index_that_is_none_is_refused(tmp_path, content, facts, golden):
+def test_an_invalid_index_is_refused(tmp_path, content, facts, golden):
     (tmp_path / "model.safetensors.index.json").write_text(content)
     golden(refusal(tmp_path).why, "model.safetensors.index.json", *facts)
 
 
-def test_an_index_that_promises_a_tensor_its_shard_has_not_is_refused(tmp_path, trained, golden):
+def test_an_index_that_lists_a_tensor_its_shard_lacks_is_refused(tmp_path, trained, golden):
     index = sharded(tmp_path / "out", trained[0])
     content = json.loads(index.read_text())
     content["weight_map"]["extra"] = "model-00001-of-00002.safetensors"
@@ -303,10 +303,10 @@ def distributed(tmp_path, trained):
 
 
 def test_a_folder_of_torch_distributed_checkpoint_is_read(distributed, trained):
-    found = checkpoint.read(distributed)
-    assert fits(found, trained[0])
-    assert (found.key, found.format) == ("model", "torch.distributed.checkpoint")
-    assert found.about == About(epoch=3, metrics={"loss": 0.5}, optimizer=True)
+    result = checkpoint.read(distributed)
+    assert fits(result, trained[0])
+    assert (result.key, result.format) == ("model", "torch.distributed.checkpoint")
+    assert result.about == About(epoch=3, metrics={"loss": 0.5}, optimizer=True)
 
 
 def test_a_flat_state_dict_of_torch_distributed_checkpoint_is_read(tmp_path, trained):
@@ -331,7 +331,7 @@ def save_in_chunks(rank, folder):
 
 
 @pytest.mark.slow
-def test_the_chunks_that_two_processes_wrote_are_put_together(tmp_path):
+def test_the_chunks_that_two_processes_wrote_are_assembled(tmp_path):
     torch.multiprocessing.spawn(save_in_chunks, (str(tmp_path),), nprocs=2)
     assert len(list((tmp_path / "dcp").glob("*.distcp"))) == 2
     state = checkpoint.read(tmp_path / "dcp").state
@@ -344,7 +344,7 @@ def test_a_distributed_checkpoint_without_one_of_its_files_is_refused(distribute
     golden(refusal(distributed).why, "torch.distributed.checkpoint", "__0_0.distcp")
 
 
-def test_a_distributed_checkpoint_that_is_cut_off_is_refused(distributed, golden):
+def test_a_truncated_distributed_checkpoint_is_refused(distributed, golden):
     file = distributed / "__0_0.distcp"
     file.write_bytes(file.read_bytes()[:-1])
     golden(refusal(distributed).why, "torch.distributed.checkpoint", "__0_0.distcp")
@@ -395,17 +395,17 @@ WRAPPERS = [data_parallel, compiled, Lightning, FSDP]
     st.lists(st.sampled_from(WRAPPERS), max_size=5),
     st.lists(st.sampled_from([data_parallel, compiled, FSDP]), max_size=2),
 )
-def test_any_nesting_of_wrappers_around_the_whole_and_a_part_is_taken_off(outside, inside):
+def test_any_nesting_of_wrappers_around_the_whole_and_a_part_is_stripped(outside, inside):
     module = Net()
-    plain = {name: one.clone() for name, one in module.state_dict().items()}
+    plain = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     module.layer = functools.reduce(lambda inner, wrap: wrap(inner), inside, module.layer)
     wrapped = functools.reduce(lambda inner, wrap: wrap(inner), outside, module)
-    found = checkpoint.fit(wrapped.state_dict(), SHAPES)
-    assert set(found.state) == set(plain)
-    assert all(torch.equal(found.state[name], one) for name, one in plain.items())
+    result = checkpoint.fit(wrapped.state_dict(), SHAPES)
+    assert set(result.state) == set(plain)
+    assert all(torch.equal(result.state[name], tensor) for name, tensor in plain.items())
 
 
-def test_distributed_data_parallel_is_taken_off(tmp_path):
+def test_the_prefix_of_distributed_data_parallel_is_stripped(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         module = Net()
@@ -415,12 +415,12 @@ def test_distributed_data_parallel_is_taken_off(tmp_path):
     assert checkpoint.fit(state, SHAPES).prefix == "module."
 
 
-def test_activation_checkpointing_around_a_part_is_taken_off():
+def test_the_prefix_of_activation_checkpointing_around_a_part_is_stripped():
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     module = Net()
     module.layer = checkpoint_wrapper(module.layer)
-    state = {f"_checkpoint_wrapped_module.{name}": one for name, one in module.state_dict().items()}
+    state = {f"_checkpoint_wrapped_module.{name}": tensor for name, tensor in module.state_dict().items()}
     assert set(checkpoint.fit(state, SHAPES).state) == set(SHAPES)
 
 
@@ -431,41 +431,41 @@ def test_activation_checkpointing_around_a_part_is_taken_off():
 def averaged(trained):
     """torch's own average of the parameters, after two updates."""
     module, optimizer, _ = trained
-    found = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    result = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     for _ in range(2):
         step(module, optimizer)
-        found.update_parameters(module)
-    return found
+        result.update_parameters(module)
+    return result
 
 
 @pytest.mark.parametrize("weights", ["auto", "ema"])
 def test_the_state_of_an_averaged_model_alone_is_read(tmp_path, averaged, weights):
     torch.save(averaged.state_dict(), tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", weights)
-    assert fits(found, averaged.module)
-    assert (found.beside, found.about.ema) == (("n_averaged",), True)
+    result = checkpoint.read(tmp_path / "best.pt", weights)
+    assert fits(result, averaged.module)
+    assert (result.beside, result.about.ema) == (("n_averaged",), True)
 
 
 @pytest.mark.parametrize("key", ["ema", "swa_model", "averaged_model", "state_dict_ema"])
 def test_the_state_of_an_averaged_model_beside_the_model_s_is_read(tmp_path, trained, averaged, key):
     torch.save({"model": trained[0].state_dict(), key: averaged.state_dict()}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", "ema")
-    assert fits(found, averaged.module)
-    assert (found.key, found.about.ema) == (key, True)
+    result = checkpoint.read(tmp_path / "best.pt", "ema")
+    assert fits(result, averaged.module)
+    assert (result.key, result.about.ema) == (key, True)
     assert fits(checkpoint.read(tmp_path / "best.pt"), trained[0])
 
 
 @pytest.mark.parametrize("nested", [True, False])
 def test_a_shadow_of_the_parameters_takes_its_buffers_from_the_model(tmp_path, trained, averaged, nested):
     module = trained[0]
-    shadow = {name: one.detach().clone() for name, one in averaged.module.named_parameters()}
+    shadow = {name: tensor.detach().clone() for name, tensor in averaged.module.named_parameters()}
     saved = {"shadow": shadow} if not nested else {"ema": {"decay": 0.9, "shadow": shadow}}
     torch.save({"model": module.state_dict(), **saved}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", "ema")
-    assert found.from_model_weights == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
-    assert found.key == ("ema.shadow" if nested else "shadow")
+    result = checkpoint.read(tmp_path / "best.pt", "ema")
+    assert result.from_model_weights == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
+    assert result.key == ("ema.shadow" if nested else "shadow")
     expected = {**module.state_dict(), **shadow}
-    assert all(torch.equal(found.state[name], one) for name, one in expected.items())
+    assert all(torch.equal(result.state[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("key", ["ema", "ema_state_dict"])
@@ -473,17 +473,17 @@ def test_averaged_parameters_without_buffers_take_them_from_the_model_whatever_t
     tmp_path, trained, averaged, key
 ):
     module = trained[0]
-    shadow = {name: one.detach().clone() for name, one in averaged.module.named_parameters()}
+    shadow = {name: tensor.detach().clone() for name, tensor in averaged.module.named_parameters()}
     torch.save({"model": module.state_dict(), key: shadow}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", "ema")
-    assert (found.key, found.from_model_weights) == (
+    result = checkpoint.read(tmp_path / "best.pt", "ema")
+    assert (result.key, result.from_model_weights) == (
         key,
         ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"),
     )
-    assert all(torch.equal(found.state[name], one) for name, one in {**module.state_dict(), **shadow}.items())
+    assert all(torch.equal(result.state[name], tensor) for name, tensor in {**module.state_dict(), **shadow}.items())
 
 
-def test_the_list_that_torch_ema_keeps_gets_the_names_of_the_model_s_parameters(tmp_path, trained, golden):
+def test_the_list_of_torch_ema_gets_the_names_of_the_model_s_parameters(tmp_path, trained, golden):
     module, optimizer, _ = trained
     average = ExponentialMovingAverage(module.parameters(), decay=0.9)
     for _ in range(2):
@@ -491,10 +491,10 @@ def test_the_list_that_torch_ema_keeps_gets_the_names_of_the_model_s_parameters(
         average.update()
     saved = {"model": module.state_dict(), "ema": average.state_dict()}
     torch.save(saved, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", "ema")
+    result = checkpoint.read(tmp_path / "best.pt", "ema")
     with average.average_parameters():
-        assert fits(found, module)
-    assert not fits(found, module)
+        assert fits(result, module)
+    assert not fits(result, module)
     saved["ema"]["shadow_params"].pop()
     torch.save(saved, tmp_path / "best.pt")
     golden(

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from messages import mentions
 from projects import package, project
 
-from packager import checkpoint, cli
+from packager import checkpoint
+from packager.cli.main import _run_command, cli
 from packager.errors import CheckpointNeedsCode, CheckpointNotFound, CheckpointUnreadable, WeightsNotFound, render_error
 
 STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4), "layer.bias": torch.tensor([1.0, 2.0, 3.0])}
@@ -39,7 +40,7 @@ def nested(bomb):
 
 
 def in_lightning(bomb):
-    state = {f"model.{name}": one for name, one in STATE.items()}
+    state = {f"model.{name}": tensor for name, tensor in STATE.items()}
     return {"state_dict": state, "hyper_parameters": {"lr": 0.1, "model": bomb}, "pytorch-lightning_version": "2.5.0"}
 
 
@@ -130,14 +131,14 @@ def test_a_bomb_in_a_plain_pickle_is_not_run(tmp_path, protocol):
         ("pathlib", "Path.cwd"),
     ],
 )  # fmt: skip
-def test_no_other_name_is_looked_up_for_the_metadata_of_a_distributed_checkpoint(distributed, name):
+def test_the_metadata_of_a_distributed_checkpoint_looks_no_other_name_up(distributed, name):
     module, attribute = name
-    parts = [bytes([0x8C, len(one)]) + one.encode() for one in (module, attribute)]
+    parts = [bytes([0x8C, len(text)]) + text.encode() for text in (module, attribute)]
     (distributed / ".metadata").write_bytes(b"\x80\x04" + b"".join(parts) + b"\x93\x8c\x04true\x85R.")
     mentions(refusal(distributed).why, ".metadata", f"{module}.{attribute}")
 
 
-def test_the_command_ends_with_2_and_runs_nothing(tmp_path):
+def test_the_command_exits_with_2_and_runs_no_code(tmp_path):
     torch.save(Bomb(tmp_path / "marker"), tmp_path / "best.pt")
     done = package("inspect", tmp_path / "best.pt")
     assert (done.returncode, done.stdout) == (2, "")
@@ -199,7 +200,7 @@ HARM = {
 
 @pytest.mark.parametrize("name", HARM)
 @pytest.mark.filterwarnings("ignore")
-def test_what_means_harm_ends_with_2_a_cause_and_a_hint_and_nothing_of_it_was_run(name, tmp_path, capsys, monkeypatch):
+def test_a_hostile_file_ends_with_2_a_cause_and_a_hint_without_running_its_code(name, tmp_path, capsys, monkeypatch):
     manifest = project(tmp_path / "project", checkpoint={"path": "harm"}, state=STATE)
     make, code = HARM[name]
     make(manifest.parent / "harm", Bomb(tmp_path / "marker"))
@@ -209,9 +210,8 @@ def test_what_means_harm_ends_with_2_a_cause_and_a_hint_and_nothing_of_it_was_ru
         ["inspect", tmp_path / "project/harm"],
     ):
         monkeypatch.setattr("sys.argv", ["package", *map(str, arguments)])
-        assert cli._status(cli.cli) == 2
-        said = capsys.readouterr()
-        lines = said.err.splitlines()
+        assert _run_command(cli) == 2
+        lines = capsys.readouterr().err.splitlines()
         first = next(number for number, line in enumerate(lines) if line.startswith("error["))
         mentions(lines[first], f"error[{code}]")
         assert lines[-1].startswith("hint: ")
@@ -230,7 +230,7 @@ SAFETENSORS = {
 
 
 @pytest.mark.parametrize("name", SAFETENSORS)
-def test_safetensors_that_claim_what_is_not_so_end_with_2(name, tmp_path, capsys, monkeypatch):
+def test_safetensors_with_false_claims_end_with_2(name, tmp_path, capsys, monkeypatch):
     content, pinned = SAFETENSORS[name], {} if SAFETENSORS[name] else {"sha256": "0" * 64}
     manifest = project(tmp_path, checkpoint={"path": "best.safetensors", **pinned}, state=STATE)
     if content is not None:
@@ -238,11 +238,11 @@ def test_safetensors_that_claim_what_is_not_so_end_with_2(name, tmp_path, capsys
     else:
         safetensors.torch.save_file(STATE, tmp_path / "best.safetensors")
     monkeypatch.setattr("sys.argv", ["package", "vet", str(manifest)])
-    assert cli._status(cli.cli) == 2
-    said = capsys.readouterr().err
+    assert _run_command(cli) == 2
+    stderr = capsys.readouterr().err
     expected = "checkpoint-unreadable" if content else "checkpoint-digest"
-    mentions(said, f"error[{expected}")
-    assert "hint: " in said
+    mentions(stderr, f"error[{expected}")
+    assert "hint: " in stderr
 
 
 # -- archives -------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def rewritten(path, *, compression=zipfile.ZIP_STORED, twice=None):
     return path
 
 
-def test_compressed_entries_are_refused_before_one_is_unpacked(tmp_path, golden):
+def test_compressed_entries_are_refused_before_any_is_unpacked(tmp_path, golden):
     path = rewritten(tmp_path / "best.pt", compression=zipfile.ZIP_DEFLATED)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/9", bytes(200_000_000))
@@ -270,7 +270,7 @@ def test_compressed_entries_are_refused_before_one_is_unpacked(tmp_path, golden)
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("entry", ["data.pkl", "data/0"])
-def test_an_entry_that_stands_twice_is_refused(tmp_path, entry, golden):
+def test_an_entry_that_occurs_twice_is_refused(tmp_path, entry, golden):
     path = rewritten(tmp_path / "best.pt", twice=entry)
     golden(refusal(path).why, f"archive/{entry}")
     golden(refusal(path, trust_pickle=True).why, f"archive/{entry}")
@@ -307,7 +307,7 @@ PLACE = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
         (b"\xff\xfe", ("utf-8", "0xff", "0")),
     ],
 )  # fmt: skip
-def test_a_header_of_safetensors_that_is_none_is_refused(tmp_path, header, facts, golden):
+def test_an_invalid_safetensors_header_is_refused(tmp_path, header, facts, golden):
     path = with_header(tmp_path / "best.safetensors", header)
     golden(refusal(path).why, *facts, "safetensors")
 
@@ -324,7 +324,7 @@ def test_a_header_of_safetensors_that_is_none_is_refused(tmp_path, header, facts
         {"a": {**PLACE, "dtype": "F33"}},
     ],
 )
-def test_tensors_in_places_that_are_not_whole_are_refused(tmp_path, places):
+def test_tensors_at_offsets_that_do_not_fill_the_file_are_refused(tmp_path, places):
     refusal(with_header(tmp_path / "best.safetensors", places))
 
 
@@ -350,7 +350,7 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path, length, golden):
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_tensors_that_are_no_dense_values_are_refused_by_name(tmp_path, tensor, facts, golden):
+def test_tensors_that_are_not_dense_are_refused_by_name(tmp_path, tensor, facts, golden):
     torch.save({**STATE, "layer.bias": tensor}, tmp_path / "best.pt")
     golden(refusal(tmp_path / "best.pt").why, *facts)
 
@@ -358,13 +358,13 @@ def test_tensors_that_are_no_dense_values_are_refused_by_name(tmp_path, tensor, 
 # -- paths ----------------------------------------------------------------------------------
 
 
-def test_a_link_that_leads_in_a_circle_is_refused(tmp_path, golden):
+def test_a_circle_of_links_is_refused(tmp_path, golden):
     (tmp_path / "a.pt").symlink_to("b.pt")
     (tmp_path / "b.pt").symlink_to("a.pt")
     golden(refusal(tmp_path / "a.pt").why)
 
 
-def test_a_link_to_nothing_says_where_it_leads(tmp_path, golden):
+def test_a_dangling_link_is_reported_with_its_target(tmp_path, golden):
     (tmp_path / "best.pt").symlink_to("gone.pt")
     error = refusal(tmp_path / "best.pt", CheckpointNotFound)
     golden(error.why, "gone.pt")
@@ -374,7 +374,7 @@ def test_a_link_to_nothing_says_where_it_leads(tmp_path, golden):
 
 
 @pytest.mark.timeout(30)
-def test_dicts_that_hold_each_other_many_times_over_cost_no_time(tmp_path):
+def test_dicts_that_contain_each_other_many_times_cost_no_time(tmp_path):
     shared = {"lr": 0.1}
     for _ in range(60):
         shared = {"a": shared, "b": shared}
@@ -382,7 +382,7 @@ def test_dicts_that_hold_each_other_many_times_over_cost_no_time(tmp_path):
     assert set(checkpoint.read(tmp_path / "best.pt").state) == set(STATE)
 
 
-def test_a_dict_that_holds_itself_is_read(tmp_path):
+def test_a_dict_that_contains_itself_is_read(tmp_path):
     own = {"lr": 0.1}
     own["self"] = own
     torch.save({"model": STATE, "config": own}, tmp_path / "best.pt")
@@ -395,13 +395,13 @@ def test_a_dict_that_holds_itself_is_read(tmp_path):
 @functools.cache
 def contents():
     """One file of each form, as bytes by name."""
-    found = {}
+    files = {}
     for name, zipped in (("zip.pt", True), ("legacy.pt", False)):
         buffer = io.BytesIO()
         torch.save({"model": STATE, "epoch": 3}, buffer, _use_new_zipfile_serialization=zipped)
-        found[name] = buffer.getvalue()
-    found["one.safetensors"] = safetensors.torch.save(STATE, {"epoch": "3"})
-    return found
+        files[name] = buffer.getvalue()
+    files["one.safetensors"] = safetensors.torch.save(STATE, {"epoch": "3"})
+    return files
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ STATE = {name: torch.full(shape, float(index)) for index, (name, shape) in enume
 
 
 def prefixed(prefix, state=STATE):
-    return {prefix + name: one for name, one in state.items()}
+    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def fitted(state, **settings):
-    found = checkpoint.fit(state, SHAPES, **settings)
-    assert set(found.state) <= set(SHAPES)
-    assert all(torch.equal(found.state[name], STATE[name]) for name in found.state)
-    return found
+    result = checkpoint.fit(state, SHAPES, **settings)
+    assert set(result.state) <= set(SHAPES)
+    assert all(torch.equal(result.state[name], STATE[name]) for name in result.state)
+    return result
 
 
 def refused(state, shapes=SHAPES, **settings):
@@ -39,57 +39,57 @@ def refused(state, shapes=SHAPES, **settings):
     ["", "module.", "_orig_mod.", "model.", "net.", "network.", "module._orig_mod.", "_orig_mod.module.",
      "model._orig_mod.", "model.module._orig_mod.", "module.module."],
 )  # fmt: skip
-def test_the_prefixes_of_wrappers_are_taken_off(prefix):
-    found = fitted(prefixed(prefix))
-    assert set(found.state) == set(SHAPES)
-    assert (found.missing, found.unexpected) == ((), ())
+def test_the_prefixes_of_wrappers_are_stripped(prefix):
+    result = fitted(prefixed(prefix))
+    assert set(result.state) == set(SHAPES)
+    assert (result.missing, result.unexpected) == ((), ())
 
 
-def test_what_was_taken_off_is_said():
+def test_the_stripped_prefix_is_reported():
     assert fitted(STATE).prefix == ""
     assert fitted(prefixed("module.model.")).prefix == "module.model."
 
 
-def test_a_part_that_was_compiled_alone_fits():
+def test_a_checkpoint_of_a_partly_compiled_module_fits():
     state = {"encoder._orig_mod.weight": STATE["encoder.weight"], "encoder._orig_mod.bias": STATE["encoder.bias"]}
     assert set(fitted({**state, "head.weight": STATE["head.weight"]}).state) == set(SHAPES)
 
 
-def test_a_prefix_that_the_module_has_itself_stays():
+def test_a_prefix_that_the_module_has_too_is_kept():
     shapes = {f"model.{name}": shape for name, shape in SHAPES.items()}
-    found = checkpoint.fit(prefixed("model."), shapes)
-    assert set(found.state) == set(shapes)
-    assert found.prefix == ""
+    result = checkpoint.fit(prefixed("model."), shapes)
+    assert set(result.state) == set(shapes)
+    assert result.prefix == ""
 
 
 def test_a_module_that_wraps_what_was_trained_gets_a_prefix_added():
     shapes = {f"backbone.{name}": shape for name, shape in SHAPES.items()}
-    found = checkpoint.fit(prefixed("module."), shapes)
-    assert set(found.state) == set(shapes)
-    assert found.prefix == "module.+backbone."
+    result = checkpoint.fit(prefixed("module."), shapes)
+    assert set(result.state) == set(shapes)
+    assert result.prefix == "module.+backbone."
 
 
 def test_metrics_beside_the_prefixed_keys_of_a_lightning_file_are_named_as_unexpected():
     state = {**prefixed("model."), "accuracy.total": torch.zeros(1)}
-    found = fitted(state, allow_unexpected=["accuracy.*"])
-    assert set(found.state) == set(SHAPES)
-    assert found.unexpected == ("accuracy.total",)
+    result = fitted(state, allow_unexpected=["accuracy.*"])
+    assert set(result.state) == set(SHAPES)
+    assert result.unexpected == ("accuracy.total",)
     mentions(refused(state).why, "(1)", "accuracy.total")
 
 
-def test_a_prefix_that_would_make_two_keys_one_is_not_taken_off():
+def test_a_prefix_is_not_stripped_if_two_keys_would_collide():
     state = {**STATE, "module.head.weight": STATE["head.weight"]}
     assert fitted(state, strict=False).unexpected == ("module.head.weight",)
 
 
-def test_a_prefix_given_is_the_only_one_taken_off():
-    found = fitted(prefixed("trunk."), prefix="trunk.")
-    assert set(found.state) == set(SHAPES)
-    assert found.prefix == "trunk."
+def test_only_the_given_prefix_is_stripped():
+    result = fitted(prefixed("trunk."), prefix="trunk.")
+    assert set(result.state) == set(SHAPES)
+    assert result.prefix == "trunk."
     assert refused(prefixed("module."), prefix="trunk.").code == "state-does-not-fit"
 
 
-def test_an_empty_prefix_takes_nothing_off():
+def test_an_empty_prefix_strips_nothing():
     refused(prefixed("module."), prefix="")
     assert set(fitted(STATE, prefix="").state) == set(SHAPES)
 
@@ -97,7 +97,7 @@ def test_an_empty_prefix_takes_nothing_off():
 # -- what is missing or left over -----------------------------------------------------------
 
 
-def test_missing_and_unexpected_keys_are_listed_with_the_nearest_names(golden):
+def test_missing_and_unexpected_keys_are_listed_with_the_most_similar_names(golden):
     state = {
         "encoder.weight": STATE["encoder.weight"],
         "encoder.bais": STATE["encoder.bias"],
@@ -111,7 +111,7 @@ def test_missing_and_unexpected_keys_are_listed_with_the_nearest_names(golden):
     )
 
 
-def test_shapes_that_differ_are_a_table(golden):
+def test_shapes_that_differ_are_listed_in_a_table(golden):
     state = {**STATE, "encoder.weight": torch.zeros(3, 5), "head.weight": torch.zeros(10, 3)}
     golden(
         render_error(refused(state)),
@@ -126,7 +126,7 @@ def test_shapes_that_differ_are_a_table(golden):
     )
 
 
-def test_a_shape_that_differs_is_refused_without_strict_and_with_every_pattern():
+def test_a_shape_that_differs_is_refused_even_without_strict_and_with_every_pattern():
     state = {**STATE, "head.weight": torch.zeros(10, 3)}
     why = refused(state, strict=False, allow_missing=["*"], allow_unexpected=["*"]).why
     mentions(why, "head.weight", "[2, 3]", "[10, 3]")
@@ -148,7 +148,7 @@ def test_long_tables_end_in_a_count():
 
 
 def test_only_missing_or_only_unexpected_keys_hint_at_their_own_pattern(golden):
-    missing = refused({name: one for name, one in STATE.items() if name != "head.weight"})
+    missing = refused({name: tensor for name, tensor in STATE.items() if name != "head.weight"})
     golden(missing.hint, "checkpoint.allow_missing")
     unexpected = refused({**STATE, "extra": torch.zeros(1)})
     golden(unexpected.hint, "checkpoint.allow_unexpected")
@@ -158,19 +158,19 @@ def test_only_missing_or_only_unexpected_keys_hint_at_their_own_pattern(golden):
 def test_a_part_that_the_module_compiles_itself_is_found_with_and_without_its_wrapper(in_file):
     shapes = {"encoder._orig_mod.0.weight": (3, 4), "head.weight": (2, 3)}
     state = {f"encoder.{in_file}0.weight": torch.ones(3, 4), "head.weight": torch.zeros(2, 3)}
-    found = checkpoint.fit(state, shapes)
-    assert {name: tuple(one.shape) for name, one in found.state.items()} == shapes
+    result = checkpoint.fit(state, shapes)
+    assert {name: tuple(tensor.shape) for name, tensor in result.state.items()} == shapes
 
 
-def test_a_prefix_that_all_keys_have_is_named(golden):
-    found = refused(prefixed("net.core."), prefix="")
-    golden(found.hint, "checkpoint.prefix", "net.core")
+def test_a_prefix_that_all_keys_share_is_suggested(golden):
+    result = refused(prefixed("net.core."), prefix="")
+    golden(result.hint, "checkpoint.prefix", "net.core")
 
 
 def test_patterns_allow_what_they_match_and_nothing_else(golden):
     state = {"encoder.weight": STATE["encoder.weight"], "head.weight": STATE["head.weight"], "extra.a": torch.zeros(1)}
-    found = fitted(state, allow_missing=["*.bias"], allow_unexpected=["extra.?"])
-    assert (found.missing, found.unexpected) == (("encoder.bias",), ("extra.a",))
+    result = fitted(state, allow_missing=["*.bias"], allow_unexpected=["extra.?"])
+    assert (result.missing, result.unexpected) == (("encoder.bias",), ("extra.a",))
     golden(refused(state, allow_missing=["head.*"], allow_unexpected=["*"]).why, "(1)", "encoder.bias")
 
 
@@ -182,16 +182,16 @@ def test_patterns_match_case_and_whole_names():
 
 
 def test_without_strict_anything_may_be_missing_or_left_over():
-    found = fitted({"head.weight": STATE["head.weight"], "extra": torch.zeros(1)}, strict=False)
-    assert (found.missing, found.unexpected) == (("encoder.weight", "encoder.bias"), ("extra",))
+    result = fitted({"head.weight": STATE["head.weight"], "extra": torch.zeros(1)}, strict=False)
+    assert (result.missing, result.unexpected) == (("encoder.weight", "encoder.bias"), ("extra",))
 
 
 def test_one_name_of_a_tied_weight_is_enough():
     tied = [frozenset({"encoder.weight", "head.weight"})]
     shapes = {"encoder.weight": (3, 4), "head.weight": (3, 4)}
     for name in shapes:
-        found = checkpoint.fit({name: torch.ones(3, 4)}, shapes, tied=tied)
-        assert found.missing == ()
+        result = checkpoint.fit({name: torch.ones(3, 4)}, shapes, tied=tied)
+        assert result.missing == ()
     assert "missing" in refused({"other": torch.ones(1)}, shapes, tied=tied).why
 
 
@@ -210,16 +210,16 @@ def test_a_half_precision_checkpoint_takes_the_dtype_of_the_module(tmp_path):
     assert torch.equal(module.layer.weight, state["layer.weight"].float())
 
 
-def test_what_loses_digits_in_the_dtype_of_the_module_is_said(tmp_path, golden):
+def test_tensors_that_lose_digits_in_the_dtype_of_the_module_are_reported(tmp_path, golden):
     weight = torch.full((3, 4), 0.1, dtype=torch.float64)
     state = {"layer.weight": weight, "layer.bias": torch.zeros(3, dtype=torch.float16)}
-    found = loaded(project(tmp_path, state=state))
-    assert torch.equal(found.module.layer.weight, weight.float())
-    (line,) = found.notes()
+    result = loaded(project(tmp_path, state=state))
+    assert torch.equal(result.module.layer.weight, weight.float())
+    (line,) = result.notes()
     golden(line, "layer.weight", "float64", "float32")
 
 
-def test_what_is_beyond_the_dtype_of_the_module_is_refused(tmp_path, golden):
+def test_values_beyond_the_dtype_of_the_module_are_refused(tmp_path, golden):
     state = {"layer.weight": torch.full((3, 4), 1e300, dtype=torch.float64), "layer.bias": torch.zeros(3)}
     with pytest.raises(WeightsNotFinite) as caught:
         loaded(project(tmp_path, state=state))
@@ -227,7 +227,7 @@ def test_what_is_beyond_the_dtype_of_the_module_is_refused(tmp_path, golden):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
-def test_integers_are_not_taken_for_weights(tmp_path, dtype, golden):
+def test_integers_are_refused_as_weights(tmp_path, dtype, golden):
     state = {"layer.weight": torch.ones(3, 4, dtype=dtype), "layer.bias": torch.zeros(3)}
     with pytest.raises(StateDoesNotFit) as caught:
         loaded(project(tmp_path, state=state))
@@ -236,7 +236,7 @@ def test_integers_are_not_taken_for_weights(tmp_path, dtype, golden):
     golden(caught.value.hint)
 
 
-def test_a_scalar_counter_of_another_integer_dtype_is_converted(tmp_path):
+def test_a_scalar_counter_of_a_different_integer_dtype_is_converted(tmp_path):
     state = dict(torch.nn.BatchNorm1d(4).state_dict())
     state["num_batches_tracked"] = torch.tensor(7, dtype=torch.int32)
     source_text = (
@@ -267,10 +267,10 @@ class Net(nn.Module):
 @pytest.mark.parametrize("present", ["embed.weight", "head.weight"])
 def test_a_tied_weight_that_the_checkpoint_has_under_one_name_is_loaded_under_both(tmp_path, present):
     weight = torch.arange(16.0).reshape(4, 4)
-    found = loaded(project(tmp_path, TIED, state={present: weight}))
-    assert found.module.embed.weight is found.module.head.weight
-    assert torch.equal(found.module.embed.weight, weight)
-    assert found.parameters == 16
+    result = loaded(project(tmp_path, TIED, state={present: weight}))
+    assert result.module.embed.weight is result.module.head.weight
+    assert torch.equal(result.module.embed.weight, weight)
+    assert result.parameters == 16
 
 
 def test_the_error_of_a_module_points_at_the_manifest(tmp_path, golden):

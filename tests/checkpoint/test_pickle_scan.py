@@ -1,4 +1,4 @@
-"""What is found out of a pickle without running it."""
+"""Pickles are examined without being executed."""
 
 import collections
 import io
@@ -19,18 +19,16 @@ NAMED = {"collections.Counter": collections.Counter, "io.BytesIO": io.BytesIO, "
     texts=st.lists(st.text(max_size=5), max_size=4),
     protocol=st.integers(1, 5),
 )
-def test_every_name_is_found_in_any_protocol_also_where_its_text_is_remembered(
-    tmp_path_factory, names, texts, protocol
-):
+def test_every_global_is_found_in_any_protocol_even_if_its_name_is_memoized(tmp_path_factory, names, texts, protocol):
     path = tmp_path_factory.mktemp("pickled") / "one.pkl"
     path.write_bytes(pickle.dumps([texts, [NAMED[name] for name in names], names, texts], protocol))
-    wanted = {pickle.dumps(NAMED[name], 0).decode()[1:].split("\np")[0].replace("\n", ".") for name in names}
+    expected = {pickle.dumps(NAMED[name], 0).decode()[1:].split("\np")[0].replace("\n", ".") for name in names}
     allowed = {"collections.Counter"}  # of a library whose names torch allows
-    found = pickle_scan.find_unsafe_globals(path, "", zipped=False)
-    assert set(found) == wanted - allowed
+    unsafe = pickle_scan.find_unsafe_globals(path, "", zipped=False)
+    assert set(unsafe) == expected - allowed
 
 
-def test_what_torch_says_is_told_without_its_advice(tmp_path):
+def test_the_reason_of_torch_is_reported_without_its_advice(tmp_path):
     path = tmp_path / "best.pt"
     torch.save({"weight": torch.ones(3)}, path)
     advice = "Weights only load failed. Re-run with weights_only=False.\n"

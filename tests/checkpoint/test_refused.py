@@ -12,7 +12,7 @@ from torch import nn
 
 from packager import checkpoint
 from packager.checkpoint import CheckpointManager, Retention, export_huggingface, run_folder
-from packager.checkpoint.dcp import _refuse_far_memo
+from packager.checkpoint.dcp import _refuse_oversized_memo
 from packager.checkpoint.key_matching import fit
 from packager.checkpoint.safetensors_header import read_header
 from packager.cli.describe import inspect
@@ -42,7 +42,7 @@ def test_a_bytearray_of_any_size_is_refused(tmp_path, zipped, golden):
     golden(caught.value.why)
 
 
-def test_the_word_in_the_values_of_a_tensor_is_none(tmp_path):
+def test_the_word_bytearray_in_the_values_of_a_tensor_is_harmless(tmp_path):
     word = torch.frombuffer(bytearray(b"bytearray " * 8), dtype=torch.uint8)
     for zipped in (True, False):
         torch.save({"w": word}, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
@@ -50,11 +50,11 @@ def test_the_word_in_the_values_of_a_tensor_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("memo", [b"r" + struct.pack("<I", 1 << 24), b"p16777216\n"])
-def test_a_pickle_that_remembers_beyond_its_end_is_refused_and_any_other_is_not(memo, golden):
+def test_a_memo_index_beyond_the_end_of_a_pickle_is_refused_and_no_other(memo, golden):
     with pytest.raises(ValueError) as caught:
-        _refuse_far_memo(b"\x80\x04N" + memo + b".")
+        _refuse_oversized_memo(b"\x80\x04N" + memo + b".")
     golden(caught.value)
-    _refuse_far_memo(pickle.dumps({f"r{index}": b"r\xff\xff\xff\xff" for index in range(300)}))
+    _refuse_oversized_memo(pickle.dumps({f"r{index}": b"r\xff\xff\xff\xff" for index in range(300)}))
 
 
 def header(path, tensors, size):
@@ -80,7 +80,7 @@ def test_a_header_that_does_not_fit_its_file_is_refused(tmp_path, offsets, shape
     golden(str(caught.value), *facts)
 
 
-def test_a_file_of_safetensors_own_has_a_header_that_fits(tmp_path):
+def test_the_header_of_a_file_that_safetensors_wrote_is_accepted(tmp_path):
     tensors = {
         "a": torch.ones(3),
         "b": torch.zeros(0),
@@ -102,7 +102,7 @@ def test_tied_weights_that_disagree_are_refused_and_those_that_agree_are_not(gol
     assert fit({"emb.weight": torch.ones(3), "dec.weight": torch.ones(3)}, SHAPES, tied=TIED).missing == ()
 
 
-def test_a_prefix_that_makes_one_key_of_two_is_refused(golden):
+def test_a_prefix_that_makes_two_keys_collide_is_refused(golden):
     with pytest.raises(StateDoesNotFit) as caught:
         fit({"m.bias": torch.ones(2), "bias": torch.zeros(2)}, {"bias": [2]}, prefix="m.")
     golden(caught.value.why, "checkpoint.prefix", "m", "m.bias")
@@ -117,11 +117,11 @@ class Exported(nn.Linear):
         Path(folder, "config.json").write_text("{}")
 
 
-def test_a_file_of_the_users_is_not_lost_with_an_earlier_export(tmp_path, golden):
+def test_a_file_of_the_user_survives_a_second_export(tmp_path, golden):
     folder = export_huggingface(Exported(2, 2), tmp_path / "out")
     (folder / "tokenizer.json").touch()
     export_huggingface(Exported(2, 2), folder)  # an earlier export, with a tokenizer
-    assert sorted(one.name for one in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
     (folder / "thesis.tex").write_text("all of it")
     with pytest.raises(HuggingFaceExportRefused) as caught:
         export_huggingface(Exported(2, 2), folder)
@@ -129,7 +129,7 @@ def test_a_file_of_the_users_is_not_lost_with_an_earlier_export(tmp_path, golden
     assert (folder / "thesis.tex").read_text() == "all of it"
 
 
-def test_a_manager_that_does_not_say_what_is_best_leaves_it_as_it_was(tmp_path):
+def test_a_manager_without_a_metric_keeps_the_metric_of_the_run(tmp_path):
     model = nn.Linear(1, 1)
     CheckpointManager(tmp_path, keep=Retention(metric="loss", mode="max")).save(
         step=1, model=model, metrics={"loss": 1}
@@ -138,7 +138,7 @@ def test_a_manager_that_does_not_say_what_is_best_leaves_it_as_it_was(tmp_path):
     assert run_folder.read_run_settings(tmp_path) == ("loss", "max")
 
 
-def test_moments_of_another_shape_than_their_parameter_are_told(tmp_path):
+def test_moments_that_differ_in_shape_from_their_parameter_are_refused(tmp_path):
     model = nn.Linear(4, 3)
     optimizer = torch.optim.AdamW([model.weight, model.bias])
     model(torch.ones(2, 4)).sum().backward()
@@ -151,7 +151,7 @@ def test_moments_of_another_shape_than_their_parameter_are_told(tmp_path):
     manager.restore(model=model, optimizer=torch.optim.AdamW([model.weight, model.bias]))
 
 
-def test_what_went_wrong_in_the_background_is_raised_by_the_next_look_at_the_run(tmp_path):
+def test_an_error_in_the_background_is_raised_by_the_next_look_at_the_run(tmp_path):
     (tmp_path / "runs").write_text("no folder")
     manager = CheckpointManager(tmp_path / "runs")
     manager.save(step=1, model=nn.Linear(1, 1), blocking=False)
@@ -162,18 +162,18 @@ def test_what_went_wrong_in_the_background_is_raised_by_the_next_look_at_the_run
 
 
 @pytest.mark.parametrize("kind", ["TorchScript", "an exported program"])
-def test_a_program_is_shown_by_what_its_archive_holds(tmp_path, kind, golden):
+def test_an_exported_program_is_recognized_by_the_entries_of_its_archive(tmp_path, kind, golden):
     path = tmp_path / ("net.ts" if kind == "TorchScript" else "net.pt2")
     if kind == "TorchScript":
         torch.jit.save(torch.jit.script(nn.Linear(2, 3)), path)
     else:
         torch.export.save(torch.export.export(nn.Linear(2, 3), (torch.ones(1, 2),)), path)
-    found = inspect(path)
-    golden(found["format"], kind, "forward()")
-    assert sorted(found["tensors"].values()) == ["12 bytes", "24 bytes"]
+    description = inspect(path)
+    golden(description["format"], kind, "forward()")
+    assert sorted(description["tensors"].values()) == ["12 bytes", "24 bytes"]
 
 
-def test_an_index_of_a_tensor_that_no_shard_has_is_refused(tmp_path, golden):
+def test_an_index_with_a_tensor_that_no_shard_has_is_refused(tmp_path, golden):
     safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "model-1.safetensors")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -182,10 +182,10 @@ def test_an_index_of_a_tensor_that_no_shard_has_is_refused(tmp_path, golden):
     golden(caught.value.why, "model.safetensors.index.json")
 
 
-def test_a_whole_module_in_the_legacy_format_is_refused_with_every_class_that_it_wants(tmp_path):
+def test_a_whole_module_in_the_legacy_format_is_refused_with_every_class_it_needs(tmp_path):
     module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     torch.save({"model": module}, tmp_path / "best.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointNeedsCode) as caught:
         checkpoint.read(tmp_path / "best.pt")
-    wanted = ("container.Sequential", "linear.Linear", "activation.ReLU")
-    assert all(f"torch.nn.modules.{one}" in str(caught.value) for one in wanted)
+    classes = ("container.Sequential", "linear.Linear", "activation.ReLU")
+    assert all(f"torch.nn.modules.{name}" in str(caught.value) for name in classes)

@@ -1,4 +1,4 @@
-"""What a run folder says of itself, without torch."""
+"""A run folder: its table, the checkpoint it stands for, and its locks, without torch."""
 
 import ast
 import json
@@ -30,71 +30,75 @@ def run(tmp_path):
     return manager.folder
 
 
-def spoil(path):
+def flip_last_bit(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["run_folder", "retention"])
+@pytest.mark.parametrize("name", ["run_folder", "training/retention"])
 def test_a_run_folder_is_read_without_torch(name):
     tree = ast.parse((ROOT / f"packager/checkpoint/{name}.py").read_text())
-    found = {one.module for one in ast.walk(tree) if isinstance(one, ast.ImportFrom)}
-    found |= {alias.name for one in ast.walk(tree) if isinstance(one, ast.Import) for alias in one.names}
-    outside = {one for one in found if one.partition(".")[0] not in sys.stdlib_module_names}
-    assert outside <= {"packager.errors", "packager.common.hashing", "packager.checkpoint.run_folder"}
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    third_party = {module for module in modules if module.partition(".")[0] not in sys.stdlib_module_names}
+    assert third_party <= {
+        "packager.errors",
+        "packager.common.file_lock",
+        "packager.common.hashing",
+        "packager.checkpoint.run_folder",
+    }
 
 
-def test_the_table_has_a_line_for_each_checkpoint(run):
+def test_the_table_has_a_row_for_each_checkpoint(run):
     now = datetime.fromisoformat(run_folder.list_checkpoints(run)[0].created) + timedelta(hours=1)
     rows = run_folder.tabulate_checkpoints(run, now)
-    assert [(one.step, one.epoch, one.best, one.latest) for one in rows] == [
+    assert [(row.step, row.epoch, row.best, row.latest) for row in rows] == [
         (0, 0, False, False), (1, 0, False, False), (2, 1, True, False), (3, 1, False, True),
     ]  # fmt: skip
     assert rows[0].age_seconds == 3600 and rows[0].path == "step-00000000"
-    assert [one.metrics["loss"] for one in rows[:3]] == [3.0, 2.0, 1.0]
-    size = sum(one.stat().st_size for one in (run / "step-00000000").glob("*.safetensors"))
+    assert [row.metrics["loss"] for row in rows[:3]] == [3.0, 2.0, 1.0]
+    size = sum(file.stat().st_size for file in (run / "step-00000000").glob("*.safetensors"))
     assert rows[0].bytes == size
 
 
-def test_a_checkpoint_says_what_it_is(run):
+def test_a_checkpoint_records_what_it_is(run):
     record = json.loads((run / "step-00000003/checkpoint.json").read_text())
     assert (record["schema"], record["name"], record["version"], record["parameters"]) == (1, "net", "0.1.0", 3)
     assert record["metrics"] == {"loss": "nan"}
-    assert [one["step"] for one in record["history"]] == [0, 1, 2, 3]
+    assert [save["step"] for save in record["history"]] == [0, 1, 2, 3]
     assert sorted(record["files"]) == ["ema.safetensors", "model.safetensors", "training.safetensors"]
-    found = run_folder.read_checkpoint(run / "step-00000003")
-    assert run_folder.find_damage(found) is None
+    assert run_folder.find_damage(run_folder.read_checkpoint(run / "step-00000003")) is None
     assert json.loads((run / "run.json").read_text()) == {
         "schema": 1, "name": "net", "version": "0.1.0", "metric": "loss", "mode": "min",
     }  # fmt: skip
 
 
-def test_a_folder_knows_whether_it_is_a_run_or_a_checkpoint(run, tmp_path):
+def test_a_run_is_told_apart_from_a_checkpoint(run, tmp_path):
     assert run_folder.is_run(run) and not run_folder.is_checkpoint(run)
     assert run_folder.is_checkpoint(run / "step-00000001") and not run_folder.is_run(run / "step-00000001")
     assert not run_folder.is_run(tmp_path / "nowhere") and not run_folder.is_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(("weights", "file"), [("auto", "model"), ("model", "model"), ("ema", "ema")])
-def test_a_manifest_means_the_best_checkpoint(run, weights, file, golden):
-    found = run_folder.choose_checkpoint(run, weights)
-    assert found.files == (run / f"step-00000002/{file}.safetensors",)
-    golden(found.reason)
+def test_a_run_stands_for_its_best_checkpoint(run, weights, file, golden):
+    chosen = run_folder.choose_checkpoint(run, weights)
+    assert chosen.files == (run / f"step-00000002/{file}.safetensors",)
+    golden(chosen.reason)
 
 
-def test_without_a_metric_a_manifest_means_the_latest(run):
+def test_a_run_without_a_metric_stands_for_its_latest_checkpoint(run):
     (run / "run.json").unlink()
     assert run_folder.choose_checkpoint(run).files == (run / "step-00000003/model.safetensors",)
     assert run_folder.choose_checkpoint(run / "step-00000001").files == (run / "step-00000001/model.safetensors",)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(run):
-    spoil(run / "step-00000002/model.safetensors")
+def test_a_damaged_checkpoint_is_skipped_with_a_message(run):
+    flip_last_bit(run / "step-00000002/model.safetensors")
     chosen = run_folder.choose_checkpoint(run)
     assert chosen.checkpoint.step == 1
-    (said,) = chosen.skipped_checkpoints
-    mentions(said, "step-00000002", "model.safetensors", "SHA-256")
+    (message,) = chosen.skipped_checkpoints
+    mentions(message, "step-00000002", "model.safetensors", "SHA-256")
     assert run_folder.find_damage(run_folder.read_checkpoint(run / "step-00000002")).startswith(
         "model.safetensors\nSHA-256 saved:"
     )
@@ -103,9 +107,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(run):
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "number": 9, "files": {}}', "\0", "[" * 9999]
 )
-def test_a_record_that_cannot_be_read_is_passed_over_with_a_warning(run, caplog, content):
+def test_an_unreadable_record_is_skipped_with_a_warning(run, caplog, content):
     (run / "step-00000003/checkpoint.json").write_text(content)
-    assert [one.step for one in run_folder.list_checkpoints(run)] == [0, 1, 2]
+    assert [entry.step for entry in run_folder.list_checkpoints(run)] == [0, 1, 2]
     assert "skipped:" in caplog.text
     with pytest.raises(CheckpointDamaged):
         run_folder.read_checkpoint(run / "step-00000003")
@@ -121,24 +125,24 @@ def test_a_newer_schema_is_refused(run, golden):
         run_folder.read_run_settings(run)
 
 
-@pytest.mark.parametrize(("spoiled", "facts"), [((), ()), ((0, 1, 2, 3), ())])
-def test_where_there_is_nothing_to_take_it_says_so(run, tmp_path, spoiled, facts, golden):
-    for step in spoiled:
-        spoil(run / f"step-0000000{step}/model.safetensors")
-    folder = run if spoiled else tmp_path / "empty"
+@pytest.mark.parametrize(("damaged", "facts"), [((), ()), ((0, 1, 2, 3), ())])
+def test_a_run_without_an_intact_checkpoint_is_refused(run, tmp_path, damaged, facts, golden):
+    for step in damaged:
+        flip_last_bit(run / f"step-0000000{step}/model.safetensors")
+    folder = run if damaged else tmp_path / "empty"
     with pytest.raises(NoCheckpointYet) as caught:
         run_folder.choose_checkpoint(folder)
     golden(caught.value.why, *facts)
 
 
-def test_averaged_weights_that_were_not_kept_are_not_made_up(tmp_path, golden):
+def test_averaged_weights_that_were_not_saved_are_refused(tmp_path, golden):
     CheckpointManager(tmp_path).save(step=1, model=nn.Linear(1, 1))
     with pytest.raises(NoCheckpointYet) as caught:
         run_folder.choose_checkpoint(tmp_path, "ema")
     golden(caught.value.why, "step-00000001", "ema.safetensors")
 
 
-def test_who_reads_holds_off_who_deletes(run):
+def test_a_checkpoint_that_is_being_read_is_not_deleted(run):
     path = run / "step-00000001"
     with (
         run_folder.lock_for_reading(path),
@@ -150,7 +154,7 @@ def test_who_reads_holds_off_who_deletes(run):
         assert free
 
 
-def test_who_comes_too_late_is_told(run, golden):
+def test_reading_a_checkpoint_that_was_just_deleted_is_refused(run, golden):
     path, reached = run / "step-00000001", threading.Event()
     caught = []
 
@@ -169,5 +173,5 @@ def test_who_comes_too_late_is_told(run, golden):
         time.sleep(0.3)  # until it has the file open, and waits for us
         path.rename(run / ".step-00000001.gone")
     thread.join()
-    (line,) = [one.message for one in caught]
-    golden(line, path)
+    (error,) = caught
+    golden(error.message, path)

@@ -49,11 +49,11 @@ def same(state):
 
 @pytest.mark.parametrize("name", ["best.pt", "best.pth", "best.ckpt", "best.bin", "noending"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_file_of_torch_save_is_read_whatever_its_ending_and_format(tmp_path, name, zipped):
+def test_a_file_of_torch_save_is_read_whatever_its_suffix_and_format(tmp_path, name, zipped):
     torch.save(STATE, tmp_path / name, _use_new_zipfile_serialization=zipped)
-    found = checkpoint.read(tmp_path / name)
-    assert same(found.state)
-    assert (found.key, found.beside) == ("", ())
+    result = checkpoint.read(tmp_path / name)
+    assert same(result.state)
+    assert (result.key, result.beside) == ("", ())
 
 
 def test_safetensors_are_read(tmp_path):
@@ -62,7 +62,7 @@ def test_safetensors_are_read(tmp_path):
 
 
 def test_an_ordered_dict_and_parameters_are_a_state_dict(tmp_path):
-    state = collections.OrderedDict((name, torch.nn.Parameter(one)) for name, one in STATE.items())
+    state = collections.OrderedDict((name, torch.nn.Parameter(tensor)) for name, tensor in STATE.items())
     torch.save(state, tmp_path / "best.pt")
     assert same(checkpoint.read(tmp_path / "best.pt").state)
 
@@ -70,14 +70,14 @@ def test_an_ordered_dict_and_parameters_are_a_state_dict(tmp_path):
 @pytest.mark.parametrize("key", MODEL_KEYS)
 def test_auto_finds_the_state_dict_under_each_usual_key(tmp_path, key):
     torch.save({"epoch": 3, key: STATE, "optimizer": {"state": {}, "lr": 0.1}}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt")
-    assert same(found.state)
-    assert (found.key, found.beside) == (key, ("epoch", "optimizer"))
+    result = checkpoint.read(tmp_path / "best.pt")
+    assert same(result.state)
+    assert (result.key, result.beside) == (key, ("epoch", "optimizer"))
 
 
 @pytest.mark.parametrize("key", EMA_KEYS)
 def test_ema_finds_the_averaged_weights_and_model_the_others(tmp_path, key):
-    torch.save({"model": STATE, key: {name: one + 1 for name, one in STATE.items()}}, tmp_path / "best.pt")
+    torch.save({"model": STATE, key: {name: tensor + 1 for name, tensor in STATE.items()}}, tmp_path / "best.pt")
     assert checkpoint.read(tmp_path / "best.pt", "ema").key == key
     assert torch.equal(checkpoint.read(tmp_path / "best.pt", "ema").state["layer.bias"], torch.tensor([2.0, 3.0, 4.0]))
     assert same(checkpoint.read(tmp_path / "best.pt", "model").state)
@@ -85,28 +85,28 @@ def test_ema_finds_the_averaged_weights_and_model_the_others(tmp_path, key):
 
 def test_a_dotted_key_leads_into_a_nested_checkpoint(tmp_path):
     torch.save({"run": {"student": STATE, "teacher": {"w": torch.zeros(1)}}}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", "run.student")
-    assert same(found.state)
-    assert found.key == "run.student"
+    result = checkpoint.read(tmp_path / "best.pt", "run.student")
+    assert same(result.state)
+    assert result.key == "run.student"
 
 
-def test_what_is_no_tensor_beside_the_weights_is_left_out(tmp_path):
+def test_values_beside_the_weights_that_are_not_tensors_are_left_out(tmp_path):
     torch.save({"state_dict": {**STATE, "version": 2, "note": "x"}}, tmp_path / "best.pt")
     assert same(checkpoint.read(tmp_path / "best.pt").state)
 
 
 def test_a_flat_file_with_a_number_beside_its_tensors_is_read(tmp_path):
     torch.save({**STATE, "epoch": 3}, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt")
-    assert same(found.state)
-    assert found.beside == ("epoch",)
+    result = checkpoint.read(tmp_path / "best.pt")
+    assert same(result.state)
+    assert result.beside == ("epoch",)
 
 
-def test_a_whole_module_in_a_trusted_pickle_gives_its_state(tmp_path):
+def test_a_whole_module_in_a_trusted_pickle_is_read_as_its_state_dict(tmp_path):
     module = torch.nn.Linear(4, 3)
     torch.save(module, tmp_path / "best.pt")
-    found = checkpoint.read(tmp_path / "best.pt", trust_pickle=True)
-    assert torch.equal(found.state["weight"], module.weight)
+    result = checkpoint.read(tmp_path / "best.pt", trust_pickle=True)
+    assert torch.equal(result.state["weight"], module.weight)
     with pytest.raises(CheckpointNeedsCode):
         checkpoint.read(tmp_path / "best.pt")
 
@@ -114,7 +114,7 @@ def test_a_whole_module_in_a_trusted_pickle_gives_its_state(tmp_path):
 # -- keys that find nothing -----------------------------------------------------------------
 
 
-def test_an_ema_that_is_not_there_says_what_was_looked_for_and_what_is_there(tmp_path, golden):
+def test_missing_averaged_weights_are_reported_with_the_keys_tried_and_those_present(tmp_path, golden):
     torch.save({"model": STATE, "epoch": 3}, tmp_path / "best.pt")
     with pytest.raises(WeightsNotFound) as caught:
         checkpoint.read(tmp_path / "best.pt", "ema", where="package.yaml:7: checkpoint.path")
@@ -136,7 +136,7 @@ def test_an_ema_that_is_not_there_says_what_was_looked_for_and_what_is_there(tmp
     )
 
 
-def test_a_dotted_key_that_is_not_there_names_the_nearest(tmp_path, golden):
+def test_a_missing_dotted_key_is_reported_with_the_most_similar_one(tmp_path, golden):
     torch.save({"run": {"student": STATE}}, tmp_path / "best.pt")
     with pytest.raises(WeightsNotFound) as caught:
         checkpoint.read(tmp_path / "best.pt", "run.studnet")
@@ -168,7 +168,7 @@ def test_a_file_without_weights_is_refused(tmp_path, empty):
 # -- files that are refused -----------------------------------------------------------------
 
 
-def test_an_absent_file_names_the_checkpoints_beside_it(tmp_path, golden):
+def test_a_missing_file_is_reported_with_the_checkpoints_beside_it(tmp_path, golden):
     (tmp_path / "last.pt").touch()
     (tmp_path / "notes.txt").touch()
     with pytest.raises(CheckpointNotFound) as caught:
@@ -182,7 +182,7 @@ def test_an_absent_file_names_the_checkpoints_beside_it(tmp_path, golden):
     )
 
 
-def test_an_absent_folder_is_an_absent_file(tmp_path):
+def test_a_missing_folder_is_reported_as_a_missing_file(tmp_path):
     with pytest.raises(CheckpointNotFound):
         checkpoint.read(tmp_path / "runs" / "best.pt")
 
@@ -203,7 +203,7 @@ def test_an_empty_file_and_a_folder_are_refused(tmp_path, name, golden):
     golden(refusal(tmp_path / "folder"))
 
 
-def test_an_unreadable_checkpoint_reads_as_a_whole(tmp_path, golden):
+def test_the_error_of_an_unreadable_checkpoint_is_readable_as_a_whole(tmp_path, golden):
     (tmp_path / "best.pt").touch()
     with pytest.raises(CheckpointUnreadable) as caught:
         checkpoint.read(tmp_path / "best.pt", where="package.yaml:7: checkpoint.path")
@@ -215,7 +215,7 @@ def test_an_unreadable_checkpoint_reads_as_a_whole(tmp_path, golden):
     )
 
 
-def test_a_file_of_another_kind_is_said_to_be_one(tmp_path, golden):
+def test_a_file_of_a_different_format_is_identified(tmp_path, golden):
     (tmp_path / "text.pt").write_text("epoch 3, loss 0.2\n")
     golden(refusal(tmp_path / "text.pt"))
     np.savez(tmp_path / "arrays.npz", x=np.zeros(3))
@@ -238,7 +238,7 @@ def whole(tmp_path, form):
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 @pytest.mark.parametrize("trust_pickle", [False, True])
-def test_a_file_cut_off_anywhere_is_refused(tmp_path, form, trust_pickle):
+def test_a_file_truncated_anywhere_is_refused(tmp_path, form, trust_pickle):
     path = whole(tmp_path, form)
     content = path.read_bytes()
     lengths = {1, 2, 4, 7, 8, 9, 64, len(content) // 4, len(content) // 2, len(content) - 40, len(content) - 1}
@@ -257,7 +257,7 @@ def test_every_length_of_a_legacy_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
-def test_damaged_bytes_are_read_or_refused_and_never_a_bug(tmp_path, form):
+def test_damaged_bytes_are_read_or_refused_and_never_crash(tmp_path, form):
     path = whole(tmp_path, form)
     content, random = path.read_bytes(), np.random.default_rng(0)
     refused = 0
@@ -279,7 +279,7 @@ def test_damaged_bytes_are_read_or_refused_and_never_a_bug(tmp_path, form):
 )
 @pytest.mark.parametrize("name", ["best.pt", "best.safetensors"])
 @pytest.mark.parametrize("trust_pickle", [False, True])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content, name, trust_pickle):
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path, content, name, trust_pickle):
     (tmp_path / name).write_bytes(content)
     assert "\n" not in refusal(tmp_path / name, trust_pickle=trust_pickle)
 
@@ -299,7 +299,7 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path, value, golden):
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("content", [{"layer.weight": [1.0, 2.0]}, {"layer.weight": torch.ones(3)}])
 @pytest.mark.parametrize("trust_pickle", [False, True])
-def test_a_plain_pickle_is_refused_as_one(tmp_path, content, protocol, trust_pickle):
+def test_a_plain_pickle_is_identified_and_refused(tmp_path, content, protocol, trust_pickle):
     (tmp_path / "best.pt").write_bytes(pickle.dumps(content, protocol))
     why = refusal(tmp_path / "best.pt", trust_pickle=trust_pickle)
     mentions(why, "pickle", "torch.save")
@@ -312,7 +312,7 @@ def test_a_protocol_that_torch_reads_only_by_running_code_is_named(tmp_path, pro
     torch.save(STATE, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     golden(refusal(path), protocol, "2")
     read = checkpoint.read(path, trust_pickle=True).state
-    assert all(torch.equal(read[name], one) for name, one in STATE.items())
+    assert all(torch.equal(read[name], tensor) for name, tensor in STATE.items())
 
 
 def test_a_torchscript_archive_is_refused_by_name(tmp_path, golden):
@@ -333,7 +333,7 @@ def save_malicious(path, marker, form):
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_of_it_is_run(tmp_path, form, golden):
+def test_a_pickle_that_needs_code_is_refused_and_not_executed(tmp_path, form, golden):
     marker = tmp_path / "marker"
     save_malicious(tmp_path / "best.pt", marker, form)
     with pytest.raises(CheckpointNeedsCode) as caught:
@@ -358,7 +358,7 @@ def test_a_trusted_pickle_may_run_its_code(tmp_path, form):
 
 
 @pytest.mark.parametrize("name", ["best.pt", "best.safetensors"])
-def test_a_pickle_under_any_name_and_depth_is_not_run(tmp_path, name):
+def test_a_pickle_of_any_name_and_depth_is_not_executed(tmp_path, name):
     marker = tmp_path / "marker"
     torch.save({"a": [{"b": (Malicious(marker),)}], **STATE}, tmp_path / name)
     with pytest.raises((CheckpointNeedsCode, CheckpointUnreadable)):
@@ -367,7 +367,7 @@ def test_a_pickle_under_any_name_and_depth_is_not_run(tmp_path, name):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_of_any_protocol_is_not_run(tmp_path, protocol):
+def test_a_pickle_of_any_protocol_is_not_executed(tmp_path, protocol):
     marker = tmp_path / "marker"
     (tmp_path / "best.pt").write_bytes(pickle.dumps(Malicious(marker), protocol))
     with pytest.raises((CheckpointNeedsCode, CheckpointUnreadable)):
@@ -375,7 +375,7 @@ def test_a_pickle_of_any_protocol_is_not_run(tmp_path, protocol):
     assert not marker.exists()
 
 
-def test_a_pickle_hidden_behind_a_second_zip_member_is_not_run(tmp_path):
+def test_a_pickle_hidden_behind_a_second_zip_member_is_not_executed(tmp_path):
     marker = tmp_path / "marker"
     buffer = io.BytesIO()
     torch.save(STATE, buffer)
@@ -391,19 +391,19 @@ def test_a_pickle_hidden_behind_a_second_zip_member_is_not_run(tmp_path):
 # -- the pin --------------------------------------------------------------------------------
 
 
-def test_a_pin_that_the_file_does_not_have_is_refused(tmp_path, golden):
+def test_a_file_with_a_digest_other_than_the_pinned_one_is_refused(tmp_path, golden):
     path = project(tmp_path, checkpoint={"path": "best.pt", "sha256": "0" * 64})
     loaded = manifest.load_manifest(path)
     with loader.open_model_loader(loaded) as opening, pytest.raises(CheckpointDigestWrong) as caught:
         opening()
-    found = hashlib.sha256((tmp_path / "best.pt").read_bytes()).hexdigest()
+    digest = hashlib.sha256((tmp_path / "best.pt").read_bytes()).hexdigest()
     golden(
         render_error(caught.value),
         "error[checkpoint-digest]",
         "best.pt",
         f"{path}:8: checkpoint.sha256",
         "0" * 64,
-        found,
+        digest,
     )
 
 
@@ -416,7 +416,7 @@ def test_a_pin_is_checked_before_the_file_is_unpickled(tmp_path):
     assert not marker.exists()
 
 
-def test_a_pin_that_the_file_has_is_accepted(tmp_path):
+def test_a_file_with_the_pinned_digest_is_accepted(tmp_path):
     path = project(tmp_path)
     sha256 = hashlib.sha256((tmp_path / "best.pt").read_bytes()).hexdigest()
     path = project(tmp_path, checkpoint={"path": "best.pt", "sha256": sha256})

@@ -16,7 +16,7 @@ from packager.checkpoint import state_tree_file
 from packager.checkpoint.state_tree import SAFETENSORS_DTYPES, EncodedTree, decode_tree, encode_tree
 from packager.errors import CheckpointDamaged, StateNotExpressible, render_error
 
-DTYPE_NAMES = sorted(str(one).removeprefix("torch.") for one in SAFETENSORS_DTYPES)
+DTYPE_NAMES = sorted(str(dtype).removeprefix("torch.") for dtype in SAFETENSORS_DTYPES)
 
 
 def there_and_back(tree):
@@ -25,24 +25,24 @@ def there_and_back(tree):
     return decode_tree(EncodedTree(encoded.tensors, json.loads(json.dumps(encoded.document, allow_nan=False))))
 
 
-def same(one, other):
+def same(first, second):
     """Types, order, bits: what == is too lenient or too strict for."""
-    if type(one) is not type(other):
+    if type(first) is not type(second):
         return False
-    if isinstance(one, dict):
-        pairs = zip(one.items(), other.items(), strict=True) if len(one) == len(other) else [(0, 1)]
+    if isinstance(first, dict):
+        pairs = zip(first.items(), second.items(), strict=True) if len(first) == len(second) else [(0, 1)]
         return all(same(left, right) for left, right in pairs)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.shape == other.shape and bits(one) == bits(other)
-    if isinstance(one, (np.ndarray, np.generic)):
-        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-    if isinstance(one, float):
-        return np.float64(one).tobytes() == np.float64(other).tobytes()
-    if isinstance(one, complex):
-        return same((one.real, one.imag), (other.real, other.imag))
-    return one == other
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(same(*pair) for pair in zip(first, second, strict=True))
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and first.shape == second.shape and bits(first) == bits(second)
+    if isinstance(first, (np.ndarray, np.generic)):
+        return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
+    if isinstance(first, float):
+        return np.float64(first).tobytes() == np.float64(second).tobytes()
+    if isinstance(first, complex):
+        return same((first.real, first.imag), (second.real, second.imag))
+    return first == second
 
 
 def bits(tensor):
@@ -69,7 +69,7 @@ leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-(2**200), 2**200), st.floats(), texts, st.binary(),
     st.complex_numbers(), tensors(), st.sampled_from([torch.float16, torch.Size([2, 0]), torch.device("cpu")]),
     st.floats().map(np.float64), st.integers(0, 255).map(np.uint8),
-    st.lists(st.floats(width=32)).map(lambda one: np.array(one, np.float32)),
+    st.lists(st.floats(width=32)).map(lambda numbers: np.array(numbers, np.float32)),
 )  # fmt: skip
 trees = st.recursive(
     leaves,
@@ -84,12 +84,12 @@ trees = st.recursive(
 
 
 @given(trees)
-def test_a_tree_comes_back_as_it_was(tree):
+def test_a_tree_is_restored_exactly(tree):
     assert same(there_and_back(tree), tree)
 
 
 @given(trees)
-def test_a_file_gives_back_its_tree_and_any_reader_its_tensors(tmp_path_factory, tree):
+def test_a_file_restores_its_tree_and_any_reader_finds_its_tensors(tmp_path_factory, tree):
     path = tmp_path_factory.mktemp("tree") / "tree.safetensors"
     encoded = encode_tree(tree)
     sha256 = state_tree_file.write_tree(path, encoded)
@@ -102,22 +102,22 @@ def test_a_number_keeps_its_bits(value):
     assert same(there_and_back(value), value)
 
 
-def test_an_array_of_any_rank_comes_back():
+def test_an_array_of_any_rank_is_restored():
     tree = {"rows": np.arange(6).reshape(2, 3)[:, ::-1], "one": np.array(1.5), "none": np.zeros((0, 2), bool)}
     assert same(there_and_back(tree), tree)
 
 
-def test_a_milestones_counter_comes_back():
+def test_a_counter_of_milestones_is_restored():
     assert same(there_and_back(Counter({30: 1, 80: 2})), Counter({30: 1, 80: 2}))
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-def test_a_complex_tensor_comes_back(dtype):
+def test_a_complex_tensor_is_restored(dtype):
     tensor = torch.randn(3, 2, dtype=dtype)
     assert same(there_and_back(tensor.conj()), tensor.conj().resolve_conj())
 
 
-def test_a_tensor_in_two_places_is_one_tensor_in_both_and_is_stored_once():
+def test_a_shared_tensor_is_stored_once_and_shared_again():
     tensor = torch.randn(3)
     encoded = encode_tree({"a": tensor, "b": [tensor, tensor.clone(), tensor[1:]]})
     assert sorted(encoded.tensors) == ["a", "b.1", "b.2"]
@@ -126,14 +126,14 @@ def test_a_tensor_in_two_places_is_one_tensor_in_both_and_is_stored_once():
     assert same(back["b"][2], tensor[1:])
 
 
-def test_two_tensors_whose_paths_read_the_same_keep_apart():
+def test_two_tensors_whose_paths_read_the_same_stay_separate():
     tree = {"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}, "__metadata__": torch.full((1,), 2.0)}
     assert sorted(encode_tree(tree).tensors) == ["__metadata__#2", "a.b", "a.b#2"]
     assert same(there_and_back(tree), tree)
 
 
 @pytest.mark.parametrize("order", [(0, 3, 1, 2), (1, 0, 2, 3), (3, 2, 1, 0)])
-def test_the_order_in_memory_is_kept_and_costs_no_copy(order):
+def test_the_order_of_dimensions_in_memory_is_kept_without_a_copy(order):
     tensor = torch.randn(2, 3, 4, 5).permute(order)
     encoded = encode_tree(tensor)
     assert encoded.tensors["value"].data_ptr() == tensor.data_ptr()
@@ -141,7 +141,7 @@ def test_the_order_in_memory_is_kept_and_costs_no_copy(order):
     assert same(decode_tree(encoded), tensor)
 
 
-def test_a_tensor_that_was_spread_out_comes_back_with_its_values():
+def test_a_strided_tensor_is_restored_with_its_values():
     for tensor in (torch.randn(3, 1).expand(3, 4), torch.randn(8)[::2], torch.nn.Parameter(torch.randn(2))):
         assert same(there_and_back(tensor), tensor.detach())
 
@@ -151,17 +151,17 @@ class Colour(enum.IntEnum):
 
 
 @pytest.mark.parametrize(
-    ("tree", "place", "found"),
+    ("tree", "path", "description"),
     [
         ({"a": [1, object()]}, "a.1", "a object"),
         ({"a": {2: {3, 4}}}, "a.2", "a set"),
         ({"schedule": len}, "schedule", "a builtin_function_or_method"),
-        ({"a": Colour.RED}, "a", "a test_tree.Colour"),
+        ({"a": Colour.RED}, "a", "a tests.checkpoint.test_state_tree.Colour"),
         ({"a": defaultdict(dict)}, "a", "a collections.defaultdict"),
-        ({"a": namedtuple("Pair", "x y")(1, 2)}, "a", "a test_tree.Pair"),
+        ({"a": namedtuple("Pair", "x y")(1, 2)}, "a", "a tests.checkpoint.test_state_tree.Pair"),
         ({"a": {(1, 2): 3}}, "a", "a dict with the key (1, 2), a tuple"),
         ({"a": {True: 3}}, "a", "a dict with the key True, a bool"),
-        ({"a": "\ud800"}, "a", "a text that has no form in UTF-8"),
+        ({"a": "\ud800"}, "a", "a str that UTF-8 cannot encode"),
         ({"a": torch.eye(2).to_sparse()}, "a", "a torch.Tensor of layout torch.sparse_coo"),
         ({"a": torch.empty(2, device="meta")}, "a", "a tensor on the meta device, without values"),
         ({"a": np.array(["x"])}, "a", "a numpy.ndarray of <U1"),
@@ -169,13 +169,13 @@ class Colour(enum.IntEnum):
         ({"a": np.ma.masked_array([1])}, "a", "a numpy.ma.MaskedArray of int64"),
     ],
 )
-def test_what_cannot_be_said_is_refused_by_its_place_and_class(tree, place, found, golden):
+def test_a_value_that_cannot_be_expressed_is_refused_with_its_path_and_class(tree, path, description, golden):
     with pytest.raises(StateNotExpressible) as caught:
         encode_tree(tree, "extra")
-    golden(render_error(caught.value), "error[state-not-expressible]", f"extra.{place}", found)
+    golden(render_error(caught.value), "error[state-not-expressible]", f"extra.{path}", description)
 
 
-def test_a_tree_that_holds_itself_is_refused(golden):
+def test_a_tree_that_contains_itself_is_refused(golden):
     tree = []
     tree.append(tree)
     with pytest.raises(StateNotExpressible) as caught:
@@ -184,7 +184,7 @@ def test_a_tree_that_holds_itself_is_refused(golden):
 
 
 @given(st.data())
-def test_a_file_in_which_one_bit_turned_is_refused(tmp_path_factory, data):
+def test_a_file_with_one_flipped_bit_is_refused(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("tree") / "tree.safetensors"
     sha256 = state_tree_file.write_tree(path, encode_tree({"a": torch.arange(5), "b": [1.5]}))
     content = bytearray(path.read_bytes())
@@ -195,7 +195,7 @@ def test_a_file_in_which_one_bit_turned_is_refused(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 8, b"\x02" + b"\0" * 7 + b"{}", b"\xff" * 20])
-def test_a_file_that_is_no_tree_is_refused_even_under_its_digest(tmp_path, content):
+def test_a_file_without_a_tree_is_refused_even_with_the_right_digest(tmp_path, content):
     import hashlib
 
     path = tmp_path / "tree.safetensors"

@@ -1,4 +1,4 @@
-"""The published JSON Schemas, held in step with the models."""
+"""Keep the published JSON Schemas in step with the models."""
 
 import json
 import math
@@ -16,7 +16,7 @@ DIGEST = "0" * 64
 
 
 def problems(name, value):
-    """What the published schema says against a value, each by its place."""
+    """Return the JSON path of every problem that the published schema has with a value."""
     validator = jsonschema.Draft202012Validator(json.loads(published(name).read_text(encoding="utf-8")))
     return [error.json_path for error in validator.iter_errors(value)]
 
@@ -27,26 +27,26 @@ def published(name):
 
 @pytest.fixture
 def digits():
-    """The manifest of the first example, as data."""
+    """Return the manifest of the first example, as data."""
     return yaml_source.parse_yaml((ROOT / "examples/digits/package.yaml").read_text(encoding="utf-8")).data
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_published_schema_is_what_the_models_generate(name):
+def test_a_published_schema_is_the_one_that_the_models_generate(name):
     assert published(name).read_bytes() == schemas.render_schema(name).encode()
 
 
-def test_every_schema_is_published_and_nothing_else():
+def test_every_schema_is_published_and_no_other_file():
     assert sorted(path.name for path in (ROOT / "schemas").iterdir()) == sorted(f"{name}.schema.json" for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_schema_is_valid_draft_2020_12(name):
-    found = schemas.generate_schema(name)
-    assert found["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    jsonschema.Draft202012Validator.check_schema(found)
+    schema = schemas.generate_schema(name)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    jsonschema.Draft202012Validator.check_schema(schema)
     with pytest.raises(jsonschema.SchemaError):
-        jsonschema.Draft202012Validator.check_schema({**found, "type": 7})
+        jsonschema.Draft202012Validator.check_schema({**schema, "type": 7})
 
 
 # -- the manifest ---------------------------------------------------------------------------
@@ -90,23 +90,23 @@ def test_a_missing_field_is_not_valid(digits, field):
         ("parity", {"tolerance": {"atol": 1}}),
     ],
 )
-def test_what_the_manifest_refuses_the_schema_refuses(digits, field, value):
+def test_a_value_that_the_manifest_refuses_is_invalid_in_the_schema(digits, field, value):
     assert problems("manifest", {**digits, field: value})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_object_of_a_schema_is_closed(name):
-    found = schemas.generate_schema(name)
-    objects = [found, *found["$defs"].values()]
-    assert [one["title"] for one in objects if "properties" in one and one["additionalProperties"]] == []
+    schema = schemas.generate_schema(name)
+    objects = [schema, *schema["$defs"].values()]
+    assert [item["title"] for item in objects if "properties" in item and item["additionalProperties"]] == []
 
 
-def test_every_field_of_the_manifest_that_is_written_has_a_description():
-    found = schemas.generate_schema("manifest")
+def test_every_field_of_the_manifest_has_a_description():
+    schema = schemas.generate_schema("manifest")
     bare = [
-        f"{place}.{name}"
-        for place, one in {"Manifest": found, **found["$defs"]}.items()
-        for name, field in one.get("properties", {}).items()
+        f"{model}.{name}"
+        for model, definition in {"Manifest": schema, **schema["$defs"]}.items()
+        for name, field in definition.get("properties", {}).items()
         if "description" not in field and "$ref" not in field
     ]
     assert bare == []
@@ -141,7 +141,7 @@ def config():
 
 
 def parity(value):
-    """A record in which everything measured is `value`."""
+    """Return a record in which every measurement is `value`."""
     errors = records.OutputErrorsRecord(
         max_abs=value, max_rel=value, rms=value, cosine=value, mismatched_nonfinite=0, of_limit=value,
         of_limit_float64=value,
@@ -149,11 +149,11 @@ def parity(value):
     worst = records.WorstElementRecord(
         case="000", output="y", index=[0, 1], expected=value, actual=value, of_limit=value
     )
-    agreement = records.Agreement(rule="top-5", compared=9, agreed=8, ties=1)
+    agreement = records.AgreementRecord(rule="top-5", compared=9, agreed=8, ties=1)
     backend = records.BackendVerdict(
         verdict="pass", reason="", outputs={"y": errors}, decisions={"y": agreement}, worst=worst
     )  # fmt: skip
-    silent = {"layer.weight": records.UnexercisedChannels(count=1, of=3, first=[2])}
+    silent = {"layer.weight": records.UnexercisedChannelsRecord(count=1, of=3, first=[2])}
     return records.ParityRecord(
         schema_=1,
         verdict="pass",
@@ -161,32 +161,32 @@ def parity(value):
         cases=[],
         not_checked=[],
         tolerance={},
-        decisions={"y": records.Decision(rule="top-5", axis=-1, tie=0.25)},
-        coverage=records.Coverage(measured="gradients", channels=3, exercised=2, silent=silent, still={"y": 1}),
+        decisions={"y": records.DecisionRecord(rule="top-5", axis=-1, tie=0.25)},
+        coverage=records.CoverageRecord(measured="gradients", channels=3, exercised=2, silent=silent, still={"y": 1}),
         backends={"onnx": backend},
         stages=[],
     )
 
 
-def test_a_record_is_valid_by_the_schema_that_is_published_for_it():
+def test_a_record_is_valid_in_its_published_schema():
     assert problems("config", json.loads(config().to_bytes())) == []
     assert problems("config", {**json.loads(config().to_bytes()), "more": 1}) == ["$"]
 
 
 @pytest.mark.parametrize("value", [0.5, 7.0, math.nan, math.inf, -math.inf])
-def test_a_number_that_json_has_not_is_valid_by_the_schema_too(value):
+def test_a_number_that_json_lacks_is_valid_in_the_schema(value):
     written = parity(value).to_bytes()
     assert problems("parity", json.loads(written, parse_constant=pytest.fail)) == []
     assert repr(records.ParityRecord.model_validate_json(written)) == repr(parity(value))
 
 
-def test_a_measurement_is_a_number_and_not_any_text():
+def test_a_measurement_is_a_number_and_not_arbitrary_text():
     written = json.loads(parity(0.5).to_bytes())
     written["backends"]["onnx"]["outputs"]["y"]["max_abs"] = "small"
     assert problems("parity", written) == ["$.backends.onnx.outputs.y.max_abs"]
 
 
-def test_a_decision_of_a_record_is_by_one_of_the_rules():
+def test_the_decision_of_a_record_has_a_known_rule():
     written = json.loads(parity(0.5).to_bytes())
     written["decisions"]["y"]["rule"] = "the best"
     assert problems("parity", written) == ["$.decisions.y.rule"]
@@ -194,7 +194,7 @@ def test_a_decision_of_a_record_is_by_one_of_the_rules():
         records.ParityRecord.model_validate(written)
 
 
-def test_a_record_reads_the_same_on_every_machine():
+def test_a_record_has_the_same_bytes_on_every_machine():
     text = config().to_bytes()
     assert text.startswith(b'{\n  "schema": 1,\n  "name": "n",\n') and text.endswith(b"}\n")
     assert b"\r" not in text and text == records.BundleConfig.model_validate_json(text).to_bytes()

@@ -1,4 +1,4 @@
-"""What forward() returns → named tensors in a fixed order."""
+"""Naming the tensors that forward() returns, in a fixed order."""
 
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Detection:
 
 @dataclass
 class Output(OrderedDict):
-    """As transformers' ModelOutput: a mapping and a dataclass."""
+    """A mapping and a dataclass, like transformers' ModelOutput."""
 
     logits: Any = None
     past: Any = None
@@ -61,10 +61,10 @@ Pair = namedtuple("Pair", ["left", "right"])
     ],
     ids=str,
 )
-def test_every_tensor_has_a_name_of_its_own_in_the_order_of_the_return_value(value, expected):
-    found = flatten_outputs(value)
-    assert list(found) == list(expected)
-    assert all(found[name] is expected[name] for name in expected)
+def test_every_tensor_has_a_name_in_the_order_of_the_return_value(value, expected):
+    outputs = flatten_outputs(value)
+    assert list(outputs) == list(expected)
+    assert all(outputs[name] is expected[name] for name in expected)
 
 
 @pytest.mark.parametrize(
@@ -83,41 +83,41 @@ def test_every_tensor_has_a_name_of_its_own_in_the_order_of_the_return_value(val
     ],
     ids=str,
 )
-def test_what_is_no_tensor_is_refused_by_its_place(value, facts, golden):
+def test_a_value_that_is_not_a_tensor_is_refused_with_its_position(value, facts, golden):
     with pytest.raises(NotATensor) as caught:
         flatten_outputs(value)
     golden(str(caught.value), *facts)
 
 
-def test_without_names_the_outputs_are_as_they_are_called():
+def test_without_names_the_outputs_keep_their_own():
     assert list(select_outputs({"b": A, "a": B}, None)) == ["b", "a"]
 
 
-def test_keys_are_picked_in_the_order_asked_for():
-    found = select_outputs({"logits": A, "hidden": B, "mask": C}, ["mask", "logits"])
-    assert list(found) == ["mask", "logits"]
-    assert found["mask"] is C and found["logits"] is A
+def test_keys_are_selected_in_the_requested_order():
+    outputs = select_outputs({"logits": A, "hidden": B, "mask": C}, ["mask", "logits"])
+    assert list(outputs) == ["mask", "logits"]
+    assert outputs["mask"] is C and outputs["logits"] is A
 
 
 def test_other_names_rename_in_order():
-    found = select_outputs({"output_0": A, "output_1": B}, ["boxes", "scores"])
-    assert list(found) == ["boxes", "scores"]
-    assert found["boxes"] is A and found["scores"] is B
+    outputs = select_outputs({"output_0": A, "output_1": B}, ["boxes", "scores"])
+    assert list(outputs) == ["boxes", "scores"]
+    assert outputs["boxes"] is A and outputs["scores"] is B
 
 
 def test_a_key_may_keep_its_name_while_others_are_renamed():
-    found = select_outputs({"boxes": A, "output_1": B}, ["boxes", "scores"])
-    assert found["boxes"] is A and found["scores"] is B
+    outputs = select_outputs({"boxes": A, "output_1": B}, ["boxes", "scores"])
+    assert outputs["boxes"] is A and outputs["scores"] is B
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "b", "c"], ["boxes", "b", "c"]])
-def test_names_that_are_neither_keys_nor_as_many_are_refused(names, golden):
+def test_names_that_are_neither_keys_nor_of_the_right_number_are_refused(names, golden):
     with pytest.raises(OutputNamesMismatch) as caught:
         select_outputs({"boxes": A, "scores": B}, names)
     golden(str(caught.value), ", ".join(names), "forward()", "boxes", "scores")
 
 
-def test_a_misspelt_name_never_gives_one_output_the_key_of_another(golden):
+def test_a_misspelt_name_never_gives_an_output_the_key_of_a_different_one(golden):
     with pytest.raises(OutputNamesMismatch) as caught:
         select_outputs({"boxes": A, "scores": B}, ["scores", "box"])
     golden(str(caught.value), "forward()", "scores", "box", "boxes")
@@ -136,14 +136,14 @@ NAMES = st.text("abc", min_size=1, max_size=2)
 @given(st.dictionaries(NAMES, st.integers(), min_size=1, max_size=4), st.lists(NAMES, unique=True, max_size=5))
 def test_an_output_under_its_own_key_is_that_output(flat, names):
     try:
-        found = select_outputs(flat, names)
+        outputs = select_outputs(flat, names)
     except OutputNamesMismatch:
-        found = {}
-    assert list(found) in ([], names)
-    assert all(value == flat[name] for name, value in found.items() if name in flat)
+        outputs = {}
+    assert list(outputs) in ([], names)
+    assert all(value == flat[name] for name, value in outputs.items() if name in flat)
 
 
-def test_two_tensors_under_one_name_are_refused(golden):
+def test_two_tensors_with_the_same_name_are_refused(golden):
     with pytest.raises(DuplicateOutputName) as caught:
         flatten_outputs({"a": {"b": np.zeros(1)}, "a.b": np.ones(1)})
     golden(caught.value, "a.b")

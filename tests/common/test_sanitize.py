@@ -1,4 +1,4 @@
-"""What foreign errors say of the machine is not recorded."""
+"""Messages of libraries are recorded without details of the machine."""
 
 from pathlib import Path
 
@@ -18,15 +18,15 @@ from packager.common.sanitize import sanitize_message
         ("", ""),
     ],
 )
-def test_paths_lose_their_folders_and_objects_their_address(text, recorded):
+def test_folders_and_addresses_are_removed(text, recorded):
     assert sanitize_message(text) == recorded
 
 
-def test_a_folder_with_a_blank_in_its_name_is_told(golden):
+def test_a_folder_with_a_space_in_its_name_is_removed_if_given(golden):
     golden(sanitize_message("no /my models/a b/net.onnx", Path("/my models/a b")), "net.onnx")
 
 
-def test_a_long_text_ends_at_the_same_place_wherever_its_files_lie():
+def test_a_long_text_is_truncated_after_its_folders_are_removed():
     texts = {
         sanitize_message(f"{folder}/net.py: " + "what happened " * 40) for folder in ("/a", "/a/rather/deep/folder")
     }

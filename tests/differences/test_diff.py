@@ -1,4 +1,4 @@
-"""What differs between two bundles: real ones, built, changed, damaged."""
+"""The differences between two bundles: real ones that were built, changed or damaged."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from projects import package, python, reseal
 
 import packager
-from packager import cli
 from packager.bundle.fingerprint import regular_file_digest
+from packager.cli.main import _run_command, cli
 from packager.differences import Difference, DiffReport, Section, Side
 from packager.differences import diff as diff_of_bundles
 from packager.errors import BundleSchemaUnknown, ModelUnreadable, NotABundle, render_error
@@ -27,7 +27,7 @@ SECTIONS = ["identity", "signature", "graph", "weights", "torchscript", "parity"
 
 @pytest.fixture(scope="session")
 def retrained(digits, tmp_path_factory):
-    """The bundle of the same project with three weights changed in its checkpoint."""
+    """Build the same project with three weights changed in its checkpoint."""
     folder = tmp_path_factory.mktemp("retrained")
     state = torch.load(digits.parent / "best.pt", weights_only=True)
     state["classify.1.weight"][0, :3] += 0.5
@@ -36,12 +36,12 @@ def retrained(digits, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def other(tmp_path_factory):
-    """A bundle of another description, signature, opset and optimization, without TorchScript."""
+    """Build a bundle with a different description, signature, opset and optimization, without TorchScript."""
     folder = tmp_path_factory.mktemp("other")
     manifest = projects.digits(
         folder / "project",
         version="1.1.0",
-        description="Handwritten digits\nof another kind",
+        description="Handwritten digits\nof a different kind",
         license="MIT",
         authors=["Ada"],
         metadata={"dataset": {"name": "digits", "rows": 1797}},
@@ -58,37 +58,37 @@ def other(tmp_path_factory):
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    """`package diff` in this process: arguments → (exit status, stdout, stderr)."""
+    """Return a function that runs `package diff` in this process: arguments → (exit status, stdout, stderr)."""
 
     def run(*arguments):
-        arguments = ["diff", *(str(one) for one in arguments)]
+        arguments = ["diff", *map(str, arguments)]
         monkeypatch.setattr("sys.argv", ["package", *arguments])
-        status = cli._run_command(cli.cli)
+        status = _run_command(cli)
         return status, *capsys.readouterr()
 
     return run
 
 
 def section(report, name):
-    return next(one for one in report.sections if one.name == name)
+    return next(section for section in report.sections if section.name == name)
 
 
-def found(report, name):
-    """The differences of a section by where they are."""
-    return {one.where: (one.before, one.after) for one in section(report, name).differences}
+def differences(report, name):
+    """Return the values before and after of the differences of a section, by path."""
+    return {field.where: (field.before, field.after) for field in section(report, name).differences}
 
 
 def text_of(report, name):
-    """The lines of a section."""
-    paragraphs = "\n".join(report.lines()).split("\n\n")
-    return next((one.splitlines()[1:] for one in paragraphs if one.splitlines()[0] == name), [])
+    """Return the lines of a section, without its title."""
+    paragraphs = [paragraph.splitlines() for paragraph in "\n".join(report.lines()).split("\n\n")]
+    return next((lines for title, *lines in paragraphs if title == name), [])
 
 
 def config_of(bundle):
     return json.loads((bundle / "config.json").read_text())
 
 
-# -- the same -------------------------------------------------------------------------------
+# -- equal bundles --------------------------------------------------------------------------
 
 
 def test_a_copy_is_the_same(command, built, bundle, golden):
@@ -99,34 +99,34 @@ def test_a_copy_is_the_same(command, built, bundle, golden):
     golden(out, "1.0.0", built.fingerprint, "digits", "cnn")
 
 
-def test_the_same_as_json(built, bundle):
-    done = package("diff", built.bundle, bundle, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_equal_bundles_as_json(built, bundle):
+    process = package("diff", built.bundle, bundle, "--json")
+    assert (process.returncode, process.stderr) == (0, "")
     side = {"name": "digits-cnn", "version": "1.0.0", "fingerprint": built.fingerprint, "damage": []}
     sections = {name: {"differences": [], "not_compared": None} for name in SECTIONS}
-    assert json.loads(done.stdout) == {"same": True, "before": side, "after": side, "sections": sections}
+    assert json.loads(process.stdout) == {"same": True, "before": side, "after": side, "sections": sections}
 
 
 def test_two_equal_bundles_are_compared_without_onnx_or_torch(built, bundle):
     code = (
         "import sys; sys.modules['onnx'] = sys.modules['torch'] = None\nimport packager\n"
         "report = packager.diff(sys.argv[1], sys.argv[2])\n"
-        "assert report.same and not any(one.not_compared for one in report.sections)\n"
+        "assert report.same and not any(section.not_compared for section in report.sections)\n"
         "heavy = {'onnx', 'torch', 'packager.builder.api', 'packager.differences.onnx_model'}\n"
-        "assert not [one for one in heavy if sys.modules.get(one)]"
+        "assert not [name for name in heavy if sys.modules.get(name)]"
     )
-    done = python(code, built.bundle, bundle)
-    assert done.returncode == 0, done.stderr
+    process = python(code, built.bundle, bundle)
+    assert process.returncode == 0, process.stderr
 
 
 # -- each section ---------------------------------------------------------------------------
 
 
-def test_a_retrained_bundle_differs_in_its_weights_and_in_no_node(built, retrained, golden):
+def test_a_retrained_bundle_differs_only_in_its_weights(built, retrained, golden):
     report = packager.diff(built.bundle, retrained)
-    before, after = (onnx.load(one / "model.onnx") for one in (built.bundle, retrained))
+    before, after = (onnx.load(bundle / "model.onnx") for bundle in (built.bundle, retrained))
     arrays = [
-        {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}["model.classify.1.weight"]
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}["model.classify.1.weight"]
         for model in (before, after)
     ]
     relative = 0.5 / np.sqrt(np.mean(np.square(arrays[0].astype(np.float64))))
@@ -137,18 +137,18 @@ def test_a_retrained_bundle_differs_in_its_weights_and_in_no_node(built, retrain
     assert (change.changed, change.total, change.nonfinite) == (3, 1280, 0)
     assert change.max_abs == float(np.abs(arrays[0].astype(np.float64) - arrays[1]).max())
     assert change.relative == pytest.approx(relative, rel=1e-6)
-    configs = [config_of(one) for one in (built.bundle, retrained)]
-    digests = [one["source"]["checkpoint_sha256"] for one in configs]
+    configs = [config_of(bundle) for bundle in (built.bundle, retrained)]
+    digests = [config["source"]["checkpoint_sha256"] for config in configs]
     assert text_of(report, "toolchain") == [f"  checkpoint_sha256  {digests[0][:12]}… → {digests[1][:12]}…"]
-    scripts = [one["artifacts"]["torchscript"]["sha256"] for one in configs]
+    scripts = [config["artifacts"]["torchscript"]["sha256"] for config in configs]
     assert text_of(report, "torchscript") == [f"  model.ts.sha256  {scripts[0][:12]}… → {scripts[1][:12]}…"]
-    assert {"file model.onnx", "file model.ts", "file config.json"} <= set(found(report, "identity"))
-    assert "file assets/labels.txt" not in found(report, "identity")
-    assert any(one.startswith("backends.onnx.outputs.logits.") for one in found(report, "parity"))
+    assert {"file model.onnx", "file model.ts", "file config.json"} <= set(differences(report, "identity"))
+    assert "file assets/labels.txt" not in differences(report, "identity")
+    assert any(path.startswith("backends.onnx.outputs.logits.") for path in differences(report, "parity"))
     assert text_of(report, "signature") == text_of(report, "metadata") == []
 
 
-def test_another_signature_and_other_metadata(built, other):
+def test_a_different_signature_and_different_metadata(built, other):
     report = packager.diff(built.bundle, other)
     assert text_of(report, "signature") == [
         '  outputs.logits  removed: {"dtype": "float32", "shape": ["batch", 10]}',
@@ -156,7 +156,7 @@ def test_another_signature_and_other_metadata(built, other):
         "  dims.batch.max  16 → 32",
     ]
     assert text_of(report, "metadata") == [
-        '  description       "" → "Handwritten digits\\nof another kind"',
+        '  description       "" → "Handwritten digits\\nof a different kind"',
         "  license           added: MIT",
         '  authors           [] → ["Ada"]',
         '  assets            ["labels.txt"] → []',
@@ -169,7 +169,7 @@ def test_another_signature_and_other_metadata(built, other):
     ]
 
 
-def test_another_graph(built, other):
+def test_a_different_graph(built, other):
     report = packager.diff(built.bundle, other)
     lines = text_of(report, "graph")
     assert "  opset.ai.onnx                     20 → 17" in lines
@@ -179,35 +179,35 @@ def test_another_graph(built, other):
         ["operator", "Conv", "0", "→", "2"],
         ["operator", "Relu", "0", "→", "2"],
     ]
-    nodes = [config_of(one)["artifacts"]["onnx"]["nodes"] for one in (built.bundle, other)]
-    graph = found(report, "graph")
+    nodes = [config_of(bundle)["artifacts"]["onnx"]["nodes"] for bundle in (built.bundle, other)]
+    graph = differences(report, "graph")
     assert graph["nodes"] == tuple(nodes)
     assert graph["first at node 0"] == ("com.microsoft.FusedConv /model/features/0/Conv", "Conv /model/features/0/Conv")
     assert graph["outputs.scores"] == (None, {"dtype": "float32", "shape": ["batch", 10]})
 
 
-def test_another_proof(built, other):
+def test_different_parity(built, other):
     report = packager.diff(built.bundle, other)
     noise = json.loads((built.bundle / "evidence/parity.json").read_text())["tolerance"]["logits"]["noise"]
-    parity = found(report, "parity")
+    parity = differences(report, "parity")
     assert parity["verdict.torchscript"] == ("pass", "not-checked")
     assert parity["tolerance.logits"][0]["noise"] == noise
     explicit = parity["tolerance.scores"][1]
     assert (explicit["kind"], explicit["atol"], explicit["rtol"]) == ("explicit", 1e-4, 1e-3)
     assert parity["stages.optimize"][1] is None
-    places = [one.where.partition(".")[0] for one in section(report, "parity").differences]
-    assert places == sorted(places, key=["verdict", "not_checked", "tolerance", "backends", "stages", "cases"].index)
-    assert not [one for one in parity if one.endswith(".why")]
+    groups = [field.where.partition(".")[0] for field in section(report, "parity").differences]
+    assert groups == sorted(groups, key=["verdict", "not_checked", "tolerance", "backends", "stages", "cases"].index)
+    assert not [path for path in parity if path.endswith(".why")]
 
 
-def test_the_identity_says_which_files_differ(built, other):
+def test_the_identity_lists_the_files_that_differ(built, other):
     report = packager.diff(built.bundle, other)
-    identity = found(report, "identity")
-    seals = [(one / "FINGERPRINT").read_text().strip() for one in (built.bundle, other)]
+    identity = differences(report, "identity")
+    fingerprints = [(bundle / "FINGERPRINT").read_text().strip() for bundle in (built.bundle, other)]
     assert identity["version"] == ("1.0.0", "1.1.0")
-    assert identity["fingerprint"] == tuple(seals)
-    sums = [dict(line.split()[::-1] for line in (one / "SHA256SUMS").open()) for one in (built.bundle, other)]
-    files = {one.removeprefix("file "): two for one, two in identity.items() if one.startswith("file ")}
+    assert identity["fingerprint"] == tuple(fingerprints)
+    sums = [dict(line.split()[::-1] for line in (bundle / "SHA256SUMS").open()) for bundle in (built.bundle, other)]
+    files = {path.removeprefix("file "): pair for path, pair in identity.items() if path.startswith("file ")}
     assert files == {
         path: (sums[0].get(path), sums[1].get(path))
         for path in sums[0] | sums[1]
@@ -216,19 +216,19 @@ def test_the_identity_says_which_files_differ(built, other):
     assert files["model.ts"][1] is files["assets/labels.txt"][1] is None
 
 
-def test_another_toolchain_and_another_machine(built, bundle):
+def test_a_different_toolchain_and_a_different_machine(built, bundle):
     config = config_of(bundle)
     config["source"]["toolchain"]["torch"] = "2.12.0"
     (bundle / "config.json").write_text(json.dumps(config))
     build = json.loads((bundle / "evidence/build.json").read_text())
     build["python"] = "3.10.0"
-    build["steps"][0]["outcome"] = "another"
+    build["steps"][0]["outcome"] = "different"
     (bundle / "evidence/build.json").write_text(json.dumps(build))
     reseal(bundle)
     lines = text_of(packager.diff(bundle, built.bundle), "toolchain")
     assert lines[0].split() == ["toolchain.torch", "2.12.0", "→", torch.__version__]
     assert lines[1].split() == ["python", "3.10.0", "→", ".".join(map(str, sys.version_info[:3]))]
-    assert lines[2].split()[:3] == ["steps.weights.outcome", "another", "→"]
+    assert lines[2].split()[:3] == ["steps.weights.outcome", "different", "→"]
 
 
 def test_the_order_of_inputs_and_dims_without_a_limit(built, bundle):
@@ -239,8 +239,8 @@ def test_the_order_of_inputs_and_dims_without_a_limit(built, bundle):
     swapped = Path(shutil.copytree(bundle, bundle.parent / "swapped"))
     config["inputs"].reverse()
     (swapped / "config.json").write_text(json.dumps(config))
-    for one in (bundle, swapped):
-        reseal(one)
+    for folder in (bundle, swapped):
+        reseal(folder)
     assert text_of(packager.diff(bundle, swapped), "signature") == ['  inputs  ["image", "mask"] → ["mask", "image"]']
     assert text_of(packager.diff(built.bundle, bundle), "signature") == [
         '  inputs.mask     added: {"dtype": "bool", "shape": ["batch"]}',
@@ -248,21 +248,21 @@ def test_the_order_of_inputs_and_dims_without_a_limit(built, bundle):
     ]
 
 
-def test_the_same_model_in_other_bytes_is_told_as_such(built, bundle, golden):
+def test_the_same_model_in_different_bytes_is_reported_as_such(built, bundle, golden):
     model = onnx.load(bundle / "model.onnx")
-    weights = [onnx.TensorProto.FromString(one.SerializeToString()) for one in model.graph.initializer]
+    weights = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in model.graph.initializer]
     del model.graph.initializer[:]
     model.graph.initializer.extend(reversed(weights))
     (bundle / "model.onnx").write_bytes(model.SerializeToString())
     reseal(bundle)
     report = packager.diff(built.bundle, bundle)
-    (line,) = list(found(report, "graph"))
+    (line,) = list(differences(report, "graph"))
     golden(line, "model.onnx")
     assert text_of(report, "weights") == []
     assert not report.same
 
 
-def test_what_config_json_claims_of_a_model_is_compared_where_the_models_are_the_same(built, bundle):
+def test_fields_of_config_json_about_equal_models_are_compared(built, bundle):
     config = config_of(bundle)
     config["artifacts"]["onnx"]["opset"] = 99
     (bundle / "config.json").write_text(json.dumps(config))
@@ -270,19 +270,18 @@ def test_what_config_json_claims_of_a_model_is_compared_where_the_models_are_the
     assert text_of(packager.diff(built.bundle, bundle), "graph") == ["  opset  20 → 99"]
 
 
-def test_the_other_way_round_before_and_after_are_exchanged(built, retrained, other):
+def test_swapping_the_bundles_swaps_before_and_after(built, retrained, other):
     for a, b in ((built.bundle, other), (built.bundle, retrained), (retrained, other)):
         there, back = packager.diff(a, b), packager.diff(b, a)
         assert (there.before, there.after, there.same) == (back.after, back.before, back.same)
-        for one, two in zip(there.sections, back.sections, strict=True):
-            exchanged = [(difference.where, difference.after, difference.before) for difference in two.differences]
-            assert sorted(exchanged, key=str) == sorted(
-                ((d.where, d.before, d.after) for d in one.differences), key=str
-            )
+        for forward, backward in zip(there.sections, back.sections, strict=True):
+            fields = [(field.where, field.before, field.after) for field in forward.differences]
+            swapped = [(field.where, field.after, field.before) for field in backward.differences]
+            assert sorted(fields, key=str) == sorted(swapped, key=str)
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_weights_beside_the_model_are_compared(built, bundle, declared, golden):
+def test_external_weights_are_compared(built, bundle, declared, golden):
     model = onnx.load(bundle / "model.onnx")
     onnx.save(
         model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0
@@ -295,28 +294,28 @@ def test_weights_beside_the_model_are_compared(built, bundle, declared, golden):
     content = bytearray((changed / "model.onnx.data").read_bytes())
     content[:4] = np.float32(7).tobytes()
     (changed / "model.onnx.data").write_bytes(content)
-    for one in (bundle, changed):
-        reseal(one)
+    for folder in (bundle, changed):
+        reseal(folder)
     report = packager.diff(bundle, changed)
     (difference,) = section(report, "weights").differences
     assert (difference.change.changed, difference.change.nonfinite) == (1, 0)
     assert text_of(report, "graph") == []
-    golden("\n".join(list(found(packager.diff(built.bundle, bundle), "graph"))), "model.onnx", "model.onnx.data")
+    golden("\n".join(list(differences(packager.diff(built.bundle, bundle), "graph"))), "model.onnx", "model.onnx.data")
 
 
 # -- damage ---------------------------------------------------------------------------------
 
 
-def test_a_damaged_bundle_is_compared_and_called_so(command, built, bundle, golden):
+def test_a_damaged_bundle_is_compared_and_reported_as_damaged(command, built, bundle, golden):
     content = bytearray((bundle / "model.onnx").read_bytes())
-    place = content.index(np.float32(onnx_weight(bundle, "model.classify.1.bias")[0]).tobytes())
-    content[place : place + 4] = np.float32(7).tobytes()
+    offset = content.index(np.float32(onnx_weight(bundle, "model.classify.1.bias")[0]).tobytes())
+    content[offset : offset + 4] = np.float32(7).tobytes()
     (bundle / "model.onnx").write_bytes(content)
     (bundle / "assets/labels.txt").unlink()
     (bundle / "extra").write_text("x")
     status, out, err = command(built.bundle, bundle)
     assert (status, err) == (1, "")
-    digests = [regular_file_digest(one / "model.onnx")[:12] for one in (built.bundle, bundle)]
+    digests = [regular_file_digest(folder / "model.onnx")[:12] for folder in (built.bundle, bundle)]
     labels = regular_file_digest(built.bundle / "assets/labels.txt")[:12]
     extra = regular_file_digest(bundle / "extra")[:12]
     distance = section(packager.diff(built.bundle, bundle), "weights").differences[0].change
@@ -335,17 +334,17 @@ def test_a_damaged_bundle_is_compared_and_called_so(command, built, bundle, gold
 
 def onnx_weight(bundle, name):
     model = onnx.load(bundle / "model.onnx")
-    return next(numpy_helper.to_array(one) for one in model.graph.initializer if one.name == name)
+    return next(numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == name)
 
 
-def test_of_torchscript_the_digest_is_that_of_the_file_as_it_lies_there(built, bundle):
+def test_the_digest_of_torchscript_is_computed_from_the_file(built, bundle):
     (bundle / "model.ts").write_bytes(b"x")
     report = packager.diff(built.bundle, bundle)
-    digests = [regular_file_digest(one / "model.ts") for one in (built.bundle, bundle)]
-    assert found(report, "torchscript") == {"model.ts.sha256": tuple(digests)}
+    digests = [regular_file_digest(folder / "model.ts") for folder in (built.bundle, bundle)]
+    assert differences(report, "torchscript") == {"model.ts.sha256": tuple(digests)}
 
 
-def test_a_model_that_damage_made_unreadable_is_not_compared_and_the_reason_is_said(command, built, bundle, golden):
+def test_a_model_that_damage_made_unreadable_is_not_compared(command, built, bundle, golden):
     (bundle / "model.onnx").write_bytes((bundle / "model.onnx").read_bytes()[:100])
     status, out, err = command(built.bundle, bundle, "--json")
     assert (status, err) == (1, "")
@@ -361,7 +360,7 @@ def test_a_model_that_damage_made_unreadable_is_not_compared_and_the_reason_is_s
     assert not report.same
 
 
-def test_a_model_that_was_sealed_unreadable_is_an_error(command, built, bundle, golden):
+def test_an_unreadable_model_in_an_intact_bundle_is_an_error(command, built, bundle, golden):
     (bundle / "model.onnx").write_bytes(b"")
     reseal(bundle)
     with pytest.raises(ModelUnreadable) as caught:
@@ -390,7 +389,7 @@ def test_a_damaged_seal_is_a_difference(built, bundle, file, content, damage, go
 
 
 @pytest.mark.parametrize(("name", "where"), [("evidence/parity.json", "parity"), ("evidence/build.json", "toolchain")])
-def test_evidence_that_cannot_be_read_is_not_compared_and_the_reason_is_said(built, bundle, name, where, golden):
+def test_unreadable_evidence_is_not_compared(built, bundle, name, where, golden):
     (bundle / name).write_text("{")
     reason = section(packager.diff(built.bundle, bundle), where).not_compared
     mentions(reason, name)
@@ -399,7 +398,7 @@ def test_evidence_that_cannot_be_read_is_not_compared_and_the_reason_is_said(bui
     golden(line, name)
 
 
-def test_neither_a_pipe_nor_a_link_in_a_bundle_is_read(built, bundle, golden):
+def test_pipes_and_links_in_a_bundle_are_not_read(built, bundle, golden):
     for name in ("evidence/parity.json", "model.onnx"):
         (bundle / name).unlink()
     os.mkfifo(bundle / "evidence/parity.json")
@@ -411,10 +410,10 @@ def test_neither_a_pipe_nor_a_link_in_a_bundle_is_read(built, bundle, golden):
     mentions(section(report, "graph").not_compared, "config.json")
 
 
-# -- what is no bundle ----------------------------------------------------------------------
+# -- anything but a bundle ------------------------------------------------------------------
 
 
-def test_what_is_no_bundle_is_answered_with_2(command, built, tmp_path, golden):
+def test_anything_but_a_bundle_exits_with_2(command, built, tmp_path, golden):
     status, out, err = command(built.bundle, tmp_path / "no")
     assert (status, out) == (2, "")
     golden(err, "error[not-a-bundle]", f"{tmp_path}/no", ".zip")
@@ -434,7 +433,7 @@ def test_a_malformed_config_is_refused(built, bundle, artifacts):
         packager.diff(bundle, built.bundle)
 
 
-def test_a_bundle_of_another_schema_is_refused(built, bundle):
+def test_a_bundle_of_an_unknown_schema_is_refused(built, bundle):
     (bundle / "config.json").write_text(json.dumps({**config_of(bundle), "schema": 2}))
     with pytest.raises(BundleSchemaUnknown):
         packager.diff(built.bundle, bundle)
@@ -443,30 +442,30 @@ def test_a_bundle_of_another_schema_is_refused(built, bundle):
 # -- without onnx, and as text --------------------------------------------------------------
 
 
-def test_without_onnx_graph_and_weights_are_not_compared_and_the_reason_is_said(built, other, golden):
+def test_without_onnx_graph_and_weights_are_not_compared(built, other, golden):
     code = (
         "import sys; sys.modules['onnx'] = None\nfrom packager.cli import main\n"
         "sys.argv = ['package', 'diff', *sys.argv[1:]]\nmain()"
     )
-    done = python(code, built.bundle, other)
-    assert (done.returncode, done.stderr) == (1, "")
-    paragraphs = done.stdout.split("\n\n")
+    process = python(code, built.bundle, other)
+    assert (process.returncode, process.stderr) == (1, "")
+    paragraphs = process.stdout.split("\n\n")
     (weights,) = [paragraph for paragraph in paragraphs if paragraph.startswith("weights\n")]
     golden(weights, "onnx")
-    graph = next(one for one in paragraphs if one.startswith("graph\n")).splitlines()
+    graph = next(paragraph for paragraph in paragraphs if paragraph.startswith("graph\n")).splitlines()
     golden(graph[1])
     assert ["nodes", "5", "→", "7"] in [line.split() for line in graph]
-    done = python(code, built.bundle, other, "--json")
-    record = json.loads(done.stdout)
+    process = python(code, built.bundle, other, "--json")
+    record = json.loads(process.stdout)
     assert not record["same"] and record["sections"]["weights"]["differences"] == []
     assert record["sections"]["weights"]["not_compared"] == record["sections"]["graph"]["not_compared"]
     golden(record["sections"]["graph"]["not_compared"])
 
 
-def test_two_bundles_that_differ_as_json(built, retrained):
-    done = package("diff", built.bundle, retrained, "--json")
-    assert (done.returncode, done.stderr) == (1, "")
-    record = json.loads(done.stdout, parse_constant=pytest.fail)
+def test_different_bundles_as_json(built, retrained):
+    process = package("diff", built.bundle, retrained, "--json")
+    assert (process.returncode, process.stderr) == (1, "")
+    record = json.loads(process.stdout, parse_constant=pytest.fail)
     assert record == packager.diff(built.bundle, retrained).as_json()
     assert list(record["sections"]) == SECTIONS
     (difference,) = record["sections"]["weights"]["differences"]
@@ -475,16 +474,16 @@ def test_two_bundles_that_differ_as_json(built, retrained):
     assert set(difference["change"]) == {"changed", "total", "max_abs", "relative", "nonfinite"}
 
 
-def test_what_json_has_not_is_a_string():
-    one = Section("graph", (Difference("x", float("nan"), [float("inf"), {"y": -float("inf")}]),))
+def test_nan_and_infinities_are_strings_in_json():
+    graph = Section("graph", (Difference("x", float("nan"), [float("inf"), {"y": -float("inf")}]),))
     side = Side("a", "1", "h1:")
-    record = DiffReport(side, side, (one,)).as_json()
+    record = DiffReport(side, side, (graph,)).as_json()
     assert record["sections"]["graph"]["differences"] == [
         {"where": "x", "before": "NaN", "after": ["Infinity", {"y": "-Infinity"}]}
     ]
 
 
-def test_a_long_section_is_cut_short_as_text_and_says_so(golden):
+def test_a_long_section_is_truncated_in_text(golden):
     differences = tuple(Difference(f"w{index}", index, index + 1) for index in range(23))
     side = Side("a", "1", "h1:")
     lines = list(DiffReport(side, side, (Section("weights", differences),)).lines())
@@ -493,6 +492,6 @@ def test_a_long_section_is_cut_short_as_text_and_says_so(golden):
     assert len(lines) == 2 + 2 + 20 + 1
 
 
-def test_the_function_is_what_packager_exports():
+def test_packager_exports_diff():
     assert packager.diff is diff_of_bundles
     assert packager.DiffReport is DiffReport

@@ -1,4 +1,4 @@
-"""Two records side by side: the laws, and what a person reads."""
+"""Comparing two records: laws of the comparison, and how the differences are shown."""
 
 import json
 
@@ -14,37 +14,33 @@ SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text
 
 
 def containers(children):
-    named = st.tuples(NAMES, children).map(lambda one: {"name": one[0], "value": one[1]})
+    named = st.tuples(NAMES, children).map(lambda pair: {"name": pair[0], "value": pair[1]})
     return st.lists(children, max_size=3) | st.lists(named, max_size=3) | st.dictionaries(NAMES, children, max_size=3)
 
 
 RECORDS = st.recursive(SCALARS, containers, max_leaves=12)
 
 
-def written(value):
-    return json.dumps(value)
-
-
 def compared(before, after):
-    return [(one.where, one.before, one.after) for one in find_differences(before, after)]
+    return [(field.where, field.before, field.after) for field in find_differences(before, after)]
 
 
 @given(RECORDS, RECORDS)
-def test_nothing_differs_just_where_the_records_are_written_the_same(before, after):
+def test_records_are_equal_exactly_if_they_are_written_the_same(before, after):
     assert compared(before, before) == []
     same = json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True)
     assert (compared(before, after) == []) == same
 
 
 @given(RECORDS, RECORDS)
-def test_the_other_way_round_before_and_after_are_exchanged(before, after):
-    there = sorted(map(written, compared(before, after)))
-    back = sorted(written((where, right, left)) for where, left, right in compared(after, before))
+def test_swapping_the_records_swaps_before_and_after(before, after):
+    there = sorted(map(json.dumps, compared(before, after)))
+    back = sorted(json.dumps((where, right, left)) for where, left, right in compared(after, before))
     assert there == back
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "found"),
+    ("before", "after", "expected"),
     [
         ({"a": {"b": 1}}, {"a": {"b": 2}}, [("a.b", 1, 2)]),
         ({"a": 1}, {"b": None}, [("a", 1, None), ("b", None, None)]),
@@ -60,21 +56,17 @@ def test_the_other_way_round_before_and_after_are_exchanged(before, after):
         (1, 2, [("", 1, 2)]),
     ],
 )  # fmt: skip
-def test_a_difference_is_said_where_it_is(before, after, found):
-    assert compared(before, after) == found
+def test_a_difference_has_the_path_of_its_field(before, after, expected):
+    assert compared(before, after) == expected
 
 
-def test_the_fields_come_in_the_order_of_the_record():
-    assert [one.where for one in find_differences({"z": 1, "a": 1, "m": 1}, {"a": 2, "b": 2, "z": 2})] == [
-        "z",
-        "a",
-        "m",
-        "b",
-    ]
+def test_differences_are_in_the_order_of_the_record():
+    differences = compared({"z": 1, "a": 1, "m": 1}, {"a": 2, "b": 2, "z": 2})
+    assert [where for where, _, _ in differences] == ["z", "a", "m", "b"]
 
 
 @given(st.text(max_size=90) | st.floats(), st.text(max_size=90) | st.floats())
-def test_two_values_that_differ_are_shown_as_texts_that_do(before, after):
+def test_different_values_are_shown_as_different_texts(before, after):
     if json.dumps(before) != json.dumps(after):
         left, right = format_pair(before, after)
         assert left != right or {left, right} & {"none"}
@@ -97,11 +89,11 @@ def test_two_values_that_differ_are_shown_as_texts_that_do(before, after):
         (["batch", 1], ["batch", None], ('["batch", 1]', '["batch", null]')),
     ],
 )
-def test_values_are_shown_in_short_around_their_first_difference(before, after, texts):
+def test_long_values_are_cut_around_their_first_difference(before, after, texts):
     assert format_pair(before, after) == texts
 
 
-def test_what_was_added_or_removed_is_called_so():
+def test_added_and_removed_fields_are_labelled():
     texts = [Difference("x", *values).text() for values in ((None, 1), (1, None), (1, 2))]
     assert texts == ["added: 1", "removed: 1", "1 → 2"]
     assert format_value("\u202egpj.exe") == '"\\u202egpj.exe"'

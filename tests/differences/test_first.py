@@ -1,4 +1,4 @@
-"""The first difference of one file of two bundles, in one sentence."""
+"""The description of the first difference between two versions of a file."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from packager.differences import find_first_difference
 
 @pytest.fixture
 def first(tmp_path):
-    """The first difference of a file of two contents."""
+    """Return a function that describes the first difference between two contents of a file."""
 
     def first(file, *contents):
         for side, content in zip("ab", contents, strict=True):
@@ -50,7 +50,7 @@ def first(tmp_path):
         (b"one", None, ()),
     ],
 )
-def test_of_text_it_is_a_line_and_of_anything_else_a_byte(first, before, after, facts, golden):
+def test_text_differs_in_a_line_and_anything_else_in_a_byte(first, before, after, facts, golden):
     golden(first("assets/labels", before, after), *facts)
 
 
@@ -71,12 +71,12 @@ def dumped(value):
         (dumped({"a": 1}), b'{"a": 1}', ("1", '{"a": 1}')),
     ],
 )  # fmt: skip
-def test_of_a_record_it_is_a_field(first, before, after, facts, golden):
+def test_a_record_differs_in_a_field(first, before, after, facts, golden):
     golden(first("evidence/parity.json", before, after), *facts)
 
 
 def tensors(**arrays):
-    return safetensors.numpy.save({name: np.float32(one) for name, one in arrays.items()})
+    return safetensors.numpy.save({name: np.float32(values) for name, values in arrays.items()})
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def tensors(**arrays):
         ),
     ],
 )  # fmt: skip
-def test_of_a_safetensors_file_it_is_a_tensor(first, before, after, facts, golden):
+def test_a_safetensors_file_differs_in_a_tensor(first, before, after, facts, golden):
     golden(first("evidence/golden.safetensors", before, after), *facts)
 
 
-def test_of_a_safetensors_file_that_cannot_be_read_it_is_a_byte_and_the_reason_is_said(first):
-    said = first("evidence/golden.safetensors", tensors(a=[1]), b"\0")
-    mentions(said, "0", "0x38", "0x00")
+def test_an_unreadable_safetensors_file_differs_in_a_byte_with_the_reason(first):
+    description = first("evidence/golden.safetensors", tensors(a=[1]), b"\0")
+    mentions(description, "0", "0x38", "0x00")
 
 
 def archive(path, **entries):
@@ -116,8 +116,8 @@ def archive(path, **entries):
         ({"a": "", "b": ""}, {"b": "", "a": ""}, ("36", "0x61", "0x62")),
     ],
 )
-def test_of_torchscript_it_is_an_entry_of_the_archive(first, tmp_path, before, after, facts, golden):
-    contents = [archive(tmp_path / "x.zip", **one) for one in (before, after)]
+def test_torchscript_differs_in_an_entry_of_its_archive(first, tmp_path, before, after, facts, golden):
+    contents = [archive(tmp_path / "x.zip", **entries) for entries in (before, after)]
     golden(first("model.ts", *contents), *facts)
 
 
@@ -142,42 +142,42 @@ def model(*, pads=(0, 0, 1, 1), weight=(1, 2), name="/layer1/Conv", producer="pa
         ({"weight": (1,)}, ("fc.weight", "float32[2]", "float32[1]")),
     ],
 )
-def test_of_an_onnx_model_it_is_a_node_a_field_or_a_weight(first, changed, facts, golden):
+def test_an_onnx_model_differs_in_a_node_a_field_or_a_weight(first, changed, facts, golden):
     golden(first("model.onnx", model().SerializeToString(), model(**changed).SerializeToString()), *facts)
 
 
-def test_of_an_onnx_model_that_cannot_be_read_it_is_a_byte(first, golden):
+def test_an_unreadable_onnx_model_differs_in_a_byte(first, golden):
     golden(first("model.onnx", b"\x08\x01", b"\xff"), "0", "0x08", "0xff", "ValueError")
 
 
-def test_of_weights_beside_a_model_it_is_a_weight(tmp_path, golden):
+def test_a_file_of_external_weights_differs_in_a_weight(tmp_path, golden):
     for side, weight in (("a", [1, 2]), ("b", [1, 3])):
         (tmp_path / side).mkdir()
         path = tmp_path / side / "model.onnx"
         proto = model(weight=weight, name=f"/{side}")
         onnx.save(proto, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
-    said = find_first_difference(tmp_path / "a", tmp_path / "b", "model.onnx.data")
-    golden(said, "fc.weight", "1", "2")
+    description = find_first_difference(tmp_path / "a", tmp_path / "b", "model.onnx.data")
+    golden(description, "fc.weight", "1", "2")
     (tmp_path / "b" / "model.onnx").unlink()
-    said = find_first_difference(tmp_path / "a", tmp_path / "b", "model.onnx.data")
-    mentions(said, "6", "0x00", "0x40", "FileNotFoundError")
+    description = find_first_difference(tmp_path / "a", tmp_path / "b", "model.onnx.data")
+    mentions(description, "6", "0x00", "0x40", "FileNotFoundError")
 
 
-def test_without_onnx_it_is_a_byte_and_the_reason_is_said(tmp_path, golden):
+def test_without_onnx_a_model_differs_in_a_byte_with_the_reason(tmp_path, golden):
     for side, content in (("a", model()), ("b", model(producer="Packager"))):
         (tmp_path / side).mkdir()
         (tmp_path / side / "model.onnx").write_bytes(content.SerializeToString())
     code = (
         "import sys; sys.modules['onnx'] = None\nfrom pathlib import Path\n"
-        "from packager.differences import first_difference\n"
-        "print(first_difference(Path(sys.argv[1]), Path(sys.argv[2]), 'model.onnx'))"
+        "from packager.differences import find_first_difference\n"
+        "print(find_first_difference(Path(sys.argv[1]), Path(sys.argv[2]), 'model.onnx'))"
     )
-    done = python(code, tmp_path / "a", tmp_path / "b")
-    golden(done.stdout, "4", "0x70", "0x50")
+    process = python(code, tmp_path / "a", tmp_path / "b")
+    golden(process.stdout, "4", "0x70", "0x50")
 
 
 @pytest.mark.parametrize("file", ["../secret", "/etc/passwd", "a/../../b"])
-def test_a_path_that_leads_out_of_the_bundle_is_refused(tmp_path, file, golden):
+def test_a_path_that_leaves_the_bundle_is_refused(tmp_path, file, golden):
     with pytest.raises(ValueError) as caught:
         find_first_difference(tmp_path, tmp_path, file)
     golden(caught.value, file)

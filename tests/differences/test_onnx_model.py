@@ -1,4 +1,4 @@
-"""Two ONNX models side by side: every part that can differ, and that nothing differs unseen."""
+"""Comparing two ONNX models: every part that can differ is compared."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ def constant(array, name):
 
 
 def model():
-    """A pool over pads, a constant, and a branch with a weight in it."""
+    """Make a model with a constant, a branch with a weight in it, and a node with attributes."""
     inner = numpy_helper.from_array(np.float32([1, 2]), "inner")
     then = helper.make_graph(
         [helper.make_node("Add", ["scaled", "inner"], ["more"], "/then/Add")], "then", [], [value("more")], [inner]
@@ -168,13 +168,13 @@ WEIGHTS = {
 
 @pytest.fixture
 def pair(tmp_path):
-    """The model, and the model after a change, as they are read."""
+    """Return a function that reads the model before and after changes."""
 
     def pair(*changes):
         for name, applied in (("before", ()), ("after", changes)):
             proto = model()
-            for one in applied:
-                one(proto)
+            for change in applied:
+                change(proto)
             (tmp_path / f"{name}.onnx").write_bytes(proto.SerializeToString())
         return [onnx_model.load_onnx_model(tmp_path / f"{name}.onnx") for name in ("before", "after")]
 
@@ -182,59 +182,61 @@ def pair(tmp_path):
 
 
 def graph(before, after):
-    return [(one.where, one.before, one.after) for one in onnx_model.compare_graphs(before, after)]
+    return [(field.where, field.before, field.after) for field in onnx_model.compare_graphs(before, after)]
 
 
 def weights(before, after):
-    found = onnx_model.compare_weights(before, after)
-    return [(one.where, one.before, one.after, one.change and one.change.text()) for one in found]
+    differences = onnx_model.compare_weights(before, after)
+    return [
+        (weight.where, weight.before, weight.after, weight.change and weight.change.text()) for weight in differences
+    ]
 
 
-def named(one):
-    return one.__name__
+def name_of(change):
+    return change.__name__
 
 
 def test_a_model_is_the_same_as_itself(pair):
     assert graph(*pair()) == weights(*pair()) == []
 
 
-def test_an_empty_text_is_as_good_as_none(pair):
+def test_an_empty_text_equals_an_absent_one(pair):
     assert graph(*pair(empty_text)) == []
 
 
-@pytest.mark.parametrize("change", GRAPH, ids=named)
-def test_a_change_of_the_graph_is_told_and_no_weight_is_suspected(pair, change):
+@pytest.mark.parametrize("change", GRAPH, ids=name_of)
+def test_a_change_of_the_graph_is_found_in_the_graph_alone(pair, change):
     assert graph(*pair(change)) == GRAPH[change]
     assert weights(*pair(change)) == []
 
 
-@pytest.mark.parametrize("change", WEIGHTS, ids=named)
-def test_a_change_of_a_weight_is_told_and_the_graph_is_not_suspected(pair, change):
+@pytest.mark.parametrize("change", WEIGHTS, ids=name_of)
+def test_a_change_of_a_weight_is_found_in_the_weights_alone(pair, change):
     differences = weights(*pair(change))
     assert [difference[:3] for difference in differences] == [expected[:3] for expected in WEIGHTS[change]]
-    for (*_, words), (*_, facts) in zip(differences, WEIGHTS[change], strict=True):
-        assert (words is None) == (facts is None)
-        mentions(words, *facts or ())
+    for (*_, text), (*_, facts) in zip(differences, WEIGHTS[change], strict=True):
+        assert (text is None) == (facts is None)
+        mentions(text, *facts or ())
     assert graph(*pair(change)) == []
 
 
-def test_a_function_counts_as_the_graph_does(pair):
-    found = graph(*pair(function))
-    assert found[:2] == [("nodes", 6, 7), ("operator Relu", 0, 1)]
-    assert [where for where, _, _ in found[2:]] == ["functions"]
+def test_a_function_is_compared_like_the_graph(pair):
+    differences = graph(*pair(function))
+    assert differences[:2] == [("nodes", 6, 7), ("operator Relu", 0, 1)]
+    assert [where for where, _, _ in differences[2:]] == ["functions"]
 
 
 @pytest.mark.parametrize(
-    "changes", list(itertools.combinations([*GRAPH, *WEIGHTS], 2)), ids=lambda two: "+".join(map(named, two))
+    "changes", list(itertools.combinations([*GRAPH, *WEIGHTS], 2)), ids=lambda changes: "+".join(map(name_of, changes))
 )
-def test_the_other_way_round_before_and_after_are_exchanged(pair, changes):
+def test_swapping_the_models_swaps_before_and_after(pair, changes):
     before, after = pair(*changes)
     there = [(where, right, left) for where, left, right, *_ in (*graph(before, after), *weights(before, after))]
     back = [(where, left, right) for where, left, right, *_ in (*graph(after, before), *weights(after, before))]
     assert sorted(there, key=str) == sorted(back, key=str)
 
 
-def test_nothing_is_said_of_nodes_where_one_bundle_has_no_model(pair):
+def test_nodes_are_not_compared_if_a_bundle_has_no_model(pair):
     before, _ = pair()
     assert graph(before, onnx_model.NO_MODEL) == [
         ("ir_version", 9, None),
@@ -252,7 +254,7 @@ def test_nothing_is_said_of_nodes_where_one_bundle_has_no_model(pair):
     ]
 
 
-def test_weights_beside_the_model_are_read_from_their_file(tmp_path, golden):
+def test_external_weights_are_read_from_their_file(tmp_path, golden):
     for name, last in (("before", 4), ("after", 4.5)):
         (tmp_path / name).mkdir()
         proto = model()
@@ -270,14 +272,14 @@ def test_weights_beside_the_model_are_read_from_their_file(tmp_path, golden):
         weights(*models)
 
 
-def test_weights_beside_the_model_may_not_lie_elsewhere(tmp_path):
+def test_external_weights_may_not_be_outside_the_folder(tmp_path):
     (tmp_path / "secret").write_bytes(b"12345678")
     proto = model()
     tensor = proto.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    for key, place in (("location", "../secret"), ("offset", "0"), ("length", "8")):
-        tensor.external_data.add(key=key, value=place)
+    for key, text in (("location", "../secret"), ("offset", "0"), ("length", "8")):
+        tensor.external_data.add(key=key, value=text)
     (tmp_path / "bundle").mkdir()
     path = tmp_path / "bundle" / "model.onnx"
     path.write_bytes(proto.SerializeToString())
@@ -285,14 +287,8 @@ def test_weights_beside_the_model_may_not_lie_elsewhere(tmp_path):
         weights(onnx_model.load_onnx_model(path), onnx_model.load_onnx_model(path))
 
 
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (b"", "ValueError: "),
-        (b"garbage", "DecodeError: "),
-    ],
-)
-def test_what_is_no_model_is_refused(tmp_path, content, why, golden):
+@pytest.mark.parametrize(("content", "why"), [(b"", "ValueError: "), (b"garbage", "DecodeError: ")])
+def test_a_file_that_is_not_a_model_is_refused(tmp_path, content, why, golden):
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(ModelUnreadable) as caught:
         onnx_model.load_onnx_model(tmp_path / "model.onnx")
@@ -302,7 +298,7 @@ def test_what_is_no_model_is_refused(tmp_path, content, why, golden):
     golden(lines[-1])
 
 
-def test_names_that_are_no_text_are_compared_and_told(tmp_path):
+def test_names_that_are_not_text_are_compared(tmp_path):
     content = model().SerializeToString()
     (tmp_path / "before.onnx").write_bytes(content)
     for name in (b"batch", b"com.microsoft", b"/Gelu", b"scale", b"then", b"pads"):
@@ -310,6 +306,6 @@ def test_names_that_are_no_text_are_compared_and_told(tmp_path):
         content = content.replace(name, name[:-1] + b"\xff")
     (tmp_path / "after.onnx").write_bytes(content)
     models = [onnx_model.load_onnx_model(tmp_path / f"{name}.onnx") for name in ("before", "after")]
-    found = graph(*models)
-    assert ("inputs.x.shape", ["batch", 2], [b"batc\xff".hex(), 2]) in found
-    assert json.dumps([found, weights(*models)])
+    differences = graph(*models)
+    assert ("inputs.x.shape", ["batch", 2], [b"batc\xff".hex(), 2]) in differences
+    assert json.dumps([differences, weights(*models)])

@@ -158,7 +158,7 @@ def test_the_result_can_be_printed_as_json(built):
 
 
 def test_nothing_in_the_bundle_reveals_the_machine_it_was_built_on(built, digits):
-    assert traces.found_in(built.bundle, digits.parent, built.bundle.parent) == []
+    assert traces.find_traces(built.bundle, digits.parent, built.bundle.parent) == []
 
 
 # -- reproducible ---------------------------------------------------------------------------

@@ -4,7 +4,6 @@ Which stage depends on which input is in tests/builder/incremental/test_keys.py.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from projects import LINEAR, package, project
 
 import packager
 from packager.bundle.fingerprint import list_files
-from packager.common.cache_store import Cache
+from packager.common.cache import Cache, write_record
 from packager.common.progress import Note
 from packager.errors import (
     CacheDiffers,
@@ -354,8 +353,7 @@ def test_verifying_the_cache_builds_again_and_compares(cached, tmp_path, cache_f
         content = json.loads(path.read_bytes().partition(b"\n")[2])
         if content["stage"] == "onnx":
             content["record"]["artifact"]["nodes"] += 1
-            rest = json.dumps(content).encode()
-            path.write_bytes(hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
+            write_record(path, content)
     with pytest.raises(CacheDiffers) as differs:
         packager.build(cached, tmp_path / "out", cache="verify")
     assert differs.value.why == "onnx"
@@ -373,10 +371,10 @@ def test_a_build_reports_an_unusable_cache_and_goes_on_without_it(linear, tmp_pa
 
 
 def test_a_build_reports_a_full_disk_under_the_cache_and_goes_on(linear, tmp_path, monkeypatch, golden):
-    def put(self, action, entry, files):
+    def add_object(self, source, sha256):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Cache, "put", put)
+    monkeypatch.setattr(Cache, "add_object", add_object)
     notes = []
     result = packager.build(linear, tmp_path / "out", listener=collect_notes(notes))
     assert packager.verify(result.bundle).ok

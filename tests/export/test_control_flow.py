@@ -1,4 +1,4 @@
-"""What a trace takes for good, by the line that took it."""
+"""The control flow that a trace fixes, by source line."""
 
 import json
 import sys
@@ -16,14 +16,14 @@ LAYERS = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Flatten()])
 X, IDS = torch.randn(2, 4), torch.tensor([[1, 2, 3], [4, 5, 6]])
 
 
-def taken(forward, *inputs):
+def trace(forward, *inputs):
     class Net(torch.nn.Module):
-        def forward(self, *given):
-            return forward(*given)
+        def forward(self, *tensors):
+            return forward(*tensors)
 
-    with control_flow.record_control_flow() as found:
+    with control_flow.record_control_flow() as get_control_flow:
         torch.jit.trace(Net(), inputs, check_trace=False)
-    return found()
+    return get_control_flow()
 
 
 @pytest.mark.parametrize(
@@ -59,30 +59,30 @@ def taken(forward, *inputs):
         "layer",
     ],
 )
-def test_a_branch_or_a_number_from_data_is_the_users_whoever_warns_of_it(forward, inputs):
-    assert taken(forward, *inputs) == SpecializedControlFlow(
-        user_lines=(f"test_branches.py:{forward.__code__.co_firstlineno}",)
+def test_a_branch_or_a_number_from_data_is_recorded_by_the_users_line(forward, inputs):
+    assert trace(forward, *inputs) == SpecializedControlFlow(
+        user_lines=(f"test_control_flow.py:{forward.__code__.co_firstlineno}",)
     )
 
 
-def test_what_comes_from_no_data_is_none():
-    assert taken(lambda x: x.reshape(x.shape[0], -1) * 2 if x.dim() > 1 else x, X) == SpecializedControlFlow()
+def test_control_flow_that_depends_on_no_data_is_not_recorded():
+    assert trace(lambda x: x.reshape(x.shape[0], -1) * 2 if x.dim() > 1 else x, X) == SpecializedControlFlow()
 
 
-def test_a_check_that_only_raises_is_no_branch():
+def test_a_check_that_only_raises_is_not_recorded():
     def checked(x):
         assert x.shape[0] > 0
         if x.shape[1] > 9:
             raise ValueError
         return x
 
-    assert taken(checked, X) == SpecializedControlFlow()
+    assert trace(checked, X) == SpecializedControlFlow()
     assert (
-        taken(torch.nn.GroupNorm(2, 4).requires_grad_(False), X) == SpecializedControlFlow()
+        trace(torch.nn.GroupNorm(2, 4).requires_grad_(False), X) == SpecializedControlFlow()
     )  # torch checks the number of values in a group
 
 
-def test_what_is_watched_is_as_it_was_afterwards():
+def test_the_patched_functions_are_restored():
     before = [torch.equal, torch.Tensor.equal, torch.allclose, torch.Tensor.nbytes, torch.Tensor.__index__]
     with pytest.raises(ZeroDivisionError), control_flow.record_control_flow():
         raise ZeroDivisionError
@@ -90,37 +90,32 @@ def test_what_is_watched_is_as_it_was_afterwards():
     assert not {"equal", "allclose", "nbytes", "__index__"} & set(vars(torch.Tensor))
 
 
-def test_a_line_among_installed_packages_is_theirs_and_one_elsewhere_on_the_path_the_users(tmp_path, monkeypatch):
+def test_a_line_of_an_installed_package_is_kept_apart_from_a_users_line(tmp_path, monkeypatch):
     for folder in (tmp_path / "lib/site-packages", tmp_path / "src"):
         (folder / "pieces").mkdir(parents=True)
         (folder / "pieces/__init__.py").write_text("def apply(x):\n    return x * 2 if x.sum() > 0 else x\n")
         monkeypatch.syspath_prepend(folder)
         from pieces import apply
 
-        found = taken(apply, X)
+        specialized = trace(apply, X)
         del sys.modules["pieces"]
-        here = folder.name == "src"
-        assert found == (
-            SpecializedControlFlow(user_lines=("pieces/__init__.py:2",))
-            if here
-            else SpecializedControlFlow(library_lines=("pieces/__init__.py:2",))
-        )
+        kind = "user_lines" if folder.name == "src" else "library_lines"
+        assert specialized == SpecializedControlFlow(**{kind: ("pieces/__init__.py:2",)})
 
 
-def test_what_is_not_checked_names_the_users_lines_one_by_one_and_those_of_libraries_together(golden):
-    found = SpecializedControlFlow(("a.py:1",), ("lib/b.py:2",)).merge(
-        SpecializedControlFlow(("a.py:1", "a.py:3"), ("lib/c.py:4",))
-    )
-    golden("\n".join(found.describe()), "a.py:1", "a.py:3", "lib/b.py:2", "lib/c.py:4")
+def test_the_users_lines_are_described_one_by_one_and_those_of_libraries_together(golden):
+    first = SpecializedControlFlow(("a.py:1",), ("lib/b.py:2",))
+    merged = first.merge(SpecializedControlFlow(("a.py:1", "a.py:3"), ("lib/c.py:4",), ("a.py:5",)))
+    golden("\n".join(merged.describe()), "a.py:1", "a.py:3", "lib/b.py:2", "lib/c.py:4", "a.py:5")
 
 
-def test_records_are_read_without_torch():
-    code = "import sys; from packager import branches; assert 'torch' not in sys.modules"
+def test_the_module_imports_without_torch():
+    code = "import sys; from packager.export import control_flow; assert 'torch' not in sys.modules"
     assert python(code).returncode == 0
 
 
 @pytest.mark.slow
-def test_a_branch_on_a_shape_that_torch_export_takes_without_a_word_is_told(tmp_path):
+def test_a_branch_on_a_shape_that_torch_export_fixes_silently_is_reported(tmp_path):
     text = """
 import torch
 from torch import nn

@@ -9,9 +9,10 @@ from projects import project, python
 
 from packager.export import onnx as exporters
 from packager.export import torchscript, weights
-from packager.export.exporters import silence_exporters
+from packager.export.exporters import ExporterFailed, silence_exporters
 from packager.export.graph import io
 from packager.model import loader
+from packager.model.inputs import bind_inputs
 from packager.parity import reference
 from packager.parity.cases import sample_grid, signature
 from packager.project import manifest
@@ -72,26 +73,26 @@ INPUTS = {
 def export(exporter, path, target):
     """The exported graph in one file, the module, and the names of its outputs."""
     loaded = manifest.load_manifest(path)
-    with loader.open_model_loader(loaded) as opening:
-        opened = opening()
+    with loader.open_model_loader(loaded) as load:
+        model = load()
         grid = sample_grid.build_grid(loaded)
-        found = reference.run_case(loaded, opened, grid.example_case)
-        example = loader.bind_inputs(loaded, list(grid.example_case.inputs.values()))
-        names = exporters.TensorNames(list(loaded.manifest.inputs), list(found))
+        outputs = reference.run_case(loaded, model, grid.example_case)
+        example = bind_inputs(loaded, list(grid.example_case.inputs.values()))
+        names = exporters.TensorNames(list(loaded.manifest.inputs), list(outputs))
         if exporter == "torchscript":
-            program = torchscript.trace(opened.module, loaded.manifest.outputs, example, loaded.folder)
+            program = torchscript.trace(model.module, loaded.manifest.outputs, example, loaded.folder)
             raw = exporters.export_from_torchscript(loaded, program, names, example, target / "raw.onnx")
         else:
-            raw = exporters.export_with_torch_export(loaded, opened.module, names, example, target / "raw.onnx")
+            raw = exporters.export_with_torch_export(loaded, model.module, names, example, target / "raw.onnx")
         io.write_graph(io.load_graph(raw), target, target / "whole.onnx")
-        cases = {case.name: reference.run_case(loaded, opened, case) for case in grid.cases}
+        cases = {case.name: reference.run_case(loaded, model, case) for case in grid.cases}
         signed = signature.infer_output_specs(
-            [(grid.example_case, found), (grid.probe_case, cases[grid.probe_case.name])]
+            [(grid.example_case, outputs), (grid.probe_case, cases[grid.probe_case.name])]
         )
     return target / "whole.onnx", grid, cases, signed
 
 
-# torch.export takes a second for each: what differs little from another kind is left out there.
+# torch.export takes a second for each: kinds that differ little from others are left out there.
 KINDS = [("torchscript", kind) for kind in BODIES]
 KINDS += [("torch-export", kind) for kind in BODIES if kind not in ("list", "named tuple", "nested", "none")]
 
@@ -100,18 +101,18 @@ KINDS += [("torch-export", kind) for kind in BODIES if kind not in ("list", "nam
 def test_an_exported_graph_keeps_names_order_dtypes_and_dims(tmp_path, exporter, kind):
     body, names = BODIES[kind]
     path = project(tmp_path, SOURCE.replace("BODY", body), inputs=INPUTS)
-    model, grid, cases, signed = export(exporter, path, tmp_path)
-    session = onnxruntime.InferenceSession(model)
-    assert [one.name for one in session.get_inputs()] == ["x", "shift"]
-    assert [one.shape for one in session.get_inputs()] == [["batch", 4], ["batch", 1]]
-    assert [one.name for one in session.get_outputs()] == names == [one.name for one in signed]
+    graph, grid, cases, signed = export(exporter, path, tmp_path)
+    session = onnxruntime.InferenceSession(graph)
+    assert [value.name for value in session.get_inputs()] == ["x", "shift"]
+    assert [value.shape for value in session.get_inputs()] == [["batch", 4], ["batch", 1]]
+    assert [value.name for value in session.get_outputs()] == names == [spec.name for spec in signed]
     for case in grid.cases:
-        found = dict(zip(names, session.run(None, dict(case.inputs)), strict=True))
+        arrays = dict(zip(names, session.run(None, dict(case.inputs)), strict=True))
         for name, expected in cases[case.name].items():
-            assert found[name].dtype == expected.dtype
-            assert found[name].shape == expected.shape
+            assert arrays[name].dtype == expected.dtype
+            assert arrays[name].shape == expected.shape
             np.testing.assert_allclose(
-                found[name].astype(np.float64), expected.astype(np.float64), rtol=2e-3, atol=1e-5
+                arrays[name].astype(np.float64), expected.astype(np.float64), rtol=2e-3, atol=1e-5
             )
 
 
@@ -121,16 +122,16 @@ def test_outputs_are_picked_and_renamed_by_the_manifest(tmp_path, exporter):
     picked, *_ = export(
         exporter, project(tmp_path / "a", text, inputs=INPUTS, outputs=["bee", "zebra"]), tmp_path / "a"
     )
-    assert [one.name for one in onnxruntime.InferenceSession(picked).get_outputs()] == ["bee", "zebra"]
+    assert [value.name for value in onnxruntime.InferenceSession(picked).get_outputs()] == ["bee", "zebra"]
 
 
-def test_exporting_a_script_leaves_it_and_those_to_come_as_they_were(tmp_path):
+def test_exporting_a_script_changes_neither_it_nor_later_scripts(tmp_path):
     loaded = manifest.load_manifest(architectures.write(architectures.RESNET, tmp_path))
-    with loader.open_model_loader(loaded) as opening:
-        module = opening().module
+    with loader.open_model_loader(loaded) as load:
+        module = load().module
         first = torchscript.script(module, loaded.folder)
         kept = _saved(first, tmp_path)
-        example = loader.bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
+        example = bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
         names = exporters.TensorNames(["image"], ["logits", "features"])
         exporters.export_from_torchscript(loaded, first, names, example, tmp_path / "raw.onnx")
         assert _saved(first, tmp_path) == kept
@@ -144,18 +145,21 @@ def _saved(program, folder):
 
 NODES = """
 import pathlib, sys, onnx, torch
-from packager import manifest, samples, source
 from packager.export import onnx as exporters
 from packager.export import torchscript
+from packager.model import loader
+from packager.parity.cases import sample_grid
+from packager.project import manifest
 
-loaded, target = manifest.load(sys.argv[1]), pathlib.Path(sys.argv[2])
-example = source.bind(loaded, list(samples.grid(loaded).example.inputs.values()))
-with source.opened(loaded) as opening:
-    module = opening().module
+project, path = manifest.load_manifest(sys.argv[1]), pathlib.Path(sys.argv[2])
+example = bind_inputs(project, list(sample_grid.build_grid(project).example_case.inputs.values()))
+names = exporters.TensorNames(["idx"], ["logits"])
+with loader.open_model_loader(project) as load:
+    module = load().module
     for _ in range(2):
-        program = torchscript.trace(module, None, example, loaded.folder)
-        exporters.from_torchscript(loaded, program, exporters.Names(["idx"], ["logits"]), example, target)
-        print(*(node.name for node in onnx.load(target).graph.node))
+        program = torchscript.trace(module, None, example, project.folder)
+        exporters.export_from_torchscript(project, program, names, example, path)
+        print(*(node.name for node in onnx.load(path).graph.node))
 """
 
 
@@ -169,15 +173,15 @@ def test_nodes_have_the_same_names_in_the_first_graph_of_a_process_and_in_those_
 
 
 def test_weights_that_share_memory_share_their_bytes(tmp_path):
-    weight = torch.arange(5000.0)
-    written = weights.write_weights({"a": weight, "b": weight, "c": weight.clone(), "d": weight[::2]}, tmp_path / "w")
-    by_name = {one.name: one for one in written}
+    values = torch.arange(5000.0)
+    written = weights.write_weights({"a": values, "b": values, "c": values.clone(), "d": values[::2]}, tmp_path / "w")
+    by_name = {weight.name: weight for weight in written}
     assert by_name["a"].offset == by_name["b"].offset != by_name["c"].offset
-    assert all(one.offset % 4096 == 0 for one in written)
+    assert all(weight.offset % 4096 == 0 for weight in written)
     content = (tmp_path / "w").read_bytes()
-    for name, expected in (("c", weight), ("d", weight[::2])):
-        one = by_name[name]
-        assert content[one.offset : one.offset + one.length] == expected.numpy().tobytes()
+    for name, expected in (("c", values), ("d", values[::2])):
+        weight = by_name[name]
+        assert content[weight.offset : weight.offset + weight.length] == expected.numpy().tobytes()
 
 
 def test_an_exporter_that_fails_prints_nothing(tmp_path, capfd):
@@ -196,11 +200,11 @@ class Net(nn.Module):
     loaded = manifest.load_manifest(
         project(tmp_path, attention, inputs={"x": {"dtype": "float32", "shape": ["batch", 3, 4]}})
     )
-    with loader.open_model_loader(loaded) as opening, silence_exporters():
-        module = opening().module
-        example = loader.bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
+    with loader.open_model_loader(loaded) as load, silence_exporters():
+        module = load().module
+        example = bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
         program = torchscript.trace(module, None, example, tmp_path)
-        with pytest.raises(torchscript.ExporterFailed, match="_native_multi_head_attention"):
+        with pytest.raises(ExporterFailed, match="_native_multi_head_attention"):
             exporters.export_from_torchscript(
                 loaded, program, exporters.TensorNames(["x"], ["output_0"]), example, tmp_path / "raw.onnx"
             )

@@ -1,4 +1,4 @@
-"""The eager module → TorchScript, in the same bytes every time."""
+"""Tracing, scripting and saving a module: the same bytes every time."""
 
 import os
 import runpy
@@ -27,7 +27,7 @@ class Block(torch.nn.Module):
 
 
 class Net(torch.nn.Module):
-    """Two blocks of one class, which torch.jit tells apart by mangled names."""
+    """Two blocks of one class, whose names torch.jit mangles to keep them apart."""
 
     def __init__(self):
         super().__init__()
@@ -47,8 +47,11 @@ class Branch(torch.nn.Module):
 def saved(module, path, fold=True, method="trace"):
     example = (torch.rand(2, 1, 8, 8),)
     folder = path.parent
-    made = torchscript.trace(module, None, example, folder) if method == "trace" else torchscript.script(module, folder)
-    torchscript.save(made, path, fold=fold, folder=folder)
+    if method == "trace":
+        program = torchscript.trace(module, None, example, folder)
+    else:
+        program = torchscript.script(module, folder)
+    torchscript.save(program, path, fold=fold, folder=folder)
     return path.read_bytes()
 
 
@@ -101,34 +104,34 @@ def test_the_archive_holds_nothing_of_the_process_it_was_made_in(tmp_path, net):
         assert names == sorted(names)
         assert all(name.startswith("model/") for name in names)
         assert not [name for name in names if name.endswith((".debug_pkl", "serialization_id"))]
-        assert {one.date_time for one in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert archive.testzip() is None
     assert str(tmp_path).encode() not in content
     assert b"test_torchscript.py" not in content
     assert not list(tmp_path.glob("*.raw"))
 
 
-def test_tensors_lie_where_they_can_be_mapped(tmp_path, net):
+def test_tensors_are_aligned_so_that_they_can_be_mapped(tmp_path, net):
     saved(net, tmp_path / "net.ts")
     with zipfile.ZipFile(tmp_path / "net.ts") as archive, (tmp_path / "net.ts").open("rb") as stream:
-        for one in archive.infolist():
-            stream.seek(one.header_offset + 26)
+        for entry in archive.infolist():
+            stream.seek(entry.header_offset + 26)
             name, extra = (int.from_bytes(stream.read(2), "little") for _ in range(2))
-            assert (one.header_offset + 30 + name + extra) % 64 == 0
+            assert (entry.header_offset + 30 + name + extra) % 64 == 0
 
 
 @pytest.mark.parametrize("fold", [True, False])
-def test_what_was_saved_loads_and_computes_the_same(tmp_path, net, fold):
+def test_a_saved_program_loads_and_computes_the_same(tmp_path, net, fold):
     saved(net, tmp_path / "net.ts", fold)
     program = torch.jit.load(tmp_path / "net.ts")
     for count in (1, 5):
         x = torch.rand(count, 1, 8, 8)
-        found = program(x)
-        torch.testing.assert_close(found[0], net(x)["sum"])
-        assert torch.equal(found[1], net(x)["max"])
+        outputs = program(x)
+        torch.testing.assert_close(outputs[0], net(x)["sum"])
+        assert torch.equal(outputs[1], net(x)["max"])
 
 
-def test_a_script_that_was_saved_keeps_its_branch(tmp_path):
+def test_a_saved_script_keeps_its_branch(tmp_path):
     saved(Branch().eval(), tmp_path / "branch.ts", method="script")
     program = torch.jit.load(tmp_path / "branch.ts")
     assert program(torch.ones(2)).tolist() == [2.0, 2.0]
@@ -146,16 +149,16 @@ class Branch(torch.nn.Module):
 """
 
 
-def test_a_trace_names_the_branches_that_it_takes_for_good(tmp_path):
+def test_a_trace_names_the_branches_that_it_fixes(tmp_path):
     (tmp_path / "branch.py").write_text(BRANCH)
     module = runpy.run_path(str(tmp_path / "branch.py"))["Branch"]()
-    made = torchscript.trace(module, None, (torch.ones(2),), tmp_path)
-    assert made.specialized.user_lines == ("branch.py:6",)
-    assert made.method == "trace"
+    program = torchscript.trace(module, None, (torch.ones(2),), tmp_path)
+    assert program.specialized.user_lines == ("branch.py:6",)
+    assert program.method == "trace"
 
 
 @pytest.mark.parametrize("imported", ["real", "link"])
-def test_a_branch_is_named_too_where_the_folder_is_reached_over_a_link(tmp_path, imported):
+def test_a_branch_is_named_in_a_folder_that_is_reached_over_a_link(tmp_path, imported):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     (tmp_path / "real/branch.py").write_text(BRANCH)
@@ -171,7 +174,8 @@ from pathlib import Path
 import torch
 from packager.export import torchscript
 folder = Path(sys.argv[1])
-net = torch.nn.Sequential(torch.nn.Conv2d(1024, 1024, 4), torch.nn.BatchNorm2d(1024)).eval()  # 67 MB, folded anew
+# 67 MB, folded at each save
+net = torch.nn.Sequential(torch.nn.Conv2d(1024, 1024, 4), torch.nn.BatchNorm2d(1024)).eval()
 program = torchscript.trace(net, None, (torch.ones(1, 1024, 4, 4),), folder)
 
 def resident():
@@ -187,15 +191,15 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc to read the memory from")
-def test_what_was_frozen_and_saved_takes_no_memory_any_more(tmp_path):
+def test_frozen_weights_are_freed_once_they_are_saved(tmp_path):
     done = python(SAVING, tmp_path, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 67_000_000  # three copies without
 
 
 def test_outputs_are_picked_and_ordered_by_name(tmp_path, net):
-    made = torchscript.trace(net, ["max", "sum"], (torch.rand(2, 1, 8, 8),), tmp_path)
-    assert [one.ndim for one in made.module(torch.rand(2, 1, 8, 8))] == [1, 4]
+    program = torchscript.trace(net, ["max", "sum"], (torch.rand(2, 1, 8, 8),), tmp_path)
+    assert [output.ndim for output in program.module(torch.rand(2, 1, 8, 8))] == [1, 4]
 
 
 class Unscriptable(torch.nn.Module):
@@ -226,13 +230,13 @@ def test_a_module_that_raises_says_what_and_where(tmp_path, golden):
 # -- decisions ------------------------------------------------------------------------------
 
 
-class Doing(torch.nn.Module):
-    def __init__(self, what):
+class Applying(torch.nn.Module):
+    def __init__(self, function):
         super().__init__()
-        self.what = what
+        self.function = function
 
     def forward(self, x):
-        return self.what(x)
+        return self.function(x)
 
 
 DECIDING = {
@@ -273,8 +277,8 @@ SMOOTH = {
 
 
 @pytest.mark.parametrize("name", [*DECIDING, *SMOOTH])
-def test_a_program_knows_whether_it_decides_on_floats(name):
-    module = Doing({**DECIDING, **SMOOTH}[name]).eval()
+def test_a_program_tells_whether_it_decides_something_by_floats(name):
+    module = Applying({**DECIDING, **SMOOTH}[name]).eval()
     assert torchscript.trace(module, None, (torch.randn(8, 8),), Path(HERE)).has_discrete_decisions == (
         name in DECIDING
     )
@@ -289,11 +293,11 @@ class Loop(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("module", "decides"), [(Branch(), True), (Block(), False), (Loop(), True)])
-def test_a_script_that_decides_anywhere_inside_decides(module, decides):
+def test_a_decision_inside_a_block_of_a_script_counts(module, decides):
     assert torchscript.script(module.eval(), Path(HERE)).has_discrete_decisions == decides
 
 
-def test_a_branch_that_a_trace_took_for_good_is_a_decision(tmp_path):
+def test_a_branch_that_a_trace_fixed_is_a_decision(tmp_path):
     (tmp_path / "branch.py").write_text(BRANCH)
     module = runpy.run_path(str(tmp_path / "branch.py"))["Branch"]()
     assert torchscript.trace(module, None, (torch.ones(2),), tmp_path).has_discrete_decisions
@@ -312,17 +316,17 @@ def test_a_branch_that_a_trace_took_for_good_is_a_decision(tmp_path):
         (lambda x: torch.arange(0, x.shape[2] * 0.25, 0.25), False),
     ],
 )
-def test_a_size_that_comes_of_a_number_which_float32_has_not_is_named_by_its_line(tmp_path, make, rounded):
+def test_a_size_computed_with_a_number_that_float32_rounds_is_named_by_its_line(tmp_path, make, rounded):
     class Net(torch.nn.Module):
         def forward(self, x):
             return make(x)
 
-    frozen = torchscript.trace(Net().eval(), None, (torch.randn(1, 2, 8, 8),), tmp_path).specialized
+    specialized = torchscript.trace(Net().eval(), None, (torch.randn(1, 2, 8, 8),), tmp_path).specialized
     line = make.__code__.co_firstlineno
-    assert frozen.rounded_size_lines == ((f"test_torchscript.py:{line}",) if rounded else ())
+    assert specialized.rounded_size_lines == ((f"test_torchscript.py:{line}",) if rounded else ())
 
 
-def test_a_script_names_a_step_that_float32_has_not(tmp_path):
+def test_a_script_names_a_step_that_float32_rounds(tmp_path):
     (tmp_path / "steps.py").write_text(BRANCH.replace("return x - 1", "return torch.arange(0, x.shape[0] * 0.1, 0.1)"))
     module = runpy.run_path(str(tmp_path / "steps.py"))["Branch"]()
     assert torchscript.script(module, tmp_path).specialized.rounded_size_lines == ("steps.py:8",)

@@ -1,7 +1,6 @@
-"""What the user's code consists of: what it imports, what it reads, and what would replace it."""
+"""What the user's code depends on: what it imports, what it reads, and which new file would replace either."""
 
 import importlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,14 +13,14 @@ from hypothesis import strategies as st
 from projects import LINEAR, project
 
 from packager.common.hashing import sha256_file
-from packager.model import code_dependencies, loader
-from packager.model.code_dependencies import CodeDependencies
+from packager.model import loader
+from packager.model.code_dependencies import CodeDependencies, track_dependencies
 from packager.project import manifest
 
 STATE = {"layer.weight": torch.zeros(3, 4), "layer.bias": torch.zeros(3)}
 NAMES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from("wxyz"), max_size=3)
-SOME = st.lists(st.sampled_from("pqr"), unique=True).map(lambda one: tuple(sorted(one)))
-FOOTPRINTS = st.builds(CodeDependencies, NAMES, SOME, SOME, SOME, st.booleans())
+SOME = st.lists(st.sampled_from("pqr"), unique=True).map(lambda names: tuple(sorted(names)))
+DEPENDENCIES = st.builds(CodeDependencies, NAMES, SOME, SOME, SOME, st.booleans())
 
 
 HELPER = """
@@ -75,17 +74,17 @@ def generating(folder, generator):
     return project(folder, text, state=STATE)
 
 
-def seen(path):
-    """The footprint of a project's code, loaded once."""
-    found = manifest.load_manifest(path)
-    checkpoint = found.folder / found.manifest.checkpoint.path
+def collect(path):
+    """Return the dependencies of a project's code, loaded and called once."""
+    written = manifest.load_manifest(path)
+    checkpoint = written.folder / written.manifest.checkpoint.path
     with (
-        code_dependencies.track_dependencies(found.folder, "model", [checkpoint]) as watch,
-        loader.open_model_loader(found) as opening,
+        track_dependencies(written.folder, "model", [checkpoint]) as tracker,
+        loader.open_model_loader(written) as load,
     ):
-        opening().module(torch.zeros(1, 4))
-        assert watch.list_changed() == []
-        return watch.collect()
+        load().module(torch.zeros(1, 4))
+        assert tracker.list_changed() == []
+        return tracker.collect()
 
 
 def test_the_entry_and_what_it_imports_from_beside_it_are_the_code(tmp_path):
@@ -93,23 +92,23 @@ def test_the_entry_and_what_it_imports_from_beside_it_are_the_code(tmp_path):
     (tmp_path / "arch/__init__.py").touch()
     (tmp_path / "arch/nets.py").write_text(LINEAR)
     path = project(tmp_path, "from arch.nets import Net\n", state=STATE)
-    found = seen(path)
-    assert found.modules == {"arch": "arch/__init__.py", "arch.nets": "arch/nets.py", "model": "model.py"}
-    assert found.read_files == ()
+    dependencies = collect(path)
+    assert dependencies.modules == {"arch": "arch/__init__.py", "arch.nets": "arch/nets.py", "model": "model.py"}
+    assert dependencies.read_files == ()
 
 
 def test_a_file_named_like_an_imported_module_is_the_code_too(tmp_path):
     (tmp_path / "json.py").write_text(LINEAR)
     path = project(tmp_path, LINEAR)
     path.write_text(path.read_text().replace("model.py:Net", "json.py:Net"))
-    assert seen(path).modules == {"json": "json.py"}
+    assert collect(path).modules == {"json": "json.py"}
 
 
-def test_an_entry_of_an_installed_package_is_its_version_and_no_file(tmp_path):
+def test_an_entry_of_an_installed_package_counts_by_its_version_and_not_as_a_file(tmp_path):
     text = "import torch\n\n\nclass Net(torch.nn.Linear):\n    pass\n"
     path = project(tmp_path, text, kwargs={"in_features": 4, "out_features": 3})
     path.write_text(path.read_text().replace("model.py:Net", "torch.nn:Linear").replace("  x:", "  input:"))
-    assert seen(path).modules == {}
+    assert collect(path).modules == {}
 
 
 def test_a_file_that_the_code_reads_is_part_of_it(tmp_path):
@@ -121,34 +120,34 @@ def test_a_file_that_the_code_reads_is_part_of_it(tmp_path):
         f"from pathlib import Path\nopen({str(outside)!r}).close()\n"
         "Path(__file__).with_name('settings').joinpath('net.json').read_text()\n" + LINEAR
     )
-    found = seen(project(tmp_path, text))
-    assert set(found.read_files) == {"settings/net.json", str(outside)}
-    assert found.list_project_files() == {"model": "model.py", "settings/net.json": "settings/net.json"}
+    dependencies = collect(project(tmp_path, text))
+    assert set(dependencies.read_files) == {"settings/net.json", str(outside)}
+    assert dependencies.list_project_files() == {"model": "model.py", "settings/net.json": "settings/net.json"}
 
 
 def test_a_file_that_the_code_writes_for_itself_is_not(tmp_path):
     scratch = tmp_path.parent / "scratch.txt"
     text = f"open({str(scratch)!r}, 'w').write('1')\nopen({str(scratch)!r}).read()\n" + LINEAR
-    assert seen(project(tmp_path, text)).read_files == ()
+    assert collect(project(tmp_path, text)).read_files == ()
 
 
 @pytest.mark.parametrize("write", GENERATORS.values(), ids=GENERATORS)
-def test_a_module_that_the_code_generates_in_the_temporary_folder_is_no_input(tmp_path, monkeypatch, write):
+def test_a_module_that_the_code_generates_in_the_temporary_folder_is_not_an_input(tmp_path, monkeypatch, write):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setattr(sys, "path", [*sys.path])
     path = generating(tmp_path / "project", write)
-    found = seen(path)
-    assert found == CodeDependencies({"helper": "helper.py", "model": "model.py"}, (), (".",), (), False)
+    dependencies = collect(path)
+    assert dependencies == CodeDependencies({"helper": "helper.py", "model": "model.py"}, (), (".",), (), False)
 
 
-def test_a_generated_module_that_was_there_before_counts_by_its_content_and_not_as_code(tmp_path, monkeypatch):
+def test_a_module_generated_by_an_earlier_run_counts_by_its_content_and_not_as_code(tmp_path, monkeypatch):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     path = generating(tmp_path / "project", GENERATORS["once"])
-    first, second = seen(path), seen(path)
+    first, second = collect(path), collect(path)
     assert second.list_project_files() == first.list_project_files() == {"helper": "helper.py", "model": "model.py"}
     assert (second.read_files, second.searched_folders) == ((f"{temporary}/generated.py",), (".",))
     (temporary / "another.py").touch()
@@ -165,108 +164,99 @@ def test_a_file_in_the_temporary_folder_that_the_code_only_reads_is_an_input(tmp
     (temporary / "scale.txt").write_text("2")
     text = f"try:\n    open({str(temporary / 'scale.txt')!r}, 'x')\nexcept FileExistsError:\n"
     path = project(tmp_path / "project", text + f"    open({str(temporary / 'scale.txt')!r}).read()\n" + LINEAR)
-    assert seen(path).read_files == (f"{temporary}/scale.txt",)
+    assert collect(path).read_files == (f"{temporary}/scale.txt",)
 
 
-def test_a_library_in_the_temporary_folder_is_code_where_it_is_found_on_the_path(tmp_path, monkeypatch):
+def test_a_library_in_the_temporary_folder_is_code_if_the_search_path_leads_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "library").mkdir()
     (tmp_path / "library/nets.py").touch()
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "library")])
-    found = seen(project(tmp_path / "project", "import nets\n" + LINEAR, state=STATE))
-    assert found.modules == {"model": "model.py", "nets": f"{tmp_path}/library/nets.py"}
+    dependencies = collect(project(tmp_path / "project", "import nets\n" + LINEAR, state=STATE))
+    assert dependencies.modules == {"model": "model.py", "nets": f"{tmp_path}/library/nets.py"}
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_package_that_the_code_uses_is_there_with_its_version_whoever_imported_it_first(tmp_path, before):
+def test_a_package_that_the_code_uses_counts_by_its_version_even_if_it_was_imported_earlier(tmp_path, before):
     path = project(tmp_path, "import json\nfrom iniconfig import IniConfig\n" + LINEAR)
     for name in [name for name in sys.modules if name.partition(".")[0] == "iniconfig"]:
         del sys.modules[name]
     if before:
         importlib.import_module("iniconfig")
-    found = seen(path)
-    assert found.packages == ("iniconfig",)
-    version, _, record = found.collect_inputs(tmp_path, sha256_file)["package:iniconfig"].partition(" ")
+    dependencies = collect(path)
+    assert dependencies.packages == ("iniconfig",)
+    version, _, record = dependencies.collect_inputs(tmp_path, sha256_file)["package:iniconfig"].partition(" ")
     assert version[0].isdigit()
     assert len(record) == 12
 
 
-def test_what_decides_is_told_by_content(tmp_path):
+def test_inputs_are_compared_by_content(tmp_path):
     path = project(tmp_path, LINEAR)
-    found = seen(path)
-    before = found.collect_inputs(tmp_path, sha256_file)
+    dependencies = collect(path)
+    before = dependencies.collect_inputs(tmp_path, sha256_file)
     assert before == {"code:model": sha256_file(tmp_path / "model.py"), "importable:.": "model.py"}
     (tmp_path / "model.py").write_text(LINEAR + "# changed\n")
-    assert found.collect_inputs(tmp_path, sha256_file) != before
+    assert dependencies.collect_inputs(tmp_path, sha256_file) != before
     (tmp_path / "model.py").unlink()
     with pytest.raises(FileNotFoundError):
-        found.collect_inputs(tmp_path, sha256_file)
+        dependencies.collect_inputs(tmp_path, sha256_file)
 
 
 @pytest.mark.parametrize("name", ["fast.py", "helper/__init__.py", "ns/__init__.py", "ns/more.py"])
-def test_a_new_file_that_could_be_imported_in_the_place_of_another_is_seen(tmp_path, name):
+def test_a_new_file_that_could_be_imported_in_the_place_of_another_is_collect(tmp_path, name):
     (tmp_path / "helper.py").touch()
     (tmp_path / "ns").mkdir()
     (tmp_path / "ns/mod.py").touch()
     text = "import helper, ns.mod\ntry:\n    import fast\nexcept ImportError:\n    pass\n" + LINEAR
-    found = seen(project(tmp_path, text, state=STATE))
-    before = found.collect_inputs(tmp_path, sha256_file)
-    (tmp_path / "dist").mkdir()  # of no interest to an import
-    assert found.collect_inputs(tmp_path, sha256_file) == before
+    dependencies = collect(project(tmp_path, text, state=STATE))
+    before = dependencies.collect_inputs(tmp_path, sha256_file)
+    (tmp_path / "dist").mkdir()  # nothing can be imported from it
+    assert dependencies.collect_inputs(tmp_path, sha256_file) == before
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
-    assert found.collect_inputs(tmp_path, sha256_file) != before
+    assert dependencies.collect_inputs(tmp_path, sha256_file) != before
 
 
-def test_what_lies_outside_or_was_named_relatively_makes_it_one_of_this_place(tmp_path, monkeypatch):
-    assert not seen(project(tmp_path / "a", LINEAR)).location_dependent
+def test_files_outside_the_folder_and_relative_paths_make_the_dependencies_depend_on_the_location(
+    tmp_path, monkeypatch
+):
+    assert not collect(project(tmp_path / "a", LINEAR)).location_dependent
     (tmp_path / "shared.txt").touch()
     reads = "from pathlib import Path\nPath(__file__).parent.parent.joinpath('shared.txt').read_text()\n"
-    assert seen(project(tmp_path / "b", reads + LINEAR)).location_dependent
+    assert collect(project(tmp_path / "b", reads + LINEAR)).location_dependent
     monkeypatch.chdir(tmp_path)
-    assert seen(project(tmp_path / "c", "open('shared.txt').close()\n" + LINEAR)).location_dependent
+    assert collect(project(tmp_path / "c", "open('shared.txt').close()\n" + LINEAR)).location_dependent
 
 
-def test_a_link_that_leads_elsewhere_later_is_seen(tmp_path):
+def test_a_link_that_leads_elsewhere_later_is_collect(tmp_path):
     for number in "12":
         (tmp_path / f"v{number}").mkdir()
         (tmp_path / f"v{number}/helper.py").write_text(f"S = {number}\n")
     folder = tmp_path / "p"
     path = project(folder, "import helper\n" + LINEAR, state=STATE)
     (folder / "helper.py").symlink_to(tmp_path / "v1/helper.py")
-    found = seen(path)
-    before = found.collect_inputs(folder, sha256_file)
+    dependencies = collect(path)
+    before = dependencies.collect_inputs(folder, sha256_file)
     (folder / "helper.py").unlink()
     (folder / "helper.py").symlink_to(tmp_path / "v2/helper.py")
-    assert found.collect_inputs(folder, sha256_file) != before
+    assert dependencies.collect_inputs(folder, sha256_file) != before
 
 
-def test_a_file_that_another_process_changes_after_it_was_read_is_told(tmp_path):
+def test_a_file_that_another_process_changes_after_it_was_read_is_listed(tmp_path):
     (tmp_path / "factor.txt").write_text("2")
     path = project(tmp_path, "open(__file__.replace('model.py', 'factor.txt')).close()\n" + LINEAR)
-    found = manifest.load_manifest(path)
-    with (
-        code_dependencies.track_dependencies(found.folder, "model", []) as watch,
-        loader.open_model_loader(found) as opening,
-    ):
-        opening()
-        assert watch.list_changed() == []
+    written = manifest.load_manifest(path)
+    with track_dependencies(written.folder, "model", []) as tracker, loader.open_model_loader(written) as load:
+        load()
+        assert tracker.list_changed() == []
         subprocess.run(["cp", "-p", tmp_path / "package.yaml", tmp_path / "factor.txt"], check=True)
-        assert watch.list_changed() == ["factor.txt"]
+        assert tracker.list_changed() == ["factor.txt"]
 
 
-@given(FOOTPRINTS, FOOTPRINTS)
-def test_joining_loses_nothing(one, other):
-    both = one.joined(other)
-    for part in ("modules", "data", "folders", "packages"):
-        assert set(getattr(both, part)) == {*getattr(one, part), *getattr(other, part)}
-    assert one.joined(one) == one
-
-
-def test_nothing_is_heard_when_nobody_listens(tmp_path):
-    (tmp_path / "file").write_text("")
-    with code_dependencies.track_dependencies(tmp_path, "model", []) as watch:
-        pass
-    (tmp_path / "file").read_text()
-    assert os.path.exists(tmp_path / "file")
-    assert watch.collect().read_files == ()
+@given(DEPENDENCIES, DEPENDENCIES)
+def test_merging_loses_nothing(dependencies, other):
+    both = dependencies.merge(other)
+    for part in ("modules", "read_files", "searched_folders", "packages"):
+        assert set(getattr(both, part)) == {*getattr(dependencies, part), *getattr(other, part)}
+    assert both.location_dependent == (dependencies.location_dependent or other.location_dependent)
+    assert dependencies.merge(dependencies) == dependencies

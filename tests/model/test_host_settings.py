@@ -1,4 +1,4 @@
-"""The process that `packager.build` and `packager.builder.vet` run in is afterwards as it was before."""
+"""`packager.build` and `vet` leave the process that they run in as it was."""
 
 import logging
 import os
@@ -49,16 +49,16 @@ def host_state():
         "gradients": torch.is_grad_enabled(),
         "torch random": torch.random.get_rng_state().tolist(),
         "random": random.getstate(),
-        "numpy random": [str(one) for one in np.random.get_state()],
+        "numpy random": [str(part) for part in np.random.get_state()],
         "logging.disable": logging.root.manager.disable,
         "warnings": list(warnings.filters),
-        "environment": {name: one for name, one in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
     }
 
 
 @pytest.fixture
 def host(monkeypatch):
-    """The state of a host that has set everything to something of its own."""
+    """The state of a host that has changed every setting."""
     monkeypatch.setenv("CHANGED_BY_THE_MODEL", "0")
     monkeypatch.setenv("REMOVED_BY_THE_MODEL", "0")
     monkeypatch.delenv("SET_BY_THE_MODEL", raising=False)

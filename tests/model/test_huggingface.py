@@ -1,4 +1,4 @@
-"""A Hugging Face folder without an entry: written by transformers, built, and held against transformers' own model."""
+"""A Hugging Face folder without an entry: written by transformers, built, and compared with transformers' own model."""
 
 import json
 import sys
@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from loading import load
 from messages import mentions
 from projects import manifest as write
 
@@ -20,7 +21,6 @@ from packager.errors import (
     TransformersMissing,
     render_error,
 )
-from packager.model import loader
 from packager.project import manifest
 
 transformers = pytest.importorskip("transformers")
@@ -45,14 +45,9 @@ def saved(tmp_path):
 
 
 def entryless(folder, **settings):
-    limits = {"batch": {"max": 3}, "length": {"max": 12}}
-    sections = {"model": {}, "inputs": TOKENS, "dims": limits, "checkpoint": {"path": "bert"}}
+    dims = {"batch": {"max": 3}, "length": {"max": 12}}
+    sections = {"model": {}, "inputs": TOKENS, "dims": dims, "checkpoint": {"path": "bert"}}
     return write(folder, **{**sections, **settings})
-
-
-def opened(path):
-    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
-        return opening()
 
 
 def test_a_folder_that_transformers_wrote_is_built_without_an_entry(saved, tmp_path):
@@ -61,7 +56,7 @@ def test_a_folder_that_transformers_wrote_is_built_without_an_entry(saved, tmp_p
     assert result.parity == {"onnx": "pass", "torchscript": "pass"}
     ids = np.arange(10).reshape(2, 5)
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    expected = model(**{name: torch.from_numpy(one) for name, one in inputs.items()}).logits.detach().numpy()
+    expected = model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.detach().numpy()
     assert np.allclose(packager.load(result.bundle).run(inputs)["logits"], expected, atol=1e-5)
     assert packager.build(path, tmp_path / "dist").cached
     folder = saved[1]
@@ -73,9 +68,9 @@ def test_a_folder_that_transformers_wrote_is_built_without_an_entry(saved, tmp_p
 def test_the_module_is_float32_in_eval_mode_whatever_was_saved(saved):
     model, folder, path = saved
     model.half().save_pretrained(folder)
-    found = opened(path).module
-    assert {one.dtype for one in found.parameters()} == {torch.float32}
-    assert not found.training
+    module = load(path).module
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    assert not module.training
 
 
 def test_sharded_folders_and_those_with_pickles_are_read_too(saved):
@@ -83,24 +78,24 @@ def test_sharded_folders_and_those_with_pickles_are_read_too(saved):
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="5KB")
     assert (folder / "model.safetensors.index.json").exists()
-    for again in (False, True):
-        if again:
-            for one in folder.glob("model*"):
-                one.unlink()
+    for pickled in (False, True):
+        if pickled:
+            for file in folder.glob("model*"):
+                file.unlink()
             torch.save(model.state_dict(), folder / "pytorch_model.bin")
-        state = opened(path).module.state_dict()
-        assert all(torch.equal(state[name], one) for name, one in model.state_dict().items())
+        state = load(path).module.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_tied_weights_that_the_file_has_once_are_tied(tmp_path):
     model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL))
     model.save_pretrained(tmp_path / "bert")
     assert "cls.predictions.decoder.weight" not in checkpoint.read(tmp_path / "bert").state
-    module = opened(entryless(tmp_path)).module
+    module = load(entryless(tmp_path)).module
     assert module.cls.predictions.decoder.weight is module.bert.embeddings.word_embeddings.weight
 
 
-def test_a_head_that_is_not_in_the_file_is_refused_or_told(saved, tmp_path, golden):
+def test_a_head_that_is_not_in_the_file_is_refused_or_reported(saved, tmp_path, golden):
     _, folder, path = saved
     transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -118,7 +113,7 @@ def test_shapes_that_differ_are_a_table(saved):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 41}))
     with pytest.raises(StateDoesNotFit) as caught:
-        opened(path)
+        load(path)
     assert "bert.embeddings.word_embeddings.weight  [41, 16]            [40, 16]" in caught.value.why
 
 
@@ -129,7 +124,7 @@ def test_code_that_a_folder_brings_is_not_run(saved, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'marker')!r})\n")
     with pytest.raises(ModelConstructionFailed):
-        opened(path)
+        load(path)
     assert not (tmp_path / "marker").exists()
 
 
@@ -138,22 +133,22 @@ def test_a_kernel_that_a_folder_names_is_not_fetched(saved, name):
     _, folder, path = saved
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, name: "somebody/kernel"}))
-    assert opened(path).module.config._attn_implementation == "eager"
+    assert load(path).module.config._attn_implementation == "eager"
 
 
 def test_nothing_is_fetched_while_the_module_is_made(saved, monkeypatch):
     import huggingface_hub
 
-    asked = []
-    made = transformers.BertModel.__init__
+    offline = []
+    construct = transformers.BertModel.__init__
 
-    def fetching(self, *arguments, **settings):
-        asked.append(huggingface_hub.is_offline_mode())
-        made(self, *arguments, **settings)
+    def recording(self, *arguments, **settings):
+        offline.append(huggingface_hub.is_offline_mode())
+        construct(self, *arguments, **settings)
 
-    monkeypatch.setattr(transformers.BertModel, "__init__", fetching)
-    opened(saved[2])
-    assert asked == [True]
+    monkeypatch.setattr(transformers.BertModel, "__init__", recording)
+    load(saved[2])
+    assert offline == [True]
     assert not huggingface_hub.is_offline_mode()
 
 
@@ -163,22 +158,22 @@ def test_a_folder_with_quantized_weights_is_refused(saved, golden):
     quantized = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantized}))
     with pytest.raises(ModelConstructionFailed) as caught:
-        opened(path)
+        load(path)
     golden(caught.value.why, "ValueError", "config.json")
 
 
-def test_an_architecture_that_is_no_model_is_not_called(saved):
+def test_an_architecture_that_is_not_a_model_is_not_called(saved):
     _, folder, path = saved
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["pipeline", "AutoConfig"]}))
     with pytest.raises(StateDoesNotFit):  # of the base model
-        opened(path)
+        load(path)
 
 
-def test_without_transformers_it_says_what_to_install(saved, monkeypatch, golden):
+def test_without_transformers_the_error_says_what_to_install(saved, monkeypatch, golden):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(TransformersMissing) as caught:
-        opened(saved[2])
+        load(saved[2])
     golden(render_error(caught.value), "error[transformers-missing]", "model.entry", f"{saved[2]}:6: checkpoint.path")
 
 

@@ -6,12 +6,11 @@ import runpy
 import pytest
 import safetensors.torch
 import torch
+from loading import load
 from projects import project
 
 from packager import checkpoint
 from packager.errors import StateDoesNotFit
-from packager.model import loader
-from packager.project import manifest
 
 VERSIONED = """
 import torch
@@ -65,7 +64,7 @@ def net(path, name="Net"):
 
 
 def weights(path, version):
-    """A state dict as version 1 or 2 of the module saved it; None: as a plain dict, which tells no version."""
+    """A state dict as version 1 or 2 of the module saved it; None: as a plain dict, which has no version."""
     torch.manual_seed(1)
     state = net(path).state_dict()
     if version is None:
@@ -77,15 +76,14 @@ def weights(path, version):
 
 def under(prefix, state):
     """The state dict of a wrapper that has the module as its attribute."""
-    wrapped = type(state)((f"{prefix}.{name}", one) for name, one in state.items())
-    wrapped._metadata = {f"{prefix}.{at}".rstrip("."): one for at, one in state._metadata.items()}
+    wrapped = type(state)((f"{prefix}.{name}", tensor) for name, tensor in state.items())
+    wrapped._metadata = {f"{prefix}.{at}".rstrip("."): metadata for at, metadata in state._metadata.items()}
     wrapped._metadata[""] = {"version": 1}
     return wrapped
 
 
-def loaded(path):
-    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
-        return opening().module.state_dict()
+def loaded_state(path):
+    return load(path).module.state_dict()
 
 
 def as_torch_loads(path, state):
@@ -94,8 +92,8 @@ def as_torch_loads(path, state):
     return module.state_dict()
 
 
-def same(one, other):
-    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+def same(state, other):
+    return list(state) == list(other) and all(torch.equal(tensor, other[name]) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -103,8 +101,8 @@ def same(one, other):
 def test_the_version_in_the_file_reaches_the_module(path, version, wrap):
     state = weights(path, version)
     torch.save(wrap(state), path.parent / "best.pt")
-    assert same(loaded(path), as_torch_loads(path, state))
-    assert torch.equal(loaded(path)["body.0.weight"], state["body.0.weight"] * (-1 if version == 1 else 1))
+    assert same(loaded_state(path), as_torch_loads(path, state))
+    assert torch.equal(loaded_state(path)["body.0.weight"], state["body.0.weight"] * (-1 if version == 1 else 1))
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -112,17 +110,17 @@ def test_the_version_in_the_file_reaches_the_module(path, version, wrap):
 def test_the_version_is_found_under_a_wrappers_prefix(path, version, prefix):
     state = weights(path, version)
     torch.save(under(prefix, state), path.parent / "best.pt")
-    assert same(loaded(path), as_torch_loads(path, state))
+    assert same(loaded_state(path), as_torch_loads(path, state))
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_version_is_found_where_a_part_was_wrapped(path, version):
     state = weights(path, version)
-    body = type(state)((name.replace("body.", "body.module."), one) for name, one in state.items())
-    body._metadata = {at.replace("body", "body.module"): one for at, one in state._metadata.items()}
+    body = type(state)((name.replace("body.", "body.module."), tensor) for name, tensor in state.items())
+    body._metadata = {at.replace("body", "body.module"): metadata for at, metadata in state._metadata.items()}
     body._metadata["body"] = {"version": 1}
     torch.save(body, path.parent / "best.pt")
-    assert same(loaded(path), as_torch_loads(path, state))
+    assert same(loaded_state(path), as_torch_loads(path, state))
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -131,24 +129,24 @@ def test_the_version_is_found_where_the_module_wraps_what_was_trained(path, vers
     expected = as_torch_loads(path, state)
     torch.save(state, path.parent / "best.pt")
     (path.parent / "model.py").write_text(WRAPPED)
-    assert same(loaded(path), {f"net.{name}": one for name, one in expected.items()})
+    assert same(loaded_state(path), {f"net.{name}": tensor for name, tensor in expected.items()})
 
 
 def test_averaged_weights_without_a_version_have_that_of_the_models_own(path):
     state = weights(path, 1)
     torch.save({"model": state, "ema": {"shadow": dict(state)}}, path.parent / "best.pt")
     path.write_text(path.read_text().replace("path: best.pt", "path: best.pt\n  weights: ema"))
-    assert same(loaded(path), as_torch_loads(path, state))
+    assert same(loaded_state(path), as_torch_loads(path, state))
 
 
-def test_a_file_that_tells_no_version_counts_as_saved_by_the_module_as_it_is(path):
+def test_a_file_without_a_version_counts_as_saved_by_the_module_as_it_is(path):
     state = weights(path, None)
     expected = as_torch_loads(path, weights(path, 2))
     torch.save(state, path.parent / "best.pt")
-    assert same(loaded(path), expected)
+    assert same(loaded_state(path), expected)
     safetensors.torch.save_file(state, path.parent / "best.safetensors")
     path.write_text(path.read_text().replace("best.pt", "best.safetensors"))
-    assert same(loaded(path), expected)
+    assert same(loaded_state(path), expected)
 
 
 def test_what_read_returns_loads_into_the_module_as_torch_would_load_it(path):
@@ -160,28 +158,28 @@ def test_what_read_returns_loads_into_the_module_as_torch_would_load_it(path):
 
 
 @pytest.mark.parametrize("metadata", [["no mapping"], {"": 7, 3: {}}, {"body.0": {"version": "two"}}])
-def test_metadata_that_torch_does_not_write_is_no_bug_of_ours(path, metadata):
+def test_metadata_that_torch_does_not_write_is_not_a_bug(path, metadata):
     state = weights(path, 2)
     state._metadata = metadata
     torch.save(state, path.parent / "best.pt")
     if "body.0" in metadata:
-        with pytest.raises(StateDoesNotFit, match="checkpoint does not fit"):
-            loaded(path)
+        with pytest.raises(StateDoesNotFit, match="checkpoint does not match"):
+            load(path)
     else:
-        assert same(loaded(path), as_torch_loads(path, weights(path, 2)))
+        assert same(loaded_state(path), as_torch_loads(path, weights(path, 2)))
 
 
-def test_what_the_module_raises_while_it_loads_names_the_users_line(path):
+def test_an_error_in_the_modules_loading_code_names_the_users_line(path):
     state = weights(path, 2)
     state._metadata["body.2"]["version"] = 5
     torch.save(state, path.parent / "best.pt")
     with pytest.raises(StateDoesNotFit) as caught:
-        loaded(path)
+        load(path)
     assert "model.py:12 in _load_from_state_dict" in str(caught.value.why)
     assert "version should be 1 or 2, not 5" in str(caught.value.why)
 
 
-def test_what_a_hook_raises_names_the_users_line(tmp_path):
+def test_an_error_in_a_hook_names_the_users_line(tmp_path):
     text = (
         VERSIONED.replace(
             "nn.ReLU(), Layer(3, 3))\n",
@@ -192,5 +190,5 @@ def test_what_a_hook_raises_names_the_users_line(tmp_path):
     state = {"body.0.weight": torch.ones(3, 4), "body.0.bias": torch.ones(3)}
     state |= {"body.2.weight": torch.ones(3, 3), "body.2.bias": torch.ones(3)}
     with pytest.raises(StateDoesNotFit) as caught:
-        loaded(project(tmp_path, text, state=state))
+        load(project(tmp_path, text, state=state))
     assert "in check" in str(caught.value.why)

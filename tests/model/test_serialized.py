@@ -1,15 +1,15 @@
-"""TorchScript archives and exported programs in the place of an entry."""
+"""TorchScript archives and exported programs instead of an entry."""
 
 import numpy as np
 import pytest
 import torch
+from loading import load
 from projects import manifest as write
 from torch import nn
 
 import packager
 from packager.builder.vet import vet
 from packager.errors import CheckpointNeedsCode, CheckpointUnreadable, WeightsNotFinite, render_error
-from packager.model import loader
 from packager.project import manifest
 
 
@@ -20,7 +20,7 @@ def net():
 
 
 def saved(folder, net, form):
-    """A file of each form, and its manifest."""
+    """Save the module in this form, and write a manifest for it."""
     path = folder / ("net.pt2" if form == "exported" else "net.ts")
     if form == "scripted":
         torch.jit.script(net).save(path)
@@ -32,8 +32,8 @@ def saved(folder, net, form):
     else:
         shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
         torch.export.save(torch.export.export(net, (torch.zeros(2, 4),), dynamic_shapes=shapes), path)
-    limits = {"batch": {"max": 8}}
-    return write(folder, model={}, checkpoint={"path": path.name, "trust_pickle": True}, dims=limits)
+    dims = {"batch": {"max": 8}}
+    return write(folder, model={}, checkpoint={"path": path.name, "trust_pickle": True}, dims=dims)
 
 
 FORMS = ["scripted", "scripted in training", "traced", "exported"]
@@ -49,9 +49,9 @@ def test_a_program_is_built_without_an_entry(tmp_path, net, form):
     assert np.allclose(packager.load(result.bundle).run({"x": x})["output_0"], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("form", "what"), [("traced", "TorchScript"), ("exported", "an exported program")])
+@pytest.mark.parametrize(("form", "kind"), [("traced", "TorchScript"), ("exported", "an exported program")])
 @pytest.mark.filterwarnings("ignore")
-def test_a_program_that_is_not_trusted_is_refused_before_any_of_it_is_read(tmp_path, net, form, what, golden):
+def test_a_program_that_is_not_trusted_is_refused_before_any_of_it_is_read(tmp_path, net, form, kind, golden):
     path = saved(tmp_path, net, form)
     name = manifest.load_manifest(path).manifest.checkpoint.path
     path = write(tmp_path, model={}, checkpoint={"path": name})
@@ -62,13 +62,13 @@ def test_a_program_that_is_not_trusted_is_refused_before_any_of_it_is_read(tmp_p
         "error[checkpoint-needs-code]",
         name,
         f"{path}:6: checkpoint.path",
-        f"({what})",
+        f"({kind})",
         "checkpoint.trust_pickle",
     )
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_program_is_no_checkpoint_for_an_entry(tmp_path, net, golden):
+def test_a_program_is_not_a_checkpoint_for_an_entry(tmp_path, net, golden):
     saved(tmp_path, net, "exported")
     (tmp_path / "model.py").write_text("from torch import nn\n\n\ndef make():\n    return nn.Linear(4, 3)\n")
     path = write(tmp_path, entry="model.py:make", checkpoint={"path": "net.pt2"})
@@ -83,5 +83,5 @@ def test_a_program_whose_weights_are_not_finite_is_refused(tmp_path, net, form):
     with torch.no_grad():
         net[0].weight[0, 0] = float("nan")
     path = saved(tmp_path, net, form)
-    with pytest.raises(WeightsNotFinite), loader.open_model_loader(manifest.load_manifest(path)) as opening:
-        opening()
+    with pytest.raises(WeightsNotFinite):
+        load(path)

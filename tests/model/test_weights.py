@@ -1,4 +1,4 @@
-"""A checkpoint's weights in the module: values that are no numbers, what stays as it was, and what is told of it."""
+"""A checkpoint's weights in the module: NaN and infinity, what keeps its initial value, and how both are reported."""
 
 import hashlib
 import shutil
@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
+from loading import load
 from messages import mentions
 from projects import LINEAR, package, project, python
 
@@ -17,15 +18,8 @@ from packager.checkpoint.locate import digest_checkpoint, locate_files
 from packager.common.hashing import sha256_file
 from packager.common.progress import Note
 from packager.errors import CheckpointDigestWrong, InputChanged, StateDoesNotFit, WeightsNotFinite, render_error
-from packager.model import loader
-from packager.project import manifest
 
 STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4), "layer.bias": torch.tensor([1.0, 2.0, 3.0])}
-
-
-def opened(path):
-    with loader.open_model_loader(manifest.load_manifest(path)) as opening:
-        return opening()
 
 
 # -- NaN and infinity -----------------------------------------------------------------------
@@ -61,43 +55,43 @@ MASKED = LINEAR.replace(
 
 def test_a_mask_may_hold_infinities_and_another_buffer_may_not(tmp_path):
     buffers = {"mask": torch.tensor([0.0, float("-inf"), float("-inf")]), "mean": torch.zeros(3)}
-    assert opened(project(tmp_path, MASKED, state={**STATE, **buffers})).module.mask[0] == 0
+    assert load(project(tmp_path, MASKED, state={**STATE, **buffers})).module.mask[0] == 0
     for name in buffers:
         damaged = {**buffers, name: torch.tensor([float("nan"), 0.0, 0.0])}
         with pytest.raises(WeightsNotFinite):
-            opened(project(tmp_path, MASKED, state={**STATE, **damaged}))
+            load(project(tmp_path, MASKED, state={**STATE, **damaged}))
     with pytest.raises(WeightsNotFinite):
-        opened(project(tmp_path, MASKED, state={**STATE, **buffers, "mean": torch.full((3,), float("inf"))}))
+        load(project(tmp_path, MASKED, state={**STATE, **buffers, "mean": torch.full((3,), float("inf"))}))
 
 
-def test_a_tensor_that_is_left_over_may_hold_anything(tmp_path):
+def test_a_tensor_that_is_not_in_the_module_may_hold_anything(tmp_path):
     state = {**STATE, "queue": torch.full((2,), float("nan"))}
     path = project(tmp_path, state=state, checkpoint={"path": "best.pt", "allow_unexpected": ["queue"]})
-    assert opened(path).key_match.unexpected == ("queue",)
+    assert load(path).key_match.unexpected == ("queue",)
 
 
-# -- what stays as the constructor left it ----------------------------------------------------
+# -- what keeps its initial value ------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_parameters_that_stay_at_their_initial_value_are_told_by_build_and_vet_and_recorded(tmp_path):
-    told = []
+def test_parameters_that_keep_their_initial_value_are_reported_by_build_and_vet_and_recorded(tmp_path):
+    events = []
     zero = LINEAR.replace("nn.Linear(4, 3)\n", "nn.Linear(4, 3)\n        nn.init.zeros_(self.layer.bias)\n")
     state = {"layer.weight": STATE["layer.weight"]}
     path = project(tmp_path, zero, state=state, checkpoint={"path": "best.pt", "allow_missing": ["*.bias"]})
-    note = "not in the checkpoint, so as the constructor left them: layer.bias"
+    note = "missing from the checkpoint, initialized by the constructor: layer.bias"
     assert vet(path).notes == (note,)
     assert f"note: {note}" in package("vet", path).stdout
-    result = packager.build(path, tmp_path / "dist", listener=told.append)
-    assert Note(note) in told
+    result = packager.build(path, tmp_path / "dist", listener=events.append)
+    assert Note(note) in events
     assert '"outcome": "layer.bias"' in (result.bundle / "evidence/build.json").read_text()
 
 
 def test_a_prefix_that_no_key_has_is_refused_with_the_nearest(tmp_path, golden):
-    state = {f"encoder.{name}": one for name, one in STATE.items()}
+    state = {f"encoder.{name}": tensor for name, tensor in STATE.items()}
     path = project(tmp_path, state=state, checkpoint={"path": "best.pt", "prefix": "encodr."})
     with pytest.raises(StateDoesNotFit) as caught:
-        opened(path)
+        load(path)
     golden(
         render_error(caught.value),
         "error[state-does-not-fit]",
@@ -108,10 +102,10 @@ def test_a_prefix_that_no_key_has_is_refused_with_the_nearest(tmp_path, golden):
         "encoder.layer.bias",
         "encoder",
     )
-    assert opened(project(tmp_path, state=state, checkpoint={"path": "best.pt", "prefix": "encoder."})).parameters == 15
+    assert load(project(tmp_path, state=state, checkpoint={"path": "best.pt", "prefix": "encoder."})).parameters == 15
 
 
-def test_vet_tells_what_lay_beside_the_weights(tmp_path):
+def test_vet_reports_what_the_checkpoint_holds_beside_the_weights(tmp_path):
     report = vet(project(tmp_path, state={"model": STATE, "epoch": 3, "val_loss": 0.5, "optimizer": {"state": {}}}))
     assert report.as_json()["about"] == {
         "epoch": 3,
@@ -130,7 +124,7 @@ def test_vet_tells_what_lay_beside_the_weights(tmp_path):
 # -- folders in a build -----------------------------------------------------------------------
 
 
-def test_a_folder_is_built_pinned_cached_and_built_anew_when_one_file_changes(tmp_path):
+def test_a_folder_is_pinned_cached_and_built_again_when_one_file_changes(tmp_path):
     dcp.save({"model": STATE}, checkpoint_id=tmp_path / "run", no_dist=True)
     pinned = digest_checkpoint(locate_files(tmp_path / "run"), sha256_file)
     path = project(tmp_path, checkpoint={"path": "run", "sha256": pinned})
@@ -152,15 +146,15 @@ def test_a_folder_that_has_not_changed_is_seen_to_be_the_same_without_reading_th
     dcp.save({"model": STATE}, checkpoint_id=tmp_path / "run", no_dist=True)
     path = project(tmp_path, checkpoint={"path": "run"})
     code = "import sys, packager\npackager.build(sys.argv[1], sys.argv[2])\nprint('pydantic' in sys.modules)"
-    said = [python(code, path, tmp_path / "dist").stdout.strip() for _ in range(3)]
-    assert said == ["True", "False", "False"]
+    outputs = [python(code, path, tmp_path / "dist").stdout.strip() for _ in range(3)]
+    assert outputs == ["True", "False", "False"]
 
 
 def test_a_shard_that_goes_away_is_noticed_by_the_next_build(tmp_path, golden):
-    for name, one in STATE.items():
-        safetensors.torch.save_file({name: one}, tmp_path / f"{name}.safetensors")
-    places = ", ".join(f'"{name}": "{name}.safetensors"' for name in STATE)
-    (tmp_path / "model.safetensors.index.json").write_text(f'{{"weight_map": {{{places}}}}}')
+    for name, tensor in STATE.items():
+        safetensors.torch.save_file({name: tensor}, tmp_path / f"{name}.safetensors")
+    entries = ", ".join(f'"{name}": "{name}.safetensors"' for name in STATE)
+    (tmp_path / "model.safetensors.index.json").write_text(f'{{"weight_map": {{{entries}}}}}')
     path = project(tmp_path, checkpoint={"path": "model.safetensors.index.json"})
     packager.build(path, tmp_path / "dist")
     assert packager.build(path, tmp_path / "dist").cached
@@ -181,5 +175,5 @@ def test_a_shard_that_changes_during_the_build_is_noticed(tmp_path):
 def test_one_file_has_the_digest_it_always_had(tmp_path):
     path = project(tmp_path, state=STATE)
     expected = hashlib.sha256((tmp_path / "best.pt").read_bytes()).hexdigest()
-    assert opened(path).checkpoint_sha256 == expected
+    assert load(path).checkpoint_sha256 == expected
     assert checkpoint.read(tmp_path / "best.pt").key == ""

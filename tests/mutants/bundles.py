@@ -1,4 +1,4 @@
-"""Bundles to break: built of tests/architectures.py, changed in one artifact, and sealed again as if nothing were."""
+"""Bundles to break: built from tests/architectures.py, changed in one artifact, sealed as if nothing had happened."""
 
 import shutil
 from collections.abc import Mapping
@@ -27,14 +27,14 @@ def build(architecture: Architecture, level: str, folder: Path) -> Path:
 
 
 def shared(level: str, architecture: Architecture, folder: Path) -> Path:
-    """The same, built once for all who ask with this folder."""
+    """Build the bundle of an architecture once for each folder."""
     target = folder / level.replace(" ", "-") / architecture.name
     made = list(target.glob("out/*/" + layout.CONFIG))
     return made[0].parent if made else build(architecture, level, target)
 
 
 def copy(bundle: Path, target: Path, *, torchscript: bool = True) -> Path:
-    """A copy to break; without TorchScript it is verified in a fraction of the time."""
+    """Copy a bundle to break it; without TorchScript, it is verified in a fraction of the time."""
     found = Path(shutil.copytree(bundle, target))
     if not torchscript:
         (found / layout.TORCHSCRIPT).unlink()
@@ -52,15 +52,15 @@ def copy(bundle: Path, target: Path, *, torchscript: bool = True) -> Path:
 
 
 def put(bundle: Path, model: onnx.ModelProto) -> None:
-    """Give the bundle another ONNX model, and the digests that go with it."""
+    """Replace the ONNX model of a bundle, and update its digests."""
     (bundle / layout.ONNX).write_bytes(model.SerializeToString())
     reseal(bundle)
 
 
 def reseal(bundle: Path) -> str:
-    """Make every digest that of the files as they are now, in config.json too; returns the fingerprint.
+    """Update every digest to the files as they are now, also in config.json; returns the fingerprint.
 
-    Integrity and structure are right again: somebody did everything right but the numbers.
+    Integrity and structure are right again, so only the numbers can give a mutant away.
     """
     config = _config(bundle)
     onnx_artifact, script = config.artifacts.onnx, config.artifacts.torchscript
@@ -74,7 +74,7 @@ def reseal(bundle: Path) -> str:
 
 
 def found(report: packager.VerifyReport, backend: str = "onnx") -> bool:
-    """Whether a mutant is refused for what it is; a seal that is not right would be this library's defect."""
+    """Return whether a mutant is refused; a wrong seal would be a defect of these tests, and is an assertion error."""
     assert report.integrity.is_intact and not any("digest" in one or "FINGERPRINT" in one for one in report.structure)
     return bool(report.structure) or report.parity[backend] == "fail"
 

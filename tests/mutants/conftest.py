@@ -1,4 +1,4 @@
-"""What the tests of mutants share: bundles that are built once, and changed as copies."""
+"""Fixtures of the mutation tests: bundles that are built once, and changed as copies."""
 
 import bundles
 import onnx
@@ -10,14 +10,14 @@ from packager.bundle import layout
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
-    """A function that gives the bundle of an architecture at a level, built once; not to be changed."""
+    """A function that returns the bundle of an architecture at a level, built once; it must not be changed."""
     folder = tmp_path_factory.mktemp("mutants")
     return lambda architecture, level: bundles.shared(level, architecture, folder)
 
 
 @pytest.fixture(scope="session")
 def onnx_of(shared):
-    """A function that gives the graph of a bundle and the oracle of its mutants."""
+    """A function that returns the graph of a bundle and the oracle of its mutants."""
     oracles = {}
 
     def found(architecture, level):

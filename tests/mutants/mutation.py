@@ -1,4 +1,4 @@
-"""What a mutation is: a way to be wrong, the places of a graph that it fits, and mutants of a few of those."""
+"""Mutations: a way to be wrong, the places of a graph that it fits, and mutants at a few of those places."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, nump
 
 
 class View:
-    """A graph open for changes: the nodes and the constants of it and of its subgraphs, in order."""
+    """A graph that can be edited: its nodes and constants, with those of its subgraphs, in order."""
 
     def __init__(self, model: ModelProto) -> None:
         self.model = model
@@ -23,17 +23,17 @@ class View:
         self.producer = {name: index for index, node in enumerate(self.nodes) for name in node.output}
 
     def constant(self, name: str) -> np.ndarray | None:
-        """The value of a constant; None for what is computed."""
+        """Return the value of a constant; None if the value is computed."""
         tensor = self._tensors.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def set_constant(self, name: str, value: np.ndarray) -> None:
-        """Give a constant another value, for all that use it."""
+        """Change the value of a constant, for all nodes that use it."""
         tensor = self._tensors[name]
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
 
     def set_input(self, index: int, position: int, value: np.ndarray) -> None:
-        """Give one input of one node a constant of its own."""
+        """Replace one input of one node by a new constant."""
         name = f"mutant_{index}_{position}"
         self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         node = self.nodes[index]
@@ -41,7 +41,7 @@ class View:
         node.input[position] = name
 
     def insert_after(self, index: int, *made: NodeProto) -> None:
-        """Put nodes behind one, from `before` to `after`, which are its output's old and new names."""
+        """Insert nodes after a node: its output is their input `before`, and `after` is read in its place."""
         node = self.nodes[index]
         graph = next(one for one in self.graphs if any(node is other for other in one.node))
         old = node.output[0]
@@ -60,7 +60,7 @@ Sites = Callable[[View], Iterator[tuple[str, Edit]]]
 
 @dataclass(frozen=True)
 class Mutant:
-    """One changed copy of a graph: by which mutation, and where."""
+    """A copy of a graph that is changed in one place: by which mutation, and where."""
 
     mutation: str
     place: str
@@ -78,7 +78,7 @@ class Mutation:
     sites: Sites
 
     def apply(self, model: ModelProto, most: int = 3) -> Iterator[Mutant]:
-        """Mutants of a graph, at up to `most` of the places it fits; the graph itself stays as it is."""
+        """Yield mutants of a graph at up to `most` of the places that fit; the graph itself stays as it is."""
         found = list(self.sites(View(model)))
         chosen = sorted({round(one) for one in np.linspace(0, len(found) - 1, most)}) if found else []
         for place, edit in (found[one] for one in chosen):
@@ -101,12 +101,12 @@ def label(node: NodeProto) -> str:
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """The value of a node's attribute."""
+    """Return the value of a node's attribute."""
     return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
 
 
 def set_attribute(node: NodeProto, name: str, value: Any) -> None:
-    """Set a node's attribute; None takes it away."""
+    """Set a node's attribute; None removes it."""
     kept = [one for one in node.attribute if one.name != name]
     del node.attribute[:]
     node.attribute.extend(kept)

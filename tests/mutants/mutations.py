@@ -1,9 +1,8 @@
-"""Ways in which real tools, and real mistakes, make a graph wrong: each a function from a graph to a few mutants.
+"""The mutations: ways in which real tools and real mistakes make a graph wrong.
 
-A mutation knows the places of a graph that it fits: a weight, a node, an output. `apply` gives mutants of a few
-of them, spread over the depth of the graph, each a copy in which that one place is changed. Some mutants are
-equivalent to the original (ceil_mode where the sizes divide): what a mutant does is measured (see oracle.py),
-and not assumed.
+A mutation knows the places of a graph that it fits: a weight, a node, an output. `apply` yields mutants at a few of
+them, spread over the depth of the graph; each is a copy in which that one place is changed. Some mutants are equivalent
+to the original (ceil_mode if the sizes divide), so the effect of a mutant is measured (oracle.py) and not assumed.
 """
 
 import wrong_constants
@@ -17,4 +16,4 @@ MUTATIONS = (
     *wrong_constants.MUTATIONS,
     *wrong_signature.MUTATIONS,
 )
-"""All of them, each once, with names that are unique."""
+"""All mutations, each once, with unique names."""

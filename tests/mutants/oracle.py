@@ -1,9 +1,10 @@
-"""What a mutant truly does, measured without the gate: its outputs beside the original's on many valid inputs.
+"""Measure the true effect of a mutant, independently of the parity check.
 
-The unit is the noise floor of a typical case, as the bundle's evidence records it. Inputs are drawn anew, in sizes,
-kinds and numbers that no build uses. Rows on which good evaluations of the original disagree (without optimization,
-with weights one unit in the last place away), as at a tie that rounding breaks, or where a model is ill conditioned,
-say nothing about a mutant and are left aside.
+The outputs of the mutant are compared with those of the original on many valid inputs, which no build uses: they are
+drawn by a generator of their own, in other sizes. The unit is the noise floor of the typical test case, as the bundle's
+evidence records it. Rows on which correct evaluations of the original disagree (without optimization, or with weights
+one unit in the last place away) say nothing about a mutant and are left out: rounding breaks a tie there, or the model
+is ill-conditioned.
 """
 
 import json
@@ -22,7 +23,7 @@ from packager.bundle import layout
 from packager.project.manifest import InputSpec
 
 MUST = 10.0
-"""A mutant whose effect is more than so many noise floors on some valid input must be found."""
+"""A mutant must be found if its effect is more than this many noise floors on some valid input."""
 
 _ROWS = 320
 _STEADY = 5.0
@@ -32,7 +33,7 @@ Run = Callable[[Arrays], Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Effect:
-    """The largest difference from the original in noise floors, and of which output on which input it is."""
+    """The largest difference from the original, in noise floors, and the output and the input where it occurs."""
 
     floors: float
     where: str
@@ -44,9 +45,10 @@ class Effect:
 
 
 def floors(expected: np.ndarray, actual: np.ndarray, noise: float, small: float) -> np.ndarray:
-    """How many noise floors each element is from what was expected; infinite where a NaN or an integer differs.
+    """Return the error of each element in noise floors, |actual - expected| / (noise × (|expected| + small)).
 
-    The floor is relative to the element and to `small`, what counts as small in that output, as limits are.
+    `small` is the scale of a small element in that output, as for tolerances. The error is infinite where a NaN, an
+    infinity, an integer or a boolean differs.
     """
     if expected.dtype.kind != "f":
         return np.where(expected != actual, np.inf, 0.0)
@@ -59,9 +61,10 @@ def floors(expected: np.ndarray, actual: np.ndarray, noise: float, small: float)
 
 
 def smalls(arrays: Sequence[np.ndarray]) -> list[float]:
-    """What counts as small in each of the arrays: the lower quartile of its magnitudes, or of those of all together.
+    """Return the scale of each array: the lower quartile of its magnitudes, or of all arrays', whichever is larger.
 
-    The larger of the two, without zeros, and without values that a sixteenth of the elements share, as masks do.
+    Zeros are left out, and values that more than a sixteenth of the elements share, as those of a mask. This repeats
+    the definition of `estimate_scales` on purpose: the oracle uses no code of packager.parity.
     """
     if not arrays or arrays[0].dtype.kind != "f":
         return [0.0] * len(arrays)  # they must agree exactly
@@ -75,7 +78,7 @@ def smalls(arrays: Sequence[np.ndarray]) -> list[float]:
 
 
 class Oracle:
-    """The original, run once on every input, to set mutants beside; `again` are other good evaluations of it."""
+    """The outputs of the original on every input, to compare mutants with; `again` are other correct evaluations."""
 
     def __init__(self, inputs: Sequence[Arrays], noise: Mapping[str, float], run: Run, again: Sequence[Run]) -> None:
         self._inputs = inputs
@@ -87,7 +90,7 @@ class Oracle:
         self.left_aside = sum(int((~rows).sum()) for one in self._steady for rows in one.values())
 
     def effect(self, run: Run) -> Effect:
-        """The effect of a mutant; infinite where it does not run, or gives other names, dtypes or shapes."""
+        """Return the effect of a mutant; infinite if it does not run, or returns other names, dtypes or shapes."""
         worst = Effect(0.0, "nowhere")
         for number, (feed, expected) in enumerate(zip(self._inputs, self._expected, strict=True)):
             try:
@@ -110,7 +113,7 @@ class Oracle:
 
 
 def _steady(apart: Sequence[np.ndarray]) -> np.ndarray:
-    """The rows on which all of these are within a few noise floors; of an array without rows, whether it is."""
+    """Return the rows on which all of these are within a few noise floors; for a scalar, whether it is."""
     elements = np.all([one <= _STEADY for one in apart], axis=0)
     return np.asarray(elements.reshape(*elements.shape[:1], -1).all(axis=-1) if elements.ndim else elements)
 
@@ -120,7 +123,7 @@ def _form(outputs: Arrays) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
 
 
 def noise(bundle: Path) -> dict[str, float]:
-    """The noise floor of each output in the median of its cases; 0 of outputs that must agree exactly."""
+    """Return the noise floor of each output, the median of its cases; 0 for outputs that must match exactly."""
     record = json.loads((bundle / layout.PARITY).read_text())
     found = {}
     for name, one in record["tolerance"].items():
@@ -130,7 +133,7 @@ def noise(bundle: Path) -> dict[str, float]:
 
 
 class Session:
-    """An ONNX model under the options of the loader, or at another optimization level, or with so many threads."""
+    """An ONNX model with the options of the loader, or at a different optimization level or number of threads."""
 
     def __init__(self, model: bytes, level: Level | None = None, threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
@@ -145,13 +148,13 @@ class Session:
         ]
 
     def run(self, feed: Arrays) -> dict[str, np.ndarray]:
-        """Arrays by input name in, arrays by output name out."""
+        """Run the model on arrays by input name; returns arrays by output name."""
         names = [one.name for one in self._session.get_outputs()]
         return dict(zip(names, self._session.run(None, dict(feed)), strict=True))
 
 
 def moved_weights(content: bytes, seed: int) -> bytes:
-    """The model with every weight one unit in the last place away, to either side; a zero may be a mask and stays."""
+    """Return the model with every weight moved by one unit in the last place, up or down; zeros, as of masks, stay."""
     generator = np.random.default_rng(seed)
     model = ModelProto.FromString(content)
     for tensor in model.graph.initializer:
@@ -164,7 +167,7 @@ def moved_weights(content: bytes, seed: int) -> bytes:
 
 
 class OnnxOracle:
-    """An oracle of the ONNX model of a bundle."""
+    """The oracle of the ONNX model in a bundle."""
 
     def __init__(self, architecture: Architecture, bundle: Path) -> None:
         content = (bundle / layout.ONNX).read_bytes()
@@ -175,7 +178,7 @@ class OnnxOracle:
         self.oracle = Oracle(list(draw(architecture)), noise(bundle), self._original.run, again)
 
     def effect(self, model: ModelProto) -> Effect:
-        """The effect of a mutant; infinite where it does not load, or declares other inputs or outputs."""
+        """Return the effect of a mutant; infinite if it does not load, or declares other inputs or outputs."""
         try:
             mutant = Session(model.SerializeToString())
         except Exception as error:  # noqa: BLE001 (as above)
@@ -191,7 +194,7 @@ _FILLS = ("random", "random", "random", "ends", "sparse", "low", "high", "large"
 
 
 def draw(architecture: Architecture, seed: int = 1) -> Iterator[dict[str, np.ndarray]]:
-    """Inputs of many sizes, until there are some hundred rows: random, at the ends of the range, sparse, constant."""
+    """Draw inputs of many sizes until there are 320 rows: random, at the ends of the range, sparse, constant."""
     generator = np.random.default_rng(seed)
     rows = number = 0
     while rows < _ROWS:

@@ -1,4 +1,4 @@
-"""Mutants of a TorchScript file: its constants, which freezing has put into the graph, changed in place."""
+"""Mutants of a TorchScript file: freezing made the weights constants of the graph, and they are changed in place."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def mutants(path: Path, target: Path, most: int = 2) -> Iterator[str]:
-    """Write mutants of the program at `path` to `target`, one after the other; yields what each is."""
+    """Write mutants of the program at `path` to `target`, one after the other; yields a description of each."""
     count = len(_constants(torch.jit.load(path)))
     for name, change in CHANGES.items():
         for number in sorted({round(one) for one in np.linspace(0, count - 1, most)}):
@@ -32,7 +32,7 @@ def mutants(path: Path, target: Path, most: int = 2) -> Iterator[str]:
 
 
 def _constants(program: torch.jit.ScriptModule) -> list[torch.Tensor]:
-    """The float constants of more than one element, in the order of the graph; they share their memory with it."""
+    """Return the float constants of more than one element in the order of the graph, whose memory they share."""
     found = [
         node.t("value")
         for node in program.graph.findAllNodes("prim::Constant")

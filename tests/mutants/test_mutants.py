@@ -1,4 +1,4 @@
-"""The parity check can fail: whatever changes an output by more than ten noise floors is refused by `verify`."""
+"""Mutation testing: `verify` refuses every bundle in which an output is off by more than ten noise floors."""
 
 import shutil
 
@@ -26,7 +26,7 @@ def identifiers(values):
 
 
 def survivors(bundle, model, oracle, most):
-    """The mutants that `verify` passes, with what each does; the bundle is theirs to change."""
+    """Return the mutants that `verify` passes, with the effect of each; the bundle is changed."""
     assert packager.verify(bundle).parity["onnx"] == "pass"
     found = []
     for mutation in MUTATIONS:
@@ -38,7 +38,7 @@ def survivors(bundle, model, oracle, most):
 
 
 def missed(found):
-    """One line for each survivor that no check may miss."""
+    """Return a line for each survivor that must be found."""
     return "".join(
         f"\n  {mutant}: {effect.floors:.3g} noise floors, {effect.where}"
         for mutant, effect in found
@@ -99,7 +99,7 @@ def test_a_bundle_that_is_sealed_again_without_a_change_passes(shared, tmp_path)
 
 
 def script_survivors(architecture, bundle, tmp_path):
-    """The same for mutants of model.ts."""
+    """Return the mutants of model.ts that `verify` passes, with the effect of each."""
     config = packager.load(bundle).config
     inputs = [(one["name"], one["dtype"]) for one in config["inputs"]]
     outputs = [one["name"] for one in config["outputs"]]

@@ -1,4 +1,4 @@
-"""Scalars of the arithmetic, indices, bounds and pads that are a little off."""
+"""Mutations of scalars, indices, bounds and pads: values that are slightly off."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -35,7 +35,7 @@ def _scalars(
 
 
 def _attention_scales(view: View) -> Iterator[tuple[str, Edit]]:
-    """The scalars on the way to a Softmax: multipliers, divisors, and the alpha of fused products."""
+    """Scale attention: the multipliers, divisors, and alphas of fused products on the way to a Softmax."""
     for start in (index for index, node in enumerate(view.nodes) if node.op_type == "Softmax"):
         for index in sorted(_before(view, start, 8)):
             node = view.nodes[index]
@@ -53,7 +53,7 @@ def _attention_scales(view: View) -> Iterator[tuple[str, Edit]]:
 
 
 def _before(view: View, index: int, steps: int) -> set[int]:
-    """The nodes up to so many steps before one, not beyond another Softmax."""
+    """Return the nodes up to this many steps before a node, up to the previous Softmax or LayerNormalization."""
     found: set[int] = set()
     ends = {index}
     for _ in range(steps):
@@ -64,7 +64,7 @@ def _before(view: View, index: int, steps: int) -> set[int]:
 
 
 def _bound(step: int) -> Callable[[int], int | None]:
-    """A bound one off; one that is far beyond any tensor stays."""
+    """Move a bound by one; a bound far beyond any tensor stays."""
     return lambda value: value + step if abs(value) < 1 << 31 else None
 
 
@@ -96,7 +96,7 @@ def _pad_value(view: View) -> Iterator[tuple[str, Edit]]:
 
 
 def _clips(view: View) -> Iterator[tuple[str, Edit]]:
-    """The bounds of Clip nodes, and of the Clip that is fused into a Conv."""
+    """Change the bounds of Clip nodes, and of a Clip that is fused into a Conv."""
     yield from _scalars(("Clip",), lambda value: 0.99 * value if value else 0.01, [1, 2])(view)
 
     def moved(node: NodeProto) -> object:

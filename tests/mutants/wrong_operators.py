@@ -1,4 +1,4 @@
-"""Operators that are others than they should be, or have other attributes, or are lost or added."""
+"""Mutations of operators: replaced, with other attributes, left out or added."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,17 +27,17 @@ def changed_nodes(op_types: Sequence[str], change: Callable[[NodeProto], object]
 
 
 def _setting(name: str, default: Any, change: Callable[[Any], Any]) -> Callable[[NodeProto], object]:
-    """Change an attribute, which without being set is `default`."""
+    """Change an attribute; if it is not set, its value is `default`."""
     return lambda node: set_attribute(node, name, change(attribute(node, name, default)))
 
 
 def _flipped(name: str, default: int) -> Callable[[NodeProto], object]:
-    """0 ↔ 1."""
+    """Change an attribute from 0 to 1, or from 1 to 0."""
     return _setting(name, default, lambda value: 1 - value)
 
 
 def _becomes(op_type: str, domain: str | None = None, **attributes: Any) -> Callable[[NodeProto], None]:
-    """Another operator in the place of this one."""
+    """Replace the operator."""
 
     def change(node: NodeProto) -> None:
         node.op_type = op_type
@@ -127,7 +127,7 @@ def _mode(node: NodeProto) -> None:
 
 
 def _other_axis(axis: int) -> int:
-    """The last axis, or the one before it; an axis beyond the first two is taken for the last."""
+    """Exchange the last axis and the one before it; an axis beyond the first two counts as the last."""
     return -2 if axis in (-1, 2, 3) else -1
 
 
@@ -136,7 +136,7 @@ def _other_pad(mode: bytes) -> str:
 
 
 def _left_out(view: View) -> Iterator[tuple[str, Edit]]:
-    """Of a sum of two computed tensors the first alone: a residual connection is lost."""
+    """Replace a sum of two computed tensors by the first: a residual connection is lost."""
     for index, node in enumerate(view.nodes):
         if node.op_type == "Add" and all(view.constant(name) is None for name in node.input):
 
@@ -148,7 +148,7 @@ def _left_out(view: View) -> Iterator[tuple[str, Edit]]:
 
 
 def _behind(op_types: Sequence[str], make: Callable[[], Sequence[NodeProto]], **constants: np.generic) -> Sites:
-    """Nodes put behind each node of these kinds."""
+    """Insert nodes after each node of these kinds."""
 
     def sites(view: View) -> Iterator[tuple[str, Edit]]:
         for index, node in enumerate(view.nodes):
@@ -182,7 +182,7 @@ def _half() -> list[NodeProto]:
 
 
 def _dropout() -> list[NodeProto]:
-    """In single operators: onnxruntime leaves out a Dropout, even one that is said to be in training."""
+    """Drop elements with plain operators: onnxruntime removes a Dropout node, even one in training mode."""
     return [
         helper.make_node("RandomUniformLike", ["before"], ["drawn"], seed=1.0),
         helper.make_node("Less", ["drawn", "ratio"], ["dropped"]),

@@ -1,4 +1,4 @@
-"""Inputs, outputs and shapes that are mixed up, lost, renamed or fixed."""
+"""Mutations of inputs, outputs and shapes: mixed up, lost, renamed or fixed."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from mutation import Edit, Mutation, Sites, View, label
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 EXAMPLE = (2, 9, 10)
-"""The sizes of the named dims, in the order of the inputs, that a careless tool would keep of its example."""
+"""The sizes of the named dims, in the order of the inputs, that a careless tool would keep from its example."""
 
 
 def _signature(value: onnx.ValueInfoProto) -> tuple[int, tuple[str | int, ...]]:
@@ -19,7 +19,7 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[int, tuple[str | int, ...]]:
 
 
 def _dims(graph: GraphProto) -> list[str]:
-    """The named dims of the inputs, in order."""
+    """Return the named dims of the inputs, in order."""
     named = (dim for value in graph.input for dim in _signature(value)[1] if isinstance(dim, str))
     return list(dict.fromkeys(named))
 
@@ -71,7 +71,7 @@ def _dims_fixed(side: str) -> Sites:
 
 
 def _baked(view: View) -> Iterator[tuple[str, Edit]]:
-    """Shapes that follow from the inputs', as constants that one example gave."""
+    """Replace shapes that follow from the inputs by the constants that they are for one example."""
     kinds = {"Reshape": 1, "Expand": 1, "Resize": 3}
     wanted = {
         index: (node.output[0], kinds[node.op_type])
@@ -95,7 +95,7 @@ def _baked(view: View) -> Iterator[tuple[str, Edit]]:
 
 
 def _shapes(model: ModelProto, names: Sequence[str], sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """The shapes of these tensors where the named dims have these sizes."""
+    """Return the shapes that these tensors have if the named dims have these sizes."""
     probe = ModelProto()
     probe.CopyFrom(model)
     probe.graph.output.extend(
@@ -125,7 +125,7 @@ def _output_dropped(view: View) -> Iterator[tuple[str, Edit]]:
 
 
 def _through(copy: View, number: int, node: NodeProto) -> None:
-    """Let an output come out of one node more."""
+    """Pass an output through an additional node."""
     copy.graph.node.append(node)
     copy.graph.output[number].name = node.output[0]
 

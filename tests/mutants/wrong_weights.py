@@ -1,4 +1,4 @@
-"""Constants that hold other numbers than they should."""
+"""Mutations of weights: constants that hold other numbers than they should."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,7 +19,7 @@ _RECURRENT = ("LSTM", "GRU")
 
 
 def _uses(view: View) -> Iterator[tuple[str, int, int, np.ndarray]]:
-    """Each float constant of more than one element, once: its name, the first node that uses it and as which input."""
+    """Yield each float constant of several elements: name, first node that uses it, as which input, value."""
     seen = set()
     for index, node in enumerate(view.nodes):
         for position, name in enumerate(node.input):
@@ -44,7 +44,7 @@ def _tables(view: View) -> Iterator[tuple[str, int, int, np.ndarray]]:
 
 
 def _channels(node: NodeProto, value: np.ndarray) -> int:
-    """The axis of a weight along which its output channels lie."""
+    """Return the axis of a weight along which its output channels lie."""
     if node.op_type in _RECURRENT or node.op_type in _TABLE_INPUTS or node.op_type == "ConvTranspose":
         return min(1, value.ndim - 1)
     if node.op_type in ("Conv", "FusedConv") or attribute(node, "transB", 0):
@@ -95,7 +95,7 @@ def _transpose(value: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _bfloat16(value: np.ndarray) -> np.ndarray:
-    """float32 rounded to the nearest bfloat16, as float32."""
+    """Return a float32 array rounded to the nearest bfloat16, as float32."""
     bits = np.asarray(value, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
@@ -114,7 +114,7 @@ def _all_rounded(view: View) -> Iterator[tuple[str, Edit]]:
 
 
 def _exchanged(view: View) -> Iterator[tuple[str, Edit]]:
-    """Two constants of one shape, one used after the other."""
+    """Exchange two constants of the same shape, one used after the other."""
     last: dict[tuple[int, ...], tuple[str, np.ndarray]] = {}
     for name, _, _, value in _uses(view):
         if value.shape in last and not np.array_equal(value, last[value.shape][1]):
@@ -142,7 +142,7 @@ def _row(share: float, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[
 
 
 def _other_layout(view: View) -> Iterator[tuple[str, Edit]]:
-    """transB flipped, and the weight's numbers read in the other layout."""
+    """Flip transB, so that the numbers of the weight are read in the other layout."""
     for index, node in enumerate(view.nodes):
         value = view.constant(node.input[1]) if node.op_type in ("Gemm", "FusedGemm") else None
         if value is not None and value.ndim == 2:
@@ -157,7 +157,7 @@ def _other_layout(view: View) -> Iterator[tuple[str, Edit]]:
 
 
 def _gates(op_type: str, count: int, first: int, second: int) -> Sites:
-    """Two gates of a recurrent node exchanged, in all of its weights, or in one of them."""
+    """Exchange two gates of a recurrent node, in all of its weights or in one of them."""
 
     def swapped(value: np.ndarray, halves: int) -> np.ndarray:
         blocks = value.reshape(value.shape[0], halves, count, -1, *value.shape[2:]).copy()

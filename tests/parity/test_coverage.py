@@ -1,4 +1,4 @@
-"""What the samples exercise: channels that no output of any case depends on are named."""
+"""Coverage: the channels of the weights that no output of any test case depends on."""
 
 import numpy as np
 import pytest
@@ -13,20 +13,20 @@ from packager.parity.results import ChannelCoverage, UnexercisedChannels
 
 
 def returning(layers, expression, lines=()):
-    """A module with these layers, whose forward returns an expression of x."""
+    """Return the text of a module with these layers, whose forward returns an expression of x."""
     made = "\n        ".join([*layers])
     body = "\n        ".join([*lines, f"return {expression}"])
     return LINEAR.replace("self.layer = nn.Linear(4, 3)", made).replace("return self.layer(x)", body)
 
 
-def measured(loaded, source, grid):
-    return coverage.measure_coverage(loaded, source, grid.cases)
+def measured(loaded, model, grid):
+    return coverage.measure_coverage(loaded, model, grid.cases)
 
 
-# -- what is silent -------------------------------------------------------------------------
+# -- unexercised channels --------------------------------------------------------------------
 
 
-def test_where_every_channel_shows_none_is_named(opened):
+def test_if_every_channel_is_exercised_none_is_named(opened):
     found = measured(*opened(LINEAR))
     assert (found.channels, found.exercised, dict(found.silent)) == (6, 6, {})
     assert coverage.describe_coverage(found) == ""
@@ -52,31 +52,31 @@ def test_a_channel_behind_a_relu_that_never_opens_is_named(opened, golden):
 IDS = {"x": {"dtype": "int64", "shape": ["batch", 4], "range": [0, 9]}}
 
 
-def test_rows_of_an_embedding_that_no_sample_looks_up_are_named(opened):
+def test_rows_of_an_embedding_that_no_case_looks_up_are_named(opened):
     found = measured(*opened(returning(["self.table = nn.Embedding(12, 3)"], "self.table(x)"), IDS))
     assert found.silent == {"table.weight": UnexercisedChannels(3, 12, (9, 10, 11))}
 
 
-def test_the_row_that_stands_for_padding_is_not_named_where_it_is_looked_up(opened):
-    loaded, source, grid = opened(returning(["self.table = nn.Embedding(9, 3, padding_idx=0)"], "self.table(x)"), IDS)
-    assert measured(loaded, source, grid).silent == {}
-    assert source.module.table.padding_idx == 0
+def test_the_padding_row_of_an_embedding_is_not_named_if_it_is_looked_up(opened):
+    loaded, model, grid = opened(returning(["self.table = nn.Embedding(9, 3, padding_idx=0)"], "self.table(x)"), IDS)
+    assert measured(loaded, model, grid).silent == {}
+    assert model.module.table.padding_idx == 0
 
 
-def test_a_parameter_that_nothing_uses_is_named(opened):
+def test_an_unused_parameter_is_named(opened):
     layers = ["self.layer = nn.Linear(4, 3)", "self.unused = nn.Parameter(torch.ones(5))"]
     assert measured(*opened(returning(layers, "self.layer(x)"))).silent == {
         "unused": UnexercisedChannels(5, 5, (0, 1, 2, 3, 4))
     }
 
 
-def test_of_many_channels_the_first_are_named(opened):
+def test_only_the_first_of_many_channels_are_listed(opened):
     layers = ["self.layer = nn.Linear(4, 3)", "self.unused = nn.Parameter(torch.ones(500))"]
     found = measured(*opened(returning(layers, "self.layer(x)"))).silent["unused"]
     assert (found.count, found.of, found.first) == (500, 500, tuple(range(20)))
 
 
-def test_buffers_count_where_gradients_reach_them(opened):
+def test_buffers_count_if_gradients_reach_them(opened):
     layers = ["self.layer = nn.Linear(4, 3)", "self.register_buffer('scale', torch.ones(5))",
               "self.register_buffer('mask', torch.tril(torch.ones(3, 3)))"]  # fmt: skip
     text = returning(layers, "self.layer(x).masked_fill(self.mask[0] == 2, 0.0) * self.scale[:3]")
@@ -91,14 +91,14 @@ def test_a_module_with_batch_normalization_is_measured(opened):
     assert (found.channels, found.exercised) == (3 + 3 + 3 + 3, 12)
 
 
-def test_an_empty_parameter_and_a_scalar_are_no_channels(opened):
+def test_empty_parameters_and_scalars_have_no_channels(opened):
     layers = ["self.layer = nn.Linear(4, 3)", "self.none = nn.Parameter(torch.zeros(0, 2))",
               "self.scale = nn.Parameter(torch.tensor(2.0))"]  # fmt: skip
     found = measured(*opened(returning(layers, "self.layer(x) * self.scale + self.none.sum()")))
     assert (found.channels, found.silent) == (6, {})
 
 
-# -- what cannot be measured ----------------------------------------------------------------
+# -- coverage not measured ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_an_empty_parameter_and_a_scalar_are_no_channels(opened):
     ],
     ids=["indices", "detached", "infinite", "numpy"],
 )
-def test_a_module_without_gradients_is_not_measured_and_that_is_said(opened, expression, facts, golden):
+def test_a_module_without_gradients_is_not_measured_and_that_is_reported(opened, expression, facts, golden):
     found = measured(*opened(returning(["self.layer = nn.Linear(4, 3)"], expression)))
     assert found == ChannelCoverage(0, 0, {}, found.measured)
     golden(found.measured, *facts)
@@ -123,91 +123,92 @@ GRU = ["self.rnn = nn.GRU(4, 3, batch_first=True)"]
 
 @pytest.mark.parametrize("expression", ["y", "torch.from_numpy(y.numpy())"], ids=["measured", "refused"])
 def test_recurrent_layers_have_their_own_weights_again(opened, expression):
-    loaded, source, grid = opened(returning(GRU, expression, ["y = self.rnn(x[:, None])[0]"]))
-    measured(loaded, source, coverage.add_extra_cases(loaded, source, grid))
-    rnn = source.module.rnn
+    loaded, model, grid = opened(returning(GRU, expression, ["y = self.rnn(x[:, None])[0]"]))
+    measured(loaded, model, coverage.add_extra_cases(loaded, model, grid))
+    rnn = model.module.rnn
     assert all(one is two for one, two in zip(rnn._flat_weights, rnn.parameters(), strict=True))
 
 
-def test_nothing_of_the_module_is_changed(opened):
-    loaded, source, grid = opened(DEAD)
-    before = {name: one.clone() for name, one in source.module.state_dict().items()}
-    coverage.add_extra_cases(loaded, source, grid)
-    measured(loaded, source, grid)
-    assert all(torch.equal(before[name], one) for name, one in source.module.state_dict().items())
-    assert all(one.grad is None for one in source.module.parameters())
+def test_the_module_is_left_unchanged(opened):
+    loaded, model, grid = opened(DEAD)
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    coverage.add_extra_cases(loaded, model, grid)
+    measured(loaded, model, grid)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.module.parameters())
 
 
-# -- further cases --------------------------------------------------------------------------
+# -- extra cases   --------------------------------------------------------------------------
 
 
-def test_a_cheap_module_gets_some_further_cases_in_any_event(opened):
-    loaded, source, grid = opened(LINEAR)
-    found = coverage.add_extra_cases(loaded, source, grid)
+def test_a_small_module_always_gets_eight_extra_cases(opened):
+    loaded, model, grid = opened(LINEAR)
+    found = coverage.add_extra_cases(loaded, model, grid)
     assert found.cases[: len(grid.cases)] == grid.cases
-    further = found.cases[len(grid.cases) :]
-    assert [case.name for case in further] == [str(1000 + number) for number in range(8)]
-    assert {case.sizes["batch"] for case in further} == {32}
-    assert [case.value_description for case in further] == ["random", "long-tailed", "random", "large"] * 2
+    extra = found.cases[len(grid.cases) :]
+    assert [case.name for case in extra] == [str(1000 + number) for number in range(8)]
+    assert {case.sizes["batch"] for case in extra} == {32}
+    assert [case.value_description for case in extra] == ["random", "long-tailed", "random", "large"] * 2
 
 
-def test_more_are_drawn_while_they_show_what_none_did_before(opened):
+def test_more_cases_are_added_while_they_exercise_new_channels(opened):
     inputs = {"x": {"dtype": "int64", "shape": ["batch"], "range": [0, 300]}}
-    loaded, source, grid = opened(returning(["self.table = nn.Embedding(300, 2)"], "self.table(x)"), inputs)
-    found = coverage.add_extra_cases(loaded, source, grid)
+    loaded, model, grid = opened(returning(["self.table = nn.Embedding(300, 2)"], "self.table(x)"), inputs)
+    found = coverage.add_extra_cases(loaded, model, grid)
     assert len(grid.cases) + 8 < len(found.cases)
-    assert coverage.measure_coverage(loaded, source, grid.cases).silent["table.weight"].count > 50
-    assert coverage.measure_coverage(loaded, source, found.cases).silent == {}
+    assert coverage.measure_coverage(loaded, model, grid.cases).silent["table.weight"].count > 50
+    assert coverage.measure_coverage(loaded, model, found.cases).silent == {}
 
 
-def test_no_more_are_drawn_where_they_show_nothing(opened):
-    loaded, source, grid = opened(DEAD)
-    assert len(coverage.add_extra_cases(loaded, source, grid).cases) == len(grid.cases) + 8
+def test_no_more_cases_are_added_if_they_exercise_nothing_new(opened):
+    loaded, model, grid = opened(DEAD)
+    assert len(coverage.add_extra_cases(loaded, model, grid).cases) == len(grid.cases) + 8
 
 
-def test_a_module_without_gradients_gets_some_further_cases_too(opened):
-    loaded, source, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], "self.layer(x).detach()"))
-    assert len(coverage.add_extra_cases(loaded, source, grid).cases) == len(grid.cases) + 8
-    loaded, source, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], "torch.tensor(self.layer(x).numpy())"))
-    assert len(coverage.add_extra_cases(loaded, source, grid).cases) == len(grid.cases) + 8
+def test_a_module_without_gradients_gets_extra_cases_too(opened):
+    loaded, model, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], "self.layer(x).detach()"))
+    assert len(coverage.add_extra_cases(loaded, model, grid).cases) == len(grid.cases) + 8
+    loaded, model, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], "torch.tensor(self.layer(x).numpy())"))
+    assert len(coverage.add_extra_cases(loaded, model, grid).cases) == len(grid.cases) + 8
 
 
-def test_dear_modules_get_none(opened):
+def test_large_modules_get_no_extra_cases(opened):
     wide = {"x": {"dtype": "float32", "shape": ["batch", 4000]}}
-    loaded, source, grid = opened(returning(["self.layer = nn.Linear(4000, 3)"], "self.layer(x)"), wide)
-    assert coverage.add_extra_cases(loaded, source, grid) is grid
+    loaded, model, grid = opened(returning(["self.layer = nn.Linear(4000, 3)"], "self.layer(x)"), wide)
+    assert coverage.add_extra_cases(loaded, model, grid) is grid
     large = ["self.layer = nn.Linear(4, 300_000)"]
-    loaded, source, grid = opened(returning(large, "self.layer(x).sum(1)"))
-    assert coverage.add_extra_cases(loaded, source, grid) is grid
+    loaded, model, grid = opened(returning(large, "self.layer(x).sum(1)"))
+    assert coverage.add_extra_cases(loaded, model, grid) is grid
 
 
-def test_of_a_dear_module_one_case_is_run_backwards(opened, golden):
+def test_a_module_with_a_large_layer_runs_backwards_on_one_case(opened, golden):
     layers = ["self.layer = nn.Linear(4, 300_000)", "self.unused = nn.Parameter(torch.ones(5))"]
-    loaded, source, grid = opened(returning(layers, "self.layer(x).sum(1)"), dims={"batch": {"max": 4}})
-    golden(measured(loaded, source, grid).measured, "1", len(grid.cases))
+    loaded, model, grid = opened(returning(layers, "self.layer(x).sum(1)"), dims={"batch": {"max": 4}})
+    golden(measured(loaded, model, grid).measured, "1", len(grid.cases))
 
 
-def test_further_cases_are_of_the_sizes_and_kinds_that_fit(opened):
+def test_extra_cases_have_sizes_and_kinds_that_fit_the_inputs(opened):
     inputs = {**IDS, "mask": {"dtype": "bool", "shape": ["batch", 4]}}
     text = returning(["self.table = nn.Embedding(9, 3)"], "self.table(x) * mask[..., None]").replace("x):", "x, mask):")
-    loaded, source, grid = opened(text, inputs, dims={"batch": {"max": 5}})
-    further = coverage.add_extra_cases(loaded, source, grid).cases[len(grid.cases) :]
-    assert {case.sizes["batch"] for case in further} == {5}
-    assert {case.value_description for case in further} == {"random", "extremes", "padded"}
+    loaded, model, grid = opened(text, inputs, dims={"batch": {"max": 5}})
+    extra = coverage.add_extra_cases(loaded, model, grid).cases[len(grid.cases) :]
+    assert {case.sizes["batch"] for case in extra} == {5}
+    assert {case.value_description for case in extra} == {"random", "extremes", "padded"}
 
 
 # -- the outputs' own channels --------------------------------------------------------------
 
 
 def giving(*arrays):
-    arrays = [np.asarray(one, np.float32) for one in arrays]
+    arrays = [np.asarray(array, np.float32) for array in arrays]
     return [
-        ReferenceCase(str(number), {}, {"y": one}, {"y": ElementTolerance(0, 0)}) for number, one in enumerate(arrays)
+        ReferenceCase(str(number), {}, {"y": array}, {"y": ElementTolerance(0, 0)})
+        for number, array in enumerate(arrays)
     ]
 
 
 @pytest.mark.parametrize(
-    ("arrays", "found"),
+    ("arrays", "counts"),
     [
         ([[[1, 5], [2, 5]], [[3, 5]]], {"y": 1}),
         ([[[1, 5], [2, 5]], [[3, 6]]], {}),
@@ -219,21 +220,19 @@ def giving(*arrays):
     ],
     ids=["one", "none", "all", "a single row", "a size that varies", "scalars", "empty"],
 )
-def test_channels_of_an_output_that_have_one_value_in_all_cases_are_counted(arrays, found):
-    assert coverage.count_constant_channels(giving(*arrays)) == found
+def test_output_channels_with_the_same_value_in_all_cases_are_counted(arrays, counts):
+    assert coverage.count_constant_channels(giving(*arrays)) == counts
 
 
-def test_what_is_measured_stands_in_the_reference_of_a_module(opened):
-    loaded, source, grid = opened(LINEAR.replace("(x)\n", "(x) * torch.tensor([1.0, 0.0, 1.0])\n"))
-    floor = reference.measure_noise(loaded, source, grid, {})
-    found = reference.measure_reference(loaded, source, grid, floor, probe=(), has_discrete_decisions=False)
+def test_a_masked_channel_is_constant_in_the_output_and_unexercised_in_the_weights(opened):
+    loaded, model, grid = opened(LINEAR.replace("(x)\n", "(x) * torch.tensor([1.0, 0.0, 1.0])\n"))
+    noise = reference.measure_noise(loaded, model, grid, {})
+    found = reference.measure_reference(loaded, model, grid, noise, probe=(), has_discrete_decisions=False)
     assert coverage.count_constant_channels(found.reference_cases) == {"output_0": 1}
-    assert coverage.measure_coverage(loaded, source, found.cases).silent["layer.bias"] == UnexercisedChannels(
-        1, 3, (1,)
-    )
+    assert coverage.measure_coverage(loaded, model, found.cases).silent["layer.bias"] == UnexercisedChannels(1, 3, (1,))
 
 
 def test_a_large_module_runs_backwards_on_one_case(opened, golden):
     layers = ["self.table = nn.Embedding(1 << 19, 3)", "self.layer = nn.Linear(4, 3)"]
-    loaded, source, grid = opened(returning(layers, "self.layer(x)"))
-    golden(measured(loaded, source, grid).measured, "1", len(grid.cases))
+    loaded, model, grid = opened(returning(layers, "self.layer(x)"))
+    golden(measured(loaded, model, grid).measured, "1", len(grid.cases))

@@ -1,7 +1,6 @@
-"""package.yaml → a validated manifest, or every problem of the file at once."""
+"""Load package.yaml as a validated manifest, or report all problems of the file at once."""
 
 import hashlib
-import math
 
 import pytest
 import yaml
@@ -43,7 +42,7 @@ def read(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refusal(read):
-    """What is said about a text."""
+    """Return the rendered error for a text."""
 
     def load_text(text):
         with pytest.raises(PackagerError) as caught:
@@ -71,14 +70,14 @@ def invalid(read, golden):
 
 
 def image(line):
-    """The good manifest with another input."""
+    """Return the valid manifest with a different input."""
     return GOOD.replace("image: {dtype: float32, shape: [batch, 1, 8, 8], range: [0, 1]}", line)
 
 
-# -- what is right --------------------------------------------------------------------------
+# -- valid manifests ------------------------------------------------------------------------
 
 
-def test_what_is_not_said_has_the_defaults_of_the_contract(read):
+def test_fields_that_are_absent_have_the_defaults_of_the_contract(read):
     assert read(GOOD).model_dump(by_alias=True) == {
         "schema": 1,
         "name": "digits-cnn",
@@ -115,12 +114,12 @@ def test_inputs_keep_the_order_in_which_they_are_written(read):
     assert list(read(image(f"z: {spec}\n  a: {spec}\n  m: {spec}")).inputs) == ["z", "a", "m"]
 
 
-def test_a_number_with_an_exponent_and_no_point_is_a_number(read):
+def test_a_number_with_an_exponent_but_no_decimal_point_is_a_number(read):
     tolerance = read(GOOD + "parity: {tolerance: {atol: 1e-5, rtol: 1E-4}}").parity.tolerance
     assert (tolerance.atol, tolerance.rtol) == (1e-5, 1e-4)
 
 
-def test_a_whole_number_is_a_tolerance_too(read):
+def test_a_tolerance_may_be_an_integer(read):
     assert read(GOOD + "parity: {tolerance: {atol: 0, rtol: 1}}").parity.tolerance.rtol == 1.0
 
 
@@ -128,12 +127,12 @@ def test_a_whole_number_is_a_tolerance_too(read):
     "version",
     ["0.0.0", "1.2.3", "10.20.30", "1.0.0-rc.1", "1.0.0-0.3.7", "1.0.0-x-y-z.--", "1.0.0+21AF26D3", "1.0.0-a+b"],
 )
-def test_a_semantic_version_is_taken(read, version):
+def test_a_semantic_version_is_valid(read, version):
     assert read(GOOD.replace("1.0.0", version)).version == version
 
 
 @pytest.mark.parametrize("name", ["a", "0", "digits-cnn", "bert.base_v2", "a" * 128])
-def test_a_name_of_small_letters_is_taken(read, name):
+def test_a_lowercase_name_is_valid(read, name):
     assert read(GOOD.replace("digits-cnn", f"'{name}'")).name == name
 
 
@@ -167,7 +166,7 @@ def test_a_bool_input_needs_no_range(read):
 
 def test_every_named_dim_has_limits_in_the_order_of_the_inputs(read):
     inputs = "a: {dtype: float32, shape: [n, m]}\n  b: {dtype: float32, shape: [k, n, 3]}"
-    limits = read(image(inputs) + "dims: {m: {min: 2, max: 9}, n: {max: 5}}").limits()
+    limits = read(image(inputs) + "dims: {m: {min: 2, max: 9}, n: {max: 5}}").dim_limits()
     assert list(limits.items()) == [("n", DimLimits(max=5)), ("m", DimLimits(min=2, max=9)), ("k", DimLimits())]
 
 
@@ -178,7 +177,7 @@ def test_a_manifest_cannot_be_changed(read):
     assert manifest.name == "digits-cnn"
 
 
-def test_a_project_knows_its_folder_its_digest_and_its_lines(tmp_path, monkeypatch):
+def test_a_project_has_a_folder_a_digest_and_line_numbers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "package.yaml").write_text(GOOD)
@@ -189,21 +188,21 @@ def test_a_project_knows_its_folder_its_digest_and_its_lines(tmp_path, monkeypat
     assert project.field_location("dims", "batch") == "sub/package.yaml:1: dims.batch"
 
 
-def test_line_breaks_of_any_system_are_read(read):
+def test_line_breaks_of_every_system_are_read(read):
     assert read(GOOD.replace("\n", "\r\n")) == read(GOOD) == read("\ufeff" + GOOD)
 
 
-# -- what is no manifest at all -------------------------------------------------------------
+# -- files that are not a manifest ----------------------------------------------------------
 
 
-def test_a_manifest_that_is_not_there(tmp_path, monkeypatch, golden):
+def test_a_manifest_that_does_not_exist(tmp_path, monkeypatch, golden):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PackagerError) as caught:
         load_manifest("package.yaml")
     golden(render_error(caught.value), "error[manifest-not-found]", "package.yaml")
 
 
-def test_a_folder_is_no_manifest(tmp_path, monkeypatch, golden):
+def test_a_folder_is_not_a_manifest(tmp_path, monkeypatch, golden):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "package.yaml").mkdir()
     with pytest.raises(PackagerError) as caught:
@@ -216,7 +215,7 @@ def test_a_folder_is_no_manifest(tmp_path, monkeypatch, golden):
     golden(caught.value.why, "package.yaml/other.yml", "package.yaml/package.yaml")
 
 
-def test_a_file_of_another_encoding_is_no_manifest(tmp_path, monkeypatch, golden):
+def test_a_file_that_is_not_utf_8_is_not_a_manifest(tmp_path, monkeypatch, golden):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "package.yaml").write_bytes(b"name: caf\xe9\n")
     with pytest.raises(PackagerError) as caught:
@@ -233,28 +232,28 @@ def test_a_file_that_is_not_yaml(refusal, golden):
     golden(refusal(GOOD + "outputs: [logits\n"), "error[manifest-syntax]", "package.yaml:11", "]", "<stream end>")
 
 
-def test_a_key_that_stands_twice(refusal, golden):
+def test_a_duplicate_key(refusal, golden):
     golden(refusal(GOOD + "name: other\n"), "error[manifest-syntax]", "package.yaml:10", "name")
 
 
 @pytest.mark.parametrize("text", ["- name\n- version\n", "digits-cnn\n", "42\n"])
-def test_a_manifest_that_is_no_mapping(refusal, text, golden):
+def test_a_manifest_that_is_not_a_mapping(refusal, text, golden):
     golden(refusal(text), "error[manifest-syntax]", "package.yaml:1", "name: digits-cnn")
 
 
 @pytest.mark.parametrize(
     ("written", "found"), [("2", "2"), ("'1'", "'1'"), ("true", "True"), ("", "None"), ("[]", "[]")]
 )
-def test_another_schema_is_the_first_thing_said(refusal, written, found, golden):
+def test_an_unsupported_schema_is_reported_before_anything_else(refusal, written, found, golden):
     golden(
         refusal(f"nmae: x\nschema: {written}\n"), "error[manifest-schema-unknown]", "1", found, "package.yaml:2: schema"
     )
 
 
-# -- what is wrong in a manifest ------------------------------------------------------------
+# -- problems in a manifest -----------------------------------------------------------------
 
 
-def test_every_problem_is_said_at_once_in_the_order_of_the_file(invalid):
+def test_all_problems_are_reported_at_once_in_the_order_of_the_file(invalid):
     text = """\
 schema: 1
 name: Digits CNN
@@ -310,15 +309,15 @@ def test_every_missing_field_is_named(invalid):
         ("torchscript: {methods: auto}", "torchscript.methods", "methods", ("method",)),
     ],
 )  # fmt: skip
-def test_an_unknown_field_is_answered_with_the_nearest_known_one(invalid, text, where, field, facts):
+def test_the_hint_for_an_unknown_field_is_the_closest_valid_one(invalid, text, where, field, facts):
     invalid(GOOD + text, (f"package.yaml:10: {where}", f"{field!r}", *facts))
 
 
-def test_an_unknown_field_of_an_input_is_answered_with_the_nearest_known_one(invalid):
+def test_the_hint_for_an_unknown_field_of_an_input_is_the_closest_valid_one(invalid):
     invalid(image("image: {dtype: float32, shpae: [1], shape: [1]}"), ("package.yaml:9: inputs.image.shpae", "shape"))
 
 
-def test_a_version_that_yaml_takes_for_a_number(invalid):
+def test_a_version_that_is_a_number_in_yaml(invalid):
     invalid(GOOD.replace("1.0.0", "1.0"), ("package.yaml:3: version", "1.0"))
 
 
@@ -330,7 +329,7 @@ def test_a_version_that_is_not_semantic(invalid, version):
 @pytest.mark.parametrize(
     "name", ["Digits", "digits cnn", ".digits", "-digits", "digits/cnn", "../digits", "dïgits", ""]
 )
-def test_a_name_that_is_no_file_name_everywhere(invalid, name):
+def test_a_name_that_is_not_a_file_name_on_every_system(invalid, name):
     invalid(
         GOOD.replace("digits-cnn", f"'{name}'"),
         ("package.yaml:2: name", f"{name!r}", "^[a-z0-9][a-z0-9._-]*$"),
@@ -367,7 +366,7 @@ def test_a_name_that_is_too_long(invalid):
         ("metadata: {a: !!binary aGk=}", "metadata.a", ("b'hi'",)),
     ],
 )  # fmt: skip
-def test_a_value_of_the_wrong_kind(invalid, text, where, facts):
+def test_a_value_of_the_wrong_type(invalid, text, where, facts):
     invalid(GOOD + text, (f"package.yaml:10: {where}", *facts))
 
 
@@ -386,7 +385,7 @@ def test_a_value_of_the_wrong_kind(invalid, text, where, facts):
          ("1e-05", "auto", "atol", "rtol")),
     ],
 )  # fmt: skip
-def test_a_choice_that_there_is_not(invalid, text, where, facts):
+def test_a_value_that_is_not_one_of_the_choices(invalid, text, where, facts):
     invalid(GOOD + text, (f"package.yaml:10: {where}", *facts))
 
 
@@ -395,13 +394,13 @@ def test_a_choice_that_there_is_not(invalid, text, where, facts):
     [("float", "float32"), ("torch.double", "float64"), ("half", "float16"), ("int", "int32"), ("long", "int64"),
      ("torch.float32", "float32")],
 )  # fmt: skip
-def test_a_dtype_by_a_name_that_torch_has_for_it_too_is_the_one_that_is_meant(refusal, named, meant, golden):
+def test_the_hint_for_a_dtype_alias_of_torch_is_the_dtype_that_torch_means(refusal, named, meant, golden):
     text = GOOD.replace("dtype: float32", f"dtype: {named}")
     assert text != GOOD
     golden(refusal(text).splitlines()[3], f"{meant!r}")
 
 
-def test_a_tolerance_is_judged_as_the_mapping_that_it_is(invalid):
+def test_the_problems_of_a_tolerance_mapping_are_those_of_its_fields(invalid):
     invalid(
         GOOD + "parity:\n  tolerance:\n    atol: -1\n    rtl: .inf\n",
         ("package.yaml:11: parity.tolerance.rtol", "rtol"),
@@ -457,11 +456,11 @@ def test_a_tolerance_is_judged_as_the_mapping_that_it_is(invalid):
         ("x: float32", "x", ("float32",)),
     ],
 )  # fmt: skip
-def test_an_input_that_cannot_be(invalid, line, where, facts):
+def test_an_invalid_input(invalid, line, where, facts):
     invalid(image(line), (f"package.yaml:9: inputs.{where}", *facts))
 
 
-def test_a_manifest_needs_an_input(invalid):
+def test_a_manifest_requires_an_input(invalid):
     invalid(image("").replace("inputs:", "inputs: {}"), ("package.yaml:8: inputs", "{}", "1", "0"))
 
 
@@ -469,7 +468,7 @@ def test_limits_in_the_wrong_order(invalid):
     invalid(GOOD + "dims:\n  batch: {min: 3, max: 2}", ("package.yaml:11: dims.batch", "3", "2", "min", "max"))
 
 
-# -- fields that speak of each other --------------------------------------------------------
+# -- fields that contradict each other ------------------------------------------------------
 
 
 def test_dims_that_no_input_has(invalid):
@@ -484,13 +483,13 @@ def test_an_output_named_like_an_input(invalid):
     invalid(GOOD + "outputs: [logits, image]", ("package.yaml:10: outputs", "image"))
 
 
-def test_a_bundle_that_might_hold_no_model_at_all(invalid, read):
+def test_a_bundle_that_could_end_up_without_a_model(invalid, read):
     text = GOOD + "torchscript: {method: none}\nexport:\n  required: "
     invalid(text + "false", ("package.yaml:12: export.required", "torchscript.method", "export.required", "true"))
     assert read(text + "true").torchscript.method == "none"
 
 
-def test_contradictions_are_said_together(refusal):
+def test_contradictions_are_reported_together(refusal):
     text = "outputs: [image]\ndims: {time: {}}\ntorchscript: {method: none}\nexport: {required: false}\n"
     mentions(refusal(GOOD + text), "error[manifest-invalid]", "3", "package.yaml")
 
@@ -509,7 +508,6 @@ JSON = st.recursive(
 LIMITS = st.integers(0, 9).flatmap(
     lambda low: st.fixed_dictionaries({"min": st.just(low)}, optional={"max": st.none() | st.integers(max(1, low), 99)})
 )
-NUMBERS = st.integers(-(2**70), 2**70) | FINITE
 
 
 @st.composite
@@ -530,7 +528,7 @@ def inputs(draw):
 
 @st.composite
 def manifests(draw):
-    """A valid manifest as plain data."""
+    """Draw a valid manifest as plain data."""
     specs = draw(st.dictionaries(NAMES, inputs(), min_size=1, max_size=3))
     used = sorted({dim for spec in specs.values() for dim in spec["shape"] if isinstance(dim, str)})
     method = draw(st.sampled_from(["auto", "trace", "script", "none"]))
@@ -588,7 +586,7 @@ def manifests(draw):
 
 
 class _Quoting(yaml.SafeDumper):
-    """Writes every text in quotes, so that no text is taken for something else by any version of YAML."""
+    """Write every text in quotes, so that every version of YAML reads it as text."""
 
 
 _Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
@@ -600,44 +598,7 @@ def test_any_manifest_written_as_yaml_is_read_as_the_same_manifest(tmp_path_fact
     path = tmp_path_factory.mktemp("project") / "package.yaml"
     text = yaml.dump(expected.model_dump(by_alias=True), Dumper=_Quoting, sort_keys=False, default_flow_style=flow)
     path.write_text(text, encoding="utf-8")
-    found = load_manifest(path).manifest
-    assert found == expected
-    assert list(found.inputs) == list(expected.inputs)
-    assert found.model_dump() == expected.model_dump()
-
-
-@given(st.sampled_from(["float16", "float32", "float64"]), NUMBERS, NUMBERS)
-def test_a_float_range_is_taken_just_where_the_dtype_has_a_value_in_it(dtype, low, high):
-    spec = {"dtype": dtype, "shape": [], "range": [low, high]}
-    data = {
-        "schema": 1, "name": "n", "version": "1.0.0", "model": {"entry": "m:M"}, "checkpoint": {"path": "c"},
-        "inputs": {"x": spec},
-    }  # fmt: skip
-    try:
-        Manifest.model_validate(data)
-        taken = True
-    except ValueError:
-        taken = False
-    assert taken == (next_value(dtype, low) < high)
-
-
-def next_value(dtype, low):
-    """The smallest value of a dtype that is not below `low`, found by halving the line of its bit patterns."""
-    import numpy as np
-
-    bits = {"float16": np.uint16, "float32": np.uint32, "float64": np.uint64}[dtype]
-    width = 8 * np.dtype(bits).itemsize
-    infinity = int(np.array(np.inf, dtype).view(bits))
-
-    def value(position):
-        pattern = position if position >= 0 else 2 ** (width - 1) - position
-        return float(np.array(pattern, bits).view(dtype))
-
-    lowest, highest = -infinity, infinity
-    while lowest < highest:
-        middle = (lowest + highest) // 2
-        if value(middle) >= low:
-            highest = middle
-        else:
-            lowest = middle + 1
-    return value(lowest) if math.isfinite(value(lowest)) else math.inf
+    loaded = load_manifest(path).manifest
+    assert loaded == expected
+    assert list(loaded.inputs) == list(expected.inputs)
+    assert loaded.model_dump() == expected.model_dump()

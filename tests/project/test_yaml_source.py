@@ -1,4 +1,4 @@
-"""YAML text → data and the line of every field."""
+"""Parse YAML text into data and the line of every field."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from packager.project.yaml_source import YamlError, parse_yaml
 
-# What a YAML file may hold as it is: no control characters, no surrogates, no line separators.
+# Text that YAML allows without escapes: no control characters, surrogates or line separators.
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Cn", "Zl", "Zp")), max_size=20)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 DATA = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4))
@@ -51,23 +51,23 @@ NESTED = st.recursive(st.integers(0, 9), lambda inner: st.dictionaries(KEYS, inn
     ],
 )
 def test_scalars_follow_the_core_schema_of_yaml_1_2(text, value):
-    found = parse_yaml(f"field: {text}").data["field"]
-    assert (found, type(found)) == (value, type(value))
+    parsed = parse_yaml(f"field: {text}").data["field"]
+    assert (parsed, type(parsed)) == (value, type(value))
 
 
-def test_not_a_number_is_one_of_the_core_schemas_numbers():
+def test_nan_is_a_number_of_the_core_schema():
     assert math.isnan(parse_yaml("field: .nan").data["field"])
 
 
-def test_keys_stay_text_whatever_they_look_like():
+def test_keys_are_always_text():
     assert parse_yaml("1: a\ntrue: b\nnull: c\n1.5: d").data == {"1": "a", "true": "b", "null": "c", "1.5": "d"}
 
 
-def test_a_merge_key_of_yaml_1_1_is_a_key_like_any_other():
+def test_a_merge_key_of_yaml_1_1_is_an_ordinary_key():
     assert parse_yaml("<<: {a: 1}\nb: 2").data == {"<<": {"a": 1}, "b": 2}
 
 
-def test_every_field_and_item_knows_its_line():
+def test_every_field_and_item_has_its_line():
     document = parse_yaml(
         "# a comment\nname: x\n\ninputs:\n  image:\n    shape: [batch,\n      3]\nassets:\n  - a\n  - b\n"
     )
@@ -85,7 +85,7 @@ def test_every_field_and_item_knows_its_line():
     }
 
 
-def test_a_field_that_is_not_there_has_the_line_of_the_nearest_around_it():
+def test_a_missing_field_has_the_line_of_the_closest_field_around_it():
     document = parse_yaml("\nname: x\ninputs:\n  image: 1\n")
     assert document.line_of(("inputs", "image", "dtype")) == 4
     assert document.line_of(("inputs", "mask")) == 3
@@ -100,11 +100,11 @@ def test_a_field_that_repeats_an_anchor_has_a_line_of_its_own():
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "---\n...\n", "\n\n"])
-def test_a_text_that_says_nothing_is_none(text):
+def test_an_empty_document_is_none(text):
     assert parse_yaml(text).data is None
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key():
+def test_a_byte_order_mark_is_not_part_of_the_first_key():
     assert parse_yaml("\ufeffname: x").data == {"name": "x"}
 
 
@@ -134,7 +134,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key():
         (10_000 * "[", 1, ()),
     ],
 )  # fmt: skip
-def test_what_is_not_yaml_is_refused_with_its_line(text, line, facts, golden):
+def test_invalid_yaml_is_refused_with_its_line(text, line, facts, golden):
     with pytest.raises(YamlError) as caught:
         parse_yaml(text)
     assert caught.value.line == line
@@ -142,7 +142,7 @@ def test_what_is_not_yaml_is_refused_with_its_line(text, line, facts, golden):
 
 
 @given(DATA)
-def test_json_is_yaml_and_says_the_same(data):
+def test_json_is_yaml_with_the_same_meaning(data):
     assert parse_yaml(json.dumps(data, ensure_ascii=False)).data == data
     assert parse_yaml(json.dumps(data, ensure_ascii=False, indent=2)).data == data
 
@@ -153,12 +153,12 @@ def test_the_line_of_a_field_is_where_it_was_written(data):
 
     def write(value, path):
         for key, item in value.items():
-            place = (*path, key)
+            field = (*path, key)
             nested = isinstance(item, dict)
             written.append(f"{len(path) * '  '}{key}:{'' if nested else f' {item}'}")
-            lines[place] = len(written)
+            lines[field] = len(written)
             if nested:
-                write(item, place)
+                write(item, field)
 
     write(data, ())
     document = parse_yaml("\n".join(written))
@@ -167,7 +167,7 @@ def test_the_line_of_a_field_is_where_it_was_written(data):
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_yaml_or_refused_with_a_line_that_it_has(text):
+def test_any_text_is_parsed_or_refused_with_one_of_its_lines(text):
     try:
         line = parse_yaml(text).line_of(())
     except YamlError as error:
@@ -175,7 +175,7 @@ def test_any_text_is_yaml_or_refused_with_a_line_that_it_has(text):
     assert 1 <= line <= len(text.splitlines()) + 1
 
 
-def test_aliases_that_stand_for_billions_of_values_are_refused(golden):
+def test_aliases_that_expand_to_billions_of_values_are_refused(golden):
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     with pytest.raises(YamlError) as refused:
@@ -184,7 +184,7 @@ def test_aliases_that_stand_for_billions_of_values_are_refused(golden):
 
 
 @pytest.mark.parametrize("text", ['a: 1\nb: "\\ud800"', 'a: 1\n"\\ud800": 2'])
-def test_half_a_character_is_refused_with_its_line(text, golden):
+def test_half_of_a_surrogate_pair_is_refused_with_its_line(text, golden):
     with pytest.raises(YamlError) as refused:
         parse_yaml(text)
     assert refused.value.line == 2

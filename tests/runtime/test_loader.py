@@ -1,4 +1,4 @@
-"""A bundle → predictions."""
+"""Loading a bundle and predicting with it."""
 
 import json
 import logging
@@ -33,8 +33,8 @@ def images(count, seed=0):
 
 @pytest.fixture(scope="module")
 def eager(digits):
-    with loader.open_model_loader(manifest.load_manifest(digits)) as opening:
-        module = opening().module
+    with loader.open_model_loader(manifest.load_manifest(digits)) as load_model:
+        module = load_model().module
         return lambda x: module(torch.from_numpy(x)).numpy()
 
 
@@ -43,11 +43,11 @@ def loaded(built):
     return packager.load(built.bundle)
 
 
-# -- what it computes -----------------------------------------------------------------------
+# -- predictions ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 16])
-def test_a_run_gives_what_the_module_gives(loaded, eager, count):
+def test_a_run_returns_what_the_module_returns(loaded, eager, count):
     outputs = loaded.run({"image": images(count)})
     assert list(outputs) == ["logits"]
     assert outputs["logits"].dtype == np.float32
@@ -58,7 +58,7 @@ def test_a_call_is_a_run(loaded):
     assert np.array_equal(loaded(image=images(3))["logits"], loaded.run({"image": images(3)})["logits"])
 
 
-def test_a_bundle_says_what_it_is(loaded, built, golden):
+def test_a_bundle_describes_itself(loaded, built, golden):
     assert (loaded.name, loaded.version, loaded.backend) == ("digits-cnn", "1.0.0", "onnx")
     assert loaded.fingerprint == built.fingerprint
     assert loaded.inputs == [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
@@ -67,27 +67,26 @@ def test_a_bundle_says_what_it_is(loaded, built, golden):
     golden(repr(loaded), "1.0.0", f"{built.fingerprint}>", "digits", "cnn")
 
 
-def test_an_array_that_is_not_contiguous_or_may_not_be_written_is_taken(loaded, eager):
-    turned = images(4).transpose(0, 1, 3, 2)
-    turned.flags.writeable = False
-    np.testing.assert_allclose(
-        loaded.run({"image": turned})["logits"], eager(np.ascontiguousarray(turned)), rtol=1e-5, atol=1e-5
-    )
+def test_an_array_may_be_non_contiguous_or_read_only(loaded, eager):
+    transposed = images(4).transpose(0, 1, 3, 2)
+    transposed.flags.writeable = False
+    expected = eager(np.ascontiguousarray(transposed))
+    np.testing.assert_allclose(loaded.run({"image": transposed})["logits"], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_threads_may_run_it_at_once(loaded):
+def test_threads_may_run_a_bundle_concurrently(loaded):
     expected = [loaded.run({"image": images(2, seed)})["logits"] for seed in range(8)]
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda seed: loaded.run({"image": images(2, seed % 8)})["logits"], range(64)))
-    assert all(np.array_equal(one, expected[index % 8]) for index, one in enumerate(found))
+        results = list(threads.map(lambda seed: loaded.run({"image": images(2, seed % 8)})["logits"], range(64)))
+    assert all(np.array_equal(logits, expected[index % 8]) for index, logits in enumerate(results))
 
 
 def test_one_thread_is_enough(built, eager):
-    found = packager.load(built.bundle, threads=1).run({"image": images(3)})["logits"]
-    np.testing.assert_allclose(found, eager(images(3)), rtol=1e-5, atol=1e-5)
+    logits = packager.load(built.bundle, threads=1).run({"image": images(3)})["logits"]
+    np.testing.assert_allclose(logits, eager(images(3)), rtol=1e-5, atol=1e-5)
 
 
-def test_a_provider_that_is_not_here_is_left_out(built):
+def test_an_unavailable_provider_is_skipped(built):
     bundle = packager.load(built.bundle, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
     assert bundle.backend == "onnx"
 
@@ -101,7 +100,7 @@ def refused(bundle, **inputs):
     return caught.value
 
 
-def test_the_message_for_a_wrong_input_reads_as_a_whole(loaded, golden):
+def test_a_misspelt_input_is_refused_with_a_suggestion(loaded, golden):
     golden(render_error(refused(loaded, imgae=images(1))), "error[data-does-not-fit]", "inputs", "image", "imgae")
 
 
@@ -109,16 +108,8 @@ def test_the_message_for_a_wrong_input_reads_as_a_whole(loaded, golden):
     ("inputs", "where", "facts"),
     [
         ({}, "inputs", ("image",)),
-        (
-            {"image": images(1), "mask": images(1)},
-            "inputs",
-            ("image", "mask"),
-        ),
-        (
-            {"image": images(1).astype(np.float64)},
-            "image",
-            ("float64[1, 1, 8, 8]", "float32[batch, 1, 8, 8]"),
-        ),
+        ({"image": images(1), "mask": images(1)}, "inputs", ("image", "mask")),
+        ({"image": images(1).astype(np.float64)}, "image", ("float64[1, 1, 8, 8]", "float32[batch, 1, 8, 8]")),
         ({"image": images(1)[0]}, "image", ("float32[1, 8, 8]", "float32[batch, 1, 8, 8]")),
         ({"image": images(1)[:, :, :7]}, "image", ("[batch, 1, 8, 8]", "8", "7")),
         ({"image": images(0)}, "image", ("0", "1", "16")),
@@ -149,7 +140,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A bundle of two inputs, int64 and bfloat16-free, that share a dim without a max."""
+    """Build a bundle with an int64 and a float32 input, which share a dim without a max."""
     folder = tmp_path_factory.mktemp("two")
     inputs = {
         "ids": {"dtype": "int64", "shape": ["rows", 1], "range": [0, 5]},
@@ -167,11 +158,11 @@ def test_a_dim_that_differs_between_inputs_is_refused(two, golden):
 
 def test_several_inputs_and_outputs_keep_their_names(two):
     ids, x = np.array([[1], [4]]), np.ones((2, 4), np.float32)
-    found = packager.load(two)(x=x, ids=ids)
-    assert list(found) == ["sum", "mask"]
-    assert found["mask"].dtype == np.bool_
-    assert found["mask"].tolist() == [[False], [True]]
-    assert np.allclose(found["sum"][1] - found["sum"][0], 3.0)
+    outputs = packager.load(two)(x=x, ids=ids)
+    assert list(outputs) == ["sum", "mask"]
+    assert outputs["mask"].dtype == np.bool_
+    assert outputs["mask"].tolist() == [[False], [True]]
+    assert np.allclose(outputs["sum"][1] - outputs["sum"][0], 3.0)
 
 
 # -- integrity ------------------------------------------------------------------------------
@@ -186,19 +177,19 @@ def test_a_changed_bundle_is_refused(bundle, golden):
     golden(render_error(caught.value), "error[integrity-failed]", bundle, "model.onnx", "extra")
 
 
-def test_a_changed_bundle_is_loaded_only_where_nobody_wants_to_know(bundle):
+def test_a_changed_bundle_loads_only_without_verify(bundle):
     (bundle / "extra").touch()
     assert packager.load(bundle, verify=False).backend == "onnx"
 
 
-def test_the_fingerprint_asked_for_must_be_the_bundles(bundle, built, golden):
+def test_a_wrong_fingerprint_is_refused(bundle, built, golden):
     assert packager.load(bundle, fingerprint=built.fingerprint).fingerprint == built.fingerprint
     with pytest.raises(FingerprintWrong) as caught:
         packager.load(bundle, fingerprint=ANOTHER)
     golden(render_error(caught.value), "error[fingerprint-wrong]", bundle, ANOTHER, built.fingerprint)
 
 
-def test_a_fingerprint_is_no_comfort_where_verify_is_off(bundle, built):
+def test_a_fingerprint_implies_verify(bundle, built):
     with (bundle / "model.onnx").open("ab") as stream:
         stream.write(b"x")
     with pytest.raises(IntegrityFailed):
@@ -210,26 +201,26 @@ def test_a_fingerprint_is_no_comfort_where_verify_is_off(bundle, built):
 
 @pytest.fixture
 def broken(bundle):
-    """A bundle whose ONNX model does not load."""
+    """Return a bundle whose ONNX model does not load."""
     (bundle / "model.onnx").write_bytes(b"not a model")
     reseal(bundle)
     return bundle
 
 
-def test_torchscript_is_taken_where_onnx_does_not_load_and_a_warning_says_why(broken, eager, caplog):
+def test_torchscript_is_the_fallback_and_a_warning_says_why(broken, eager, caplog):
     with caplog.at_level(logging.WARNING, logger="packager"):
         bundle = packager.load(broken)
     assert bundle.backend == "torchscript"
     assert len(caplog.records) == 1
     message = caplog.records[0].getMessage()
     mentions(message, "digits-cnn-1.0.0", "TorchScript", "onnxruntime", "model.onnx")
-    found = bundle.run({"image": images(5)})
-    assert list(found) == ["logits"]
-    np.testing.assert_allclose(found["logits"], eager(images(5)), rtol=1e-5, atol=1e-5)
+    outputs = bundle.run({"image": images(5)})
+    assert list(outputs) == ["logits"]
+    np.testing.assert_allclose(outputs["logits"], eager(images(5)), rtol=1e-5, atol=1e-5)
     assert refused(bundle, image=images(17)).where == "image"
 
 
-def test_a_fallback_that_is_not_wanted_is_refused(broken, golden):
+def test_without_fallback_a_broken_onnx_model_is_refused(broken, golden):
     with pytest.raises(BackendUnavailable) as caught:
         packager.load(broken, fallback=False)
     golden(caught.value.message, broken)
@@ -250,19 +241,19 @@ def test_two_broken_models_are_both_named(broken):
     assert [line.partition(":")[0] for line in caught.value.why.splitlines()] == ["onnxruntime", "TorchScript"]
 
 
-def test_a_fallback_without_torch_is_refused_and_says_what_is_missing(broken, golden):
+def test_a_fallback_without_torch_is_refused(broken, golden):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import packager\n"
-        "from packager.errors import render\n"
+        "from packager.errors import render_error\n"
         "try:\n"
         "    packager.load(sys.argv[1])\n"
         "except packager.PackagerError as error:\n"
-        "    print(render(error))\n"
+        "    print(render_error(error))\n"
     )
-    done = python(code, broken)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    process = python(code, broken)
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
     golden(lines[0], "error[backend-unavailable]", broken)
     mentions(lines[2], "TorchScript", "torch")
     assert lines[3] == "hint: pip install torch"
@@ -276,37 +267,37 @@ def zipped(bundle):
     return bundle.with_name("net.zip")
 
 
-def test_an_archive_is_loaded_like_its_folder_and_nothing_stays_unpacked(archived, built, loaded, temporary):
-    found = packager.load(str(archived), fingerprint=built.fingerprint, selftest=True)
+def test_an_archive_is_loaded_like_its_folder_and_leaves_nothing_unpacked(archived, built, loaded, temporary):
+    bundle = packager.load(str(archived), fingerprint=built.fingerprint, selftest=True)
     assert os.listdir(temporary) == []
-    assert found.path == archived
-    assert (found.backend, found.fingerprint, found.config) == ("onnx", loaded.fingerprint, loaded.config)
+    assert bundle.path == archived
+    assert (bundle.backend, bundle.fingerprint, bundle.config) == ("onnx", loaded.fingerprint, loaded.config)
     for count in (1, 16):
-        assert np.array_equal(found(image=images(count))["logits"], loaded(image=images(count))["logits"])
+        assert np.array_equal(bundle(image=images(count))["logits"], loaded(image=images(count))["logits"])
 
 
-def test_the_fallback_of_an_archive_runs_when_the_unpacked_folder_is_gone(broken, eager, caplog, temporary):
+def test_the_fallback_of_an_archive_runs_after_the_unpacked_folder_is_deleted(broken, eager, caplog, temporary):
     with caplog.at_level(logging.WARNING, logger="packager"):
-        found = packager.load(zipped(broken), selftest=True)
-    assert found.backend == "torchscript"
-    np.testing.assert_allclose(found(image=images(5))["logits"], eager(images(5)), rtol=1e-5, atol=1e-5)
+        bundle = packager.load(zipped(broken), selftest=True)
+    assert bundle.backend == "torchscript"
+    np.testing.assert_allclose(bundle(image=images(5))["logits"], eager(images(5)), rtol=1e-5, atol=1e-5)
     message = caplog.records[0].getMessage()
     mentions(message, "digits-cnn-1.0.0", "TorchScript", "onnxruntime", "model.onnx")
 
 
-def test_weights_beside_the_model_stay_when_the_unpacked_folder_is_gone(bundle, loaded, temporary):
+def test_external_weights_stay_loaded_after_the_unpacked_folder_is_deleted(bundle, loaded, temporary):
     import onnx
 
     model = onnx.load(bundle / "model.onnx")
     (bundle / "model.onnx").unlink()
     onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
     reseal(bundle)
-    found = packager.load(zipped(bundle), fallback=False)
+    reloaded = packager.load(zipped(bundle), fallback=False)
     assert (bundle / "model.onnx.data").stat().st_size > 1000
     shutil.rmtree(bundle)
     for count in (1, 16):
         np.testing.assert_allclose(
-            found(image=images(count))["logits"], loaded(image=images(count))["logits"], rtol=1e-5, atol=1e-6
+            reloaded(image=images(count))["logits"], loaded(image=images(count))["logits"], rtol=1e-5, atol=1e-6
         )
 
 
@@ -319,7 +310,7 @@ def test_an_archive_of_a_changed_bundle_is_refused_under_its_own_name(bundle, te
     golden(render_error(caught.value), "error[integrity-failed]", path, "model.onnx")
 
 
-def test_an_archive_of_another_bundle_is_refused_under_its_own_name(archived, temporary, golden):
+def test_an_archive_of_a_different_bundle_is_refused_under_its_own_name(archived, temporary, golden):
     with pytest.raises(FingerprintWrong) as caught:
         packager.load(archived, fingerprint=ANOTHER)
     golden(caught.value.message, archived)
@@ -345,7 +336,7 @@ def test_a_selftest_passes_on_either_backend(bundle):
     assert packager.load(bundle, selftest=True).backend == "torchscript"
 
 
-def test_a_selftest_refuses_a_model_that_computes_something_else(bundle, golden):
+def test_a_selftest_refuses_a_model_with_wrong_outputs(bundle, golden):
     import onnx
 
     model = onnx.load(bundle / "model.onnx")
@@ -361,7 +352,7 @@ def test_a_selftest_refuses_a_model_that_computes_something_else(bundle, golden)
     assert caught.value.why.startswith("logits[")
 
 
-def test_a_selftest_on_evidence_that_is_malformed_is_refused(bundle):
+def test_a_selftest_refuses_malformed_evidence(bundle):
     (bundle / "evidence/golden.safetensors").write_bytes(b"")
     reseal(bundle)
     with pytest.raises(SelftestFailed) as caught:
@@ -369,7 +360,7 @@ def test_a_selftest_on_evidence_that_is_malformed_is_refused(bundle):
     assert caught.value.why.startswith("evidence: ")
 
 
-def test_values_that_the_model_cannot_run_on_are_refused_with_the_cause(tmp_path, golden):
+def test_values_that_the_model_cannot_run_on_are_reported_with_the_cause(tmp_path, golden):
     table = LINEAR.replace("nn.Linear(4, 3)", "nn.Embedding(5, 3)")
     path = project(tmp_path / "p", table, inputs={"x": {"dtype": "int64", "shape": ["batch"], "range": [0, 5]}})
     bundle = packager.load(packager.build(path, tmp_path / "dist").bundle)
@@ -380,7 +371,7 @@ def test_values_that_the_model_cannot_run_on_are_refused_with_the_cause(tmp_path
     mentions(caught.value.why, "idx=7", "[-5,4]")
 
 
-def test_inputs_that_are_no_mapping_are_refused(bundle, golden):
+def test_inputs_that_are_not_a_mapping_are_refused(bundle, golden):
     for given, kind in ((np.zeros((1, 4), np.float32), "ndarray"), ([1.0], "list")):
         with pytest.raises(DataDoesNotFit) as caught:
             packager.load(bundle).run(given)

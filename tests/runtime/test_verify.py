@@ -1,4 +1,4 @@
-"""A bundle that was changed in any way is refused, and what was changed is named."""
+"""A bundle that was changed in any way is refused, and the change is named."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def edit(path, change):
     path.write_text(json.dumps(record))
 
 
-def test_a_bundle_as_it_was_built_is_good(built):
+def test_a_bundle_passes_as_it_was_built(built):
     report = packager.verify(built.bundle, fingerprint=built.fingerprint)
     assert report.ok
     assert report.as_json() == {
@@ -45,10 +45,10 @@ def test_a_bundle_as_it_was_built_is_good(built):
 @pytest.mark.parametrize(
     "given", ["nonsense", "", "h1:", ANOTHER[:-1], ANOTHER + "=", ANOTHER + "\n", "H" + ANOTHER[1:]]
 )
-def test_what_is_no_fingerprint_is_refused_before_anything_is_read(given, tmp_path, golden):
-    for ask in (packager.verify, packager.load):
+def test_a_malformed_fingerprint_is_refused_before_anything_is_read(given, tmp_path, golden):
+    for function in (packager.verify, packager.load):
         with pytest.raises(FingerprintMalformed) as caught:
-            ask(tmp_path, fingerprint=given)
+            function(tmp_path, fingerprint=given)
         golden(
             render_error(caught.value),
             "error[fingerprint-malformed]",
@@ -60,14 +60,14 @@ def test_what_is_no_fingerprint_is_refused_before_anything_is_read(given, tmp_pa
         )
 
 
-def test_a_copy_with_other_times_and_modes_is_good(bundle, built):
+def test_a_copy_with_different_times_and_modes_passes(bundle, built):
     for path in bundle.rglob("*"):
         os.utime(path, (1, 1))
     (bundle / "model.onnx").chmod(0o400)
     assert packager.verify(bundle).fingerprint == built.fingerprint
 
 
-def test_the_replay_may_be_left_out(bundle, golden):
+def test_parity_may_be_left_out(bundle, golden):
     report = packager.verify(bundle, parity=False)
     assert report.ok
     assert report.parity == UNCHECKED
@@ -78,11 +78,11 @@ def test_the_replay_may_be_left_out(bundle, golden):
 # -- integrity ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [one for one in FILES if one != "config.json"])
-@pytest.mark.parametrize("place", ["first", "middle", "last"])
-def test_a_changed_byte_is_found(bundle, path, place):
+@pytest.mark.parametrize("path", [path for path in FILES if path != "config.json"])
+@pytest.mark.parametrize("position", ["first", "middle", "last"])
+def test_a_changed_byte_is_found(bundle, path, position):
     content = bytearray((bundle / path).read_bytes())
-    content[{"first": 0, "middle": len(content) // 2, "last": -1}[place]] ^= 1
+    content[{"first": 0, "middle": len(content) // 2, "last": -1}[position]] ^= 1
     (bundle / path).write_bytes(content)
     report = packager.verify(bundle)
     assert not report.ok
@@ -93,11 +93,11 @@ def test_a_changed_byte_is_found(bundle, path, place):
 
 
 def test_a_changed_config_is_found(bundle):
-    edit(bundle / "config.json", lambda record: record.update(description="another"))
+    edit(bundle / "config.json", lambda record: record.update(description="different"))
     assert packager.verify(bundle).integrity.changed == ("config.json",)
 
 
-@pytest.mark.parametrize("path", [one for one in FILES if one != "config.json"])
+@pytest.mark.parametrize("path", [path for path in FILES if path != "config.json"])
 def test_a_missing_file_is_found(bundle, path):
     (bundle / path).unlink()
     report = packager.verify(bundle)
@@ -131,9 +131,9 @@ def test_an_added_link_to_a_folder_is_found(bundle):
 def test_a_folder_that_became_a_link_is_found(bundle, tmp_path):
     shutil.move(bundle / "evidence", tmp_path / "evidence")
     (bundle / "evidence").symlink_to(tmp_path / "evidence")
-    found = packager.verify(bundle).integrity
-    assert found.extra == ("evidence",)
-    assert found.missing == tuple(one for one in FILES if one.startswith("evidence/"))
+    integrity = packager.verify(bundle).integrity
+    assert integrity.extra == ("evidence",)
+    assert integrity.missing == tuple(path for path in FILES if path.startswith("evidence/"))
 
 
 @pytest.mark.parametrize("length", [0, 100])
@@ -143,18 +143,18 @@ def test_a_truncated_file_is_found(bundle, length):
     assert packager.verify(bundle).integrity.changed == ("model.onnx",)
 
 
-def test_everything_that_is_wrong_is_named_at_once(bundle):
+def test_all_differences_are_named_at_once(bundle):
     (bundle / "model.ts").unlink()
     (bundle / "model.onnx").write_bytes(b"x")
     (bundle / "extra").touch()
-    found = packager.verify(bundle).integrity
-    assert (found.missing, found.extra, found.changed) == (("model.ts",), ("extra",), ("model.onnx",))
+    integrity = packager.verify(bundle).integrity
+    assert (integrity.missing, integrity.extra, integrity.changed) == (("model.ts",), ("extra",), ("model.onnx",))
 
 
 # -- the seal -------------------------------------------------------------------------------
 
 
-def test_another_fingerprint_than_the_one_asked_for_is_refused(bundle, built, golden):
+def test_a_different_fingerprint_than_expected_is_refused(bundle, built, golden):
     report = packager.verify(bundle, fingerprint=ANOTHER)
     assert not report.ok
     (line,) = report.structure
@@ -179,16 +179,10 @@ def test_a_missing_fingerprint_file_is_refused(bundle):
     ("change", "facts"),
     [
         (lambda text: text[:-1], ()),
-        (
-            lambda text: text + text.splitlines()[-1] + "\n",
-            (),
-        ),
+        (lambda text: text + text.splitlines()[-1] + "\n", ()),
         (lambda text: text.replace("  ", " "), ("1",)),
         (lambda text: f"{'0' * 64}  ../out\n" + text, ("1", "../out")),
-        (
-            lambda text: text.replace("\n", "\r\n"),
-            ("README.md\\r",),
-        ),
+        (lambda text: text.replace("\n", "\r\n"), ("README.md\\r",)),
     ],
     ids=["no last line break", "a line twice", "one space", "outside", "carriage returns"],
 )
@@ -201,27 +195,27 @@ def test_malformed_sums_are_refused(bundle, change, facts, golden):
     golden(line, "SHA256SUMS", *facts)
 
 
-def test_a_line_taken_out_of_the_sums_makes_its_file_an_intruder(bundle):
+def test_a_line_removed_from_the_sums_makes_its_file_extra(bundle):
     lines = (bundle / layout.SUMS).read_text().splitlines(keepends=True)
-    (bundle / layout.SUMS).write_text("".join(one for one in lines if not one.endswith("model.ts\n")))
+    (bundle / layout.SUMS).write_text("".join(line for line in lines if not line.endswith("model.ts\n")))
     report = packager.verify(bundle)
     assert report.integrity.extra == ("model.ts",)
     assert not report.ok
 
 
-# -- resealed: the files agree with the sums, and are wrong all the same ---------------------
+# -- resealed: the files agree with the sums, but are wrong ---------------------------------
 
 
 def change_weight(path):
     model = onnx.load(path)
-    weight = next(one for one in model.graph.initializer if one.name.endswith("weight") or one.dims)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("weight") or tensor.dims)
     values = onnx.numpy_helper.to_array(weight) + 0.5
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, path)
 
 
 def update_digests(bundle):
-    """Make config.json agree with the artifacts as they are now."""
+    """Update config.json to the current digests of the artifacts, and reseal the bundle."""
     from packager.common.hashing import sha256_file
 
     def change(record):
@@ -239,7 +233,7 @@ def test_a_resealed_bundle_whose_config_has_the_old_digest_is_refused(bundle, go
     golden(line, "config.json", "model.onnx", "SHA256SUMS")
 
 
-def test_a_resealed_bundle_with_another_weight_fails_parity(bundle, built):
+def test_a_resealed_bundle_with_a_changed_weight_fails_parity(bundle, built):
     change_weight(bundle / "model.onnx")
     assert update_digests(bundle) != built.fingerprint
     report = packager.verify(bundle)
@@ -250,18 +244,18 @@ def test_a_resealed_bundle_with_another_weight_fails_parity(bundle, built):
     assert report.notes[0].startswith("onnx: logits[")
 
 
-def test_a_resealed_bundle_with_other_evidence_fails_parity(bundle):
+def test_a_resealed_bundle_with_changed_evidence_fails_parity(bundle):
     import safetensors.numpy
 
     arrays = safetensors.numpy.load_file(bundle / layout.GOLDEN)
-    name = next(one for one in arrays if "/output/" in one)
+    name = next(name for name in arrays if "/output/" in name)
     arrays[name] = arrays[name] + 1
     safetensors.numpy.save_file(arrays, bundle / layout.GOLDEN)
     reseal(bundle)
     assert packager.verify(bundle).parity == {"onnx": "fail", "torchscript": "fail"}
 
 
-def test_a_resealed_bundle_without_golden_cases_proves_nothing(bundle):
+def test_a_resealed_bundle_without_golden_cases_fails_parity(bundle):
     def change(record):
         for case in record["cases"]:
             case["golden"] = False
@@ -273,7 +267,7 @@ def test_a_resealed_bundle_without_golden_cases_proves_nothing(bundle):
     assert not report.ok
 
 
-def test_a_resealed_bundle_whose_evidence_is_gone_from_its_file_fails(bundle):
+def test_a_resealed_bundle_with_an_empty_golden_file_fails_parity(bundle):
     import safetensors.numpy
 
     safetensors.numpy.save_file({}, bundle / layout.GOLDEN)
@@ -284,7 +278,7 @@ def test_a_resealed_bundle_whose_evidence_is_gone_from_its_file_fails(bundle):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "declared"),
     [
         ("dtype", "float16", "float16['batch', 1, 8, 8]"),
         ("shape", ["batch", 1, 8, 9], "float32['batch', 1, 8, 9]"),
@@ -292,15 +286,15 @@ def test_a_resealed_bundle_whose_evidence_is_gone_from_its_file_fails(bundle):
         ("shape", ["rows", 1, 8, 8], "float32['rows', 1, 8, 8]"),
     ],
 )
-def test_a_resealed_bundle_whose_config_tells_of_other_tensors_is_refused(bundle, field, value, told, golden):
+def test_a_resealed_bundle_whose_config_has_a_different_signature_is_refused(bundle, field, value, declared, golden):
     edit(bundle / layout.CONFIG, lambda record: record["inputs"][0].update({field: value}))
     reseal(bundle)
     report = packager.verify(bundle)
-    golden(report.structure[0], "model.onnx", "float32['batch', 1, 8, 8]", "config.json", told)
+    golden(report.structure[0], "model.onnx", "float32['batch', 1, 8, 8]", "config.json", declared)
     assert not report.ok
 
 
-def test_a_resealed_bundle_whose_evidence_is_of_other_tensors_is_refused(bundle, golden):
+def test_a_resealed_bundle_whose_evidence_has_a_different_signature_is_refused(bundle, golden):
     import safetensors.numpy
 
     arrays = safetensors.numpy.load_file(bundle / layout.GOLDEN)
@@ -322,8 +316,8 @@ def test_a_resealed_bundle_whose_evidence_is_of_other_tensors_is_refused(bundle,
     )
 
 
-def test_a_model_that_declares_a_size_that_its_outputs_have_not_is_refused(tmp_path, golden):
-    """Where config.json leaves a dim open, the model may name none either; what it declares must be so."""
+def test_a_model_that_declares_a_wrong_output_size_is_refused(tmp_path, golden):
+    """If config.json leaves a dim open, the model may declare a size, which must be that of the outputs."""
     text = LINEAR.replace("self.layer(x)", "self.layer(x).flatten(0, 1)")
     inputs = {"x": {"dtype": "float32", "shape": ["batch", "length", 4]}}
     bundle = packager.build(project(tmp_path / "project", text, inputs=inputs), tmp_path / "out").bundle
@@ -339,15 +333,15 @@ def test_a_model_that_declares_a_size_that_its_outputs_have_not_is_refused(tmp_p
     assert report.parity == UNCHECKED
 
 
-def test_a_resealed_bundle_with_a_stranger_in_it_is_refused(bundle, golden):
-    (bundle / "stranger.txt").write_text("hello")
+def test_a_resealed_bundle_with_an_unknown_file_is_refused(bundle, golden):
+    (bundle / "unknown.txt").write_text("hello")
     reseal(bundle)
     (line,) = packager.verify(bundle).structure
-    golden(line, "stranger.txt")
+    golden(line, "unknown.txt")
 
 
 @pytest.mark.parametrize("path", ["README.md", "assets/labels.txt", "evidence/golden.safetensors"])
-def test_a_resealed_bundle_without_a_part_is_refused(bundle, path, golden):
+def test_a_resealed_bundle_without_a_required_file_is_refused(bundle, path, golden):
     (bundle / path).unlink()
     reseal(bundle)
     (line,) = packager.verify(bundle).structure
@@ -369,7 +363,7 @@ def test_a_resealed_bundle_with_a_malformed_record_is_refused(bundle, path, cont
 
 
 @pytest.mark.parametrize("rule", ["the best", "top-0", "threshold much", ""])
-def test_a_resealed_bundle_whose_decision_is_by_no_rule_is_refused(bundle, rule):
+def test_a_resealed_bundle_with_an_unknown_decision_rule_is_refused(bundle, rule):
     edit(bundle / layout.PARITY, lambda record: record["decisions"].update(logits={"rule": rule, "axis": 1, "tie": 0}))
     reseal(bundle)
     report = packager.verify(bundle)
@@ -377,7 +371,7 @@ def test_a_resealed_bundle_whose_decision_is_by_no_rule_is_refused(bundle, rule)
     assert not report.ok
 
 
-def test_a_resealed_bundle_whose_decision_is_on_no_axis_fails(bundle):
+def test_a_resealed_bundle_with_a_decision_on_a_missing_axis_fails(bundle):
     decision = {"rule": "argmax", "axis": 7, "tie": 0.25}
     edit(bundle / layout.PARITY, lambda record: record["decisions"].update(logits=decision))
     reseal(bundle)
@@ -417,7 +411,7 @@ def test_a_resealed_model_that_does_not_load_is_refused(bundle):
     mentions(report.structure[0], "model.onnx")
 
 
-# -- what is no bundle ----------------------------------------------------------------------
+# -- anything but a bundle ------------------------------------------------------------------
 
 
 def test_an_unknown_schema_is_refused_before_anything_else(bundle, golden):
@@ -428,13 +422,13 @@ def test_an_unknown_schema_is_refused_before_anything_else(bundle, golden):
 
 
 @pytest.mark.parametrize("schema", [None, "1", 0, [1]])
-def test_a_schema_that_is_no_known_number_is_refused(bundle, schema):
+def test_an_invalid_schema_number_is_refused(bundle, schema):
     edit(bundle / "config.json", lambda record: record.update(schema=schema))
     with pytest.raises(BundleSchemaUnknown):
         packager.verify(bundle)
 
 
-def test_what_is_no_bundle_is_said_to_be_none(tmp_path, bundle, golden):
+def test_anything_but_a_bundle_is_refused(tmp_path, bundle, golden):
     def why(path):
         with pytest.raises(NotABundle) as caught:
             packager.verify(path)
@@ -452,11 +446,11 @@ def test_what_is_no_bundle_is_said_to_be_none(tmp_path, bundle, golden):
 
 
 @pytest.mark.parametrize("name", ["SHA256SUMS", "config.json"])
-def test_what_was_a_bundle_and_has_lost_a_file_is_not_what_was_built(bundle, name, golden):
+def test_a_bundle_that_lost_a_required_file_fails_integrity(bundle, name, golden):
     (bundle / name).unlink()
-    for ask in (packager.verify, packager.load):
+    for function in (packager.verify, packager.load):
         with pytest.raises(IntegrityFailed) as caught:
-            ask(bundle)
+            function(bundle)
         assert caught.value.exit_status == 1
         golden(caught.value.why, name)
     (bundle / name).write_text("{")
@@ -479,7 +473,7 @@ def test_an_archive_is_verified_like_its_folder(archived, built, temporary, gold
     golden(line, built.fingerprint, ANOTHER)
 
 
-def test_an_archive_of_a_changed_bundle_gives_the_report_of_the_folder(bundle, temporary):
+def test_an_archive_of_a_changed_bundle_has_the_report_of_its_folder(bundle, temporary):
     (bundle / "model.ts").unlink()
     (bundle / "model.onnx").write_bytes(b"x")
     (bundle / "extra").touch()
@@ -490,7 +484,7 @@ def test_an_archive_of_a_changed_bundle_gives_the_report_of_the_folder(bundle, t
 
 @pytest.mark.parametrize("path", ["model.onnx", "model.ts", "evidence/parity.json", "evidence/golden.safetensors"])
 @pytest.mark.parametrize("content", [b"nothing that loads", None])
-def test_what_is_said_of_an_archive_names_no_temporary_folder(bundle, temporary, path, content):
+def test_a_report_on_an_archive_names_no_temporary_folder(bundle, temporary, path, content):
     (bundle / path).unlink()
     if content is not None:
         (bundle / path).write_bytes(content)
@@ -498,11 +492,11 @@ def test_what_is_said_of_an_archive_names_no_temporary_folder(bundle, temporary,
     reseal(bundle)
     report = packager.verify(zipped(bundle))
     assert not report.ok
-    said = "\n".join((*report.structure, *report.notes))
-    assert said and "packager-" not in said and str(temporary) not in said
+    text = "\n".join((*report.structure, *report.notes))
+    assert text and "packager-" not in text and str(temporary) not in text
 
 
-def test_what_is_no_bundle_in_an_archive_is_said_under_its_name(bundle, temporary, golden):
+def test_an_archive_without_a_bundle_is_refused_under_its_own_name(bundle, temporary, golden):
     (bundle / "config.json").unlink()
     (bundle / "FINGERPRINT").unlink()
     path = zipped(bundle)
@@ -514,23 +508,23 @@ def test_what_is_no_bundle_in_an_archive_is_said_under_its_name(bundle, temporar
 # -- without torch --------------------------------------------------------------------------
 
 
-def test_without_torch_torchscript_is_not_checked_and_that_is_said(built, golden):
+def test_without_torch_torchscript_is_reported_as_not_checked(built, golden):
     code = (
         "import sys, json; sys.modules['torch'] = None\n"
         "import packager\n"
         "report = packager.verify(sys.argv[1])\n"
         "print(json.dumps(report.as_json()))"
     )
-    done = python(code, built.bundle)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    process = python(code, built.bundle)
+    assert process.returncode == 0, process.stderr
+    report = json.loads(process.stdout)
     assert report["ok"]
     assert report["parity"] == {"onnx": "pass", "torchscript": "not-checked"}
     (line,) = report["notes"]
     golden(line, "torchscript")
 
 
-def test_a_pipe_in_place_of_the_fingerprint_is_refused_and_not_waited_for(bundle):
+def test_a_pipe_in_place_of_the_fingerprint_is_refused_without_blocking(bundle):
     (bundle / "FINGERPRINT").unlink()
     os.mkfifo(bundle / "FINGERPRINT")
     report = packager.verify(bundle)

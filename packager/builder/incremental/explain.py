@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from packager.common.cache_store import CacheKey
+from packager.builder.incremental.store import CacheKey
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from packager.builder.incremental import environment, keys
+from packager.builder.incremental.store import CacheKey
 from packager.checkpoint.locate import FileVersion, LocatedCheckpoint, digest_checkpoint
-from packager.common.cache_store import Cache, CacheKey
+from packager.common.cache import Cache
 from packager.errors import InputChanged
 from packager.model.code_dependencies import CodeDependencies
 from packager.project import preflight

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.builder.incremental.environment import collect_machine, collect_python_version, digest_own_code
+from packager.builder.incremental.store import CacheEntry, CacheKey
 from packager.common import distributions
-from packager.common.cache_store import CacheEntry, CacheKey
 from packager.common.paths import data_folder
 
 if TYPE_CHECKING:

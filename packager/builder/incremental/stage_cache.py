@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from packager.builder.incremental import keys
 from packager.builder.incremental.keys import FileHasher
+from packager.builder.incremental.store import CacheEntry, CacheKey, look_up, put
 from packager.builder.results import (
     ArtifactResult,
     ArtifactT,
@@ -32,7 +33,7 @@ from packager.builder.results import (
 )
 from packager.bundle import layout
 from packager.bundle.writer import BundleWriter
-from packager.common.cache_store import Cache, CacheEntry, CacheKey
+from packager.common.cache import Cache
 from packager.common.hashing import sha256_file
 from packager.parity.cases.generators import ValueKind
 from packager.parity.cases.sample_grid import Grid, redraw_case
@@ -82,7 +83,7 @@ class _CachedArtifact(Generic[ArtifactT]):
 
 def load_results(cache: Cache, project: Project, module_inputs: Mapping[str, str], grid: Grid) -> CachedResults:
     """Load whatever the cache has of each stage of a build with these inputs."""
-    entry = cache.look_up(keys.make_reference_key(project, module_inputs, cache.file_digest))
+    entry = look_up(cache, keys.make_reference_key(project, module_inputs, cache.file_digest))
     reference = None if entry is None else _load_reference(cache, entry, project, grid)
     entry = None if reference is None else entry
     torchscript_key = keys.make_torchscript_key(project, module_inputs)
@@ -109,15 +110,15 @@ def _load_artifact(
     adapter: pydantic.TypeAdapter[ArtifactResult[ArtifactT]],
 ) -> _CachedArtifact[ArtifactT] | None:
     """Load an artifact, and its parity on the cases of `reference` if the cache has that too."""
-    entry, stages = cache.look_up(key), {key.stage}
+    entry, stages = look_up(cache, key), {key.stage}
     if entry is None and reference is not None:
-        entry = cache.look_up(make_case_dependent_key(key, reference))
+        entry = look_up(cache, make_case_dependent_key(key, reference))
         stages.add(f"{key.stage} parity")
     if entry is None:
         return None
     result = adapter.validate_python(entry.record)
     if not result.is_checked and reference is not None:
-        checked = cache.look_up(keys.make_parity_key(key, entry, reference, project))
+        checked = look_up(cache, keys.make_parity_key(key, entry, reference, project))
         if checked is not None:
             result = replace(result, parity=_PARITY_ADAPTER.validate_python(checked.record))
             stages.add(f"{key.stage} parity")
@@ -169,10 +170,10 @@ def write_entries(cache: Cache, writes: Sequence[CacheWrite]) -> list[str]:
     """Write entries, and return the stages of which the cache held different results. Raises OSError."""
     differing = []
     for write in writes:
-        before = cache.look_up(write.key, files=False)
+        before = look_up(cache, write.key, files=False)
         if before is not None and before.digest != write.entry.digest:
             differing.append(write.key.stage)
-        cache.put(write.key, write.entry, write.files)
+        put(cache, write.key, write.entry, write.files)
     return differing
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from packager.builder.incremental import keys
 from packager.builder.incremental.environment import collect_machine, collect_python_version, digest_own_mtimes
 from packager.builder.incremental.keys import FileHasher
+from packager.builder.incremental.store import CacheEntry, CacheKey, look_up
 from packager.bundle.restore import is_restored
 from packager.checkpoint.locate import digest_checkpoint, locate_files
 from packager.common import distributions
-from packager.common.cache_store import Cache, CacheEntry, CacheKey
+from packager.common.cache import Cache
 from packager.common.hashing import sha256_file
 from packager.errors import UserError
 from packager.model.code_dependencies import list_importable
@@ -70,7 +71,7 @@ def find_up_to_date(cache: Cache, manifest: Path, out: Path) -> tuple[str, Cache
             return None
     except (OSError, UserError):
         return None  # a file is gone or unreadable: the build will report it
-    entry = cache.look_up(CacheKey("bundle", inputs.values), files=False)
+    entry = look_up(cache, CacheKey("bundle", inputs.values), files=False)
     name = str(record["folder_name"])
     if entry is None or not is_restored(out / name, entry.files, cache.file_digest):
         return None

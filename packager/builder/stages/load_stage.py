@@ -18,7 +18,8 @@ from packager.builder.results import ReferenceResult
 from packager.common import process_memory
 from packager.model import host_settings
 from packager.model.code_dependencies import DependencyTracker, track_dependencies
-from packager.model.loader import LoadedModel, bind_inputs, open_model_loader
+from packager.model.inputs import bind_inputs
+from packager.model.loader import LoadedModel, open_model_loader
 from packager.parity import coverage, reference
 from packager.parity.cases import signature
 from packager.parity.cases.sample_grid import Grid

@@ -1,4 +1,4 @@
-"""EXPORT and ONNX: exporters in order, until the graph of one passes from the staged bundle.
+"""ONNX: exporters in order, until the graph of one passes from the staged bundle.
 
 An exported graph goes to the worker process, which simplifies and optimizes it; the result is put into the staged
 bundle and checked there. If it fails, the passes are checked one by one and the faulty one is dropped; if the exported
@@ -7,47 +7,29 @@ graph itself fails, the next exporter is tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.results import ArtifactResult, OnnxResult
-from packager.builder.stages import torchscript_stage
+from packager.builder.stages.onnx_export import Candidate, export, list_exporters
+from packager.builder.stages.torchscript_stage import TracedModel, retrace
 from packager.bundle import layout, records
 from packager.bundle.writer import BundleWriter
 from packager.common import process_memory
 from packager.common.progress import StageName
 from packager.errors import ExportFailed, ParityFailed, Problem
-from packager.export import onnx as exporters
-from packager.export import torchscript
-from packager.export.control_flow import SpecializedControlFlow
-from packager.export.exporters import ExporterFailed
-from packager.export.graph.messages import NO_IMPROVEMENT, ExportedGraph, OptimizeJob, OptimizeResult, StageRecord
-from packager.export.torchscript import TorchScriptProgram
+from packager.export.graph.messages import NO_IMPROVEMENT, OptimizeJob, OptimizeResult, StageRecord, Verdict
 from packager.parity.diagnosis.diagnose import Diagnosis, ReproTarget, diagnose
-from packager.parity.numerics.verdict import ParityResult, ReferenceCase
+from packager.parity.numerics.verdict import ParityResult
 from packager.parity.results import Reference
-from packager.project.manifest import Project
 from packager.runtime.check import check_onnx, check_onnx_session, open_onnx_session
 from packager.runtime.onnx_backend import OnnxBackend
 
 CONCURRENT_CHECK_BYTES = 1 << 28
 """Artifacts with more bytes of weights than this are checked one after the other."""
-
-Exporter = Literal["program", "torch-export", "script"]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An exported graph as a job for the worker, or why the exporter failed."""
-
-    exporter: str
-    job: OptimizeJob | None = None
-    failure: ExporterFailed | None = None
-    specialized: SpecializedControlFlow = field(default_factory=SpecializedControlFlow)
 
 
 @dataclass(frozen=True)
@@ -63,7 +45,7 @@ class Prepared:
 class Rejection:
     """Why a candidate does not ship. `verdict` is `fail` if it was compared and is wrong, else `not-checked`."""
 
-    verdict: str
+    verdict: Verdict
     cause: str
     location: str | None = None
 
@@ -74,130 +56,6 @@ class Attempt:
 
     candidate: Candidate
     outcome: OnnxResult | Rejection
-
-
-# -- exporting ------------------------------------------------------------------------------
-
-
-def export_first(
-    context: BuildContext,
-    model: EagerModel,
-    program: TorchScriptProgram | None,
-    probe: tuple[ReferenceCase, ...],
-) -> Candidate | None:
-    """Export with the first exporter; None if the manifest's exporter needs a program and there is none."""
-    order = _list_exporters(context.project, program)
-    return _export(context, model, program, probe, order[0]) if order else None
-
-
-def _list_exporters(project: Project, program: TorchScriptProgram | None) -> tuple[Exporter, ...]:
-    """Return the exporters in the order in which they are tried.
-
-    The script comes last, for a trace that could be exported and is wrong. Whether the fallback ships that trace makes
-    no difference, so a build that has the fallback from the cache takes the same path.
-    """
-    wanted = project.manifest.export.exporter
-    order: list[Exporter] = []
-    if wanted != "torch-export" and program is not None:
-        order.append("program")
-    if wanted != "torchscript":
-        order.append("torch-export")
-    if "program" in order and program is not None and program.method == "trace":
-        order += ["script"] if project.manifest.torchscript.method == "auto" else []
-    return tuple(order)
-
-
-def _export(
-    context: BuildContext,
-    model: EagerModel,
-    program: TorchScriptProgram | None,
-    probe: tuple[ReferenceCase, ...],
-    exporter: Exporter,
-) -> Candidate:
-    """Export the module, or the program made from it, with one exporter."""
-    if exporter == "torch-export":
-        return _export_module(context, model, program, probe)
-    if exporter == "script":
-        try:
-            program = torchscript.script(model.loaded.pristine_copy(), context.project.folder)
-        except ExporterFailed as error:
-            return Candidate("torchscript, from the script", failure=error)
-    assert program is not None
-    return _export_program(context, model, program, probe)
-
-
-def _export_program(
-    context: BuildContext, model: EagerModel, program: TorchScriptProgram, probe: tuple[ReferenceCase, ...]
-) -> Candidate:
-    names = _tensor_names(model)
-
-    def write(path: Path) -> ExportedGraph:
-        return exporters.export_from_torchscript(context.project, program, names, model.example, path)
-
-    candidate = _run_exporter(context, model, probe, f"torchscript, from the {program.method}", write)
-    return replace(candidate, specialized=program.specialized)
-
-
-def _export_module(
-    context: BuildContext, model: EagerModel, program: TorchScriptProgram | None, probe: tuple[ReferenceCase, ...]
-) -> Candidate:
-    names, module = _tensor_names(model), model.loaded.pristine_copy()
-
-    def write(path: Path) -> ExportedGraph:
-        return exporters.export_with_torch_export(context.project, module, names, model.example, path)
-
-    candidate = _run_exporter(context, model, probe, "torch-export", write)
-    if candidate.failure is not None:
-        return candidate
-    return replace(candidate, specialized=_detect_specialized(context, model, program))
-
-
-def _tensor_names(model: EagerModel) -> exporters.TensorNames:
-    return exporters.TensorNames([spec.name for spec in model.inputs], [spec.name for spec in model.outputs])
-
-
-def _run_exporter(
-    context: BuildContext,
-    model: EagerModel,
-    probe: tuple[ReferenceCase, ...],
-    label: str,
-    write: Callable[[Path], ExportedGraph],
-) -> Candidate:
-    manifest = context.project.manifest
-    folder = context.scratch / label.replace(", ", "-").replace(" ", "-")
-    folder.mkdir(exist_ok=True)
-    try:
-        exported = write(folder / "raw.onnx")
-    except ExporterFailed as error:
-        return Candidate(label, failure=error)
-    job = OptimizeJob(
-        exported=exported,
-        output_path=folder / layout.ONNX,
-        simplify=manifest.optimize.simplify,
-        level=manifest.optimize.level,
-        inputs={spec.name: [dim for dim in spec.shape if dim is not None] for spec in model.inputs},
-        outputs={spec.name: list(spec.shape) for spec in model.outputs},
-        providers=manifest.target.providers,
-        skipped_passes={},
-        reference_cases=probe,
-    )
-    return Candidate(label, job=job)
-
-
-def _detect_specialized(
-    context: BuildContext, model: EagerModel, program: TorchScriptProgram | None
-) -> SpecializedControlFlow:
-    """Return the control flow that torch.export may have fixed without saying so: whatever a trace fixes."""
-    if program is not None and program.method == "trace":
-        return program.specialized
-    project = context.project
-    try:
-        traced = torchscript.trace(
-            model.loaded.pristine_copy(), project.manifest.outputs, model.example, project.folder
-        )
-    except ExporterFailed:
-        return SpecializedControlFlow(user_lines=("forward()",))  # it cannot be traced, so nobody knows
-    return traced.specialized
 
 
 # -- one candidate --------------------------------------------------------------------------
@@ -215,7 +73,7 @@ def prepare(context: BuildContext, candidate: Candidate) -> Prepared:
     return Prepared(candidate, optimized, session)
 
 
-def check_prepared(context: BuildContext, prepared: Prepared, reference: Reference) -> Attempt:
+def check_prepared(context: BuildContext, reference: Reference, prepared: Prepared) -> Attempt:
     """Check a prepared candidate on every case; if it fails, again with each of its passes checked on every case."""
     return Attempt(prepared.candidate, _check_candidate(context, prepared, reference))
 
@@ -305,9 +163,8 @@ def discard_prepared(context: BuildContext, prepared: Future[Prepared] | None) -
 def ship(
     context: BuildContext,
     model: EagerModel,
-    program: TorchScriptProgram | None,
+    traced: TracedModel,
     first: Attempt | None,
-    probe: tuple[ReferenceCase, ...],
     reference: Reference,
     cached: OnnxResult | None,
 ) -> OnnxResult:
@@ -321,23 +178,23 @@ def ship(
         rechecked = _recheck(context, model, cached, reference)
         if rechecked is not None:
             return rechecked
-        program = program or torchscript_stage.make_checked_program(context, model, probe)
+        traced = traced if traced.program else retrace(context, model, traced)
     stages: list[StageRecord] = []
     rejected: list[tuple[Candidate, Rejection]] = []
-    order = _list_exporters(context.project, program)
+    order = list_exporters(context.project, traced.program)
     for exporter in order:
         if exporter == "script" and rejected[0][0].failure is not None:
             continue  # the trace could not be exported, so its script cannot either
         if first is None or exporter != order[0]:
-            candidate = _export(context, model, program, probe, exporter)
-            attempt = check_prepared(context, prepare(context, candidate), reference)
+            candidate = export(context, model, traced, exporter)
+            attempt = check_prepared(context, reference, prepare(context, candidate))
         else:
             attempt = first
         outcome = attempt.outcome
         if isinstance(outcome, ArtifactResult):
             return replace(outcome, stages=(*stages, *outcome.stages), outputs=model.outputs)
         label = attempt.candidate.exporter
-        stages.append(StageRecord(f"export: {label}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0))
+        stages.append(StageRecord(f"export: {label}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0, None))
         rejected.append((attempt.candidate, outcome))
         context.reporter.report_note(f"rejected {label}: {outcome.cause}")
     if not context.project.manifest.export.required:

@@ -11,15 +11,14 @@ import torch
 
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.results import CachedResults, MachineInfo, Provenance, ReferenceResult
+from packager.builder.stages.torchscript_stage import TracedModel, has_discrete_decisions
 from packager.bundle import evidence
 from packager.common import process_memory
 from packager.common.hashing import sha256_file
-from packager.export.torchscript import TorchScriptProgram
 from packager.model.code_dependencies import CodeDependencies
 from packager.parity import coverage, reference
 from packager.parity.cases import signature
 from packager.parity.cases.signature import TensorSpec
-from packager.parity.numerics.verdict import ReferenceCase
 from packager.parity.reference import NoiseMeasurement
 from packager.parity.results import Reference
 
@@ -34,30 +33,12 @@ def measure_noise(context: BuildContext, model: EagerModel) -> NoiseMeasurement:
     return noise
 
 
-def get_probe(
-    context: BuildContext,
-    model: EagerModel,
-    noise: NoiseMeasurement | None,
-    cached: CachedResults,
-    program: TorchScriptProgram | None,
-) -> tuple[ReferenceCase, ...]:
-    """Return the one case with which every stage is compared before the whole reference is there; often none or one."""
-    if cached.reference is not None:
-        return cached.reference.reference.probe
-    assert noise is not None
-    has_decisions = _has_discrete_decisions(cached, program)
-    return reference.measure_probe(
-        context.project, model.loaded, model.grid, noise, has_discrete_decisions=has_decisions
-    )
-
-
 def measure_reference(
     context: BuildContext,
     model: EagerModel,
     noise: NoiseMeasurement | None,
-    probe: tuple[ReferenceCase, ...],
+    traced: TracedModel,
     cached: CachedResults,
-    program: TorchScriptProgram | None,
 ) -> Reference:
     """Run the module on every case, derive the tolerances, and measure the coverage of the cases in the evidence.
 
@@ -65,9 +46,9 @@ def measure_reference(
     """
     assert noise is not None
     project, loaded = context.project, model.loaded
-    has_decisions = _has_discrete_decisions(cached, program)
+    decides = has_discrete_decisions(traced.program, cached)
     measured = reference.measure_reference(
-        project, loaded, model.grid, noise, probe=probe, has_discrete_decisions=has_decisions
+        project, loaded, model.grid, noise, probe=traced.probe, has_discrete_decisions=decides
     )
     golden = evidence.choose_golden_cases(measured.reference_cases, model.weight_bytes)
     channels = coverage.measure_coverage(project, loaded, [case for case in measured.cases if case.name in golden])
@@ -103,13 +84,6 @@ def make_result(
     )
     machine = MachineInfo(torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     return ReferenceResult(provenance, machine, model.outputs, measured)
-
-
-def _has_discrete_decisions(cached: CachedResults, program: TorchScriptProgram | None) -> bool:
-    """Return whether the module decides by comparing floats, as its program shows, this build's or the cached one."""
-    if program is not None:
-        return program.has_discrete_decisions
-    return cached.torchscript is None or cached.torchscript.has_discrete_decisions
 
 
 def _digest_code(folder: Path, files: Mapping[str, str]) -> str:

@@ -13,19 +13,20 @@ from pathlib import Path
 import torch
 
 from packager.builder.context import BuildContext, EagerModel
-from packager.builder.results import ArtifactResult, TorchScriptResult
+from packager.builder.results import ArtifactResult, CachedResults, TorchScriptResult
 from packager.bundle import layout, records
 from packager.common import output_tree, process_memory
 from packager.errors import ParityFailed, Problem, TorchScriptFailed
 from packager.export import torchscript
 from packager.export.control_flow import SpecializedControlFlow
 from packager.export.exporters import ExporterFailed
-from packager.export.graph.messages import StageRecord
+from packager.export.graph.messages import StageRecord, Verdict
 from packager.export.torchscript import TorchScriptProgram
-from packager.model.loader import bind_inputs
+from packager.model.inputs import bind_inputs
 from packager.parity.noise import to_numpy
 from packager.parity.numerics.compare import Array
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase, check_parity
+from packager.parity.reference import NoiseMeasurement, measure_probe
 from packager.parity.results import Reference
 from packager.runtime.check import check_torchscript, get_error_line
 
@@ -33,6 +34,17 @@ _NO_DIAGNOSIS = (
     "the faulty operation of a TorchScript program is not located; with torchscript.method: none, that of the ONNX "
     "graph is"
 )
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """The result of TRACE: the program that both artifacts are made from, and the case that every stage is checked on.
+
+    `program` is None if nothing needs one; `probe` is empty if no case can be compared this early.
+    """
+
+    program: TorchScriptProgram | None
+    probe: tuple[ReferenceCase, ...]
 
 
 @dataclass(frozen=True)
@@ -46,11 +58,38 @@ class SavedForm:
 # -- the program ----------------------------------------------------------------------------
 
 
-def make_program(context: BuildContext, model: EagerModel) -> TorchScriptProgram | None:
-    """Trace or script the module; return None if neither the fallback nor an exporter needs a program.
+def trace(
+    context: BuildContext, model: EagerModel, noise: NoiseMeasurement | None, cached: CachedResults
+) -> TracedModel:
+    """Trace or script the module if an artifact needs it, and compare the program with the module on the probe.
 
     Raises `TorchScriptFailed`.
     """
+    program = None if cached.has_artifacts else _make_program(context, model)
+    if cached.reference is not None:
+        probe = cached.reference.reference.probe
+    else:
+        assert noise is not None
+        decides = has_discrete_decisions(program, cached)
+        project, loaded, grid = context.project, model.loaded, model.grid
+        probe = measure_probe(project, loaded, grid, noise, has_discrete_decisions=decides)
+    return TracedModel(_check_program(context, model, program, probe), probe)
+
+
+def retrace(context: BuildContext, model: EagerModel, traced: TracedModel) -> TracedModel:
+    """Trace again: an exporter has left the names of a wrong signature in the first program, or there is none yet."""
+    return replace(traced, program=_check_program(context, model, _make_program(context, model), traced.probe))
+
+
+def has_discrete_decisions(program: TorchScriptProgram | None, cached: CachedResults) -> bool:
+    """Return whether the module decides by comparing floats, as this build's program or the cached one shows."""
+    if program is not None:
+        return program.has_discrete_decisions
+    return cached.torchscript is None or cached.torchscript.has_discrete_decisions
+
+
+def _make_program(context: BuildContext, model: EagerModel) -> TorchScriptProgram | None:
+    """Trace or script the module; return None if neither the fallback nor an exporter needs a program."""
     project, loaded = context.project, model.loaded
     method, exporter = project.manifest.torchscript.method, project.manifest.export.exporter
     if method == "none" and exporter == "torch-export":
@@ -71,10 +110,10 @@ def make_program(context: BuildContext, model: EagerModel) -> TorchScriptProgram
     raise TorchScriptFailed(project.field_location("torchscript"), problems)
 
 
-def check_program(
+def _check_program(
     context: BuildContext, model: EagerModel, program: TorchScriptProgram | None, probe: tuple[ReferenceCase, ...]
 ) -> TorchScriptProgram | None:
-    """Compare the program with the module on the probe, and record it; a script replaces a trace that is wrong there.
+    """Record how the program compares with the module on the probe; a script replaces a trace that is wrong there.
 
     Exporters rewrite a program in place, so this happens once, before anything is made of it.
     """
@@ -85,14 +124,7 @@ def check_program(
     if stage.verdict == "pass" or program.method == "script" or context.project.manifest.torchscript.method != "auto":
         return program
     scripted = _script_instead(context, model, program, program.stages)
-    return scripted if scripted.script_failure else check_program(context, model, scripted, probe)
-
-
-def make_checked_program(
-    context: BuildContext, model: EagerModel, probe: tuple[ReferenceCase, ...]
-) -> TorchScriptProgram | None:
-    """Make a program and compare it with the module on the probe."""
-    return check_program(context, model, make_program(context, model), probe)
+    return scripted if scripted.script_failure else _check_program(context, model, scripted, probe)
 
 
 def _check_on_probe(
@@ -111,7 +143,7 @@ def _check_on_probe(
     except Exception as error:  # noqa: BLE001 (TorchScript raises whatever the program raises: recorded as a failure)
         parity = ParityResult(False, get_error_line(error, project.folder), {}, None)
     largest = max((errors.max_abs for errors in parity.outputs.values()), default=None)
-    verdict = "pass" if parity.passed else "fail"
+    verdict: Verdict = "pass" if parity.passed else "fail"
     return StageRecord(f"torchscript: {program.method}", parity.passed, verdict, parity.reason, 0, 0, 0, 0, largest)
 
 
@@ -147,9 +179,8 @@ def save(context: BuildContext, program: TorchScriptProgram | None, *, fold: boo
 def ship(
     context: BuildContext,
     model: EagerModel,
-    program: TorchScriptProgram | None,
+    traced: TracedModel,
     saved: SavedForm | None,
-    probe: tuple[ReferenceCase, ...],
     reference: Reference,
     cached: TorchScriptResult | None,
 ) -> TorchScriptResult:
@@ -162,8 +193,9 @@ def ship(
         rechecked = _recheck(context, model, cached, reference)
         if rechecked is not None:
             return rechecked
-        program = program or make_checked_program(context, model, probe)
-        saved = save(context, program, fold=True)
+        traced = traced if traced.program else retrace(context, model, traced)
+        saved = save(context, traced.program, fold=True)
+    program = traced.program
     if program is None or saved is None:
         return ArtifactResult(None, None, (), program.specialized if program else SpecializedControlFlow())
     tried = _try_forms(context, model, program, saved, reference)
@@ -203,7 +235,7 @@ def _try_forms(
         sha256 = context.writer.move_file(layout.TORCHSCRIPT, form.path)
         for optimize in (True, False) if fold else (False,):
             parity = _check_staged(context, model, reference, optimize=optimize)
-            verdict = "pass" if parity.passed else "fail"
+            verdict: Verdict = "pass" if parity.passed else "fail"
             stages.append(_make_stage(program, verdict, parity.reason, fold=fold, optimize=optimize))
             if parity.passed:
                 artifact = records.TorchScriptArtifact(
@@ -244,9 +276,11 @@ def _check_staged(context: BuildContext, model: EagerModel, reference: Reference
     return parity
 
 
-def _make_stage(program: TorchScriptProgram, verdict: str, reason: str, *, fold: bool, optimize: bool) -> StageRecord:
+def _make_stage(
+    program: TorchScriptProgram, verdict: Verdict, reason: str, *, fold: bool, optimize: bool
+) -> StageRecord:
     steps = [program.method, "freeze", *(["fold"] if fold else []), *(["optimize for inference"] if optimize else [])]
-    return StageRecord(f"torchscript: {', '.join(steps)}", verdict == "pass", verdict, reason, 0, 0, 0, 0)
+    return StageRecord(f"torchscript: {', '.join(steps)}", verdict == "pass", verdict, reason, 0, 0, 0, 0, None)
 
 
 def _make_failure_problem(program: TorchScriptProgram, stages: tuple[StageRecord, ...]) -> Problem:

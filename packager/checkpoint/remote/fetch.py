@@ -1,21 +1,20 @@
-"""A URL → a checkpoint on this machine: what it names is downloaded once, and kept by its digest.
+"""Turn a URL into a checkpoint on this machine: downloaded once, and cached by its digest.
 
-    file:///absolute/path      no download: the path
+    file:///absolute/path      the path, without a download
     …/best.safetensors         one file
-    …/NAME.index.json          the index, and the shards that it names, from its own folder
-    s3://bucket/folder         where a folder can be listed: what `locate` would read of it
+    …/NAME.index.json          the index, and the shards that it names, from the same folder
+    s3://bucket/folder         if the folder can be listed: the files that `locate` would read
 
-With a pin, what is here already is never asked for again, whatever its URL: no network is needed. Without one
-the server is asked whether the file is still the one that was downloaded, which costs no download where it tells
-(ETag, Last-Modified). One process downloads what others wait for. What has come of a download that failed waits
-in the cache under a name of its own, and the next try goes on from there; under its digest appears only what is
-complete, in one step.
+With a pinned digest, a checkpoint that is cached is never requested again, whatever its URL: no network is needed.
+Without one the server is asked whether the file is still the one that was downloaded, which saves the download if the
+server has validators (ETag, Last-Modified). If several processes want the same checkpoint, one downloads it while the
+others wait. The bytes of a failed download stay in the cache, and the next attempt resumes there; only a complete
+checkpoint appears under its digest, in one step.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -36,14 +35,15 @@ from packager.checkpoint.locate import (
 )
 from packager.checkpoint.remote import transport, urls
 from packager.checkpoint.remote.download import DownloadRecord, download_file, retry_with_backoff
-from packager.common.cache_store import Cache, CacheUnavailable, delete_quietly, open_cache, touch_entry
+from packager.common import file_lock
+from packager.common.cache import Cache, CacheUnavailable, delete_quietly, describe_write_error, open_cache, touch_entry
 from packager.common.progress import StageName, StageReporter
 from packager.errors import CheckpointDigestWrong, DownloadRefused, PackagerError, UrlNotAFile, UserError
 
 
 @dataclass(frozen=True)
 class RemoteCheckpoint:
-    """What is wanted: the URL, the digest it must have, if it is pinned, and the fields that say so."""
+    """A URL, the digest that its checkpoint must have, if it is pinned, and the manifest's fields of both."""
 
     url: str
     sha256: str | None = None
@@ -52,22 +52,22 @@ class RemoteCheckpoint:
 
 
 @contextlib.contextmanager
-def fetch_remote(wanted: RemoteCheckpoint, stages: StageReporter) -> Iterator[Path]:
-    """Yields the path of what a URL names, which an error in the block calls by the URL.
+def fetch_remote(checkpoint: RemoteCheckpoint, stages: StageReporter) -> Iterator[Path]:
+    """Yield the local path of a checkpoint; a `PackagerError` raised in the block names its URL instead of the path.
 
     Raises `UrlUnsupported`, `UrlNotFound`, `UrlRefused`, `UrlUnreachable`, `UrlNotAFile`, `DownloadRefused`,
     `ExtraMissing`, `CheckpointDigestWrong` and `CheckpointUnreadable`.
     """
-    local = urls.local_file_path(wanted.url, wanted.where)
+    local = urls.local_file_path(checkpoint.url, checkpoint.where)
     if local is not None:
         yield local
         return
     with _open_cache_or_temporary(stages) as cache:
-        path = _fetch_to_cache(wanted, cache, stages)
+        path = _fetch_to_cache(checkpoint, cache, stages)
         try:
             yield path
         except PackagerError as error:
-            shown = urls.redact_url(wanted.url)
+            shown = urls.redact_url(checkpoint.url)
             error.replace_path(str(path), shown)
             if path.is_file():
                 error.replace_path(str(path.parent), shown.rpartition("/")[0])
@@ -76,7 +76,7 @@ def fetch_remote(wanted: RemoteCheckpoint, stages: StageReporter) -> Iterator[Pa
 
 @contextlib.contextmanager
 def _open_cache_or_temporary(stages: StageReporter) -> Iterator[Cache]:
-    """The user's cache; or one for this time only, where that cannot be used."""
+    """Yield the user's cache, or a temporary one if that cannot be used."""
     try:
         cache = open_cache()
     except CacheUnavailable as why:
@@ -88,49 +88,52 @@ def _open_cache_or_temporary(stages: StageReporter) -> Iterator[Cache]:
         yield Cache(Path(folder))
 
 
-def _fetch_to_cache(wanted: RemoteCheckpoint, cache: Cache, stages: StageReporter) -> Path:
-    shown, name = urls.redact_url(wanted.url), urls.local_file_name(wanted.url)
+def _fetch_to_cache(checkpoint: RemoteCheckpoint, cache: Cache, stages: StageReporter) -> Path:
+    shown, name = urls.redact_url(checkpoint.url), urls.local_file_name(checkpoint.url)
     try:
-        path, found = _find_downloaded(cache, wanted.sha256, name), wanted.sha256
+        path, digest = _find_cached(cache, checkpoint.sha256, name), checkpoint.sha256
         if path is not None:
             stages.report_cached(StageName.DOWNLOAD)
             return path
-        with _lock_incoming_folder(cache, wanted.sha256 or wanted.url, stages) as folder:
-            path = _find_downloaded(cache, wanted.sha256, name)  # whoever was waited for may have brought it
+        with _lock_incoming_folder(cache, checkpoint.sha256 or checkpoint.url, stages) as folder:
+            path = _find_cached(cache, checkpoint.sha256, name)  # another process may have downloaded it meanwhile
             if path is None:
                 with stages.stage(StageName.DOWNLOAD):
-                    path, found = _Download(wanted, cache, stages, folder).fetch()
+                    path, digest = _Download(checkpoint, cache, stages, folder).fetch()
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = f"{'no space is left' if full else error.strerror or error}: {cache.folder}"
+        why = f"{describe_write_error(error)}: {cache.folder}"
         hint = "make room, or point PACKAGER_CACHE to a folder that has it"
-        raise DownloadRefused(shown, wanted.where, why, hint) from None
-    if wanted.sha256 is None:
-        stages.report_note(f"{shown} is not pinned, and may change: checkpoint.sha256: {found} pins what was read now")
-    elif found != wanted.sha256:
-        raise CheckpointDigestWrong(shown, wanted.where_sha256 or wanted.where, wanted.sha256, found or "")
+        raise DownloadRefused(shown, checkpoint.where, why, hint) from None
+    if checkpoint.sha256 is None:
+        stages.report_note(f"{shown} is not pinned and may change: checkpoint.sha256: {digest} pins this version")
+    elif digest != checkpoint.sha256:
+        where = checkpoint.where_sha256 or checkpoint.where
+        raise CheckpointDigestWrong(shown, where, checkpoint.sha256, digest or "")
     return path
 
 
-# -- what is here -----------------------------------------------------------------------------
+# -- cached checkpoints -----------------------------------------------------------------------
 
 
-def _find_downloaded(cache: Cache, sha256: str | None, name: str) -> Path | None:
-    """What `locate` takes, of the checkpoint with this digest; None where it is not here, or not whole."""
+def _find_cached(cache: Cache, sha256: str | None, name: str) -> Path | None:
+    """Return the path of the cached checkpoint with this digest; None if it is absent, or damaged and thus deleted.
+
+    `name` is the name of its file, which the URL decides; empty for a folder.
+    """
     if sha256 is None or not (folder := cache.download_folder(sha256)).is_dir():
         return None
     path = folder / name
-    if not path.exists():  # it came under another name, which tells what kind of file it is, or as a folder
+    if not path.exists():  # it is a folder, or was downloaded under a different name, which decides how it is read
         path = folder
-        same = [one for one in folder.iterdir() if one.is_file() and cache.file_digest(one) == sha256]
+        same = [file for file in folder.iterdir() if file.is_file() and cache.file_digest(file) == sha256]
         if same and name.endswith(WEIGHT_SUFFIXES):
             path = folder / name
             _link_or_copy(same[0], path)
     try:
-        whole = digest_checkpoint(locate_files(path), cache.file_digest) == sha256
+        intact = digest_checkpoint(locate_files(path), cache.file_digest) == sha256
     except UserError:
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         delete_quietly(folder)
         return None
     touch_entry(folder)
@@ -139,36 +142,37 @@ def _find_downloaded(cache: Cache, sha256: str | None, name: str) -> Path | None
 
 @contextlib.contextmanager
 def _lock_incoming_folder(cache: Cache, key: str, stages: StageReporter) -> Iterator[Path]:
-    """A folder for what is on its way, which no other process uses meanwhile."""
-    alone = key if run_folder.LOCKS_SUPPORTED else f"{key} {os.getpid()}"  # without locks, nothing is shared
-    folder = cache.incoming_folder(alone)
+    """Yield a folder for a download in progress, which no other process uses at the same time."""
+    name = key if file_lock.LOCKS_SUPPORTED else f"{key} {os.getpid()}"  # without locks, nothing is shared
+    folder = cache.incoming_folder(name)
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("ab") as stream:
-            if not run_folder.lock_file(stream, shared=False, wait=False):
-                stages.report_note("another process downloads the same: waiting for it")
-                run_folder.lock_file(stream, shared=False)
-            if run_folder.is_same_file(stream, folder / "lock"):
+            if not file_lock.lock_file(stream, shared=False, wait=False):
+                stages.report_note("another process is downloading the same checkpoint: waiting for it")
+                file_lock.lock_file(stream, shared=False)
+            # The process that held the lock may have deleted the folder.
+            if file_lock.is_same_file(stream, folder / "lock"):
                 yield folder
                 return
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """The same file under a second name, or a copy where the disk has no such thing."""
+    """Make a hard link, or a copy if the file system has no links. Raises OSError."""
     try:
-        os.link(source, target)
+        target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
 
 
-# -- what is on its way -----------------------------------------------------------------------
+# -- downloads --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Download:
-    """One checkpoint that is being brought to a folder of its own; `came` are its files so far, by name."""
+    """The download of one checkpoint into a folder; `records` are those of its files so far, by name."""
 
-    wanted: RemoteCheckpoint
+    checkpoint: RemoteCheckpoint
     cache: Cache
     stages: StageReporter
     folder: Path
@@ -176,95 +180,94 @@ class _Download:
 
     @property
     def files(self) -> Path:
-        """Where its files are put, under their names."""
+        """The folder of complete files, under their names."""
         return self.folder / "files"
 
     def fetch(self) -> tuple[Path, str]:
-        """Bring what is not here; returns what `locate` takes, under its digest, and that digest."""
-        url, shown, where = self.wanted.url, urls.redact_url(self.wanted.url), self.wanted.where
+        """Download all files and move them to the folder of their digest; return the path to read, and the digest."""
+        url, shown, where = self.checkpoint.url, urls.redact_url(self.checkpoint.url), self.checkpoint.where
         names = retry_with_backoff(url, where, lambda: transport.list_remote_folder(url, where), lambda: 0)
         others: list[str] = []
         if names is None:
-            head, at = urls.local_file_name(url), url
+            head, head_url = urls.local_file_name(url), url
         else:
             if {run_folder.RUN_FILE, run_folder.RECORD_FILE} & set(names):
                 hint = f"name one of its files, such as {shown.rstrip('/')}/step-00000001/{run_folder.MODEL_FILE}"
                 raise UrlNotAFile(shown, where, "it is a run of CheckpointManager", hint)
             head, others = pick_head(names, shown, where)
-            at = urls.child_url(url, head)
-        last = self._previous_download()
-        self._fetch_file(at, head, last)
+            head_url = urls.child_url(url, head)
+        previous = self._previous_download()
+        self._fetch_file(head_url, head, previous)
         if head.endswith(SHARD_INDEX_SUFFIX):
             for shard in list_shards(self.files / head, shown, where):
                 name = shard.relative_to(self.files).as_posix()
-                self._fetch_file(urls.sibling_url(at, name), name, last)
+                self._fetch_file(urls.sibling_url(head_url, name), name, previous)
         for name in others:
-            self._fetch_file(urls.child_url(url, name), name, last)
-        path = self.files / head if names is None else self.files
-        found = digest_checkpoint(
-            locate_files(path, shown, where), lambda one: self.records[one.relative_to(self.files).as_posix()].sha256
-        )
-        return self._publish(found, head if names is None else ""), found
+            self._fetch_file(urls.child_url(url, name), name, previous)
+        located = locate_files(self.files / head if names is None else self.files, shown, where)
+        digest = digest_checkpoint(located, lambda file: self.records[file.relative_to(self.files).as_posix()].sha256)
+        return self._publish(digest, head if names is None else ""), digest
 
-    def _fetch_file(self, url: str, name: str, last: tuple[Path, Mapping[str, DownloadRecord]]) -> None:
-        """Bring one file, unless it is here already: from a try that failed, or from the last download."""
-        target, part = self.files / name, self.folder / hashlib.sha256(name.encode()).hexdigest()
-        record = part.with_suffix(".done")
+    def _fetch_file(self, url: str, name: str, previous: tuple[Path, Mapping[str, DownloadRecord]]) -> None:
+        """Download a file, unless a failed attempt or the previous download left the current version."""
+        target, partial_path = self.files / name, self.folder / hashlib.sha256(name.encode()).hexdigest()
+        record_path = partial_path.with_suffix(".done")
         target.parent.mkdir(parents=True, exist_ok=True)
-        known, source = _read_finished(record, target), target
-        if known is None and name in last[1]:
-            known, source = last[1][name], last[0] / name
-        came = download_file(
+        present, source = _read_finished(record_path, target), target
+        previous_folder, previous_records = previous
+        if present is None and name in previous_records:
+            present, source = previous_records[name], previous_folder / name
+        record = download_file(
             url,
-            self.wanted.where,
-            part,
-            known,
+            self.checkpoint.where,
+            partial_path,
+            present,
             lambda done, size: self.stages.report_progress(StageName.DOWNLOAD, done, size),
         )
-        if came is not None:
-            os.replace(part, target)
+        if record is not None:
+            partial_path.replace(target)
         else:
-            assert known is not None
-            came = known
+            assert present is not None
+            record = present
             if source != target:
                 target.unlink(missing_ok=True)
                 _link_or_copy(source, target)
-        record.write_text(json.dumps(asdict(came)), encoding="utf-8")
-        self.records[name] = came
+        record_path.write_text(json.dumps(asdict(record)), encoding="utf-8")
+        self.records[name] = record
 
     def _previous_download(self) -> tuple[Path, Mapping[str, DownloadRecord]]:
-        """What this URL gave the last time, as far as it is still here as it was."""
-        known = self.cache.load_record(self._record_name) or {"sha256": "", "files": {}}
-        folder = self.cache.download_folder(known["sha256"]) if known["sha256"] else self.folder
-        found = {name: DownloadRecord.from_dict(one) for name, one in known["files"].items()}
+        """Return the folder of this URL's last download, and the records of its files that are still intact."""
+        content = self.cache.load_record(self._record_name) or {"sha256": "", "files": {}}
+        folder = self.cache.download_folder(content["sha256"]) if content["sha256"] else self.folder
+        records = {name: DownloadRecord.from_dict(record) for name, record in content["files"].items()}
         return folder, {
-            name: one
-            for name, one in found.items()
-            if (folder / name).is_file() and self.cache.file_digest(folder / name) == one.sha256
+            name: record
+            for name, record in records.items()
+            if (folder / name).is_file() and self.cache.file_digest(folder / name) == record.sha256
         }
 
     def _publish(self, sha256: str, name: str) -> Path:
-        """Put all of it under its digest in one step, and remember what the server said of it."""
-        target = self.cache.download_folder(sha256)
-        path = _find_downloaded(self.cache, sha256, name)
+        """Move the files to the folder of their digest in one step, and remember the versions of the server."""
+        path = _find_cached(self.cache, sha256, name)
         if path is None:
+            target = self.cache.download_folder(sha256)
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(self.files, target)
+            self.files.rename(target)
             path = target / name
-        content = {"sha256": sha256, "files": {one: asdict(held) for one, held in self.records.items()}}
+        content = {"sha256": sha256, "files": {file: asdict(record) for file, record in self.records.items()}}
         self.cache.save_record(self._record_name, content)
         delete_quietly(self.folder)
         return path
 
     @property
     def _record_name(self) -> str:
-        return f"url {self.wanted.url}"
+        return f"url {self.checkpoint.url}"
 
 
-def _read_finished(record: Path, target: Path) -> DownloadRecord | None:
-    """A file of a checkpoint of several, whose others did not come."""
+def _read_finished(record_path: Path, target: Path) -> DownloadRecord | None:
+    """Return the record of a complete file that is left of an attempt whose other files failed."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        held = DownloadRecord.from_dict(json.loads(record.read_text(encoding="utf-8")))
-        if target.stat().st_size == held.bytes:
-            return held
+        record = DownloadRecord.from_dict(json.loads(record_path.read_text(encoding="utf-8")))
+        if target.stat().st_size == record.bytes:
+            return record
     return None

@@ -1,4 +1,4 @@
-"""A trained module → a folder that `AutoModel.from_pretrained` loads, with its tokenizer beside it."""
+"""Export a trained module as a folder that `AutoModel.from_pretrained` loads, with its tokenizer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Protocol
 
 import torch
 
-from packager.checkpoint.training.loop_state import unwrap_module
+from packager.checkpoint.training.module_weights import unwrap_module
 from packager.errors import HuggingFaceExportRefused
 
-# What transformers writes into such a folder.
+# Names of the files that transformers writes into such a folder.
 _EXPORT_PATTERNS = (
     "config.json", "generation_config.json", "model*.safetensors", "model*.safetensors.index.json", "pytorch_model*",
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
@@ -23,59 +23,55 @@ _EXPORT_PATTERNS = (
 
 
 class Tokenizer(Protocol):
-    """What transformers calls a tokenizer, or a processor: it can save itself."""
+    """A tokenizer or a processor of transformers, which can save itself."""
 
-    def save_pretrained(self, folder: str, /) -> object: ...
+    def save_pretrained(self, folder: str, /) -> object:
+        """Write the files of the tokenizer into a folder."""
 
 
 def export_huggingface(
     module: torch.nn.Module, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None
 ) -> Path:
-    """Write config, weights as safetensors, and tokenizer, in one step; returns the folder.
+    """Write the config, the weights as safetensors, and the tokenizer in one step, and return the folder.
 
-    The module is one of transformers, or any with `save_pretrained`; DataParallel, compile and averaging around it
-    are taken off. An earlier export in the folder is replaced; where anything else is there, it is refused.
-    Raises `HuggingFaceExportRefused`.
+    The module is one of transformers, or any with `save_pretrained`; DataParallel, torch.compile and AveragedModel
+    around it are removed. An earlier export in the folder is replaced as a whole.
+    Raises `HuggingFaceExportRefused`, also if the folder contains anything but an export.
     """
     target, inner = Path(folder).absolute(), unwrap_module(module)
     save = getattr(inner, "save_pretrained", None)
     if not callable(save):
-        why = f"a {type(inner).__qualname__} has no save_pretrained"
-        raise HuggingFaceExportRefused(str(folder), why, "only modules of transformers, or made like them, have one")
-    occupied = target.exists() and not target.is_dir()
-    if occupied or (target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file()):
-        why = "it holds something that is no such export"
-        raise HuggingFaceExportRefused(str(folder), why, "give a folder that is empty or not there")
+        why = f"{type(inner).__qualname__} has no save_pretrained()"
+        raise HuggingFaceExportRefused(str(folder), why, "export a module of transformers, or one with that method")
+    is_export = target.is_dir() and (not any(target.iterdir()) or (target / "config.json").is_file())
+    if target.exists() and not is_export:
+        why = "it contains something other than an export"
+        raise HuggingFaceExportRefused(str(folder), why, "choose an empty or a new folder")
     scratch = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        fresh = scratch / target.name
-        save(str(fresh))
+        export = scratch / target.name
+        save(str(export))
         if tokenizer is not None:
-            tokenizer.save_pretrained(str(fresh))
+            tokenizer.save_pretrained(str(export))
         if target.exists():
-            _refuse_foreign_files(target, fresh)
-            os.rename(target, scratch / "before")
-        os.rename(fresh, target)
+            _refuse_foreign_files(target, export)
+            target.rename(scratch / "before")
+        export.rename(target)
     except OSError as error:
-        raise HuggingFaceExportRefused(
-            str(folder), error.strerror or str(error), "make room, or the folder writable"
-        ) from None
+        hint = "free some space, or make the folder writable"
+        raise HuggingFaceExportRefused(str(folder), error.strerror or str(error), hint) from None
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
-def _refuse_foreign_files(target: Path, fresh: Path) -> None:
-    """An export is replaced as a whole: what is no export's would be lost with it."""
-    new = set(os.listdir(fresh))
-    strangers = [
-        name
-        for name in sorted(os.listdir(target))
-        if name not in new and not any(fnmatch(name, one) for one in _EXPORT_PATTERNS)
-    ]
-    if strangers:
-        why = f"it holds what no such export has: {', '.join(strangers[:5])}"
-        raise HuggingFaceExportRefused(str(target), why, "move it away, or give another folder")
+def _refuse_foreign_files(target: Path, export: Path) -> None:
+    """Refuse to replace a folder with files that do not belong to an export: they would be lost."""
+    names = {path.name for path in target.iterdir()} - {path.name for path in export.iterdir()}
+    foreign = sorted(name for name in names if not any(fnmatch(name, pattern) for pattern in _EXPORT_PATTERNS))
+    if foreign:
+        why = f"it contains files that do not belong to an export: {', '.join(foreign[:5])}"
+        raise HuggingFaceExportRefused(str(target), why, "move them away, or choose a different folder")

@@ -1,49 +1,52 @@
-"""What a training loop is made of ↔ trees that `packager.checkpoint.state_tree` can express.
+"""Read the state of a training loop as trees that `packager.checkpoint.state_tree` can express, and restore it.
 
-A loop that is to go on as if nothing had happened needs more than weights: the optimizer's moments, the
-scheduler's place, the loss scale, the averaged weights, and every generator that dropout, augmentation or
-the order of the data draw from. `capture` reads all of it, `differences` says why it could not be put back,
-and `give_back` puts it back, the generators last, since anything before may draw from them.
-
-Wrappers are not part of a model: `DataParallel`, `DistributedDataParallel`, `torch.compile` and `AveragedModel`
-put `module.` or `_orig_mod.` before names, and they are saved and found without.
+A loop that is to continue as if it had never stopped needs more than weights: the optimizer's moments, the position of
+the scheduler, the loss scale, the averaged weights, and every generator that dropout, augmentation or the order of
+the data draw from. `capture_state` reads all of it, `find_mismatches` says why a saved state cannot be restored, and
+`restore_loop` restores it, the generators last, because everything before may draw from them.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import random
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
-from packager.checkpoint.ranks import RankGroup, is_sharded, shard_like
+from packager.checkpoint.ranks import RankGroup, shard_like
 from packager.checkpoint.training import fsdp1
-from packager.errors import StateNotExpressible
+from packager.checkpoint.training.module_weights import (
+    find_weight_mismatches,
+    get_averaging_counters,
+    get_weights,
+    load_weights,
+)
+from packager.checkpoint.training.random_states import (
+    Generator,
+    get_generator_state,
+    get_random_states,
+    set_generator_state,
+    set_random_states,
+    states_for_rank,
+)
 
-Generator = torch.Generator | random.Random | np.random.Generator
 Trees = dict[str, Any]
-_log = logging.getLogger("packager.checkpoint")
 
-# What torch.optim keeps for each element of a parameter.
+# The entries of torch.optim's state that have a value for each element of a parameter.
 _MOMENT_NAMES = frozenset(
     {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf"}
 )
 
 
 class Stateful(Protocol):
-    """An optimizer, a scheduler, a scaler, or anything else that gives and takes a state dict."""
+    """An optimizer, a scheduler, a scaler, or anything else that returns and loads a state dict."""
 
-    def state_dict(self) -> Any: ...
+    def state_dict(self) -> Any:
+        """Return the state, as torch's classes do."""
 
-    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Load what `state_dict` returned."""
 
 
 @dataclass(frozen=True)
@@ -58,341 +61,156 @@ class TrainingLoop:
     generators: Mapping[str, Generator] | None = None
 
     def stateful_parts(self) -> dict[str, Stateful]:
-        """Those whose state is taken as it is."""
-        named = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
-        return {name: one for name, one in named.items() if one is not None}
+        """Return the parts, by name, whose own state dict is saved as it is."""
+        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 @dataclass(frozen=True)
 class LoopState:
-    """The state that a loop has, as it would be saved, and what its parts are like."""
+    """The current state of a loop, as it would be saved.
+
+    `part_states` are state dicts by the names of `stateful_parts`. `parameters` are those of the optimizer by their
+    number; `fsdp_names` are their names in the same order if FSDP1 hides the parameters, and empty otherwise.
+    """
 
     model: Trees
     ema: Any
     part_states: Mapping[str, Any]
     parameters: Mapping[int, torch.Tensor]
-    """Of the optimizer, by number."""
     fsdp_names: tuple[str, ...]
-    """Of these, in their order, where FSDP1 hides the parameters."""
 
 
 def read_loop_state(loop: TrainingLoop, ranks: RankGroup) -> LoopState:
-    """The state of a loop, nothing of it copied; all ranks together. Raises `StateNotExpressible`."""
-    model, ema = _get_weights(loop.model), None
+    """Return the state of a loop, nothing of it copied; all ranks together. Raises `StateNotExpressible`."""
+    model, ema = get_weights(loop.model), None
     if loop.ema is not None:
-        ema = _get_weights(loop.ema) if isinstance(loop.ema, torch.nn.Module) else loop.ema.state_dict()
-    helpers = loop.stateful_parts()
+        ema = get_weights(loop.ema) if isinstance(loop.ema, torch.nn.Module) else loop.ema.state_dict()
+    parts = loop.stateful_parts()
     if isinstance(loop.optimizer, torch.optim.Optimizer) and fsdp1.contains_fsdp1(loop.model):
-        optimizer = helpers.pop("optimizer")
-        state, names = fsdp1.get_optimizer_state(loop.model, optimizer, ranks)  # type: ignore[arg-type]  # just asked
-        states = {"optimizer": state, **{name: one.state_dict() for name, one in helpers.items()}}
+        del parts["optimizer"]
+        state, names = fsdp1.get_optimizer_state(loop.model, loop.optimizer, ranks)
+        states = {"optimizer": state, **{name: part.state_dict() for name, part in parts.items()}}
         return LoopState(model, ema, states, {number: model[name] for number, name in enumerate(names)}, tuple(names))
-    states = {name: one.state_dict() for name, one in helpers.items()}
+    states = {name: part.state_dict() for name, part in parts.items()}
     groups = loop.optimizer.param_groups if isinstance(loop.optimizer, torch.optim.Optimizer) else []
-    parameters = dict(enumerate(one for group in groups for one in group["params"]))
+    parameters = dict(enumerate(parameter for group in groups for parameter in group["params"]))
     return LoopState(model, ema, states, parameters, ())
 
 
 def capture_state(loop: TrainingLoop, extra: Any, ranks: RankGroup) -> Trees:
-    """The state of a loop as three trees: `model`, `ema` where there is one, and `training`; all ranks together."""
-    now = read_loop_state(loop, ranks)
+    """Return the state of a loop as trees: `model`, `ema` if the loop has one, and `training`; all ranks together."""
+    state = read_loop_state(loop, ranks)
+    generators = {name: get_generator_state(generator) for name, generator in (loop.generators or {}).items()}
     training: Trees = {
-        "classes": {name: type(one).__qualname__ for name, one in loop.stateful_parts().items()},
-        **now.part_states,
-        "generators": ranks.gather(_get_generator_states(loop)),
-        "random": ranks.gather(_get_random_states()),
+        "classes": {name: type(part).__qualname__ for name, part in loop.stateful_parts().items()},
+        **state.part_states,
+        "generators": ranks.gather(generators),
+        "random": ranks.gather(get_random_states()),
         "extra": extra,
     }
-    trees: Trees = {"model": now.model, "training": training}
+    trees: Trees = {"model": state.model, "training": training}
     if loop.ema is not None:
-        trees["ema"] = now.ema
+        trees["ema"] = state.ema
     if isinstance(loop.ema, torch.nn.Module):
-        training["averaging"] = _averaging_counters(loop.ema)
+        training["averaging"] = get_averaging_counters(loop.ema)
     return trees
 
 
-def find_mismatches(loop: TrainingLoop, state: LoopState, trees: Trees, rank: int = 0) -> list[str]:
-    """Why the trees do not fit the loop, in words; nothing is changed."""
-    training = trees["training"]
-    found = _find_weight_mismatches("model", state.model, trees["model"])
-    if loop.ema is not None and "ema" not in trees:
-        found.append("ema: the checkpoint holds none")
-    elif isinstance(loop.ema, torch.nn.Module):
-        found += _find_weight_mismatches("ema", state.ema, trees["ema"])
-        if sorted(_averaging_counters(loop.ema)) != sorted(training.get("averaging", {})):
-            found.append(f"ema: it was not saved from a {type(loop.ema).__qualname__}")
-    for name, one in loop.stateful_parts().items():
-        if name not in training:
-            found.append(f"{name}: the checkpoint holds none")
-        elif training["classes"][name] != type(one).__qualname__:
-            found.append(f"{name}: saved from {training['classes'][name]}, here {type(one).__qualname__}")
-        elif isinstance(one, torch.optim.Optimizer):
-            groups = _find_group_mismatches(state.part_states[name]["param_groups"], training[name]["param_groups"])
-            found += groups or ([] if state.fsdp_names else _find_moment_mismatches(one, training[name]))
-    for name in loop.generators or {}:
-        if name not in _states_for_rank(training["generators"], rank):
-            found.append(f"generators: the checkpoint holds no {name!r}")
-    return found
+def restore_loop(loop: TrainingLoop, state: LoopState, trees: Trees, rank: int = 0, *, random_states: bool) -> None:
+    """Load trees that fit into the loop; each tensor goes to the device of its counterpart.
 
-
-def restore_loop(loop: TrainingLoop, now: LoopState, trees: Trees, rank: int = 0, *, random_states: bool) -> None:
-    """Put a state that fits into the loop: each tensor to the device that its place is on."""
+    `state` is the loop's own state before. `random_states` says whether to set the global generators, too.
+    """
     training = trees["training"]
-    _load_weights(loop.model, trees["model"], _averaging_counters(loop.model))
+    load_weights(loop.model, trees["model"], get_averaging_counters(loop.model))
     if isinstance(loop.ema, torch.nn.Module):
-        _load_weights(loop.ema, trees["ema"], training["averaging"])
+        load_weights(loop.ema, trees["ema"], training["averaging"])
     elif loop.ema is not None:
         loop.ema.load_state_dict(trees["ema"])
-    for name, one in loop.stateful_parts().items():
-        if not isinstance(one, torch.optim.Optimizer):
-            one.load_state_dict(training[name])
-        elif now.fsdp_names:
-            fsdp1.load_optimizer_state(loop.model, one, training[name], now.fsdp_names)
+    for name, part in loop.stateful_parts().items():
+        if not isinstance(part, torch.optim.Optimizer):
+            part.load_state_dict(training[name])
+        elif state.fsdp_names:
+            fsdp1.load_optimizer_state(loop.model, part, training[name], state.fsdp_names)
         else:
-            one.load_state_dict(_shard_optimizer_state(now, training[name]))
+            part.load_state_dict(_shard_optimizer_state(state, training[name]))
     for name, generator in (loop.generators or {}).items():
-        _set_generator_state(generator, _states_for_rank(training["generators"], rank)[name])
+        set_generator_state(generator, states_for_rank(training["generators"], rank)[name])
     if random_states:
-        _set_random_states(_states_for_rank(training["random"], rank))
+        set_random_states(states_for_rank(training["random"], rank))
 
 
-# -- tensors that are spread over ranks ---------------------------------------------------------
-
-
-def allocate_targets(loop: TrainingLoop, now: LoopState, trees: Trees) -> dict[int, torch.Tensor]:
-    """For each tensor without values (by `id`) that the loop wants, one with room for it, cut as its place is."""
-    training = trees["training"]
-    pairs = [(trees["model"], now.model), (training["extra"], None)]
-    if loop.ema is not None:
-        pairs.append((trees["ema"], now.ema))
-    for name, one in loop.stateful_parts().items():
-        own = _parameter_tree(now, training[name]) if isinstance(one, torch.optim.Optimizer) else now.part_states[name]
-        pairs.append((training[name], own))
-    return {
-        id(empty): _allocate_like(empty, like) for saved, own in pairs for empty, like in _pair_meta_tensors(saved, own)
-    }
-
-
-def fill_tree(tree: Any, values: Mapping[int, torch.Tensor]) -> Any:
-    """The tree with these values for tensors without values."""
-    if isinstance(tree, dict):
-        return type(tree)({key: fill_tree(one, values) for key, one in tree.items()})
-    if type(tree) in (list, tuple):
-        return type(tree)(fill_tree(one, values) for one in tree)
-    return values.get(id(tree), tree) if isinstance(tree, torch.Tensor) else tree
-
-
-def _pair_meta_tensors(saved: Any, own: Any) -> Iterator[tuple[torch.Tensor, Any]]:
-    """Each tensor of a tree that has no values, and what the loop has in its place."""
-    if isinstance(saved, torch.Tensor):
-        if saved.is_meta:
-            yield saved, own
-    elif isinstance(saved, Mapping):
-        for key, one in saved.items():
-            yield from _pair_meta_tensors(one, own.get(key) if isinstance(own, Mapping) else None)
-    elif isinstance(saved, (list, tuple)):
-        alike = own if isinstance(own, (list, tuple)) and len(own) == len(saved) else [None] * len(saved)
-        for one, here in zip(saved, alike, strict=True):
-            yield from _pair_meta_tensors(one, here)
-
-
-def _allocate_like(empty: torch.Tensor, like: Any) -> torch.Tensor:
-    if is_sharded(like) and like.shape == empty.shape:
-        return torch.empty_like(like, dtype=empty.dtype)
-    return torch.empty(empty.shape, dtype=empty.dtype)
-
-
-def _parameter_tree(now: LoopState, saved: Trees) -> Trees:
-    """An optimizer's state with the parameter itself for each of its moments: they are cut as it is."""
-    like = _parameters_by_number(now, saved)
-    return {"state": {number: dict.fromkeys(state, like.get(number)) for number, state in saved["state"].items()}}
-
-
-def _parameters_by_number(now: LoopState, saved: Trees) -> dict[int, torch.Tensor]:
-    """The parameters by the numbers that the saved state has for them."""
+def parameters_by_number(state: LoopState, saved: Trees) -> dict[int, torch.Tensor]:
+    """Return the optimizer's parameters by the numbers that its saved state uses for them."""
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    return dict(zip(numbers, now.parameters.values(), strict=True))
+    return dict(zip(numbers, state.parameters.values(), strict=True))
 
 
-# -- weights ----------------------------------------------------------------------------------
-
-
-def unwrap_module(module: torch.nn.Module) -> torch.nn.Module:
-    """The module inside its wrappers."""
-    while (inner := _wrapped_attribute(module)) is not None:
-        module = module.get_submodule(inner)
-    return module
-
-
-def _wrapped_attribute(module: torch.nn.Module) -> str | None:
-    """The attribute under which a wrapper keeps what it wraps."""
-    if isinstance(module, (DataParallel, DistributedDataParallel, AveragedModel)):
-        return "module"
-    return "_orig_mod" if type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules else None
-
-
-def _unwrapped_names(module: torch.nn.Module) -> dict[str, str]:
-    """For each key of the module's state dict its name without wrappers; keys of an AveragedModel itself left out."""
-    heads = []
-    for name, one in module.named_modules(remove_duplicate=False):
-        if inner := _wrapped_attribute(one):
-            head = f"{name}." if name else ""
-            heads.append((f"{head}{inner}.", head))
-    heads.sort(key=lambda one: -len(one[0]))  # the innermost first
-    names = {}
-    for key in module.state_dict():
-        if isinstance(module, AveragedModel) and not key.startswith("module."):
-            continue
-        plain = key
-        for wrapped, head in heads:
-            if plain.startswith(wrapped):
-                plain = head + plain[len(wrapped) :]
-        names[key] = plain
-    return names
-
-
-def count_parameters(module: torch.nn.Module, weights: Mapping[str, Any]) -> int:
-    """How many values the parameters have, on all ranks together."""
-    if fsdp1.contains_fsdp1(module):
-        return sum(math.prod(one.shape) for one in weights.values() if is_sharded(one))
-    return sum(one.numel() for one in module.parameters())
-
-
-def _get_weights(module: torch.nn.Module) -> dict[str, Any]:
-    if fsdp1.contains_fsdp1(module):
-        if isinstance(module, AveragedModel):
-            raise StateNotExpressible("ema", "an AveragedModel of a FullyShardedDataParallel")
-        return fsdp1.get_weights(module)
-    state = module.state_dict()
-    return {plain: state[key] for key, plain in _unwrapped_names(module).items()}
-
-
-def _averaging_counters(module: torch.nn.Module) -> dict[str, Any]:
-    """What an AveragedModel counts, beside the weights that it averages."""
-    if fsdp1.contains_fsdp1(module):
-        return {}
-    names = _unwrapped_names(module)
-    return {key: one for key, one in module.state_dict().items() if key not in names}
-
-
-def _load_weights(module: torch.nn.Module, weights: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
-    if fsdp1.contains_fsdp1(module):
-        fsdp1.load_weights(module, weights)
-        return
-    own = module.state_dict()
-    state = OrderedDict((key, shard_like(weights[plain], own[key])) for key, plain in _unwrapped_names(module).items())
-    state.update(beside)
-    state._metadata = getattr(own, "_metadata", None)  # type: ignore[attr-defined]  # the versions of the layers' formats
-    module.load_state_dict(state)
-
-
-def _find_weight_mismatches(what: str, own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    found = [f"{what}: not in the checkpoint: {name}" for name in own if name not in saved]
-    found += [f"{what}: only in the checkpoint: {name}" for name in saved if name not in own]
-    for name, here in own.items():
-        there = saved.get(name)
-        if (
-            isinstance(here, torch.Tensor)
-            and isinstance(there, torch.Tensor)
-            and _tensor_type(here) != _tensor_type(there)
-        ):
-            found.append(f"{what}: {name}: saved {_tensor_type(there)}, here {_tensor_type(here)}")
-    return found
-
-
-def _tensor_type(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def _find_group_mismatches(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[str]:
-    if len(own) != len(saved):
-        return [f"optimizer: saved with {len(saved)} parameter groups, here {len(own)}"]
-    found = []
-    for index, (here, there) in enumerate(zip(own, saved, strict=True)):
-        if len(here["params"]) != len(there["params"]):
-            counts = f"saved with {len(there['params'])} parameters, here {len(here['params'])}"
-            found.append(f"optimizer: group {index}: {counts}")
-        elif here.get("param_names") != there.get("param_names"):
-            found.append(
-                f"optimizer: group {index}: saved for {there.get('param_names')}, here {here.get('param_names')}"
-            )
-    return found
-
-
-def _find_moment_mismatches(optimizer: torch.optim.Optimizer, saved: Trees) -> list[str]:
-    """An optimizer knows its parameters by their place alone: in another order, they would get each other's moments."""
-    numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    found = []
-    for number, parameter in zip(numbers, parameters, strict=True):
-        for name in _MOMENT_NAMES & set(saved["state"].get(number, {})):
-            there = saved["state"][number][name]
-            whole = type(there) is torch.Tensor and type(parameter) in (torch.Tensor, torch.nn.Parameter)
-            if whole and there.shape != parameter.shape:
-                shapes = f"saved in the shape {list(there.shape)}, and the parameter is {list(parameter.shape)}"
-                found.append(f"optimizer: {name} of parameter {number}: {shapes}")
-    return sorted(found)
-
-
-def _shard_optimizer_state(now: LoopState, saved: Trees) -> Trees:
-    """An optimizer's state in which the moments of a parameter are cut as the parameter is."""
-    like = _parameters_by_number(now, saved)
+def _shard_optimizer_state(state: LoopState, saved: Trees) -> Trees:
+    """Return an optimizer's saved state with the moments of each parameter sharded as the parameter is."""
+    parameters = parameters_by_number(state, saved)
     states = {
-        number: {name: shard_like(one, like.get(number)) for name, one in state.items()}
-        for number, state in saved["state"].items()
+        number: {name: shard_like(moment, parameters.get(number)) for name, moment in moments.items()}
+        for number, moments in saved["state"].items()
     }
     return {**saved, "state": states}
 
 
-# -- generators -------------------------------------------------------------------------------
+# -- what does not fit ------------------------------------------------------------------------
 
 
-def _get_generator_states(loop: TrainingLoop) -> Trees:
-    return {name: _get_generator_state(one) for name, one in (loop.generators or {}).items()}
+def find_mismatches(loop: TrainingLoop, state: LoopState, trees: Trees, rank: int = 0) -> list[str]:
+    """Return why the trees do not fit the loop, one message each; nothing is changed."""
+    training = trees["training"]
+    mismatches = find_weight_mismatches("model", state.model, trees["model"])
+    if loop.ema is not None and "ema" not in trees:
+        mismatches.append("ema: missing from the checkpoint")
+    elif isinstance(loop.ema, torch.nn.Module):
+        mismatches += find_weight_mismatches("ema", state.ema, trees["ema"])
+        if sorted(get_averaging_counters(loop.ema)) != sorted(training.get("averaging", {})):
+            mismatches.append(f"ema: it was not saved from a {type(loop.ema).__qualname__}")
+    for name, part in loop.stateful_parts().items():
+        if name not in training:
+            mismatches.append(f"{name}: missing from the checkpoint")
+        elif training["classes"][name] != type(part).__qualname__:
+            mismatches.append(f"{name}: saved from {training['classes'][name]}, here {type(part).__qualname__}")
+        elif isinstance(part, torch.optim.Optimizer):
+            groups = _find_group_mismatches(state.part_states[name]["param_groups"], training[name]["param_groups"])
+            mismatches += groups or ([] if state.fsdp_names else _find_moment_mismatches(part, training[name]))
+    for name in loop.generators or {}:
+        if name not in states_for_rank(training["generators"], rank):
+            mismatches.append(f"generators: {name!r} is missing from the checkpoint")
+    return mismatches
 
 
-def _states_for_rank(states: list[Trees], rank: int) -> Trees:
-    """A run restored on more ranks than it was saved on has nothing for the others."""
-    if rank >= len(states):
-        _log.warning(
-            "random states of %d ranks were saved, and this is rank %d: it has those of rank 0", len(states), rank
-        )
-        return states[0]
-    return states[rank]
+def _find_group_mismatches(current: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[str]:
+    if len(current) != len(saved):
+        return [f"optimizer: saved with {len(saved)} parameter groups, here {len(current)}"]
+    mismatches = []
+    for index, (group, saved_group) in enumerate(zip(current, saved, strict=True)):
+        if len(group["params"]) != len(saved_group["params"]):
+            counts = f"saved with {len(saved_group['params'])} parameters, here {len(group['params'])}"
+            mismatches.append(f"optimizer: group {index}: {counts}")
+        elif group.get("param_names") != saved_group.get("param_names"):
+            names = f"saved for {saved_group.get('param_names')}, here {group.get('param_names')}"
+            mismatches.append(f"optimizer: group {index}: {names}")
+    return mismatches
 
 
-def _get_random_states() -> Trees:
-    found: Trees = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types there
-        found["cuda"] = torch.cuda.get_rng_state_all()
-    return found
+def _find_moment_mismatches(optimizer: torch.optim.Optimizer, saved: Trees) -> list[str]:
+    """Return which moments cannot belong to their parameter.
 
-
-def _set_random_states(states: Trees) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    cuda, devices = states.get("cuda", []), torch.cuda.device_count()
-    if cuda and len(cuda) != devices:
-        _log.warning("random states of %d CUDA devices were saved, and %d are here", len(cuda), devices)
-    for index, state in enumerate(cuda[:devices]):
-        torch.cuda.set_rng_state(state, index)
-
-
-def _get_generator_state(generator: Generator) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    return generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
-
-
-def _set_generator_state(generator: Generator, state: Any) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.bit_generator.state = state
+    An optimizer identifies its parameters by position alone: in a different order, they would get each other's.
+    """
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    mismatches = []
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for name in _MOMENT_NAMES & set(saved["state"].get(number, {})):
+            moment = saved["state"][number][name]
+            is_whole = type(moment) is torch.Tensor and type(parameter) in (torch.Tensor, torch.nn.Parameter)
+            if is_whole and moment.shape != parameter.shape:
+                shapes = f"saved with shape {list(moment.shape)}, but the parameter has {list(parameter.shape)}"
+                mismatches.append(f"optimizer: {name} of parameter {number}: {shapes}")
+    return sorted(mismatches)

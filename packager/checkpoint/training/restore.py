@@ -1,7 +1,7 @@
-"""One checkpoint of a run → the loop: everything is read, checked and found to fit before anything is changed.
+"""Restore one checkpoint of a run: everything is read and checked before anything in the loop is changed.
 
-What is spread over ranks is read last, each rank the parts that it needs: until then a tensor without values stands
-for it. Whose files are whole is shared out among the ranks.
+What is sharded over ranks is read last, by each rank only the parts that it needs; until then, tensors on the meta
+device stand for it. The ranks share the work of checking the files' digests.
 """
 
 from __future__ import annotations
@@ -15,99 +15,98 @@ import torch
 from packager.checkpoint import run_folder, sharded_index, state_tree_file
 from packager.checkpoint.ranks import RankGroup
 from packager.checkpoint.run_folder import FILES_BY_KIND, CheckpointEntry
+from packager.checkpoint.sharded_index import PieceIndex
 from packager.checkpoint.training.loop_state import (
     TrainingLoop,
     Trees,
-    allocate_targets,
-    fill_tree,
     find_mismatches,
     read_loop_state,
     restore_loop,
 )
+from packager.checkpoint.training.sharded_targets import allocate_targets, fill_tree
 from packager.errors import CheckpointDamaged, TrainingStateDiffers
 
-MetaTensors = dict[str, dict[str, torch.Tensor]]
-"""By kind and name, the tensors without values."""
+MetaTensors = dict[str, dict[str, torch.Tensor]]  # by kind (`model`, `ema`, `training`) and name
 
 
-def restore_checkpoint(one: CheckpointEntry, loop: TrainingLoop, ranks: RankGroup, *, random_states: bool) -> Any:
-    """Put the checkpoint into the loop, on every rank together; returns what was saved as `extra`.
+def restore_checkpoint(entry: CheckpointEntry, loop: TrainingLoop, ranks: RankGroup, *, random_states: bool) -> Any:
+    """Load the checkpoint into the loop, all ranks together, and return what was saved as `extra`.
 
-    Raises `CheckpointDamaged` or `TrainingStateDiffers`, on every rank, where it does not fit on one.
+    Raises `CheckpointDamaged` or `TrainingStateDiffers` on every rank if it is damaged, or does not fit, on one.
     """
-    with contextlib.ExitStack() as until_read:
-        ranks.run_on_all(lambda: until_read.enter_context(run_folder.lock_for_reading(one.path)))
-        spread = _sharded_files(one)
-        ranks.run_on_all(lambda: _check_file_share(one, spread, ranks))
-        indexes = ranks.run_on_all(lambda: {kind: _read_index(one, names) for kind, names in spread.items()})
-        empty = {kind: _make_meta_tensors(index) for kind, index in indexes.items()}
-        trees = ranks.run_on_all(lambda: _read_trees(one, empty))
-        now = read_loop_state(loop, ranks)
-        ranks.run_on_all(lambda: _refuse_mismatches(one, find_mismatches(loop, now, trees, ranks.rank)))
+    with contextlib.ExitStack() as stack:
+        ranks.run_on_all(lambda: stack.enter_context(run_folder.lock_for_reading(entry.path)))
+        sharded = _list_sharded_files(entry)
+        ranks.run_on_all(lambda: _check_share_of_files(entry, sharded, ranks))
+        indexes = ranks.run_on_all(lambda: {kind: _read_index(entry, names) for kind, names in sharded.items()})
+        meta = {kind: _make_meta_tensors(index) for kind, index in indexes.items()}
+        trees = ranks.run_on_all(lambda: _read_trees(entry, meta))
+        state = read_loop_state(loop, ranks)
+        ranks.run_on_all(lambda: _check_match(entry, find_mismatches(loop, state, trees, ranks.rank)))
         if indexes:
-            trees = _fill_trees(one, trees, indexes, empty, allocate_targets(loop, now, trees), ranks)
-    restore_loop(loop, now, trees, ranks.rank, random_states=random_states)
+            trees = _read_shards(entry, trees, indexes, meta, allocate_targets(loop, state, trees), ranks)
+    restore_loop(loop, state, trees, ranks.rank, random_states=random_states)
     return trees["training"]["extra"]
 
 
-def _sharded_files(one: CheckpointEntry) -> dict[str, list[str]]:
-    """For each kind that is in pieces, the index and the files that it leads to."""
-    parts = {kind: run_folder.list_parts(one, file) for kind, file in FILES_BY_KIND.items() if file in one.digests}
+def _list_sharded_files(entry: CheckpointEntry) -> dict[str, list[str]]:
+    """Return, for each kind that is sharded, its index, its unsharded file, and the files of the shards."""
+    parts = {kind: run_folder.list_parts(entry, file) for kind, file in FILES_BY_KIND.items() if file in entry.digests}
     return {kind: names for kind, names in parts.items() if len(names) > 1}
 
 
-def _check_file_share(one: CheckpointEntry, spread: Mapping[str, Sequence[str]], ranks: RankGroup) -> None:
-    """See whether this rank's share of the files is what was saved."""
-    mine = [name for names in spread.values() for name in names][ranks.rank :: ranks.count]
-    broken = run_folder.find_damage(one, mine) if mine else None
-    if broken:
-        raise CheckpointDamaged(str(one.path), broken)
+def _check_share_of_files(entry: CheckpointEntry, sharded: Mapping[str, Sequence[str]], ranks: RankGroup) -> None:
+    """Check the digests of this rank's share of the files. Raises `CheckpointDamaged`."""
+    share = [name for names in sharded.values() for name in names][ranks.rank :: ranks.count]
+    damage = run_folder.find_damage(entry, share) if share else None
+    if damage:
+        raise CheckpointDamaged(str(entry.path), damage)
 
 
-def _read_index(one: CheckpointEntry, names: Sequence[str]) -> sharded_index.PieceIndex:
-    path, files = one.path / names[0], [*names[2:]]
+def _read_index(entry: CheckpointEntry, names: Sequence[str]) -> PieceIndex:
+    path, shard_files = entry.path / names[0], [*names[2:]]
     try:
-        found = sharded_index.read_piece_index(path)
+        index = sharded_index.read_piece_index(path)
     except (OSError, ValueError) as error:
         raise CheckpointDamaged(str(path), str(error)) from None
-    if found.files() != files:
-        raise CheckpointDamaged(str(path), f"it names {found.files()}, and there are {files}")
-    return found
+    if index.files() != shard_files:
+        raise CheckpointDamaged(str(path), f"it lists {index.files()}, but the checkpoint has {shard_files}")
+    return index
 
 
-def _make_meta_tensors(index: sharded_index.PieceIndex) -> dict[str, torch.Tensor]:
+def _make_meta_tensors(index: PieceIndex) -> dict[str, torch.Tensor]:
     return {
-        name: torch.empty(one.shape, dtype=state_tree_file.TORCH_DTYPES[one.dtype], device="meta")
-        for name, one in index.tensors.items()
+        name: torch.empty(tensor.shape, dtype=state_tree_file.TORCH_DTYPES[tensor.dtype], device="meta")
+        for name, tensor in index.tensors.items()
     }
 
 
-def _read_trees(one: CheckpointEntry, empty: MetaTensors) -> Trees:
-    """The state as it was saved, without what is in pieces."""
+def _read_trees(entry: CheckpointEntry, meta: MetaTensors) -> Trees:
+    """Return the state as it was saved, with meta tensors for those that are sharded."""
     return {
-        kind: state_tree_file.read_tree(one.path / file, one.digests[file], empty.get(kind, {}))
+        kind: state_tree_file.read_tree(entry.path / file, entry.digests[file], meta.get(kind, {}))
         for kind, file in FILES_BY_KIND.items()
-        if file in one.digests
+        if file in entry.digests
     }
 
 
-def _refuse_mismatches(one: CheckpointEntry, differ: Sequence[str]) -> None:
-    if differ:
-        raise TrainingStateDiffers(str(one.path), differ)
+def _check_match(entry: CheckpointEntry, mismatches: Sequence[str]) -> None:
+    if mismatches:
+        raise TrainingStateDiffers(str(entry.path), mismatches)
 
 
-def _fill_trees(
-    one: CheckpointEntry,
+def _read_shards(
+    entry: CheckpointEntry,
     trees: Trees,
-    indexes: Mapping[str, sharded_index.PieceIndex],
-    empty: MetaTensors,
-    room: Mapping[int, torch.Tensor],
+    indexes: Mapping[str, PieceIndex],
+    meta: MetaTensors,
+    targets: Mapping[int, torch.Tensor],
     ranks: RankGroup,
 ) -> Trees:
-    """The state with what there is room for read from the pieces."""
+    """Read the shards into the targets, and return the trees with them; all ranks together."""
     from packager.checkpoint.training import sharded_io  # torch.distributed.checkpoint takes a second
 
     for kind, index in indexes.items():
-        targets = {name: room[id(place)] for name, place in empty[kind].items() if id(place) in room}
-        sharded_io.load_sharded(one.path, index, targets, ranks)
-    return {kind: fill_tree(tree, room) for kind, tree in trees.items()}
+        by_name = {name: targets[id(tensor)] for name, tensor in meta[kind].items() if id(tensor) in targets}
+        sharded_io.load_sharded(entry.path, index, by_name, ranks)
+    return {kind: fill_tree(tree, targets) for kind, tree in trees.items()}

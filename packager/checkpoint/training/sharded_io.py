@@ -1,11 +1,11 @@
-"""Tensors that are spread over ranks ↔ safetensors files, through torch.distributed.checkpoint (DCP).
+"""Write and read the shards of tensors as safetensors files, with the planners of torch.distributed.checkpoint (DCP).
 
-DCP plans: which rank writes which piece, each once, and which pieces of which files a rank needs, cut in its own way or
-whole, on another number of ranks or on none. What DCP's own storage would do is done here, as that keeps its plan in a
-pickle and its Hugging Face storage packs every file in memory first: a rank writes the pieces that it holds into
-one safetensors file, in one pass that gives the digest too, and rank 0 writes the index
-(`packager.checkpoint.sharded_index`).
-The files also say in their headers what `torch.distributed.checkpoint.HuggingFaceStorageReader` looks for there.
+DCP plans which rank writes which piece, each of them once, and which pieces of which files a rank needs, whether the
+tensor is sharded differently now, on a different number of ranks, or whole in one process. Its storage is replaced
+here, because DCP's own keeps the plan in a pickle, and its Hugging Face storage packs every file in memory first. A
+rank writes the pieces that it holds into one safetensors file, in one pass that computes the digest too, and rank 0
+writes the index (`packager.checkpoint.sharded_index`). The headers of the files also have what
+`torch.distributed.checkpoint.HuggingFaceStorageReader` looks for.
 
 See https://docs.pytorch.org/docs/stable/distributed.checkpoint.html for planners and storage.
 """
@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
@@ -49,12 +49,12 @@ from packager.errors import PackagerError, RankFailed
 def save_sharded(
     folder: Path, file: str, tensors: Mapping[str, torch.Tensor], local: Mapping[str, torch.Tensor], ranks: RankGroup
 ) -> dict[str, str]:
-    """Write the spread tensors that belong to `file`, all ranks together; `held` is what of each lies on this one.
+    """Write the sharded tensors that belong to `file`, all ranks together; `local` are their shards on this rank.
 
-    Returns, on rank 0, the SHA-256 of every file that was written, by name. Raises on every rank what went wrong on
-    one: OSError's text as `RankFailed`.
+    Returns, on rank 0, the SHA-256 of every file written, by name. If a rank fails, every rank raises its
+    `PackagerError`, or `RankFailed` with the text of any other error.
     """
-    names = ranks.run_on_first(lambda: list(tensors))  # where two names are one tensor, rank 0 has said which it is
+    names = ranks.run_on_first(lambda: list(tensors))  # if two names share a tensor, rank 0 has chosen one of them
     writer = _ShardWriter(folder, file, ranks.rank)
     planner = _LocalValuesPlanner({name: local[name] for name in names if name in tensors})
     with _raise_first_failure():
@@ -69,9 +69,10 @@ def save_sharded(
 
 
 def load_sharded(folder: Path, index: PieceIndex, targets: Mapping[str, torch.Tensor], ranks: RankGroup) -> None:
-    """Fill the targets, each in its own way cut or whole, from the files of an index; all ranks together.
+    """Fill the targets, by their names in the index, from its files; all ranks together.
 
-    Raises on every rank what went wrong on one, as `RankFailed`.
+    A target may be sharded or whole. If a rank fails, every rank raises its `PackagerError`, or `RankFailed` with the
+    text of any other error.
     """
     if ranks.is_alone and not targets:
         return
@@ -87,154 +88,147 @@ def load_sharded(folder: Path, index: PieceIndex, targets: Mapping[str, torch.Te
 
 @contextlib.contextmanager
 def _raise_first_failure() -> Iterator[None]:
-    """What DCP says of every rank that failed → the first of it, which every rank raises."""
+    """Raise the error of the first rank that failed, on every rank; DCP raises one with the errors of all."""
     try:
         with translate_rank_errors(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is meant
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # intended: it is one process
             yield
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
         if isinstance(cause, PackagerError):
             raise cause from None
-        text = f"{type(cause).__name__}: {cause}"
+        why = f"{type(cause).__name__}: {cause}"
         if isinstance(cause, FileNotFoundError):
-            text += "\nthe folder has to be one that every rank sees"
-        raise RankFailed(f"rank {rank} of the run failed", text) from None
+            why += "\nevery rank must be able to see the folder"
+        raise RankFailed(f"rank {rank} of the run failed", why) from None
 
 
 class _LocalValuesPlanner(DefaultSavePlanner):
-    """Takes the values from elsewhere than the tensors that are planned with: those may change meanwhile."""
+    """Take the values from `local`, not from the tensors that are planned with: training may change those meanwhile."""
 
-    def __init__(self, held: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, local: Mapping[str, torch.Tensor]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._held = held
+        self._local = local
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
-        return self._held[index.fqn]
+        return self._local[index.fqn]
 
 
-class _ShardWriter(StorageWriter):
+class _ShardStorage:
+    """What DCP also asks of a storage, and neither the writer nor the reader needs."""
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        pass
+
+    def prepare_local_plan(self, plan: Any) -> Any:
+        return plan
+
+    def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:  # noqa: ARG003 (DCP's signature)
+        return True
+
+
+class _ShardWriter(_ShardStorage, StorageWriter):
+    """Write this rank's pieces into one file and, on rank 0, the index; `digests` are by the name of the file."""
+
     def __init__(self, folder: Path, file: str, rank: int) -> None:
         self._folder, self._file, self._rank = folder, file, rank
         self.digests: dict[str, str] = {}
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        file = piece_file_name(self._file, self._rank)
         tensors: dict[str, torch.Tensor] = {}
-        places: dict[str, dict[str, list[int]]] = {}
-        shapes = {}
+        sharding_info: dict[str, dict[str, list[int]]] = {}
+        pieces = {}
         for item in plan.items:
-            name, box = item.index.fqn, item.tensor_data.chunk  # type: ignore[union-attr]  # there is one for a tensor
-            if math.prod(box.sizes) == 0:
+            name, chunk = item.index.fqn, item.tensor_data.chunk  # type: ignore[union-attr]  # every tensor has one
+            if math.prod(chunk.sizes) == 0:
                 continue
             if name in tensors:
                 raise RankFailed(f"rank {self._rank} of the run failed", f"it holds two pieces of {name}")
             tensors[name] = planner.resolve_data(item).detach().contiguous()  # type: ignore[union-attr]
-            places[name] = {"saved_offsets": list(box.offsets)}
-            shapes[name] = (item.index, tuple(box.offsets), tuple(box.sizes))
+            sharding_info[name] = {"saved_offsets": list(chunk.offsets)}
+            pieces[name] = item.index, Piece(file, tuple(chunk.offsets), tuple(chunk.sizes))
         future: Future[list[WriteResult]] = Future()
         if not tensors:
             future.set_result([])
             return future
-        file = piece_file_name(self._file, self._rank)
         strings = {
             "DCP_VERSION": "1.0",
-            "DCP_SHARDING_INFO": json.dumps(places),
+            "DCP_SHARDING_INFO": json.dumps(sharding_info),
             **part_of_metadata(pieces_index_name(self._file)),
         }
         digest = write_tensors(self._folder / file, tensors, strings)
         size = (self._folder / file).stat().st_size
         future.set_result(
-            [
-                WriteResult(index, tensors[name].nbytes, (Piece(file, offset, shape), digest, size))
-                for name, (index, offset, shape) in shapes.items()
-            ]
+            [WriteResult(index, tensors[name].nbytes, (piece, digest, size)) for name, (index, piece) in pieces.items()]
         )
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """On rank 0: write the index of what all have written."""
-        found: dict[str, list[Piece]] = {}
-        for result in (one for written in results for one in written):
+        """Write, on rank 0, the index of what all ranks have written."""
+        pieces: dict[str, list[Piece]] = {}
+        for result in (result for rank_results in results for result in rank_results):
             piece, digest, size = result.storage_data
             if (self._folder / piece.file).stat().st_size != size:
-                raise RankFailed("what a rank wrote is not there", f"{piece.file} has another size")
+                raise RankFailed("a file is not as its rank wrote it", f"{piece.file} has a different size")
             self.digests[piece.file] = digest
-            found.setdefault(result.index.fqn, []).append(piece)
+            pieces.setdefault(result.index.fqn, []).append(piece)
         tensors = {
-            name: TensorPieces(SAFETENSORS_DTYPES[one.properties.dtype], tuple(one.size), tuple(found.get(name, ())))
-            for name, one in metadata.state_dict_metadata.items()
-            if isinstance(one, TensorStorageMetadata)
+            name: TensorPieces(SAFETENSORS_DTYPES[item.properties.dtype], tuple(item.size), tuple(pieces.get(name, ())))
+            for name, item in metadata.state_dict_metadata.items()
+            if isinstance(item, TensorStorageMetadata)
         }
         name = pieces_index_name(self._file)
         self.digests[name] = write_text_durably(self._folder / name, PieceIndex(self._file, tensors).to_json())
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        pass
-
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        return plan
 
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        return plans
+class _ShardReader(_ShardStorage, StorageReader):
+    """Read pieces from the files that an index lists."""
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return True
-
-
-class _ShardReader(StorageReader):
     def __init__(self, folder: Path, index: PieceIndex) -> None:
         self._folder, self._index = folder, index
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 (DCP's signature)
         return Metadata(
             {
                 name: TensorStorageMetadata(
-                    TensorProperties(TORCH_DTYPES[one.dtype]),
-                    torch.Size(one.shape),
-                    [ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.shape)) for piece in one.pieces],
+                    TensorProperties(TORCH_DTYPES[tensor.dtype]),
+                    torch.Size(tensor.shape),
+                    [
+                        ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.shape))
+                        for piece in tensor.pieces
+                    ],
                 )
-                for name, one in self._index.tensors.items()
+                for name, tensor in self._index.tensors.items()
             }
         )
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        place = {
-            (name, piece.offset): piece.file for name, one in self._index.tensors.items() for piece in one.pieces
-        }  # fmt: skip
-        wanted: dict[str, list[Any]] = {}
+        files = {
+            (name, piece.offset): piece.file for name, tensor in self._index.tensors.items() for piece in tensor.pieces
+        }
+        items_by_file: dict[str, list[ReadItem]] = {}
         for item in plan.items:
-            file = place[item.storage_index.fqn, tuple(item.storage_index.offset or ())]
-            wanted.setdefault(file, []).append(item)
-        for file, items in wanted.items():
+            file = files[item.storage_index.fqn, tuple(item.storage_index.offset or ())]
+            items_by_file.setdefault(file, []).append(item)
+        for file, items in items_by_file.items():
             with safe_open(self._folder / file, framework="pt") as stream:
                 for item in items:
-                    boxes = zip(item.storage_offsets, item.lengths, strict=True)
-                    part = stream.get_slice(item.storage_index.fqn)[
-                        tuple(slice(begin, begin + length) for begin, length in boxes)
-                    ]
+                    extents = zip(item.storage_offsets, item.lengths, strict=True)
+                    region = tuple(slice(start, start + length) for start, length in extents)
                     target = planner.resolve_tensor(item).detach()
-                    target.copy_(part)
+                    target.copy_(stream.get_slice(item.storage_index.fqn)[region])
                     planner.commit_tensor(item, target)
         future: Future[None] = Future()
         future.set_result(None)
         return future
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        pass
-
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         pass
-
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        return plan
-
-    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        return plans
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return True

@@ -1,39 +1,57 @@
-"""What the main process asks of the ONNX side, and what it answers: plain values that can be pickled."""
+"""The messages between the main process and the ONNX worker: frozen dataclasses that can be pickled.
+
+The worker needs neither torch nor pydantic, so nothing here imports them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from packager.parity.numerics.verdict import ReferenceCase
 
-NO_IMPROVEMENT = "makes nothing better"
-"""The reason of a pass that was dropped because it has nothing to do: recorded, and no news to anybody."""
+Verdict = Literal["pass", "fail", "not-checked"]
+
+NO_IMPROVEMENT = "no improvement"
+"""The reason of a pass that was dropped because it had nothing to do: recorded, and not worth a note to the user."""
+
+
+class _JsonFloatSchema:
+    """Describe a float to pydantic as a number, or as the string that stands for NaN or an infinity."""
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]}
+
+
+JsonFloat = Annotated[float, _JsonFloatSchema()]
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What one pass did: kept or not and why, and the graph's size before and after.
+    """One step on the way. A kept stage passes because what ships contains it and was proven.
 
-    `max_abs` is its largest error on the one case that it was compared on by itself; the last pass, whose graph
-    ships, is compared on all of them.
+    `max_abs` is its own largest error on the one case that is known by then; null where it was not compared by itself.
     """
+
+    # For evidence/parity.json, whose model in bundle.records contains this class.
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid", "ser_json_inf_nan": "strings"}
 
     name: str
     kept: bool
-    verdict: str  # pass | fail | not-checked
+    verdict: Verdict
     reason: str
     nodes_before: int
     nodes_after: int
     bytes_before: int
     bytes_after: int
-    max_abs: float | None = None
+    max_abs: JsonFloat | None
 
 
 @dataclass(frozen=True)
 class ExternalWeight:
-    """One tensor in a file of weights: its ONNX dtype, its shape, and its bytes from `offset` on."""
+    """One tensor in a file of weights: its ONNX dtype (`FLOAT`), its shape, and its bytes from `offset` on."""
 
     name: str
     dtype: str
@@ -44,7 +62,11 @@ class ExternalWeight:
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """An exported graph. `weights` lie in `path` + ".weights", and are inputs of the graph; else it holds its own."""
+    """An exported graph in the file `path`.
+
+    With `weights`, they lie in the file `path` + ".weights" and the graph declares them as inputs. Without, the
+    graph holds its own.
+    """
 
     path: Path
     weights: tuple[ExternalWeight, ...] = ()
@@ -52,26 +74,29 @@ class ExportedGraph:
 
 @dataclass(frozen=True)
 class OptimizeJob:
-    """What is to be optimized; a pass that fails on `expectations` is dropped before the next one begins.
+    """A request to optimize an exported graph and write it to `output_path`.
 
-    Where they are `early`, the last pass is left to whoever judges the graph that ships, on all cases.
+    `inputs` and `outputs` are the shapes that the graph must have: a size, the name of a dynamic dim, or None where
+    an output's dim depends on more. A pass whose graph fails on `reference_cases` is dropped before the next one
+    runs. With `probe_only` those are the few cases known so far: the last pass is not checked here, because the
+    graph that ships is checked on all cases later.
     """
 
     exported: ExportedGraph
     output_path: Path
     simplify: bool
-    level: str
+    level: str  # none | basic | extended
     inputs: Mapping[str, Sequence[str | int]]
     outputs: Mapping[str, Sequence[str | int | None]]
     providers: Sequence[str]
-    skipped_passes: Mapping[str, str]  # pass → why
+    skipped_passes: Mapping[str, str]  # pass → reason
     reference_cases: tuple[ReferenceCase, ...] = ()
-    probe_only: bool = True  # they are few, and the graph that ships is still to be judged on all
+    probe_only: bool = True
 
 
 @dataclass(frozen=True)
 class GraphSummary:
-    """What config.json says of the ONNX model."""
+    """The facts about the ONNX model that config.json records; `nodes` includes subgraphs, but no constants."""
 
     opset: int
     ir_version: int
@@ -82,7 +107,7 @@ class GraphSummary:
 
 @dataclass(frozen=True)
 class GraphSize:
-    """How large a graph is: its nodes, constants not counted, and its bytes with all weights."""
+    """The size of a graph: its nodes, constants not counted, and its bytes with all weights."""
 
     nodes: int
     bytes: int
@@ -90,9 +115,11 @@ class GraphSize:
 
 @dataclass(frozen=True)
 class OptimizeResult:
-    """The outcome: the graph at the job's target, or `refused` saying why the exported graph is unusable.
+    """The outcome of a job: the graph in the job's `output_path`, or why the exported graph is unusable.
 
-    `disproven` is whether it was compared and is wrong; `max_abs` is the exported graph's, as `Stage` has it.
+    `before` is the size of the exported graph and `max_abs` its largest error on the job's cases, None where there
+    were none. With a `rejection_reason` there is no `summary`; `failed_parity` then tells a graph that was compared
+    and is wrong from one that could not be compared.
     """
 
     before: GraphSize
@@ -101,3 +128,17 @@ class OptimizeResult:
     rejection_reason: str = ""
     failed_parity: bool = False
     max_abs: float | None = None
+
+
+@dataclass(frozen=True)
+class PassStarted:
+    """The worker begins a pass: after a crash, the last of these names the pass that crashed."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class JobFailed:
+    """A job raised `error`, which the main process raises again."""
+
+    error: Exception

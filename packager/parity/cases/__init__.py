@@ -1,1 +1,1 @@
-"""TODO."""
+"""Test inputs, drawn from the manifest's input specs and its seed: which sizes, which values, which output shapes."""

@@ -1,17 +1,18 @@
-"""The values of one input: drawn at random, and in the ways that find what random values hide. numpy only.
+"""Draw the values of one input: at random, and in the ways that expose errors which random values hide.
 
-    random        over the range; integers each value once before any comes again; without a range, standard normal;
-                  a mask has a one in every row
-    low, high     one end of the range everywhere
-    low, unmasked the same as low, and masks whole: for a module that takes no row of zeros in a mask
-    extremes      one end or the other, element by element: full of ties
-    vanishing     zero, minus zero, numbers far below any weight, and a few subnormal numbers
-    long-tailed   small values, and a few far out
-    large         without a range: four times standard normal
-    padded        masks: ones, and from somewhere on zeros
-    whole         masks: ones
+    random         uniform over the range; standard normal without a range; integers without repetition until every
+                   value has been drawn; masks with a one in every row
+    low, high      the smallest, or the largest, value of the range everywhere
+    low, unmasked  as low, but masks are whole: for a module that refuses a row of zeros in a mask
+    extremes       the smallest or the largest value, element by element: full of ties
+    vanishing      zeros of either sign, numbers far below any weight, and a few subnormal numbers
+    long-tailed    mostly small values, and a few far out
+    large          four times standard normal; for inputs without a range
+    padded         masks: ones up to a random length, then zeros
+    whole          masks: ones
 
-What a kind has no meaning for (a mask has no subnormal numbers) is drawn at random.
+A mask is an input of booleans, or of integers with the range [0, 2). An input for which a kind has no meaning (a mask
+has no subnormal numbers) is drawn at random. The arrays have the dtype of the input spec, or float32 for bfloat16.
 """
 
 from __future__ import annotations
@@ -30,37 +31,40 @@ ValueKind = Literal[
 ]
 
 CONSTANT_KINDS: tuple[ValueKind, ...] = ("low", "low, unmasked", "high", "vanishing")
-"""Kinds that give all elements the same value, or nearly: where a model ranks them, all are tied."""
+"""Kinds in which all elements have the same value, or nearly: a model that ranks them finds nothing but ties."""
 
 _VARIED_KINDS: tuple[ValueKind, ...] = ("extremes", "long-tailed", "large", "padded", "low", "high", "vanishing")
-_MAX_ENUMERABLE = 1 << 17  # of a range of up to so many integers, each is drawn once before any comes again
-_LARGE_SCALE = 4.0
-_SUBNORMALS = 8  # in a whole array: each costs some processors a hundred times what a normal number does
-_BFLOAT16_SUBNORMAL = 2.0**-133  # the smallest; such an input is drawn in float32
-_OUTLIER_LIMIT = 30.0  # standard deviations; exp() of it is far from what float32 holds at most
+_MAX_ENUMERABLE = 1 << 17  # integers of a range of up to this size are drawn without repetition
+_LARGE_SCALE = 4.0  # standard deviations
+_TAIL_DEGREES = 1.5  # degrees of freedom of Student's t distribution: it has a mean but an infinite variance
+_TAIL_POWER = 8  # uniform numbers to this power: half of them are below 0.004
+_OUTLIER_LIMIT = 30.0  # exp(30) is 1e13, far from the largest float32
+_MAX_SUBNORMALS = 8  # per array: some processors take a hundred times as long for each
+_BFLOAT16_SUBNORMAL = 2.0**-133  # the smallest; these inputs are drawn in float32
 
 
 def select_kinds(specs: Sequence[InputSpec]) -> tuple[ValueKind, ...]:
-    """The kinds, beside random, that mean something to one of these inputs."""
+    """Return the kinds, other than random, that have a meaning for at least one of these inputs."""
     return tuple(kind for kind in _VARIED_KINDS if any(_is_applicable(spec, kind) for spec in specs))
 
 
 def has_mask(specs: Sequence[InputSpec]) -> bool:
-    """Whether one of the inputs can hold nothing but ones and zeros."""
+    """Return whether one of the inputs is a mask."""
     return any(_is_mask(spec) for spec in specs)
 
 
 def draw_values(spec: InputSpec, shape: tuple[int, ...], kind: ValueKind, generator: np.random.Generator) -> Array:
-    """One array of a spec's dtype (float32 for bfloat16) with the given shape, every value within the range."""
+    """Draw an array of this shape, in the spec's dtype (float32 for bfloat16), with every value within its range."""
     if kind == "low, unmasked":
         kind = "whole" if _is_mask(spec) else "low"
-    chosen: ValueKind = kind if _is_applicable(spec, kind) else "random"
+    if not _is_applicable(spec, kind):
+        kind = "random"
     dtype = np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
-    if chosen in ("padded", "whole"):
-        return (_draw_padding_mask(shape, generator) if chosen == "padded" else np.ones(shape, np.bool_)).astype(dtype)
-    if chosen in ("low", "high", "extremes"):
+    if kind in ("padded", "whole"):
+        return (_draw_padding_mask(shape, generator) if kind == "padded" else np.ones(shape, np.bool_)).astype(dtype)
+    if kind in ("low", "high", "extremes"):
         least, most = (False, True) if spec.dtype == "bool" else spec.value_bounds()
-        high = generator.integers(0, 2, shape) == 1 if chosen == "extremes" else chosen == "high"
+        high = generator.integers(0, 2, shape) == 1 if kind == "extremes" else kind == "high"
         return np.asarray(np.where(high, np.full(shape, most, dtype), np.full(shape, least, dtype)))
     if _is_mask(spec):
         return _draw_mask(shape, generator).astype(dtype)
@@ -69,10 +73,11 @@ def draw_values(spec: InputSpec, shape: tuple[int, ...], kind: ValueKind, genera
     if is_integer_dtype(spec.dtype):
         least, most = spec.value_bounds()
         return np.asarray(generator.integers(least, most, shape, dtype=dtype, endpoint=True))
-    return _draw_floats(spec, shape, chosen, dtype, generator)
+    return _draw_floats(spec, shape, kind, dtype, generator)
 
 
 def _is_applicable(spec: InputSpec, kind: ValueKind) -> bool:
+    """Return whether a kind has a meaning for an input."""
     if kind in ("low", "high"):
         return spec.range is not None or spec.dtype == "bool"
     if kind == "extremes":
@@ -95,16 +100,16 @@ def _is_mask(spec: InputSpec) -> bool:
 
 
 def _draw_mask(shape: tuple[int, ...], generator: np.random.Generator) -> Array:
-    """Ones and zeros, and a one in every row: a row of zeros is another kind of input, low."""
-    found = generator.integers(0, 2, shape).astype(np.bool_)
+    """Draw booleans of which each row along the last axis has at least one that is true: empty rows belong to low."""
+    mask = generator.integers(0, 2, shape).astype(np.bool_)
     if shape and shape[-1] > 0:
-        kept = generator.integers(0, shape[-1], (*shape[:-1], 1))
-        found |= np.arange(shape[-1]) == kept
-    return found
+        position = generator.integers(0, shape[-1], (*shape[:-1], 1))
+        mask |= np.arange(shape[-1]) == position
+    return mask
 
 
 def _draw_padding_mask(shape: tuple[int, ...], generator: np.random.Generator) -> Array:
-    """Ones up to a length of at least one, along the last axis."""
+    """Draw booleans that are true up to a length of at least 1, along the last axis."""
     if not shape or shape[-1] == 0:
         return np.ones(shape, dtype=np.bool_)
     lengths = generator.integers(1, shape[-1] + 1, (*shape[:-1], 1))
@@ -112,7 +117,7 @@ def _draw_padding_mask(shape: tuple[int, ...], generator: np.random.Generator) -
 
 
 def is_enumerable(spec: InputSpec) -> bool:
-    """Whether an input is of integers that are few enough to draw each of them."""
+    """Return whether an input holds integers, other than a mask, of a range small enough to draw every value."""
     if not is_integer_dtype(spec.dtype) or _is_mask(spec):
         return False
     least, most = spec.value_bounds()
@@ -120,10 +125,13 @@ def is_enumerable(spec: InputSpec) -> bool:
 
 
 def enumerate_values(spec: InputSpec, shape: tuple[int, ...], block: int, generator: np.random.Generator) -> Array:
-    """The `block`-th part of all integers of a range in random order, again from the start when they are over."""
+    """Return the `block`-th part of all integers of the range in random order, starting over at their end.
+
+    Parts of the same shape, drawn by generators in the same state, continue each other without repetition.
+    """
     least, most = spec.value_bounds()
-    values, size, dtype = most - least + 1, math.prod(shape), np.dtype(spec.dtype)
-    offsets = generator.permutation(values)[(np.arange(size) + block * size) % values].astype(dtype)
+    count, size, dtype = most - least + 1, math.prod(shape), np.dtype(spec.dtype)
+    offsets = generator.permutation(count)[(np.arange(size) + block * size) % count].astype(dtype)
     return np.asarray((offsets + np.asarray(least, dtype)).astype(dtype).reshape(shape))
 
 
@@ -131,44 +139,39 @@ def _draw_floats(
     spec: InputSpec, shape: tuple[int, ...], kind: ValueKind, dtype: np.dtype[Any], generator: np.random.Generator
 ) -> Array:
     if kind == "vanishing":
-        return _vanishing(spec, shape, dtype, generator)
-    if spec.range is None:
-        if kind == "random":
-            return generator.standard_normal(shape).astype(dtype)
-        far = (
-            generator.standard_t(1.5, shape)
-            if kind == "long-tailed"
-            else _LARGE_SCALE * generator.standard_normal(shape)
-        )
-        values = np.clip(far, -_OUTLIER_LIMIT, _OUTLIER_LIMIT)
-    else:
-        share = generator.random(shape)
-        share = share**8 if kind == "long-tailed" else share
-        least, most = (float(one) for one in spec.value_bounds())
-        values = least * (1.0 - share) + most * share  # most - least may overflow
+        return _draw_vanishing(spec, shape, dtype, generator)
     if spec.range is not None:
-        least, most = (float(one) for one in spec.value_bounds())
-        values = np.clip(values, least, most)
+        least, most = (float(bound) for bound in spec.value_bounds())
+        share = generator.random(shape)
+        share = share**_TAIL_POWER if kind == "long-tailed" else share
+        values = np.clip(least * (1.0 - share) + most * share, least, most)  # most - least may overflow
+    elif kind == "random":
+        values = generator.standard_normal(shape)
+    elif kind == "long-tailed":
+        values = np.clip(generator.standard_t(_TAIL_DEGREES, shape), -_OUTLIER_LIMIT, _OUTLIER_LIMIT)
+    else:
+        values = np.clip(_LARGE_SCALE * generator.standard_normal(shape), -_OUTLIER_LIMIT, _OUTLIER_LIMIT)
     return np.asarray(values.astype(dtype))
 
 
-def _vanishing(spec: InputSpec, shape: tuple[int, ...], dtype: np.dtype[Any], generator: np.random.Generator) -> Array:
-    """Draw zeros of either sign and tiny numbers, about half of each, and up to eight subnormal numbers among them.
+def _draw_vanishing(
+    spec: InputSpec, shape: tuple[int, ...], dtype: np.dtype[Any], generator: np.random.Generator
+) -> Array:
+    """Draw zeros of either sign and tiny numbers, about half of each, with up to eight subnormal numbers among them.
 
     Tiny is the smallest normal number to the power of 2/3: 5e-26 in float32. Multiplied by a weight it stays normal
-    (down to weights of 1e-12), and its square is 0 rather than subnormal. float16 has no room for both; it is
-    computed in float32. The result is an array of `shape` and `dtype`. A value out of range changes its sign, or
-    else is 0.
+    (down to weights of 1e-12), and its square is 0 rather than subnormal. float16 has no room for both; PyTorch
+    computes it in float32. A value out of range changes its sign, or else is 0.
     """
     size, limits = math.prod(shape), np.finfo(dtype)
     values = float(limits.smallest_normal) ** (2 / 3) * (1.0 + generator.random(size))
     values[generator.integers(0, 2, size) == 0] = 0.0
-    subnormal = generator.choice(size, min(_SUBNORMALS, -(-size // 2)), replace=False)
+    subnormal = generator.choice(size, min(_MAX_SUBNORMALS, -(-size // 2)), replace=False)
     step = _BFLOAT16_SUBNORMAL if spec.dtype == "bfloat16" else float(limits.smallest_subnormal)
     values[subnormal] = step * generator.integers(1, 100, subnormal.size)
     values *= 2.0 * generator.integers(0, 2, size) - 1.0
     if spec.range is not None:
-        least, most = (float(one) for one in spec.value_bounds())
+        least, most = (float(bound) for bound in spec.value_bounds())
         values = np.where((least <= values) & (values <= most), values, -values)
         values = np.where((least <= values) & (values <= most), values, 0.0)
     return np.asarray(values.astype(dtype).reshape(shape))

@@ -1,8 +1,9 @@
-"""Input specs + forward passes → the names, dtypes and shapes of the outputs. numpy only.
+"""Describe the inputs and outputs of a module: names, dtypes and shapes.
 
-An output's dim is fixed, or follows one of the named dims, or depends on more than that and is
-null. Two passes whose sizes differ in every dim tell them apart well enough to export; what is
-written down comes from every case of the grid.
+The inputs are those of the manifest. The outputs follow from forward passes on test cases of different sizes: each dim
+of an output is fixed, or follows one of the named dims, or depends on more than that and is None. Two passes that
+differ in the size of every dim tell these apart well enough to start an export; the bundle's signature comes from all
+test cases.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from packager.project.manifest import Manifest
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: a dim is a size, a name, or None where it is neither."""
+    """One input or output: its name, its NumPy dtype, and its shape of sizes, dim names, or None for neither."""
 
     name: str
     dtype: str
@@ -26,36 +27,33 @@ class TensorSpec:
 
 
 def make_input_specs(manifest: Manifest) -> tuple[TensorSpec, ...]:
-    """The inputs as the manifest gives them."""
+    """Return the inputs that the manifest declares, in its order."""
     return tuple(TensorSpec(name, spec.dtype, tuple(spec.shape)) for name, spec in manifest.inputs.items())
 
 
 def infer_output_specs(runs: Sequence[tuple[InputCase, Mapping[str, Array]]]) -> tuple[TensorSpec, ...]:
-    """The outputs, from what forward() gave on cases of different sizes.
+    """Infer the outputs from test cases of different sizes, each with the arrays that forward() returned by name.
 
-    Raises `OutputsUnsupported`, also where an output has another rank or dtype at another size.
+    Raises:
+        OutputsUnsupported: at another size, there are other outputs, or one has another rank or dtype.
     """
-    first = runs[0][1]
-    for case, found in runs:
-        if list(found) != list(first):
-            why = f"{', '.join(first)} at {dict(runs[0][0].sizes)}, {', '.join(found)} at {dict(case.sizes)}"
+    first_case, first_outputs = runs[0]
+    for case, outputs in runs:
+        if list(outputs) != list(first_outputs):
+            why = f"{', '.join(first_outputs)} at {dict(first_case.sizes)}, {', '.join(outputs)} at {dict(case.sizes)}"
             raise OutputsUnsupported("forward()", why, "return the same outputs at every size")
-    return tuple(_infer_output(name, array, runs) for name, array in first.items())
+    return tuple(_infer_output(name, [(case, outputs[name]) for case, outputs in runs]) for name in first_outputs)
 
 
-def _infer_output(name: str, array: Array, runs: Sequence[tuple[InputCase, Mapping[str, Array]]]) -> TensorSpec:
-    arrays = [found[name] for _, found in runs]
-    for (case, _), one in zip(runs, arrays, strict=True):
-        if one.ndim != array.ndim or one.dtype != array.dtype:
-            why = f"{name} is {_format_array(array, runs[0][0])} and {_format_array(one, case)}"
-            raise OutputsUnsupported(
-                "forward()", why, "give it one rank and dtype at every size; squeeze() names its dims"
-            )
-    shape = tuple(
-        _infer_dim([(case.sizes, one.shape[axis]) for (case, _), one in zip(runs, arrays, strict=True)])
-        for axis in range(array.ndim)
-    )
-    return TensorSpec(name, str(array.dtype), shape)
+def _infer_output(name: str, arrays: Sequence[tuple[InputCase, Array]]) -> TensorSpec:
+    first_case, first = arrays[0]
+    for case, array in arrays:
+        if array.ndim != first.ndim or array.dtype != first.dtype:
+            why = f"{name} is {_format_array(first, first_case)} and {_format_array(array, case)}"
+            hint = "return one rank and dtype at every size; give squeeze() the dim to remove"
+            raise OutputsUnsupported("forward()", why, hint)
+    shape = tuple(_infer_dim([(case.sizes, array.shape[axis]) for case, array in arrays]) for axis in range(first.ndim))
+    return TensorSpec(name, str(first.dtype), shape)
 
 
 def _format_array(array: Array, case: InputCase) -> str:
@@ -63,9 +61,10 @@ def _format_array(array: Array, case: InputCase) -> str:
     return f"{array.dtype}{list(array.shape)}" + (f" at {sizes}" if sizes else f" in case {case.name}")
 
 
-def _infer_dim(seen: Sequence[tuple[Mapping[str, int], int]]) -> int | str | None:
-    sizes, size = seen[0]
-    if all(other == size for _, other in seen):
-        return size
-    follows = [name for name in sizes if all(one[name] == other for one, other in seen)]
-    return follows[0] if len(follows) == 1 else None
+def _infer_dim(observations: Sequence[tuple[Mapping[str, int], int]]) -> int | str | None:
+    """Infer one dim from pairs of the named dims' sizes and its own: fixed, the one name that it follows, or None."""
+    first_sizes, first_size = observations[0]
+    if all(size == first_size for _, size in observations):
+        return first_size
+    followed = [name for name in first_sizes if all(sizes[name] == size for sizes, size in observations)]
+    return followed[0] if len(followed) == 1 else None

@@ -1,10 +1,10 @@
-"""One run of a model with everything that it computes on the way: the values in order, and which reads which.
+"""The activations of one run: everything that a model computes from one case, in order, and which value reads which.
 
-PyTorch's eager module, an exported graph and a graph after a pass can all be seen so, and two of them be held
-against each other (`packager.parity.diagnosis.divergence`) without knowing what the one calls the values of the other.
+PyTorch's eager module, an exported graph and a graph after a pass all have such activations, so any two of them can be
+compared (`packager.parity.diagnosis.divergence`) without knowing what either calls its values.
 
-Only what depends on the inputs is a value: what is computed from constants alone (a transposed weight, a range
-of positions) belongs to whoever reads it.
+Only values that depend on the inputs are recorded. Those computed from constants alone (a transposed weight, a range
+of positions) belong to the operator that reads them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ INPUT_OPERATOR = "input"
 
 @dataclass(frozen=True)
 class Activation:
-    """One tensor on the way: what computed it, from which earlier values, and where that stands.
+    """One tensor of a run: the operator that computed it, from which earlier values, and where.
 
-    `name` is what its graph calls it; `operator` is aten's or ONNX's name; `reads` are indices into the flow;
-    `module` is the path of the module at work, and `place` the line of the user's code, `model.py:41`: both None
-    where they are not known. `array` is None where numpy has no such array. `relative` is the tolerance of this value
-    in a flow that others are held against.
+    `name` is the graph's name for it; `operator` is aten's or ONNX's name; `input_indices` point into
+    `Activations.values`. `array` is None if numpy has no array for it. `module` is the path of the running module and
+    `source_line` the line of the user's code (`model.py:41`), both None if unknown. `relative_tolerance` applies when
+    another run is compared with this value.
     """
 
     name: str
@@ -47,16 +47,19 @@ class Activations:
     values: tuple[Activation, ...]
     outputs: Mapping[str, int]
 
-    def with_tolerances(self, relative: Sequence[float]) -> Activations:
-        """The same, with a tolerance for each value."""
-        values = (replace(value, relative_tolerance=one) for value, one in zip(self.values, relative, strict=True))
+    def with_tolerances(self, tolerances: Sequence[float]) -> Activations:
+        """Return the same run with a relative tolerance for each value."""
+        values = (
+            replace(value, relative_tolerance=tolerance)
+            for value, tolerance in zip(self.values, tolerances, strict=True)
+        )
         return Activations(tuple(values), self.outputs)
 
 
 class ActivationsUnavailable(Exception):
-    """The values on the way cannot be had; the text says why."""
+    """The activations cannot be recorded or compared; the text says why."""
 
 
 def measure_typical_magnitude(array: Array) -> float:
-    """What counts as small in an array of floats, as for outputs; nothing in others."""
+    """Return the magnitude below which an element counts as small, as for outputs; 0.0 unless the dtype is a float."""
     return estimate_scales([np.abs(array)])[0] if array.dtype.kind in "fc" else 0.0

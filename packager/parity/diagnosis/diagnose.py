@@ -1,7 +1,7 @@
-"""An exported graph that is not proven → what it does wrong, in a line, with the user's module and line, and `repro/`.
+"""Diagnose an exported graph that is wrong: name its first fault with the user's module and line, and write `repro/`.
 
 The reference is the eager module itself, operator by operator, on the case that fails. So the first operation that
-the graph gets wrong is known as PyTorch's operator in the user's code, and as the nodes that the exporter made of it.
+the graph gets wrong is named as PyTorch's operator in the user's code, and as the nodes that the exporter made of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from packager.common.array_files import Array
 from packager.export.graph import io
 from packager.export.graph.messages import ExportedGraph
-from packager.model.loader import bind_inputs
+from packager.model.inputs import bind_inputs
 from packager.parity.cases import generators
 from packager.parity.diagnosis import localize, onnx_activations, repro, torch_activations
 from packager.parity.diagnosis.activations import Activations, ActivationsUnavailable
@@ -26,12 +26,12 @@ from packager.parity.numerics.tolerances import NOISE_MULTIPLE
 from packager.parity.numerics.verdict import ReferenceCase
 from packager.project.manifest import ExplicitTolerance, Project
 
-_MAX_TOLERANCE_SHARE = 0.25  # of a value's own size: where more is allowed, nothing can be told apart
+_MAX_TOLERANCE_SHARE = 0.25  # of a value's own magnitude; with a larger tolerance, unrelated values match
 
 
 @dataclass(frozen=True)
 class ReproTarget:
-    """Where `repro/NAME-VERSION` is written, and what it is called when it is spoken of."""
+    """The folder `repro/NAME-VERSION`, and its path as messages show it."""
 
     folder: Path
     displayed: str
@@ -39,7 +39,7 @@ class ReproTarget:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found in a sentence, the user's line where it is known, `model.py:41`, and whether a folder shows it."""
+    """The fault in a few lines of text, the user's line (`model.py:41`) if known, and whether a repro was written."""
 
     text: str
     location: str | None = None
@@ -49,94 +49,98 @@ class Diagnosis:
 def diagnose(
     project: Project,
     module: torch.nn.Module,
-    raw: ExportedGraph,
+    exported: ExportedGraph,
     reference_cases: Sequence[ReferenceCase],
     target: ReproTarget | None,
 ) -> Diagnosis:
-    """What the exported graph does wrong; the folder that shows it is written to `place`, where one is given."""
-    graph = GraphModel(io.load_graph(raw), raw.path.parent, project.manifest.target.providers)
+    """Find the first fault of an exported graph on its smallest failing case; write its repro to `target`, if given.
+
+    If the fault cannot be found, the text says why. Raises OSError, and what the user's module raises.
+    """
+    graph = GraphModel(io.load_graph(exported), exported.path.parent, project.manifest.target.providers)
     try:
-        wrong = localize.find_smallest_failing_case(graph, reference_cases)
-        inputs = wrong.reference_case.inputs
+        failing = localize.find_smallest_failing_case(graph, reference_cases)
+        inputs = failing.reference_case.inputs
         tensors = dict(zip(inputs, bind_inputs(project, list(inputs.values())), strict=True))
-        eager = torch_activations.ModuleCall(module, tensors, project.manifest.outputs, project.folder)
-        flow, called = torch_activations.record_module(eager, onnx_activations.MAX_ACTIVATION_BYTES)
-        reference = flow.with_tolerances(_measure_tolerances(project, eager, flow, wrong))
+        call = torch_activations.ModuleCall(module, tensors, project.manifest.outputs, project.folder)
+        activations, called = torch_activations.record_module(call, onnx_activations.MAX_ACTIVATION_BYTES)
+        reference = activations.with_tolerances(_measure_tolerances(project, call, activations, failing))
         suspect = onnx_activations.record_graph(graph, inputs)
-        found = localize.localize(reference, suspect, wrong)
-    except ActivationsUnavailable as why:
-        return Diagnosis(f"where it goes wrong was not found: {why}")
-    clauses = localize.describe_fault(found, reference, suspect, "PyTorch's")
-    branch = _find_uncalled_module(found.nodes, module, called)
-    if branch:
-        clauses.append(f"the graph runs {branch}, and the module did not on this case")
-    clauses += _find_pitfalls(project, module, inputs)
-    shown = False
-    if target is not None and found.reproduces:
-        shown, said = _write_repro(target, found, graph)
-        clauses.append(said)
-    return Diagnosis("\n".join(clauses), reference.values[found.reference_index].source_line, shown)
+        fault = localize.localize(reference, suspect, failing)
+    except ActivationsUnavailable as error:
+        return Diagnosis(f"the fault could not be localized: {error}")
+    lines = localize.describe_fault(fault, reference, suspect, "PyTorch's")
+    uncalled = _find_uncalled_module(fault.nodes, module, called)
+    if uncalled:
+        lines.append(f"the graph runs {uncalled}, which the module did not run on this case")
+    lines += _find_pitfalls(project, module, inputs)
+    has_repro = False
+    if target is not None and fault.reproduces:
+        has_repro, outcome = _write_repro(target, fault, graph)
+        lines.append(outcome)
+    return Diagnosis("\n".join(lines), reference.values[fault.reference_index].source_line, has_repro)
 
 
 def _measure_tolerances(
-    project: Project, eager: torch_activations.ModuleCall, flow: Activations, wrong: localize.FailingCase
+    project: Project, call: torch_activations.ModuleCall, activations: Activations, failing: localize.FailingCase
 ) -> list[float]:
-    """What is allowed of each value on the way: measured for each as it is for outputs, unless it is written down."""
+    """Measure the relative tolerance of each value, as for outputs, unless the manifest states one."""
     if isinstance(project.manifest.parity.tolerance, ExplicitTolerance):
-        return [wrong.relative_tolerance] * len(flow.values)
-    noise = torch_activations.measure_activation_noise(eager, flow, 3 * onnx_activations.MAX_ACTIVATION_BYTES)
-    found = [
-        wrong.relative_tolerance if one is None else min(NOISE_MULTIPLE * one, _MAX_TOLERANCE_SHARE) for one in noise
+        return [failing.relative_tolerance] * len(activations.values)
+    max_bytes = 3 * onnx_activations.MAX_ACTIVATION_BYTES
+    tolerances = [
+        failing.relative_tolerance if noise is None else min(NOISE_MULTIPLE * noise, _MAX_TOLERANCE_SHARE)
+        for noise in torch_activations.measure_activation_noise(call, activations, max_bytes)
     ]
-    for place in flow.outputs.values():
-        found[place] = max(found[place], wrong.relative_tolerance)
-    return found
+    for index in activations.outputs.values():
+        tolerances[index] = max(tolerances[index], failing.relative_tolerance)
+    return tolerances
 
 
-def _write_repro(place: ReproTarget, found: localize.FaultyNode, graph: GraphModel) -> tuple[bool, str]:
-    """Write the folder; whether it is there now, and what to say of it."""
+def _write_repro(target: ReproTarget, fault: localize.FaultyNode, graph: GraphModel) -> tuple[bool, str]:
+    """Write the folder; return whether it was written, and a line that says so or why not."""
     try:
-        repro.write_repro(place.folder, found, graph)
+        repro.write_repro(target.folder, fault, graph)
     except repro.NotAReproFolder:
-        return False, f"{place.displayed} is something else, and was left as it is"
+        return False, f"{target.displayed} is not a repro folder, so it was left as it is"
     except OSError as error:
-        return False, f"{place.displayed} could not be written: {error.strerror}"
-    return True, f"{place.displayed}/{repro.SCRIPT_FILE} shows it"
+        return False, f"{target.displayed} could not be written: {error.strerror}"
+    return True, f"{target.displayed}/{repro.SCRIPT_FILE} reproduces it"
 
 
 def _find_uncalled_module(nodes: Sequence[onnx.NodeProto], module: torch.nn.Module, called: frozenset[str]) -> str:
-    """The innermost module that these nodes belong to by their exporter's word, if it was not called."""
-    known = {name for name, _ in module.named_modules() if name}
+    """Find the innermost module to which the exporter assigns these nodes, if it was not called; empty otherwise."""
+    names = {name for name, _ in module.named_modules() if name}
     for node in nodes:
         scope = _get_module_scope(node)
         paths = {".".join(scope[start:end]) for start in (0, 1) for end in range(start + 1, len(scope) + 1)}
-        within = sorted(paths & known, key=len)
+        within = sorted(paths & names, key=len)
         if within and within[-1] not in called:
             return within[-1]
     return ""
 
 
 def _find_pitfalls(project: Project, module: torch.nn.Module, inputs: Mapping[str, Array]) -> list[str]:
-    """What is known to be defined by PyTorch alone, where this module and this case have to do with it."""
-    found = []
+    """List what this module does on this case that only PyTorch defines, with what to write instead."""
+    pitfalls = []
     specs = project.manifest.inputs
     zeros = [
         name for name, array in inputs.items() if generators.has_mask([specs[name]]) and array.size and not array.any()
     ]
     if zeros:
-        instead = "mask | ~mask.any(-1, keepdim=True) in forward() attends to all instead"
-        found.append(f"{zeros[0]} is all zeros there, attention over nothing: {instead}")
+        remedy = "mask | ~mask.any(-1, keepdim=True) in forward() attends to every position instead"
+        pitfalls.append(f"{zeros[0]} is all zeros on this case, so attention has no position to attend to: {remedy}")
     nested = torch.backends.mha.get_fastpath_enabled()
-    if nested and any(getattr(one, "use_nested_tensor", False) for one in module.modules()):
-        found.append("nn.TransformerEncoder zeroes what is padded; with enable_nested_tensor=False it does not")
-    return found
+    if nested and any(getattr(submodule, "use_nested_tensor", False) for submodule in module.modules()):
+        pitfalls.append("nn.TransformerEncoder zeroes padded positions, unless it has enable_nested_tensor=False")
+    return pitfalls
 
 
 def _get_module_scope(node: onnx.NodeProto) -> list[str]:
-    """The modules around a node, outermost first: `/model/left/Gemm`, or as torch.export notes it beside the node."""
-    metadata: Mapping[str, str] = {one.key: one.value for one in node.metadata_props}
-    noted = metadata.get("pkg.torch.onnx.name_scopes")
-    if noted is None:
+    """List the modules around a node, outermost first: by its name `/model/left/Gemm`, or torch.export's metadata."""
+    metadata: Mapping[str, str] = {entry.key: entry.value for entry in node.metadata_props}
+    recorded = metadata.get("pkg.torch.onnx.name_scopes")
+    if recorded is None:
         return node.name.split("/")[1:-1]
-    scopes = [str(one) for one in ast.literal_eval(noted)]
+    scopes = [str(scope) for scope in ast.literal_eval(recorded)]
     return scopes[-2].split(".") if len(scopes) > 1 else []

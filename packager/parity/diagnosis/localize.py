@@ -1,14 +1,14 @@
-"""A graph that is wrong on some case → the first node at fault, in words, and the part of the graph that shows it.
+"""Localize the first node at fault in a graph that is wrong on some case, and cut out the subgraph that shows it.
 
-    case     the smallest one on which the graph is wrong
-    flow     everything that the graph computes on it, node by node, beside everything that the reference computes
-    part     where the two go separate ways: `packager.parity.diagnosis.divergence`
-    alone    that part of the graph by itself, from the reference's own values: is it wrong then too?
+    case          the smallest one on which the graph is wrong
+    activations   everything that the graph computes on it, node by node, beside everything that the reference computes
+    divergence    where the two diverge: `packager.parity.diagnosis.divergence`
+    subgraph      the nodes at fault alone, run on the reference's own values: are they wrong then too?
 
-No more than 60 sessions are made, for a graph of any size: one for the case, two for the flow, and for each of the
-three `where.RULES` as far as they are needed `where.SUBSTITUTIONS` and one for the part by itself.
+A graph of any size takes at most 60 sessions: one for the case, two for the activations, and for each of the three
+`MATCH_RULES`, as far as they are needed, `MAX_SUBSTITUTIONS` and one for the subgraph.
 
-Needs onnx and onnxruntime, not torch: the reference is a flow, whatever it was taken from.
+Needs onnx and onnxruntime, not torch: the reference is given by its activations, wherever they were recorded.
 """
 
 from __future__ import annotations
@@ -20,33 +20,36 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from packager.parity.diagnosis import divergence, onnx_activations
+from packager.parity.diagnosis import onnx_activations
 from packager.parity.diagnosis.activations import (
     Activation,
     Activations,
     ActivationsUnavailable,
     measure_typical_magnitude,
 )
-from packager.parity.diagnosis.divergence import Divergence
+from packager.parity.diagnosis.divergence import find_divergence
+from packager.parity.diagnosis.matching import compare_activation
 from packager.parity.diagnosis.onnx_activations import GraphActivations, GraphModel
+from packager.parity.diagnosis.run_pair import Divergence
+from packager.parity.diagnosis.soundness import MATCH_RULES, MatchRule
 from packager.parity.numerics.compare import Array, ElementTolerance, ErrorMetrics, ShapesDiffer, compare
 from packager.parity.numerics.verdict import ReferenceCase
 from packager.runtime.check import get_error_line
 from packager.runtime.onnx_backend import OnnxBackend
 
-_EXACT_OUTPUT_TOLERANCE = 1e-4  # the tolerance of values on the way to outputs that are all exact
+_EXACT_OUTPUT_TOLERANCE = 1e-4  # for the inner values of a graph whose outputs are all integers or booleans
 
 
 @dataclass(frozen=True)
 class FailingCase:
-    """A case on which a graph is wrong, and the output that is farthest from what it should be."""
+    """A case on which a graph is wrong, and its output with the largest error in terms of the tolerance."""
 
     reference_case: ReferenceCase
     output: str
 
     @property
     def relative_tolerance(self) -> float:
-        """The tolerance of this case's outputs, as one relative number; exact outputs have none."""
+        """Return the largest tolerance of this case's float outputs, as one relative number."""
         return max(
             (
                 _to_relative_tolerance(array, self.reference_case.tolerances[name])
@@ -59,11 +62,12 @@ class FailingCase:
 
 @dataclass(frozen=True)
 class FaultyNode:
-    """The first node at fault.
+    """The first node at fault, which is the last of `nodes`; usually the only one.
 
-    `part` computes `actual` from `begins`, which are the reference's values, and should compute `expected`. `apart`
-    is how far it is from that, None where it has another shape or dtype; `agree` how far the graph's own values are
-    from `begins`, as a share of the tolerance. `nodes` are those of the part that depend on the inputs.
+    `subgraph` computes `actual` from `subgraph_inputs`, which are the reference's values, and should compute
+    `expected`. `metrics` compares the two; None if their shapes or dtypes differ. `input_error` is how far the graph's
+    own values are from `subgraph_inputs`, as a share of the tolerance. `nodes` are those of the subgraph that depend
+    on the model's inputs, in order.
     """
 
     divergence: Divergence
@@ -77,150 +81,168 @@ class FaultyNode:
 
     @property
     def reference_index(self) -> int:
-        """The reference's value that the user should look at."""
+        """Return the index of the reference's value that the user should look at."""
         return self.divergence.expected_index if self.divergence.next_index is None else self.divergence.next_index
 
     @property
     def reproduces(self) -> bool:
-        """Whether the part is wrong by itself, and not only as the rounding before it adds up."""
+        """Tell whether the subgraph is wrong by itself, not just because rounding errors before it add up."""
         return self.metrics is None or not self.metrics.within_tolerance
 
 
-def find_smallest_failing_case(graph: GraphModel, expectations: Sequence[ReferenceCase]) -> FailingCase:
-    """The smallest case on which the graph is wrong. Raises `NotSeen` where there is none that it runs."""
+def find_smallest_failing_case(graph: GraphModel, reference_cases: Sequence[ReferenceCase]) -> FailingCase:
+    """Find the smallest case on which a graph is wrong.
+
+    Raises `ActivationsUnavailable` if the graph does not load, or is right on every case that it runs.
+    """
     path = graph.folder / "whole.onnx"
     path.write_bytes(graph.model.SerializeToString())
-    refused = ""
+    failure = ""
     try:
         backend = OnnxBackend(path, providers=graph.providers, threads=None, allow_spinning=False)
     except Exception as error:
         raise ActivationsUnavailable(f"onnxruntime: {get_error_line(error, graph.folder)}") from error
-    for expectation in sorted(expectations, key=_size_key):
+    for case in sorted(reference_cases, key=_size_key):
         try:
-            actual = backend.run(expectation.inputs)
-        except Exception as error:  # noqa: BLE001 (as above: it does not run; said where no other case is wrong)
-            refused = refused or f"case {expectation.name}: onnxruntime: {get_error_line(error, graph.folder)}"
+            actual = backend.run(case.inputs)
+        except Exception as error:  # noqa: BLE001 (the graph does not run: reported if it is wrong on no other case)
+            failure = failure or f"case {case.name}: onnxruntime: {get_error_line(error, graph.folder)}"
             continue
-        found = _find_worst_output(expectation, actual)
-        if found is not None:
-            return FailingCase(expectation, found)
-    raise ActivationsUnavailable(refused or "before it is optimized, the graph is right on every case")
+        output = _find_worst_output(case, actual)
+        if output is not None:
+            return FailingCase(case, output)
+    raise ActivationsUnavailable(failure or "the graph is right on every case before it is optimized")
 
 
-def localize(reference: Activations, suspect: GraphActivations, wrong: FailingCase) -> FaultyNode:
-    """The first node at fault on a case. Raises `NotSeen` where none is."""
-    goal = suspect.activations.outputs.get(wrong.output)
-    actual = None if goal is None else suspect.activations.values[goal].array
+def localize(reference: Activations, suspect: GraphActivations, failing: FailingCase) -> FaultyNode:
+    """Find the first node at fault on a case; both runs must be of that case.
+
+    Raises `ActivationsUnavailable` if there is none: the output does not depend on the inputs, or is right as long as
+    onnxruntime does not optimize the graph.
+    """
+    index = suspect.activations.outputs.get(failing.output)
+    actual = None if index is None else suspect.activations.values[index].array
     if actual is None:
-        raise ActivationsUnavailable(f"the output {wrong.output} does not depend on the inputs")
-    if _find_worst_output(wrong.reference_case, {wrong.output: actual}) is None:
+        raise ActivationsUnavailable(f"the output {failing.output} does not depend on the inputs")
+    if _find_worst_output(failing.reference_case, {failing.output: actual}) is None:
         raise ActivationsUnavailable(
-            "node by node the graph is right on this case: it is wrong as onnxruntime optimizes it"
+            "run node by node, the graph is right on this case: it goes wrong when onnxruntime optimizes it"
         )
-    found: list[FaultyNode] = []
-    for rule in divergence.MATCH_RULES:
-        found.append(_localize_by_rule(reference, suspect, wrong, rule))
-        if found[-1].reproduces and found[-1].divergence.confirmed and len(found[-1].nodes) <= 1:
+    faults: list[FaultyNode] = []
+    for rule in MATCH_RULES:
+        faults.append(_localize_by_rule(reference, suspect, failing, rule))
+        if faults[-1].reproduces and faults[-1].divergence.confirmed and len(faults[-1].nodes) <= 1:
             break
-    return min(found, key=lambda one: (not one.reproduces, not one.divergence.confirmed, len(one.nodes)))
+    return min(faults, key=lambda fault: (not fault.reproduces, not fault.divergence.confirmed, len(fault.nodes)))
 
 
 def _localize_by_rule(
-    reference: Activations, suspect: GraphActivations, wrong: FailingCase, rule: divergence.MatchRule
+    reference: Activations, suspect: GraphActivations, failing: FailingCase, rule: MatchRule
 ) -> FaultyNode:
-    parting = divergence.find_divergence(reference, suspect.activations, wrong.output, suspect.substitute, rule)
-    if parting is None:
-        raise ActivationsUnavailable(f"PyTorch does not compute the output {wrong.output} from the inputs")
-    given, agree = {}, 0.0
-    for place, like in parting.matched_inputs.items():
-        held, array = suspect.activations.values[place], reference.values[like].array
+    values = suspect.activations.values
+    divergence = find_divergence(reference, suspect.activations, failing.output, suspect.substitute, rule)
+    if divergence is None:
+        raise ActivationsUnavailable(f"PyTorch does not compute the output {failing.output} from the inputs")
+    expected = reference.values[divergence.expected_index]
+    if expected.array is None:
+        raise ActivationsUnavailable(f"numpy has no dtype for the output of {expected.operator}")
+    inputs, input_error = {}, 0.0
+    for index, match in divergence.matched_inputs.items():
+        array = reference.values[match].array
         assert array is not None
-        given[held.name] = array
-        apart = divergence.compare_activation(reference.values[like], held.array)
-        agree = max(agree, apart.error_over_limit if apart is not None else math.inf)
-    end = suspect.activations.values[parting.suspect_index].name
-    target = reference.values[parting.expected_index]
-    if target.array is None:
-        raise ActivationsUnavailable(f"numpy has no array for what {target.operator} gives")
-    part = onnx_activations.extract_subgraph(suspect.graph, given, end, target.array)
-    actual = onnx_activations.run_subgraph(suspect.graph, part, given)
-    begins = {one.name: given[one.name] for one in part.graph.input}
-    nodes = {id(node): node for node in (suspect.nodes[one] for one in parting.path) if node is not None}
-    apart = divergence.compare_activation(target, actual)
-    return FaultyNode(parting, tuple(nodes.values()), part, begins, actual, target.array, apart, agree)
+        inputs[values[index].name] = array
+        metrics = compare_activation(reference.values[match], values[index].array)
+        input_error = max(input_error, metrics.error_over_limit if metrics is not None else math.inf)
+    output = values[divergence.suspect_index].name
+    subgraph = onnx_activations.extract_subgraph(suspect.graph, inputs, output, expected.array)
+    actual = onnx_activations.run_subgraph(suspect.graph, subgraph, inputs)
+    nodes = {id(node): node for node in (suspect.nodes[index] for index in divergence.path) if node is not None}
+    return FaultyNode(
+        divergence=divergence,
+        nodes=tuple(nodes.values()),
+        subgraph=subgraph,
+        subgraph_inputs={value.name: inputs[value.name] for value in subgraph.graph.input},
+        actual=actual,
+        expected=expected.array,
+        metrics=compare_activation(expected, actual),
+        input_error=input_error,
+    )
 
 
-def describe_fault(located: FaultyNode, reference: Activations, suspect: GraphActivations, whose: str) -> list[str]:
-    """What was found, in clauses; `whose` are the reference's values: "PyTorch's"."""
-    parting = located.divergence
-    there = f"{whose} {_describe_activation(reference.values[located.reference_index])}"
-    if parting.is_missing:
-        readers = [node for node in (suspect.nodes[one] for one in parting.readers) if node is not None]
-        before = _describe_node(readers[0]) if readers else "the output"
-        return [f"first wrong: nothing in the graph does {there}", f"{before} gets what comes before it"]
-    node = located.nodes[-1]
-    others = len(located.nodes) - 1
-    more = f" and the {others} nodes before it" if others > 1 else " and the one before it" if others else ""
-    text = f"first wrong: {_describe_node(node)}{more}"
-    text += f", which does more than {there}" if parting.is_extra else f", for {there}"
-    if not located.reproduces:
-        return [text, f"from {whose} values it computes what it should: no node alone is at fault, rounding adds up"]
-    return [text, f"its inputs agree within {located.input_error:.2g} of the tolerance, {_describe_error(located)}"]
+def describe_fault(fault: FaultyNode, reference: Activations, suspect: GraphActivations, whose: str) -> list[str]:
+    """Describe a fault in two clauses: where it is and how large. `whose` values are the reference: "PyTorch's"."""
+    expected = f"{whose} {_describe_activation(reference.values[fault.reference_index])}"
+    if fault.divergence.is_missing:
+        readers = [node for node in (suspect.nodes[index] for index in fault.divergence.readers) if node is not None]
+        reader = _describe_node(readers[0]) if readers else "the output"
+        return [f"first wrong: the graph lacks {expected}", f"{reader} reads the value from before that operation"]
+    others = len(fault.nodes) - 1
+    more = f" and the {others} nodes before it" if others > 1 else " and the node before it" if others else ""
+    text = f"first wrong: {_describe_node(fault.nodes[-1])}{more}"
+    text += f", on top of {expected}" if fault.divergence.is_extra else f", for {expected}"
+    if not fault.reproduces:
+        return [text, f"computed from {whose} values it is right: no single node is at fault, rounding errors add up"]
+    return [text, f"its inputs agree within {fault.input_error:.2g} of the tolerance, but {_describe_error(fault)}"]
 
 
 def _describe_activation(value: Activation) -> str:
-    inside = f" in module {value.module}" if value.module else ""
-    return f"{value.operator}{inside}" + (f", {value.source_line}" if value.source_line else "")
+    module = f" in module {value.module}" if value.module else ""
+    return f"{value.operator}{module}" + (f", {value.source_line}" if value.source_line else "")
 
 
 def _describe_node(node: onnx.NodeProto) -> str:
     return f"node {node.name or node.output[0]} ({node.op_type})"
 
 
-def _describe_error(located: FaultyNode) -> str:
-    found, expected, actual = located.metrics, located.expected, located.actual
-    if found is None or found.worst is None:
+def _describe_error(fault: FaultyNode) -> str:
+    metrics, expected, actual = fault.metrics, fault.expected, fault.actual
+    if metrics is None or metrics.worst is None:
         return f"its output is {actual.dtype}{list(actual.shape)}, expected {expected.dtype}{list(expected.shape)}"
-    index = ", ".join(str(one) for one in found.worst.index)
-    times = f", {found.error_over_limit:.3g} times the limit" if math.isfinite(found.error_over_limit) else ""
-    return f"its output[{index}] is {found.worst.actual!r}, expected {found.worst.expected!r}{times}"
+    index = ", ".join(map(str, metrics.worst.index))
+    ratio = f", {metrics.error_over_limit:.3g} times the limit" if math.isfinite(metrics.error_over_limit) else ""
+    return f"its output[{index}] is {metrics.worst.actual!r}, expected {metrics.worst.expected!r}{ratio}"
 
 
-def _size_key(expectation: ReferenceCase) -> tuple[bool, int, int]:
-    """Small first; but last those on which too much looks alike: inputs of one value, and dims of sizes 1 and 2."""
-    arrays = list(expectation.inputs.values())
-    plain = all(one.size > 1 and bool(np.all(one == one.flat[0])) for one in arrays)
-    return plain, sum(one.shape.count(1) + one.shape.count(2) for one in arrays), sum(one.size for one in arrays)
+def _size_key(case: ReferenceCase) -> tuple[bool, int, int]:
+    """Return a key that sorts small cases first, and those last in which many values match by chance.
+
+    Those are cases with constant inputs, or with many dims of size 1 or 2.
+    """
+    arrays = list(case.inputs.values())
+    constant = all(array.size > 1 and bool(np.all(array == array.flat[0])) for array in arrays)
+    small_dims = sum(array.shape.count(1) + array.shape.count(2) for array in arrays)
+    return constant, small_dims, sum(array.size for array in arrays)
 
 
-def _find_worst_output(expectation: ReferenceCase, actual: Mapping[str, Array]) -> str | None:
-    """The output that is farthest beyond its limit; None where none is."""
-    far: dict[str, float] = {}
-    for name in actual:
+def _find_worst_output(case: ReferenceCase, actual: Mapping[str, Array]) -> str | None:
+    """Find the output that exceeds its tolerance by the largest factor; None if none does."""
+    errors: dict[str, float] = {}
+    for name, array in actual.items():
         try:
-            found = compare(expectation.outputs[name], actual[name], expectation.tolerances[name])
+            metrics = compare(case.outputs[name], array, case.tolerances[name])
         except ShapesDiffer:
-            far[name] = math.inf
+            errors[name] = math.inf
         else:
-            far[name] = found.error_over_limit if found.mismatched_nonfinite == 0 else math.inf
-    wrong = [name for name in far if far[name] > 1.0]
-    # Floats first: what is exact, as an index is, differs all at once, and says less.
-    return max(wrong, key=lambda name: (actual[name].dtype.kind in "fc", far[name]), default=None)
+            errors[name] = metrics.error_over_limit if metrics.mismatched_nonfinite == 0 else math.inf
+    wrong = [name for name, error in errors.items() if error > 1.0]
+    # Floats first: an exact output, such as an index, is either right or infinitely wrong, and tells less.
+    return max(wrong, key=lambda name: (actual[name].dtype.kind in "fc", errors[name]), default=None)
 
 
-def _to_relative_tolerance(expected: Array, limit: ElementTolerance) -> float:
+def _to_relative_tolerance(expected: Array, tolerance: ElementTolerance) -> float:
     scale = measure_typical_magnitude(expected)
-    return max(limit.rtol, limit.atol / scale if scale > 0 else 0.0)
+    return max(tolerance.rtol, tolerance.atol / scale if scale > 0 else 0.0)
 
 
-def describe_broken_pass(good: GraphModel, bad: onnx.ModelProto, expectations: Sequence[ReferenceCase]) -> str:
-    """What a pass broke, in words: `good` is the graph before it and `bad` after, with weights in the same folder."""
+def describe_broken_pass(good: GraphModel, bad: onnx.ModelProto, reference_cases: Sequence[ReferenceCase]) -> str:
+    """Describe what a pass broke: `good` is the graph before it, `bad` the one after; weights are in one folder."""
     try:
         suspect = GraphModel(bad, good.folder, good.providers)
-        wrong = find_smallest_failing_case(suspect, expectations)
-        flow = onnx_activations.record_graph(good, wrong.reference_case.inputs).activations
-        reference = flow.with_tolerances([wrong.relative_tolerance] * len(flow.values))
-        after = onnx_activations.record_graph(suspect, wrong.reference_case.inputs)
-        return "; ".join(describe_fault(localize(reference, after, wrong), reference, after, "the earlier graph's"))
-    except ActivationsUnavailable as why:
-        return f"where it goes wrong was not found: {why}"
+        failing = find_smallest_failing_case(suspect, reference_cases)
+        before = onnx_activations.record_graph(good, failing.reference_case.inputs).activations
+        reference = before.with_tolerances([failing.relative_tolerance] * len(before.values))
+        after = onnx_activations.record_graph(suspect, failing.reference_case.inputs)
+        fault = localize(reference, after, failing)
+        return "; ".join(describe_fault(fault, reference, after, "the earlier graph's"))
+    except ActivationsUnavailable as error:
+        return f"the fault could not be localized: {error}"

@@ -1,14 +1,14 @@
-"""An ONNX graph as a flow: run node by node with every value as an output. Needs onnx and onnxruntime, not torch.
+"""Record the activations of an ONNX graph: run it node by node, every value an output. Needs onnxruntime, not torch.
 
-onnxruntime gives any inner value that is declared an output. It is asked for them twice: first for their sizes
-alone, which takes no memory, and where all of them together are not too large, for the values. So a flow takes two
-sessions, each substitution one more (`where.SUBSTITUTIONS` at most), and whatever is cut out of the graph one.
+onnxruntime returns any inner value that is declared an output. It runs twice: first for the sizes of the values,
+which takes no memory, and then, unless they are too large together, for the values. So the activations take two
+sessions, each substitution one more (`substitution.MAX_SUBSTITUTIONS` at most), and a subgraph one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +17,17 @@ import onnx
 import onnxruntime
 
 from packager.common.sanitize import sanitize_message
+from packager.export.graph import walk
 from packager.parity.diagnosis.activations import INPUT_OPERATOR, Activation, Activations, ActivationsUnavailable
 from packager.parity.numerics.compare import Array
 
 MAX_ACTIVATION_BYTES = 1 << 30
-"""The values on the way are looked at where they take no more than this."""
+"""The most bytes of activations that are recorded."""
 
 
 @dataclass(frozen=True)
 class GraphModel:
-    """A model whose large weights lie in files of `folder`, and who is to run it."""
+    """A model whose large weights lie in files of `folder`, and the execution providers that run it."""
 
     model: onnx.ModelProto
     folder: Path
@@ -35,7 +36,7 @@ class GraphModel:
 
 @dataclass(frozen=True)
 class GraphActivations:
-    """The flow of a graph on one case, and the node that computes each value; None for the inputs."""
+    """The activations of a graph on one case, and the node that computes each value; None for the inputs."""
 
     graph: GraphModel
     inputs: Mapping[str, Array]
@@ -43,71 +44,73 @@ class GraphActivations:
     nodes: tuple[onnx.NodeProto | None, ...]
 
     def substitute(
-        self, values: Mapping[int, Array], readers: Sequence[int], wanted: Sequence[int]
+        self, values: Mapping[int, Array], readers: Sequence[int], requested: Sequence[int]
     ) -> dict[int, Array]:
-        """Run the graph with some values replaced, for these readers or for all: see `where.Substitute`."""
-        names = {self.activations.values[place].name: array for place, array in values.items()}
-        model = _substitute_values(self.graph.model, names, {id(self.nodes[one]) for one in readers})
-        asked = {self.activations.values[one].name: one for one in wanted if one not in values or readers}
-        feeds = {**self.inputs, **{_substitute_name(name): array for name, array in names.items()}}
-        found = _run_session(self.graph, model, feeds, list(asked))
-        return {asked[name]: array for name, array in found.items()}
+        """Run the graph with some values replaced, for these readers or for all: see `run_pair.Substitute`."""
+        arrays = {self.activations.values[index].name: array for index, array in values.items()}
+        model = _substitute_values(self.graph.model, arrays, {id(self.nodes[reader]) for reader in readers})
+        indices = {self.activations.values[index].name: index for index in requested if index not in values or readers}
+        feeds = {**self.inputs, **{_substitute_name(name): array for name, array in arrays.items()}}
+        outputs = _run_session(self.graph, model, feeds, list(indices))
+        return {indices[name]: array for name, array in outputs.items()}
 
 
 def record_graph(graph: GraphModel, inputs: Mapping[str, Array]) -> GraphActivations:
-    """All values on the way from the inputs. Raises `NotSeen` where the graph does not run so, or they are too many."""
+    """Record all values that depend on the inputs.
+
+    Raises `ActivationsUnavailable` if the graph does not run node by node, or if the values are larger than
+    `MAX_ACTIVATION_BYTES` together.
+    """
     computed = list(_iter_input_dependent(graph.model.graph, inputs))
     names = [name for _, name, _ in computed]
-    sizes = _measure_bytes(graph, inputs, names)
-    if sizes > MAX_ACTIVATION_BYTES:
-        raise ActivationsUnavailable(
-            f"the values on the way take {sizes >> 20} MiB, more than the {MAX_ACTIVATION_BYTES >> 20} looked at"
-        )
+    size = _measure_bytes(graph, inputs, names)
+    if size > MAX_ACTIVATION_BYTES:
+        limit = f"{MAX_ACTIVATION_BYTES >> 20} MiB"
+        raise ActivationsUnavailable(f"the activations take {size >> 20} MiB, more than the limit of {limit}")
     arrays = {**inputs, **_run_session(graph, graph.model, inputs, names)}
-    places = {name: place for place, name in enumerate([*inputs, *names])}
+    indices = {name: index for index, name in enumerate([*inputs, *names])}
     values = [Activation(name, INPUT_OPERATOR, (), array) for name, array in inputs.items()]
     for node, name, reads in computed:
-        sources = tuple(dict.fromkeys(places[one] for one in reads))
-        values.append(Activation(name, node.op_type, sources, arrays.get(name)))
-    outputs = {one.name: places[one.name] for one in graph.model.graph.output if one.name in places}
+        input_indices = tuple(dict.fromkeys(indices[read] for read in reads))
+        values.append(Activation(name, node.op_type, input_indices, arrays.get(name)))
+    outputs = {value.name: indices[value.name] for value in graph.model.graph.output if value.name in indices}
     nodes = (*(None for _ in inputs), *(node for node, _, _ in computed))
     return GraphActivations(graph, inputs, Activations(tuple(values), outputs), nodes)
 
 
 def extract_subgraph(graph: GraphModel, inputs: Mapping[str, Array], output: str, expected: Array) -> onnx.ModelProto:
-    """The part of the graph that computes the value `end` from the values `begins`, as a model of its own.
+    """Cut out the nodes that compute the value `output` from the values `inputs`, as a model with weights in place.
 
-    Where it is one of them, the model hands it on. Weights stay where they are; nothing tells how the graph was made.
+    The model declares the dtype of `expected` for its output. If the output is one of the inputs, the model is a
+    single Identity.
     """
     nodes, needed = [], {output}
     for node in reversed(graph.model.graph.node):
-        made = [name for name in node.output if name in needed and name not in inputs]
-        if made:
+        if any(name in needed and name not in inputs for name in node.output):
             nodes.append(node)
-            needed.update(_list_read_names(node))
-    kept = [one for one in graph.model.graph.initializer if one.name in needed and one.name not in inputs]
-    found = onnx.ModelProto(ir_version=graph.model.ir_version, producer_name="packager")
-    found.opset_import.extend(graph.model.opset_import)
-    found.functions.extend(graph.model.functions)
-    found.graph.name = "part"
-    found.graph.node.extend(reversed(nodes))
+            needed.update(walk.list_read_names(node))
+    subgraph = onnx.ModelProto(ir_version=graph.model.ir_version, producer_name="packager")
+    subgraph.opset_import.extend(graph.model.opset_import)
+    subgraph.functions.extend(graph.model.functions)
+    subgraph.graph.name = "subgraph"
+    subgraph.graph.node.extend(reversed(nodes))
     if output in inputs:
-        found.graph.node.append(onnx.helper.make_node("Identity", [output], [_substitute_name(output)], "handed on"))
-        output = _substitute_name(output)
-    found.graph.initializer.extend(kept)
-    found.graph.input.extend(_make_value_info(name, array) for name, array in inputs.items() if name in needed)
-    kind = onnx.helper.np_dtype_to_tensor_dtype(expected.dtype)
-    found.graph.output.append(onnx.helper.make_tensor_value_info(output, kind, None))
-    return found
+        copy = _substitute_name(output)
+        subgraph.graph.node.append(onnx.helper.make_node("Identity", [output], [copy], "copy"))
+        output = copy
+    subgraph.graph.initializer.extend(
+        tensor for tensor in graph.model.graph.initializer if tensor.name in needed and tensor.name not in inputs
+    )
+    subgraph.graph.input.extend(_make_value_info(name, array) for name, array in inputs.items() if name in needed)
+    data_type = onnx.helper.np_dtype_to_tensor_dtype(expected.dtype)
+    subgraph.graph.output.append(onnx.helper.make_tensor_value_info(output, data_type, None))
+    return subgraph
 
 
 def run_subgraph(graph: GraphModel, subgraph: onnx.ModelProto, inputs: Mapping[str, Array]) -> Array:
-    """What a part of the graph computes from these values. Raises `NotSeen`."""
-    taken = {one.name for one in subgraph.graph.input}
-    (output,) = (one.name for one in subgraph.graph.output)
-    return _run_session(graph, subgraph, {name: array for name, array in inputs.items() if name in taken}, [output])[
-        output
-    ]
+    """Run a subgraph of the graph on these values and return its output. Raises `ActivationsUnavailable`."""
+    (output,) = (value.name for value in subgraph.graph.output)
+    return _run_session(graph, subgraph, inputs, [output])[output]
 
 
 # -- the graph ------------------------------------------------------------------------------
@@ -115,28 +118,15 @@ def run_subgraph(graph: GraphModel, subgraph: onnx.ModelProto, inputs: Mapping[s
 
 def _iter_input_dependent(
     graph: onnx.GraphProto, inputs: Iterable[str]
-) -> Iterable[tuple[onnx.NodeProto, str, list[str]]]:
-    """Every value that depends on the inputs, with its node and those of them that the node reads."""
-    known = set(inputs)
+) -> Iterator[tuple[onnx.NodeProto, str, list[str]]]:
+    """Iterate over the values that depend on the inputs, each with its node and those of them that the node reads."""
+    dependent = set(inputs)
     for node in graph.node:
-        reads = [name for name in _list_read_names(node) if name in known]
+        reads = [name for name in walk.list_read_names(node) if name in dependent]
         if reads:
-            for name in node.output:
-                if name:
-                    known.add(name)
-                    yield node, name, reads
-
-
-def _list_read_names(node: onnx.NodeProto) -> list[str]:
-    """The names that a node reads, in its subgraphs too."""
-    found = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-            own = {name for one in graph.node for name in one.output} | {one.name for one in graph.input}
-            own |= {one.name for one in graph.initializer}
-            inner = [name for one in graph.node for name in _list_read_names(one)] + [one.name for one in graph.output]
-            found += [name for name in inner if name not in own]
-    return found
+            for name in filter(None, node.output):
+                dependent.add(name)
+                yield node, name, reads
 
 
 def _make_value_info(name: str, array: Array) -> onnx.ValueInfoProto:
@@ -149,62 +139,63 @@ def _substitute_name(name: str) -> str:
     return f"{name}.substitute"
 
 
-def _substitute_values(model: onnx.ModelProto, names: Mapping[str, Array], readers: set[int]) -> onnx.ModelProto:
-    """The model with further inputs in the place of values, read by the nodes of these ids, or by all."""
+def _substitute_values(model: onnx.ModelProto, arrays: Mapping[str, Array], readers: set[int]) -> onnx.ModelProto:
+    """Return the model with a new input for each of these values; nodes with these ids read it, or all nodes."""
     chosen = [not readers or id(node) in readers for node in model.graph.node]
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    for node, reads in zip(found.graph.node, chosen, strict=True):
-        if reads:
-            _rename_reads(node, names)
-    found.graph.input.extend(_make_value_info(_substitute_name(name), array) for name, array in names.items())
-    return found
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for node, is_chosen in zip(changed.graph.node, chosen, strict=True):
+        if is_chosen:
+            _rename_reads(node, arrays)
+    changed.graph.input.extend(_make_value_info(_substitute_name(name), array) for name, array in arrays.items())
+    return changed
 
 
-def _rename_reads(node: onnx.NodeProto, names: Mapping[str, Array]) -> None:
-    for place, name in enumerate(node.input):
+def _rename_reads(node: onnx.NodeProto, names: Container[str]) -> None:
+    for index, name in enumerate(node.input):
         if name in names:
-            node.input[place] = _substitute_name(name)
-    for attribute in node.attribute:
-        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-            for inner in graph.node:
-                _rename_reads(inner, names)
+            node.input[index] = _substitute_name(name)
+    for subgraph in walk.iter_subgraphs(node):
+        for inner in subgraph.node:
+            _rename_reads(inner, names)
 
 
 # -- the sessions ---------------------------------------------------------------------------
 
 
 def _measure_bytes(graph: GraphModel, inputs: Mapping[str, Array], names: Sequence[str]) -> int:
-    """The bytes of all these values together, at eight an element at most."""
+    """Estimate the bytes of all these values together, at four bytes an element."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     model.graph.node.extend(onnx.helper.make_node("Size", [name], [f"{name}.size"]) for name in names)
-    found = _run_session(graph, model, inputs, [f"{name}.size" for name in names])
-    return 4 * sum(int(one) for one in found.values())
+    sizes = _run_session(graph, model, inputs, [f"{name}.size" for name in names])
+    return 4 * sum(int(size) for size in sizes.values())
 
 
 def _run_session(
     graph: GraphModel, model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]
 ) -> dict[str, Array]:
-    """The values of these names, as far as they are tensors that numpy has."""
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    del shown.graph.output[:]
-    declared = {one.name: one for one in model.graph.output}
-    shown.graph.output.extend(declared.get(name, onnx.ValueInfoProto(name=name)) for name in names)
-    path = graph.folder / "shown.onnx"  # beside the weights that it refers to
+    """Run a model without optimizing it, and return the values of these names that are tensors numpy has a dtype for.
+
+    `feeds` may hold more than the model's inputs. Raises `ActivationsUnavailable` if it does not run.
+    """
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    del exposed.graph.output[:]
+    declared = {value.name: value for value in model.graph.output}
+    exposed.graph.output.extend(declared.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+    path = graph.folder / "exposed.onnx"  # beside the weights that it refers to
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as it is written
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     available = onnxruntime.get_available_providers()
-    providers = [one for one in graph.providers if one in available] or ["CPUExecutionProvider"]
+    providers = [provider for provider in graph.providers if provider in available] or ["CPUExecutionProvider"]
     try:
-        path.write_bytes(shown.SerializeToString())
+        path.write_bytes(exposed.SerializeToString())
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
-        found = session.run(list(names), {one.name: feeds[one.name] for one in session.get_inputs()})
+        outputs = session.run(list(names), {value.name: feeds[value.name] for value in session.get_inputs()})
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ActivationsUnavailable(
-            f"onnxruntime, node by node: {sanitize_message(first_line, graph.folder)}"
-        ) from error
-    return {name: one for name, one in zip(names, found, strict=True) if isinstance(one, np.ndarray)}
+        cause = sanitize_message(first_line, graph.folder)
+        raise ActivationsUnavailable(f"onnxruntime, node by node: {cause}") from error
+    return {name: array for name, array in zip(names, outputs, strict=True) if isinstance(array, np.ndarray)}

@@ -1,13 +1,17 @@
-"""Two arrays side by side: how far apart they are, where most, and whether that is allowed. numpy only.
+"""Compare two arrays element by element: how far apart they are, where most, and whether that is within a tolerance.
 
-Rules that tools of this field get wrong, and this module does not:
+An element is within its tolerance if
 
-* a NaN equals a NaN in the same place and nothing else; infinities agree in place and sign;
-* integers and booleans agree exactly, and their distance is computed without wrapping around;
-* a finite element is judged by |actual - expected| ≤ atol + rtol·|expected|, so an element near
-  zero is judged on the scale that `atol` stands for and not by dividing by it;
-* count, name, dtype and shape agree exactly before any value is looked at;
-* an empty array agrees with an empty array of its shape.
+    |actual - expected| ≤ atol + rtol·|expected|
+
+which is the rule of `numpy.isclose`, with `expected` as the reference. Comparisons commonly go wrong in these ways, so:
+
+* A NaN equals a NaN in the same position and nothing else. Infinities agree in position and sign.
+* Integers and booleans agree exactly. Their difference is computed without wrapping around.
+* An element near zero is judged by `atol`, which carries the scale of the array; nothing is divided by it.
+* Dtype and shape agree exactly before any value is compared: nothing is broadcast or cast.
+* An empty array agrees with an empty array of its shape.
+* float16 and float32 are compared in float64, so the comparison adds no rounding of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ Array = NDArray[np.generic]
 
 @dataclass(frozen=True)
 class ElementTolerance:
-    """What is allowed: |actual - expected| ≤ atol + rtol·|expected|."""
+    """The tolerance of one output: |actual - expected| ≤ atol + rtol·|expected|, element by element."""
 
     atol: float
     rtol: float
@@ -30,7 +34,7 @@ class ElementTolerance:
 
 @dataclass(frozen=True)
 class ComparedElement:
-    """The element that is farthest beyond its limit, or nearest to it."""
+    """One element of two arrays: its index, and the value on each side as a Python number."""
 
     index: tuple[int, ...]
     expected: float | int | bool
@@ -39,13 +43,18 @@ class ComparedElement:
 
 @dataclass(frozen=True)
 class ErrorMetrics:
-    """How far `actual` is from `expected`.
+    """How far `actual` is from `expected`, all in float64.
 
-    `max_abs` and `rms` are of the finite elements' differences; `max_rel` divides each difference
-    by |expected| or the RMS of `expected`, whichever is larger; `cosine` is of the finite elements,
-    1.0 where both are zero everywhere; `mismatched_nonfinite` counts elements of which one side is
-    NaN or infinite and the other not in the same way; `excess` is the largest ratio of a difference
-    to its limit, infinite where a limit of zero or a non-finite element is missed.
+    With d = |actual - expected| over the elements that are finite on both sides:
+
+        max_abs                the largest d
+        max_rel                the largest d / max(|expected|, RMS of expected)
+        rms                    the root mean square of d
+        cosine                 the cosine similarity of the two arrays as vectors; 1.0 if both are zero everywhere
+        mismatched_nonfinite   how many elements are NaN or infinite on one side, and not in the same way on the other
+        error_over_limit       the largest d / (atol + rtol·|expected|); infinite if a limit of 0 is exceeded, or if a
+                               non-finite element is mismatched
+        worst                  the element with that largest ratio; None for empty arrays
     """
 
     max_abs: float
@@ -58,16 +67,28 @@ class ErrorMetrics:
 
     @property
     def within_tolerance(self) -> bool:
-        """Whether every element is within its limit."""
+        """Whether every element is within its tolerance."""
         return self.mismatched_nonfinite == 0 and self.error_over_limit <= 1.0
 
 
 class ShapesDiffer(Exception):
-    """The arrays cannot be set side by side: dtype or shape differ."""
+    """The arrays differ in dtype or shape, so their elements cannot be compared."""
+
+
+def is_float(array: Array) -> bool:
+    """Return whether an array holds real floating-point numbers, the only dtypes that have a tolerance."""
+    return array.dtype.kind == "f"
 
 
 def compare(expected: Array, actual: Array, tolerance: ElementTolerance) -> ErrorMetrics:
-    """Compare two arrays of one shape and dtype, element by element. Raises `ShapesDiffer`."""
+    """Compare two arrays of the same shape and dtype, element by element.
+
+    Complex arrays are compared as their real and imaginary parts, on a new last axis. For integers and booleans the
+    tolerance is ignored: they must be equal.
+
+    Raises:
+        ShapesDiffer: dtype or shape differ.
+    """
     if expected.dtype != actual.dtype:
         raise ShapesDiffer(f"dtype {actual.dtype}, expected {expected.dtype}")
     if expected.shape != actual.shape:
@@ -75,38 +96,39 @@ def compare(expected: Array, actual: Array, tolerance: ElementTolerance) -> Erro
     if expected.size == 0:
         return ErrorMetrics(0.0, 0.0, 0.0, 1.0, 0, 0.0, None)
     if expected.dtype.kind == "c":
-        return _compare_floats(_real_and_imaginary(expected), _real_and_imaginary(actual), tolerance)
-    if expected.dtype.kind == "f":
+        return _compare_floats(_split_complex(expected), _split_complex(actual), tolerance)
+    if is_float(expected):
         return _compare_floats(expected, actual, tolerance)
     return _compare_exact(expected, actual)
 
 
-def _compare_floats(expected: Array, actual: Array, limit: ElementTolerance) -> ErrorMetrics:
+def _compare_floats(expected: Array, actual: Array, tolerance: ElementTolerance) -> ErrorMetrics:
     left, right = expected.astype(np.float64), actual.astype(np.float64)
     finite = np.isfinite(left) & np.isfinite(right)
     same_nonfinite = (np.isnan(left) & np.isnan(right)) | (np.isinf(left) & (left == right))
     mismatched = ~finite & ~same_nonfinite
     left_finite, right_finite = np.where(finite, left, 0.0), np.where(finite, right, 0.0)
-    with np.errstate(over="ignore"):  # float64's own extremes: an infinite difference is a right answer
+    with np.errstate(over="ignore"):  # near the largest float64, an infinite difference is the right answer
         difference = np.abs(right_finite - left_finite)
         magnitude = np.abs(left_finite)
         scale = root_mean_square(left_finite[finite])
-        allowed = limit.atol + limit.rtol * magnitude
-    excess = _divide(difference, allowed)
-    excess[mismatched] = np.inf
-    worst = np.unravel_index(int(np.argmax(excess)), expected.shape)
+        limit = tolerance.atol + tolerance.rtol * magnitude
+    ratio = _divide(difference, limit)
+    ratio[mismatched] = np.inf
+    worst = np.unravel_index(int(np.argmax(ratio)), expected.shape)
     return ErrorMetrics(
         max_abs=float(difference.max()),
         max_rel=float(_divide(difference, np.maximum(magnitude, scale)).max()),
         rms=root_mean_square(difference[finite]),
         cosine=_cosine_similarity(left_finite[finite], right_finite[finite]),
         mismatched_nonfinite=int(mismatched.sum()),
-        error_over_limit=float(excess.max()),
+        error_over_limit=float(ratio.max()),
         worst=_make_compared_element(worst, expected, actual),
     )
 
 
-def _real_and_imaginary(array: Array) -> Array:
+def _split_complex(array: Array) -> Array:
+    """Return the real and imaginary parts of a complex array, stacked along a new last axis."""
     return np.stack([array.real, array.imag], axis=-1)
 
 
@@ -114,10 +136,9 @@ def _compare_exact(expected: Array, actual: Array) -> ErrorMetrics:
     if expected.dtype == np.bool_:
         difference = (expected != actual).astype(np.uint64)
     else:
-        # Two's complement: the difference of the larger and the smaller is right modulo 2**64, hence right.
+        # Two's complement: larger - smaller is right modulo 2**64, and it is below 2**64, so it is right.
         high, low = np.maximum(expected, actual), np.minimum(expected, actual)
-        difference = np.subtract(high.astype(np.uint64), low.astype(np.uint64))  # `-` warns where these are scalars
-    excess = np.where(difference > 0, np.inf, 0.0)
+        difference = np.subtract(high.astype(np.uint64), low.astype(np.uint64))  # `-` warns if these are scalars
     worst = np.unravel_index(int(np.argmax(difference)), expected.shape)
     left, right = expected.astype(np.float64), actual.astype(np.float64)
     distance = difference.astype(np.float64)
@@ -128,36 +149,41 @@ def _compare_exact(expected: Array, actual: Array) -> ErrorMetrics:
         rms=root_mean_square(distance),
         cosine=_cosine_similarity(left, right),
         mismatched_nonfinite=0,
-        error_over_limit=float(excess.max()),
+        error_over_limit=np.inf if difference.any() else 0.0,
         worst=_make_compared_element(worst, expected, actual),
     )
 
 
 def root_mean_square(values: NDArray[np.float64]) -> float:
-    """The root of the mean square of finite float64 values, without overflow or underflow on the way; 0.0 if none."""
+    """Return the root mean square of finite float64 values of any shape; 0.0 for an empty array.
+
+    Values are divided by the largest magnitude first, so that no square overflows or underflows.
+    """
     largest = float(np.abs(values).max()) if values.size else 0.0
     if largest == 0.0 or not np.isfinite(largest):
         return largest
     return largest * float(np.sqrt(np.mean(np.square(values / largest))))
 
 
-def _divide(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Part / whole, where 0 / 0 is 0, and x / 0 and whatever part is infinite are infinite."""
+def _divide(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return numerator / denominator, elementwise, for numerators ≥ 0: 0 / 0 is 0, x / 0 and inf / inf are infinite."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        found: NDArray[np.float64] = np.where((part == 0.0) | np.isinf(part), part, part / whole)
-    return found
+        quotient: NDArray[np.float64] = np.where(
+            (numerator == 0.0) | np.isinf(numerator), numerator, numerator / denominator
+        )
+    return quotient
 
 
 def _cosine_similarity(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
-    high_left, high_right = (float(np.abs(one).max()) if one.size else 0.0 for one in (left, right))
-    if high_left == 0.0 or high_right == 0.0:
-        return 1.0 if high_left == high_right else 0.0
-    left, right = (left / high_left).ravel(), (right / high_right).ravel()
-    # Sums, and no dot products: those are BLAS's, which adds in another order with each number of threads.
+    largest_left, largest_right = (float(np.abs(array).max()) if array.size else 0.0 for array in (left, right))
+    if largest_left == 0.0 or largest_right == 0.0:
+        return 1.0 if largest_left == largest_right else 0.0
+    left, right = (left / largest_left).ravel(), (right / largest_right).ravel()
+    # np.sum and not np.dot: BLAS adds in an order that depends on the number of threads.
     cosine = float(np.sum(left * right)) / float(np.sqrt(np.sum(left * left) * np.sum(right * right)))
     return max(-1.0, min(1.0, cosine))
 
 
 def _make_compared_element(index: tuple[np.intp, ...], expected: Array, actual: Array) -> ComparedElement:
-    place = tuple(int(one) for one in index)
-    return ComparedElement(place, expected[place].item(), actual[place].item())
+    position = tuple(int(axis_index) for axis_index in index)
+    return ComparedElement(position, expected[position].item(), actual[position].item())

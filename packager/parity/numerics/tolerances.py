@@ -1,9 +1,17 @@
-"""How far an artifact may be: so many noise floors, on the scale of each element's neighbourhood. numpy only.
+"""Derive the tolerance of each output from the noise floor of the module's own arithmetic.
 
-A difference means nothing by itself: 1e-4 is much for a probability and nothing for a logit of 300. It is
-divided by |expected| plus the scale of what counts as small in that output, so that an element near zero is
-judged by the company it keeps. The largest such ratio between two evaluations that are equal in mathematics
-is the noise floor; a limit is a small multiple of it.
+A difference means nothing by itself: 1e-4 is much for a probability and nothing for a logit of 300. So differences are
+measured relative to the element and to the scale of its output:
+
+    relative difference = max over elements of |a - b| / (|b| + scale)
+
+where `scale` is the size of a small element in that output (`estimate_scales`), so that an element near zero is judged
+relative to its neighbours. The largest relative difference between two evaluations that are equal in mathematics is the
+noise floor of the output. The tolerance is a multiple of it, in the same unit:
+
+    |actual - expected| ≤ NOISE_MULTIPLE × noise × (|expected| + scale)
+
+which is atol + rtol·|expected| with rtol = NOISE_MULTIPLE × noise and atol = rtol × scale.
 """
 
 from __future__ import annotations
@@ -17,54 +25,75 @@ from numpy.typing import NDArray
 from packager.parity.numerics.compare import Array, ElementTolerance
 
 NOISE_MULTIPLE = 8
-"""An artifact may be this many noise floors away. Two evaluations that are each one floor from the truth are
-two apart; the rest is for floors measured on few inputs. Whatever moves an element by ten floors is found:
-eight, and one for each side's own noise."""
+"""The tolerance in noise floors.
+
+PyTorch and a correct artifact are each about one noise floor from the exact result, so they are up to two apart. The
+rest is a margin, because the noise floor is a maximum over few inputs. An artifact that moves an element by ten noise
+floors is always found: 8, plus one for the noise of each side. tests/mutants checks this on broken bundles.
+"""
 
 MAX_TOLERANCE_SHARE = 0.25
-"""A limit of a quarter of the output's own size proves nothing."""
+"""The largest useful rtol: a tolerance of a quarter of the output itself would prove nothing, so it is refused."""
 
-_MIN_NOISE_IN_EPSILONS = 4  # where the measured noise is by luck smaller than rounding itself
-_SAMPLE_SIZE = 1 << 16  # of an array's elements, evenly spread, are enough to know its scale
-_SENTINEL_SHARE = 1 / 16  # a value that so many elements have to the last bit is no measurement of anything
+_MIN_NOISE_IN_EPSILONS = 4
+"""The least noise floor: two evaluations can agree by luck, but any other order of summation costs a few roundings."""
+
+_SAMPLE_SIZE = 1 << 16
+"""How many elements of an array, evenly spaced, its scale is estimated from: enough for the quartile of a large one."""
+
+_SENTINEL_SHARE = 1 / 16
+"""A magnitude that more than this share of the elements has, to the last bit, is a sentinel, as a mask's -1e9 is."""
 
 
 def derive_tolerance(noise: float, scale: float) -> ElementTolerance:
-    """What is allowed where the noise floor is `noise` and small elements are of the size `scale`."""
+    """Return the tolerance NOISE_MULTIPLE × noise × (|expected| + scale).
+
+    `noise` is the noise floor, a relative difference without a unit; `scale` has the unit of the output.
+    """
     return ElementTolerance(NOISE_MULTIPLE * noise * scale, NOISE_MULTIPLE * noise)
 
 
 def derive_noise_floors(
     measured: Mapping[str, float], partly_measured: Mapping[str, float], cases: Sequence[str], least: float
 ) -> dict[str, float]:
-    """The floor of each case, from those of the cases where it was measured, and of others where it was in part.
+    """Return the noise floor of each of `cases`, by name, for one output.
 
-    A case has its own, as noise depends on the inputs, but none below the median of all: few elements agree by
-    luck. Where it was measured in part it is also none below the largest of the whole ones, and where it was not it
-    is the largest of all.
+    Noise depends on the inputs, so every test case has its own noise floor:
+
+    * measured with every evaluation (`measured`): its own, but not below the typical one (the median of all), as few
+      elements can agree by luck;
+    * measured with some evaluations (`partly_measured`): also not below the largest of `measured`, as an evaluation
+      that was left out might have shown more;
+    * not measured: the largest of all.
+
+    None is below `least`.
     """
     every = [*measured.values(), *partly_measured.values()]
     typical = max(least, float(np.median(every))) if every else least
     highest = max([typical, *measured.values()])
-    found = {case: max(typical, share) for case, share in measured.items()}
-    found |= {case: max(highest, share) for case, share in partly_measured.items()}
-    other = max([typical, *every])
-    return {case: found.get(case, other) for case in cases}
+    floors = {case: max(typical, noise) for case, noise in measured.items()}
+    floors |= {case: max(highest, noise) for case, noise in partly_measured.items()}
+    unmeasured = max([typical, *every])
+    return {case: floors.get(case, unmeasured) for case in cases}
 
 
 def get_minimum_noise(dtype: np.dtype[Any]) -> float:
-    """The floor below which none is believed: a few roundings of a float dtype."""
+    """Return the least noise floor of a float dtype: 4 machine epsilons, 4.8e-7 for float32."""
     return _MIN_NOISE_IN_EPSILONS * get_machine_epsilon(dtype)
 
 
 def get_machine_epsilon(dtype: np.dtype[Any]) -> float:
-    """The distance from 1 to the next number of a float dtype."""
+    """Return the distance from 1 to the next larger number of a float dtype, 2**-23 for float32."""
     return float(np.finfo(dtype).eps)
 
 
-def measure_relative_difference(found: Array, other: Array, scale: float) -> float:
-    """The largest |found - other| / (|other| + scale) of the elements that are finite on both sides; 0.0 if none."""
-    left, right = found.astype(np.float64), other.astype(np.float64)
+def measure_relative_difference(array: Array, reference: Array, scale: float) -> float:
+    """Return the largest |array - reference| / (|reference| + scale), computed in float64.
+
+    The arrays have the same shape. Elements that are NaN or infinite on either side are left out; without any other
+    element the result is 0.0. It is infinite for different elements if |reference| + scale is 0.
+    """
+    left, right = array.astype(np.float64), reference.astype(np.float64)
     finite = np.isfinite(left) & np.isfinite(right)
     left, right = left[finite], right[finite]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -74,28 +103,32 @@ def measure_relative_difference(found: Array, other: Array, scale: float) -> flo
 
 
 def estimate_scales(arrays: Sequence[Array]) -> list[float]:
-    """What counts as small in each of several float arrays that are one output on different inputs.
+    """Return the scale of each array: the size of a small element in it, in the unit of the arrays.
 
-    The lower quartile of an array's magnitudes, or that of all arrays together where it is larger: few
-    elements, or one odd input, say little of their own. Not the mean or the RMS: masked logits stand at -1e9
-    beside real ones, and on that scale nothing would show. Zeros count for nothing, nor does a value that
-    many elements share to the last bit, as such masks do, while there are others.
+    The arrays are one float output for different inputs; they may have any shapes. The scale is the lower quartile of
+    an array's magnitudes, or that of all arrays together if it is larger: few elements, or one unusual input, say
+    little by themselves. The mean or the RMS would not do: with masked logits of -1e9 among them, every real logit
+    would be small.
+
+    Left out are zeros, NaN and infinities, and values that many elements share to the last bit (`_SENTINEL_SHARE`),
+    such as those of a mask, unless there are no others. The scale is 0.0 if nothing is left.
     """
-    seen = [_sample_magnitudes(one) for one in arrays]
-    together = _lower_quartile(np.concatenate(seen)) if seen else 0.0
-    return [max(_lower_quartile(one), together) for one in seen]
+    samples = [_sample_magnitudes(array) for array in arrays]
+    overall = _lower_quartile(np.concatenate(samples)) if samples else 0.0
+    return [max(_lower_quartile(magnitudes), overall) for magnitudes in samples]
 
 
 def _sample_magnitudes(array: Array) -> NDArray[np.float64]:
-    """A sample of the finite magnitudes that are not zero, in increasing order, sentinels aside."""
+    """Return a sample of the magnitudes that are finite and not zero, in ascending order, without sentinels."""
     flat = array.reshape(-1)
     sample = flat[:: max(1, -(-flat.size // _SAMPLE_SIZE))].astype(np.float64)
     values, counts = np.unique(np.abs(sample[np.isfinite(sample) & (sample != 0.0)]), return_counts=True)
     genuine = counts <= max(2.0, _SENTINEL_SHARE * counts.sum())
     chosen = genuine if genuine.any() else np.ones_like(genuine)
-    found: NDArray[np.float64] = np.repeat(values[chosen], counts[chosen])
-    return found
+    magnitudes: NDArray[np.float64] = np.repeat(values[chosen], counts[chosen])
+    return magnitudes
 
 
 def _lower_quartile(values: NDArray[np.float64]) -> float:
+    """Return the 25 % quantile, as one of the values; 0.0 for an empty array."""
     return float(np.quantile(values, 0.25, method="lower")) if values.size else 0.0

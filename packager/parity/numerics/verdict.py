@@ -1,7 +1,7 @@
-"""Judge an artifact: run it on every case, compare every output, give one verdict. numpy only.
+"""Check an artifact: run it on every test case, compare every output with PyTorch's, and reach one verdict.
 
-The same function judges during a build, where the expected outputs come straight from PyTorch,
-and in `package verify`, where they come from the bundle's own evidence.
+The same function decides in `package build`, where the reference outputs come straight from PyTorch, and in
+`package verify`, where they come from the bundle's evidence.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from packager.parity.numerics.compare import Array, ElementTolerance, ErrorMetri
 from packager.parity.numerics.decisions import DecisionAgreement, DecisionRule, compare_decisions
 
 ArtifactRunner = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""Runs an artifact on arrays by input name and returns arrays by output name."""
 
 
 @dataclass(frozen=True)
 class ReferenceCase:
-    """One case to replay: its inputs, what PyTorch gave, and the limit for each output.
+    """One test case to run an artifact on, with the outputs it has to match.
 
-    `oracle` are the float outputs as the module gives them in float64, where it was run so: an artifact is held
-    to both. `sizes` are those of the named dims; `decisions` are what some outputs are for.
+    `inputs` are arrays by input name; `outputs` are PyTorch's by output name, in the module's own dtypes; `tolerances`
+    are by output name. `sizes` are those of the named dims. `float64_outputs` are the float outputs of the module run
+    in float64, if it was: the artifact has to match both. `decisions` are the rules of outputs whose use is declared.
     """
 
     name: str
@@ -37,9 +39,10 @@ class ReferenceCase:
 
 @dataclass(frozen=True)
 class OutputErrors:
-    """The largest errors of one output over all cases; `cosine` is the smallest.
+    """The errors of one output over all test cases: see `ErrorMetrics`.
 
-    `excess` is the largest error in terms of its limit, and `from_oracle` that against float64, where there is one.
+    Each is the largest of all cases, but `cosine` is the smallest and `mismatched_nonfinite` the sum.
+    `error_over_limit_float64` is the largest error / tolerance against the float64 outputs; None if there are none.
     """
 
     max_abs: float
@@ -50,25 +53,34 @@ class OutputErrors:
     error_over_limit: float
     error_over_limit_float64: float | None = None
 
-    def merge(self, distance: ErrorMetrics, float64_metrics: ErrorMetrics | None = None) -> OutputErrors:
-        """These errors and those of one more case."""
-        oracle = self.error_over_limit_float64
+    @property
+    def within_tolerance(self) -> bool:
+        """Whether every element of every case is within its tolerance, of PyTorch's and of the float64 outputs."""
+        return (
+            self.mismatched_nonfinite == 0
+            and self.error_over_limit <= 1.0
+            and (self.error_over_limit_float64 or 0.0) <= 1.0
+        )
+
+    def merge(self, metrics: ErrorMetrics, float64_metrics: ErrorMetrics | None = None) -> OutputErrors:
+        """Add the errors of another test case."""
+        error_over_limit_float64 = self.error_over_limit_float64
         if float64_metrics is not None:
-            oracle = max(oracle or 0.0, float64_metrics.error_over_limit)
+            error_over_limit_float64 = max(error_over_limit_float64 or 0.0, float64_metrics.error_over_limit)
         return OutputErrors(
-            max(self.max_abs, distance.max_abs),
-            max(self.max_rel, distance.max_rel),
-            max(self.rms, distance.rms),
-            min(self.cosine, distance.cosine),
-            self.mismatched_nonfinite + distance.mismatched_nonfinite,
-            max(self.error_over_limit, distance.error_over_limit),
-            oracle,
+            max(self.max_abs, metrics.max_abs),
+            max(self.max_rel, metrics.max_rel),
+            max(self.rms, metrics.rms),
+            min(self.cosine, metrics.cosine),
+            self.mismatched_nonfinite + metrics.mismatched_nonfinite,
+            max(self.error_over_limit, metrics.error_over_limit),
+            error_over_limit_float64,
         )
 
 
 @dataclass(frozen=True)
 class WorstElement:
-    """The element nearest to its limit, or farthest beyond it, over all cases and outputs."""
+    """The element with the largest error / tolerance, over all test cases and outputs."""
 
     case: str
     output: str
@@ -80,9 +92,10 @@ class WorstElement:
 
 @dataclass(frozen=True)
 class ParityResult:
-    """What was found; `reason` says in words why the verdict is fail, and is empty where it is pass.
+    """The verdict on one artifact, with the errors behind it by output name.
 
-    `loaded` is whether the artifact could be loaded: of one that cannot, nothing is known.
+    `reason` says why the artifact failed; it is empty if it passed. `worst` is None if no element was compared.
+    `loaded` is False if the artifact could not even be loaded, so that nothing was compared.
     """
 
     passed: bool
@@ -94,75 +107,71 @@ class ParityResult:
 
 
 def check_parity(run: ArtifactRunner, reference_cases: Iterable[ReferenceCase]) -> ParityResult:
-    """Run every case and compare every output; stops at a case whose outputs cannot be set side by side."""
+    """Run an artifact on every test case and compare every output.
+
+    Names and their order, dtypes and shapes must match exactly; the first case where they do not ends the check.
+    Whatever `run` raises is passed on.
+
+    Raises:
+        AxisMissing: an output lacks the axis of its decision.
+    """
     errors: dict[str, OutputErrors] = {}
-    decided: dict[str, DecisionAgreement] = {}
+    agreements: dict[str, DecisionAgreement] = {}
     worst: WorstElement | None = None
-    for expectation in reference_cases:
-        actual = run(expectation.inputs)
-        if list(actual) != list(expectation.outputs):
-            reason = f"outputs {list(actual)}, expected {list(expectation.outputs)}"
-            return ParityResult(False, f"case {expectation.name}: {reason}", errors, worst)
-        for name in expectation.outputs:
+    for case in reference_cases:
+        actual = run(case.inputs)
+        if list(actual) != list(case.outputs):
+            reason = f"outputs {list(actual)}, expected {list(case.outputs)}"
+            return ParityResult(False, f"case {case.name}: {reason}", errors, worst)
+        for name, expected in case.outputs.items():
             try:
-                distances = _compare_output(expectation, name, actual[name])
+                metrics = _compare_output(case, name, actual[name])
             except ShapesDiffer as difference:
-                reason = f"case {expectation.name}{_format_sizes(expectation)}, output {name}: {difference}"
+                reason = f"case {case.name}{_format_sizes(case)}, output {name}: {difference}"
                 return ParityResult(False, reason, errors, worst)
-            errors[name] = errors.get(name, OutputErrors(0.0, 0.0, 0.0, 1.0, 0, 0.0)).merge(*distances)
-            worst = _pick_worst(worst, expectation.name, name, distances)
-            if name in expectation.decisions:
-                found = _compare_output_decisions(expectation, name, actual[name])
-                decided[name] = decided[name].merge(found) if name in decided else found
-    # No case, no output, or no element in any of them, proves nothing: that is not a pass.
-    if worst is None or not all(_is_within_tolerance(one) for one in errors.values()):
-        return ParityResult(False, _describe_worst(worst), errors, worst, decided)
-    changed = [f"{name}: {one.changed} of {one.compared} decisions ({one.rule}) changed, beside ties"
-               for name, one in decided.items() if one.changed]  # fmt: skip
-    return ParityResult(not changed, "; ".join(changed), errors, worst, decided)
+            errors[name] = errors.get(name, OutputErrors(0.0, 0.0, 0.0, 1.0, 0, 0.0)).merge(*metrics)
+            worst = _pick_worst(worst, case.name, name, metrics)
+            if name in case.decisions:
+                agreement = compare_decisions(expected, actual[name], case.tolerances[name], case.decisions[name])
+                agreements[name] = agreements[name].merge(agreement) if name in agreements else agreement
+    # Without a case, an output or an element there is no proof, so there is no pass.
+    if worst is None or not all(output_errors.within_tolerance for output_errors in errors.values()):
+        return ParityResult(False, _describe_worst(worst), errors, worst, agreements)
+    changed = [
+        f"{name}: {agreement.changed} of {agreement.compared} decisions ({agreement.rule}) changed, not counting ties"
+        for name, agreement in agreements.items()
+        if agreement.changed
+    ]
+    return ParityResult(not changed, "; ".join(changed), errors, worst, agreements)
 
 
-def _compare_output(expectation: ReferenceCase, name: str, actual: Array) -> tuple[ErrorMetrics, ...]:
-    """How far an output is from PyTorch's, and from float64's where there is one. Raises `ShapesDiffer`."""
-    limit = expectation.tolerances[name]
-    distance = compare(expectation.outputs[name], actual, limit)
-    if name not in expectation.float64_outputs:
-        return (distance,)
-    return distance, compare(expectation.float64_outputs[name], actual.astype(np.float64), limit)
-
-
-def _compare_output_decisions(expectation: ReferenceCase, name: str, actual: Array) -> DecisionAgreement:
-    return compare_decisions(
-        expectation.outputs[name], actual, expectation.tolerances[name], expectation.decisions[name]
-    )
+def _compare_output(case: ReferenceCase, name: str, actual: Array) -> tuple[ErrorMetrics, ...]:
+    """Compare an output with PyTorch's, and with the float64 output if there is one. Raises `ShapesDiffer`."""
+    tolerance = case.tolerances[name]
+    metrics = compare(case.outputs[name], actual, tolerance)
+    if name not in case.float64_outputs:
+        return (metrics,)
+    return metrics, compare(case.float64_outputs[name], actual.astype(np.float64), tolerance)
 
 
 def _pick_worst(
-    worst: WorstElement | None, case: str, name: str, distances: Iterable[ErrorMetrics]
+    worst: WorstElement | None, case: str, output: str, metrics: Iterable[ErrorMetrics]
 ) -> WorstElement | None:
-    for one in distances:
-        found = one.worst
-        if found is not None and (worst is None or one.error_over_limit > worst.error_over_limit):
-            worst = WorstElement(case, name, found.index, found.expected, found.actual, one.error_over_limit)
+    for errors in metrics:
+        element = errors.worst
+        if element is not None and (worst is None or errors.error_over_limit > worst.error_over_limit):
+            worst = WorstElement(case, output, element.index, element.expected, element.actual, errors.error_over_limit)
     return worst
 
 
-def _is_within_tolerance(errors: OutputErrors) -> bool:
-    return (
-        errors.mismatched_nonfinite == 0
-        and errors.error_over_limit <= 1.0
-        and (errors.error_over_limit_float64 or 0.0) <= 1.0
-    )
-
-
-def _format_sizes(expectation: ReferenceCase) -> str:
-    """` (batch=3 length=5)`: a dim that does not follow its input is told by them."""
-    return f" ({' '.join(f'{name}={size}' for name, size in expectation.sizes.items())})" if expectation.sizes else ""
+def _format_sizes(case: ReferenceCase) -> str:
+    """Return ` (batch=3 length=5)`, to show which dim a wrong shape does not follow; empty without named dims."""
+    return f" ({' '.join(f'{name}={size}' for name, size in case.sizes.items())})" if case.sizes else ""
 
 
 def _describe_worst(worst: WorstElement | None) -> str:
     if worst is None:
         return "no element was compared"
-    place = f"{worst.output}[{', '.join(str(one) for one in worst.index)}] in case {worst.case}"
+    element = f"{worst.output}[{', '.join(str(index) for index in worst.index)}] in case {worst.case}"
     times = f", {worst.error_over_limit:.3g} times the limit" if math.isfinite(worst.error_over_limit) else ""
-    return f"{place}: PyTorch gives {worst.expected!r}, the artifact {worst.actual!r}{times}"
+    return f"{element}: PyTorch gives {worst.expected!r}, the artifact {worst.actual!r}{times}"

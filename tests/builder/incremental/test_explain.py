@@ -1,7 +1,7 @@
 """Why a stage ran, in one line for each input that changed."""
 
 from packager.builder.incremental.explain import Explanation, explain
-from packager.common.cache_store import CacheKey
+from packager.builder.incremental.store import CacheKey
 
 
 def explain_stage(inputs, before, *, stage="onnx", cached=(), cache_used=True):

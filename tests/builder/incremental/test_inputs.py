@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from packager.builder.incremental import inputs
+from packager.builder.incremental.store import CacheKey
 from packager.checkpoint.locate import locate_files
-from packager.common.cache_store import Cache, CacheKey
+from packager.common.cache import Cache
 from packager.common.hashing import sha256_file
 from packager.errors import CheckpointDigestWrong, InputChanged
 from packager.model.code_dependencies import CodeDependencies

@@ -12,8 +12,8 @@ import pytest
 from pydantic import BaseModel
 
 from packager.builder.incremental import environment, keys
+from packager.builder.incremental.store import CacheEntry
 from packager.common import distributions
-from packager.common.cache_store import CacheEntry
 from packager.common.hashing import sha256_file
 from packager.model.code_dependencies import CodeDependencies
 from packager.project.manifest import Manifest, load_manifest

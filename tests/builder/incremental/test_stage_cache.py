@@ -19,7 +19,7 @@ from packager.builder.results import (
 )
 from packager.bundle import records
 from packager.bundle.writer import BundleWriter
-from packager.common.cache_store import Cache
+from packager.common.cache import Cache
 from packager.common.hashing import sha256_file
 from packager.export.control_flow import SpecializedControlFlow
 from packager.export.graph.messages import StageRecord
@@ -51,7 +51,7 @@ PASSED = ParityResult(
     {"scores": DecisionAgreement("argmax", 9, 8, 1)},
 )
 KEPT = StageRecord("export: torch-export", True, "pass", "", 5, 4, 100, 90, 1e-7)
-REJECTED = StageRecord("export: torchscript, from the trace", False, "fail", "scores[0]: wrong", 0, 0, 0, 0)
+REJECTED = StageRecord("export: torchscript, from the trace", False, "fail", "scores[0]: wrong", 0, 0, 0, 0, None)
 UNSUPPORTED = replace(REJECTED, verdict="not-checked", reason="UnsupportedOperatorError")
 FILES = {"model.onnx": b"graph", "model.onnx.data": b"weights", "model.ts": b"program"}
 
@@ -248,13 +248,12 @@ def test_a_graph_that_names_other_dims_than_the_reference_shows_is_not_used(buil
 
 
 class EmptiedCache(Cache):
-    """A cache that is emptied by somebody else as soon as an entry has been looked up in it."""
+    """A cache that is emptied by somebody else as soon as the files of an entry have been checked."""
 
-    def look_up(self, action, *, files=True):
-        entry = super().look_up(action, files=files)
-        if entry is not None:
-            self.clear()
-        return entry
+    def has_object(self, sha256):
+        present = super().has_object(sha256)
+        self.clear()
+        return present
 
 
 def test_a_cache_that_is_emptied_meanwhile_has_no_results(build):

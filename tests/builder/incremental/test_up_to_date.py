@@ -10,8 +10,9 @@ from projects import LINEAR, project
 
 import packager
 from packager.builder.incremental import environment, up_to_date
+from packager.builder.incremental.store import CacheEntry, CacheKey, look_up, put
 from packager.bundle.fingerprint import list_files
-from packager.common.cache_store import Cache, CacheEntry, CacheKey, open_cache
+from packager.common.cache import Cache, open_cache
 
 READS = "import yaml\nopen(__file__.replace('model.py', 'factor.txt')).close()\n" + LINEAR
 
@@ -45,7 +46,7 @@ def built(tmp_path_factory):
     (record,) = [record for record in map(json.loads, texts) if "folder_name" in record]
     files = {name: Path(file) for name, file in record["files"].items()}
     inputs = up_to_date.RecordedInputs(record["inputs"], files, folder)
-    entry = cache.look_up(CacheKey("bundle", inputs.values))
+    entry = look_up(cache, CacheKey("bundle", inputs.values))
     return Built(path, root / "out", cache, inputs, entry)
 
 
@@ -58,7 +59,7 @@ def find_with_values(built, values):
     """Remember the build as if its inputs had had these values, and return what the next build finds."""
     bundle = CacheKey("bundle", values)
     files = {name: built.out / "net-1.0.0" / name for name in list_files(built.out / "net-1.0.0")}
-    built.cache.put(bundle, built.entry, files)
+    put(built.cache, bundle, built.entry, files)
     up_to_date.remember_build(built.cache, built.manifest, "net-1.0.0", bundle, built.inputs.files)
     return up_to_date.find_up_to_date(built.cache, built.manifest, built.out)
 

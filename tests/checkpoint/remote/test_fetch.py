@@ -21,9 +21,8 @@ from packager import checkpoint, errors
 from packager.builder.vet import vet
 from packager.checkpoint.remote import download, urls
 from packager.checkpoint.remote import fetch as remote
-from packager.cli import cache_usage
 from packager.cli.describe import inspect
-from packager.common.cache_store import open_cache
+from packager.common.cache import open_cache
 from packager.common.progress import Note, StageCached, StageFinished, StageProgressed, StageReporter, ignore_event
 
 LARGE = bytes(range(256)) * 12_000  # 3 MB
@@ -32,7 +31,7 @@ SECRETS = ("hunter2", "s3cr3t-signature")
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(download, "PAUSES_SECONDS", (0.0,) * 5)
+    monkeypatch.setattr(download, "RETRY_DELAYS_SECONDS", (0.0,) * 5)
 
 
 def sha256(content):
@@ -86,9 +85,9 @@ def test_a_pinned_url_is_downloaded_once_and_then_needs_no_server(tmp_path):
     assert config["source"]["checkpoint_sha256"] == sha256(content)
     again = packager.build(manifest, tmp_path / "out")
     elsewhere = packager.build(manifest, tmp_path / "other")
-    anew = packager.build(manifest, tmp_path / "anew", cache="off")
-    assert again.cached and elsewhere.cached and not anew.cached
-    assert built.fingerprint == again.fingerprint == elsewhere.fingerprint == anew.fingerprint
+    uncached = packager.build(manifest, tmp_path / "uncached", cache="off")
+    assert again.cached and elsewhere.cached and not uncached.cached
+    assert built.fingerprint == again.fingerprint == elsewhere.fingerprint == uncached.fingerprint
 
 
 @pytest.mark.slow
@@ -113,17 +112,17 @@ def test_a_local_checkpoint_imports_no_fsspec(tmp_path):
     assert projects.python(code, tmp_path / "best.pt").stdout == "False\n"
 
 
-def test_without_a_pin_the_server_is_asked_and_an_unchanged_file_is_not_sent_again(tmp_path, golden):
+def test_without_a_pin_the_server_is_asked_but_does_not_send_an_unchanged_file_again(tmp_path, golden):
     content = safetensors_bytes()
-    told = []
+    events = []
     with served.serving({"m.safetensors": content}) as server:
         manifest = project(tmp_path / "project", server.url("m.safetensors"))
-        first = packager.build(manifest, tmp_path / "out", listener=told.append)
+        first = packager.build(manifest, tmp_path / "out", listener=events.append)
         second = packager.build(manifest, tmp_path / "out")
-        assert [one.status for one in server.log] == [200, 304]
+        assert [request.status for request in server.log] == [200, 304]
         assert second.cached
         url = server.url("m.safetensors")
-        (note,) = [event.message for event in told if isinstance(event, Note)]
+        (note,) = [event.message for event in events if isinstance(event, Note)]
         golden(note, url, f"checkpoint.sha256: {sha256(content)}")
         changed = safetensors_bytes(seed=1)
         server.files["m.safetensors"] = changed
@@ -135,7 +134,7 @@ def test_without_a_pin_the_server_is_asked_and_an_unchanged_file_is_not_sent_aga
 
 
 @pytest.mark.parametrize("knobs", [{"conditions": False}, {"etag": "weak"}])
-def test_a_server_that_sends_the_file_all_the_same_is_not_listened_to(knobs):
+def test_a_file_that_a_server_sends_unnecessarily_is_not_read(knobs):
     with served.serving({"m.pt": LARGE}, **knobs) as server:
         assert fetch(server.url("m.pt")) == LARGE
         first = server.sent
@@ -143,13 +142,13 @@ def test_a_server_that_sends_the_file_all_the_same_is_not_listened_to(knobs):
         assert server.sent - first < len(LARGE)
 
 
-def test_a_server_that_tells_nothing_of_its_files_is_asked_for_them_each_time():
+def test_a_file_without_validators_is_downloaded_each_time():
     with served.serving({"m.pt": LARGE}, etag=None) as server:
         assert fetch(server.url("m.pt")) == fetch(server.url("m.pt")) == LARGE
         assert server.sent == 2 * len(LARGE)
 
 
-def test_vet_inspect_and_read_take_a_url(tmp_path):
+def test_vet_inspect_and_read_accept_a_url(tmp_path):
     content = safetensors_bytes()
     with served.serving({"m.safetensors": content}) as server:
         url = server.url("m.safetensors")
@@ -195,7 +194,7 @@ def test_a_file_url_is_read_in_place(tmp_path, cache_folder, golden):
 def test_a_terminal_shows_a_bar_and_a_file_lines():
     import pty
 
-    code = "import sys\nfrom packager import console\nconsole._QUIET_SECONDS = 0\nfrom packager.cli import main\nmain()"
+    code = "import sys\nfrom packager.cli import console, main\nconsole._PROGRESS_INTERVAL_SECONDS = 0\nmain()"
     with served.serving({"m.safetensors": safetensors_bytes()}) as server:
         lines = projects.python(code, "inspect", server.url("m.safetensors")).stderr.splitlines()
         assert lines[0] == "download     0.0 of 0.0 MB"
@@ -217,11 +216,11 @@ def test_a_terminal_shows_a_bar_and_a_file_lines():
     assert "━" in shown.decode()
 
 
-def test_progress_is_told_in_bytes_and_what_is_there_already_is_cached():
+def test_progress_is_reported_in_bytes_and_a_cached_file_as_cached():
     events = []
     with served.serving({"m.pt": LARGE}) as server:
         fetch(server.url("m.pt"), sha256(LARGE), events.append)
-        moved = [one for one in events if isinstance(one, StageProgressed)]
+        moved = [event for event in events if isinstance(event, StageProgressed)]
         assert moved[0] == StageProgressed("download", 0, len(LARGE))
         assert moved[-1] == StageProgressed("download", len(LARGE), len(LARGE))
         assert isinstance(events[-1], StageFinished)
@@ -246,7 +245,7 @@ def sharded(folder, prefix=""):
     return files, sha256("".join(lines).encode())
 
 
-def test_an_index_brings_its_shards_and_the_query_that_gives_access_to_them(tmp_path):
+def test_the_shards_of_an_index_are_downloaded_with_the_same_query(tmp_path):
     files, digest = sharded(tmp_path, "more parts/")
     at = {f"run/{name.replace(' ', '%20')}": content for name, content in files.items()}
     with served.serving(at) as server:
@@ -266,7 +265,7 @@ def test_an_index_brings_its_shards_and_the_query_that_gives_access_to_them(tmp_
         assert server.log == []  # the same checkpoint came from elsewhere
 
 
-def test_shards_that_came_before_another_did_not_are_not_sent_again(tmp_path):
+def test_shards_that_arrived_before_a_failure_are_not_sent_again(tmp_path):
     files, _ = sharded(tmp_path)
     second = files.pop("model-2.safetensors")
     with served.serving(files) as server:
@@ -286,10 +285,10 @@ def test_an_index_that_names_a_shard_outside_its_folder_is_refused(name):
         with pytest.raises(errors.CheckpointUnreadable) as error:
             checkpoint.read(server.url("run/m.index.json"))
         mentions(refused(error), repr(name))
-        assert [one.path for one in server.log] == ["run/m.index.json"]
+        assert [request.path for request in server.log] == ["run/m.index.json"]
 
 
-def test_a_folder_cannot_be_told_over_http(golden):
+def test_a_folder_over_http_is_refused(golden):
     with served.serving({}) as server, pytest.raises(errors.UrlNotAFile) as error:
         checkpoint.read(server.url("runs/"))
     golden(refused(error), "error[url-not-a-file]", server.url("runs/"), "NAME.index.json")
@@ -298,15 +297,15 @@ def test_a_folder_cannot_be_told_over_http(golden):
 # -- broken connections -----------------------------------------------------------------------
 
 
-def test_a_broken_connection_goes_on_where_it_broke():
+def test_a_broken_connection_is_resumed_where_it_broke():
     with served.serving({"m.pt": LARGE}, drops=[1_000_000, 500_000]) as server:
         assert fetch(server.url("m.pt")) == LARGE
-        assert [one.status for one in server.log] == [200, 206, 206]
-        assert [one.range for one in server.log] == [None, "bytes=1000000-", "bytes=1500000-"]
+        assert [request.status for request in server.log] == [200, 206, 206]
+        assert [request.range for request in server.log] == [None, "bytes=1000000-", "bytes=1500000-"]
         assert server.sent == len(LARGE)  # no byte twice
 
 
-def test_a_download_that_was_given_up_goes_on_in_the_next_try(cache_folder):
+def test_a_failed_download_is_resumed_by_the_next_attempt(cache_folder):
     with served.serving({"m.pt": LARGE}, drops=[2_000_000, 0, 0, 0, 0, 0, 0]) as server:
         with pytest.raises(errors.UrlUnreachable) as error:
             fetch(server.url("m.pt"))
@@ -318,27 +317,28 @@ def test_a_download_that_was_given_up_goes_on_in_the_next_try(cache_folder):
         server.log.clear()
         server.drops.clear()
         assert fetch(server.url("m.pt")) == LARGE
-        assert [(one.range, one.sent) for one in server.log] == [(f"bytes={kept}-", len(LARGE) - kept)]
+        assert [(request.range, request.sent) for request in server.log] == [(f"bytes={kept}-", len(LARGE) - kept)]
     assert not list((open_cache().folder / "downloads/new").glob("*"))
 
 
-def test_a_process_that_is_killed_leaves_what_the_next_one_goes_on_from():
+def test_the_download_of_a_killed_process_is_resumed_by_the_next():
     code = (
         "import sys, os, signal\n"
-        "from packager.checkpoint import download, remote\nfrom packager.common.progress import Progressed, Stages\n"
-        "download._RECORDED_BYTES = 1\n"
+        "from packager.checkpoint.remote import download, fetch\n"
+        "from packager.common.progress import StageProgressed, StageReporter\n"
+        "download._RECORD_INTERVAL_BYTES = 1\n"
         "def hear(event):\n"
-        "    if isinstance(event, Progressed) and event.done > 1_000_000: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "with remote.at_hand(remote.Remote(sys.argv[1]), Stages(hear)): pass"
+        "    if isinstance(event, StageProgressed) and event.done > 1_000_000: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with fetch.fetch_remote(fetch.RemoteCheckpoint(sys.argv[1]), StageReporter(hear)): pass"
     )
     with served.serving({"m.pt": LARGE}, seconds=0.001) as server:
         assert projects.python(code, server.url("m.pt")).returncode == -9
         assert fetch(server.url("m.pt")) == LARGE
-        (rest,) = [one for one in server.log if one.status == 206]
+        (rest,) = [request for request in server.log if request.status == 206]
         assert rest.sent < len(LARGE) - 900_000
 
 
-def test_bytes_of_a_part_that_are_damaged_are_not_gone_on_from(cache_folder):
+def test_a_damaged_partial_download_is_not_resumed(cache_folder):
     with served.serving({"m.pt": LARGE}, drops=[2_000_000, *[0] * 6]) as server:
         with pytest.raises(errors.UrlUnreachable):
             fetch(server.url("m.pt"))
@@ -352,18 +352,18 @@ def test_bytes_of_a_part_that_are_damaged_are_not_gone_on_from(cache_folder):
 
 
 @pytest.mark.parametrize("knobs", [{"ranges": False}, {"etag": None}, {"etag": "weak"}])
-def test_a_server_without_ranges_or_versions_starts_anew(knobs):
+def test_a_download_starts_over_if_the_server_lacks_ranges_or_validators(knobs):
     with served.serving({"m.pt": LARGE}, drops=[2_000_000], **knobs) as server:
         assert fetch(server.url("m.pt")) == LARGE
-        assert [one.status for one in server.log] == [200, 200]
+        assert [request.status for request in server.log] == [200, 200]
 
 
-def test_a_file_that_changes_between_two_tries_is_never_mixed():
+def test_a_file_that_changes_between_two_attempts_is_never_mixed():
     changed = LARGE[::-1]
     with served.serving({"m.pt": LARGE}, drops=[2_000_000]) as server:
         server.then = [lambda: server.files.update({"m.pt": changed})]
         assert fetch(server.url("m.pt")) == changed
-        assert [one.status for one in server.log] == [200, 200]
+        assert [request.status for request in server.log] == [200, 200]
 
 
 def test_a_server_that_ignores_if_range_shows_by_its_etag_that_the_file_changed():
@@ -371,17 +371,17 @@ def test_a_server_that_ignores_if_range_shows_by_its_etag_that_the_file_changed(
     with served.serving({"m.pt": LARGE}, drops=[2_000_000], conditions=False) as server:
         server.then = [lambda: server.files.update({"m.pt": changed})]
         assert fetch(server.url("m.pt")) == changed
-        assert [one.status for one in server.log] == [200, 206, 200]
+        assert [request.status for request in server.log] == [200, 206, 200]
 
 
-def test_a_file_that_became_shorter_is_started_anew():
+def test_the_download_of_a_file_that_became_shorter_starts_over():
     with served.serving({"m.pt": LARGE}, drops=[2_000_000], conditions=False) as server:
         server.then = [lambda: server.files.update({"m.pt": b"short"})]
         assert fetch(server.url("m.pt")) == b"short"
-        assert [one.status for one in server.log] == [200, 416, 200]
+        assert [request.status for request in server.log] == [200, 416, 200]
 
 
-def test_a_part_that_is_not_of_the_file_is_seen_by_the_pin():
+def test_a_partial_download_of_a_different_file_is_noticed_by_the_pin():
     with served.serving({"m.pt": LARGE}, drops=[2_000_000], part_of=bytes(len(LARGE))) as server:
         with pytest.raises(errors.CheckpointDigestWrong):
             fetch(server.url("m.pt"), sha256(LARGE))
@@ -390,7 +390,7 @@ def test_a_part_that_is_not_of_the_file_is_seen_by_the_pin():
         assert fetch(server.url("other.pt"), sha256(LARGE)) == LARGE
 
 
-def test_a_server_that_is_busy_is_asked_again_and_one_that_stays_so_is_given_up(golden):
+def test_a_busy_server_is_retried_and_finally_given_up(golden):
     with served.serving({"m.pt": LARGE}, statuses=[503, 429]) as server:
         assert fetch(server.url("m.pt")) == LARGE
         server.statuses = [503] * 20
@@ -401,7 +401,7 @@ def test_a_server_that_is_busy_is_asked_again_and_one_that_stays_so_is_given_up(
     golden(refused(error), "error[url-unreachable]", server.url("m.pt"), "6", "503")
 
 
-def test_the_pauses_between_tries_grow_and_are_bounded(monkeypatch):
+def test_the_delays_between_attempts_grow_and_are_bounded(monkeypatch):
     paused = []
     monkeypatch.undo()
     monkeypatch.setattr(download.time, "sleep", paused.append)
@@ -410,8 +410,8 @@ def test_the_pauses_between_tries_grow_and_are_bounded(monkeypatch):
     assert paused == [0.5, 1.0, 2.0, 4.0, 8.0]
 
 
-def test_a_server_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "PAUSES_SECONDS", (1000.0,) * 5)
+def test_an_absent_server_is_reported_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "RETRY_DELAYS_SECONDS", (1000.0,) * 5)
     with served.serving({}) as server:
         url = server.url("m.pt")
     with pytest.raises(errors.UrlUnreachable) as error:
@@ -436,7 +436,7 @@ def test_a_server_that_announces_more_than_it_has_is_given_up():
 def test_what_a_server_sends_beyond_the_announced_length_is_not_read(monkeypatch, golden):
     with served.serving({"m.pt": LARGE}, length=-1000) as server:
         assert fetch(server.url("m.pt")) == LARGE[:-1000]
-    monkeypatch.setattr(download, "LARGEST_BYTES", 1_000_000)
+    monkeypatch.setattr(download, "MAX_UNSIZED_BYTES", 1_000_000)
     with served.serving({"m.pt": LARGE}, length=None) as server:
         with pytest.raises(errors.DownloadRefused) as error:
             fetch(server.url("m.pt"))
@@ -458,7 +458,7 @@ def test_a_file_that_is_sent_compressed_is_refused():
     mentions(refused(error), "(gzip)")
 
 
-def test_a_page_that_says_sorry_with_status_200_is_no_checkpoint(tmp_path):
+def test_an_error_page_with_status_200_is_not_a_checkpoint(tmp_path):
     page = {"m.pt": b"<html>Sorry</html>"}
     with (
         served.serving(page, headers={"Content-Type": "text/html"}) as server,
@@ -469,7 +469,7 @@ def test_a_page_that_says_sorry_with_status_200_is_no_checkpoint(tmp_path):
     assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")
 
 
-def test_an_empty_file_is_no_checkpoint(golden):
+def test_an_empty_file_is_not_a_checkpoint(golden):
     with served.serving({"m.pt": b""}) as server, pytest.raises(errors.CheckpointUnreadable) as error:
         checkpoint.read(server.url("m.pt"))
     golden(refused(error), server.url("m.pt"))
@@ -478,7 +478,7 @@ def test_an_empty_file_is_no_checkpoint(golden):
 # -- what is refused --------------------------------------------------------------------------
 
 
-def test_another_digest_than_the_pinned_one_is_refused_and_not_kept_under_it(tmp_path, golden):
+def test_a_digest_other_than_the_pinned_one_is_refused_and_not_cached_as_the_pinned_one(tmp_path, golden):
     content, other = safetensors_bytes(), safetensors_bytes(seed=1)
     with served.serving({"m.safetensors": other}) as server:
         manifest = project(tmp_path / "project", server.url("m.safetensors"), sha256(content))
@@ -512,7 +512,7 @@ def test_a_download_that_was_damaged_in_the_cache_is_fetched_again():
         assert fetch(server.url("m.pt")) == LARGE
 
 
-def test_a_file_that_is_not_there_and_one_that_is_not_to_be_seen_are_told_apart(tmp_path, golden):
+def test_a_missing_file_and_a_forbidden_one_are_distinguished(tmp_path, golden):
     with served.serving({"m.pt": LARGE}, statuses=[404, 403, 500, 500, 500, 500, 500, 500, 418]) as server:
         manifest = project(tmp_path / "project", server.url("m.pt"))
         with pytest.raises(errors.UrlNotFound) as error:
@@ -527,7 +527,7 @@ def test_a_file_that_is_not_there_and_one_that_is_not_to_be_seen_are_told_apart(
             mentions(refused(error), status)
 
 
-def test_a_protocol_that_nobody_knows_is_refused(golden):
+def test_an_unknown_protocol_is_refused(golden):
     with pytest.raises(errors.UrlUnsupported) as error:
         checkpoint.read("nonsense://user:hunter2@host/m.pt")
     golden(refused(error), "error[url-unsupported]", "nonsense://host/m.pt", "s3")
@@ -542,14 +542,14 @@ def test_a_protocol_that_nobody_knows_is_refused(golden):
         ("gcsfs", "gs://b/m.pt", "pip install gcsfs"),
     ],
 )
-def test_a_module_that_is_missing_is_named_with_what_to_install(module, url, command):
+def test_a_missing_module_is_reported_with_the_package_to_install(module, url, command):
     code = f"import sys\nsys.modules[{module!r}] = None\nfrom packager.cli import main\nmain()"
     done = projects.python(code, "inspect", url)
     assert done.returncode == 2
     mentions(done.stderr, "error[extra-missing]", url, module, command)
 
 
-def test_a_disk_that_is_full_is_told(monkeypatch, cache_folder, golden):
+def test_a_full_disk_is_reported(monkeypatch, cache_folder, golden):
     class Full:
         free = 1000
 
@@ -560,7 +560,7 @@ def test_a_disk_that_is_full_is_told(monkeypatch, cache_folder, golden):
         golden(refused(error), "error[download-refused]", server.url("m.pt"), open_cache().folder, "PACKAGER_CACHE")
 
 
-def test_a_disk_that_fills_up_on_the_way_is_told(tmp_path):
+def test_a_disk_that_fills_up_on_the_way_is_reported(tmp_path):
     # a file system's limit on the size of a file is met where its end would be
     code = (
         "import resource, signal, sys\nfrom packager.cli import main\n"
@@ -592,18 +592,18 @@ BASIC = "Basic dXNlcjpodW50ZXIy"  # user:hunter2
 
 
 def test_the_secrets_of_a_url_are_in_no_bundle_and_no_cache(tmp_path, cache_folder):
-    content, told = safetensors_bytes(), []
+    content, events = safetensors_bytes(), []
     with served.serving({"m.safetensors": content}, password=BASIC) as server:
         manifest = project(tmp_path / "project", server.url(SIGNED, user="user:hunter2@"))
-        packager.build(manifest, tmp_path / "out", archive=True, lock="write", listener=told.append)
+        packager.build(manifest, tmp_path / "out", archive=True, lock="write", listener=events.append)
         server.files.clear()
         with pytest.raises(errors.UrlNotFound) as error:
-            packager.build(manifest, tmp_path / "out", listener=told.append)
-    said = f"{told} {refused(error)} {error.value.as_json()} {error.value}"
-    assert f"http://{server.address}/m.safetensors?…" in said
+            packager.build(manifest, tmp_path / "out", listener=events.append)
+    text = f"{events} {refused(error)} {error.value.as_json()} {error.value}"
+    assert f"http://{server.address}/m.safetensors?…" in text
     stored = [*everything_in(tmp_path / "out"), *everything_in(cache_folder), manifest.with_suffix(".lock")]
     for secret in SECRETS:
-        assert secret not in said
+        assert secret not in text
         assert [path for path in stored if secret.encode() in path.read_bytes()] == []
 
 
@@ -618,7 +618,7 @@ def test_the_secrets_of_a_url_are_in_no_file_and_no_output(tmp_path, cache_folde
             projects.package("vet", manifest),
             projects.package("inspect", url),
         ]
-        assert [one.returncode for one in outputs] == [0, 0, 0]
+        assert [output.returncode for output in outputs] == [0, 0, 0]
         server.files["m.safetensors"] = b"no checkpoint"
         outputs += [projects.package("build", manifest), projects.package("inspect", url)]
         server.files.clear()
@@ -638,17 +638,17 @@ def test_the_secrets_of_a_url_are_in_no_file_and_no_output(tmp_path, cache_folde
         outputs += [projects.package("build", manifest, "-o", tmp_path / "out2", env=environment)]
         assert outputs[-1].returncode == 0
     outputs += [projects.package("build", manifest)]
-    assert [one.returncode for one in outputs] == [0, 0, 0, *[2] * 8, 0, 2]
-    said = "".join(one.stdout + one.stderr for one in outputs)
+    assert [output.returncode for output in outputs] == [0, 0, 0, *[2] * 8, 0, 2]
+    output_text = "".join(output.stdout + output.stderr for output in outputs)
     stored = [*everything_in(tmp_path / "out"), *everything_in(cache_folder), manifest.with_suffix(".lock")]
     for secret in SECRETS:
-        assert secret not in said
+        assert secret not in output_text
         for path in stored:
             assert secret.encode() not in path.read_bytes(), path
-    assert f"http://{server.address}/m.safetensors?…" in said
+    assert f"http://{server.address}/m.safetensors?…" in output_text
 
 
-def test_a_signature_is_sent_as_it_stands():
+def test_a_signature_is_sent_unchanged():
     with served.serving({"m.pt": LARGE}) as server:
         asked = []
         server.then = [lambda: None]
@@ -684,7 +684,7 @@ def test_a_url_is_shown_without_its_secrets(url, shown):
 
 
 @pytest.mark.parametrize("path", ["runs/best.pt", "/abs/best.pt", "C:/runs/best.pt", "C://best.pt", "a::b.pt", "x:y"])
-def test_a_path_is_no_url(path):
+def test_a_path_is_not_a_url(path):
     assert not urls.is_url(path)
 
 
@@ -697,22 +697,22 @@ def test_the_cache_counts_downloads_and_clears_them():
             fetch(server.url("m.pt"))
         server.drops.clear()
         fetch(server.url("n.pt"))
-        held = cache_usage.get_cache_info().kinds["downloads"]
-        assert held.bytes > len(LARGE) + 1_000_000
-        assert cache_usage.clear_cache() > held.bytes
-        assert cache_usage.get_cache_info().kinds["downloads"] == cache_usage.KindUsage(0, 0)
+        size = open_cache().usage()["downloads"][1]
+        assert size > len(LARGE) + 1_000_000
+        assert open_cache().clear() > size
+        assert open_cache().usage()["downloads"] == (0, 0)
         assert fetch(server.url("m.pt"), sha256(LARGE)) == LARGE
 
 
-def test_a_download_that_nobody_used_for_long_goes_as_a_whole(tmp_path):
+def test_a_download_that_was_long_unused_is_deleted_as_a_whole(tmp_path):
     files, digest = sharded(tmp_path)
     with served.serving(files) as server:
         checkpoint.read(server.url("model.safetensors.index.json"))
     cache = open_cache()
     folder = cache.download_folder(digest)
     now = folder.stat().st_mtime
-    cache.trim_now(now, largest=0, oldest=0)  # what was made is another matter
-    cache.trim_now(now, largest=1 << 30, oldest=10, kinds=("downloads",))
+    cache.trim_now(now, max_bytes=0, max_age_seconds=0)  # build outputs alone
+    cache.trim_now(now, max_bytes=1 << 30, max_age_seconds=10, kinds=("downloads",))
     assert len(everything_in(folder)) == 3
     os.utime(folder, (now - 31 * 24 * 3600,) * 2)
     cache.trim()
@@ -724,7 +724,7 @@ def test_without_a_cache_a_download_is_not_kept(tmp_path, monkeypatch, temporary
     blocked.write_text("")
     monkeypatch.setenv("PACKAGER_CACHE", str(blocked))
     content = safetensors_bytes()
-    told = []
+    events = []
     with served.serving({"m.safetensors": content}) as server:
         manifest = project(tmp_path / "project", server.url("m.safetensors"), sha256(content))
         for _ in range(2):
@@ -732,11 +732,11 @@ def test_without_a_cache_a_download_is_not_kept(tmp_path, monkeypatch, temporary
         assert server.sent == 2 * len(content)
         read = checkpoint.read(server.url("m.safetensors"))
         assert torch.equal(read.state["layer.weight"], weights()["layer.weight"])
-        fetch(server.url("m.safetensors"), listener=told.append)
-    assert any(isinstance(one, Note) and str(blocked) in one.message for one in told)
+        fetch(server.url("m.safetensors"), listener=events.append)
+    assert any(isinstance(event, Note) and str(blocked) in event.message for event in events)
 
 
-def test_the_same_content_under_another_name_and_url_is_not_downloaded_again():
+def test_the_same_content_under_a_different_name_and_url_is_not_downloaded_again():
     content = safetensors_bytes()
     with served.serving({"blob": content, "m.safetensors": content}) as server:
         with pytest.raises(errors.CheckpointUnreadable):
@@ -746,32 +746,34 @@ def test_the_same_content_under_another_name_and_url_is_not_downloaded_again():
         assert server.sent == len(content)
 
 
-def test_two_at_once_download_once(cache_folder):
-    found, told = [], []
+def test_concurrent_threads_download_once(cache_folder):
+    contents, events = [], []
     with served.serving({"m.pt": LARGE}, seconds=0.005) as server:
 
         def work():
-            found.append(fetch(server.url("m.pt"), listener=told.append))
+            contents.append(fetch(server.url("m.pt"), listener=events.append))
 
         threads = [threading.Thread(target=work) for _ in range(4)]
-        for one in threads:
-            one.start()
-        for one in threads:
-            one.join()
-        assert found == [LARGE] * 4
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert contents == [LARGE] * 4
         assert server.sent == len(LARGE)
-    assert any(isinstance(one, Note) for one in told)
+    assert any(isinstance(event, Note) for event in events)
 
 
-def test_processes_at_once_download_once(tmp_path):
+def test_concurrent_processes_download_once(tmp_path):
     code = (
-        "import sys\nfrom packager.checkpoint import remote\nfrom packager.common.progress import Stages, silent\n"
-        "with remote.at_hand(remote.Remote(sys.argv[1]), Stages(silent)) as path: print(path.stat().st_size)"
+        "import sys\nfrom packager.checkpoint.remote.fetch import RemoteCheckpoint, fetch_remote\n"
+        "from packager.common.progress import StageReporter, ignore_event\n"
+        "with fetch_remote(RemoteCheckpoint(sys.argv[1]), StageReporter(ignore_event)) as path:\n"
+        "    print(path.stat().st_size)"
     )
     with served.serving({"m.pt": LARGE}, seconds=0.02) as server:
         command = [sys.executable, "-c", code, server.url("m.pt")]
         running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
-        assert [int(one.communicate()[0]) for one in running] == [len(LARGE)] * 3
+        assert [int(process.communicate()[0]) for process in running] == [len(LARGE)] * 3
         assert server.sent == len(LARGE)
 
 
@@ -804,18 +806,18 @@ def bucket():
     server.stop()
 
 
-def test_a_file_on_s3_is_built_from_and_downloaded_again_where_it_changed(bucket, tmp_path):
+def test_a_file_on_s3_is_built_from_and_downloaded_again_after_a_change(bucket, tmp_path):
     manifest = project(tmp_path / "project", bucket("runs/best.safetensors", safetensors_bytes()))
     first = packager.build(manifest, tmp_path / "out")
     events = []
     second = packager.build(manifest, tmp_path / "out", listener=events.append)
     assert second.cached
-    assert not any(isinstance(one, StageProgressed) for one in events)
+    assert not any(isinstance(event, StageProgressed) for event in events)
     bucket("runs/best.safetensors", safetensors_bytes(seed=1))
     assert packager.build(manifest, tmp_path / "out").fingerprint != first.fingerprint
 
 
-def test_a_large_file_on_s3_comes_whole_and_goes_on_where_it_broke(bucket, monkeypatch):
+def test_a_large_file_on_s3_is_resumed_where_it_broke(bucket, monkeypatch):
     content = LARGE * 4
     url = bucket("large.pt", content)
     events = []
@@ -830,11 +832,11 @@ def test_a_large_file_on_s3_comes_whole_and_goes_on_where_it_broke(bucket, monke
 
     with pytest.raises(Enough):
         fetch(url, listener=hear)
-    came = max(one.done for one in events if isinstance(one, StageProgressed))
+    received = max(event.done for event in events if isinstance(event, StageProgressed))
     events.clear()
     assert fetch(url, listener=events.append) == content
-    assert next(one for one in events if isinstance(one, StageProgressed)) == StageProgressed(
-        "download", came, len(content)
+    assert next(event for event in events if isinstance(event, StageProgressed)) == StageProgressed(
+        "download", received, len(content)
     )
 
 
@@ -861,7 +863,7 @@ def test_shards_and_folders_on_s3_are_read(bucket, tmp_path):
         by_folder = checkpoint.read(folder)
         assert torch.equal(by_folder.state["layer.bias"], by_index.state["layer.bias"])
         with remote.fetch_remote(remote.RemoteCheckpoint(folder), StageReporter(ignore_event)) as path:
-            assert sorted(one.name for one in path.iterdir()) == sorted([*files, "config.json"])
+            assert sorted(file.name for file in path.iterdir()) == sorted([*files, "config.json"])
 
 
 def test_a_folder_of_torch_distributed_checkpoint_on_s3_is_read(bucket, tmp_path):
@@ -874,7 +876,7 @@ def test_a_folder_of_torch_distributed_checkpoint_on_s3_is_read(bucket, tmp_path
     assert torch.equal(read.state["layer.weight"], weights()["layer.weight"])
 
 
-def test_a_run_on_s3_is_refused_with_what_to_name(bucket, golden):
+def test_a_run_on_s3_is_refused_with_the_file_to_name(bucket, golden):
     bucket("run/run.json", b"{}")
     bucket("run/step-00000001/model.safetensors", safetensors_bytes())
     with pytest.raises(errors.UrlNotAFile) as error:
@@ -889,19 +891,19 @@ def test_a_run_on_s3_is_refused_with_what_to_name(bucket, golden):
     checkpoint.read("s3://checkpoints/run/step-00000001/model.safetensors")
 
 
-def test_what_is_not_on_s3_or_not_to_be_read_there_is_told(bucket, monkeypatch):
+def test_a_missing_or_forbidden_file_on_s3_is_reported(bucket, monkeypatch):
     for url in ("s3://checkpoints/nothing.pt", "s3://no-such-bucket/m.pt"):
         with pytest.raises(errors.UrlNotFound) as error:
             checkpoint.read(url)
         mentions(refused(error), "error[url-not-found]", url)
-    environment = {name: one for name, one in os.environ.items() if not name.startswith("AWS_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/nowhere", "HOME": "/nowhere"}
     environment |= {"AWS_SHARED_CREDENTIALS_FILE": "/nowhere", "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}
     done = projects.package("inspect", "s3://checkpoints/dcp", env=environment)
     assert (done.returncode, "error[url-refused]" in done.stderr) == (2, True), done.stderr
 
 
-def test_a_server_of_s3_that_is_not_there_is_told(tmp_path):
+def test_an_absent_s3_server_is_reported(tmp_path):
     environment = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "x"}
     environment |= {"AWS_SECRET_ACCESS_KEY": "y", "AWS_MAX_ATTEMPTS": "1", "AWS_DEFAULT_REGION": "us-east-1"}
     done = projects.package("inspect", "s3://checkpoints/m.pt", env=environment)
@@ -926,7 +928,7 @@ def test_a_file_of_any_file_system_that_changes_on_the_way_is_never_mixed():
     assert done
 
 
-def test_whatever_fsspec_opens_is_read_a_chain_too(tmp_path):
+def test_whatever_fsspec_opens_is_read_even_a_chain(tmp_path):
     import zipfile
 
     import fsspec

@@ -27,7 +27,7 @@ def tokenizer(tmp_path):
     return transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
 
 
-def test_the_folder_gives_the_same_model_and_tokenizer(model, tokenizer, tmp_path):
+def test_transformers_loads_the_same_model_and_tokenizer_from_the_folder(model, tokenizer, tmp_path):
     folder = export_huggingface(torch.nn.DataParallel(model), tmp_path / "out", tokenizer)
     loaded = transformers.AutoModel.from_pretrained(folder).eval()
     words = transformers.AutoTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Saving: what stays, what a kill leaves, what the background owes; restoring: which checkpoint it is."""
+"""Saving: which checkpoints stay, and what a kill or a failing background save leaves; restoring: which is chosen."""
 
 import json
 import logging
@@ -35,8 +35,8 @@ def filled(value, size=4):
 
 
 def value_of(model):
-    (found,) = set(model.weight.flatten().tolist())
-    return found
+    (value,) = set(model.weight.flatten().tolist())
+    return value
 
 
 def spoil(path):
@@ -53,14 +53,14 @@ def names(folder):
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_what_no_rule_wants_is_deleted(tmp_path, blocking):
+def test_checkpoints_that_no_rule_wants_are_deleted(tmp_path, blocking):
     keep = Retention(latest=2, metric="loss", every_steps=4)
     with CheckpointManager(tmp_path, keep=keep) as manager:
         for step in range(8):
             manager.save(step=step, model=filled(step), metrics={"loss": abs(step - 3)}, blocking=blocking)
-    assert names(tmp_path) == [".lock", "run.json", *(f"step-0000000{one}" for one in (0, 3, 4, 6, 7))]
+    assert names(tmp_path) == [".lock", "run.json", *(f"step-0000000{step}" for step in (0, 3, 4, 6, 7))]
     assert (manager.best().step, manager.latest().step) == (3, 7)
-    assert [one.step for one in manager.list()] == [0, 3, 4, 6, 7]
+    assert [entry.step for entry in manager.list()] == [0, 3, 4, 6, 7]
 
 
 def test_a_checkpoint_that_is_being_read_stays(tmp_path):
@@ -68,12 +68,12 @@ def test_a_checkpoint_that_is_being_read_stays(tmp_path):
     path = manager.save(step=0, model=filled(0))
     with run_folder.lock_for_reading(path):
         manager.save(step=1, model=filled(1))
-        assert [one.step for one in manager.list()] == [0, 1]
+        assert [entry.step for entry in manager.list()] == [0, 1]
     manager.save(step=2, model=filled(2))
-    assert [one.step for one in manager.list()] == [2]
+    assert [entry.step for entry in manager.list()] == [2]
 
 
-def test_a_step_saved_again_takes_the_place_of_the_first(tmp_path):
+def test_a_step_saved_again_replaces_the_first(tmp_path):
     manager, model = CheckpointManager(tmp_path), filled(0)
     for step, value in ((1, 1), (2, 2), (1, 3)):
         manager.save(step=step, model=filled(value))
@@ -83,33 +83,33 @@ def test_a_step_saved_again_takes_the_place_of_the_first(tmp_path):
     assert names(tmp_path) == [".lock", "run.json", "step-00000001", "step-00000002"]
 
 
-def test_a_run_that_goes_on_from_an_earlier_step_has_the_history_of_its_own_branch(tmp_path):
+def test_a_run_that_continues_from_an_earlier_step_has_the_history_of_its_own_branch(tmp_path):
     manager = CheckpointManager(tmp_path, keep=Retention(metric="loss"))
     for step in range(4):
         manager.save(step=step, model=filled(step), metrics={"loss": abs(step - 1)})
     again = CheckpointManager(tmp_path, keep=Retention(metric="loss", latest=1))
     assert again.restore("best", model=filled(0)).step == 1
     again.save(step=2, model=filled(9), metrics={"loss": 5})
-    assert [one["step"] for one in again.latest().history] == [0, 1, 2]
-    assert [one.step for one in again.list()] == [1, 2]
+    assert [line["step"] for line in again.latest().history] == [0, 1, 2]
+    assert [entry.step for entry in again.list()] == [1, 2]
 
 
 # -- which one is restored --------------------------------------------------------------------
 
 
-def test_latest_best_or_a_path(tmp_path):
+def test_the_latest_the_best_or_the_one_at_a_path_is_restored(tmp_path):
     manager, model = CheckpointManager(tmp_path, keep=Retention(metric="accuracy", mode="max")), filled(0)
     paths = [
-        manager.save(step=step, epoch=7, model=filled(step), metrics={"accuracy": torch.tensor(one)}, extra=(step,))
-        for step, one in enumerate([0.5, 0.9, 0.7])
+        manager.save(step=step, epoch=7, model=filled(step), metrics={"accuracy": torch.tensor(value)}, extra=(step,))
+        for step, value in enumerate([0.5, 0.9, 0.7])
     ]
     for asked, step in ((None, 2), ("latest", 2), ("best", 1), (paths[0], 0), (str(paths[1]), 1)):
-        found = manager.restore(asked, model=model)
-        assert (found.step, found.epoch, found.extra, value_of(model)) == (step, 7, (step,), step)
-        assert found.path == paths[step]
+        restored = manager.restore(asked, model=model)
+        assert (restored.step, restored.epoch, restored.extra, value_of(model)) == (step, 7, (step,), step)
+        assert restored.path == paths[step]
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog, golden):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog, golden):
     manager, model = CheckpointManager(tmp_path), filled(0)
     paths = [manager.save(step=step, model=filled(step)) for step in range(4)]
     spoil(paths[3] / "model.safetensors")
@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_that_was_named_is_refused(tmp_path, golden):
         ("best", True, "loss", ("loss",)),
     ],
 )
-def test_where_nothing_can_be_restored_it_says_why(tmp_path, asked, saved, metric, facts, golden):
+def test_if_nothing_can_be_restored_the_error_says_why(tmp_path, asked, saved, metric, facts, golden):
     manager = CheckpointManager(tmp_path, keep=Retention(metric=metric))
     if saved:
         manager.save(step=0, model=filled(0))
@@ -152,7 +152,7 @@ def test_where_nothing_can_be_restored_it_says_why(tmp_path, asked, saved, metri
 
 
 @pytest.mark.parametrize("asked", ["lastest", "step-00000007"])
-def test_a_checkpoint_named_by_a_path_that_is_not_there_is_not_found(tmp_path, asked, monkeypatch, golden):
+def test_a_path_that_does_not_exist_is_not_found(tmp_path, asked, monkeypatch, golden):
     monkeypatch.chdir(tmp_path)
     manager = CheckpointManager(tmp_path)
     manager.save(step=0, model=filled(0))
@@ -164,7 +164,7 @@ def test_a_checkpoint_named_by_a_path_that_is_not_there_is_not_found(tmp_path, a
 # -- what is refused --------------------------------------------------------------------------
 
 
-def test_what_cannot_be_expressed_is_refused_and_nothing_is_written(tmp_path, golden):
+def test_state_that_cannot_be_expressed_is_refused_and_nothing_is_written(tmp_path, golden):
     manager = CheckpointManager(tmp_path / "runs")
     with pytest.raises(StateNotExpressible) as caught:
         manager.save(step=1, model=filled(0), extra={"callback": print})
@@ -180,8 +180,8 @@ def test_there_is_no_pickle_in_any_file(tmp_path):
     optimizer = torch.optim.Adam(model.parameters())
     path = CheckpointManager(tmp_path).save(step=1, model=model, optimizer=optimizer, ema=filled(2))
     assert names(path) == ["checkpoint.json", "ema.safetensors", "model.safetensors", "training.safetensors"]
-    for one in path.glob("*.safetensors"):
-        with one.open("rb") as stream:
+    for file in path.glob("*.safetensors"):
+        with file.open("rb") as stream:
             assert isinstance(json.loads(stream.read(int.from_bytes(stream.read(8), "little"))), dict)
 
 
@@ -192,14 +192,14 @@ def test_there_is_no_pickle_in_any_file(tmp_path):
         ({"version": "1.0"}, ("1.0", "1.0.0")),
     ],
 )
-def test_a_name_or_version_that_is_none_is_refused(tmp_path, settings, facts, golden):
+def test_an_invalid_name_or_version_is_refused(tmp_path, settings, facts, golden):
     with pytest.raises(RunSettingsWrong) as caught:
         CheckpointManager(tmp_path, **settings)
     golden(caught.value.why, *facts)
 
 
 @pytest.mark.parametrize("step", [-1, 1.0, True, "1"])
-def test_a_step_that_is_no_count_is_refused(tmp_path, step):
+def test_a_step_or_epoch_that_is_not_a_count_is_refused(tmp_path, step):
     with pytest.raises(RunSettingsWrong):
         CheckpointManager(tmp_path).save(step=step, model=filled(0))
     with pytest.raises(RunSettingsWrong):
@@ -211,20 +211,20 @@ def test_a_step_that_is_no_count_is_refused(tmp_path, step):
 
 @pytest.fixture
 def held(monkeypatch):
-    """Writing waits until it is let go; how many are at it is counted."""
-    gate, began, write = threading.Event(), [], state_tree_file.write_tree
+    """Hold every write until the gate opens, and list the checkpoints whose writing has started."""
+    gate, started, write_tree = threading.Event(), [], state_tree_file.write_tree
 
-    def waiting(path, *given):
-        began.append(path.parent.name)
+    def wait_and_write(path, *arguments):
+        started.append(path.parent.name)
         gate.wait(20)
-        return write(path, *given)
+        return write_tree(path, *arguments)
 
-    monkeypatch.setattr(state_tree_file, "write", waiting)
-    yield gate, began
+    monkeypatch.setattr(state_tree_file, "write_tree", wait_and_write)
+    yield gate, started
     gate.set()
 
 
-def test_a_save_in_the_background_has_the_state_of_the_moment_it_was_asked(tmp_path, held):
+def test_a_background_save_has_the_state_of_the_moment_it_was_called(tmp_path, held):
     gate, _ = held
     manager, model, other = CheckpointManager(tmp_path), filled(1), filled(0)
     path = manager.save(step=1, model=model, blocking=False)
@@ -239,22 +239,22 @@ def test_a_save_in_the_background_has_the_state_of_the_moment_it_was_asked(tmp_p
     assert value_of(other) == 2
 
 
-def test_one_save_is_in_flight_and_the_next_waits(tmp_path, held):
-    gate, began = held
+def test_only_one_save_is_written_at_a_time(tmp_path, held):
+    gate, started = held
     manager = CheckpointManager(tmp_path)
     manager.save(step=1, model=filled(1), blocking=False)
     second = threading.Thread(target=lambda: manager.save(step=2, model=filled(2), blocking=False))
     second.start()
     second.join(0.2)
-    assert second.is_alive() and len({*began}) <= 1
+    assert second.is_alive() and len({*started}) <= 1
     gate.set()
     second.join()
     manager.close()
-    assert [one.step for one in manager.list()] == [1, 2]
+    assert [entry.step for entry in manager.list()] == [1, 2]
 
 
 @pytest.mark.parametrize("call", ["save", "restore", "wait", "close"])
-def test_what_went_wrong_in_the_background_is_raised_by_the_next_call(tmp_path, call, golden):
+def test_the_error_of_a_background_save_is_raised_by_the_next_call(tmp_path, call, golden):
     folder = tmp_path / "runs"
     folder.write_text("a file in the way")
     manager = CheckpointManager(folder)
@@ -266,10 +266,10 @@ def test_what_went_wrong_in_the_background_is_raised_by_the_next_call(tmp_path, 
     folder.unlink()
     if call != "close":
         manager.save(step=3, model=filled(3))
-        assert [one.step for one in manager.list()] == [3]
+        assert [entry.step for entry in manager.list()] == [3]
 
 
-def test_leaving_the_context_raises_what_went_wrong_unless_the_loop_failed_itself(tmp_path, caplog):
+def test_leaving_the_context_raises_the_error_of_a_save_unless_the_loop_failed_itself(tmp_path, caplog):
     folder = tmp_path / "runs"
     folder.write_text("a file in the way")
     with pytest.raises(CheckpointNotSaved), CheckpointManager(folder) as manager:
@@ -279,11 +279,11 @@ def test_leaving_the_context_raises_what_went_wrong_unless_the_loop_failed_itsel
     mentions(caplog.text, "step-00000001", "File exists")
 
 
-def test_a_disk_that_is_full_leaves_the_checkpoints_before_and_no_rest(tmp_path):
+def test_a_full_disk_leaves_the_checkpoints_before_and_no_leftovers(tmp_path):
     code = (
         "import resource, signal, sys, torch\n"
         "from packager.checkpoint.training.manager import CheckpointManager\n"
-        "from packager.errors import CheckpointNotSaved, render\n"
+        "from packager.errors import CheckpointNotSaved, render_error\n"
         "manager = CheckpointManager(sys.argv[1])\n"
         "manager.save(step=1, model=torch.nn.Linear(2, 2))\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -291,7 +291,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before_and_no_rest(tmp_path)
         "try:\n"
         "    manager.save(step=2, model=torch.nn.Linear(400, 400))\n"
         "except CheckpointNotSaved as error:\n"
-        "    print(render(error))\n"
+        "    print(render_error(error))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[1] == "  File too large", done.stderr
@@ -302,7 +302,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before_and_no_rest(tmp_path)
 # -- killed -----------------------------------------------------------------------------------
 
 
-def test_what_a_killed_process_left_is_cleared_and_what_it_put_aside_is_put_back(tmp_path):
+def test_leftovers_of_a_killed_process_are_cleared_and_a_renamed_checkpoint_is_put_back(tmp_path):
     manager = CheckpointManager(tmp_path)
     path = manager.save(step=1, model=filled(1))
     os.rename(path, tmp_path / ".step-00000001.old")  # killed between the two renames
@@ -311,7 +311,7 @@ def test_what_a_killed_process_left_is_cleared_and_what_it_put_aside_is_put_back
     assert manager.restore(model=filled(0)).step == 1
     manager.save(step=2, model=filled(2))
     assert names(tmp_path) == [".lock", "run.json", "step-00000001", "step-00000002"]
-    assert [one.step for one in manager.list()] == [1, 2]
+    assert [entry.step for entry in manager.list()] == [1, 2]
 
 
 KILLED = """
@@ -346,16 +346,16 @@ for turn in range(times):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with os.fdopen(receive) as stream:
-        done = [int(one) for one in stream.read().split()]
+        done = [int(step) for step in stream.read().split()]
     model = torch.nn.Linear(300, 300, bias=False)
     manager = CheckpointManager(folder)
     if manager.latest() is None and not done:
         continue
-    found = manager.restore(model=model)
-    assert set(model.weight.flatten().tolist()) == {float(found.step)}, found
-    assert not done or found.step >= done[-1], (found, done)
-    print(turn, len(done), found.step, sorted(one for one in os.listdir(folder) if one.endswith((".old", ".gone"))
-        or ".new" in one))
+    restored = manager.restore(model=model)
+    assert set(model.weight.flatten().tolist()) == {float(restored.step)}, restored
+    assert not done or restored.step >= done[-1], (restored, done)
+    print(turn, len(done), restored.step, sorted(name for name in os.listdir(folder) if name.endswith((".old", ".gone"))
+        or ".new" in name))
 """
 
 
@@ -365,7 +365,7 @@ def test_a_kill_at_any_moment_leaves_the_last_good_checkpoint(tmp_path):
         [sys.executable, "-c", KILLED, tmp_path / "runs", "30"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    assert "skipped" not in done.stderr and "passed over" not in done.stderr
+    assert "skipped" not in done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) > 20
-    assert sum("step-" in one for one in lines) > 3  # so many were killed in the midst of a change
+    assert sum("step-" in line for line in lines) > 3  # this many were killed in the middle of a change

@@ -1,4 +1,4 @@
-"""The values of one input: every kind within the range and the dtype, and what each is for."""
+"""The values of one input: every kind is within the range and the dtype, and serves its purpose."""
 
 import typing
 
@@ -12,8 +12,8 @@ from packager.project.manifest import InputSpec
 
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 FLOATS = ["float16", "float32", "float64", "bfloat16"]
-FILLS = list(typing.get_args(generators.ValueKind))
-FIXED = FILLS[1:]
+KINDS = list(typing.get_args(generators.ValueKind))
+VARIED_KINDS = KINDS[1:]
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 MASKS = [InputSpec(dtype="bool", shape=[])] + [InputSpec(dtype=name, shape=[], range=[0, 2]) for name in INTEGERS]
 
@@ -43,8 +43,8 @@ OPEN = st.sampled_from(FLOATS).map(lambda dtype: InputSpec(dtype=dtype, shape=[]
 SPECS = RANGED | OPEN | st.sampled_from(MASKS)
 
 
-def drawn(spec, shape, fill, seed=0):
-    return generators.draw_values(spec, shape, fill, np.random.default_rng(seed))
+def drawn(spec, shape, kind, seed=0):
+    return generators.draw_values(spec, shape, kind, np.random.default_rng(seed))
 
 
 def dtype_of(spec):
@@ -54,9 +54,9 @@ def dtype_of(spec):
 # -- laws of every kind ---------------------------------------------------------------------
 
 
-@given(SPECS, SHAPES, st.sampled_from(FILLS), st.integers(0, 99))
-def test_every_kind_keeps_the_dtype_the_shape_and_the_range_and_is_the_same_each_time(spec, shape, fill, seed):
-    array = drawn(spec, shape, fill, seed)
+@given(SPECS, SHAPES, st.sampled_from(KINDS), st.integers(0, 99))
+def test_every_kind_has_the_dtype_shape_and_range_of_the_input_and_is_the_same_each_time(spec, shape, kind, seed):
+    array = drawn(spec, shape, kind, seed)
     assert isinstance(array, np.ndarray)
     assert (array.dtype, array.shape) == (dtype_of(spec), shape)
     if spec.range is not None:
@@ -64,33 +64,33 @@ def test_every_kind_keeps_the_dtype_the_shape_and_the_range_and_is_the_same_each
         assert all(low <= value < high for value in array.ravel().tolist())
     elif spec.dtype != "bool":
         assert np.isfinite(array).all() and (np.abs(array) <= 30).all()  # none too far for exp()
-    assert drawn(spec, shape, fill, seed).tobytes() == array.tobytes()
+    assert drawn(spec, shape, kind, seed).tobytes() == array.tobytes()
 
 
-@given(SPECS, SHAPES, st.sampled_from(FIXED))
-def test_a_kind_without_a_meaning_for_an_input_is_drawn_at_random(spec, shape, fill):
-    assume(fill not in generators.select_kinds([spec]) and fill not in ("whole", "low, unmasked"))
-    assert drawn(spec, shape, fill).tobytes() == drawn(spec, shape, "random").tobytes()
+@given(SPECS, SHAPES, st.sampled_from(VARIED_KINDS))
+def test_a_kind_without_a_meaning_for_an_input_is_drawn_at_random(spec, shape, kind):
+    assume(kind not in generators.select_kinds([spec]) and kind not in ("whole", "low, unmasked"))
+    assert drawn(spec, shape, kind).tobytes() == drawn(spec, shape, "random").tobytes()
 
 
 @given(SPECS, SHAPES)
-def test_low_without_masks_is_low_but_for_masks_which_are_whole(spec, shape):
+def test_low_unmasked_is_low_except_that_masks_are_whole(spec, shape):
     same = "whole" if generators.has_mask([spec]) else "low"
     assert drawn(spec, shape, "low, unmasked").tobytes() == drawn(spec, shape, same).tobytes()
 
 
-@given(SPECS, st.sampled_from(FIXED))
-def test_a_kind_with_a_meaning_gives_other_values_than_random(spec, fill):
-    assume(fill in generators.select_kinds([spec]))
-    assume(spec.range is None or spec.ends()[0] != spec.ends()[1])
-    if spec.dtype != "bool" and spec.range is not None and fill in ("vanishing", "long-tailed"):
-        least, most = (float(one) for one in spec.ends())
+@given(SPECS, st.sampled_from(VARIED_KINDS))
+def test_a_kind_with_a_meaning_gives_different_values_than_random(spec, kind):
+    assume(kind in generators.select_kinds([spec]))
+    assume(spec.range is None or spec.value_bounds()[0] != spec.value_bounds()[1])
+    if spec.dtype != "bool" and spec.range is not None and kind in ("vanishing", "long-tailed"):
+        least, most = (float(bound) for bound in spec.value_bounds())
         assume(most - least > 1e-3 * max(abs(least), abs(most)))  # few values: some shares fall on the same
-    assert drawn(spec, (64,), fill).tobytes() != drawn(spec, (64,), "random").tobytes()
+    assert drawn(spec, (64,), kind).tobytes() != drawn(spec, (64,), "random").tobytes()
 
 
 @pytest.mark.parametrize(
-    ("spec", "found"),
+    ("spec", "kinds"),
     [
         ({"dtype": "float32"}, ("long-tailed", "large", "vanishing")),
         ({"dtype": "float32", "range": [0, 1]}, ("extremes", "long-tailed", "low", "high", "vanishing")),
@@ -100,13 +100,13 @@ def test_a_kind_with_a_meaning_gives_other_values_than_random(spec, fill):
         ({"dtype": "bool"}, ("padded", "low", "high")),
     ],
 )
-def test_an_input_is_varied_in_the_ways_that_mean_something_to_it(spec, found):
-    assert generators.select_kinds([InputSpec(shape=[], **spec)]) == found
+def test_an_input_is_varied_by_the_kinds_that_have_a_meaning_for_it(spec, kinds):
+    assert generators.select_kinds([InputSpec(shape=[], **spec)]) == kinds
 
 
-def test_several_inputs_are_varied_in_the_ways_of_any_of_them():
-    found = generators.select_kinds([InputSpec(dtype="float32", shape=[]), InputSpec(dtype="bool", shape=[])])
-    assert found == ("long-tailed", "large", "padded", "low", "high", "vanishing")
+def test_several_inputs_are_varied_by_the_kinds_of_each_of_them():
+    kinds = generators.select_kinds([InputSpec(dtype="float32", shape=[]), InputSpec(dtype="bool", shape=[])])
+    assert kinds == ("long-tailed", "large", "padded", "low", "high", "vanishing")
     assert generators.has_mask([InputSpec(dtype="float32", shape=[]), InputSpec(dtype="bool", shape=[])])
     assert not generators.has_mask([InputSpec(dtype="int64", shape=[], range=[0, 3])])
 
@@ -117,7 +117,7 @@ def test_several_inputs_are_varied_in_the_ways_of_any_of_them():
 @given(RANGED)
 def test_the_ends_are_the_first_and_the_last_value_of_the_range(spec):
     low, high = spec.range
-    first, last = (drawn(spec, (), fill) for fill in ("low", "high"))
+    first, last = (drawn(spec, (), kind) for kind in ("low", "high"))
     assert low <= first.item() <= last.item() < high
     if spec.dtype in INTEGERS:
         assert (first.item(), last.item()) == (low, high - 1)
@@ -129,14 +129,14 @@ def test_the_ends_are_the_first_and_the_last_value_of_the_range(spec):
 
 @given(RANGED | st.sampled_from(MASKS))
 def test_low_and_high_are_one_value_everywhere(spec):
-    for fill in ("low", "high"):
-        assert len(np.unique(drawn(spec, (20,), fill))) == 1
+    for kind in ("low", "high"):
+        assert len(np.unique(drawn(spec, (20,), kind))) == 1
     assert set(drawn(MASKS[0], (3,), "low")) == {False} and set(drawn(MASKS[0], (3,), "high")) == {True}
 
 
 @given(RANGED)
 def test_extremes_are_both_ends_and_nothing_between(spec):
-    ends = {drawn(spec, (), fill).item() for fill in ("low", "high")}
+    ends = {drawn(spec, (), kind).item() for kind in ("low", "high")}
     assert set(drawn(spec, (64,), "extremes").tolist()) == ends
 
 
@@ -155,7 +155,7 @@ def subnormal(array):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("limits", [None, [-1, 1], [0, 1]])
-def test_what_vanishes_is_zero_minus_zero_tiny_and_in_a_few_places_subnormal(dtype, limits):
+def test_vanishing_values_are_zeros_of_either_sign_tiny_numbers_and_a_few_subnormal_ones(dtype, limits):
     spec = InputSpec(dtype=dtype, shape=[], range=limits)
     array = drawn(spec, (20, 20), "vanishing")
     zeros, few = array == 0, subnormal(array)
@@ -177,7 +177,7 @@ def test_however_large_an_array_a_few_elements_are_subnormal(spec, shape, seed):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_what_layers_make_of_vanishing_values_is_not_subnormal(dtype):
+def test_layers_turn_vanishing_values_into_no_subnormal_ones(dtype):
     values = drawn(InputSpec(dtype=dtype, shape=[]), (256, 256), "vanishing")
     assert not subnormal(np.outer(values[~subnormal(values)], np.asarray([1e-12, 0.01, 1, 100], dtype))).any()
     assert not subnormal(np.square(values)).any()
@@ -188,7 +188,7 @@ def test_what_layers_make_of_vanishing_values_is_not_subnormal(dtype):
         assert not subnormal(values).any() and (values != 0).any()
 
 
-def test_a_long_tail_is_mostly_small_and_seldom_far_out():
+def test_long_tailed_values_are_mostly_small_and_seldom_far_out():
     wide = np.abs(drawn(InputSpec(dtype="float32", shape=[]), (4000,), "long-tailed"))
     assert np.median(wide) < 2 and wide.max() == 30
     narrow = drawn(InputSpec(dtype="float32", shape=[], range=[0, 1]), (4000,), "long-tailed")
@@ -214,7 +214,7 @@ def test_a_random_mask_has_zeros_too():
 
 
 @given(st.sampled_from(MASKS), SHAPES, st.integers(0, 99))
-def test_a_padded_mask_is_ones_and_from_somewhere_on_zeros(spec, shape, seed):
+def test_a_padded_mask_is_ones_followed_by_zeros(spec, shape, seed):
     array = drawn(spec, shape, "padded", seed).astype(int)
     if shape and shape[-1]:
         assert (array[..., 0] == 1).all()
@@ -232,12 +232,12 @@ def test_a_whole_mask_is_ones(spec):
     assert (drawn(spec, (3, 4), "whole") == 1).all()
 
 
-# -- integers that are swept ----------------------------------------------------------------
+# -- enumerated integers ---------------------------------------------------------------------
 
 
 @st.composite
-def swept(draw):
-    """A spec of a few integers anywhere in its dtype."""
+def enumerable(draw):
+    """Draw a spec of a few integers anywhere in its dtype."""
     dtype = draw(st.sampled_from(INTEGERS))
     information = np.iinfo(dtype)
     count = draw(st.integers(3, 200))
@@ -245,31 +245,31 @@ def swept(draw):
     return InputSpec(dtype=dtype, shape=[], range=[low, low + count])
 
 
-@given(swept(), st.integers(1, 50), st.integers(0, 99))
-def test_a_sweep_has_each_integer_once_before_any_comes_again(spec, size, seed):
+@given(enumerable(), st.integers(1, 50), st.integers(0, 99))
+def test_enumerated_integers_come_once_each_before_any_repeats(spec, size, seed):
     low, high = spec.range
     blocks = -(-(high - low) // size)
     parts = [
         generators.enumerate_values(spec, (size,), block, np.random.default_rng(seed)) for block in range(2 * blocks)
     ]
-    found = np.concatenate(parts).tolist()
+    values = np.concatenate(parts).tolist()
     assert generators.is_enumerable(spec)
-    for start in range(0, len(found) - (high - low) + 1, high - low):
-        assert sorted(found[start : start + high - low]) == list(range(low, high))
+    for start in range(0, len(values) - (high - low) + 1, high - low):
+        assert sorted(values[start : start + high - low]) == list(range(low, high))
 
 
-@given(swept(), st.integers(0, 99))
-def test_as_many_random_integers_as_there_are_in_the_range_are_all_of_them(spec, seed):
+@given(enumerable(), st.integers(0, 99))
+def test_as_many_random_integers_as_the_range_has_are_all_of_them(spec, seed):
     low, high = spec.range
     assert sorted(drawn(spec, (high - low,), "random", seed).tolist()) == list(range(low, high))
 
 
-def test_the_order_of_a_sweep_depends_on_the_generator():
+def test_the_order_of_enumerated_integers_depends_on_the_generator():
     spec = InputSpec(dtype="int64", shape=[], range=[0, 100])
     assert drawn(spec, (100,), "random", 0).tolist() != drawn(spec, (100,), "random", 1).tolist()
 
 
-def test_integers_of_the_widest_range_are_not_swept_and_reach_far():
+def test_integers_of_the_widest_range_are_not_enumerated_and_reach_far():
     spec = InputSpec(dtype="uint64", shape=[], range=[0, 2**64])
     assert not generators.is_enumerable(spec)
     array = drawn(spec, (400,), "random")

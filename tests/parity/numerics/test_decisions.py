@@ -1,4 +1,4 @@
-"""Whether two arrays lead to the same decisions, against the definitions spelled out."""
+"""The comparison of decisions, checked against definitions that are written out."""
 
 import json
 import re
@@ -29,15 +29,15 @@ from packager.parity.numerics.verdict import ReferenceCase, check_parity
 from packager.project.manifest import load_manifest
 
 EXACT = ElementTolerance(0.0, 0.0)
-# Eighths: sums and products of them with powers of two are exact, so that a definition needs no roundings.
-EIGHTHS = st.integers(-16, 16).map(lambda one: one / 8)
+# Sums of eighths, and products with powers of two, are exact, so a definition needs no rounding.
+EIGHTHS = st.integers(-16, 16).map(lambda eighths: eighths / 8)
 SCORES = EIGHTHS | st.sampled_from([np.nan, np.inf, -np.inf, -0.0])
 LIMITS = st.tuples(st.sampled_from([0.0, 0.125, 0.25, 1.0]), st.sampled_from([0.0, 0.5, 1.0]))
 
 
 @st.composite
 def pairs(draw, elements=SCORES):
-    """Two arrays of scores, of which the second is often the first in another order, and an axis."""
+    """Draw two arrays of scores, which agree in some elements, and an axis."""
     shape = draw(npst.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=4))
     left = draw(npst.arrays("float32", shape, elements=elements))
     near = draw(npst.arrays("float32", shape, elements=elements))
@@ -50,8 +50,8 @@ def rows(array, axis):
 
 
 def order(scores):
-    """The indices, the largest score first, and of equal ones the first."""
-    return sorted(range(len(scores)), key=lambda one: (-scores[one], one))
+    """Return the indices in the order of the scores, the largest first; of equal scores, the first comes first."""
+    return sorted(range(len(scores)), key=lambda index: (-scores[index], index))
 
 
 def slack(score, limit, tie):
@@ -59,16 +59,16 @@ def slack(score, limit, tie):
 
 
 def by_definition(left, right, limit, decision):
-    """For each row, the decision is the set of the first K, or the order.
+    """Compare row by row: the decision is the set of the first K, or the order.
 
-    It is tied where nothing that is put behind is larger by more than the slack of both.
+    It is tied if no score that the second order puts behind is larger by more than the slack of both.
     """
     compared = agreed = ties = 0
     for ours, theirs in zip(rows(left, decision.axis), rows(right, decision.axis), strict=True):
         if any(map(np.isnan, ours + theirs)):
             continue
-        high = [one + slack(one, limit, decision.tie) for one in ours]
-        low = [one - slack(one, limit, decision.tie) for one in ours]
+        high = [score + slack(score, limit, decision.tie) for score in ours]
+        low = [score - slack(score, limit, decision.tie) for score in ours]
         put = order(theirs)
         if decision.rule == "rank":
             same = order(ours) == put
@@ -82,7 +82,7 @@ def by_definition(left, right, limit, decision):
 
 
 @given(pairs(), st.sampled_from(["argmax", "top-1", "top-2", "top-9", "rank"]), LIMITS, st.sampled_from([0.25, 1]))
-def test_an_order_is_compared_as_it_is_defined(pair, rule, limit, tie):
+def test_an_order_is_compared_as_defined(pair, rule, limit, tie):
     left, right, axis = pair
     decision = DecisionRule(rule, axis, tie)
     assert compare_decisions(left, right, ElementTolerance(*limit), decision) == by_definition(
@@ -91,17 +91,17 @@ def test_an_order_is_compared_as_it_is_defined(pair, rule, limit, tie):
 
 
 @given(pairs(), EIGHTHS, LIMITS, st.sampled_from([0.25, 1]))
-def test_a_threshold_is_compared_as_it_is_defined(pair, threshold, limit, tie):
+def test_a_threshold_is_compared_as_defined(pair, threshold, limit, tie):
     left, right, _ = pair
     found = compare_decisions(left, right, ElementTolerance(*limit), DecisionRule(f"threshold {threshold}", 0, tie))
-    known = [
+    comparable = [
         (one, other)
         for one, other in zip(left.ravel().tolist(), right.ravel().tolist(), strict=True)
         if not np.isnan(one) and not np.isnan(other)
     ]
-    changed = [one for one, other in known if (one > threshold) != (other > threshold)]
+    changed = [one for one, other in comparable if (one > threshold) != (other > threshold)]
     ties = sum(abs(one - threshold) <= slack(one, ElementTolerance(*limit), tie) for one in changed)
-    assert found == DecisionAgreement(f"threshold {threshold}", len(known), len(known) - len(changed), ties)
+    assert found == DecisionAgreement(f"threshold {threshold}", len(comparable), len(comparable) - len(changed), ties)
 
 
 @given(pairs(), st.sampled_from(["argmax", "top-2", "rank", "threshold 0.5"]))
@@ -111,14 +111,14 @@ def test_scores_agree_with_themselves(pair, rule):
 
 
 @given(pairs(EIGHTHS), st.sampled_from(["argmax", "top-2", "rank", "threshold 0.5"]), st.sampled_from([0.125, 0.5]))
-def test_where_every_score_is_within_the_slack_nothing_counts(pair, rule, limit):
-    """What changes then can only be a tie: this is why noise never counts against an artifact."""
+def test_if_every_score_is_within_the_slack_no_decision_counts_as_changed(pair, rule, limit):
+    """A decision that changes then can only be a tie, so noise never counts against an artifact."""
     left, right, axis = pair
     near = left + np.clip(right - left, -limit, limit)
     assert compare_decisions(left, near, ElementTolerance(limit, 0.0), DecisionRule(rule, axis, 1.0)).changed == 0
 
 
-def test_a_swap_beyond_the_slack_counts_and_one_within_is_a_tie():
+def test_a_swap_beyond_the_slack_counts_and_a_swap_within_it_is_a_tie():
     limit, decision = ElementTolerance(0.25, 0.0), DecisionRule("argmax", -1, 0.5)  # a slack of an eighth for each
     scores = np.array([[1.0, 1.25], [1.0, 1.375]])
     assert compare_decisions(scores, scores[:, ::-1], limit, decision) == DecisionAgreement("argmax", 2, 0, 1)
@@ -138,7 +138,7 @@ def test_decisions_are_taken_along_the_axis():
 
 
 @pytest.mark.parametrize("axis", [1, -2, 7])
-def test_an_axis_that_is_not_there_is_named(axis, golden):
+def test_a_missing_axis_is_named(axis, golden):
     with pytest.raises(AxisMissing) as caught:
         compare_decisions(np.ones(3), np.ones(3), EXACT, DecisionRule("argmax", axis, 0.25))
     golden(str(caught.value), "1", axis, "axis")
@@ -146,7 +146,7 @@ def test_an_axis_that_is_not_there_is_named(axis, golden):
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 2)])
 @pytest.mark.parametrize("rule", ["argmax", "top-2", "rank", "threshold 0"])
-def test_of_nothing_nothing_is_decided(shape, rule):
+def test_empty_arrays_have_no_decisions(shape, rule):
     empty = np.zeros(shape, np.float32)
     assert compare_decisions(empty, empty, EXACT, DecisionRule(rule, -1, 0.25)) == DecisionAgreement(rule, 0, 0, 0)
 
@@ -163,11 +163,11 @@ def test_agreements_of_several_cases_add_up():
      ("top-0", False), ("top-", False), ("top-5 ", False), ("argmin", False), ("threshold", False),
      ("threshold x", False), ("threshold 0.5\n", False)],
 )  # fmt: skip
-def test_a_rule_is_one_of_four(rule, right):
+def test_a_rule_is_argmax_rank_top_k_or_a_threshold(rule, right):
     assert bool(re.search(RULE_PATTERN.replace("$", r"\Z"), rule)) == right
 
 
-# -- in the gate ----------------------------------------------------------------------------
+# -- in the verdict -------------------------------------------------------------------------
 
 
 def scores(case, *values):
@@ -181,25 +181,25 @@ def scores(case, *values):
     )
 
 
-def test_a_decision_that_changed_within_the_limits_fails(golden):
+def test_a_decision_that_changes_within_the_tolerance_fails(golden):
     cases = [scores("000", [1.0, 1.9], [5.0, 0.0]), scores("001", [1.0, 1.4])]
-    judgement = check_parity(lambda inputs: {"y": inputs["y"] + np.array([0.5, -0.5], np.float32)}, cases)
-    assert not judgement.passed
-    golden(judgement.reason, "1", "3", "(argmax)")
-    assert judgement.decisions == {"y": DecisionAgreement("argmax", 3, 1, 1)}
-    assert judgement.worst is not None and judgement.worst.error_over_limit == 0.5
+    result = check_parity(lambda inputs: {"y": inputs["y"] + np.array([0.5, -0.5], np.float32)}, cases)
+    assert not result.passed
+    golden(result.reason, "1", "3", "(argmax)")
+    assert result.decisions == {"y": DecisionAgreement("argmax", 3, 1, 1)}
+    assert result.worst is not None and result.worst.error_over_limit == 0.5
 
 
-def test_decisions_that_hang_on_ties_pass_and_are_counted():
-    judgement = check_parity(lambda inputs: {"y": inputs["y"][:, ::-1].copy()}, [scores("000", [1.0, 1.25])])
-    assert (judgement.passed, judgement.reason) == (True, "")
-    assert judgement.decisions == {"y": DecisionAgreement("argmax", 1, 0, 1)}
+def test_decisions_that_ties_explain_pass_and_are_counted():
+    result = check_parity(lambda inputs: {"y": inputs["y"][:, ::-1].copy()}, [scores("000", [1.0, 1.25])])
+    assert (result.passed, result.reason) == (True, "")
+    assert result.decisions == {"y": DecisionAgreement("argmax", 1, 0, 1)}
 
 
 # -- in the manifest ------------------------------------------------------------------------
 
 
-def test_a_decision_of_other_fields_is_a_problem_of_the_manifest(tmp_path, monkeypatch, golden):
+def test_a_decision_with_unknown_fields_is_a_problem_in_the_manifest(tmp_path, monkeypatch, golden):
     path = project(tmp_path, LINEAR)
     path.write_text(path.read_text() + "parity:\n  decisions:\n    y: {axes: 1}\n")
     monkeypatch.chdir(tmp_path)
@@ -222,7 +222,7 @@ def test_a_decision_of_other_fields_is_a_problem_of_the_manifest(tmp_path, monke
     ("decision", "line"),
     [("best", "parity.decisions.y"), ("top-0", "parity.decisions.y"), ("{rule: best}", "parity.decisions.y.rule")],
 )
-def test_a_rule_that_is_none_is_a_problem_of_the_manifest(tmp_path, monkeypatch, decision, line, golden):
+def test_an_unknown_rule_is_a_problem_in_the_manifest(tmp_path, monkeypatch, decision, line, golden):
     path = project(tmp_path, LINEAR)
     path.write_text(path.read_text() + f"parity:\n  decisions:\n    y: {decision}\n")
     monkeypatch.chdir(tmp_path)
@@ -263,7 +263,7 @@ def test_decisions_that_do_not_fit_the_outputs_are_refused(
         LINEAR.replace("return self.layer(x)", f"y = self.layer(x)\n        return {text}"),
         parity={"decisions": decisions},
     )
-    found = reference.run_case(loaded, source, grid.example)
+    found = reference.run_case(loaded, source, grid.example_case)
     with pytest.raises(DecisionDoesNotFit) as caught:
         reference.resolve_decisions(loaded, found)
     golden(caught.value.why, *facts)
@@ -274,10 +274,10 @@ def test_decisions_that_do_not_fit_the_outputs_are_refused(
 def test_vet_and_build_refuse_decisions_that_do_not_fit_before_anything_is_exported(tmp_path, monkeypatch, golden):
     path = project(tmp_path, LINEAR, parity={"decisions": {"logits": "argmax"}})
     monkeypatch.chdir(tmp_path)
-    told = []
+    events = []
     for refuse in (vet, packager.build):
         with pytest.raises(DecisionDoesNotFit) as caught:
-            refuse("package.yaml", listener=told.append)
+            refuse("package.yaml", listener=events.append)
         line = path.read_text().splitlines().index("    logits: argmax") + 1
         golden(
             render_error(caught.value),
@@ -287,7 +287,7 @@ def test_vet_and_build_refuse_decisions_that_do_not_fit_before_anything_is_expor
             f"package.yaml:{line}: parity.decisions.logits",
             "output_0",
         )
-    assert not any("noise" in str(event) for event in told)
+    assert not any("noise" in str(event) for event in events)
 
 
 # -- from end to end ------------------------------------------------------------------------
@@ -297,18 +297,18 @@ WIDE = {"tolerance": {"atol": 0.4, "rtol": 0.0}, "decisions": {"output_0": "argm
 
 @pytest.fixture(scope="module")
 def declared(tmp_path_factory):
-    """A bundle whose decisions are declared, under an explicit tolerance that is wide."""
+    """A bundle whose manifest declares a decision and a large explicit tolerance."""
     folder = tmp_path_factory.mktemp("declared")
     return packager.build(project(folder / "project", LINEAR, parity=WIDE), folder / "out").bundle
 
 
-def test_decisions_stand_in_the_evidence_and_in_the_readme(declared):
+def test_decisions_are_in_the_evidence_and_in_the_readme(declared):
     record = json.loads((declared / "evidence/parity.json").read_text())
     assert record["decisions"] == {"output_0": {"rule": "argmax", "axis": -1, "tie": 0.25}}
     rows_compared = sum(case["sizes"]["batch"] for case in record["cases"])
     agreements = [backend["decisions"]["output_0"] for backend in record["backends"].values()]
-    assert [one["compared"] for one in agreements] == [rows_compared] * 2
-    assert all(one["agreed"] + one["ties"] == one["compared"] for one in agreements)
+    assert [agreement["compared"] for agreement in agreements] == [rows_compared] * 2
+    assert all(agreement["agreed"] + agreement["ties"] == agreement["compared"] for agreement in agreements)
     assert (
         f"| onnx | `output_0` | argmax | {rows_compared} | {agreements[0]['agreed']} |"
         in (declared / "README.md").read_text()
@@ -316,10 +316,10 @@ def test_decisions_stand_in_the_evidence_and_in_the_readme(declared):
     assert packager.verify(declared).ok
 
 
-def test_a_decision_that_changed_fails_where_the_numbers_pass(declared, tmp_path):
+def test_a_decision_that_changes_fails_although_the_numbers_pass(declared, tmp_path):
     bundle = shutil.copytree(declared, tmp_path / declared.name)
     model = onnx.load(bundle / "model.onnx")
-    bias = next(one for one in model.graph.initializer if list(one.dims) == [3])
+    bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [3])
     bias.CopyFrom(
         onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32([0.39, -0.39, 0.0]), bias.name)
     )

@@ -1,0 +1,93 @@
+"""EXPORT: the module, or the TorchScript program made from it, as an ONNX graph that the worker has yet to optimize."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from packager.builder.context import BuildContext, EagerModel
+from packager.builder.stages.torchscript_stage import TracedModel
+from packager.bundle import layout
+from packager.export import onnx as exporters
+from packager.export import torchscript
+from packager.export.control_flow import SpecializedControlFlow
+from packager.export.exporters import ExporterFailed
+from packager.export.graph.messages import OptimizeJob
+from packager.export.torchscript import TorchScriptProgram
+from packager.project.manifest import Project
+
+Exporter = Literal["program", "torch-export", "script"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An exported graph as a job for the worker, or why the exporter failed."""
+
+    exporter: str
+    job: OptimizeJob | None = None
+    failure: ExporterFailed | None = None
+    specialized: SpecializedControlFlow = field(default_factory=SpecializedControlFlow)
+
+
+def list_exporters(project: Project, program: TorchScriptProgram | None) -> tuple[Exporter, ...]:
+    """Return the exporters in the order in which they are tried.
+
+    The script comes last, for a trace that could be exported and is wrong. Whether the fallback ships that trace makes
+    no difference, so a build that has the fallback from the cache takes the same path.
+    """
+    wanted = project.manifest.export.exporter
+    order: list[Exporter] = []
+    if wanted != "torch-export" and program is not None:
+        order.append("program")
+    if wanted != "torchscript":
+        order.append("torch-export")
+    traced = program is not None and program.method == "trace"
+    if "program" in order and traced and project.manifest.torchscript.method == "auto":
+        order.append("script")
+    return tuple(order)
+
+
+def export(context: BuildContext, model: EagerModel, traced: TracedModel, exporter: Exporter) -> Candidate:
+    """Export the module with one exporter; the worker checks every pass on the probe."""
+    project, loaded, program = context.project, model.loaded, traced.program
+    label = "torch-export"
+    try:
+        if exporter == "torch-export":
+            write = partial(exporters.export_with_torch_export, project, loaded.pristine_copy())
+        else:
+            label = f"torchscript, from the {'script' if exporter == 'script' or program is None else program.method}"
+            if exporter == "script" or program is None:
+                program = torchscript.script(loaded.pristine_copy(), project.folder)
+            write = partial(exporters.export_from_torchscript, project, program)
+        names = exporters.TensorNames([spec.name for spec in model.inputs], [spec.name for spec in model.outputs])
+        folder = context.scratch / label.replace(", ", "-").replace(" ", "-")
+        folder.mkdir(exist_ok=True)
+        exported = write(names, model.example, folder / "raw.onnx")
+    except ExporterFailed as error:
+        return Candidate(label, failure=error)
+    job = OptimizeJob(
+        exported=exported,
+        output_path=folder / layout.ONNX,
+        simplify=project.manifest.optimize.simplify,
+        level=project.manifest.optimize.level,
+        inputs={spec.name: [dim for dim in spec.shape if dim is not None] for spec in model.inputs},
+        outputs={spec.name: list(spec.shape) for spec in model.outputs},
+        providers=project.manifest.target.providers,
+        skipped_passes={},
+        reference_cases=traced.probe,
+    )
+    return Candidate(label, job, specialized=_find_specialized(context, model, program, exporter))
+
+
+def _find_specialized(
+    context: BuildContext, model: EagerModel, program: TorchScriptProgram | None, exporter: Exporter
+) -> SpecializedControlFlow:
+    """Return the control flow that the exporter fixed; torch.export does not say, and fixes whatever a trace does."""
+    if program is not None and (exporter != "torch-export" or program.method == "trace"):
+        return program.specialized
+    project, module = context.project, model.loaded.pristine_copy()
+    try:
+        return torchscript.trace(module, project.manifest.outputs, model.example, project.folder).specialized
+    except ExporterFailed:
+        return SpecializedControlFlow(user_lines=("forward()",))  # it cannot be traced, so nobody knows

@@ -1,0 +1,168 @@
+"""Run the user's module on test cases, on the CPU: as it is, or with other parameters in their place.
+
+Outputs are NumPy arrays by name, in the module's own dtypes. `packager.common.output_tree` names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from packager.common import output_tree
+from packager.errors import ForwardChangesWeights, ForwardFailed, NotRepeatable, OutputsUnsupported
+from packager.model.importing import format_user_frame
+from packager.model.inputs import bind_inputs
+from packager.model.loader import LoadedModel
+from packager.parity.cases import generators, sample_grid
+from packager.parity.cases.sample_grid import Grid, InputCase
+from packager.parity.numerics.compare import Array, ElementTolerance, ShapesDiffer, compare, is_float
+from packager.parity.numerics.tolerances import get_minimum_noise
+from packager.project.manifest import Project
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """Return a CPU tensor as a C-contiguous array of the same shape and dtype; it may share the tensor's memory."""
+    array: Array = tensor.detach().resolve_conj().resolve_neg().contiguous().numpy()
+    return array
+
+
+def bind_case(project: Project, case: InputCase) -> tuple[torch.Tensor, ...]:
+    """Return the inputs of a test case as the tensors that forward() takes: copies, in the manifest's order."""
+    return bind_inputs(project, list(case.inputs.values()))
+
+
+def run_case(project: Project, model: LoadedModel, case: InputCase) -> dict[str, Array]:
+    """Run the module on a test case, in inference mode. Returns arrays by output name.
+
+    Raises:
+        ForwardFailed: forward() raised an exception; the error shows the last line of the user's code.
+        OutputsUnsupported: forward() returned something other than tensors, tensors that clash with the names in the
+            manifest or with each other, or tensors that NumPy or onnxruntime lacks a type for.
+    """
+    location = project.field_location("inputs")
+    try:
+        outputs = _call_module(project, model.module, case)
+    except output_tree.NotATensor as error:
+        hint = "return tensors, alone or in tuples, dicts or dataclasses"
+        raise OutputsUnsupported(location, str(error), hint) from None
+    except output_tree.DuplicateOutputName as error:
+        raise OutputsUnsupported(location, str(error), "rename one of them in forward()") from None
+    except output_tree.OutputNamesMismatch as error:
+        hint = "give every output a name, or use keys that forward() returns"
+        raise OutputsUnsupported(project.field_location("outputs"), str(error), hint) from None
+    except (Exception, SystemExit) as error:
+        shapes = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in case.inputs.items())
+        sample = f"{case.name} ({shapes}), values: {case.value_description}"
+        raise ForwardFailed(location, sample, format_user_frame(error, project.folder)) from error
+    for name, tensor in outputs.items():
+        if tensor.is_complex():
+            why = f"{name} is a {tensor.dtype} tensor; onnxruntime does not support complex numbers"
+            raise OutputsUnsupported(location, why, "return torch.view_as_real(…) of it")
+        if tensor.dtype == torch.bfloat16 or tensor.layout != torch.strided:
+            why = f"{name} is a {tensor.dtype} tensor of layout {tensor.layout}; numpy has no such array"
+            how = ".float()" if tensor.layout == torch.strided else ".to_dense()"
+            raise OutputsUnsupported(location, why, f"convert it in forward(), for instance with {how}")
+    return {name: to_numpy(tensor) for name, tensor in outputs.items()}
+
+
+def _call_module(project: Project, module: torch.nn.Module, case: InputCase) -> dict[str, torch.Tensor]:
+    """Call forward() and name its outputs. Raises the errors of `output_tree`, or what forward() raises."""
+    with torch.inference_mode():
+        outputs = output_tree.flatten_outputs(module(*bind_case(project, case)))
+        for name, output in outputs.items():
+            if not isinstance(output, torch.Tensor):  # NumPy arrays have a dtype and a shape too
+                raise output_tree.NotATensor(name, type(output).__name__)
+        return output_tree.select_outputs(outputs, project.manifest.outputs)
+
+
+def run_with_state(
+    project: Project,
+    module: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    case: InputCase,
+    *,
+    widen: bool = False,
+) -> Mapping[str, Array]:
+    """Run the module with these parameters and buffers, by name, in the place of its own; the module keeps its own.
+
+    With `widen`, float inputs are converted to float64. Returns arrays by output name. Whatever forward() raises is
+    passed on.
+    """
+    inputs = bind_case(project, case)
+    if widen:
+        inputs = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
+    try:
+        with torch.inference_mode():
+            value = torch.func.functional_call(module, dict(state), inputs)
+    finally:
+        restore_rnn_weights(module)
+    outputs = output_tree.select_outputs(output_tree.flatten_outputs(value), project.manifest.outputs)
+    return {name: to_numpy(tensor) for name, tensor in outputs.items()}
+
+
+def get_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return all parameters and buffers of a module by name, also those that its state_dict leaves out."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def restore_rnn_weights(module: torch.nn.Module) -> None:
+    """Let recurrent layers use their own weights again after `functional_call`.
+
+    They keep a list of their weights, in which functional_call leaves the temporary ones: torch restores the parameters
+    and not the list. A trace would take those for constants.
+    """
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.RNNBase):
+            layer._init_flat_weights()
+
+
+def check_repeatable(project: Project, model: LoadedModel, grid: Grid, outputs: Mapping[str, Array]) -> None:
+    """Run the probe case again and compare it with `outputs`, which it gave after the example case had run.
+
+    A module that returns something different has no reference to compare an artifact with. It runs on a copy that was
+    never called (if the module can be copied), so that a module that keeps what its first call computed shows too: an
+    artifact would hold that state. If example and probe are the same case, the module itself runs again as well, as
+    nothing else had run before. Float outputs may differ by the least noise floor.
+
+    Raises:
+        ForwardChangesWeights: forward() wrote to the parameters.
+        NotRepeatable: an output differs.
+    """
+    changed = model.changed_parameters()
+    if changed:
+        raise ForwardChangesWeights(project.field_location("model"), changed)
+    uncalled = replace(model, module=model.pristine_copy())
+    for candidate in (uncalled, model) if grid.probe_case is grid.example_case else (uncalled,):
+        repeated = run_case(project, candidate, grid.probe_case)
+        for name, array in outputs.items():
+            if name not in repeated or not _is_same_output(array, repeated[name]):
+                raise NotRepeatable(project.field_location("model"), name, grid.probe_case.name)
+
+
+def _is_same_output(array: Array, repeated: Array) -> bool:
+    tolerance = ElementTolerance(0.0, get_minimum_noise(array.dtype) if is_float(array) else 0.0)
+    try:
+        return compare(array, repeated, tolerance).within_tolerance
+    except ShapesDiffer:
+        return False
+
+
+def drop_refused_masks(project: Project, model: LoadedModel, grid: Grid) -> tuple[Grid, dict[str, dict[str, Array]]]:
+    """Remove rows of zeros from the masks of the grid if forward() raises an exception on them.
+
+    A row of zeros in a mask means attention over nothing, which is undefined, and a manifest cannot say that every row
+    of a mask has a one. Returns the grid, and the outputs of the case with such rows if it ran, by case and output
+    name. `measure_reference` reports masks that were removed.
+
+    Raises:
+        OutputsUnsupported: as `run_case` does.
+    """
+    low = next((case for case in grid.cases if case.value_kinds == ("low",)), None)
+    if low is None or not generators.has_mask(tuple(project.manifest.inputs.values())):
+        return grid, {}
+    try:
+        return grid, {low.name: run_case(project, model, low)}
+    except ForwardFailed:
+        return sample_grid.redraw_without_empty_masks(project, grid), {}

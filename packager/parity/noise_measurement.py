@@ -1,0 +1,131 @@
+"""Measure the noise floor: how far evaluations that are equal in mathematics are from the module's own outputs.
+
+`measure_noise` runs the evaluations before anything is exported. `measure_output_noise` derives the noise floors of one
+output from them, once the outputs of all test cases are known:
+
+    noise(case) = max over evaluations of max over elements of |output - other| / (|other| + scale)
+
+`packager.parity.numerics.tolerances` says what the scale is, how a case without every evaluation gets its noise floor,
+and how large the tolerance is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from packager.errors import NoiseTooLarge
+from packager.model.loader import LoadedModel
+from packager.parity.cases.sample_grid import Grid
+from packager.parity.forward import check_repeatable, run_case
+from packager.parity.noise import ROW_BY_ROW, Evaluation, evaluate_variants
+from packager.parity.noise_cases import choose_noise_cases
+from packager.parity.numerics.compare import Array
+from packager.parity.numerics.tolerances import (
+    MAX_TOLERANCE_SHARE,
+    NOISE_MULTIPLE,
+    derive_noise_floors,
+    get_minimum_noise,
+    measure_relative_difference,
+)
+from packager.parity.results import OutputNoise
+from packager.project.manifest import ExplicitTolerance, Project
+
+_MAX_ROW_NOISE_RATIO = 100
+"""Row by row, a module whose rows depend on each other computes something else: its differences are no noise. That
+shows in a difference of more than this many times the largest of the other evaluations."""
+
+
+@dataclass(frozen=True)
+class NoiseMeasurement:
+    """The evaluations of the module, and the outputs of the module itself that are known by now, by case and name.
+
+    There are no evaluations if the tolerance is explicit.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+    outputs: Mapping[str, Mapping[str, Array]]
+
+
+def measure_noise(
+    project: Project, model: LoadedModel, grid: Grid, outputs: Mapping[str, Mapping[str, Array]]
+) -> NoiseMeasurement:
+    """Evaluate the module in other ways on a few test cases, unless the tolerance is explicit.
+
+    `outputs` are those already known, by case and output name; they are not computed again.
+
+    Raises:
+        ForwardFailed, OutputsUnsupported: as `run_case` does.
+        ForwardChangesWeights, NotRepeatable: as `check_repeatable` does.
+    """
+    for case in (
+        grid.example_case,
+        grid.probe_case,
+    ):  # the module's first call; check_repeatable's first is the probe
+        if case.name not in outputs:
+            outputs = {**outputs, case.name: run_case(project, model, case)}
+    check_repeatable(project, model, grid, outputs[grid.probe_case.name])
+    if isinstance(project.manifest.parity.tolerance, ExplicitTolerance):
+        return NoiseMeasurement((), outputs)
+    noise_cases = choose_noise_cases(grid, model.parameters)
+    measured = {case.name: outputs.get(case.name) or run_case(project, model, case) for case in noise_cases.all_cases()}
+    evaluations = evaluate_variants(project, model, noise_cases, measured)
+    return NoiseMeasurement(evaluations, {**outputs, **measured})
+
+
+def measure_output_noise(
+    project: Project,
+    measurement: NoiseMeasurement,
+    outputs: Mapping[str, Mapping[str, Array]],
+    name: str,
+    scales: Mapping[str, float],
+) -> tuple[OutputNoise, dict[str, float]]:
+    """Derive the noise floors of one float output: in summary, and by test case.
+
+    `outputs` are those of all test cases, by case and output name; `scales` are by case, in the unit of the output.
+
+    Raises:
+        NoiseTooLarge: the tolerance would be `MAX_TOLERANCE_SHARE` of the output or more, and so prove nothing.
+    """
+    least = get_minimum_noise(next(iter(outputs.values()))[name].dtype)
+    parts = _compare_evaluations(measurement, outputs, name, scales)
+    others = [noise for evaluation, by_case in parts.items() if evaluation != ROW_BY_ROW for noise in by_case.values()]
+    if max(parts.get(ROW_BY_ROW, {}).values(), default=0.0) > _MAX_ROW_NOISE_RATIO * max([least, *others]):
+        del parts[ROW_BY_ROW]
+    measured: dict[str, float] = {}
+    for by_case in parts.values():
+        measured.update({case: max(noise, measured.get(case, 0.0)) for case, noise in by_case.items()})
+    float64 = measurement.evaluations[0]
+    complete = float64.outputs or measured  # cases with every evaluation; without float64, those with any
+    floors = derive_noise_floors(
+        {case: noise for case, noise in measured.items() if case in complete},
+        {case: noise for case, noise in measured.items() if case not in complete},
+        list(outputs),
+        least,
+    )
+    relative = max(floors.values())
+    largest = {evaluation: max(by_case.values()) for evaluation, by_case in parts.items()}
+    noise = OutputNoise(relative, min(floors.values()), largest, float64.note)
+    if NOISE_MULTIPLE * relative >= MAX_TOLERANCE_SHARE:
+        raise NoiseTooLarge(project.field_location("parity"), name, f"{relative:.2g}", noise.description)
+    return noise, floors
+
+
+def _compare_evaluations(
+    measurement: NoiseMeasurement,
+    outputs: Mapping[str, Mapping[str, Array]],
+    name: str,
+    scales: Mapping[str, float],
+) -> dict[str, dict[str, float]]:
+    """Return the relative difference of one output by evaluation and case, without evaluations that lack it."""
+    parts: dict[str, dict[str, float]] = {}
+    for evaluation in measurement.evaluations:
+        by_case = {
+            case: measure_relative_difference(outputs[case][name], other[name], scales[case])
+            for case, other in evaluation.outputs.items()
+            if case in outputs and outputs[case] is measurement.outputs.get(case)  # and not generated again since
+            if name in other and other[name].shape == outputs[case][name].shape
+        }
+        if by_case:
+            parts[evaluation.name] = by_case
+    return parts

@@ -1,0 +1,67 @@
+"""Forward passes of the module: named outputs, every way in which they fail, and repeatability."""
+
+import pytest
+from messages import mentions
+from projects import LINEAR
+
+from packager.errors import ForwardFailed, NotRepeatable, OutputsUnsupported, render_error
+
+
+def returning(expression):
+    return LINEAR.replace("return self.layer(x)", f"y = self.layer(x)\n        return {expression}")
+
+
+def test_a_forward_that_fails_shows_the_users_last_line(tmp_path, measured, golden):
+    text = returning("self.layer(y)")
+    with pytest.raises(ForwardFailed) as caught:
+        measured(text)
+    lines = render_error(caught.value).splitlines()
+    golden(lines[0], "error[forward-failed]", "forward()", "000 (x: float32[2, 4])")
+    assert lines[1] == f" --> {tmp_path / 'package.yaml'}:8: inputs"
+    assert lines[2].strip() == "model.py:13 in forward"
+    assert lines[3].strip() == "return self.layer(y)"
+    mentions(lines[4].strip(), "RuntimeError", "mat1", "mat2")
+
+
+def test_a_forward_that_exits_the_process_fails(measured):
+    with pytest.raises(ForwardFailed) as caught:
+        measured(returning("exit(0)"))
+    assert caught.value.why.endswith("SystemExit: 0")
+
+
+@pytest.mark.parametrize(
+    "expression", ["y + torch.rand_like(y)", "y + self.__dict__.setdefault('calls', iter(range(99))).__next__()"]
+)
+def test_a_module_that_returns_something_different_at_each_call_is_refused(measured, expression, golden):
+    with pytest.raises(NotRepeatable) as caught:
+        measured(returning(expression))
+    golden(caught.value.message, "forward()")
+
+
+@pytest.mark.parametrize(
+    ("expression", "facts"),
+    [
+        ("7", ()),
+        ("{'y': y, 'n': 7}", ()),
+        ("{'y': y, 'n': y.numpy()}", ()),
+        ("()", ()),
+        ("y.bfloat16()", ("output_0", "torch.bfloat16", "torch.strided", "numpy")),
+        ("y.to_sparse()", ("output_0", "torch.float32", "torch.sparse_coo", "numpy")),
+    ],
+)
+def test_outputs_other_than_tensors_that_numpy_supports_are_refused(measured, expression, facts, golden):
+    with pytest.raises(OutputsUnsupported) as caught:
+        measured(returning(expression))
+    golden(caught.value.why, *facts)
+
+
+def test_complex_outputs_are_refused(measured):
+    with pytest.raises(OutputsUnsupported) as caught:
+        measured(returning("torch.complex(y, y)"))
+    assert "complex64" in caught.value.why
+
+
+def test_output_names_that_forward_does_not_return_are_refused(measured, golden):
+    with pytest.raises(OutputsUnsupported) as caught:
+        measured(returning("{'a': y, 'b': y}"), outputs=["c"])
+    golden(caught.value.why, "forward()")

@@ -1,0 +1,144 @@
+"""The noise floor of each output: measured on the module itself, by test case."""
+
+import numpy as np
+import pytest
+import torch
+from messages import mentions
+from projects import LINEAR, RECURRENT
+
+from packager.errors import NoiseTooLarge
+from packager.parity import noise as noises
+from packager.parity import reference
+
+DEEP = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(8)])
+
+    def forward(self, x):
+        return self.layers(x)
+"""
+WIDE = {"x": {"dtype": "float32", "shape": ["batch", 64]}}
+
+
+def returning(expression):
+    return LINEAR.replace("return self.layer(x)", f"y = self.layer(x)\n        return {expression}")
+
+
+def test_noise_is_the_distance_to_float64(measured):
+    expected, grid, module = measured(DEEP, WIDE)
+    noise = expected.noise["output_0"]
+    assert list(noise.parts) == [noises.FLOAT64, noises.ONE_THREAD, noises.ROW_BY_ROW, noises.PLAIN_KERNELS]
+    mentions(noise.description, *(f"{name} ({part:.2g})" for name, part in noise.parts.items()))
+    largest = max(grid.cases, key=lambda case: case.inputs["x"].size)
+    wide = module.double()(torch.from_numpy(largest.inputs["x"]).double()).numpy()
+    output = next(case for case in expected.reference_cases if case.name == largest.name).outputs["output_0"]
+    relative = np.max(np.abs(output - wide) / (np.abs(wide) + np.sqrt(np.mean(wide**2))))
+    assert relative <= noise.relative * 1.01
+    assert noise.relative < 1e-5
+
+
+IMAGES = {"x": {"dtype": "float32", "shape": ["batch", 3, 160, 160], "range": [0, 1]}}
+# In dark images a thousand is added and, computed in another way, taken away again.
+DARK = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 16, 16)
+        self.head = nn.Linear(64, 2)
+
+    def forward(self, x):
+        features = self.stem(x).mean((2, 3))
+        dark = 1e3 * torch.exp(-20 * x.mean((1, 2, 3)))
+        ones = torch.ones_like(x[:, :, :16, :16]) / 16
+        level = self.stem(ones) - self.stem.bias[:, None, None]
+        exact = (self.stem.weight / 16).sum((1, 2, 3))
+        return self.head(features + dark[:, None] * (level[:, :, 0, 0] - exact))
+"""
+
+
+@pytest.mark.parametrize(("text", "inputs"), [(DARK, IMAGES), (DEEP, WIDE)], ids=["large inputs", "small inputs"])
+def test_noise_is_measured_on_values_of_every_kind(opened, text, inputs):
+    project, model, grid = opened(text, inputs)
+    evaluations = reference.measure_noise(project, model, grid, {}).evaluations
+    measured = {name for evaluation in evaluations for name in evaluation.outputs}
+    kinds = {kind for case in grid.cases for kind in case.value_kinds}
+    assert {kind for case in grid.cases if case.name in measured for kind in case.value_kinds} == kinds
+
+
+def test_a_case_whose_values_have_more_noise_has_a_larger_tolerance(measured):
+    expected, grid, _ = measured(DARK, IMAGES)
+    rtol = {case.name: case.tolerances["output_0"].rtol for case in expected.reference_cases}
+    by_kind = {case.value_description: rtol[case.name] for case in grid.cases}
+    assert by_kind["low"] > 20 * by_kind["random"]
+
+
+def test_with_large_inputs_one_small_case_runs_in_float64(measured):
+    expected, grid, _ = measured(DARK, IMAGES)
+    wide = [case.name for case in expected.reference_cases if case.float64_outputs]
+    assert wide == [min((grid.probe_case, grid.example_case), key=lambda case: case.element_count).name]
+
+
+def test_noise_is_at_least_a_few_roundings(measured):
+    expected, *_ = measured(returning("x * 2"))
+    assert expected.noise["output_0"].relative == 4 * np.finfo(np.float32).eps
+
+
+def test_a_model_that_cancels_has_more_noise(measured):
+    expected, *_ = measured(returning("(y + 10000.0) - 10000.0"))
+    assert expected.noise["output_0"].relative > 1e-4
+
+
+def test_the_module_is_left_as_it_was(measured):
+    *_, module = measured(DEEP, WIDE)
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
+def test_a_recurrent_module_keeps_its_own_weights_in_its_list(opened):
+    project, model, grid = opened(RECURRENT)
+    reference.measure_noise(project, model, grid, {})
+    rnn = model.module.rnn
+    assert all(one is two for one, two in zip(rnn._flat_weights, rnn.parameters(), strict=True))
+
+
+REFUSES = returning("(x.sum() if x.dtype == torch.float32 else 1 / 0) + y")
+
+
+def test_a_module_that_refuses_float64_is_measured_with_perturbed_parameters_and_that_is_recorded(measured):
+    expected, *_ = measured(REFUSES)
+    noise = expected.noise["output_0"]
+    assert list(noise.parts) == [
+        noises.PERTURBED_PARAMETERS,
+        noises.ONE_THREAD,
+        noises.PLAIN_KERNELS,
+    ]  # not row by row: x.sum() depends on all rows
+    mentions(noise.description, noises.PERTURBED_PARAMETERS)
+    mentions(noise.description, "float64", "ZeroDivisionError")
+    assert 4 * np.finfo(np.float32).eps <= noise.relative < 1e-5
+
+
+def test_parameters_are_perturbed_the_same_way_each_time(measured):
+    first, *_ = measured(REFUSES)
+    second, *_ = measured(REFUSES)
+    assert first.noise == second.noise
+
+
+def test_a_half_precision_output_has_the_noise_of_half_precision(measured):
+    expected, *_ = measured(returning("y.half()"))
+    assert expected.noise["output_0"].relative >= 4 * np.finfo(np.float16).eps
+    assert expected.reference_cases[0].outputs["output_0"].dtype == np.float16
+
+
+def test_a_module_too_inexact_for_a_proof_is_refused(measured, golden):
+    with pytest.raises(NoiseTooLarge) as caught:
+        measured(returning("torch.sin(y * 1e9)"))
+    golden(caught.value.message)
