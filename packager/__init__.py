@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from packager.common.lazy_import import import_attribute
 
 if TYPE_CHECKING:
-    from packager.builder.api import BuildResult, build
+    from packager.builder.api import build
+    from packager.builder.build_result import BuildResult
     from packager.differences import DiffReport, diff
     from packager.errors import PackagerError
     from packager.runtime.loader import Bundle, load
@@ -23,7 +24,7 @@ __all__ = [
 
 _EXPORTS = {
     "Bundle": "packager.runtime.loader",
-    "BuildResult": "packager.builder.api",
+    "BuildResult": "packager.builder.build_result",
     "DiffReport": "packager.differences",
     "PackagerError": "packager.errors",
     "VerifyReport": "packager.runtime.verify",

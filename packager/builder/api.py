@@ -1,4 +1,4 @@
-"""The public entry to a build: its result, and the check whether there is anything to do at all.
+"""The public entry to a build, and the check whether there is anything to do at all.
 
 A bundle that is already there and up to date is found without importing anything heavy, not even what reads a
 manifest: see `packager.builder.incremental.up_to_date`. Everything else is `packager.builder.pipeline`.
@@ -6,49 +6,14 @@ manifest: see `packager.builder.incremental.up_to_date`. Everything else is `pac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from packager.builder.build_result import BuildResult
 from packager.builder.context import BuildOptions, CacheMode, LockMode
 from packager.builder.incremental import up_to_date
 from packager.builder.incremental.explain import Explanation
 from packager.common.cache import Cache, CacheUnavailable, open_cache
 from packager.common.progress import Listener, StageName, StageReporter, ignore_event
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """A bundle that was built and proven.
-
-    `cached` says whether it came from the cache as a whole. `parity` is the verdict of each backend. `stages` are
-    wall-clock seconds by stage, in order, and `recalled` those stages that the cache had. `facts` are the rows of the
-    closing table. `explanation` says why each stage ran or did not.
-    """
-
-    bundle: Path
-    archive: Path | None
-    fingerprint: str
-    cached: bool
-    parity: Mapping[str, str]
-    stages: Mapping[str, float]
-    recalled: frozenset[str]
-    facts: Mapping[str, str]
-    explanation: tuple[Explanation, ...]
-
-    def as_json(self) -> dict[str, object]:
-        """Return the object that `package build --json` prints."""
-        return {
-            "bundle": str(self.bundle),
-            "archive": str(self.archive) if self.archive is not None else None,
-            "fingerprint": self.fingerprint,
-            "cached": self.cached,
-            "stages": [
-                {"name": name, "cached": name in self.recalled, "seconds": round(seconds, 3)}
-                for name, seconds in self.stages.items()
-            ],
-            "parity": dict(self.parity),
-        }
 
 
 def build(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from packager.builder import finish
-from packager.builder.api import BuildResult
+from packager.builder.build_result import BuildResult
 from packager.builder.context import BuildRequest
 from packager.builder.incremental import keys
 from packager.builder.incremental.explain import Explanation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from packager.builder import lockfile
-from packager.builder.api import BuildResult
+from packager.builder.build_result import BuildResult
 from packager.builder.context import BuildRequest
 from packager.builder.incremental import keys, up_to_date
 from packager.builder.incremental.explain import Explanation

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packager.builder import cached_bundle, finish, lockfile
-from packager.builder.api import BuildResult
+from packager.builder.build_result import BuildResult
 from packager.builder.context import BuildContext, BuildOptions, BuildRequest, EagerModel
 from packager.builder.extras import build_extra
 from packager.builder.incremental import explain, keys
