@@ -103,7 +103,7 @@ def without_gate(name, module):
             return dataclasses.replace(found, cases=tuple(one for one in found.cases if one.name in needed))
 
         module.grid = two_cases
-    elif name == "packager.parity.noise":
+    elif name == "packager.parity.noise_variants":
         module.evaluations = lambda *given: (module.Evaluation("none", {}),)
     elif name == "packager.parity.reference":
         module.early = lambda *given, **named: ()
@@ -119,7 +119,7 @@ def without_gate(name, module):
         module.judge_onnx = module.judge_torchscript = lambda *given, **named: Judgement(True, "", {}, None)
 
 
-NAMES = ("packager.parity.cases.sample_grid", "packager.parity.noise", "packager.parity.reference", "packager.parity.coverage",
+NAMES = ("packager.parity.cases.sample_grid", "packager.parity.noise_variants", "packager.parity.reference", "packager.parity.coverage",
          "packager.runtime.check")
 
 

@@ -12,8 +12,9 @@ BUILD_SIDE = tuple(
     f"packager.{name}"
     for name in (
         "builder", "checkpoint", "export", "model", "project", "bundle.writer", "bundle.readme",
-        "parity.cases", "parity.coverage", "parity.diagnosis", "parity.forward", "parity.noise", "parity.noise_cases",
-        "parity.noise_measurement", "parity.nudges", "parity.reference", "parity.results", "parity.ties",
+        "parity.cases", "parity.coverage", "parity.diagnosis", "parity.forward",
+        "parity.noise_variants", "parity.noise_cases", "parity.noise_measurement",
+        "parity.nudges", "parity.reference", "parity.results", "parity.ties",
     )
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from packager.builder.incremental import keys
 from packager.builder.results import StageResults
 from packager.bundle import evidence, layout, readme, records
 from packager.bundle.writer import BundleWriter
-from packager.common import distributions
+from packager.common import installed_distributions
 from packager.parity.cases import signature
 from packager.parity.cases.sample_grid import Grid, InputCase
 from packager.parity.cases.signature import TensorSpec
@@ -87,7 +87,7 @@ def _make_config(contents: BundleContents) -> records.BundleConfig:
             manifest_sha256=contents.project.sha256,
             checkpoint_sha256=provenance.checkpoint_sha256,
             code_sha256=provenance.code_sha256,
-            toolchain={name: distributions.tool_version(name) for name in keys.TOOLCHAIN},
+            toolchain={name: installed_distributions.tool_version(name) for name in keys.TOOLCHAIN},
         ),
         parity=records.ParityVerdicts(
             onnx="pass" if onnx else "not-checked",

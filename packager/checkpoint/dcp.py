@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from packager.checkpoint.locate import LocatedCheckpoint
-from packager.checkpoint.pickle_scan import first_error_line
+from packager.checkpoint.pickle_errors import first_error_line
 from packager.errors import CheckpointUnreadable
 
 _MAX_METADATA_BYTES = 1 << 30

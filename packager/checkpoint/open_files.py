@@ -24,7 +24,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from packager.checkpoint import dcp, pickle_scan
+from packager.checkpoint import dcp, pickle_errors
 from packager.checkpoint.locate import (
     DCP_METADATA_FILE,
     SHARD_INDEX_SUFFIX,
@@ -80,10 +80,10 @@ class _CheckpointReader:
             tensors, strings = self._read_safetensors(path)
             return CheckpointContent(tensors, "safetensors", strings)
         with path.open("rb") as stream:
-            zipped = stream.read(4) == pickle_scan.ZIP_MAGIC
+            zipped = stream.read(4) == pickle_errors.ZIP_MAGIC
         if zipped:
             self._check_archive(path)
-        if not self.trust_pickle and pickle_scan.contains_bytearray(path, zipped=zipped):
+        if not self.trust_pickle and pickle_errors.contains_bytearray(path, zipped=zipped):
             raise self._unreadable(path, "it creates a bytearray, which may be of any size: save it as a tensor")
         return CheckpointContent(self.unpickle(path, path, zipped=zipped), "pytorch", {})
 
@@ -152,10 +152,10 @@ class _CheckpointReader:
                 return torch.load(source, map_location="cpu", weights_only=not self.trust_pickle, mmap=mapped)
             except Exception as error:  # noqa: BLE001 (torch and pickle raise a dozen unrelated classes for damaged bytes)
                 if isinstance(error, pickle.UnpicklingError):
-                    names = pickle_scan.find_unsafe_globals(source, str(error), zipped=zipped)
+                    names = pickle_errors.find_unsafe_globals(source, str(error), zipped=zipped)
                     if names:
                         raise CheckpointNeedsCode(str(file), self.where, names) from None
-                raise self._unreadable(file, pickle_scan.explain_load_error(source, error, zipped=zipped)) from None
+                raise self._unreadable(file, pickle_errors.explain_load_error(source, error, zipped=zipped)) from None
 
     def _read_safetensors(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         try:
@@ -164,9 +164,9 @@ class _CheckpointReader:
         except (safetensors.SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
             # The last two are raised for a dtype that torch lacks.
             with path.open("rb") as stream:
-                if stream.read(4) == pickle_scan.ZIP_MAGIC:
+                if stream.read(4) == pickle_errors.ZIP_MAGIC:
                     raise self._unreadable(path, "it is a ZIP archive like those of torch.save: call it .pt") from None
-            raise self._unreadable(path, f"as safetensors: {pickle_scan.first_error_line(error)}") from None
+            raise self._unreadable(path, f"as safetensors: {pickle_errors.first_error_line(error)}") from None
         return tensors, strings
 
     def _check_archive(self, path: Path) -> None:
@@ -177,7 +177,7 @@ class _CheckpointReader:
         except zipfile.BadZipFile:
             raise self._unreadable(path, "the file is truncated: the directory of the archive is missing") from None
         except Exception as error:  # noqa: BLE001 (zipfile raises several unrelated classes for a damaged directory)
-            why = f"the directory of the archive is damaged: {pickle_scan.first_error_line(error)}"
+            why = f"the directory of the archive is damaged: {pickle_errors.first_error_line(error)}"
             raise self._unreadable(path, why) from None
         names = [entry.filename for entry in entries]
         kind = detect_serialized_module_in(names)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-from packager.common import distributions
+from packager.common import installed_distributions
 from packager.common.paths import PACKAGE
 from packager.model.file_accesses import FileAccesses, normalize_path, record_file_accesses, stat_file
 
@@ -65,7 +65,9 @@ class CodeDependencies:
         return {
             **{name: sha256(path) for name, path in self.locate_files(folder).items()},
             **{f"importable:{path}": list_importable(folder / path) for path in self.searched_folders},
-            **{f"package:{name}": distributions.distribution_identity(name, sha256) for name in self.packages},
+            **{
+                f"package:{name}": installed_distributions.distribution_identity(name, sha256) for name in self.packages
+            },
         }
 
     def list_project_files(self) -> dict[str, str]:

@@ -18,8 +18,8 @@ from packager.errors import NoiseTooLarge
 from packager.model.loader import LoadedModel
 from packager.parity.cases.sample_grid import Grid
 from packager.parity.forward import check_repeatable, run_case
-from packager.parity.noise import ROW_BY_ROW, Evaluation, evaluate_variants
 from packager.parity.noise_cases import choose_noise_cases
+from packager.parity.noise_variants import ROW_BY_ROW, Evaluation, evaluate_variants
 from packager.parity.numerics.compare import Array
 from packager.parity.numerics.tolerances import (
     MAX_TOLERANCE_SHARE,

@@ -18,7 +18,7 @@ from packager.model.loader import LoadedModel
 from packager.parity.cases.generators import has_mask
 from packager.parity.cases.sample_grid import InputCase
 from packager.parity.forward import run_with_state
-from packager.parity.noise import perturb_parameters
+from packager.parity.noise_variants import perturb_parameters
 from packager.parity.numerics.compare import Array, is_float
 from packager.parity.numerics.tolerances import get_machine_epsilon
 from packager.project.manifest import Project, is_integer_dtype

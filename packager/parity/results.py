@@ -14,7 +14,7 @@ class OutputNoise:
     """The noise floor of one output, in the unit of `tolerances`: relative to |expected| + scale.
 
     `relative` is the largest of all test cases, and `typical` the smallest, the median of those measured. `parts` are
-    the largest relative differences by evaluation (`packager.parity.noise`). `note` says why an evaluation was
+    the largest relative differences by evaluation (`packager.parity.noise_variants`). `note` says why an evaluation was
     replaced or missing.
     """
 

@@ -10,7 +10,7 @@ from projects import ROOT
 from packager import errors
 from packager.builder.incremental import keys
 from packager.cli.main import cli
-from packager.common import distributions
+from packager.common import installed_distributions
 
 NAME = "torch-packager"
 TEXTS = sorted(
@@ -27,7 +27,7 @@ def field(name):
 
 
 def test_pyproject_and_the_installed_distribution_have_one_name():
-    assert field("name") == distributions.DISTRIBUTION == NAME
+    assert field("name") == installed_distributions.DISTRIBUTION == NAME
     assert metadata.distribution(NAME).version == field("version")
     assert f'"{NAME}[build,remote]"' in (ROOT / "pyproject.toml").read_text()
 
@@ -58,8 +58,8 @@ def test_the_hint_names_the_extra_of_this_distribution():
 
 def test_tool_versions_name_this_distribution_by_its_import_package():
     assert "packager" in keys.TOOLCHAIN
-    assert distributions.tool_version("packager") == metadata.version(NAME)
-    assert distributions.tool_version("numpy") == metadata.version("numpy")
+    assert installed_distributions.tool_version("packager") == metadata.version(NAME)
+    assert installed_distributions.tool_version("numpy") == metadata.version("numpy")
 
 
 def test_the_command_prints_the_version_of_the_distribution():

@@ -148,6 +148,7 @@ import pathlib, sys, onnx, torch
 from packager.export import onnx as exporters
 from packager.export import torchscript
 from packager.model import loader
+from packager.model.inputs import bind_inputs
 from packager.parity.cases import sample_grid
 from packager.project import manifest
 

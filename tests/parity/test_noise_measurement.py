@@ -7,7 +7,7 @@ from messages import mentions
 from projects import LINEAR, RECURRENT
 
 from packager.errors import NoiseTooLarge
-from packager.parity import noise as noises
+from packager.parity import noise_variants as noises
 from packager.parity import reference
 
 DEEP = """

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from packager.builder.incremental.environment import collect_machine, collect_python_version, digest_own_code
 from packager.builder.incremental.store import CacheEntry, CacheKey
-from packager.common import distributions
+from packager.common import installed_distributions
 from packager.common.paths import data_folder
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _collect_trace_seed(project: Project) -> dict[str, str]:
 
 
 def _collect_versions(*tools: str) -> dict[str, str]:
-    return {f"tool:{name}": distributions.tool_version(name) for name in tools}
+    return {f"tool:{name}": installed_distributions.tool_version(name) for name in tools}
 
 
 def _to_json(value: Any) -> str:

@@ -19,7 +19,7 @@ from packager.builder.incremental.keys import FileHasher
 from packager.builder.incremental.store import CacheEntry, CacheKey, look_up
 from packager.bundle.restore import is_restored
 from packager.checkpoint.locate import digest_checkpoint, locate_files
-from packager.common import distributions
+from packager.common import installed_distributions
 from packager.common.cache import Cache
 from packager.common.hashing import sha256_file
 from packager.errors import UserError
@@ -99,9 +99,9 @@ def _evaluate(name: str, recorded: RecordedInputs, sha256: FileHasher) -> str | 
     if kind == "importable":
         return list_importable(recorded.folder / subject)
     if kind == "package":
-        return distributions.distribution_identity(subject, sha256)
+        return installed_distributions.distribution_identity(subject, sha256)
     if kind == "tool":
-        return distributions.tool_version(subject)
+        return installed_distributions.tool_version(subject)
     if kind in _ENVIRONMENT_KINDS:
         return {**collect_python_version(), **collect_machine()}.get(name)
     follows = name == "packager" or _is_manifest_field(name, recorded.values)

@@ -23,7 +23,7 @@ from packager.export.exporters import ExporterFailed
 from packager.export.graph.messages import StageRecord, Verdict
 from packager.export.torchscript import TorchScriptProgram
 from packager.model.inputs import bind_inputs
-from packager.parity.noise import to_numpy
+from packager.parity.noise_variants import to_numpy
 from packager.parity.numerics.compare import Array
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase, check_parity
 from packager.parity.reference import NoiseMeasurement, measure_probe

@@ -4,7 +4,7 @@ While the main process imports torch and the user's code, traces and runs the re
 onnxsim and onnxruntime, then simplifies and optimizes. Two processes use two cores where one interpreter would use
 one, and a crash inside a pass (they are C++, run on graphs that they have never seen) costs the pass and not the build.
 
-Jobs go to the child's stdin, and answers come from its stdout, as pickles: see `packager.export.passes.serve`.
+Jobs go to the child's stdin, and answers come from its stdout, as pickles: see `packager.export.passes.worker_process`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class OnnxWorker:
         # With `-m`, the child might import a different packager from its working directory.
         code = (
             f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); "
-            "from packager.export.passes.serve import serve; serve()"
+            "from packager.export.passes.worker_process import serve; serve()"
         )
         safe_path = ["-P"] if sys.version_info >= (3, 11) else []
         with self._starting:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from packager.builder.incremental import environment, keys
 from packager.builder.incremental.store import CacheEntry
-from packager.common import distributions
+from packager.common import installed_distributions
 from packager.common.hashing import sha256_file
 from packager.model.code_dependencies import CodeDependencies
 from packager.project.manifest import Manifest, load_manifest
@@ -161,8 +161,8 @@ class Inputs:
             patch.setattr(environment, "count_cores", lambda: self.cores)
             patch.setattr(environment, "PACKAGE", self.own_code)
             patch.setattr(keys, "data_folder", lambda name: self.templates)
-            patch.setattr(distributions, "tool_version", self.tools.__getitem__)
-            patch.setattr(distributions, "distribution_identity", lambda name, sha256: self.packages[name])
+            patch.setattr(installed_distributions, "tool_version", self.tools.__getitem__)
+            patch.setattr(installed_distributions, "distribution_identity", lambda name, sha256: self.packages[name])
             if self.setting is not None:
                 patch.setenv("ATEN_CPU_CAPABILITY", self.setting)
             environment.collect_machine.cache_clear()

@@ -181,7 +181,7 @@ def test_a_file_of_a_run_in_pieces_is_not_taken_for_the_whole(file, saved, tmp_p
         for path in (tmp_path / "weights.safetensors", server.url(file)):
             answer = package("inspect", path)
             assert answer.returncode == 2
-            message = "it is a part of a checkpoint in pieces: name its model.pieces.json, or their folder"
+            message = "it is a part of a sharded checkpoint: name its model.pieces.json, or their folder"
             assert message in answer.stderr, answer.stderr
             assert answer.stdout == ""
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packager.checkpoint import pickle_scan
+from packager.checkpoint import pickle_errors
 
 NAMED = {"collections.Counter": collections.Counter, "io.BytesIO": io.BytesIO, "zipfile.ZipFile": zipfile.ZipFile}
 
@@ -24,7 +24,7 @@ def test_every_global_is_found_in_any_protocol_even_if_its_name_is_memoized(tmp_
     path.write_bytes(pickle.dumps([texts, [NAMED[name] for name in names], names, texts], protocol))
     expected = {pickle.dumps(NAMED[name], 0).decode()[1:].split("\np")[0].replace("\n", ".") for name in names}
     allowed = {"collections.Counter"}  # of a library whose names torch allows
-    unsafe = pickle_scan.find_unsafe_globals(path, "", zipped=False)
+    unsafe = pickle_errors.find_unsafe_globals(path, "", zipped=False)
     assert set(unsafe) == expected - allowed
 
 
@@ -38,4 +38,4 @@ def test_the_reason_of_torch_is_reported_without_its_advice(tmp_path):
         ("a first line\nand a second", "a first line"),
         ("", "UnpicklingError"),
     ]:
-        assert pickle_scan.explain_load_error(path, pickle.UnpicklingError(text), zipped=True) == cause
+        assert pickle_errors.explain_load_error(path, pickle.UnpicklingError(text), zipped=True) == cause

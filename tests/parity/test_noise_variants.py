@@ -5,9 +5,9 @@ import pytest
 import torch
 from projects import FLOATS, LINEAR, RECURRENT
 
-from packager.parity import noise, reference
-from packager.parity.noise import FLOAT64, ONE_THREAD, PERTURBED_PARAMETERS, PLAIN_KERNELS, ROW_BY_ROW
+from packager.parity import noise_variants, reference
 from packager.parity.noise_cases import NoiseCases
+from packager.parity.noise_variants import FLOAT64, ONE_THREAD, PERTURBED_PARAMETERS, PLAIN_KERNELS, ROW_BY_ROW
 
 
 def returning(expression, layer="nn.Linear(4, 3)"):
@@ -19,7 +19,7 @@ def returning(expression, layer="nn.Linear(4, 3)"):
 def evaluated(loaded, model, grid):
     """Return the evaluations of all cases, by name, and the module's variant outputs."""
     outputs = {case.name: reference.run_case(loaded, model, case) for case in grid.cases}
-    evaluations = noise.evaluate_variants(loaded, model, NoiseCases(grid.cases, grid.cases, ()), outputs)
+    evaluations = noise_variants.evaluate_variants(loaded, model, NoiseCases(grid.cases, grid.cases, ()), outputs)
     return {evaluation.name: evaluation for evaluation in evaluations}, outputs
 
 
@@ -69,8 +69,8 @@ def test_if_float64_is_refused_the_parameters_are_perturbed(opened, golden):
 
 def test_every_parameter_is_perturbed_by_one_unit_in_the_last_place_and_the_same_way_each_time():
     tensor = torch.linspace(-3, 3, 1000)
-    moved = noise._perturb_one_ulp(tensor)
-    assert torch.equal(moved, noise._perturb_one_ulp(tensor))
+    moved = noise_variants._perturb_one_ulp(tensor)
+    assert torch.equal(moved, noise_variants._perturb_one_ulp(tensor))
     steps = (moved - tensor).abs() / (tensor.abs() * torch.finfo(torch.float32).eps)
     assert ((steps > 0.4) & (steps < 2.1)).all()
     assert 300 < int((moved > tensor).sum()) < 700
@@ -145,7 +145,7 @@ def test_cases_of_other_kinds_are_evaluated_by_torch_s_own_kernels_alone(opened)
     first, *others = grid.cases
     outputs = {case.name: reference.run_case(loaded, model, case) for case in grid.cases}
     torch.set_num_threads(2)
-    evaluations = noise.evaluate_variants(loaded, model, NoiseCases((first,), (), tuple(others)), outputs)
+    evaluations = noise_variants.evaluate_variants(loaded, model, NoiseCases((first,), (), tuple(others)), outputs)
     names = [case.name for case in grid.cases]
     assert {evaluation.name: list(evaluation.outputs) for evaluation in evaluations} == {
         FLOAT64: names[:1],
@@ -160,7 +160,7 @@ def test_without_onednn_cases_of_other_kinds_are_evaluated_on_one_thread(opened,
     outputs = {case.name: reference.run_case(loaded, model, case) for case in grid.cases}
     torch.set_num_threads(2)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    evaluations = noise.evaluate_variants(loaded, model, NoiseCases((first,), (), tuple(others)), outputs)
+    evaluations = noise_variants.evaluate_variants(loaded, model, NoiseCases((first,), (), tuple(others)), outputs)
     names = [case.name for case in grid.cases]
     assert {evaluation.name: list(evaluation.outputs) for evaluation in evaluations} == {
         FLOAT64: names[:1],
