@@ -88,7 +88,7 @@ class BuildContext:
 
     @property
     def reporter(self) -> StageReporter:
-        """Whoever is told about stages and notes."""
+        """The reporter of stages and notes."""
         return self.request.reporter
 
 

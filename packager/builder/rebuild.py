@@ -42,14 +42,14 @@ def rebuild_elsewhere(manifest: Path) -> Iterator[Path]:
         yield _run_build(project / manifest.name, Path(scratch))
 
 
-def compare_bundles(one: Path, other: Path) -> dict[str, str]:
+def compare_bundles(bundle: Path, other: Path) -> dict[str, str]:
     """Return the first difference of every file of two bundles, by path; an empty string for equal bytes."""
     from packager.differences import find_first_difference
 
-    left, right = (parse_sums((folder / SUMS).read_bytes().decode()) for folder in (one, other))
+    left, right = (parse_sums((folder / SUMS).read_bytes().decode()) for folder in (bundle, other))
     paths = sorted({*left, *right})
     return {
-        path: "" if left.get(path) == right.get(path) else find_first_difference(one, other, path) for path in paths
+        path: "" if left.get(path) == right.get(path) else find_first_difference(bundle, other, path) for path in paths
     }
 
 

@@ -82,8 +82,8 @@ def load_model(
     grid, masked = reference.drop_refused_masks(project, loaded, grid)
     process_memory.freeze_garbage_collector()
     grid = coverage.add_extra_cases(project, loaded, grid)
-    known = {grid.example_case.name: first, probe.name: second, **masked}
-    return EagerModel(loaded, grid, example, inputs, outputs, known, weight_bytes)
+    known_outputs = {grid.example_case.name: first, probe.name: second, **masked}
+    return EagerModel(loaded, grid, example, inputs, outputs, known_outputs, weight_bytes)
 
 
 def _entry_module_name(project: Project) -> str:

@@ -36,11 +36,11 @@ def list_exporters(project: Project, program: TorchScriptProgram | None) -> tupl
     The script comes last, for a trace that could be exported and is wrong. Whether the fallback ships that trace makes
     no difference, so a build that has the fallback from the cache takes the same path.
     """
-    wanted = project.manifest.export.exporter
+    exporter = project.manifest.export.exporter
     order: list[Exporter] = []
-    if wanted != "torch-export" and program is not None:
+    if exporter != "torch-export" and program is not None:
         order.append("program")
-    if wanted != "torchscript":
+    if exporter != "torchscript":
         order.append("torch-export")
     traced = program is not None and program.method == "trace"
     if "program" in order and traced and project.manifest.torchscript.method == "auto":
