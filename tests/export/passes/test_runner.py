@@ -45,6 +45,7 @@ class Net(nn.Module):
         return {"hidden": y, "scores": self.table(y).softmax(-1)}
 """
 INPUTS = {"x": {"dtype": "float32", "shape": ["batch", "length", 32]}}
+DIMS = {"batch": {"max": 4}, "length": {"max": 16}}  # every run compares all cases
 
 
 def export(path, exporter="torchscript"):
@@ -82,12 +83,12 @@ def export(path, exporter="torchscript"):
 
 @pytest.fixture(scope="module", params=["torchscript", "torch-export"])
 def exported(request, tmp_path_factory):
-    return export(project(tmp_path_factory.mktemp("net") / "secret-folder", SOURCE, inputs=INPUTS), request.param)
+    return export(project(tmp_path_factory.mktemp("net") / "secret-folder", SOURCE, inputs=INPUTS, dims=DIMS), request.param)
 
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
-    return export(project(tmp_path_factory.mktemp("net"), SOURCE, inputs=INPUTS))
+    return export(project(tmp_path_factory.mktemp("net"), SOURCE, inputs=INPUTS, dims=DIMS))
 
 
 def run(job, passes=None, **changes):
