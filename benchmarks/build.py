@@ -1,11 +1,13 @@
-"""What a build costs, beside what its peers cost: docs/benchmarks.md, written by `make bench`.
+"""Measure the cost of a cold build and of a prediction, compared with other tools, for docs/benchmarks.md.
 
-In one run and in turn, each in a process of its own: `package build --no-cache`, `optimum-cli export
-onnx` and a hand-written script that does the same steps, on ResNet-50 (random weights, saved once)
-and on MiniLM. Then the shipped MiniLM graph beside the plain torch.export graph, the eager module
-and TorchScript, at three shapes. Packager and Optimum each get an environment of their own under
-benchmarks/work, with the same versions of torch, transformers, onnx and onnxruntime: importing
-transformers is most of either's time and the work of neither.
+    python benchmarks/build.py [--runs 5] [--no-write]
+
+Builds: `package build --no-cache`, `optimum-cli export onnx` and a hand-written script with the same steps alternate,
+each in its own process, on ResNet-50 (random weights, saved once) and on MiniLM. Predictions: the MiniLM graph that
+ships, the plain torch.export graph, the eager module and TorchScript, at three shapes.
+
+Packager and Optimum each get their own environment under benchmarks/work, with the same versions of torch,
+transformers, onnx and onnxruntime: importing transformers takes most of the time of both, and neither can change that.
 """
 
 from __future__ import annotations
@@ -32,19 +34,19 @@ ROOT = HERE.parent
 WORK = HERE / "work"
 TRANSFORMERS = "transformers==4.57.6"  # the newest that optimum-onnx 0.1.0 accepts
 SAMPLE_SECONDS = 0.01
-LEAST_ENGINE_RUNS = 9  # a process runs all its predictions a few per cent faster or slower than the next
+LEAST_ENGINE_RUNS = 9  # all predictions of one process may be a few per cent faster or slower than those of the next
 
 
 @dataclass(frozen=True)
 class Run:
-    """One process tree: seconds of the wall clock, and the largest sum of its processes' RSS in MB."""
+    """The cost of one process tree: wall-clock seconds, and the peak of the sum of its processes' RSS in MB."""
 
     seconds: float
     peak_mb: float
 
 
 def main() -> None:
-    """Set up, measure, and write docs/benchmarks.md."""
+    """Set up, measure, print, and write this part of docs/benchmarks.md."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--runs", type=int, default=5)
     arguments.add_argument("--no-write", action="store_true", help="print, and leave docs/benchmarks.md as it is")
@@ -62,7 +64,7 @@ def main() -> None:
 
 
 def environment(name: str, packages: list[str], *, constrained: bool) -> Path:
-    """A virtual environment under work/, made once; returns its bin folder."""
+    """Create a virtual environment under work/ unless it exists, and return its bin folder."""
     folder = WORK / name
     ready = folder / ".ready"
     if not ready.exists():
@@ -80,7 +82,7 @@ def environment(name: str, packages: list[str], *, constrained: bool) -> Path:
 
 
 def prepare(own: Path) -> dict[str, Path]:
-    """The two projects, each with its checkpoint and a Hugging Face folder for Optimum."""
+    """Prepare both projects, each with its checkpoint in a Hugging Face folder for Optimum; returns them by name."""
     resnet = WORK / "resnet50"
     if not (resnet / "pretrained" / "model.safetensors").exists():
         resnet.mkdir(exist_ok=True)
@@ -99,7 +101,7 @@ def prepare(own: Path) -> dict[str, Path]:
 
 
 def builds(name: str, folder: Path, own: Path, peer: Path, runs: int) -> dict[str, list[Run]]:
-    """Each tool `runs` times, in turn, after one round that only warms the disk's cache."""
+    """Run every tool `runs` times, alternating, after one round that only warms the disk cache."""
     task = {"resnet50": "image-classification", "minilm": "feature-extraction"}[name]
     pretrained = str(folder / "pretrained")
     commands = {
@@ -121,7 +123,7 @@ def builds(name: str, folder: Path, own: Path, peer: Path, runs: int) -> dict[st
 
 
 def measure(command: list[str], folder: Path) -> Run:
-    """Run a command and watch its process tree."""
+    """Run a command in a folder and measure its process tree."""
     began = time.perf_counter()
     with (WORK / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=variables(HF_HUB_OFFLINE="1"))
@@ -137,7 +139,10 @@ def measure(command: list[str], folder: Path) -> Run:
 
 
 def watch(process: subprocess.Popen[bytes], peak: list[int]) -> None:
-    """Keep the largest sum of RSS over the tree in `peak`, at little cost to what is measured: /proc, by hand."""
+    """Keep the largest sum of RSS over the process tree in `peak`, in bytes.
+
+    It reads /proc directly, which slows the measured processes less than a library would.
+    """
     page = os.sysconf("SC_PAGE_SIZE")
     while process.returncode is None:
         total, waiting = 0, [process.pid]
@@ -148,13 +153,13 @@ def watch(process: subprocess.Popen[bytes], peak: list[int]) -> None:
                 for task in os.listdir(f"/proc/{pid}/task"):
                     waiting += Path(f"/proc/{pid}/task/{task}/children").read_text().split()
             except (OSError, IndexError):
-                continue  # it ended between being listed and being asked
+                continue  # the process ended after it was listed
         peak[0] = max(peak[0], total)
         time.sleep(SAMPLE_SECONDS)
 
 
 def inference(own: Path, folder: Path, runs: int) -> dict[str, list[float]]:
-    """Medians over `runs` processes of the milliseconds a prediction takes, by engine, at the three shapes."""
+    """Return the milliseconds of a prediction by engine, at the three shapes: medians over `runs` processes."""
     bundle = WORK / "dist" / "minilm-1.0.0"
     engines = ("shipped", "torch-export", "eager", "torchscript")
     subprocess.run([own / "python", str(HERE / "predict.py"), "prepare", str(bundle)], cwd=folder, check=True)
@@ -168,7 +173,7 @@ def inference(own: Path, folder: Path, runs: int) -> dict[str, list[float]]:
 
 
 def render(rows: dict[str, dict[str, list[Run]]], speeds: dict[str, list[float]], runs: int) -> str:
-    """This benchmark's part of docs/benchmarks.md."""
+    """Return this part of docs/benchmarks.md."""
     lines = [
         "## Cold builds and predictions", "",
         f"Measured by `make bench`: medians of {runs} alternating runs, each in its own process, on an "
@@ -208,7 +213,7 @@ def render(rows: dict[str, dict[str, list[Run]]], speeds: dict[str, list[float]]
 
 
 def median(measured: list[Run]) -> tuple[float, float]:
-    """Median seconds and median peak."""
+    """Return the median seconds and the median peak in MB."""
     return statistics.median(one.seconds for one in measured), statistics.median(one.peak_mb for one in measured)
 
 

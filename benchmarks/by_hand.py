@@ -1,4 +1,4 @@
-"""The packager's steps as somebody would write them by hand: export, onnxsim, trace and freeze, optimize, compare."""
+"""Take the steps of packager with the libraries directly: export, onnxsim, trace and freeze, optimize, compare."""
 
 import sys
 import warnings
@@ -15,7 +15,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 
 def main(name: str, out: str) -> None:
-    """Package the project in the working directory, without proof beyond one comparison."""
+    """Package the ResNet-50 in the working directory, and compare one batch."""
     sys.path.insert(0, ".")
     target = Path(out)
     target.mkdir(exist_ok=True)
@@ -30,7 +30,7 @@ def main(name: str, out: str) -> None:
 
 
 def export(module: torch.nn.Module, names: list[str], inputs: tuple, axes: dict, target: Path) -> None:
-    """Every step in sequence."""
+    """Take every step, one after the other, and write the artifacts to `target`."""
     with torch.no_grad():
         expected = module(*inputs).numpy()
         torch.onnx.export(
@@ -52,7 +52,7 @@ def export(module: torch.nn.Module, names: list[str], inputs: tuple, axes: dict,
 
 
 def minilm(out: str) -> None:
-    """The same for MiniLM."""
+    """Package the MiniLM in the working directory, and compare one batch."""
     sys.path.insert(0, ".")
     target = Path(out)
     target.mkdir(exist_ok=True)

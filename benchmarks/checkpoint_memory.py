@@ -1,10 +1,10 @@
-"""How much memory reading a large checkpoint takes, as a multiple of its size. Run by hand.
+"""Measure how much memory it takes to read a large checkpoint, as a multiple of its size. Run by hand.
 
     python benchmarks/checkpoint_memory.py [GIBIBYTES=2]
 
-Each form is written by the library that writes it, and read in a process of its own, which then looks at every
-value, as a build does. Counted is what that adds to the peak of resident memory after torch was imported; pages of
-a mapped file that were looked at are among it.
+Every format is written by its own library, and read in a separate process, which then looks at every value, as a build
+does. `read` is the growth of resident memory when the checkpoint is open, and `used` that of its peak in the end, both
+since torch was imported. Pages of a mapped file count once they have been looked at.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ print(sum(one.nbytes for one in state.values()), mapped, peak)
 
 
 def main() -> None:
-    """Write, read, and print a line for each form."""
+    """Write and read every format, and print a line for each."""
     import safetensors.torch
     import torch
     import torch.distributed.checkpoint as dcp

@@ -1,9 +1,9 @@
-"""What a checkpoint costs the training step: CheckpointManager beside torch.save and torch.distributed.checkpoint.
+"""Measure what a checkpoint costs a training step: CheckpointManager, torch.save and torch.distributed.checkpoint.
 
     python benchmarks/checkpoint_stall.py [--runs 5] [--parameters 25]
 
-All save the same state: a model of so many million parameters, and its AdamW, on the CPU. `stall` is the time
-until the call returns, `complete` until the checkpoint is written; the savers take turns, in one process.
+All save the same state: a model with `--parameters` million parameters and its AdamW, on the CPU. `stall` is the time
+until the call returns, and `complete` the time until the checkpoint is written. The savers alternate in one process.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from torch import nn
 from packager.checkpoint.training.manager import CheckpointManager
 from packager.checkpoint.training.retention import Retention
 
-Saver = Callable[[Path], Callable[[], object]]  # saves into a folder, and returns what waits for it
+Saver = Callable[[Path], Callable[[], object]]  # saves into a folder, and returns a function that waits for the end
 
 
 def main() -> None:
-    """Measure every saver in turn, and write their part of docs/benchmarks.md."""
+    """Measure every saver, print, and write this part of docs/benchmarks.md."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--runs", type=int, default=5)
     arguments.add_argument("--parameters", type=int, default=25, help="millions")
@@ -58,7 +58,7 @@ def main() -> None:
                 if turn > 0:
                     found.setdefault(name, []).append((stall, complete))
                 shutil.rmtree(folder, ignore_errors=True)
-                os.sync()  # what one wrote is not for the next to wait for
+                os.sync()  # so that no saver waits for the writes of the one before
     state_bytes = 3 * 4 * sum(one.numel() for one in model.parameters())
     text = render(found, state_bytes, asked.runs)
     print(text)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def savers_of(model: nn.Module, optimizer: torch.optim.Optimizer, manager: CheckpointManager) -> dict[str, Saver]:
-    """Each way to save the state, by its name."""
+    """Return the ways to save the state, by name."""
     step = iter(range(1, 1_000_000))
 
     def ours(*, blocking: bool) -> Saver:
@@ -102,7 +102,7 @@ def savers_of(model: nn.Module, optimizer: torch.optim.Optimizer, manager: Check
 
 
 def render(found: dict[str, list[tuple[float, float]]], state_bytes: int, runs: int) -> str:
-    """This benchmark's part of docs/benchmarks.md."""
+    """Return this part of docs/benchmarks.md."""
     base = statistics.median(stall for stall, _ in found["torch.save"])
     lines = [
         "## What a checkpoint costs a training step", "",

@@ -1,10 +1,10 @@
-"""How many broken bundles are found, and how many good ones refused, by this gate and by other tools' rules.
+"""Count the broken bundles found and the good bundles refused, by `package verify` and by the rules of other tools.
 
     python benchmarks/parity.py [--architectures bert,unet] [--no-write]
 
-The mutants are those of tests/mutants, and so is the oracle that says which of them must be found. The good
-bundles run with 1 and 2 threads, at every optimization level of onnxruntime, as TorchScript, and with the
-onnxruntime of one minor version before, in an environment of its own under benchmarks/work.
+The mutants are those of tests/mutants, and so is the oracle that decides which of them must be found. The good bundles
+run with 1 and 2 threads, at every optimization level of onnxruntime, as TorchScript, and with the previous minor
+version of onnxruntime, in a separate environment under benchmarks/work.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Run = Callable[[Arrays], Arrays]
 
 @dataclass(frozen=True)
 class Broken:
-    """One mutant: where it was made, what it does, and which rules refuse it."""
+    """One mutant: the bundle, the mutation and its location, its effect, and the rules that refuse it."""
 
     bundle: str
     mutation: str
@@ -72,7 +72,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Good:
-    """One run of a good bundle: how it was run, and which rules refuse it."""
+    """One run of a good bundle: how it was run, and the rules that refuse it."""
 
     bundle: str
     how: str
@@ -81,7 +81,7 @@ class Good:
 
 @dataclass(frozen=True)
 class Subject:
-    """A bundle, with what the eager module gives for each peer's samples."""
+    """A bundle, with the samples and the eager module's outputs for the rule of each tool, by name."""
 
     architecture: Architecture
     level: str
@@ -90,14 +90,14 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """The architecture and how its graph was built."""
+        """The name of the architecture and how its graph was built."""
         return f"{self.architecture.name}, {self.level}"
 
 
 def main() -> None:
-    """Measure, print, and write docs/parity.md."""
+    """Measure, print, and write this part of docs/parity.md."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--architectures", default="", help="comma-separated; all without")
+    arguments.add_argument("--architectures", default="", help="comma-separated; the default is all")
     arguments.add_argument("--places", type=int, default=3, help="the most mutants of one mutation in one graph")
     arguments.add_argument("--no-write", action="store_true", help="print, and leave docs/parity.md as it is")
     options = arguments.parse_args()
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def detection(chosen: Sequence[Architecture], places: int) -> str:
-    """Break and run the bundles of these architectures."""
+    """Break and run the bundles of these architectures, and return the results as Markdown."""
     broken: list[Broken] = []
     good: list[Good] = []
     wrong: list[str] = []
@@ -136,7 +136,7 @@ def detection(chosen: Sequence[Architecture], places: int) -> str:
 
 
 def subject(architecture: Architecture, level: str, folder: Path) -> Subject:
-    """Build a bundle, and ask the eager module for the outputs that the peers compare with."""
+    """Build a bundle, and run the eager module on the samples of the other tools."""
     bundle = bundles.build(architecture, level, folder)
     namespace: dict[str, object] = {"__name__": "model"}
     exec(architecture.source, namespace)
@@ -155,22 +155,22 @@ def subject(architecture: Architecture, level: str, folder: Path) -> Subject:
 
 
 def effect_of(shipped: Subject, exported: Subject) -> Effect:
-    """What a shipped graph does that the exported one does not."""
+    """Measure how far the graph that ships is from the exported one."""
     oracle = OnnxOracle(exported.architecture, exported.bundle).oracle
     return oracle.effect(Session((shipped.bundle / layout.ONNX).read_bytes()).run)
 
 
 def peers(one: Subject, run_at: Callable[[Level], Run]) -> set[str]:
-    """The peers that refuse a model; `run_at` gives it at the level that each asks for."""
+    """Return the tools that refuse a model; `run_at` opens it at an optimization level."""
     return {rule.name for rule in RULES if refused(rule, one.expected[rule.name], run_at)}
 
 
 def refused(rule: Rule, pairs: Sequence[tuple[Arrays, Arrays]], run_at: Callable[[Level], Run]) -> bool:
-    """Whether a peer refuses a model, on any of its samples, or because it does not run."""
+    """Return whether a tool refuses a model: it differs on some sample, or does not run."""
     try:
         run = run_at(rule.level)
         return any(rule.refuses(expected, run(feed)) for feed, expected in pairs)
-    except Exception:  # noqa: BLE001 (whatever stops a tool with an error is seen by its user)
+    except Exception:  # noqa: BLE001 (the user of a tool sees any error that stops it)
         return True
 
 
@@ -178,13 +178,13 @@ def refused(rule: Rule, pairs: Sequence[tuple[Arrays, Arrays]], run_at: Callable
 
 
 class Apart:
-    """A process for the peers' runs: some mutants crash onnxruntime at the peers' sizes, which a user would see too."""
+    """A process for the rules of other tools: some mutants crash onnxruntime on their samples, which users see too."""
 
     def __init__(self) -> None:
         self._process: ProcessPoolExecutor | None = None
 
     def refused(self, rule: int, content: bytes, pairs: Sequence[tuple[Arrays, Arrays]]) -> bool:
-        """Whether a rule refuses a model, or does not survive it."""
+        """Return whether a rule refuses a model, or the process crashes on it."""
         if self._process is None:
             self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         try:
@@ -195,12 +195,12 @@ class Apart:
 
 
 def refused_here(rule: int, content: bytes, pairs: Sequence[tuple[Arrays, Arrays]]) -> bool:
-    """What the other process does."""
+    """Apply a rule to a model, in the other process."""
     return refused(RULES[rule], pairs, lambda level: Session(content, level).run)
 
 
 def mutants(one: Subject, target: Path, places: int, apart: Apart) -> Iterator[Broken]:
-    """Every mutant of a bundle, with its effect and those who find it."""
+    """Yield every mutant of a bundle, with its effect and the rules that find it."""
     model = onnx.load(one.bundle / layout.ONNX)
     oracle = OnnxOracle(one.architecture, one.bundle)
     shutil.rmtree(target, ignore_errors=True)
@@ -223,14 +223,14 @@ def mutants(one: Subject, target: Path, places: int, apart: Apart) -> Iterator[B
 
 
 def runs(one: Subject) -> Iterator[Good]:
-    """A good bundle under each number of threads and optimization level, and as TorchScript."""
-    expectations = read_reference_cases(one.bundle)
+    """Run a good bundle with each number of threads and optimization level, and as TorchScript."""
+    reference_cases = read_reference_cases(one.bundle)
     content = (one.bundle / layout.ONNX).read_bytes()
     for threads in (1, 2):
         for level in LEVELS:
             run = Session(content, level, threads).run
             found = peers(one, lambda _, run=run: run)
-            if not check_parity(run, expectations).passed:
+            if not check_parity(run, reference_cases).passed:
                 found.add(OURS)
             yield Good(one.name, f"{threads} threads, {level.name}", frozenset(found))
     config = json.loads((one.bundle / layout.CONFIG).read_text())
@@ -262,7 +262,7 @@ pickle.dump(answers, sys.stdout.buffer)
 
 
 def with_older(subjects: Sequence[Subject], wrong: Sequence[str], scratch: Path) -> Iterator[Good]:
-    """The good bundles with the onnxruntime of one minor version before."""
+    """Run the good bundles with the previous minor version of onnxruntime."""
     python, how = older_environment()
     chosen = [one for one in subjects if one.name not in wrong]
     jobs = [
@@ -289,7 +289,7 @@ def with_older(subjects: Sequence[Subject], wrong: Sequence[str], scratch: Path)
 
 
 def older_environment() -> tuple[str, str]:
-    """The Python of an environment with the minor version before the installed one, and what it is called."""
+    """Return the Python of an environment with the previous minor version of onnxruntime, and the name of the run."""
     major, minor = onnxruntime.__version__.split(".")[:2]
     folder = WORK / f"onnxruntime-{major}.{int(minor) - 1}"
     python = folder / "bin" / "python"
@@ -305,11 +305,11 @@ def older_environment() -> tuple[str, str]:
     ), f"onnxruntime {subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()}"
 
 
-# -- what is told ---------------------------------------------------------------------------
+# -- results --------------------------------------------------------------------------------
 
 
 def render(broken: Sequence[Broken], good: Sequence[Good], wrong: Sequence[str]) -> str:
-    """This benchmark's part of docs/parity.md."""
+    """Return this part of docs/parity.md."""
     must = [one for one in broken if one.effect.must_be_found]
     rest = [one for one in broken if not one.effect.must_be_found]
     lines = [
@@ -346,7 +346,7 @@ def render(broken: Sequence[Broken], good: Sequence[Good], wrong: Sequence[str])
 
 
 def refusal_table(good: Sequence[Good]) -> list[str]:
-    """Refusals by how the bundle was run."""
+    """Return a table of the refusals by how the bundle was run."""
     lines = [f"| run | runs | {' | '.join(NAMES)} |", "| --- |" + " --- |" * (1 + len(NAMES))]
     for how in dict.fromkeys(one.how for one in good):
         chosen = [one for one in good if one.how == how]
@@ -356,7 +356,7 @@ def refusal_table(good: Sequence[Good]) -> list[str]:
 
 
 def mutation_table(must: Sequence[Broken]) -> list[str]:
-    """How many mutants of each mutation are found."""
+    """Return a table of the mutants found by mutation."""
     lines = [f"| mutation | mutants | {' | '.join(NAMES)} |", "| --- |" + " --- |" * (1 + len(NAMES))]
     counts = Counter(one.mutation for one in must)
     for mutation in (one.name for one in MUTATIONS if counts[one.name]):
@@ -367,7 +367,7 @@ def mutation_table(must: Sequence[Broken]) -> list[str]:
 
 
 def place_table(chosen: Sequence[Broken]) -> list[str]:
-    """One line for each mutant."""
+    """Return a table with a row for every mutant."""
     rows = [
         f"| {one.bundle} | {one.mutation} | {one.place} | {one.effect.floors:.3g} | {one.effect.where} |"
         for one in chosen

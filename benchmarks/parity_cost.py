@@ -1,10 +1,11 @@
-"""What the parity gate costs a cold build of MiniLM: docs/parity.md.
+"""Measure what the parity check costs a cold build of MiniLM, for docs/parity.md.
 
-    python benchmarks/parity_cost.py [--runs 5]
+    python benchmarks/parity_cost.py [--runs 5] [--no-write]
 
-Builds in turn as ever, and with the gate taken out: two forward passes as any build needs them, and none of the other
-cases, evaluations and judgements. The difference is what the gate costs. The seconds of the gate's functions are added
-up too, in both processes of the build: a module that Python loads at its start wraps or replaces them.
+Builds alternate: one as usual, and one without the parity check. The latter still runs the two forward passes that
+every build needs, but no other test cases, no evaluations and no checks. The difference is the cost of the check. The
+seconds spent in the functions of the check are added up too, in both processes of the build: a module that Python
+loads at its start (sitecustomize) wraps or replaces the functions.
 """
 
 from __future__ import annotations
@@ -19,54 +20,71 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from report import put
 from variables import variables
 
 ROOT = Path(__file__).resolve().parent.parent
+_CHECK_ONNX = "check.check_onnx"
 _TIMED = {
-    "packager.parity.reference": ("measure_floor", "early", "measure"),
-    "packager.parity.coverage": ("explore", "measure", "still"),
-    "packager.runtime.check": ("judge_onnx", "judge_torchscript"),
+    "packager.parity.reference": {
+        "measure_noise": "reference.measure_noise",
+        "measure_probe": "reference.measure_probe",
+        "measure_reference": "reference.measure_reference",
+    },
+    "packager.parity.coverage": {
+        "add_extra_cases": "coverage.add_extra_cases",
+        "measure_coverage": "coverage.measure_coverage",
+        "count_constant_channels": "coverage.count_constant_channels",
+    },
+    "packager.runtime.check": {
+        "check_onnx": _CHECK_ONNX,
+        "open_onnx_session": _CHECK_ONNX,
+        "check_onnx_session": _CHECK_ONNX,
+        "check_torchscript": "check.check_torchscript",
+    },
 }
-"""The gate's functions, as a build calls them. They do not call each other."""
+"""The functions of the parity check that a build calls, by module, each with its row in the table.
+
+`check_onnx` opens a session and checks it. A build also takes these two steps one by one, so they share its row. Only
+the outermost call counts.
+"""
+
+_ROWS = {row for rows in _TIMED.values() for row in rows.values()}
+_REPLACED = (
+    "packager.parity.cases.sample_grid",
+    "packager.parity.forward",
+    "packager.parity.noise_variants",
+    "packager.parity.reference",
+    "packager.parity.coverage",
+    "packager.runtime.check",
+)
+"""The modules whose functions a build without the parity check replaces."""
 
 _SITECUSTOMIZE = '''
-import functools, importlib.abc, importlib.machinery, json, os, sys, time
+import functools, importlib.abc, importlib.machinery, json, os, sys, threading, time
 
-TIMED = json.loads(os.environ["GATE_TIMED"])
-
-
-def called(module, function):
-    return module.rpartition(".")[2] + "." + function
+TIMED = json.loads(os.environ["PARITY_TIMED"])
+running = threading.local()
 
 
-def timed(name, function):
-    """Seconds of the wall clock in the function, without those in which it waits for its next case."""
+def timed(row, function):
+    """Add the wall-clock seconds of each call to the file of times, unless another timed function makes the call."""
     @functools.wraps(function)
-    def call(*given, **named):
-        waited = [0.0]
-
-        def counted(cases):
-            while True:
-                began = time.perf_counter()
-                try:
-                    case = next(cases)
-                except StopIteration:
-                    return
-                finally:
-                    waited[0] += time.perf_counter() - began
-                yield case
-
-        given = [counted(one) if hasattr(one, "__next__") else one for one in given]
-        began = time.perf_counter()
+    def call(*arguments, **keywords):
+        if getattr(running, "timed", False):
+            return function(*arguments, **keywords)
+        running.timed = True
+        start = time.perf_counter()
         try:
-            return function(*given, **named)
+            return function(*arguments, **keywords)
         finally:
-            seconds = time.perf_counter() - began - waited[0]
-            with open(os.environ["GATE_TIMES"], "a") as stream:  # at once: the command ends without saying goodbye
-                stream.write(json.dumps([name, seconds]) + "\\n")
+            seconds = time.perf_counter() - start
+            running.timed = False
+            with open(os.environ["PARITY_TIMES"], "a") as stream:  # at once: both processes end without cleaning up
+                stream.write(json.dumps([row, seconds]) + "\\n")
 
     return call
 
@@ -79,59 +97,80 @@ class Finder(importlib.abc.MetaPathFinder):
 
             def exec_module(module):
                 execute(module)
-                for function in TIMED[name]:
-                    setattr(module, function, timed(called(name, function), getattr(module, function)))
+                for function, row in TIMED[name].items():
+                    setattr(module, function, timed(row, getattr(module, function)))
 
             spec.loader.exec_module = exec_module
         return spec
 
 
 sys.meta_path.insert(0, Finder())
-
 '''
-_NO_GATE = """
-import dataclasses, importlib.abc, importlib.machinery, sys
+_NO_CHECK = """
+import dataclasses, importlib.abc, importlib.machinery, json, os, sys
 
 
-def without_gate(name, module):
-    if name == "packager.parity.cases.sample_grid":
-        grid = module.grid
+def keep_two_cases(module):
+    build_grid = module.build_grid
 
-        def two_cases(project):
-            found = grid(project)
-            needed = (found.example.name, found.contrast.name)
-            return dataclasses.replace(found, cases=tuple(one for one in found.cases if one.name in needed))
+    def build_small_grid(project):
+        grid = build_grid(project)
+        needed = (grid.example_case.name, grid.probe_case.name)
+        return dataclasses.replace(grid, cases=tuple(case for case in grid.cases if case.name in needed))
 
-        module.grid = two_cases
-    elif name == "packager.parity.noise_variants":
-        module.evaluations = lambda *given: (module.Evaluation("none", {}),)
-    elif name == "packager.parity.reference":
-        module.early = lambda *given, **named: ()
-        module.check_repeatable = lambda *given: None
-    elif name == "packager.parity.coverage":
-        from packager.parity.results import (Coverage)
-
-        module.explore = lambda project, source, grid: grid
-        module.measure = lambda *given: Coverage(1, 1, {}, "nothing")
-    else:
-        from packager.parity.numerics.verdict import Judgement
-
-        module.judge_onnx = module.judge_torchscript = lambda *given, **named: Judgement(True, "", {}, None)
+    return {"build_grid": build_small_grid}
 
 
-NAMES = ("packager.parity.cases.sample_grid", "packager.parity.noise_variants", "packager.parity.reference", "packager.parity.coverage",
-         "packager.runtime.check")
+def skip_repetition(module):
+    return {"check_repeatable": lambda *arguments: None}
+
+
+def skip_evaluations(module):
+    return {"evaluate_variants": lambda *arguments: (module.Evaluation("none", {}),)}
+
+
+def skip_probe(module):
+    return {"measure_probe": lambda *arguments, **keywords: ()}
+
+
+def skip_coverage(module):
+    return {
+        "add_extra_cases": lambda project, model, grid: grid,
+        "measure_coverage": lambda *arguments: module.ChannelCoverage(1, 1, {}, "nothing"),
+    }
+
+
+def skip_checks(module):
+    def passed(*arguments, **keywords):
+        return module.ParityResult(True, "", {}, None)
+
+    names = ("check_onnx", "open_onnx_session", "check_onnx_session", "check_torchscript")
+    return dict.fromkeys(names, passed)
+
+
+CHANGES = {
+    "packager.parity.cases.sample_grid": keep_two_cases,
+    "packager.parity.forward": skip_repetition,
+    "packager.parity.noise_variants": skip_evaluations,
+    "packager.parity.reference": skip_probe,
+    "packager.parity.coverage": skip_coverage,
+    "packager.runtime.check": skip_checks,
+}
 
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        spec = importlib.machinery.PathFinder.find_spec(name, path) if name in NAMES else None
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if name in CHANGES else None
         if spec is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module):
                 execute(module)
-                without_gate(name, module)
+                for function, replacement in CHANGES[name](module).items():
+                    getattr(module, function)  # raises an error if it has a different name by now
+                    setattr(module, function, replacement)
+                with open(os.environ["PARITY_TIMES"], "a") as stream:
+                    stream.write(json.dumps([name, 0.0]) + "\\n")
 
             spec.loader.exec_module = exec_module
         return spec
@@ -142,18 +181,18 @@ sys.meta_path.insert(0, Finder())
 
 
 def measure(count: int) -> str:
-    """Medians of so many cold builds of MiniLM, with and without the gate in turn."""
+    """Build MiniLM `count` times with and without the parity check, and return the medians as Markdown."""
     project = ROOT / "examples" / "minilm"
     if not (project / "pretrained").exists():
         subprocess.run([sys.executable, str(project / "fetch.py")], check=True)
-    walls, without, spent = [], [], []
+    checked, unchecked, spent = [], [], []
     for _ in range(count):
-        wall, times = cold_build(project / "package.yaml", _SITECUSTOMIZE)
-        walls.append(wall)
-        spent.append(_by_function(times))
-        without.append(cold_build(project / "package.yaml", _NO_GATE)[0])
-    wall, bare = statistics.median(walls), statistics.median(without)
-    rows = [(name, statistics.median(one[name] for one in spent)) for name in spent[0]]
+        wall, seconds = cold_build(project / "package.yaml", _SITECUSTOMIZE, _ROWS)
+        checked.append(wall)
+        spent.append(seconds)
+        unchecked.append(cold_build(project / "package.yaml", _NO_CHECK, _REPLACED)[0])
+    wall, bare = statistics.median(checked), statistics.median(unchecked)
+    rows = [(row, statistics.median(seconds[row] for seconds in spent)) for row in spent[0]]
     lines = [
         "## Cost of the parity check", "",
         f"Measured by benchmarks/parity_cost.py: medians of {count} cold builds of MiniLM with and without the parity "
@@ -163,47 +202,44 @@ def measure(count: int) -> str:
         f"| a cold build | {wall:.2f} | |",
         f"| without the parity check: two forward passes, nothing compared | {bare:.2f} | {bare / wall:.1%} |",
         f"| **the parity check** | {wall - bare:.2f} | {(wall - bare) / wall:.1%} |", "",
-        "The time is spent in these functions, in seconds of wall clock, without the time in which they wait for their "
-        "next test case. Much of it overlaps with other stages and runs in the build's second process, so the sum is "
-        "larger than the cost of the parity check.", "",
+        "The time is spent in these functions, in seconds of wall clock. Much of it overlaps with other stages and "
+        "runs in the build's second process, so the sum is larger than the cost of the parity check.", "",
         "| | seconds |", "| --- | --- |",
-        *(f"| {name} | {seconds:.2f} |" for name, seconds in rows),
+        *(f"| {row} | {seconds:.2f} |" for row, seconds in rows),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def cold_build(manifest: Path, customize: str) -> tuple[float, str]:
-    """The seconds of one build, and what its functions wrote of their times."""
+def cold_build(manifest: Path, customize: str, expected: Iterable[str]) -> tuple[float, dict[str, float]]:
+    """Build once without the cache, with `customize` as sitecustomize.py.
+
+    Returns the seconds of the build, and those that sitecustomize.py recorded, by name. All `expected` names must be
+    among them: otherwise something has a different name by now, and the measurement would be wrong.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "sitecustomize.py").write_text(customize)
+        times = folder / "times"
+        times.touch()
         environment = variables(
-            PYTHONPATH=os.pathsep.join([scratch, str(ROOT)]),
-            GATE_TIMES=f"{scratch}/times",
-            GATE_TIMED=json.dumps(_TIMED),
+            PYTHONPATH=os.pathsep.join([scratch, str(ROOT)]), PARITY_TIMES=str(times), PARITY_TIMED=json.dumps(_TIMED)
         )
         command = [sys.executable, "-m", "packager", "build", str(manifest), "-o", f"{scratch}/out", "--no-cache"]
-        began = time.perf_counter()
+        start = time.perf_counter()
         subprocess.run(command, env=environment, check=True, capture_output=True)
-        wall = time.perf_counter() - began
-        times = folder / "times"
-        return wall, times.read_text() if times.exists() else ""
-
-
-def _by_function(times: str) -> dict[str, float]:
-    spent: defaultdict[str, float] = defaultdict(float)
-    for line in times.splitlines():
-        name, seconds = json.loads(line)
-        spent[name] += seconds
-    wanted = [f"{module.rpartition('.')[2]}.{name}" for module, names in _TIMED.items() for name in names]
-    missing = [name for name in wanted if name not in spent]
+        wall = time.perf_counter() - start
+        recorded: defaultdict[str, float] = defaultdict(float)
+        for line in times.read_text().splitlines():
+            name, seconds = json.loads(line)
+            recorded[name] += seconds
+    missing = [name for name in expected if name not in recorded]
     if missing:
-        raise SystemExit(f"the build never called {', '.join(missing)}: nothing was measured")
-    return dict(spent)
+        raise SystemExit(f"the build never reached {', '.join(missing)}: nothing was measured")
+    return wall, dict(recorded)
 
 
 def main() -> None:
-    """Measure, print, and write docs/parity.md."""
+    """Measure, print, and write this part of docs/parity.md."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--runs", type=int, default=5)
     arguments.add_argument("--no-write", action="store_true", help="print, and leave docs/parity.md as it is")

@@ -1,8 +1,8 @@
-"""docs/parity.svg: how far the artifacts of a bundle are from PyTorch, element by element, in noise floors.
+"""Draw docs/parity.svg: how far the ONNX graph of a bundle is from PyTorch, element by element, in noise floors.
 
     python benchmarks/parity_picture.py BUNDLE
 
-Beside what ships stands the same graph with one tensor 0.1 % too large. All comes from the bundle's own evidence.
+For comparison, it shows the same graph with one tensor 0.1 % too large. The test cases are the bundle's own evidence.
 Needs matplotlib (pip install matplotlib) and onnx.
 """
 
@@ -28,7 +28,7 @@ PICTURE = Path(__file__).resolve().parent.parent / "docs" / "parity.svg"
 
 
 def in_floors(bundle, run):
-    """The distance of every float element from PyTorch's, in noise floors: its limit is MULTIPLE of them."""
+    """Return the error of every float element in noise floors, as one array; the limit is NOISE_MULTIPLE of them."""
     found = []
     for case in read_reference_cases(bundle):
         actual = run(case.inputs)
@@ -41,7 +41,7 @@ def in_floors(bundle, run):
 
 
 def broken(model):
-    """The middle one of the large tensors, 0.1 % too large."""
+    """Make the middle one of the large tensors 0.1 % too large, and return the model."""
     weights = [one for one in model.graph.initializer if one.data_type == 1 and len(one.dims) == 2]
     chosen = weights[len(weights) // 2]
     chosen.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(chosen) * 1.001).astype(np.float32), chosen.name))
@@ -49,7 +49,7 @@ def broken(model):
 
 
 def main():
-    """Measure and draw."""
+    """Measure, and draw the picture."""
     bundle = Path(sys.argv[1])
     config = json.loads((bundle / "config.json").read_text())
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,8 @@
-"""How other tools decide that an exported model is right: the samples each tries, and the rule it compares by.
+"""Repeat how other tools decide that an exported model is right: the samples that they try, and how they compare.
 
-Each is what the tool does when it is asked to verify, read from the source that is named; the expected outputs are
-those of the eager module, which is more than some of them look at. A model that does not run is refused by all.
+Every rule repeats what a tool does if verification is switched on, according to the source that it names. The expected
+outputs are those of the eager module, although some of the tools do not compare with it. All refuse a model that does
+not run.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Arrays = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Rule:
-    """One tool: at which level it runs the model, on what, and which outputs it refuses."""
+    """The rule of one tool: the optimization level of its runs, its samples, and which outputs it refuses."""
 
     name: str
     source: str
@@ -46,7 +47,7 @@ class Rule:
 def _feed(
     architecture: Architecture, make: Callable[[InputSpec, list[int]], Array], sizes: Sequence[int] = EXAMPLE
 ) -> dict[str, Array]:
-    """One input of each kind, at the example's sizes or others that the manifest allows."""
+    """Return an array for every input, by name; `sizes` are those of the dims, clamped to the manifest's limits."""
     given = {
         name: min(max(size, limits["min"]), limits["max"])
         for (name, limits), size in zip(architecture.dims.items(), sizes, strict=False)
@@ -60,7 +61,7 @@ def _feed(
 
 
 def _random(seed: int, *, unit: bool) -> Callable[[InputSpec, list[int]], Array]:
-    """Random ids and flags; floats in [0, 1), or as the manifest has them."""
+    """Return a function that draws an input: random ids and flags, and floats in [0, 1) or in the manifest's range."""
     generator = np.random.default_rng(seed)
 
     def make(spec: InputSpec, shape: list[int]) -> Array:
@@ -77,22 +78,22 @@ def _random(seed: int, *, unit: bool) -> Callable[[InputSpec, list[int]], Array]
 
 
 def _as_given(architecture: Architecture) -> list[dict[str, Array]]:
-    """The example that the user hands over."""
+    """Return the example that the user passes to the tool."""
     return [_feed(architecture, _random(7, unit=False))]
 
 
 def _dummy(architecture: Architecture) -> list[dict[str, Array]]:
-    """One random batch of two."""
+    """Return one random batch of two."""
     return [_feed(architecture, _random(7, unit=True))]
 
 
 def _ones(architecture: Architecture) -> list[dict[str, Array]]:
-    """One batch of one, all of ones."""
+    """Return one batch of one, all ones."""
     return [_feed(architecture, lambda spec, shape: np.ones(shape), (1, 1, 1))]
 
 
 def _five(architecture: Architecture) -> list[dict[str, Array]]:
-    """Five of batch one, uniform in [0, 1), which makes every integer 0."""
+    """Return five batches of one, uniform in [0, 1), which makes every integer 0."""
     generator = np.random.default_rng(7)
     return [_feed(architecture, lambda spec, shape: generator.random(shape), (1, *EXAMPLE[1:])) for _ in range(5)]
 
@@ -101,7 +102,7 @@ def _five(architecture: Architecture) -> list[dict[str, Array]]:
 
 
 def _torch(expected: Arrays, actual: Arrays) -> bool:
-    """By position, as far as there are outputs; a NaN is not ≥ anything."""
+    """Compare by position, as many outputs as both have; a NaN is never ≥ a limit, so it passes."""
     found = [
         VerificationInfo.from_tensors(name, torch.from_numpy(one.copy()), torch.from_numpy(other.copy()))
         for (name, one), other in zip(expected.items(), actual.values(), strict=False)
@@ -119,13 +120,13 @@ def _optimum(expected: Arrays, actual: Arrays) -> bool:
 
 
 def _olive(expected: Arrays, actual: Arrays) -> bool:
-    """The first output alone."""
+    """Compare the first output only."""
     one, other = (np.asarray(next(iter(arrays.values())), np.float64) for arrays in (expected, actual))
     return bool(np.sum(np.abs(one - other) > 0.1) > 0)
 
 
 def _onnxsim(expected: Arrays, actual: Arrays) -> bool:
-    """Each output that the new model has."""
+    """Compare every output of the new model."""
     return any(
         not np.allclose(array, expected[name], rtol=1e-4, atol=1e-5, equal_nan=True) for name, array in actual.items()
     )

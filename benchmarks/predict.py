@@ -1,4 +1,4 @@
-"""Milliseconds a MiniLM prediction takes with one engine, in this process: one JSON list on stdout."""
+"""Measure a MiniLM prediction with one engine, and print a JSON list: milliseconds at each of the three shapes."""
 
 import json
 import statistics
@@ -17,7 +17,7 @@ PLAIN = Path("torch-export.onnx")
 
 
 def main(engine: str, bundle: str) -> None:
-    """Measure one engine, or `prepare` the plain torch.export graph."""
+    """Measure one engine, or export the plain torch.export graph if `engine` is `prepare`."""
     sys.path.insert(0, ".")
     if engine == "prepare":
         prepare()
@@ -32,7 +32,7 @@ def main(engine: str, bundle: str) -> None:
 
 
 def measure(run: Callable, ids: np.ndarray) -> float:
-    """The median of as many predictions as fit into about a second, after a tenth of a second to warm up."""
+    """Return the median milliseconds of the predictions of one second (ten at least), after five to warm up."""
     mask = np.ones_like(ids)
     for _ in range(5):
         run(ids, mask)
@@ -46,7 +46,7 @@ def measure(run: Callable, ids: np.ndarray) -> float:
 
 
 def onnx(path: Path) -> Callable:
-    """A model file under onnxruntime."""
+    """Return a function that runs a model file with onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -56,7 +56,7 @@ def onnx(path: Path) -> Callable:
 
 
 def torch_engine(engine: str, bundle: str) -> Callable:
-    """The eager module, or the bundle's TorchScript."""
+    """Return a function that runs the eager module, or the TorchScript of the bundle."""
     import torch
 
     torch.set_num_threads(THREADS)
@@ -70,7 +70,7 @@ def torch_engine(engine: str, bundle: str) -> Callable:
 
 
 def eager():
-    """The example's module with its weights."""
+    """Return the module of the example with its weights."""
     from model import SentenceEncoder  # type: ignore[import-not-found]
     from safetensors.torch import load_file
 
@@ -81,7 +81,7 @@ def eager():
 
 
 def prepare() -> None:
-    """What torch.onnx.export(dynamo=True) gives for the module, saved once."""
+    """Save the graph that torch.onnx.export(dynamo=True) gives for the module."""
     import torch
 
     ids = torch.randint(0, 30522, (2, 16))

@@ -1,9 +1,9 @@
-"""What a rebuild costs: nothing changed, the description, the samples, the opset; beside a cold build of the same.
+"""Measure rebuilds after no change, or after a new description, number of samples or opset, against a cold build.
 
     python benchmarks/rebuild.py [--runs 5]
 
-Each figure is a process of its own with a cache of its own; the first column is what a Python process
-takes that imports click, pydantic and yaml, which is what any command of this kind has to import.
+Every build runs in its own process, and every example has its own cache. The lower bound is a Python process that
+imports click, pydantic and yaml, which every command of this kind has to import.
 """
 
 import argparse
@@ -32,7 +32,7 @@ EDITS = {
 
 
 def main() -> None:
-    """Measure digits and MiniLM, and write their part of docs/benchmarks.md."""
+    """Measure digits and MiniLM, print, and write this part of docs/benchmarks.md."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--runs", type=int, default=5)
     runs = arguments.parse_args().runs
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(name: str, runs: int) -> dict[str, float]:
-    """Median seconds by what was changed."""
+    """Return the median seconds by kind of change."""
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         project = Path(shutil.copytree(ROOT / "examples" / name, Path(scratch) / name))
@@ -54,7 +54,7 @@ def measure(name: str, runs: int) -> dict[str, float]:
         original = manifest.read_text()
         environment = {"PACKAGER_CACHE": str(Path(scratch) / "cache")}
         command = [str(Path(sys.executable).with_name("package")), "build", str(manifest), "-o", str(out), "--json"]
-        time.sleep(3)  # a file that was only just written is hashed each time
+        time.sleep(3)  # the digest of a file that has just been written is not cached
         for turn in range(runs + 1):
             shutil.rmtree(environment["PACKAGER_CACHE"], ignore_errors=True)
             round_ = {
@@ -76,17 +76,17 @@ def measure(name: str, runs: int) -> dict[str, float]:
 
 
 def seconds(command: list[str], environment: dict[str, str], *, cached: bool | None = None) -> float:
-    """The wall time of one process; with `cached`, whether its bundle must have come out of the cache."""
+    """Return the wall-clock seconds of one process; `cached` says whether its bundle must come from the cache."""
     began = time.perf_counter()
     done = subprocess.run(command, env=variables(**environment), check=True, capture_output=True, text=True)
     took = time.perf_counter() - began
     if cached is not None and json.loads(done.stdout)["cached"] != cached:
-        raise SystemExit(f"{command} came out of the cache, or did not: {done.stdout}")
+        raise SystemExit(f"{command}: `cached` should be {cached}: {done.stdout}")
     return took
 
 
 def render(base: float, rows: dict[str, dict[str, float]], runs: int) -> str:
-    """This benchmark's part of docs/benchmarks.md."""
+    """Return this part of docs/benchmarks.md."""
     lines = [
         "## Rebuilds", "",
         f"Measured by benchmarks/rebuild.py: medians of {runs} alternating processes, on an {platform.machine()} "

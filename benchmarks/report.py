@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, and whatever else the benchmarks tell of: pages of which each writes its own part."""
+"""Write the results of a benchmark into its part of a page, docs/benchmarks.md or docs/parity.md."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def put(name: str, text: str, file: str = "benchmarks.md") -> None:
-    """Put a benchmark's part in its place on the page, or at the end where it has none yet."""
+    """Replace the part of a benchmark on a page, or append it if the page lacks one."""
     path = DOCS / file
     page = path.read_text(encoding="utf-8") if path.exists() else f"# {path.stem.capitalize()}\n"
     part = f"<!-- {name} -->\n{text.strip()}\n<!-- end of {name} -->\n"

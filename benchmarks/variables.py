@@ -1,13 +1,13 @@
-"""The environment variables that every measured command gets."""
+"""Set the environment variables of measured commands."""
 
 import os
 
 
 def variables(**more: str) -> dict[str, str]:
-    """Those of this process and `more`, and Python keeps the bytecode of what it imports.
+    """Return the environment variables of this process and `more`, without PYTHONDONTWRITEBYTECODE.
 
-    pip compiles what it installs, so a peer's modules are never compiled again. Ours are measured in a
-    checkout: they are compiled in the round that only warms the disk's cache.
+    pip compiles the modules that it installs, so those of other tools are never compiled during a measurement. Ours
+    run from a checkout, and are compiled in the round that only warms the disk cache.
     """
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**kept, **more}
