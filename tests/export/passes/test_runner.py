@@ -83,7 +83,8 @@ def export(path, exporter="torchscript"):
 
 @pytest.fixture(scope="module", params=["torchscript", "torch-export"])
 def exported(request, tmp_path_factory):
-    return export(project(tmp_path_factory.mktemp("net") / "secret-folder", SOURCE, inputs=INPUTS, dims=DIMS), request.param)
+    folder = tmp_path_factory.mktemp("net") / "secret-folder"
+    return export(project(folder, SOURCE, inputs=INPUTS, dims=DIMS), request.param)
 
 
 @pytest.fixture(scope="module")
