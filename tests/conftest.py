@@ -3,6 +3,8 @@
 Property tests draw the same examples every time; `pytest --hypothesis-profile=explore` looks for new ones.
 """
 
+import gc
+import itertools
 import os
 import re
 import shutil
@@ -48,16 +50,25 @@ def error_golden(request):
     return lambda name, text: messages.check_file(messages.GOLDENS / "errors" / f"{name}.txt", text, update=update)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Freeze the objects of earlier tests: a build collects garbage often, and would visit all of them each time."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _caches(tmp_path_factory):
-    """Keep tests away from the user's cache."""
-    os.environ["PACKAGER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+def _cache_folders(tmp_path_factory):
+    """Yield the paths of one cache per test, and keep the user's own cache out of all tests."""
+    folder = tmp_path_factory.getbasetemp()
+    os.environ["PACKAGER_CACHE"] = str(folder / "cache")
+    return (folder / f"cache-{number}" for number in itertools.count())  # mktemp would list all folders every time
 
 
 @pytest.fixture(autouse=True)
-def cache_folder(tmp_path_factory, monkeypatch):
-    """Return the folder of the build cache of one test, which is empty at first."""
-    folder = tmp_path_factory.mktemp("cache")
+def cache_folder(_cache_folders, monkeypatch):
+    """Give each test a build cache that is empty at first, and return its folder."""
+    folder = next(_cache_folders)
+    folder.mkdir()
     monkeypatch.setenv("PACKAGER_CACHE", str(folder))
     return folder
 
