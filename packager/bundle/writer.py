@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 import sys
@@ -31,6 +32,7 @@ if sys.platform != "win32":
 _UNLOCKED, _SUFFIX = ".unlocked", ".staging"
 _LOCK_NAME = "lock"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
+_OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST}  # rename(2), where the target is a folder that holds files
 _CHOOSE_ANOTHER_FOLDER = "choose another folder with -o"
 _MOVE_OR_FORCE = "move it away, or use --force"
 _FREE_SPACE = "free some space, or choose another folder with -o"
@@ -45,7 +47,6 @@ _HINTS_BY_ERRNO = {
     errno.ENAMETOOLONG: "shorten the manifest's name or version",
     errno.ENOTDIR: _CHOOSE_ANOTHER_FOLDER,
     errno.EEXIST: _CHOOSE_ANOTHER_FOLDER,
-    errno.ENOTEMPTY: "another build has just put its bundle there: build again",
 }
 
 
@@ -110,7 +111,7 @@ def stage_bundle(out: Path, name: str, *, force: bool) -> Iterator[Path]:
             bundle = folder / "bundle"
             bundle.mkdir()
             yield folder
-            _replace_target(bundle, target, folder / "old")
+            _replace_target(bundle, target, folder)
 
 
 @contextlib.contextmanager
@@ -156,18 +157,27 @@ def check_archive_target(target: Path, *, force: bool) -> None:
         raise OutputRefused(str(target), "it exists and is not the archive of a bundle", _MOVE_OR_FORCE)
 
 
-def _replace_target(bundle: Path, target: Path, old: Path) -> None:
-    """Move the bundle to `target` and an existing target to `old`; in one step if the system can exchange folders."""
-    if os.path.lexists(target) and _exchange_paths(bundle, target):
+def _replace_target(bundle: Path, target: Path, staging: Path) -> None:
+    """Move the bundle to `target`, and an existing target into `staging`; in one step if folders can be exchanged.
+
+    Another build may put its bundle at `target` between any two steps here. Then this one starts over, so that the
+    last to finish wins; every new attempt means that another build has finished, so the loop ends.
+    """
+    for attempt in itertools.count():
+        if os.path.lexists(target) and _exchange_paths(bundle, target):
+            return
+        old = staging / f"old-{attempt}"
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(old)
+        try:
+            bundle.rename(target)
+        except OSError as error:
+            if error.errno in _OCCUPIED:
+                continue
+            if os.path.lexists(old):
+                old.rename(target)
+            raise
         return
-    with contextlib.suppress(FileNotFoundError):
-        target.rename(old)
-    try:
-        bundle.rename(target)
-    except OSError:
-        if os.path.lexists(old):
-            old.rename(target)
-        raise
 
 
 def _exchange_paths(first: Path, second: Path) -> bool:

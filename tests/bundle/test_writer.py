@@ -9,10 +9,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
-from packager.bundle import archive
+from packager.bundle import archive, writer
 from packager.bundle.fingerprint import check_integrity, compute_fingerprint, parse_sums
 from packager.bundle.writer import BundleWriter, check_archive_target, stage_bundle
 from packager.errors import OutputRefused, render_error
@@ -339,6 +340,24 @@ def test_threads_do_not_delete_each_others_staging_folders(tmp_path):
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(build, range(4))) == [0, 1, 2, 3]
     assert names(tmp_path) == [f"net-{number}.0.0" for number in range(4)]
+
+
+@pytest.mark.parametrize("exchangeable", [True, False])
+def test_builds_that_finish_at_once_replace_each_other(tmp_path, monkeypatch, exchangeable):
+    if not exchangeable:  # as on macOS and Windows
+        monkeypatch.setattr(writer, "_exchange_paths", lambda first, second: False)
+    finish_line = Barrier(4)
+
+    def build(out):
+        with stage_bundle(out, "net-1.0.0", force=False) as folder:
+            write_bundle(folder / "bundle")
+            finish_line.wait(10)
+
+    with ThreadPoolExecutor(4) as threads:
+        for number in range(50):
+            out = tmp_path / str(number)
+            assert list(threads.map(build, [out] * 4)) == [None] * 4
+            assert names(out) == ["net-1.0.0"]
 
 
 @pytest.mark.parametrize("name", ["net.staging", ".net", ".net.staging", "notes"])
