@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# One process per core, but no more than four, as each loads torch.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: demo test slow check lint schemas api picture minilm repeat bench clean
@@ -47,10 +49,10 @@ repeat: $(VENV)/.examples  ## build both examples twice, in two processes and fo
 	$(BIN)/package build examples/minilm/package.yaml -o examples/minilm/dist --check
 
 test: $(VENV)/.ready  ## the tests, but for the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 slow: $(VENV)/.ready  ## the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -32,6 +32,11 @@ def pytest_addoption(parser):
     parser.addoption("--update-goldens", action="store_true", help="rewrite tests/goldens with the current messages")
 
 
+def pytest_configure(config):
+    if config.getoption("--update-goldens") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--update-goldens needs a single process: leave out -n")
+
+
 @pytest.fixture
 def golden(request, tmp_path_factory):
     """Compare a message with the test's section of tests/goldens/MODULE.txt: `golden(text, *facts, **values)`."""
