@@ -179,7 +179,7 @@ def _derive_tolerances(
     scales = dict(zip(cases, estimate_scales(arrays), strict=True))
     outputs_by_case = {case.name: outputs for case, outputs in runs}
     noise, floors = measure_output_noise(project, measurement, outputs_by_case, name, scales)
-    return noise, {case: derive_tolerance(floors[case], scales[case]) for case in cases}
+    return noise, {case: derive_tolerance(floors[case], scales[case], arrays[0].dtype) for case in cases}
 
 
 def _to_float64_outputs(outputs: Mapping[str, Array], float64: Mapping[str, Array]) -> dict[str, Array]:

@@ -111,14 +111,16 @@ def _compare_floats(expected: Array, actual: Array, tolerance: ElementTolerance)
     with np.errstate(over="ignore"):  # near the largest float64, an infinite difference is the right answer
         difference = np.abs(right_finite - left_finite)
         magnitude = np.abs(left_finite)
-        scale = root_mean_square(left_finite[finite])
+        relative = _divide_differences(
+            left_finite, right_finite, np.maximum(magnitude, root_mean_square(left_finite[finite]))
+        )
         limit = tolerance.atol + tolerance.rtol * magnitude
     ratio = _divide(difference, limit)
     ratio[mismatched] = np.inf
     worst = np.unravel_index(int(np.argmax(ratio)), expected.shape)
     return ErrorMetrics(
         max_abs=float(difference.max()),
-        max_rel=float(_divide(difference, np.maximum(magnitude, scale)).max()),
+        max_rel=float(relative.max()),
         rms=root_mean_square(difference[finite]),
         cosine=_cosine_similarity(left_finite[finite], right_finite[finite]),
         mismatched_nonfinite=int(mismatched.sum()),
@@ -172,6 +174,15 @@ def _divide(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) ->
             (numerator == 0.0) | np.isinf(numerator), numerator, numerator / denominator
         )
     return quotient
+
+
+def _divide_differences(
+    left: NDArray[np.float64], right: NDArray[np.float64], denominator: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return |right - left| / denominator, elementwise, also where the difference overflows."""
+    difference = np.abs(right - left)
+    halves = 2.0 * _divide(np.abs(right / 2.0 - left / 2.0), denominator)
+    return np.where(np.isinf(difference), halves, _divide(difference, denominator))
 
 
 def _cosine_similarity(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:

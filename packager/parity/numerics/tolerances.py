@@ -45,12 +45,12 @@ _SENTINEL_SHARE = 1 / 16
 """A magnitude that more than this share of the elements has, to the last bit, is a sentinel, as a mask's -1e9 is."""
 
 
-def derive_tolerance(noise: float, scale: float) -> ElementTolerance:
-    """Return the tolerance NOISE_MULTIPLE × noise × (|expected| + scale).
+def derive_tolerance(noise: float, scale: float, dtype: np.dtype[Any]) -> ElementTolerance:
+    """Return the tolerance NOISE_MULTIPLE × noise × (|expected| + scale) of an output of this float dtype.
 
     `noise` is the noise floor, a relative difference without a unit; `scale` has the unit of the output.
     """
-    return ElementTolerance(NOISE_MULTIPLE * noise * scale, NOISE_MULTIPLE * noise)
+    return ElementTolerance(max(NOISE_MULTIPLE * noise * scale, get_smallest_normal(dtype)), NOISE_MULTIPLE * noise)
 
 
 def derive_noise_floors(
@@ -87,18 +87,28 @@ def get_machine_epsilon(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(dtype).eps)
 
 
+def get_smallest_normal(dtype: np.dtype[Any]) -> float:
+    """Return the difference below which two numbers of a float dtype count as equal, 1.2e-38 for float32.
+
+    Smaller numbers are subnormal, which a processor may flush to zero. float16 is computed in float32.
+    """
+    return float(np.finfo(np.promote_types(dtype, np.float32)).smallest_normal)
+
+
 def measure_relative_difference(array: Array, reference: Array, scale: float) -> float:
     """Return the largest |array - reference| / (|reference| + scale), computed in float64.
 
     The arrays have the same shape. Elements that are NaN or infinite on either side are left out; without any other
-    element the result is 0.0. It is infinite for different elements if |reference| + scale is 0.
+    element the result is 0.0. A difference below the smallest normal number of `array` counts as 0: what underflows
+    there may be a tiny number in float64. The result is infinite for other differences if |reference| + scale is 0.
     """
     left, right = array.astype(np.float64), reference.astype(np.float64)
     finite = np.isfinite(left) & np.isfinite(right)
     left, right = left[finite], right[finite]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         difference = np.abs(left - right)
-        shares = np.where(difference == 0.0, 0.0, difference / (np.abs(right) + scale))
+        equal = difference < get_smallest_normal(array.dtype)
+        shares = np.where(equal, 0.0, difference / (np.abs(right) + scale))
     return float(shares.max()) if shares.size else 0.0
 
 

@@ -17,6 +17,7 @@ from packager.parity.numerics.tolerances import (
     estimate_scales,
     get_machine_epsilon,
     get_minimum_noise,
+    get_smallest_normal,
     measure_relative_difference,
 )
 
@@ -204,7 +205,7 @@ def test_a_difference_of_some_noise_floors_is_within_a_tolerance_of_as_many(pair
     found, expected = pair
     share = measure_relative_difference(found, expected, scale) / noise
     assume(not 0.999 * NOISE_MULTIPLE < share < 1.001 * NOISE_MULTIPLE)
-    assert compare(expected, found, derive_tolerance(noise, scale)).within_tolerance == (share < NOISE_MULTIPLE)
+    assert compare(expected, found, derive_tolerance(noise, scale, found.dtype)).within_tolerance == (share < NOISE_MULTIPLE)
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0)])
@@ -215,3 +216,15 @@ def test_empty_arrays_have_no_relative_difference(shape):
 def test_a_difference_beyond_float64_is_infinite_and_causes_no_warning():
     most = np.array([np.finfo("float64").max])
     assert measure_relative_difference(most, -most, 1.0) == math.inf
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_what_underflows_is_no_difference(dtype):
+    """transformers' initial EfficientNet returns zeros in float32 where float64 has 1e-67."""
+    tiny = get_smallest_normal(np.dtype(dtype))
+    zeros, remainder = np.zeros(3, dtype), np.array([tiny / 2, -tiny / 2, 0.0])
+    assert measure_relative_difference(zeros, remainder, 0.0) == 0.0
+    assert measure_relative_difference(zeros, 4 * remainder, 0.0) == math.inf
+    tolerance = derive_tolerance(1e-7, 0.0, np.dtype(dtype))
+    assert compare(np.zeros(3), remainder, tolerance).within_tolerance
+    assert not compare(np.zeros(3), 4 * remainder, tolerance).within_tolerance
