@@ -307,11 +307,12 @@ class NotRepeatable(UserError):
 class NoiseTooLarge(UserError):
     code = "noise-too-large"
 
-    def __init__(self, where: str, output: str, relative: str, measured: str) -> None:
+    def __init__(self, where: str, output: str, difference: float, evaluation: str, uncertain: int, cases: int) -> None:
         super().__init__(
             "the module's own rounding errors are too large to check parity",
             where=where,
-            why=f"the noise floor of output {output} is {relative} of its magnitude, measured {measured}",
+            why=f"on {uncertain} of {cases} test cases, {output} changes by up to {difference:.2g} of its magnitude if "
+            f"the module is evaluated in another way that is equal in mathematics ({evaluation})",
             hint="narrow the range of the inputs, compute in higher precision, or set parity.tolerance",
         )
 

@@ -49,7 +49,7 @@ def assemble_bundle(contents: BundleContents, writer: BundleWriter) -> SealedBun
     for name, path in contents.assets.items():
         writer.add_file(f"{layout.ASSETS}/{name}", path)
     result = contents.results.reference
-    cases = result.reference.reference_cases
+    cases = contents.results.amended_reference.reference_cases
     golden = evidence.choose_golden_cases(cases, result.provenance.weight_bytes)
     writer.add_bytes(layout.GOLDEN, evidence.serialize_golden_cases(cases, golden))
     parity, config = _make_parity_record(contents, golden), _make_config(contents)
@@ -102,7 +102,7 @@ def _make_tensor_record(spec: TensorSpec) -> records.TensorRecord:
 
 
 def _make_parity_record(contents: BundleContents, golden: frozenset[str]) -> records.ParityRecord:
-    results, reference = contents.results, contents.results.reference.reference
+    results, reference = contents.results, contents.results.amended_reference
     coverage = reference.coverage
     assert coverage is not None
     return records.ParityRecord(
@@ -150,7 +150,7 @@ def _list_unchecked(contents: BundleContents) -> list[str]:
         specialized = replace(specialized, rounded_size_lines=())
     return [
         *(f"the sizes {sizes}" for sizes in contents.grid.skipped_sizes),
-        *contents.results.reference.reference.uncompared,
+        *contents.results.amended_reference.uncompared,
         *specialized.describe(),
         *describe_missing_providers(contents.project.manifest.target.providers),
     ]
@@ -163,7 +163,7 @@ def _has_dynamic_inner_dims(project: Project) -> bool:
 
 def _make_tolerance_record(spec: TensorSpec, contents: BundleContents) -> records.ToleranceRecord:
     explicit = contents.project.manifest.parity.tolerance
-    noise = contents.results.reference.reference.noise.get(spec.name)
+    noise = contents.results.amended_reference.noise.get(spec.name)
     if spec.dtype == "bool" or spec.dtype.startswith(("int", "uint")):
         return records.ToleranceRecord(
             kind="exact",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from packager.model.loader import LoadedModel
     from packager.parity.cases.sample_grid import Grid
     from packager.parity.cases.signature import TensorSpec
+    from packager.parity.cost import ForwardCost
     from packager.parity.numerics.compare import Array
     from packager.project.manifest import Project
 
@@ -98,7 +99,8 @@ class EagerModel:
 
     `example` are the tensors of the grid's example case, in the order of forward()'s parameters. `inputs` and `outputs`
     are the signature; the outputs' shapes are what a few forward passes show. `known_outputs` are those passes' outputs
-    as numpy arrays, by case and output name. `weight_bytes` counts parameters and buffers.
+    as numpy arrays, by case and output name. `weight_bytes` counts parameters and buffers. `cost` is that of a forward
+    pass; None if the reference is cached.
     """
 
     loaded: LoadedModel
@@ -108,3 +110,4 @@ class EagerModel:
     outputs: tuple[TensorSpec, ...]
     known_outputs: Mapping[str, Mapping[str, Array]]
     weight_bytes: int
+    cost: ForwardCost | None = None

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from packager.bundle.records import OnnxArtifact, TorchScriptArtifact
 from packager.export.control_flow import SpecializedControlFlow
 from packager.export.graph.messages import StageRecord
+from packager.parity.amendments import amend_reference
 from packager.parity.cases.signature import TensorSpec
 from packager.parity.numerics.verdict import ParityResult
 from packager.parity.results import Reference
@@ -92,6 +93,15 @@ class StageResults:
     reference: ReferenceResult
     onnx: OnnxResult
     torchscript: TorchScriptResult
+
+    @property
+    def amended_reference(self) -> Reference:
+        """The reference, amended by what was measured again for one of the artifacts."""
+        amended = self.reference.reference
+        for parity in (self.onnx.parity, self.torchscript.parity):
+            if parity is not None:
+                amended = amend_reference(amended, parity.remeasured)
+        return amended
 
 
 @dataclass(frozen=True)

@@ -27,17 +27,14 @@ from packager.common import output_tree
 from packager.model.loader import LoadedModel
 from packager.parity.cases import sample_grid
 from packager.parity.cases.sample_grid import Grid, InputCase
+from packager.parity.cost import COVERAGE_SHARE, OPERATIONS, OPERATIONS_PER_ELEMENT, ForwardCost
 from packager.parity.forward import bind_case, restore_rnn_weights
 from packager.parity.numerics.verdict import ReferenceCase
 from packager.parity.results import ChannelCoverage, UnexercisedChannels
 from packager.project.manifest import Project
 
-# A small module, whose rows cost next to nothing, gets extra test cases, and all cases run backwards. For a large one,
-# only the largest affordable case runs backwards: a backward pass costs twice a forward pass.
-_SMALL_PARAMETERS = 1 << 20
-_SMALL_EXAMPLE_ELEMENTS = 1 << 12
-_MAX_LARGE_MODEL_CASES = 1
-_MAX_INPUT_ELEMENTS = 1 << 18  # of all cases that run backwards
+_BACKWARD_PRICE = 3  # of a pass forward and backward, in forward passes
+_EXTRA_CASE_PRICE = 8  # of an extra case in forward passes: it runs backward, is evaluated, and both artifacts run it
 _EXTRA_CASE_ROWS = 32
 _MIN_EXTRA_CASES = 8  # always; more only while they exercise new channels
 _MAX_EXTRA_CASES = 24
@@ -49,9 +46,10 @@ ChannelMasks = dict[str, torch.Tensor]
 """By parameter name: booleans of the shape (channels,), whether each is exercised."""
 
 
-def add_extra_cases(project: Project, model: LoadedModel, grid: Grid) -> Grid:
-    """Add random test cases to the grid of a small module: 8, and up to 24 while they exercise new channels."""
-    if model.parameters > _SMALL_PARAMETERS or grid.example_case.element_count > _SMALL_EXAMPLE_ELEMENTS:
+def add_extra_cases(project: Project, model: LoadedModel, grid: Grid, cost: ForwardCost) -> Grid:
+    """Add random test cases to the grid of a cheap module: 8, and up to 24 while they exercise new channels."""
+    first = sample_grid.draw_extra_case(project, 0, _EXTRA_CASE_ROWS)
+    if _MAX_EXTRA_CASES * _EXTRA_CASE_PRICE * cost.estimate(first) > _get_budget(project):
         return grid
     exercised: ChannelMasks = {}
     extra: list[InputCase] = []
@@ -79,16 +77,21 @@ def _all_exercised(exercised: ChannelMasks) -> bool:
     return all(bool(mask.all()) for mask in exercised.values())
 
 
-def measure_coverage(project: Project, model: LoadedModel, cases: Sequence[InputCase]) -> ChannelCoverage:
-    """Run the module backwards on the test cases until every channel is exercised; on one of them if it is large.
+def _get_budget(project: Project) -> float:
+    return COVERAGE_SHARE * OPERATIONS[project.manifest.parity.effort]
+
+
+def measure_coverage(
+    project: Project, model: LoadedModel, cases: Sequence[InputCase], cost: ForwardCost
+) -> ChannelCoverage:
+    """Run the module backwards on the test cases that the budget allows, until every channel is exercised.
 
     If the backward pass raises an exception or no output has a gradient, `measured` says so and nothing is counted.
     """
     exercised: ChannelMasks = {}
     used = 0
-    most = len(cases) if model.parameters <= _SMALL_PARAMETERS else _MAX_LARGE_MODEL_CASES
     try:
-        for case in _choose_affordable(cases, most):
+        for case in _choose_affordable(cases, cost, model.parameters, _get_budget(project)):
             _mark_exercised(project, model.module, case, exercised)
             used += 1
             if exercised and _all_exercised(exercised):
@@ -138,14 +141,18 @@ def describe_coverage(coverage: ChannelCoverage) -> str:
     return f"the test cases do not exercise {silent:,} of {coverage.channels:,} channels of the weights: {named}{more}"
 
 
-def _choose_affordable(cases: Sequence[InputCase], most: int) -> list[InputCase]:
-    """Choose the largest cases within the budget; the smallest of all if none is."""
+def _choose_affordable(
+    cases: Sequence[InputCase], cost: ForwardCost, parameters: int, budget: float
+) -> list[InputCase]:
+    """Choose the largest cases whose backward passes fit the budget; the smallest of all if none does."""
     chosen: list[InputCase] = []
-    elements = 0
     for case in sorted(cases, key=lambda case: (-case.element_count, case.name)):
-        if elements + case.element_count <= _MAX_INPUT_ELEMENTS and len(chosen) < most:
+        price = (
+            _BACKWARD_PRICE * cost.estimate(case) + OPERATIONS_PER_ELEMENT * parameters
+        )  # whose gradients are written
+        if price <= budget:
+            budget -= price
             chosen.append(case)
-            elements += case.element_count
     return chosen or [min(cases, key=lambda case: case.element_count)]
 
 

@@ -1,14 +1,15 @@
 """Choose the test cases on which noise is measured.
 
-Evaluating a module in float64 costs several times as much as in float32, so not every test case gets every evaluation.
-Noise grows with size, so the largest affordable cases are chosen. It also depends on the values (an image of zeros had
-ten times the noise of a random one, in a ResNet-50 with two classes), so one case of every other kind of values is
-added, for a cheaper evaluation.
+Evaluating a module in other ways costs more than a forward pass, float64 four times as much, so not every test case
+gets every evaluation. Noise grows with size, so the largest affordable cases are chosen. It also depends on the values
+(an image of zeros had ten times the noise of a random one, in a ResNet-50 with two classes), so one case of every other
+kind of values is added, for a cheaper evaluation. What is left out is made up for by `packager.parity.remeasurement`:
+no artifact fails on a test case that was not evaluated in every way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from packager.parity.cases.sample_grid import Grid, InputCase
@@ -16,60 +17,63 @@ from packager.parity.cases.sample_grid import Grid, InputCase
 MAX_ROWS = 8
 """The largest batch that is evaluated row by row: every row costs a forward pass."""
 
+FLOAT64_PRICE, SERIAL_PRICE, PLAIN_PRICE = 4, 2, 4
+"""What an evaluation costs in forward passes: in float64, on one thread, and with torch's own kernels."""
+
 _MAX_CASES = 64
-_MAX_CASES_LARGE_MODEL = 8
-_LARGE_PARAMETERS = 1 << 20
-_MAX_INPUT_ELEMENTS = 1 << 19  # of all cases together
-_MAX_EXAMPLES = 64  # all cases together in multiples of the example, which is small
-_FEW_INPUT_ELEMENTS = 1 << 16  # cheap in any case; an example with more counts as a large input
 
 
 @dataclass(frozen=True)
 class NoiseCases:
     """The test cases on which noise is measured.
 
-    `float64_cases` run in float64, and the first of them on one thread; there is at least one. The first of
-    `batch_cases` whose rows can stand alone runs row by row. `other_kind_cases` have kinds of values that none of
-    `float64_cases` has, and run once, in the cheapest way.
+    `float64_cases` run in float64 and with onnxruntime's functions; there is at least one. `serial_cases` run on one
+    thread: the first of them, if it is cheap enough. The first of `batch_cases` whose rows can stand alone runs row by
+    row. `other_kind_cases` have kinds of values that none of `float64_cases` has, and run once, in one other way.
     """
 
     float64_cases: tuple[InputCase, ...]
+    serial_cases: tuple[InputCase, ...]
     batch_cases: tuple[InputCase, ...]
+    plain_cases: tuple[InputCase, ...]
     other_kind_cases: tuple[InputCase, ...]
 
     def all_cases(self) -> list[InputCase]:
         """Return every case once."""
-        every = (*self.float64_cases, *self.batch_cases, *self.other_kind_cases)
+        every = (*self.float64_cases, *self.batch_cases, *self.plain_cases, *self.other_kind_cases)
         return list({case.name: case for case in every}.values())
 
 
-def choose_noise_cases(grid: Grid, parameters: int) -> NoiseCases:
-    """Choose the cases of a grid for a module with this many parameters.
+def choose_noise_cases(grid: Grid, estimate: Callable[[InputCase], float], budget: float) -> NoiseCases:
+    """Choose the cases of a grid whose evaluations fit the budget; `estimate` returns the cost of a forward pass.
 
-    For large inputs, one small case runs in float64. Otherwise the largest affordable cases do, with one that has few
-    rows among them.
+    Half of the budget is for float64, and an eighth for each of the other ways. The smallest of example and probe
+    always runs in float64.
     """
-    if grid.example_case.element_count > _FEW_INPUT_ELEMENTS:
-        small = sorted((grid.probe_case, grid.example_case), key=_size_key)
-        chosen, batches = small[:1], [case for case in small if _has_few_rows(case)]
-    else:
-        chosen = _choose_largest(grid, parameters)
-        if not any(_has_few_rows(case) for case in chosen):
-            chosen.append(grid.example_case)  # it is small, and its batch is 2 where the manifest allows it
-        batches = chosen
-    return NoiseCases(tuple(chosen), tuple(batches), tuple(_choose_other_kinds(grid.cases, chosen)))
+    small = min((grid.probe_case, grid.example_case), key=_size_key)
+    largest = sorted(grid.cases, key=_size_key, reverse=True)
+    chosen = _choose_affordable(largest, estimate, budget / 2 / FLOAT64_PRICE)[:_MAX_CASES] or [small]
+    batches = [case for case in chosen if _has_few_rows(case)] or [grid.example_case]
+    smallest = min((*(case for case in batches if _has_few_rows(case)), chosen[0]), key=_size_key)
+    others = _choose_other_kinds(grid.cases, chosen)
+    return NoiseCases(
+        tuple(chosen),
+        tuple(_choose_affordable(chosen[:1], estimate, budget / 8 / SERIAL_PRICE)),
+        tuple(_choose_affordable(batches, estimate, budget / 8)),
+        tuple(_choose_affordable([smallest], estimate, budget / 8 / PLAIN_PRICE)),
+        tuple(_choose_affordable(others, estimate, budget / 8 / PLAIN_PRICE)),
+    )
 
 
-def _choose_largest(grid: Grid, parameters: int) -> list[InputCase]:
-    """Choose the largest cases whose inputs fit the budget together, the largest first."""
-    budget = min(_MAX_INPUT_ELEMENTS, max(_FEW_INPUT_ELEMENTS, _MAX_EXAMPLES * grid.example_case.element_count))
-    most = _MAX_CASES if parameters <= _LARGE_PARAMETERS else _MAX_CASES_LARGE_MODEL
-    chosen: list[InputCase] = []
-    elements = 0
-    for case in sorted(grid.cases, key=_size_key, reverse=True):
-        if elements + case.element_count <= budget and len(chosen) < most:
+def _choose_affordable(
+    cases: Sequence[InputCase], estimate: Callable[[InputCase], float], budget: float
+) -> list[InputCase]:
+    """Return the cases that fit the budget together, in the order given."""
+    chosen = []
+    for case in cases:
+        if estimate(case) <= budget:
+            budget -= estimate(case)
             chosen.append(case)
-            elements += case.element_count
     return chosen
 
 

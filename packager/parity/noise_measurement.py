@@ -11,23 +11,25 @@ and how large the tolerance is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from packager.errors import NoiseTooLarge
+import numpy as np
+
 from packager.model.loader import LoadedModel
+from packager.parity.amendments import is_too_large
 from packager.parity.cases.sample_grid import Grid
+from packager.parity.cost import NOISE_SHARE, OPERATIONS, ForwardCost
 from packager.parity.forward import check_repeatable, run_case
 from packager.parity.noise_cases import choose_noise_cases
 from packager.parity.noise_variants import ROW_BY_ROW, Evaluation, evaluate_variants
-from packager.parity.numerics.compare import Array
+from packager.parity.numerics.compare import Array, is_float
 from packager.parity.numerics.tolerances import (
-    MAX_TOLERANCE_SHARE,
-    NOISE_MULTIPLE,
     derive_noise_floors,
     get_minimum_noise,
     measure_relative_difference,
 )
+from packager.parity.numerics.verdict import CaseNoise
 from packager.parity.results import OutputNoise
 from packager.project.manifest import ExplicitTolerance, Project
 
@@ -48,7 +50,11 @@ class NoiseMeasurement:
 
 
 def measure_noise(
-    project: Project, model: LoadedModel, grid: Grid, outputs: Mapping[str, Mapping[str, Array]]
+    project: Project,
+    model: LoadedModel,
+    grid: Grid,
+    outputs: Mapping[str, Mapping[str, Array]],
+    cost: ForwardCost,
 ) -> NoiseMeasurement:
     """Evaluate the module in other ways on a few test cases, unless the tolerance is explicit.
 
@@ -67,14 +73,33 @@ def measure_noise(
     check_repeatable(project, model, grid, outputs[grid.probe_case.name])
     if isinstance(project.manifest.parity.tolerance, ExplicitTolerance):
         return NoiseMeasurement((), outputs)
-    noise_cases = choose_noise_cases(grid, model.parameters)
+    noise_cases = choose_noise_cases(grid, cost.estimate, NOISE_SHARE * OPERATIONS[project.manifest.parity.effort])
     measured = {case.name: outputs.get(case.name) or run_case(project, model, case) for case in noise_cases.all_cases()}
     evaluations = evaluate_variants(project, model, noise_cases, measured)
     return NoiseMeasurement(evaluations, {**outputs, **measured})
 
 
+def find_uncertain_cases(
+    measurement: NoiseMeasurement,
+    outputs: Mapping[str, Mapping[str, Array]],
+    scales: Mapping[str, Mapping[str, float]],
+) -> dict[str, CaseNoise]:
+    """Find the test cases on which the module's own arithmetic is so uncertain that they prove nothing.
+
+    `outputs` are those of all test cases by case and output name; `scales` are by output and case, for the outputs
+    whose noise is measured. Returns the noise of each such case by output and evaluation.
+    """
+    known = _select_unchanged(measurement, outputs)
+    noise: dict[str, dict[str, dict[str, float]]] = {}
+    for name, by_case in scales.items():
+        for evaluation, differences in compare_evaluations(measurement.evaluations, known, name, by_case).items():
+            for case, difference in differences.items():
+                if is_too_large(difference):
+                    noise.setdefault(case, {}).setdefault(name, {})[evaluation] = difference
+    return dict(noise)
+
+
 def measure_output_noise(
-    project: Project,
     measurement: NoiseMeasurement,
     outputs: Mapping[str, Mapping[str, Array]],
     name: str,
@@ -82,16 +107,12 @@ def measure_output_noise(
 ) -> tuple[OutputNoise, dict[str, float]]:
     """Derive the noise floors of one float output: in summary, and by test case.
 
-    `outputs` are those of all test cases, by case and output name; `scales` are by case, in the unit of the output.
-
-    Raises:
-        NoiseTooLarge: the tolerance would be `MAX_TOLERANCE_SHARE` of the output or more, and so prove nothing.
+    `outputs` are those of the test cases that are compared, by case and output name; `scales` are by case, in the unit
+    of the output.
     """
     least = get_minimum_noise(next(iter(outputs.values()))[name].dtype)
-    parts = _compare_evaluations(measurement, outputs, name, scales)
-    others = [noise for evaluation, by_case in parts.items() if evaluation != ROW_BY_ROW for noise in by_case.values()]
-    if max(parts.get(ROW_BY_ROW, {}).values(), default=0.0) > _MAX_ROW_NOISE_RATIO * max([least, *others]):
-        del parts[ROW_BY_ROW]
+    known = _select_unchanged(measurement, outputs)
+    parts = compare_evaluations(measurement.evaluations, known, name, scales)
     measured: dict[str, float] = {}
     for by_case in parts.values():
         measured.update({case: max(noise, measured.get(case, 0.0)) for case, noise in by_case.items()})
@@ -103,29 +124,39 @@ def measure_output_noise(
         list(outputs),
         least,
     )
-    relative = max(floors.values())
     largest = {evaluation: max(by_case.values()) for evaluation, by_case in parts.items()}
-    noise = OutputNoise(relative, min(floors.values()), largest, float64.note)
-    if NOISE_MULTIPLE * relative >= MAX_TOLERANCE_SHARE:
-        raise NoiseTooLarge(project.field_location("parity"), name, f"{relative:.2g}", noise.description)
-    return noise, floors
+    return OutputNoise(max(floors.values()), min(floors.values()), largest, float64.note), floors
 
 
-def _compare_evaluations(
-    measurement: NoiseMeasurement,
+def _select_unchanged(
+    measurement: NoiseMeasurement, outputs: Mapping[str, Mapping[str, Array]]
+) -> dict[str, Mapping[str, Array]]:
+    """Return the outputs of the cases that were evaluated and not drawn again since."""
+    return {case: arrays for case, arrays in outputs.items() if arrays is measurement.outputs.get(case)}
+
+
+def compare_evaluations(
+    evaluations: Sequence[Evaluation],
     outputs: Mapping[str, Mapping[str, Array]],
     name: str,
     scales: Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
-    """Return the relative difference of one output by evaluation and case, without evaluations that lack it."""
+    """Return the relative difference of one output by evaluation and case, without evaluations that lack it.
+
+    Row by row, a module whose rows depend on each other computes something else: that is left out too.
+    """
     parts: dict[str, dict[str, float]] = {}
-    for evaluation in measurement.evaluations:
+    for evaluation in evaluations:
         by_case = {
             case: measure_relative_difference(outputs[case][name], other[name], scales[case])
             for case, other in evaluation.outputs.items()
-            if case in outputs and outputs[case] is measurement.outputs.get(case)  # and not generated again since
-            if name in other and other[name].shape == outputs[case][name].shape
+            if case in outputs and name in other and other[name].shape == outputs[case][name].shape
+            if is_float(outputs[case][name])
         }
         if by_case:
             parts[evaluation.name] = by_case
+    others = [noise for evaluation, by_case in parts.items() if evaluation != ROW_BY_ROW for noise in by_case.values()]
+    least = get_minimum_noise(np.dtype(np.float32))
+    if max(parts.get(ROW_BY_ROW, {}).values(), default=0.0) > _MAX_ROW_NOISE_RATIO * max([least, *others]):
+        del parts[ROW_BY_ROW]
     return parts

@@ -6,7 +6,9 @@
                   A backward stable evaluation is exact for inputs perturbed by so much, so the difference bounds its
                   error (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 1.5).
     one thread    the order of summation changes
+    functions     onnxruntime's own elementwise functions run in the place of torch's (`runtime_functions`)
     row by row    a batch is split, so different kernels do the same work
+    flushed       subnormal numbers count as zero, as on some processors; only in `evaluate_every_way`
     plain         torch's own kernels run in the place of oneDNN's: convolutions and recurrent layers take a different
                   way to the same sums
 
@@ -30,6 +32,7 @@ from packager.parity.forward import get_state, run_with_state
 from packager.parity.forward import to_numpy as to_numpy
 from packager.parity.noise_cases import MAX_ROWS, NoiseCases
 from packager.parity.numerics.compare import Array
+from packager.parity.runtime_functions import measure_function_error, run_with_runtime_functions
 from packager.project.manifest import Project
 
 # The names of the evaluations: parity.json has them, and docs/parity.md lists them.
@@ -37,7 +40,9 @@ FLOAT64 = "float64"
 PERTURBED_PARAMETERS = "parameters one unit in the last place away"
 ONE_THREAD = "one thread"
 ROW_BY_ROW = "row by row"
+FLUSHED_SUBNORMALS = "subnormal numbers flushed to zero"
 PLAIN_KERNELS = "torch's own kernels"
+RUNTIME_FUNCTIONS = "onnxruntime's own"  # with the functions and their accuracy
 
 
 @dataclass(frozen=True)
@@ -62,22 +67,44 @@ def evaluate_variants(
     def run_cases(cases: Sequence[InputCase]) -> dict[str, Mapping[str, Array]]:
         return {case.name: run_with_state(project, model.module, {}, case) for case in cases}
 
-    first, others = noise_cases.float64_cases[0], noise_cases.other_kind_cases
-    evaluations = [_evaluate_float64(project, model, noise_cases.float64_cases)]
+    evaluations = [
+        _evaluate_float64(project, model, noise_cases.float64_cases),
+        *_evaluate_runtime_functions(project, model, noise_cases.float64_cases),
+    ]
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stubs
+    serial = (*noise_cases.serial_cases, *(() if has_onednn else noise_cases.other_kind_cases))
     with _use_threads(1) as threads_before:
-        if threads_before > 1:
-            evaluations.append(Evaluation(ONE_THREAD, run_cases((first, *(() if has_onednn else others)))))
+        if threads_before > 1 and serial:
+            evaluations.append(Evaluation(ONE_THREAD, run_cases(serial)))
     batches = [
         case for case in noise_cases.batch_cases if 2 <= _count_rows(project, case, outputs[case.name]) <= MAX_ROWS
     ][:1]
     if batches:
         rows = _run_row_by_row(project, model, batches[0], outputs[batches[0].name])
         evaluations.append(Evaluation(ROW_BY_ROW, {batches[0].name: rows}))
-    if has_onednn:
-        smallest = min((*batches, first), key=lambda case: case.element_count)
+    plain = (*noise_cases.plain_cases, *noise_cases.other_kind_cases)
+    if has_onednn and plain:
         with _disable_onednn():
-            evaluations.append(Evaluation(PLAIN_KERNELS, run_cases((smallest, *others))))
+            evaluations.append(Evaluation(PLAIN_KERNELS, run_cases(plain)))
+    return tuple(evaluations)
+
+
+def evaluate_every_way(
+    project: Project, model: LoadedModel, case: InputCase, outputs: Mapping[str, Array]
+) -> tuple[Evaluation, ...]:
+    """Evaluate the module on one test case in every way, whatever that costs. `outputs` are those of the module."""
+    every_way = NoiseCases((case,), (case,), (case,), (case,), ())
+    evaluations = list(evaluate_variants(project, model, every_way, {case.name: outputs}))
+    if evaluations[0].name == FLOAT64:
+        perturbed = run_with_state(project, model.module, perturb_parameters(model.module), case)
+        evaluations.append(Evaluation(PERTURBED_PARAMETERS, {case.name: perturbed}))
+    if torch.set_flush_denormal(True):  # on this thread alone
+        try:
+            with _use_threads(1):
+                flushed = run_with_state(project, model.module, {}, case)
+        finally:
+            torch.set_flush_denormal(False)
+        evaluations.append(Evaluation(FLUSHED_SUBNORMALS, {case.name: flushed}))
     return tuple(evaluations)
 
 
@@ -113,6 +140,21 @@ def _evaluate_float64(project: Project, model: LoadedModel, cases: Sequence[Inpu
     except Exception as error:  # noqa: BLE001 (recorded: neither was measured)
         return Evaluation(PERTURBED_PARAMETERS, {}, f"{reason} and perturbed parameters raise {type(error).__name__}")
     return Evaluation(PERTURBED_PARAMETERS, outputs, reason)
+
+
+def _evaluate_runtime_functions(project: Project, model: LoadedModel, cases: Sequence[InputCase]) -> list[Evaluation]:
+    """Run the test cases with onnxruntime's functions; nothing if the module calls none, or its tensors are wrapped."""
+    outputs: dict[str, Mapping[str, Array]] = {}
+    operators: frozenset[str] = frozenset()
+    for case in cases:
+        outputs[case.name], used = run_with_runtime_functions(project, model, case)
+        operators |= used
+    if not operators:
+        return []
+    accuracy = ", ".join(
+        f"{operator} (good to {measure_function_error(operator):.1e})" for operator in sorted(operators)
+    )
+    return [Evaluation(f"{RUNTIME_FUNCTIONS} {accuracy}", outputs)]
 
 
 def _count_rows(project: Project, case: InputCase, outputs: Mapping[str, Array]) -> int:

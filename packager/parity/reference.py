@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from packager.errors import DecisionDoesNotFit, OutputsUnsupported, did_you_mean
+from packager.errors import DecisionDoesNotFit, NoiseTooLarge, OutputsUnsupported, did_you_mean
 from packager.model.loader import LoadedModel
+from packager.parity.amendments import describe_uncertain_case, find_largest_noise
 from packager.parity.cases.sample_grid import Grid
 from packager.parity.forward import check_repeatable as check_repeatable
 from packager.parity.forward import drop_refused_masks as drop_refused_masks
 from packager.parity.forward import run_case as run_case
 from packager.parity.noise_measurement import NoiseMeasurement as NoiseMeasurement
+from packager.parity.noise_measurement import find_uncertain_cases, measure_output_noise
 from packager.parity.noise_measurement import measure_noise as measure_noise
-from packager.parity.noise_measurement import measure_output_noise
 from packager.parity.noise_variants import FLOAT64
 from packager.parity.nudges import run_nudged
 from packager.parity.numerics.compare import Array, ElementTolerance, is_float
@@ -91,7 +92,7 @@ def measure_reference(
         ForwardFailed, OutputsUnsupported: as `run_case` does; also if the outputs differ from size to size.
         DecisionDoesNotFit: as `resolve_decisions` does.
         DecidedByTies: as `replace_tied_cases` does.
-        NoiseTooLarge: as `measure_output_noise` does.
+        NoiseTooLarge: as `_drop_uncertain_cases` does.
     """
     runs: list[EagerRun] = [
         (case, measurement.outputs.get(case.name) or run_case(project, model, case)) for case in grid.cases
@@ -105,10 +106,15 @@ def measure_reference(
     uncompared: tuple[str, ...] = ()
     if has_discrete_decisions:
         runs, uncompared = replace_tied_cases(project, model, runs)
+    if grid.skipped_cases:
+        expensive = f"too expensive for the effort {project.manifest.parity.effort!r}"
+        uncompared = (*uncompared, f"{', '.join(grid.skipped_cases)}: {expensive}")
     if model.pristine is None:
         uncompared = (*uncompared, _KEPT_STATE)
     if any(case.value_kinds == ("low, unmasked",) for case in grid.cases):
         uncompared = (*uncompared, _EMPTY_MASKS)
+    runs, uncertain = _drop_uncertain_cases(project, measurement, runs, len(grid.cases))
+    uncompared = (*uncompared, *uncertain)
     reference_cases, noise = _make_reference_cases(project, measurement, runs, decisions)
     return Reference(reference_cases, noise, names, tuple(case for case, _ in runs), uncompared, probe)
 
@@ -118,11 +124,11 @@ def measure_probe(
 ) -> tuple[ReferenceCase, ...]:
     """Return the probe case with its tolerances, before the other test cases run, so that every pass can be compared.
 
-    The tolerances follow from the outputs known so far. Returns nothing if a tie decides the outputs of that case, or
-    if they are empty.
+    The tolerances follow from the outputs known so far. Returns nothing if that case proves nothing: a tie decides its
+    outputs, they are empty, or the module's own arithmetic is uncertain there.
 
     Raises:
-        NoiseTooLarge: as `measure_output_noise` does.
+        NoiseTooLarge: as `_drop_uncertain_cases` does.
     """
     runs: list[EagerRun] = [
         (case, measurement.outputs[case.name]) for case in grid.cases if case.name in measurement.outputs
@@ -132,8 +138,41 @@ def measure_probe(
         return ()
     if has_discrete_decisions and find_tied_output(outputs, run_nudged(project, model, grid.probe_case)):
         return ()
+    runs, _ = _drop_uncertain_cases(project, measurement, runs, len(grid.cases))
     reference_cases, _ = _make_reference_cases(project, measurement, runs, {})
     return tuple(case for case in reference_cases if case.name == grid.probe_case.name)
+
+
+def _drop_uncertain_cases(
+    project: Project, measurement: NoiseMeasurement, runs: Sequence[EagerRun], case_count: int
+) -> tuple[list[EagerRun], tuple[str, ...]]:
+    """Leave out the test cases on which the module's own arithmetic is uncertain; returns the others, and notes.
+
+    Raises:
+        NoiseTooLarge: those are more than half of all `case_count`, or all that were evaluated in every way.
+    """
+    if isinstance(project.manifest.parity.tolerance, ExplicitTolerance):
+        return list(runs), ()
+    outputs = {case.name: arrays for case, arrays in runs}
+    scales = {name: _estimate_scales(runs, name) for name, array in runs[0][1].items() if is_float(array)}
+    dropped = find_uncertain_cases(measurement, outputs, scales)
+    measured = {name for variant in measurement.evaluations[:1] for name in variant.outputs}
+    if 2 * len(dropped) > case_count or (dropped and measured <= set(dropped)):
+        raise NoiseTooLarge(project.field_location("parity"), *find_largest_noise(dropped), len(dropped), case_count)
+    kept = [(case, arrays) for case, arrays in runs if case.name not in dropped]
+    notes = [
+        describe_uncertain_case(case.name, case.value_description, dropped[case.name])
+        for case, _ in runs
+        if case.name in dropped
+    ]
+    return kept, tuple(notes)
+
+
+def _estimate_scales(runs: Sequence[EagerRun], name: str) -> dict[str, float]:
+    """Return the scale of an output by case."""
+    return dict(
+        zip([case.name for case, _ in runs], estimate_scales([arrays[name] for _, arrays in runs]), strict=True)
+    )
 
 
 def _make_reference_cases(
@@ -166,7 +205,7 @@ def _make_reference_cases(
 def _derive_tolerances(
     project: Project, measurement: NoiseMeasurement, runs: Sequence[EagerRun], name: str
 ) -> tuple[OutputNoise | None, dict[str, ElementTolerance]]:
-    """Return the tolerance of one output by case, and the noise behind it if that was measured. Raises `NoiseTooLarge`.
+    """Return the tolerance of one output by case, and the noise behind it if that was measured.
 
     Integers and booleans must match exactly, whatever tolerance the manifest gives.
     """
@@ -176,9 +215,8 @@ def _derive_tolerances(
         return None, dict.fromkeys(cases, ElementTolerance(0.0, 0.0))
     if isinstance(explicit, ExplicitTolerance):
         return None, dict.fromkeys(cases, ElementTolerance(explicit.atol, explicit.rtol))
-    scales = dict(zip(cases, estimate_scales(arrays), strict=True))
-    outputs_by_case = {case.name: outputs for case, outputs in runs}
-    noise, floors = measure_output_noise(project, measurement, outputs_by_case, name, scales)
+    scales = _estimate_scales(runs, name)
+    noise, floors = measure_output_noise(measurement, {case.name: outputs for case, outputs in runs}, name, scales)
     return noise, {case: derive_tolerance(floors[case], scales[case], arrays[0].dtype) for case in cases}
 
 

@@ -194,6 +194,10 @@ class DecisionSpec(_ManifestModel):
 class ParitySection(_ManifestModel):
     """How the outputs of the artifacts are compared with those of the module."""
 
+    effort: Literal["quick", "standard", "thorough"] = Field(
+        default="standard",
+        description="what the proof may cost: quick is an eighth of standard, thorough sixteen times as much",
+    )
     samples: int = Field(
         default=8,
         ge=1,

@@ -8,6 +8,7 @@ from projects import FLOATS, project
 from packager.model import loader
 from packager.parity import reference
 from packager.parity.cases import sample_grid
+from packager.parity.cost import ForwardCost
 from packager.project import manifest
 
 
@@ -29,7 +30,7 @@ def measured(opened):
 
     def measure(text, inputs=FLOATS, has_discrete_decisions=False, **sections):
         loaded, model, grid = opened(text, inputs, **sections)
-        noise = reference.measure_noise(loaded, model, grid, {})
+        noise = reference.measure_noise(loaded, model, grid, {}, ForwardCost(0, 0.0))
         result = reference.measure_reference(
             loaded, model, grid, noise, probe=(), has_discrete_decisions=has_discrete_decisions
         )

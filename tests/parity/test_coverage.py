@@ -7,9 +7,13 @@ from messages import mentions
 from projects import LINEAR
 
 from packager.parity import coverage, reference
+from packager.parity.cost import ForwardCost
 from packager.parity.numerics.compare import ElementTolerance
 from packager.parity.numerics.verdict import ReferenceCase
 from packager.parity.results import ChannelCoverage, UnexercisedChannels
+
+
+FREE = ForwardCost(0, 0.0)
 
 
 def returning(layers, expression, lines=()):
@@ -20,7 +24,7 @@ def returning(layers, expression, lines=()):
 
 
 def measured(loaded, model, grid):
-    return coverage.measure_coverage(loaded, model, grid.cases)
+    return coverage.measure_coverage(loaded, model, grid.cases, FREE)
 
 
 # -- unexercised channels --------------------------------------------------------------------
@@ -124,7 +128,7 @@ GRU = ["self.rnn = nn.GRU(4, 3, batch_first=True)"]
 @pytest.mark.parametrize("expression", ["y", "torch.from_numpy(y.numpy())"], ids=["measured", "refused"])
 def test_recurrent_layers_have_their_own_weights_again(opened, expression):
     loaded, model, grid = opened(returning(GRU, expression, ["y = self.rnn(x[:, None])[0]"]))
-    measured(loaded, model, coverage.add_extra_cases(loaded, model, grid))
+    measured(loaded, model, coverage.add_extra_cases(loaded, model, grid, FREE))
     rnn = model.module.rnn
     assert all(one is two for one, two in zip(rnn._flat_weights, rnn.parameters(), strict=True))
 
@@ -132,7 +136,7 @@ def test_recurrent_layers_have_their_own_weights_again(opened, expression):
 def test_the_module_is_left_unchanged(opened):
     loaded, model, grid = opened(DEAD)
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
-    coverage.add_extra_cases(loaded, model, grid)
+    coverage.add_extra_cases(loaded, model, grid, FREE)
     measured(loaded, model, grid)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
     assert all(parameter.grad is None for parameter in model.module.parameters())
@@ -143,7 +147,7 @@ def test_the_module_is_left_unchanged(opened):
 
 def test_a_small_module_always_gets_eight_extra_cases(opened):
     loaded, model, grid = opened(LINEAR)
-    found = coverage.add_extra_cases(loaded, model, grid)
+    found = coverage.add_extra_cases(loaded, model, grid, FREE)
     assert found.cases[: len(grid.cases)] == grid.cases
     extra = found.cases[len(grid.cases) :]
     assert [case.name for case in extra] == [str(1000 + number) for number in range(8)]
@@ -154,44 +158,53 @@ def test_a_small_module_always_gets_eight_extra_cases(opened):
 def test_more_cases_are_added_while_they_exercise_new_channels(opened):
     inputs = {"x": {"dtype": "int64", "shape": ["batch"], "range": [0, 300]}}
     loaded, model, grid = opened(returning(["self.table = nn.Embedding(300, 2)"], "self.table(x)"), inputs)
-    found = coverage.add_extra_cases(loaded, model, grid)
+    found = coverage.add_extra_cases(loaded, model, grid, FREE)
     assert len(grid.cases) + 8 < len(found.cases)
-    assert coverage.measure_coverage(loaded, model, grid.cases).silent["table.weight"].count > 50
-    assert coverage.measure_coverage(loaded, model, found.cases).silent == {}
+    assert coverage.measure_coverage(loaded, model, grid.cases, FREE).silent["table.weight"].count > 50
+    assert coverage.measure_coverage(loaded, model, found.cases, FREE).silent == {}
 
 
 def test_no_more_cases_are_added_if_they_exercise_nothing_new(opened):
     loaded, model, grid = opened(DEAD)
-    assert len(coverage.add_extra_cases(loaded, model, grid).cases) == len(grid.cases) + 8
+    assert len(coverage.add_extra_cases(loaded, model, grid, FREE).cases) == len(grid.cases) + 8
 
 
 def test_a_module_without_gradients_gets_extra_cases_too(opened):
     loaded, model, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], "self.layer(x).detach()"))
-    assert len(coverage.add_extra_cases(loaded, model, grid).cases) == len(grid.cases) + 8
+    assert len(coverage.add_extra_cases(loaded, model, grid, FREE).cases) == len(grid.cases) + 8
     loaded, model, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], "torch.tensor(self.layer(x).numpy())"))
-    assert len(coverage.add_extra_cases(loaded, model, grid).cases) == len(grid.cases) + 8
+    assert len(coverage.add_extra_cases(loaded, model, grid, FREE).cases) == len(grid.cases) + 8
 
 
-def test_large_modules_get_no_extra_cases(opened):
-    wide = {"x": {"dtype": "float32", "shape": ["batch", 4000]}}
-    loaded, model, grid = opened(returning(["self.layer = nn.Linear(4000, 3)"], "self.layer(x)"), wide)
-    assert coverage.add_extra_cases(loaded, model, grid) is grid
-    large = ["self.layer = nn.Linear(4, 300_000)"]
-    loaded, model, grid = opened(returning(large, "self.layer(x).sum(1)"))
-    assert coverage.add_extra_cases(loaded, model, grid) is grid
+def test_expensive_modules_get_no_extra_cases(opened):
+    loaded, model, grid = opened(LINEAR)
+    assert coverage.add_extra_cases(loaded, model, grid, ForwardCost(1 << 27, 0.0)) is grid
+    assert len(coverage.add_extra_cases(loaded, model, grid, ForwardCost(1 << 20, 0.0)).cases) > len(grid.cases)
 
 
-def test_a_module_with_a_large_layer_runs_backwards_on_one_case(opened, golden):
-    layers = ["self.layer = nn.Linear(4, 300_000)", "self.unused = nn.Parameter(torch.ones(5))"]
-    loaded, model, grid = opened(returning(layers, "self.layer(x).sum(1)"), dims={"batch": {"max": 4}})
-    golden(measured(loaded, model, grid).measured, "1", len(grid.cases))
+def test_an_expensive_module_runs_backwards_on_one_case(opened, golden):
+    layers = ["self.layer = nn.Linear(4, 3)", "self.unused = nn.Parameter(torch.ones(5))"]
+    loaded, model, grid = opened(returning(layers, "self.layer(x).sum(1)"))
+    golden(
+        coverage.measure_coverage(loaded, model, grid.cases, ForwardCost(1 << 40, 0.0)).measured, "1", len(grid.cases)
+    )
+
+
+def test_more_effort_runs_backwards_on_more_cases(opened):
+    layers = ["self.layer = nn.Linear(4, 3)", "self.unused = nn.Parameter(torch.ones(5))"]
+    counts = []
+    for effort in ("quick", "standard", "thorough"):
+        loaded, model, grid = opened(returning(layers, "self.layer(x).sum(1)"), parity={"effort": effort})
+        measured = coverage.measure_coverage(loaded, model, grid.cases, ForwardCost(1 << 31, 0.0)).measured
+        counts.append(int(measured.split()[2]))
+    assert counts == [1, 2, len(grid.cases)]
 
 
 def test_extra_cases_have_sizes_and_kinds_that_fit_the_inputs(opened):
     inputs = {**IDS, "mask": {"dtype": "bool", "shape": ["batch", 4]}}
     text = returning(["self.table = nn.Embedding(9, 3)"], "self.table(x) * mask[..., None]").replace("x):", "x, mask):")
     loaded, model, grid = opened(text, inputs, dims={"batch": {"max": 5}})
-    extra = coverage.add_extra_cases(loaded, model, grid).cases[len(grid.cases) :]
+    extra = coverage.add_extra_cases(loaded, model, grid, FREE).cases[len(grid.cases) :]
     assert {case.sizes["batch"] for case in extra} == {5}
     assert {case.value_description for case in extra} == {"random", "extremes", "padded"}
 
@@ -226,13 +239,17 @@ def test_output_channels_with_the_same_value_in_all_cases_are_counted(arrays, co
 
 def test_a_masked_channel_is_constant_in_the_output_and_unexercised_in_the_weights(opened):
     loaded, model, grid = opened(LINEAR.replace("(x)\n", "(x) * torch.tensor([1.0, 0.0, 1.0])\n"))
-    noise = reference.measure_noise(loaded, model, grid, {})
+    noise = reference.measure_noise(loaded, model, grid, {}, FREE)
     found = reference.measure_reference(loaded, model, grid, noise, probe=(), has_discrete_decisions=False)
     assert coverage.count_constant_channels(found.reference_cases) == {"output_0": 1}
-    assert coverage.measure_coverage(loaded, model, found.cases).silent["layer.bias"] == UnexercisedChannels(1, 3, (1,))
+    assert coverage.measure_coverage(loaded, model, found.cases, FREE).silent["layer.bias"] == UnexercisedChannels(
+        1, 3, (1,)
+    )
 
 
-def test_a_large_module_runs_backwards_on_one_case(opened, golden):
-    layers = ["self.table = nn.Embedding(1 << 19, 3)", "self.layer = nn.Linear(4, 3)"]
+def test_a_module_of_many_parameters_runs_backwards_on_fewer_cases(opened):
+    layers = ["self.table = nn.Embedding(1 << 20, 64)", "self.layer = nn.Linear(4, 3)"]
     loaded, model, grid = opened(returning(layers, "self.layer(x)"))
-    golden(measured(loaded, model, grid).measured, "1", len(grid.cases))
+    assert measured(loaded, model, grid).measured.split()[2] == "7"
+    loaded, model, grid = opened(returning(layers, "self.layer(x)"), parity={"effort": "quick"})
+    assert measured(loaded, model, grid).measured.split()[2] == "1"

@@ -145,7 +145,9 @@ def test_cases_of_other_kinds_are_evaluated_by_torch_s_own_kernels_alone(opened)
     first, *others = grid.cases
     outputs = {case.name: reference.run_case(loaded, model, case) for case in grid.cases}
     torch.set_num_threads(2)
-    evaluations = noise_variants.evaluate_variants(loaded, model, NoiseCases((first,), (), tuple(others)), outputs)
+    evaluations = noise_variants.evaluate_variants(
+        loaded, model, NoiseCases((first,), (first,), (), (first,), tuple(others)), outputs
+    )
     names = [case.name for case in grid.cases]
     assert {evaluation.name: list(evaluation.outputs) for evaluation in evaluations} == {
         FLOAT64: names[:1],
@@ -160,7 +162,9 @@ def test_without_onednn_cases_of_other_kinds_are_evaluated_on_one_thread(opened,
     outputs = {case.name: reference.run_case(loaded, model, case) for case in grid.cases}
     torch.set_num_threads(2)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    evaluations = noise_variants.evaluate_variants(loaded, model, NoiseCases((first,), (), tuple(others)), outputs)
+    evaluations = noise_variants.evaluate_variants(
+        loaded, model, NoiseCases((first,), (first,), (), (first,), tuple(others)), outputs
+    )
     names = [case.name for case in grid.cases]
     assert {evaluation.name: list(evaluation.outputs) for evaluation in evaluations} == {
         FLOAT64: names[:1],

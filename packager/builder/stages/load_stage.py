@@ -22,7 +22,8 @@ from packager.model.inputs import bind_inputs
 from packager.model.loader import LoadedModel, open_model_loader
 from packager.parity import coverage, reference
 from packager.parity.cases import signature
-from packager.parity.cases.sample_grid import Grid
+from packager.parity.cases.sample_grid import Grid, drop_expensive_cases
+from packager.parity.cost import OPERATIONS, count_forward_cost
 from packager.project import preflight
 from packager.project.manifest import Project
 from packager.runtime.onnx_backend import describe_missing_providers
@@ -81,9 +82,11 @@ def load_model(
     outputs = signature.infer_output_specs([(grid.example_case, first), (probe, second)])
     grid, masked = reference.drop_refused_masks(project, loaded, grid)
     process_memory.freeze_garbage_collector()
-    grid = coverage.add_extra_cases(project, loaded, grid)
+    cost = count_forward_cost(project, loaded, min(grid.example_case, probe, key=lambda case: case.element_count))
+    budget = OPERATIONS[project.manifest.parity.effort]
+    grid = coverage.add_extra_cases(project, loaded, drop_expensive_cases(project, grid, cost.estimate, budget), cost)
     known_outputs = {grid.example_case.name: first, probe.name: second, **masked}
-    return EagerModel(loaded, grid, example, inputs, outputs, known_outputs, weight_bytes)
+    return EagerModel(loaded, grid, example, inputs, outputs, known_outputs, weight_bytes, cost)
 
 
 def _entry_module_name(project: Project) -> str:

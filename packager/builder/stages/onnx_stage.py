@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.results import ArtifactResult, OnnxResult
 from packager.builder.stages.onnx_export import Candidate, export, list_exporters
+from packager.builder.stages.second_check import check_twice
 from packager.builder.stages.torchscript_stage import TracedModel, retrace
 from packager.bundle import layout, records
 from packager.bundle.writer import BundleWriter
@@ -23,7 +25,7 @@ from packager.common.progress import StageName
 from packager.errors import ExportFailed, ParityFailed, Problem
 from packager.export.graph.messages import NO_IMPROVEMENT, OptimizeJob, OptimizeResult, StageRecord, Verdict
 from packager.parity.diagnosis.diagnose import Diagnosis, ReproTarget, diagnose
-from packager.parity.numerics.verdict import ParityResult
+from packager.parity.numerics.verdict import ParityResult, ReferenceCase
 from packager.parity.results import Reference
 from packager.runtime.check import check_onnx, check_onnx_session, open_onnx_session
 from packager.runtime.onnx_backend import OnnxBackend
@@ -52,10 +54,11 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A candidate and its outcome."""
+    """A candidate that was checked on every case: the worker's result and the parity, if it came that far."""
 
     candidate: Candidate
-    outcome: OnnxResult | Rejection
+    optimized: OptimizeResult | None
+    parity: ParityResult | None
 
 
 # -- one candidate --------------------------------------------------------------------------
@@ -74,18 +77,21 @@ def prepare(context: BuildContext, candidate: Candidate) -> Prepared:
 
 
 def check_prepared(context: BuildContext, reference: Reference, prepared: Prepared) -> Attempt:
-    """Check a prepared candidate on every case; if it fails, again with each of its passes checked on every case."""
-    return Attempt(prepared.candidate, _check_candidate(context, prepared, reference))
+    """Check a prepared candidate on every case."""
+    if prepared.session is None:
+        return Attempt(prepared.candidate, prepared.optimized, None)
+    return Attempt(prepared.candidate, prepared.optimized, _check_session(context, prepared.session, reference))
 
 
-def _check_candidate(context: BuildContext, prepared: Prepared, reference: Reference) -> OnnxResult | Rejection:
-    candidate, job, optimized = prepared.candidate, prepared.candidate.job, prepared.optimized
+def _settle(context: BuildContext, model: EagerModel, attempt: Attempt, reference: Reference) -> OnnxResult | Rejection:
+    """Reach the verdict on a candidate; if it failed, check it again, and then with each of its passes checked."""
+    candidate, job, optimized = attempt.candidate, attempt.candidate.job, attempt.optimized
     if candidate.failure is not None:
         return Rejection("not-checked", candidate.failure.cause, candidate.failure.where)
     assert job is not None and optimized is not None
-    if prepared.session is None:
+    if attempt.parity is None:
         return _reject(optimized)
-    parity = _check_session(context, prepared.session, reference)
+    parity = check_twice(context, model, reference, attempt.parity, partial(_check_onnx, context))
     if not parity.passed:
         context.reporter.report_note(f"the graph fails with all passes ({parity.reason}); checking them one by one")
         discard_staged(context.writer)
@@ -94,7 +100,7 @@ def _check_candidate(context: BuildContext, prepared: Prepared, reference: Refer
         if optimized.rejection_reason:
             return _reject(optimized)
         _stage(context, job, optimized)
-        parity = _check_staged(context, reference)
+        parity = _check_staged(context, model, reference)
         if not parity.passed:
             discard_staged(context.writer)
             return Rejection("fail" if parity.loaded else "not-checked", parity.reason)
@@ -136,9 +142,14 @@ def _check_session(context: BuildContext, session: OnnxBackend | ParityResult, r
     return parity
 
 
-def _check_staged(context: BuildContext, reference: Reference) -> ParityResult:
+def _check_staged(context: BuildContext, model: EagerModel, reference: Reference) -> ParityResult:
+    check = partial(_check_onnx, context)
+    return check_twice(context, model, reference, check(reference.reference_cases), check)
+
+
+def _check_onnx(context: BuildContext, reference_cases: Sequence[ReferenceCase]) -> ParityResult:
     providers = context.project.manifest.target.providers
-    parity = check_onnx(context.writer.folder / layout.ONNX, reference.reference_cases, providers)
+    parity = check_onnx(context.writer.folder / layout.ONNX, reference_cases, providers)
     process_memory.release_memory()
     return parity
 
@@ -190,7 +201,7 @@ def ship(
             attempt = check_prepared(context, reference, prepare(context, candidate))
         else:
             attempt = first
-        outcome = attempt.outcome
+        outcome = _settle(context, model, attempt, reference)
         if isinstance(outcome, ArtifactResult):
             return replace(outcome, stages=(*stages, *outcome.stages), outputs=model.outputs)
         label = attempt.candidate.exporter
@@ -206,7 +217,7 @@ def ship(
 def _recheck(context: BuildContext, model: EagerModel, cached: OnnxResult, reference: Reference) -> OnnxResult | None:
     """Check a cached graph on this build's cases; take it out of the staged bundle and return None if it fails."""
     if cached.outputs == model.outputs:  # else its graph names other dims
-        parity = _check_staged(context, reference)
+        parity = _check_staged(context, model, reference)
         if parity.passed:
             return replace(cached, parity=parity)
     discard_staged(context.writer)

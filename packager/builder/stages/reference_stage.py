@@ -28,7 +28,8 @@ def measure_noise(context: BuildContext, model: EagerModel) -> NoiseMeasurement:
 
     Raises what `packager.parity.reference.measure_noise` does.
     """
-    noise = reference.measure_noise(context.project, model.loaded, model.grid, model.known_outputs)
+    assert model.cost is not None
+    noise = reference.measure_noise(context.project, model.loaded, model.grid, model.known_outputs, model.cost)
     process_memory.release_memory()
     return noise
 
@@ -44,14 +45,15 @@ def measure_reference(
 
     Raises what `packager.parity.reference.measure_reference` does.
     """
-    assert noise is not None
+    assert noise is not None and model.cost is not None
     project, loaded = context.project, model.loaded
     decides = has_discrete_decisions(traced.program, cached)
     measured = reference.measure_reference(
         project, loaded, model.grid, noise, probe=traced.probe, has_discrete_decisions=decides
     )
     golden = evidence.choose_golden_cases(measured.reference_cases, model.weight_bytes)
-    channels = coverage.measure_coverage(project, loaded, [case for case in measured.cases if case.name in golden])
+    cases = [case for case in measured.cases if case.name in golden]
+    channels = coverage.measure_coverage(project, loaded, cases, model.cost)
     constant = coverage.count_constant_channels([case for case in measured.reference_cases if case.name in golden])
     notes = [f"not compared: {reason}" for reason in measured.uncompared] + [coverage.describe_coverage(channels)]
     for note in filter(None, notes):

@@ -6,7 +6,7 @@ form fails, one step after the other is left out; if the trace itself fails, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.results import ArtifactResult, CachedResults, TorchScriptResult
+from packager.builder.stages.second_check import check_twice
 from packager.bundle import layout, records
 from packager.common import output_tree, process_memory
 from packager.errors import ParityFailed, Problem, TorchScriptFailed
@@ -265,13 +266,16 @@ def _recheck(
 
 
 def _check_staged(context: BuildContext, model: EagerModel, reference: Reference, *, optimize: bool) -> ParityResult:
-    parity = check_torchscript(
-        context.writer.folder / layout.TORCHSCRIPT,
-        reference.reference_cases,
-        inputs=[(spec.name, spec.dtype) for spec in model.inputs],
-        outputs=reference.names,
-        optimize=optimize,
-    )
+    def check(reference_cases: Sequence[ReferenceCase]) -> ParityResult:
+        return check_torchscript(
+            context.writer.folder / layout.TORCHSCRIPT,
+            reference_cases,
+            inputs=[(spec.name, spec.dtype) for spec in model.inputs],
+            outputs=reference.names,
+            optimize=optimize,
+        )
+
+    parity = check_twice(context, model, reference, check(reference.reference_cases), check)
     process_memory.release_memory()
     return parity
 

@@ -11,7 +11,7 @@ they are (an added input may add kinds, and so test cases).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -58,13 +58,15 @@ class Grid:
     """All test cases of a build.
 
     `example_case` is the one that is traced. `probe_case` differs from it in the size of every dim that can vary, or
-    else in its values: it is compared first. `skipped_sizes` describes the sizes that are too large to try.
+    else in its values: it is compared first. `skipped_sizes` describes the sizes that are too large to try, and
+    `skipped_cases` the test cases that cost too much.
     """
 
     cases: tuple[InputCase, ...]
     example_case: InputCase
     probe_case: InputCase
     skipped_sizes: tuple[str, ...] = field(default=())
+    skipped_cases: tuple[str, ...] = field(default=())
 
 
 def build_grid(project: Project) -> Grid:
@@ -103,6 +105,61 @@ def build_grid(project: Project) -> Grid:
         data_sizes, arrays = user_data.load_data(project, manifest.parity.data)
         cases.append(InputCase("data", data_sizes, (), arrays))
     return Grid(tuple(cases), example, probe, skipped)
+
+
+def drop_expensive_cases(project: Project, grid: Grid, estimate: Callable[[InputCase], float], budget: float) -> Grid:
+    """Keep the test cases that fit the budget together; `estimate` returns the cost of one, in the unit of the budget.
+
+    The example, the probe and the user's own data are always kept, and so are the samples that the manifest asks for.
+    Of the others, those of varied values come first, then sizes, then constant values, the cheaper ones first. A batch
+    that costs too much is halved until it fits.
+    """
+    required = [case for case in grid.cases if case in (grid.example_case, grid.probe_case) or not case.value_kinds]
+    if "samples" in project.manifest.parity.model_fields_set:
+        required += [case for case in grid.cases if case not in required and _is_extra_sample(project, grid, case)]
+    kept = {case.name: case for case in required}
+    left = budget - sum(estimate(case) for case in required)
+    skipped = []
+    for case in sorted(grid.cases, key=lambda case: (_rank_values(case), estimate(case), case.name)):
+        if case.name in kept:
+            continue
+        for smaller in (case, *_halve_batch(project, case)):
+            if estimate(smaller) <= left:
+                kept[case.name] = smaller
+                left -= estimate(smaller)
+                break
+        if kept.get(case.name) is not case:
+            skipped.append(_describe_case(case))
+    cases = tuple(kept[case.name] for case in grid.cases if case.name in kept)
+    return replace(grid, cases=cases, skipped_cases=tuple(dict.fromkeys(skipped)))
+
+
+def _rank_values(case: InputCase) -> int:
+    """Return when a test case is chosen: 0 if its values are varied, 1 if they are random, 2 if they are constant."""
+    if set(case.value_kinds) <= {"random", "whole"}:
+        return 1
+    return 2 if set(case.value_kinds) <= set(generators.CONSTANT_KINDS) else 0
+
+
+def _is_extra_sample(project: Project, grid: Grid, case: InputCase) -> bool:
+    """Return whether a test case repeats the small sizes, to reach the number of samples."""
+    small = dim_sizes.choose_small_sizes(project.manifest.inputs, project.manifest.dim_limits())
+    same = [other for other in grid.cases if other.sizes == small and other.value_kinds == _RANDOM]
+    return case in same[1:]
+
+
+def _halve_batch(project: Project, case: InputCase) -> Iterator[InputCase]:
+    """Yield the test case with half its batch, a quarter, and so on, as long as the batch is a large one."""
+    batch = dim_sizes.get_batch_dim(project.manifest.inputs)
+    size = 0 if batch is None else case.sizes[batch]
+    while batch is not None and size // 2 > max(_ROWS_PER_KIND, project.manifest.dim_limits()[batch].min):
+        size //= 2
+        yield redraw_case(project, case.name, {**case.sizes, batch: size}, case.value_kinds)
+
+
+def _describe_case(case: InputCase) -> str:
+    sizes = " ".join(f"{name}={size}" for name, size in case.sizes.items())
+    return f"{case.value_description} values" + (f" at {sizes}" if sizes else "")
 
 
 def redraw_without_empty_masks(project: Project, grid: Grid) -> Grid:

@@ -15,6 +15,10 @@ import numpy as np
 from packager.parity.numerics.compare import Array, ElementTolerance, ErrorMetrics, ShapesDiffer, compare
 from packager.parity.numerics.decisions import DecisionAgreement, DecisionRule, compare_decisions
 
+CaseNoise = Mapping[str, Mapping[str, float]]
+"""How far evaluations of the module are from its outputs on one test case: a relative difference by output name and by
+evaluation (`packager.parity.noise_variants`)."""
+
 ArtifactRunner = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """Runs an artifact on arrays by input name and returns arrays by output name."""
 
@@ -95,7 +99,9 @@ class ParityResult:
     """The verdict on one artifact, with the errors behind it by output name.
 
     `reason` says why the artifact failed; it is empty if it passed. `worst` is None if no element was compared.
-    `loaded` is False if the artifact could not even be loaded, so that nothing was compared.
+    `loaded` is False if the artifact could not even be loaded, so that nothing was compared. `failed_cases` are those
+    whose values were not within their tolerances, and `remeasured` the noise of those that were measured a second time
+    (`packager.parity.amendments`).
     """
 
     passed: bool
@@ -104,6 +110,8 @@ class ParityResult:
     worst: WorstElement | None
     decisions: Mapping[str, DecisionAgreement] = field(default_factory=dict)
     loaded: bool = True
+    failed_cases: tuple[str, ...] = ()
+    remeasured: Mapping[str, CaseNoise] = field(default_factory=dict)
 
 
 def check_parity(run: ArtifactRunner, reference_cases: Iterable[ReferenceCase]) -> ParityResult:
@@ -118,6 +126,7 @@ def check_parity(run: ArtifactRunner, reference_cases: Iterable[ReferenceCase]) 
     errors: dict[str, OutputErrors] = {}
     agreements: dict[str, DecisionAgreement] = {}
     worst: WorstElement | None = None
+    failed: dict[str, None] = {}
     for case in reference_cases:
         actual = run(case.inputs)
         if list(actual) != list(case.outputs):
@@ -131,12 +140,14 @@ def check_parity(run: ArtifactRunner, reference_cases: Iterable[ReferenceCase]) 
                 return ParityResult(False, reason, errors, worst)
             errors[name] = errors.get(name, OutputErrors(0.0, 0.0, 0.0, 1.0, 0, 0.0)).merge(*metrics)
             worst = _pick_worst(worst, case.name, name, metrics)
+            if not all(errors_of_case.within_tolerance for errors_of_case in metrics):
+                failed[case.name] = None
             if name in case.decisions:
                 agreement = compare_decisions(expected, actual[name], case.tolerances[name], case.decisions[name])
                 agreements[name] = agreements[name].merge(agreement) if name in agreements else agreement
     # Without a case, an output or an element there is no proof, so there is no pass.
     if worst is None or not all(output_errors.within_tolerance for output_errors in errors.values()):
-        return ParityResult(False, _describe_worst(worst), errors, worst, agreements)
+        return ParityResult(False, _describe_worst(worst), errors, worst, agreements, failed_cases=tuple(failed))
     changed = [
         f"{name}: {agreement.changed} of {agreement.compared} decisions ({agreement.rule}) changed, not counting ties"
         for name, agreement in agreements.items()

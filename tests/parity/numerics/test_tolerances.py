@@ -205,7 +205,9 @@ def test_a_difference_of_some_noise_floors_is_within_a_tolerance_of_as_many(pair
     found, expected = pair
     share = measure_relative_difference(found, expected, scale) / noise
     assume(not 0.999 * NOISE_MULTIPLE < share < 1.001 * NOISE_MULTIPLE)
-    assert compare(expected, found, derive_tolerance(noise, scale, found.dtype)).within_tolerance == (share < NOISE_MULTIPLE)
+    assert compare(expected, found, derive_tolerance(noise, scale, found.dtype)).within_tolerance == (
+        share < NOISE_MULTIPLE
+    )
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0)])

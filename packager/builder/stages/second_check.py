@@ -1,0 +1,38 @@
+"""Check an artifact that failed a second time, after the noise of the module has been measured in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from packager.builder.context import BuildContext, EagerModel
+from packager.common import process_memory
+from packager.parity.amendments import check_again
+from packager.parity.numerics.verdict import CaseNoise, ParityResult, ReferenceCase
+from packager.parity.remeasurement import remeasure_case
+from packager.parity.results import Reference
+from packager.project.manifest import ExplicitTolerance
+
+
+def check_twice(
+    context: BuildContext,
+    model: EagerModel,
+    reference: Reference,
+    parity: ParityResult,
+    check: Callable[[Sequence[ReferenceCase]], ParityResult],
+) -> ParityResult:
+    """Return the verdict on an artifact, given that of a first `check` on the reference.
+
+    If it failed because of its values, the noise is measured in every way on the cases concerned, and it is checked
+    again; an explicit tolerance stands. Runs the module, so it is called in the main thread.
+    """
+    explicit = isinstance(context.project.manifest.parity.tolerance, ExplicitTolerance)
+    if parity.passed or explicit or not parity.failed_cases:
+        return parity
+    inputs = {case.name: case for case in reference.cases}
+
+    def remeasure(expected: ReferenceCase) -> CaseNoise:
+        return remeasure_case(context.project, model.loaded, inputs[expected.name], expected)
+
+    parity = check_again(parity, reference.reference_cases, check, remeasure)
+    process_memory.release_memory()
+    return parity
