@@ -8,9 +8,13 @@
     one thread    the order of summation changes
     functions     onnxruntime's own elementwise functions run in the place of torch's (`runtime_functions`)
     row by row    a batch is split, so different kernels do the same work
-    flushed       subnormal numbers count as zero, as on some processors; only in `evaluate_every_way`
     plain         torch's own kernels run in the place of oneDNN's: convolutions and recurrent layers take a different
                   way to the same sums
+
+On a single test case, `evaluate_every_way` adds two that cost more:
+
+    rounded       the result of every operator is moved by one unit in the last place (`rounding`)
+    flushed       subnormal numbers count as zero, as on some processors
 
 An artifact rearranges the same arithmetic (other kernels, fused operators, another order of summation), so its error is
 of the same size. The module itself is left as it was.
@@ -32,6 +36,7 @@ from packager.parity.forward import get_state, run_with_state
 from packager.parity.forward import to_numpy as to_numpy
 from packager.parity.noise_cases import MAX_ROWS, NoiseCases
 from packager.parity.numerics.compare import Array
+from packager.parity.rounding import run_with_rounded_results
 from packager.parity.runtime_functions import measure_function_error, run_with_runtime_functions
 from packager.project.manifest import Project
 
@@ -40,6 +45,7 @@ FLOAT64 = "float64"
 PERTURBED_PARAMETERS = "parameters one unit in the last place away"
 ONE_THREAD = "one thread"
 ROW_BY_ROW = "row by row"
+ROUNDED_RESULTS = "the results of all operators one unit in the last place away"
 FLUSHED_SUBNORMALS = "subnormal numbers flushed to zero"
 PLAIN_KERNELS = "torch's own kernels"
 RUNTIME_FUNCTIONS = "onnxruntime's own"  # with the functions and their accuracy
@@ -98,6 +104,7 @@ def evaluate_every_way(
     if evaluations[0].name == FLOAT64:
         perturbed = run_with_state(project, model.module, perturb_parameters(model.module), case)
         evaluations.append(Evaluation(PERTURBED_PARAMETERS, {case.name: perturbed}))
+    evaluations.append(Evaluation(ROUNDED_RESULTS, {case.name: run_with_rounded_results(project, model, case)}))
     if torch.set_flush_denormal(True):  # on this thread alone
         try:
             with _use_threads(1):

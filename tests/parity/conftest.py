@@ -28,9 +28,9 @@ def opened(tmp_path):
 def measured(opened):
     """A function that measures a project: the text of its module and settings → (reference, grid, module)."""
 
-    def measure(text, inputs=FLOATS, has_discrete_decisions=False, **sections):
+    def measure(text, inputs=FLOATS, has_discrete_decisions=False, cost=ForwardCost(0, 0.0), **sections):
         loaded, model, grid = opened(text, inputs, **sections)
-        noise = reference.measure_noise(loaded, model, grid, {}, ForwardCost(0, 0.0))
+        noise = reference.measure_noise(loaded, model, grid, {}, cost)
         result = reference.measure_reference(
             loaded, model, grid, noise, probe=(), has_discrete_decisions=has_discrete_decisions
         )

@@ -1,5 +1,7 @@
 """The noise floor of each output: measured on the module itself, by test case."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from projects import LINEAR, RECURRENT
 from packager.errors import NoiseTooLarge
 from packager.parity import noise_variants as noises
 from packager.parity import reference
+from packager.parity.cost import ForwardCost
+from packager.parity.runtime_functions import measure_function_error
 
 DEEP = """
 import torch
@@ -33,7 +37,8 @@ def returning(expression):
 def test_noise_is_the_distance_to_float64(measured):
     expected, grid, module = measured(DEEP, WIDE)
     noise = expected.noise["output_0"]
-    assert list(noise.parts) == [noises.FLOAT64, noises.ONE_THREAD, noises.ROW_BY_ROW, noises.PLAIN_KERNELS]
+    runtime = f"{noises.RUNTIME_FUNCTIONS} Tanh (good to {measure_function_error('Tanh'):.1e})"
+    assert list(noise.parts) == [noises.FLOAT64, runtime, noises.ONE_THREAD, noises.ROW_BY_ROW, noises.PLAIN_KERNELS]
     mentions(noise.description, *(f"{name} ({part:.2g})" for name, part in noise.parts.items()))
     largest = max(grid.cases, key=lambda case: case.inputs["x"].size)
     wide = module.double()(torch.from_numpy(largest.inputs["x"]).double()).numpy()
@@ -69,7 +74,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize(("text", "inputs"), [(DARK, IMAGES), (DEEP, WIDE)], ids=["large inputs", "small inputs"])
 def test_noise_is_measured_on_values_of_every_kind(opened, text, inputs):
     project, model, grid = opened(text, inputs)
-    evaluations = reference.measure_noise(project, model, grid, {}).evaluations
+    evaluations = reference.measure_noise(project, model, grid, {}, ForwardCost(0, 0.0)).evaluations
     measured = {name for evaluation in evaluations for name in evaluation.outputs}
     kinds = {kind for case in grid.cases for kind in case.value_kinds}
     assert {kind for case in grid.cases if case.name in measured for kind in case.value_kinds} == kinds
@@ -82,8 +87,12 @@ def test_a_case_whose_values_have_more_noise_has_a_larger_tolerance(measured):
     assert by_kind["low"] > 20 * by_kind["random"]
 
 
-def test_with_large_inputs_one_small_case_runs_in_float64(measured):
-    expected, grid, _ = measured(DARK, IMAGES)
+def test_of_an_expensive_module_one_small_case_runs_in_float64_and_with_the_runtime_s_functions(measured):
+    expected, grid, _ = measured(DARK, IMAGES, cost=ForwardCost(1 << 34, 0.0))
+    assert [part.split(" Exp")[0] for part in expected.noise["output_0"].parts] == [
+        noises.FLOAT64,
+        noises.RUNTIME_FUNCTIONS,
+    ]
     wide = [case.name for case in expected.reference_cases if case.float64_outputs]
     assert wide == [min((grid.probe_case, grid.example_case), key=lambda case: case.element_count).name]
 
@@ -105,7 +114,7 @@ def test_the_module_is_left_as_it_was(measured):
 
 def test_a_recurrent_module_keeps_its_own_weights_in_its_list(opened):
     project, model, grid = opened(RECURRENT)
-    reference.measure_noise(project, model, grid, {})
+    reference.measure_noise(project, model, grid, {}, ForwardCost(0, 0.0))
     rnn = model.module.rnn
     assert all(one is two for one, two in zip(rnn._flat_weights, rnn.parameters(), strict=True))
 
@@ -136,6 +145,19 @@ def test_a_half_precision_output_has_the_noise_of_half_precision(measured):
     expected, *_ = measured(returning("y.half()"))
     assert expected.noise["output_0"].relative >= 4 * np.finfo(np.float16).eps
     assert expected.reference_cases[0].outputs["output_0"].dtype == np.float16
+
+
+UNCERTAIN = returning("torch.where(x.abs().amax(1, keepdim=True) < 1e-20, torch.sin(y * 1e9), y)")
+
+
+def test_a_case_on_which_the_module_is_uncertain_is_left_out_and_told(measured, golden):
+    expected, grid, _ = measured(UNCERTAIN)
+    left_out = {case.name for case in grid.cases} - {case.name for case in expected.reference_cases}
+    assert [case.value_description for case in grid.cases if case.name in left_out] == ["vanishing"]
+    assert [case.name for case in expected.cases] == [case.name for case in expected.reference_cases]
+    assert expected.noise["output_0"].relative < 1e-5
+    (note,) = expected.uncompared
+    golden(re.sub("by [0-9.]+", "by 1.0", note))
 
 
 def test_a_module_too_inexact_for_a_proof_is_refused(measured, golden):

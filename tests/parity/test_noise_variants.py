@@ -7,6 +7,7 @@ from projects import FLOATS, LINEAR, RECURRENT
 
 from packager.parity import noise_variants, reference
 from packager.parity.noise_cases import NoiseCases
+from packager.parity.cost import ForwardCost
 from packager.parity.noise_variants import FLOAT64, ONE_THREAD, PERTURBED_PARAMETERS, PLAIN_KERNELS, ROW_BY_ROW
 
 
@@ -19,7 +20,9 @@ def returning(expression, layer="nn.Linear(4, 3)"):
 def evaluated(loaded, model, grid):
     """Return the evaluations of all cases, by name, and the module's variant outputs."""
     outputs = {case.name: reference.run_case(loaded, model, case) for case in grid.cases}
-    evaluations = noise_variants.evaluate_variants(loaded, model, NoiseCases(grid.cases, grid.cases, ()), outputs)
+    evaluations = noise_variants.evaluate_variants(
+        loaded, model, NoiseCases(grid.cases, grid.cases[:1], grid.cases, grid.cases[-1:], ()), outputs
+    )
     return {evaluation.name: evaluation for evaluation in evaluations}, outputs
 
 
@@ -196,7 +199,7 @@ def test_an_output_whose_shape_depends_on_the_other_rows_is_not_evaluated_row_by
 
 def test_rows_that_depend_on_each_other_are_no_noise(opened):
     loaded, model, grid = opened(returning("y - y.mean(0)"))
-    measurement = reference.measure_noise(loaded, model, grid, {})
+    measurement = reference.measure_noise(loaded, model, grid, {}, ForwardCost(0, 0.0))
     assert ROW_BY_ROW in [evaluation.name for evaluation in measurement.evaluations]
     evaluations = reference.measure_reference(
         loaded, model, grid, measurement, probe=(), has_discrete_decisions=False

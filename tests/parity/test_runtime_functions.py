@@ -11,7 +11,7 @@ from packager.parity.runtime_functions import measure_function_error, run_with_r
 EPSILON = float(np.finfo(np.float32).eps)
 
 
-@pytest.mark.parametrize("operator", sorted(runtime_functions._EXACT))
+@pytest.mark.parametrize("operator", sorted({*runtime_functions._EXACT, *runtime_functions._NORMALIZATIONS}))
 def test_every_function_of_onnxruntime_is_as_accurate_as_float32_allows(operator):
     assert 0.0 < measure_function_error(operator) < 4 * EPSILON
 
@@ -31,6 +31,13 @@ EXPRESSIONS = {
     "F.softplus(y, beta=2, threshold=5)": {"Softplus"},
     "F.mish(y)": {"Softplus", "Tanh"},
     "F.glu(torch.cat([y, y], 1))": {"Sigmoid"},
+    "F.layer_norm(y, (3,))": {"LayerNormalization"},
+    "F.layer_norm(y, (3,), self.layer.bias, self.layer.bias, 1e-3)": {"LayerNormalization"},
+    "F.group_norm(y[:, :2].reshape(-1, 2, 1) + y[:, None], 2)": {"InstanceNormalization"},
+    "F.instance_norm(y[:, :, None] * x[:, None])": {"InstanceNormalization"},
+    "F.instance_norm(y[:, :, None] * x[:, None], weight=self.layer.bias, bias=self.layer.bias)": {
+        "InstanceNormalization"
+    },
     "F.relu(y)": set(),
     "y.double().sigmoid()": set(),
 }
@@ -60,7 +67,7 @@ def test_the_error_of_the_runtime_s_kernel_reaches_the_outputs(opened):
 
 
 def test_a_kernel_that_is_wrong_is_not_taken_for_noise(opened, monkeypatch):
-    def run_wrong(operator, values):
+    def run_wrong(operator, attributes, values):
         return np.asarray(1 / (1 + np.exp(-values.astype(np.float64))) + 1e-6, np.float32)
 
     monkeypatch.setattr(runtime_functions, "_run_operator", run_wrong)

@@ -1,0 +1,61 @@
+"""Run the module with the result of every operator moved by one unit in the last place, up or down at random.
+
+This is Monte Carlo arithmetic (D. S. Parker, Monte Carlo Arithmetic: exploiting randomness in floating-point
+arithmetic, UCLA CSD-970002, 1997) by operator. It shows where a module amplifies what rounding leaves, wherever that
+is: in an instance normalization of a constant channel, which divides by almost nothing, and in whatever else cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from packager.model.loader import LoadedModel
+from packager.parity.cases.sample_grid import InputCase
+from packager.parity.forward import run_with_state
+from packager.parity.numerics.compare import Array
+from packager.project.manifest import Project
+
+_EXACT_OPERATORS = frozenset(
+    """abs alias amax amin arange argsort cat clamp clamp_max clamp_min clone constant_pad_nd copy detach embedding
+    empty eye fill full gather index index_put index_select lift_fresh masked_fill max max_pool1d max_pool2d max_pool3d
+    max_pool2d_with_indices maximum min minimum neg one_hot ones pad reflection_pad1d reflection_pad2d relu repeat
+    replication_pad2d roll scalar_tensor scatter select_scatter slice_scatter sort stack to topk tril triu unfold where
+    zero zeros""".split()
+)
+"""Operators that move numbers and do not round."""
+
+
+def run_with_rounded_results(project: Project, model: LoadedModel, case: InputCase) -> Mapping[str, Array]:
+    """Run the module on a test case, its operators rounding at random, in the same way each time."""
+    with _RandomRounding():
+        return run_with_state(project, model.module, {}, case)
+
+
+class _RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's stubs
+    """While active, moves what operators return by one unit in the last place."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's stubs
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, and multiply each float result by 1 + eps or 1 - eps, element by element."""
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__.strip("_").removesuffix("_like")
+        if function.is_view or name in _EXACT_OPERATORS:
+            return result
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not _is_integral(tensor):
+                sign = torch.randint(0, 2, tensor.shape, generator=self._generator).to(tensor.dtype) * 2 - 1
+                tensor.mul_(1 + sign * torch.finfo(tensor.dtype).eps)
+        return result
+
+
+def _is_integral(tensor: torch.Tensor) -> bool:
+    """Return whether all elements are integers: positions, which must not become others."""
+    return bool((tensor == tensor.round()).all())

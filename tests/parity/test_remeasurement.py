@@ -1,0 +1,94 @@
+"""Every way to evaluate a module, on the case where an artifact failed."""
+
+import numpy as np
+import pytest
+import torch
+from projects import LINEAR, RECURRENT
+
+from packager.parity import noise_variants as noises
+from packager.parity.cost import ForwardCost
+from packager.parity.reference import measure_noise, measure_reference
+from packager.parity.remeasurement import remeasure_case
+
+EXPENSIVE = ForwardCost(1 << 34, 0.0)
+AUDIO = {"x": {"dtype": "float32", "shape": ["batch", 400], "range": [-1, 1]}}
+NORMALIZED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv1d(1, 16, 10, 5), nn.GroupNorm(16, 16)
+
+    def forward(self, x):
+        return torch.relu(self.norm(self.convolution(x[:, None]))).mean(2)
+"""
+
+
+def remeasured(opened, text, kind, inputs=None):
+    """Return the noise of an expensive module's case of this kind, and its tolerance before."""
+    project, model, grid = opened(text, *([] if inputs is None else [inputs]))
+    noise = measure_noise(project, model, grid, {}, EXPENSIVE)
+    reference = measure_reference(project, model, grid, noise, probe=(), has_discrete_decisions=False)
+    pairs = zip(reference.cases, reference.reference_cases, strict=True)
+    case, expected = next(pair for pair in pairs if pair[0].value_description == kind)
+    return remeasure_case(project, model, case, expected)["output_0"], expected.tolerances["output_0"]
+
+
+def test_a_case_is_evaluated_in_every_way(opened):
+    torch.set_num_threads(2)
+    parts, _ = remeasured(opened, LINEAR, "random")
+    assert list(parts) == [
+        noises.FLOAT64,
+        noises.ONE_THREAD,
+        noises.ROW_BY_ROW,
+        noises.PLAIN_KERNELS,
+        noises.PERTURBED_PARAMETERS,
+        noises.ROUNDED_RESULTS,
+        noises.FLUSHED_SUBNORMALS,
+    ]
+    assert max(parts.values()) < 1e-5
+
+
+def test_noise_that_only_constant_values_show_is_found(opened):
+    """A group normalization divides what rounding left of a constant channel by almost nothing."""
+    parts, before = remeasured(opened, NORMALIZED, "high", AUDIO)
+    assert 8 * max(parts.values()) > 10 * before.rtol
+    parts, _ = remeasured(opened, NORMALIZED, "random", AUDIO)
+    assert max(parts.values()) < 1e-5
+
+
+def test_what_becomes_of_subnormal_numbers_is_noise(opened):
+    text = LINEAR.replace("self.layer(x)", "self.layer(x) + (x * 2.0**-60 * 2.0**127 * 2.0**17).sum(1, keepdim=True)")
+    parts, _ = remeasured(opened, text, "vanishing")
+    assert parts[noises.FLUSHED_SUBNORMALS] > 0.1
+
+
+def test_the_module_and_its_settings_are_left_as_they_were(opened):
+    project, model, grid = opened(RECURRENT)
+    threads = torch.get_num_threads()
+    state = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    noise = measure_noise(project, model, grid, {}, EXPENSIVE)
+    reference = measure_reference(project, model, grid, noise, probe=(), has_discrete_decisions=False)
+    remeasure_case(project, model, reference.cases[0], reference.reference_cases[0])
+    assert torch.get_num_threads() == threads
+    assert torch.backends.mkldnn.enabled
+    assert torch.tensor([1e-40]).mul(2)[0] > 0  # not flushed
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.module.state_dict().items())
+
+
+def test_rounding_at_random_moves_every_result_but_no_position(opened):
+    text = LINEAR.replace(
+        "self.layer(x)", "self.layer(x) + self.layer.weight[torch.arange(3).float().mul(1).long(), 0]"
+    )
+    parts, _ = remeasured(opened, text, "random")
+    assert 0.0 < parts[noises.ROUNDED_RESULTS] < 8 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("kind", ["random", "extremes"])
+def test_noise_is_the_same_every_time(opened, kind):
+    first, _ = remeasured(opened, NORMALIZED, kind, AUDIO)
+    second, _ = remeasured(opened, NORMALIZED, kind, AUDIO)
+    assert first == second
