@@ -153,19 +153,23 @@ def _is_same_output(array: Array, repeated: Array) -> bool:
 
 
 def drop_refused_masks(project: Project, model: LoadedModel, grid: Grid) -> tuple[Grid, dict[str, dict[str, Array]]]:
-    """Remove rows of zeros from the masks of the grid if forward() raises an exception on them.
+    """Remove rows of zeros from the masks of each test case on which forward() raises an exception because of them.
 
     A row of zeros in a mask means attention over nothing, which is undefined, and a manifest cannot say that every row
-    of a mask has a one. Returns the grid, and the outputs of the case with such rows if it ran, by case and output
+    of a mask has a one. Returns the grid, and the outputs of the cases with such rows that ran, by case and output
     name. `measure_reference` reports masks that were removed.
 
     Raises:
         OutputsUnsupported: as `run_case` does.
     """
-    low = next((case for case in grid.cases if case.value_kinds == ("low",)), None)
-    if low is None or not generators.has_mask(tuple(project.manifest.inputs.values())):
-        return grid, {}
-    try:
-        return grid, {low.name: run_case(project, model, low)}
-    except ForwardFailed:
-        return sample_grid.redraw_without_empty_masks(project, grid), {}
+    outputs: dict[str, dict[str, Array]] = {}
+    if not generators.has_mask(tuple(project.manifest.inputs.values())):
+        return grid, outputs
+    cases = list(grid.cases)
+    for index, case in enumerate(cases):
+        if "low" in case.value_kinds:
+            try:
+                outputs[case.name] = run_case(project, model, case)
+            except ForwardFailed:
+                cases[index] = sample_grid.redraw_without_empty_masks(project, case)
+    return replace(grid, cases=tuple(cases)), outputs

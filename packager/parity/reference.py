@@ -43,6 +43,7 @@ tolerance lets change would count as a tie.
 
 _KEPT_STATE = "state that forward() keeps from its first call: the module cannot be copied"
 _EMPTY_MASKS = "rows of zeros in a mask: forward() raises an exception on them"
+_NOTHING_BUT_EMPTY_MASKS = "a mask of nothing but zeros: forward() raises an exception on it"
 
 
 def resolve_decisions(project: Project, outputs: Mapping[str, Array]) -> dict[str, DecisionRule]:
@@ -111,8 +112,10 @@ def measure_reference(
         uncompared = (*uncompared, f"{', '.join(grid.skipped_cases)}: {expensive}")
     if model.pristine is None:
         uncompared = (*uncompared, _KEPT_STATE)
-    if any(case.value_kinds == ("low, unmasked",) for case in grid.cases):
-        uncompared = (*uncompared, _EMPTY_MASKS)
+    refused = [case for case in grid.cases if "low, unmasked" in case.value_kinds]
+    if refused:
+        is_mixed = any(len(case.value_kinds) > 1 for case in refused)
+        uncompared = (*uncompared, _EMPTY_MASKS if is_mixed else _NOTHING_BUT_EMPTY_MASKS)
     runs, uncertain = _drop_uncertain_cases(project, measurement, runs, len(grid.cases))
     uncompared = (*uncompared, *uncertain)
     reference_cases, noise = _make_reference_cases(project, measurement, runs, decisions)

@@ -162,13 +162,10 @@ def _describe_case(case: InputCase) -> str:
     return f"{case.value_description} values" + (f" at {sizes}" if sizes else "")
 
 
-def redraw_without_empty_masks(project: Project, grid: Grid) -> Grid:
-    """Return the grid with whole masks in the place of empty ones, in the test case where all values are low."""
-    cases = tuple(
-        redraw_case(project, case.name, case.sizes, ("low, unmasked",)) if case.value_kinds == ("low",) else case
-        for case in grid.cases
-    )
-    return replace(grid, cases=cases)
+def redraw_without_empty_masks(project: Project, case: InputCase) -> InputCase:
+    """Draw the test case again with whole masks in the place of those that are empty because all values are low."""
+    kinds: ValueKinds = tuple("low, unmasked" if kind == "low" else kind for kind in case.value_kinds)
+    return redraw_case(project, case.name, case.sizes, kinds)
 
 
 def draw_extra_case(project: Project, number: int, rows: int) -> InputCase:
@@ -210,9 +207,9 @@ def _plan_varied_cases(
 ) -> list[tuple[dict[str, int], ValueKinds]]:
     """Plan the test cases that vary the values: sizes and kinds.
 
-    If rows are cheap, every kind has a test case of a few rows, and random values have one whose batch is a prime. If
-    they are expensive, the kinds share a batch, one row each. Constant kinds always have a test case of their own, as
-    their noise can be ten times that of others.
+    Every kind has a row in a batch of others, and random values have a case whose batch is a prime. If rows are cheap,
+    every kind has a case of a few rows of its own too. Constant kinds always have, as their noise can be ten times that
+    of others.
     """
     kinds = generators.select_kinds(tuple(inputs.values()))
     small, batch = dim_sizes.choose_small_sizes(inputs, limits), dim_sizes.get_batch_dim(inputs)
@@ -221,16 +218,21 @@ def _plan_varied_cases(
     prime = {**small, batch: dim_sizes.clamp(dim_sizes.next_prime(example[batch]), limits[batch])}
     if dim_sizes.count_case_bytes(inputs, prime) > dim_sizes.MAX_CASE_BYTES:
         prime = small
-    few = {**small, batch: dim_sizes.clamp(_ROWS_PER_KIND, limits[batch])}
-    constant: list[tuple[dict[str, int], ValueKinds]] = [
-        (small, (kind,)) for kind in kinds if kind in generators.CONSTANT_KINDS
-    ]
+    constant = tuple(kind for kind in kinds if kind in generators.CONSTANT_KINDS)
     others = tuple(kind for kind in kinds if kind not in generators.CONSTANT_KINDS)
+    alone: list[tuple[dict[str, int], ValueKinds]] = [(small, (kind,)) for kind in constant]
     if dim_sizes.count_case_bytes(inputs, {**small, batch: 1}) <= _CHEAP_ROW_BYTES:
-        return [(prime, _RANDOM), *((few, (kind,)) for kind in others), *constant]
-    rows = max(1, prime[batch])
-    mixed = (*others, *_RANDOM)
-    return [(prime, mixed[start : start + rows]) for start in range(0, len(mixed), rows)] + constant
+        few = {**small, batch: dim_sizes.clamp(_ROWS_PER_KIND, limits[batch])}
+        mixed = [part for part in _split_kinds((*kinds, *_RANDOM), prime[batch]) if len(part) > 1]
+        return [(prime, _RANDOM), *((few, (kind,)) for kind in others), *alone, *((prime, part) for part in mixed)]
+    varied = _split_kinds((*others, *_RANDOM), prime[batch])
+    mixed = [part for part in _split_kinds(constant, prime[batch]) if len(part) > 1]
+    return [*((prime, part) for part in varied), *alone, *((prime, part) for part in mixed)]
+
+
+def _split_kinds(kinds: ValueKinds, rows: int) -> list[ValueKinds]:
+    """Split kinds into parts that each fit a batch of so many rows."""
+    return [kinds[start : start + max(1, rows)] for start in range(0, len(kinds), max(1, rows))]
 
 
 def _make_case(project: Project, sizes: Mapping[str, int], kinds: ValueKinds, index: int) -> InputCase:
