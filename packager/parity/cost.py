@@ -74,13 +74,19 @@ class _OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # 
         result = function(*args, **(kwargs or {}))
         if not function.is_view:
             self.calls += 1
-            self.elements += sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+            self.elements += sum(tensor.numel() for tensor in _list_tensors(result))
             packet = function.overloadpacket
             if packet in flop_registry:
                 self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
             elif packet.__name__ in _FUSED_LAYERS:
-                self.flops += _count_layer_flops([arg for arg in tree_leaves(args) if isinstance(arg, torch.Tensor)])
+                self.flops += _count_layer_flops(_list_tensors(args))
         return result
+
+
+def _list_tensors(value: Any) -> list[torch.Tensor]:
+    """List the tensors in a value; nested tensors, whose sizes cannot be asked for, as the buffers they consist of."""
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return [tensor.values() if tensor.is_nested else tensor for tensor in tensors]
 
 
 def _count_layer_flops(tensors: list[torch.Tensor]) -> int:

@@ -23,9 +23,9 @@ of the same size. The module itself is left as it was.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -63,36 +63,30 @@ class Evaluation:
 def evaluate_variants(
     project: Project, model: LoadedModel, noise_cases: NoiseCases, outputs: Mapping[str, Mapping[str, Array]]
 ) -> tuple[Evaluation, ...]:
-    """Evaluate the module on the chosen test cases in every way that is available.
+    """Evaluate the module on the chosen test cases in every way that is available, and that forward() does not refuse.
 
     `outputs` are those of the module as it is, by case and output name. The first evaluation is float64, or perturbed,
     and has all of `float64_cases` (or none, if both were refused). Arrays have the shapes of `outputs`; those of
     float64 are float64 where the module's are float32.
     """
-
-    def run_cases(cases: Sequence[InputCase]) -> dict[str, Mapping[str, Array]]:
-        return {case.name: run_with_state(project, model.module, {}, case) for case in cases}
-
-    evaluations = [
-        _evaluate_float64(project, model, noise_cases.float64_cases),
-        *_evaluate_runtime_functions(project, model, noise_cases.float64_cases),
-    ]
+    float64 = noise_cases.float64_cases
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stubs
     serial = (*noise_cases.serial_cases, *(() if has_onednn else noise_cases.other_kind_cases))
-    with _use_threads(1) as threads_before:
-        if threads_before > 1 and serial:
-            evaluations.append(Evaluation(ONE_THREAD, run_cases(serial)))
     batches = [
         case for case in noise_cases.batch_cases if 2 <= _count_rows(project, case, outputs[case.name]) <= MAX_ROWS
     ][:1]
-    if batches:
-        rows = _run_row_by_row(project, model, batches[0], outputs[batches[0].name])
-        evaluations.append(Evaluation(ROW_BY_ROW, {batches[0].name: rows}))
-    plain = (*noise_cases.plain_cases, *noise_cases.other_kind_cases)
-    if has_onednn and plain:
-        with _disable_onednn():
-            evaluations.append(Evaluation(PLAIN_KERNELS, run_cases(plain)))
-    return tuple(evaluations)
+    plain = (*noise_cases.plain_cases, *noise_cases.other_kind_cases) if has_onednn else ()
+    return (
+        _evaluate_float64(project, model, float64),
+        *_evaluate_runtime_functions(project, model, float64),
+        *(
+            _evaluate(ONE_THREAD, serial, partial(_run_on_one_thread, project, model))
+            if torch.get_num_threads() > 1
+            else ()
+        ),
+        *_evaluate(ROW_BY_ROW, batches, lambda case: _run_row_by_row(project, model, case, outputs[case.name])),
+        *_evaluate(PLAIN_KERNELS, plain, partial(_run_without_onednn, project, model)),
+    )
 
 
 def evaluate_every_way(
@@ -100,19 +94,25 @@ def evaluate_every_way(
 ) -> tuple[Evaluation, ...]:
     """Evaluate the module on one test case in every way, whatever that costs. `outputs` are those of the module."""
     every_way = NoiseCases((case,), (case,), (case,), (case,), ())
-    evaluations = list(evaluate_variants(project, model, every_way, {case.name: outputs}))
-    if evaluations[0].name == FLOAT64:
-        perturbed = run_with_state(project, model.module, perturb_parameters(model.module), case)
-        evaluations.append(Evaluation(PERTURBED_PARAMETERS, {case.name: perturbed}))
-    evaluations.append(Evaluation(ROUNDED_RESULTS, {case.name: run_with_rounded_results(project, model, case)}))
-    if torch.set_flush_denormal(True):  # on this thread alone
-        try:
-            with _use_threads(1):
-                flushed = run_with_state(project, model.module, {}, case)
-        finally:
-            torch.set_flush_denormal(False)
-        evaluations.append(Evaluation(FLUSHED_SUBNORMALS, {case.name: flushed}))
-    return tuple(evaluations)
+    evaluations = evaluate_variants(project, model, every_way, {case.name: outputs})
+    perturbed = partial(run_with_state, project, model.module, perturb_parameters(model.module))
+    return (
+        *evaluations,
+        *(_evaluate(PERTURBED_PARAMETERS, [case], perturbed) if evaluations[0].name == FLOAT64 else ()),
+        *_evaluate(ROUNDED_RESULTS, [case], partial(run_with_rounded_results, project, model)),
+        *_evaluate(FLUSHED_SUBNORMALS, [case], partial(_run_without_subnormals, project, model)),
+    )
+
+
+def _evaluate(
+    name: str, cases: Sequence[InputCase], run: Callable[[InputCase], Mapping[str, Array]]
+) -> tuple[Evaluation, ...]:
+    """Return the evaluation of these cases; nothing without a case, or if forward() raises an exception."""
+    try:
+        outputs = {case.name: run(case) for case in cases}
+    except Exception:  # noqa: BLE001 (the user's code may refuse any of them; parity.json names those that were measured)
+        return ()
+    return (Evaluation(name, outputs),) if outputs else ()
 
 
 def perturb_parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -149,19 +149,22 @@ def _evaluate_float64(project: Project, model: LoadedModel, cases: Sequence[Inpu
     return Evaluation(PERTURBED_PARAMETERS, outputs, reason)
 
 
-def _evaluate_runtime_functions(project: Project, model: LoadedModel, cases: Sequence[InputCase]) -> list[Evaluation]:
-    """Run the test cases with onnxruntime's functions; nothing if the module calls none, or its tensors are wrapped."""
-    outputs: dict[str, Mapping[str, Array]] = {}
-    operators: frozenset[str] = frozenset()
-    for case in cases:
-        outputs[case.name], used = run_with_runtime_functions(project, model, case)
-        operators |= used
-    if not operators:
-        return []
+def _evaluate_runtime_functions(
+    project: Project, model: LoadedModel, cases: Sequence[InputCase]
+) -> tuple[Evaluation, ...]:
+    """Run the test cases with onnxruntime's functions; nothing if the module calls none."""
+    operators: set[str] = set()
+
+    def run(case: InputCase) -> Mapping[str, Array]:
+        outputs, used = run_with_runtime_functions(project, model, case)
+        operators.update(used)
+        return outputs
+
+    evaluations = _evaluate(RUNTIME_FUNCTIONS, cases, run)
     accuracy = ", ".join(
         f"{operator} (good to {measure_function_error(operator):.1e})" for operator in sorted(operators)
     )
-    return [Evaluation(f"{RUNTIME_FUNCTIONS} {accuracy}", outputs)]
+    return tuple(replace(evaluation, name=f"{evaluation.name} {accuracy}") for evaluation in evaluations if operators)
 
 
 def _count_rows(project: Project, case: InputCase, outputs: Mapping[str, Array]) -> int:
@@ -190,21 +193,28 @@ def _run_row_by_row(
     }
 
 
-@contextmanager
-def _use_threads(count: int) -> Iterator[int]:
-    """Let torch use this many threads; yields how many it used before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def _run_on_one_thread(project: Project, model: LoadedModel, case: InputCase) -> Mapping[str, Array]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        yield before
+        return run_with_state(project, model.module, {}, case)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
-@contextmanager
-def _disable_onednn() -> Iterator[None]:
-    """Let torch run without oneDNN, which has its own kernels for convolutions, recurrent layers and more."""
+def _run_without_onednn(project: Project, model: LoadedModel, case: InputCase) -> Mapping[str, Array]:
+    """Run without oneDNN, which has its own kernels for convolutions, recurrent layers and more."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the switch sets TF32's too, which warns
         with torch.backends.mkldnn.flags(enabled=False):
-            yield
+            return run_with_state(project, model.module, {}, case)
+
+
+def _run_without_subnormals(project: Project, model: LoadedModel, case: InputCase) -> Mapping[str, Array]:
+    """Run on one thread, since the processor's switch is one of each thread; raises RuntimeError if there is none."""
+    if not torch.set_flush_denormal(True):
+        raise RuntimeError("this processor cannot flush subnormal numbers")
+    try:
+        return _run_on_one_thread(project, model, case)
+    finally:
+        torch.set_flush_denormal(False)

@@ -21,11 +21,65 @@ from packager.parity.numerics.compare import Array
 from packager.project.manifest import Project
 
 _EXACT_OPERATORS = frozenset(
-    """abs alias amax amin arange argsort cat clamp clamp_max clamp_min clone constant_pad_nd copy detach embedding
-    empty eye fill full gather index index_put index_select lift_fresh masked_fill max max_pool1d max_pool2d max_pool3d
-    max_pool2d_with_indices maximum min minimum neg one_hot ones pad reflection_pad1d reflection_pad2d relu repeat
-    replication_pad2d roll scalar_tensor scatter select_scatter slice_scatter sort stack to topk tril triu unfold where
-    zero zeros""".split()
+    [
+        "abs",
+        "alias",
+        "amax",
+        "amin",
+        "arange",
+        "argsort",
+        "cat",
+        "clamp",
+        "clamp_max",
+        "clamp_min",
+        "clone",
+        "constant_pad_nd",
+        "copy",
+        "detach",
+        "embedding",
+        "empty",
+        "eye",
+        "fill",
+        "full",
+        "gather",
+        "index",
+        "index_put",
+        "index_select",
+        "lift_fresh",
+        "masked_fill",
+        "max",
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "max_pool2d_with_indices",
+        "maximum",
+        "min",
+        "minimum",
+        "neg",
+        "one_hot",
+        "ones",
+        "pad",
+        "reflection_pad1d",
+        "reflection_pad2d",
+        "relu",
+        "repeat",
+        "replication_pad2d",
+        "roll",
+        "scalar_tensor",
+        "scatter",
+        "select_scatter",
+        "slice_scatter",
+        "sort",
+        "stack",
+        "to",
+        "topk",
+        "tril",
+        "triu",
+        "unfold",
+        "where",
+        "zero",
+        "zeros",
+    ]
 )
 """Operators that move numbers and do not round."""
 
@@ -50,12 +104,12 @@ class _RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
         if function.is_view or name in _EXACT_OPERATORS:
             return result
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not _is_integral(tensor):
+            if isinstance(tensor, torch.Tensor) and _is_rounded(tensor):
                 sign = torch.randint(0, 2, tensor.shape, generator=self._generator).to(tensor.dtype) * 2 - 1
                 tensor.mul_(1 + sign * torch.finfo(tensor.dtype).eps)
         return result
 
 
-def _is_integral(tensor: torch.Tensor) -> bool:
-    """Return whether all elements are integers: positions, which must not become others."""
-    return bool((tensor == tensor.round()).all())
+def _is_rounded(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor holds floats, and not only integers: those may be positions, which must stay."""
+    return tensor.is_floating_point() and not tensor.is_nested and not bool((tensor == tensor.round()).all())

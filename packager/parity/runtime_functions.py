@@ -180,8 +180,9 @@ _DECOMPOSITIONS: Mapping[str, Callable[..., torch.Tensor]] = {
 
 
 def _is_plain_float32(tensor: Any) -> bool:
-    is_dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return is_dense and tensor.dtype == torch.float32
+    if not isinstance(tensor, torch.Tensor) or tensor.is_nested:
+        return False
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 def _normalize_array(operator: str, values: NDArray[np.float32], epsilon: float) -> NDArray[np.float32]:

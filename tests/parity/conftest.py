@@ -11,6 +11,8 @@ from packager.parity.cases import sample_grid
 from packager.parity.cost import ForwardCost
 from packager.project import manifest
 
+FREE = ForwardCost(0, 0.0)
+
 
 @pytest.fixture
 def opened(tmp_path):
@@ -28,7 +30,7 @@ def opened(tmp_path):
 def measured(opened):
     """A function that measures a project: the text of its module and settings → (reference, grid, module)."""
 
-    def measure(text, inputs=FLOATS, has_discrete_decisions=False, cost=ForwardCost(0, 0.0), **sections):
+    def measure(text, inputs=FLOATS, has_discrete_decisions=False, cost=FREE, **sections):
         loaded, model, grid = opened(text, inputs, **sections)
         noise = reference.measure_noise(loaded, model, grid, {}, cost)
         result = reference.measure_reference(

@@ -12,7 +12,6 @@ from packager.parity.numerics.compare import ElementTolerance
 from packager.parity.numerics.verdict import ReferenceCase
 from packager.parity.results import ChannelCoverage, UnexercisedChannels
 
-
 FREE = ForwardCost(0, 0.0)
 
 

@@ -6,8 +6,8 @@ import torch
 from projects import FLOATS, LINEAR, RECURRENT
 
 from packager.parity import noise_variants, reference
-from packager.parity.noise_cases import NoiseCases
 from packager.parity.cost import ForwardCost
+from packager.parity.noise_cases import NoiseCases
 from packager.parity.noise_variants import FLOAT64, ONE_THREAD, PERTURBED_PARAMETERS, PLAIN_KERNELS, ROW_BY_ROW
 
 
@@ -116,8 +116,8 @@ def test_one_thread_evaluates_the_first_case_and_leaves_the_threads_as_they_were
 def test_a_module_that_raises_on_one_thread_leaves_the_threads_as_they_were(opened):
     loaded, model, grid = opened(LINEAR.replace("return", "assert torch.get_num_threads() > 1\n        return"))
     torch.set_num_threads(2)
-    with pytest.raises(AssertionError):
-        evaluated(loaded, model, grid)
+    evaluations, _ = evaluated(loaded, model, grid)
+    assert ONE_THREAD not in evaluations and PLAIN_KERNELS in evaluations
     assert torch.get_num_threads() == 2
 
 

@@ -33,8 +33,8 @@ _CHEAP_ROW_BYTES = 1 << 16
 class InputCase:
     """One set of inputs: the sizes of the named dims, the kinds of values, and the arrays by input name.
 
-    With several `value_kinds`, the rows of the batch have them in turn. They are empty for the user's own data. The
-    name is the index of the case with three digits or more, or `data`.
+    With several `value_kinds`, the first rows of the batch have one each, and the others are random. They are empty for
+    the user's own data. The name is the index of the case with three digits or more, or `data`.
     """
 
     name: str
@@ -261,7 +261,6 @@ def _draw_input(
     if kinds == _RANDOM or batch is None or (has_rows and kinds == ("vanishing",)):
         return generators.draw_values(spec, shape, kinds[0], generator)
     if has_rows and shape[0] > 0:
-        return np.stack(
-            [generators.draw_values(spec, shape[1:], kinds[row % len(kinds)], generator) for row in range(shape[0])]
-        )
+        rows = kinds * shape[0] if len(kinds) == 1 else (*kinds, *_RANDOM * shape[0])
+        return np.stack([generators.draw_values(spec, shape[1:], kind, generator) for kind in rows[: shape[0]]])
     return generators.draw_values(spec, shape, "random", generator)

@@ -78,6 +78,7 @@ FIELDS = {
     "optimize.simplify": (False, ONNX),
     "optimize.level": ("basic", ONNX),
     "torchscript.method": ("script", TORCHSCRIPT | ONNX),  # a graph may be exported from the program
+    "parity.effort": ("thorough", REFERENCE),
     "parity.samples": (9, REFERENCE),
     "parity.seed": (1, MODULE),  # of the example that is traced, too
     "parity.tolerance": ("auto", REFERENCE),
