@@ -307,13 +307,26 @@ class NotRepeatable(UserError):
 class NoiseTooLarge(UserError):
     code = "noise-too-large"
 
-    def __init__(self, where: str, output: str, difference: float, evaluation: str, uncertain: int, cases: int) -> None:
+    def __init__(self, where: str, output: str, difference: str, evaluation: str, uncertain: int, cases: int) -> None:
         super().__init__(
             "the module's own rounding errors are too large to check parity",
             where=where,
-            why=f"on {uncertain} of {cases} test cases, {output} changes by up to {difference:.2g} of its magnitude if "
+            why=f"on {uncertain} of {cases} test cases, {output} changes by up to {difference} of its magnitude if "
             f"the module is evaluated in another way that is equal in mathematics ({evaluation})",
             hint="narrow the range of the inputs, compute in higher precision, or set parity.tolerance",
+        )
+
+
+class WeightsNotExercised(UserError):
+    code = "weights-not-exercised"
+
+    def __init__(self, where: str, channels: int, cases: int) -> None:
+        super().__init__(
+            "the test cases do not show any of the weights, so parity would prove nothing",
+            where=where,
+            why=f"none of the {channels:,} channels of the weights affects an output in any of {cases} test cases",
+            hint="widen the range of the inputs (an integer range of [0, 1] holds 0 alone), or give real inputs in "
+            "parity.data",
         )
 
 

@@ -73,7 +73,8 @@ MODULE = {
         "package.yaml:16: parity.decisions.logits", "there is no output 'logits'", "use one of: output_0"
     ),
     "not-repeatable": errors.NotRepeatable(INPUTS, "logits", "003"),
-    "noise-too-large": errors.NoiseTooLarge(INPUTS, "logits", 0.3, "float64", 7, 12),
+    "weights-not-exercised": errors.WeightsNotExercised(INPUTS, 20, 15),
+    "noise-too-large": errors.NoiseTooLarge(INPUTS, "logits", "0.3", "float64", 7, 12),
     "decided-by-ties": errors.DecidedByTies(
         "package.yaml:9: parity", "004 (extremes), where a tie decides labels", 3, 8
     ),

@@ -28,7 +28,8 @@ from packager.model.loader import LoadedModel
 from packager.parity.cases import sample_grid
 from packager.parity.cases.sample_grid import Grid, InputCase
 from packager.parity.cost import COVERAGE_SHARE, OPERATIONS, OPERATIONS_PER_ELEMENT, ForwardCost
-from packager.parity.forward import bind_case, restore_rnn_weights
+from packager.parity.forward import bind_case, get_state, restore_rnn_weights, run_with_state, widen_tensor
+from packager.parity.numerics.compare import is_float
 from packager.parity.numerics.verdict import ReferenceCase
 from packager.parity.results import ChannelCoverage, UnexercisedChannels
 from packager.project.manifest import Project
@@ -108,6 +109,27 @@ def measure_coverage(
     channels = sum(len(mask) for mask in exercised.values())
     measured = f"gradients of {used} of {len(cases)} test cases"
     return ChannelCoverage(channels, _count_exercised(exercised), silent, measured)
+
+
+def show_weights(project: Project, model: LoadedModel, cases: Sequence[InputCase]) -> bool:
+    """Return whether any test case gives other outputs if the weights are replaced by others, in float64.
+
+    That settles what gradients leave open: they may underflow in float32, and a rounding has none. Whatever forward()
+    raises is passed on.
+    """
+    generator = torch.Generator().manual_seed(0)
+    state = {name: widen_tensor(tensor) for name, tensor in get_state(model.module).items()}
+    other = {
+        name: tensor + torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * (tensor.abs() + 0.1)
+        for name, tensor in state.items()
+        if tensor.is_floating_point()
+    }
+    for case in cases:
+        first = run_with_state(project, model.module, state, case, widen=True)
+        second = run_with_state(project, model.module, {**state, **other}, case, widen=True)
+        if any(not np.array_equal(first[name], second[name], equal_nan=is_float(first[name])) for name in first):
+            return True
+    return False
 
 
 def count_constant_channels(reference_cases: Sequence[ReferenceCase]) -> dict[str, int]:

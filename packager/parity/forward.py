@@ -92,7 +92,7 @@ def run_with_state(
     """
     inputs = bind_case(project, case)
     if widen:
-        inputs = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
+        inputs = tuple(widen_tensor(tensor) for tensor in inputs)
     try:
         with torch.inference_mode():
             value = torch.func.functional_call(module, dict(state), inputs)
@@ -100,6 +100,11 @@ def run_with_state(
         restore_rnn_weights(module)
     outputs = output_tree.select_outputs(output_tree.flatten_outputs(value), project.manifest.outputs)
     return {name: to_numpy(tensor) for name, tensor in outputs.items()}
+
+
+def widen_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a float tensor in float64; other tensors as they are."""
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def get_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -32,7 +32,7 @@ import torch
 
 from packager.model.loader import LoadedModel
 from packager.parity.cases.sample_grid import InputCase
-from packager.parity.forward import get_state, run_with_state
+from packager.parity.forward import get_state, run_with_state, widen_tensor
 from packager.parity.forward import to_numpy as to_numpy
 from packager.parity.noise_cases import MAX_ROWS, NoiseCases
 from packager.parity.numerics.compare import Array
@@ -133,10 +133,7 @@ def _perturb_one_ulp(tensor: torch.Tensor) -> torch.Tensor:
 def _evaluate_float64(project: Project, model: LoadedModel, cases: Sequence[InputCase]) -> Evaluation:
     """Run the test cases in float64; or with perturbed parameters, if the module raises an exception in float64."""
     try:
-        state = {
-            name: tensor.double() if tensor.is_floating_point() else tensor
-            for name, tensor in get_state(model.module).items()
-        }
+        state = {name: widen_tensor(tensor) for name, tensor in get_state(model.module).items()}
         outputs = {case.name: run_with_state(project, model.module, state, case, widen=True) for case in cases}
         return Evaluation(FLOAT64, outputs)
     except Exception as error:  # noqa: BLE001 (the user's code may refuse float64 in any way)

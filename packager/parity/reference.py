@@ -161,7 +161,9 @@ def _drop_uncertain_cases(
     dropped = find_uncertain_cases(measurement, outputs, scales)
     measured = {name for variant in measurement.evaluations[:1] for name in variant.outputs}
     if 2 * len(dropped) > case_count or (dropped and measured <= set(dropped)):
-        raise NoiseTooLarge(project.field_location("parity"), *find_largest_noise(dropped), len(dropped), case_count)
+        output, difference, evaluation = find_largest_noise(dropped)
+        location = project.field_location("parity")
+        raise NoiseTooLarge(location, output, f"{difference:.2g}", evaluation, len(dropped), case_count)
     kept = [(case, arrays) for case, arrays in runs if case.name not in dropped]
     notes = [
         describe_uncertain_case(case.name, case.value_description, dropped[case.name])

@@ -20,66 +20,13 @@ from packager.parity.forward import run_with_state
 from packager.parity.numerics.compare import Array
 from packager.project.manifest import Project
 
-_EXACT_OPERATORS = frozenset(
-    [
-        "abs",
-        "alias",
-        "amax",
-        "amin",
-        "arange",
-        "argsort",
-        "cat",
-        "clamp",
-        "clamp_max",
-        "clamp_min",
-        "clone",
-        "constant_pad_nd",
-        "copy",
-        "detach",
-        "embedding",
-        "empty",
-        "eye",
-        "fill",
-        "full",
-        "gather",
-        "index",
-        "index_put",
-        "index_select",
-        "lift_fresh",
-        "masked_fill",
-        "max",
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "max_pool2d_with_indices",
-        "maximum",
-        "min",
-        "minimum",
-        "neg",
-        "one_hot",
-        "ones",
-        "pad",
-        "reflection_pad1d",
-        "reflection_pad2d",
-        "relu",
-        "repeat",
-        "replication_pad2d",
-        "roll",
-        "scalar_tensor",
-        "scatter",
-        "select_scatter",
-        "slice_scatter",
-        "sort",
-        "stack",
-        "to",
-        "topk",
-        "tril",
-        "triu",
-        "unfold",
-        "where",
-        "zero",
-        "zeros",
-    ]
+_EXACT_OPERATORS = (
+    {"abs", "alias", "amax", "amin", "arange", "argsort", "cat", "clamp", "clamp_max", "clamp_min", "clone", "detach"}
+    | {"constant_pad_nd", "copy", "embedding", "empty", "eye", "fill", "full", "gather", "index", "index_put", "where"}
+    | {"index_select", "lift_fresh", "masked_fill", "max", "max_pool1d", "max_pool2d", "max_pool2d_with_indices", "neg"}
+    | {"max_pool3d", "maximum", "min", "minimum", "one_hot", "ones", "pad", "reflection_pad1d", "reflection_pad2d"}
+    | {"relu", "repeat", "replication_pad2d", "roll", "scalar_tensor", "scatter", "select_scatter", "slice_scatter"}
+    | {"sort", "stack", "to", "topk", "tril", "triu", "unfold", "zero", "zeros"}
 )
 """Operators that move numbers and do not round."""
 

@@ -145,10 +145,8 @@ def _group_norm(
     return _scale(y, *(None if tensor is None else tensor.reshape(channels) for tensor in (weight, bias)))
 
 
-def _instance_norm(
-    apply: Apply, x: torch.Tensor, weight: Any, bias: Any, mean: Any, variance: Any, *settings: Any
-) -> torch.Tensor:
-    uses_input, _, epsilon, _ = settings
+def _instance_norm(apply: Apply, x: torch.Tensor, weight: Any, bias: Any, *settings: Any) -> torch.Tensor:
+    _mean, _variance, uses_input, _momentum, epsilon, _cudnn = settings
     if not uses_input:
         raise _NoCounterpart
     return _group_norm(apply, x, x.shape[1], weight, bias, epsilon)

@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 import traces
 from messages import carries, mentions
-from projects import LINEAR, package, project, python
+from projects import FLOATS, LINEAR, package, project, python
 
 import packager
 from packager.builder.vet import vet
@@ -31,6 +31,7 @@ from packager.errors import (
     OutputRefused,
     ParityFailed,
     TorchScriptFailed,
+    WeightsNotExercised,
     render_error,
 )
 
@@ -617,6 +618,41 @@ def test_a_mask_with_rows_of_zeros_that_forward_refuses_is_tested_without_them_a
     assert any(left_out in event.message for event in events if isinstance(event, Note))
     fills = [case["fill"] for case in parity_of(bundle)["cases"]]
     assert "low, unmasked" in fills and "low" not in fills
+
+
+def test_a_build_that_no_weight_has_an_effect_on_is_refused(tmp_path):
+    text = LINEAR.replace("def forward(self, x)", "def forward(self, x, mask)")
+    inputs = {**FLOATS, "mask": {"dtype": "int64", "shape": ["batch"], "range": [0, 1]}}
+    path = project(tmp_path / "p", text.replace("self.layer(x)", "self.layer(x) * mask[:, None]"), inputs=inputs)
+    with pytest.raises(WeightsNotExercised):
+        packager.build(path, tmp_path / "dist")
+
+
+SENSITIVE = {
+    "the tail of a sigmoid": ("nn.Linear(4, 3)", "torch.sigmoid(self.layer(x) - 12)", FLOATS),
+    "constant audio": (
+        "nn.Sequential(nn.Conv1d(1, 16, 10, 5), nn.GroupNorm(16, 16), nn.GELU(), nn.Conv1d(16, 4, 3))",
+        "self.layer(x[:, None]).mean(2)",
+        {"x": {"dtype": "float32", "shape": ["batch", 800], "range": [-1, 1]}},
+    ),
+    "images of zeros": (
+        "nn.Sequential(nn.Conv2d(3, 16, 3), nn.InstanceNorm2d(16, eps=1e-12), nn.ReLU(), nn.Conv2d(16, 4, 3))",
+        "self.layer(x).amax((2, 3))",
+        {"x": {"dtype": "float32", "shape": ["batch", 3, 16, 16], "range": [0, 1]}},
+    ),
+    "underflow": ("nn.Linear(4, 3)", "self.layer(x) * 1e-30 * 1e-30", FLOATS),
+}
+
+
+@pytest.mark.parametrize("name", SENSITIVE)
+def test_a_right_model_is_not_refused_for_what_its_own_arithmetic_amplifies(tmp_path, name):
+    layer, expression, inputs = SENSITIVE[name]
+    text = LINEAR.replace("nn.Linear(4, 3)", layer).replace("self.layer(x)", expression)
+    path = project(tmp_path / "p", text, inputs=inputs)
+    result = packager.build(path, tmp_path / "dist")
+    assert packager.verify(result.bundle).ok
+    cases = parity_of(result.bundle)["cases"]
+    assert sum("random" in case["fill"] for case in cases) >= 3
 
 
 def test_a_range_that_forward_refuses_is_an_error_even_beside_a_mask(tmp_path):

@@ -252,3 +252,28 @@ def test_a_module_of_many_parameters_runs_backwards_on_fewer_cases(opened):
     assert measured(loaded, model, grid).measured.split()[2] == "7"
     loaded, model, grid = opened(returning(layers, "self.layer(x)"), parity={"effort": "quick"})
     assert measured(loaded, model, grid).measured.split()[2] == "1"
+
+
+# -- weights that nothing shows -------------------------------------------------------------
+
+MASKED = LINEAR.replace("def forward(self, x)", "def forward(self, x, mask)").replace("(x)\n", "(x) * mask[:, None]\n")
+MASKED_INPUTS = {
+    "x": {"dtype": "float32", "shape": ["batch", 4]},
+    "mask": {"dtype": "int64", "shape": ["batch"], "range": [0, 1]},
+}
+
+
+def test_weights_behind_a_mask_of_zeros_are_not_shown(opened):
+    loaded, model, grid = opened(MASKED, MASKED_INPUTS)
+    assert not coverage.show_weights(loaded, model, grid.cases)
+    wider = {**MASKED_INPUTS, "mask": {**MASKED_INPUTS["mask"], "range": [0, 2]}}
+    loaded, model, grid = opened(MASKED, wider)
+    assert coverage.show_weights(loaded, model, grid.cases)
+
+
+@pytest.mark.parametrize("expression", ["self.layer(x) * 1e-30 * 1e-30", "torch.round(self.layer(x) * 10)"])
+def test_weights_that_underflow_or_are_rounded_are_shown_without_a_gradient(opened, expression):
+    loaded, model, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], expression))
+    found = measured(loaded, model, grid)
+    assert (found.channels, found.exercised) == (6, 0)
+    assert coverage.show_weights(loaded, model, grid.cases)

@@ -15,6 +15,7 @@ from packager.builder.stages.torchscript_stage import TracedModel, has_discrete_
 from packager.bundle import evidence
 from packager.common import process_memory
 from packager.common.hashing import sha256_file
+from packager.errors import WeightsNotExercised
 from packager.model.code_dependencies import CodeDependencies
 from packager.parity import coverage, reference
 from packager.parity.cases import signature
@@ -54,12 +55,24 @@ def measure_reference(
     golden = evidence.choose_golden_cases(measured.reference_cases, model.weight_bytes)
     cases = [case for case in measured.cases if case.name in golden]
     channels = coverage.measure_coverage(project, loaded, cases, model.cost)
+    if channels.channels and not channels.exercised:
+        _check_exercised(context, model, measured, channels.channels)
     constant = coverage.count_constant_channels([case for case in measured.reference_cases if case.name in golden])
     notes = [f"not compared: {reason}" for reason in measured.uncompared] + [coverage.describe_coverage(channels)]
     for note in filter(None, notes):
         context.reporter.report_note(note)
     process_memory.release_memory()
     return replace(measured, coverage=replace(channels, still=constant))
+
+
+def _check_exercised(context: BuildContext, model: EagerModel, measured: Reference, channels: int) -> None:
+    """Raise `WeightsNotExercised` if no case shows any of the weights: then the artifacts could hold any others."""
+    try:
+        is_shown = coverage.show_weights(context.project, model.loaded, measured.cases)
+    except Exception:  # noqa: BLE001 (the user's code may refuse float64; then the gradients' answer stands)
+        is_shown = False
+    if not is_shown:
+        raise WeightsNotExercised(context.project.field_location("inputs"), channels, len(measured.cases))
 
 
 def infer_outputs(measured: Reference) -> tuple[TensorSpec, ...]:
