@@ -28,7 +28,7 @@ from packager.model.loader import LoadedModel
 from packager.parity.cases import sample_grid
 from packager.parity.cases.sample_grid import Grid, InputCase
 from packager.parity.cost import COVERAGE_SHARE, OPERATIONS, OPERATIONS_PER_ELEMENT, ForwardCost
-from packager.parity.forward import bind_case, get_state, restore_rnn_weights, run_with_state, widen_tensor
+from packager.parity.forward import bind_case, get_state, replaced_state, run_with_state, widen_tensor
 from packager.parity.numerics.compare import is_float
 from packager.parity.numerics.verdict import ReferenceCase
 from packager.parity.results import ChannelCoverage, UnexercisedChannels
@@ -186,12 +186,8 @@ def _mark_exercised(project: Project, module: torch.nn.Module, case: InputCase, 
             leaves[name] = tensor.detach().requires_grad_()
             mark = _make_gradient_hook(name, exercised)
             leaves[name].register_post_accumulate_grad_hook(mark)  # type: ignore[no-untyped-call]  # torch's stubs
-    with _enable_padding_gradients(module):
-        try:
-            with torch.enable_grad():
-                value = torch.func.functional_call(module, leaves, bind_case(project, case))
-        finally:
-            restore_rnn_weights(module)
+    with _enable_padding_gradients(module), replaced_state(module, leaves), torch.enable_grad():
+        value = module(*bind_case(project, case))
     generator = torch.Generator().manual_seed(0)
     outputs = output_tree.select_outputs(output_tree.flatten_outputs(value), project.manifest.outputs)
     differentiable = [

@@ -5,8 +5,10 @@ Outputs are NumPy arrays by name, in the module's own dtypes. `packager.common.o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -93,11 +95,8 @@ def run_with_state(
     inputs = bind_case(project, case)
     if widen:
         inputs = tuple(widen_tensor(tensor) for tensor in inputs)
-    try:
-        with torch.inference_mode():
-            value = torch.func.functional_call(module, dict(state), inputs)
-    finally:
-        restore_rnn_weights(module)
+    with torch.inference_mode(), replaced_state(module, state):
+        value = module(*inputs)
     outputs = output_tree.select_outputs(output_tree.flatten_outputs(value), project.manifest.outputs)
     return {name: to_numpy(tensor) for name, tensor in outputs.items()}
 
@@ -112,12 +111,34 @@ def get_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def restore_rnn_weights(module: torch.nn.Module) -> None:
-    """Let recurrent layers use their own weights again after `functional_call`.
+@contextmanager
+def replaced_state(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Give the module these parameters and buffers, by name, in the place of its own for the time of the block.
 
-    They keep a list of their weights, in which functional_call leaves the temporary ones: torch restores the parameters
-    and not the list. A trace would take those for constants.
+    `torch.func.functional_call` does the same, but leaves the new tensors in a submodule that has two names (it takes
+    them for the originals the second time), and in the list that a recurrent layer keeps of its weights.
     """
+    own = get_state(module)
+    replacements = {id(own[name]): tensor for name, tensor in state.items()}
+    replaced: list[tuple[MutableMapping[str, Any], str, Any]] = [
+        (tensors, name, tensor)
+        for submodule in module.modules()
+        for tensors in (submodule._parameters, submodule._buffers)
+        for name, tensor in tensors.items()
+        if id(tensor) in replacements
+    ]
+    try:
+        for tensors, name, tensor in replaced:
+            tensors[name] = replacements[id(tensor)]
+        _list_rnn_weights(module)
+        yield
+    finally:
+        for tensors, name, tensor in replaced:
+            tensors[name] = tensor
+        _list_rnn_weights(module)
+
+
+def _list_rnn_weights(module: torch.nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, torch.nn.RNNBase):
             layer._init_flat_weights()

@@ -1,10 +1,14 @@
 """Forward passes of the module: named outputs, every way in which they fail, and repeatability."""
 
+from contextlib import nullcontext
+
+import numpy as np
 import pytest
 from messages import mentions
 from projects import LINEAR
 
 from packager.errors import ForwardFailed, NotRepeatable, OutputsUnsupported, render_error
+from packager.parity import forward
 
 
 def returning(expression):
@@ -65,3 +69,28 @@ def test_output_names_that_forward_does_not_return_are_refused(measured, golden)
     with pytest.raises(OutputsUnsupported) as caught:
         measured(returning("{'a': y, 'b': y}"), outputs=["c"])
     golden(caught.value.why, "forward()")
+
+
+# -- other weights for the time of a run ----------------------------------------------------
+
+SHARED = LINEAR.replace(
+    "self.layer = nn.Linear(4, 3)",
+    "self.layer = nn.Linear(4, 4)\n        self.same = self.layer\n        self.tied = nn.Linear(4, 4)\n"
+    "        self.tied.weight = self.layer.weight\n        self.rnn = nn.GRU(4, 3, batch_first=True)",
+).replace("self.layer(x)", "self.rnn(self.tied(self.same(self.layer(x)))[:, None])[0]")
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_module_has_its_own_weights_again_whatever_they_are_called(opened, raises):
+    loaded, model, grid = opened(SHARED)
+    before = dict(model.module.state_dict(keep_vars=True))
+    state = {name: tensor.double() for name, tensor in forward.get_state(model.module).items()}
+    with pytest.raises(RuntimeError) if raises else nullcontext():
+        outputs = forward.run_with_state(loaded, model.module, state, grid.cases[0], widen=not raises)
+        assert outputs["output_0"].dtype == np.float64
+    after = model.module.state_dict(keep_vars=True)
+    assert all(before[name] is after[name] for name in before)
+    assert all(
+        own is listed for own, listed in zip(model.module.rnn.parameters(), model.module.rnn._flat_weights, strict=True)
+    )
+    assert forward.run_case(loaded, model, grid.cases[0])["output_0"].dtype == np.float32

@@ -26,6 +26,7 @@ from packager.parity.diagnosis.activations import (
     ActivationsUnavailable,
     measure_typical_magnitude,
 )
+from packager.parity.forward import get_state, replaced_state, widen_tensor
 from packager.parity.numerics.compare import Array
 from packager.parity.numerics.tolerances import get_minimum_noise, measure_relative_difference
 
@@ -57,31 +58,23 @@ def measure_activation_noise(call: ModuleCall, activations: Activations, max_byt
     `max_bytes` there, or runs different operators.
     """
     module = call.module
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    wide_state = {name: _to_float64(tensor) for name, tensor in state.items()}
-    wide_inputs = {name: _to_float64(tensor) for name, tensor in call.inputs.items()}
+    wide_state = {name: widen_tensor(tensor) for name, tensor in get_state(module).items()}
+    wide_inputs = {name: widen_tensor(tensor) for name, tensor in call.inputs.items()}
 
     def forward(*inputs: torch.Tensor) -> Any:
-        return torch.func.functional_call(module, wide_state, inputs)
+        with replaced_state(module, wide_state):
+            return module(*inputs)
 
     try:
         wide, _ = _record(call, forward, wide_inputs, max_bytes)
     except Exception:  # noqa: BLE001 (the user's code may refuse float64 in any way: then nothing is measured)
         return [None] * len(activations.values)
-    finally:
-        for submodule in module.modules():
-            if isinstance(submodule, torch.nn.RNNBase):
-                submodule._init_flat_weights()  # its second list of weights, where functional_call left the wide ones
     if [value.operator for value in wide.values] != [value.operator for value in activations.values]:
         return [None] * len(activations.values)
     return [
         _measure_noise(value.array, wide_value.array)
         for value, wide_value in zip(activations.values, wide.values, strict=True)
     ]
-
-
-def _to_float64(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _measure_noise(array: Array | None, wide: Array | None) -> float | None:
