@@ -19,6 +19,7 @@ from packager.model import loader
 from packager.model.inputs import bind_inputs
 from packager.parity import reference
 from packager.parity.cases import sample_grid, signature
+from packager.parity.cost import ForwardCost
 from packager.project import manifest
 
 # Attention and normalization to fuse, shapes to fold, a convolution with batch normalization, and a branch.
@@ -65,7 +66,7 @@ def export(path, exporter="torchscript"):
             raw = exporters.export_from_torchscript(loaded, program, names, example, target / "raw.onnx")
         else:
             raw = exporters.export_with_torch_export(loaded, model.module, names, example, target / "raw.onnx")
-        noise = reference.measure_noise(loaded, model, grid, {})
+        noise = reference.measure_noise(loaded, model, grid, {}, ForwardCost(0, 0.0))
         expected = reference.measure_reference(loaded, model, grid, noise, probe=(), has_discrete_decisions=False)
         outputs = signature.infer_output_specs([(grid.example_case, first), (grid.probe_case, second)])
     return OptimizeJob(

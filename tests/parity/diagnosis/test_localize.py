@@ -16,6 +16,7 @@ from packager.model import loader
 from packager.model.inputs import bind_inputs
 from packager.parity import reference
 from packager.parity.cases import sample_grid
+from packager.parity.cost import ForwardCost
 from packager.parity.diagnosis import localize, onnx_activations, torch_activations
 from packager.parity.diagnosis.activations import ActivationsUnavailable
 from packager.parity.diagnosis.onnx_activations import GraphModel
@@ -34,7 +35,7 @@ def export(architecture, folder):
         example = bind_inputs(loaded, list(grid.example_case.inputs.values()))
         program = torchscript.trace(model.module, loaded.manifest.outputs, example, loaded.folder)
         raw = exporters.export_from_torchscript(loaded, program, names, example, folder / "raw.onnx")
-        noise = reference.measure_noise(loaded, model, grid, {})
+        noise = reference.measure_noise(loaded, model, grid, {}, ForwardCost(0, 0.0))
         expected = reference.measure_reference(
             loaded, model, grid, noise, probe=(), has_discrete_decisions=False
         ).reference_cases
