@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from packager.builder.incremental import keys
 from packager.builder.results import FallbackResult, LeftOut, StageResults, describe_left_out
@@ -210,7 +210,7 @@ def _make_tolerance_record(spec: TensorSpec, contents: BundleContents) -> record
 
 def _make_backend_records(
     results: StageResults,
-) -> dict[Literal["onnx"] | records.FallbackName, records.BackendVerdict]:
+) -> dict[records.BackendName, records.BackendVerdict]:
     fallback, absent = results.torchscript, "the bundle has none"
     causes = describe_left_out([entry for entry in fallback.left_out if entry.backend == "torchscript"])
     why = f"{absent}: {causes}" if causes else absent

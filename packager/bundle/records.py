@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializerFunction
 from packager.export.graph.messages import JsonFloat, StageRecord, Verdict
 from packager.parity.numerics.decisions import RULE_PATTERN as RULE
 
+BackendName = Literal["onnx", "torchscript", "torch-export"]
 FallbackName = Literal["torchscript", "torch-export"]
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -276,7 +277,7 @@ class ParityRecord(_Record):
     tolerance: dict[str, ToleranceRecord]
     decisions: dict[str, DecisionRecord]
     coverage: CoverageRecord
-    backends: dict[Literal["onnx"] | FallbackName, BackendVerdict]
+    backends: dict[BackendName, BackendVerdict]
     stages: list[StageRecord]
 
 

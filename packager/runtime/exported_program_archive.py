@@ -36,7 +36,7 @@ _OPERATORS = re.compile(
     r"|torch\.ops\.higher_order\.(cond|while_loop|scan|map_impl|wrap_with_set_grad_enabled|wrap_with_autocast)"
     r"|_operator\.(abs|add|and_|eq|floordiv|ge|getitem|gt|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow|rshift|sub"
     r"|truediv)"
-    r"|torch\.sym_\w+|math\.\w+",
+    r"|torch\._?sym_\w+|math\.\w+",
     re.ASCII,
 )
 _EXPRESSION_FUNCTIONS = frozenset({

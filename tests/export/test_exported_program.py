@@ -91,9 +91,7 @@ def test_the_archive_holds_nothing_of_the_process_it_was_made_in(tmp_path, net):
 @pytest.mark.parametrize("dims", [{}, {"batch": {"min": 1, "max": 64}}, {"batch": {"min": 2, "max": 33}}])
 def test_a_saved_program_computes_the_same_at_every_size_of_a_dim(tmp_path, net, dims):
     saved(net, tmp_path, tmp_path / "net.pt2", dims=dims)
-    backend = ExportedProgramBackend(
-        tmp_path / "net.pt2", inputs=[("x", "float32")], output_names=["renamed", "steps"]
-    )
+    backend = ExportedProgramBackend(tmp_path / "net.pt2", inputs=[("x", "float32")], output_names=["renamed", "steps"])
     limit = dims.get("batch", {})
     for count in {limit.get("min", 1), 2, 5, 33}:
         x = torch.rand(count, 4)

@@ -181,11 +181,11 @@ def ship(
             return rechecked
         traced = traced if traced.program else retrace(context, model, traced)
     stages: list[StageRecord] = []
-    rejected: list[tuple[Candidate, Rejection]] = []
+    rejected = _reject_untraced(context, traced)
     order = list_exporters(context.project, traced.program)
     for exporter in order:
-        if exporter == "script" and rejected[0][0].failure is not None:
-            continue  # the trace could not be exported, so its script cannot either
+        if exporter == "script" and (rejected[0][0].failure is not None or _has_no_script(fallback)):
+            continue  # the trace could not be exported, so its script cannot either; or there is none
         if first is None or exporter != order[0]:
             candidate = export(context, model, traced, exporter)
             attempt = check_prepared(context, reference, prepare(context, candidate))
@@ -223,7 +223,8 @@ def _make_error(
     fallback: FallbackResult,
 ) -> ExportFailed | ParityFailed:
     project = context.project
-    alternative = "export.required: false ships TorchScript alone"
+    kind = "an exported program" if isinstance(fallback.artifact, records.ExportedProgramArtifact) else "TorchScript"
+    alternative = f"export.required: false ships {kind} alone"
     if project.manifest.torchscript.method == "none":
         alternative = "torchscript.method: auto and export.required: false ship TorchScript alone"
     elif fallback.artifact is None:
@@ -240,6 +241,20 @@ def _make_error(
     if "fail" in verdicts:
         return ParityFailed(problems, alternative, frozen_branches=lines)
     return ExportFailed(project.field_location("export"), problems, alternative)
+
+
+def _reject_untraced(context: BuildContext, traced: TracedModel) -> list[tuple[Candidate, Rejection]]:
+    """Return the candidates that there are none of, because there is no program to export them from."""
+    if traced.program is not None or context.project.manifest.export.exporter == "torch-export":
+        return []
+    return [
+        (Candidate(f"torchscript, from the {entry.form}"), Rejection("not-checked", entry.reason, entry.location))
+        for entry in traced.failures
+    ]
+
+
+def _has_no_script(fallback: FallbackResult) -> bool:
+    return any(entry.form == "script" and entry.verdict == "not-checked" for entry in fallback.left_out)
 
 
 def _list_fallback_problems(fallback: FallbackResult, problems: Sequence[Problem]) -> list[Problem]:
