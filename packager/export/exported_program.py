@@ -4,8 +4,8 @@ Such a program is the fallback where TorchScript cannot be had. Unlike a trace, 
 data silently: torch.export raises instead.
 
 `torch.export.save` writes a ZIP archive that holds more than the program: the example inputs as a pickle, a stack trace
-with absolute paths for each node, and the file's own name as the folder inside. `save` rewrites the archive without
-them, in the form that `packager.runtime.exported_program_archive` accepts.
+with absolute paths for each node, conditions on sizes in Python, and the file's own name as the folder inside. `save`
+rewrites the archive without them, in the form that `packager.runtime.exported_program_archive` accepts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from packager.common import deterministic_zip
-from packager.export.exporters import FlatOutputs, to_exporter_failed
+from packager.export.exporters import ExporterFailed, FlatOutputs, to_exporter_failed
 from packager.export.torchscript import reserve_disk_space
 from packager.project.manifest import DimLimits, Project
 from packager.runtime.exported_program_archive import ROOT, SAMPLE_INPUTS
@@ -50,7 +50,16 @@ def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor
                 _widen_ranges(project, program)
                 return program
     assert failure is not None
-    raise to_exporter_failed(failure, project.folder) from failure
+    raise _explain(failure, project.folder) from failure
+
+
+def _explain(failure: Exception, folder: Path) -> ExporterFailed:
+    """Return the cause of a failed export: for sizes that became fixed, the first that torch lists below its title."""
+    failed = to_exporter_failed(failure, folder)
+    listed = [line.strip()[2:] for line in str(failure).splitlines() if line.strip().startswith("- ")]
+    if "Constraints violated" not in failed.cause or not listed:
+        return failed
+    return ExporterFailed(f"{type(failure).__name__}: {listed[0].partition('. ')[0]}", failed.where)
 
 
 def _keep_sizes_general() -> contextlib.AbstractContextManager[None]:
@@ -125,7 +134,8 @@ def write_canonical(saved: Path, target: Path) -> None:
                     continue
                 content = archive.read(name)
                 if inner.startswith("models/"):
-                    content = json.dumps(_strip_metadata(json.loads(content)), separators=(",", ":")).encode()
+                    document = {**_strip_metadata(json.loads(content)), "guards_code": []}
+                    content = json.dumps(document, separators=(",", ":")).encode()
                 elif inner == SAMPLE_INPUTS:
                     content = b""
                 yield f"{ROOT}/{inner}", len(content), [content]

@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 import torch
+from messages import mentions
 from projects import ROOT, manifest, python
 
 from packager.export import exported_program
@@ -109,3 +110,39 @@ def test_a_branch_on_data_is_refused_with_the_users_line(tmp_path):
     with pytest.raises(ExporterFailed) as caught:
         exported_program.export(make_project(tmp_path), Branch(), (torch.rand(2, 4),))
     assert "GuardOnDataDependentSymNode" in caught.value.cause
+
+
+class FixedLength(torch.nn.Module):
+    """torch.export unrolls a recurrent layer, so the number of steps becomes fixed."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = torch.nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+
+def test_a_dim_that_would_become_fixed_is_refused_and_named(tmp_path):
+    project = make_project(tmp_path, {"x": {"dtype": "float32", "shape": ["batch", "length", 4]}})
+    with pytest.raises(ExporterFailed) as caught:
+        exported_program.export(project, FixedLength(), (torch.rand(2, 5, 4),))
+    mentions(caught.value.cause, "length", "constant", "5")
+
+
+class Joined(torch.nn.Module):
+    def forward(self, x, y):
+        return torch.cat([x, y], 1)[: x.shape[0] // 2 * 2]
+
+
+def test_two_inputs_that_share_a_dim_hold_no_conditions_in_python(tmp_path):
+    inputs = {name: {"dtype": "float32", "shape": ["batch", 4]} for name in ("x", "y")}
+    program = exported_program.export(make_project(tmp_path, inputs), Joined(), (torch.rand(2, 4),) * 2)
+    assert program._guards_code
+    exported_program.save(program, tmp_path / "net.pt2", tmp_path)
+    specs = [("x", "float32"), ("y", "float32")]
+    backend = ExportedProgramBackend(tmp_path / "net.pt2", inputs=specs, output_names=["z"])
+    arrays = {name: torch.rand(7, 4).numpy() for name in inputs}
+    assert backend.run(arrays)["z"].shape == (6, 8)
+    with pytest.raises(RuntimeError):
+        backend.run({**arrays, "y": torch.rand(6, 4).numpy()})
