@@ -50,7 +50,8 @@ class SpecializedControlFlow:
             items.append(f"branches or numbers other than those that libraries took from the example: {lines}")
         items += [f"sizes that {line} scales to a different size in float32" for line in self.rounded_size_lines]
         if self.undetected:
-            items.append("branches or numbers that forward() takes from data: a trace shows them, and it failed")
+            lines = "branches or numbers that forward() takes from data, and sizes that it scales"
+            items.append(f"{lines}: tracing finds them, and the module cannot be traced")
         return items
 
     def merge(self, other: SpecializedControlFlow) -> SpecializedControlFlow:

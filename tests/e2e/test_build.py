@@ -658,12 +658,12 @@ class Net(nn.Module):
 """
 
 
-def test_a_program_that_cannot_be_saved_is_refused_without_a_comparison(tmp_path):
+@pytest.mark.parametrize("method", ["trace", "script"])
+def test_a_program_that_is_demanded_and_cannot_be_saved_is_refused_without_a_comparison(tmp_path, method):
     with pytest.raises(TorchScriptFailed) as caught:
-        packager.build(project(tmp_path / "p", ROUNDED), tmp_path / "dist")
-    trace, script = (problem.message for problem in caught.value.problems)
-    mentions(trace, "RuntimeError", "Rounded")
-    mentions(script, "RuntimeError", "Rounded")
+        packager.build(project(tmp_path / "p", ROUNDED, torchscript={"method": method}), tmp_path / "dist")
+    (problem,) = caught.value.problems
+    mentions(problem.message, method, "RuntimeError", "Rounded")
 
 
 @pytest.mark.slow

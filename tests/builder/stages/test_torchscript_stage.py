@@ -221,7 +221,7 @@ def test_a_module_that_can_be_neither_traced_nor_scripted_ships_onnx_and_an_expo
     assert (stages["torchscript: trace"], stages["torchscript: script"]) == ("not-checked", "not-checked")
     mentions(next(note for note in notes if carries(note, "exported program")), "trace", "is_causal", "script")
     unchecked = read(built.bundle, "evidence/parity.json")["not_checked"]
-    assert len([item for item in unchecked if carries(item, "trace")]) == 1
+    assert len([item for item in unchecked if carries(item, "traced")]) == 1
     assert not [note for note in notes if carries(note, "control flow")]
     assert packager.verify(built.bundle).ok
 
