@@ -512,7 +512,7 @@ class TorchScriptFailed(UserError):
             "cannot convert the module to TorchScript",
             where=where,
             problems=causes,
-            hint="set torchscript.method: none to ship ONNX alone",
+            hint="torchscript.method: auto ships the best fallback that is proven, or ONNX alone",
         )
 
 

@@ -217,10 +217,10 @@ def test_the_comparison_is_numpy_only(path):
 
 
 @pytest.mark.parametrize("path", files_in("runtime"), ids=lambda path: path.name)
-def test_the_runtime_reaches_torch_in_one_module_and_the_build_side_in_none(path):
+def test_the_runtime_reaches_torch_in_the_fallbacks_and_the_build_side_in_no_module(path):
     seen = reached(module_name(path))
-    allowed = {"numpy", "onnxruntime", "safetensors"}
-    allowed |= {"torchscript_backend.py": {"torch"}, "verify.py": {"pydantic"}}.get(path.name, set())
+    extra = {"torchscript_backend.py": "torch", "exported_program_backend.py": "torch", "verify.py": "pydantic"}
+    allowed = {"numpy", "onnxruntime", "safetensors", extra.get(path.name)}
     assert outside(seen) <= allowed
     assert not build_side(seen) - (RECORD_TYPES if path.name == "verify.py" else set())
     inside = imports_of(path)

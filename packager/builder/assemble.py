@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from packager.builder.incremental import keys
-from packager.builder.results import StageResults
+from packager.builder.results import FallbackResult, LeftOut, StageResults, describe_left_out
 from packager.bundle import evidence, layout, readme, records
 from packager.bundle.writer import BundleWriter
 from packager.common import installed_distributions
@@ -63,13 +63,15 @@ def assemble_bundle(contents: BundleContents, writer: BundleWriter) -> SealedBun
         raise AssertionError(f"the staged bundle does not verify: {report.integrity}, {report.structure}")
     config_json = config.model_dump(mode="json", by_alias=True)
     summary = _summarize(contents, parity, writer.folder)
-    return SealedBundle(fingerprint, config_json, config.parity.model_dump(), summary)
+    return SealedBundle(fingerprint, config_json, config.parity.model_dump(by_alias=True), summary)
 
 
 def _make_config(contents: BundleContents) -> records.BundleConfig:
     manifest, results = contents.project.manifest, contents.results
     provenance = results.reference.provenance
-    onnx, torchscript = results.onnx.artifact, results.torchscript.artifact
+    onnx, fallback = results.onnx.artifact, results.torchscript.artifact
+    torchscript = fallback if isinstance(fallback, records.TorchScriptArtifact) else None
+    exported = fallback if isinstance(fallback, records.ExportedProgramArtifact) else None
     return records.BundleConfig(
         schema_=1,
         name=manifest.name,
@@ -80,7 +82,8 @@ def _make_config(contents: BundleContents) -> records.BundleConfig:
         inputs=[_make_tensor_record(spec) for spec in signature.make_input_specs(manifest)],
         outputs=[_make_tensor_record(spec) for spec in results.reference.outputs],
         dims={name: records.DimRecord(min=dim.min, max=dim.max) for name, dim in manifest.dim_limits().items()},
-        artifacts=records.Artifacts(onnx=onnx, torchscript=torchscript),
+        artifacts=records.Artifacts(onnx=onnx, torchscript=torchscript, torch_export=exported),
+        left_out=_make_left_out_records(results.torchscript),
         providers=manifest.target.providers,
         assets=sorted(contents.assets),
         source=records.SourceRecord(
@@ -92,9 +95,26 @@ def _make_config(contents: BundleContents) -> records.BundleConfig:
         parity=records.ParityVerdicts(
             onnx="pass" if onnx else "not-checked",
             torchscript="pass" if torchscript else "not-checked",
+            torch_export="pass" if exported else None,
         ),
         metadata=manifest.metadata,
     )
+
+
+def _make_left_out_records(fallback: FallbackResult) -> dict[records.FallbackName, records.LeftOutRecord]:
+    """Say why the bundle lacks a kind of fallback that was tried, in words that are the same on every machine."""
+    if isinstance(fallback.artifact, records.TorchScriptArtifact):
+        return {}
+    entries_by_kind: dict[records.FallbackName, list[LeftOut]] = {}
+    for entry in fallback.left_out:
+        entries_by_kind.setdefault(entry.backend, []).append(entry)
+    return {
+        kind: records.LeftOutRecord(
+            verdict="fail" if any(entry.verdict == "fail" for entry in entries) else "not-checked",
+            reason=describe_left_out(entries, measured=False),
+        )
+        for kind, entries in entries_by_kind.items()
+    }
 
 
 def _make_tensor_record(spec: TensorSpec) -> records.TensorRecord:
@@ -120,10 +140,7 @@ def _make_parity_record(contents: BundleContents, golden: frozenset[str]) -> rec
             for name, rule in reference.reference_cases[0].decisions.items()
         },
         coverage=records.CoverageRecord.model_validate(coverage, from_attributes=True),
-        backends={
-            "onnx": _make_backend_record(results.onnx.parity),
-            "torchscript": _make_backend_record(results.torchscript.parity),
-        },
+        backends=_make_backend_records(results),
         stages=[*results.onnx.stages, *results.torchscript.stages],
     )
 
@@ -191,10 +208,22 @@ def _make_tolerance_record(spec: TensorSpec, contents: BundleContents) -> record
     )  # fmt: skip
 
 
-def _make_backend_record(parity: ParityResult | None) -> records.BackendVerdict:
+def _make_backend_records(
+    results: StageResults,
+) -> dict[records.BackendName, records.BackendVerdict]:
+    fallback, absent = results.torchscript, "the bundle has none"
+    causes = describe_left_out([entry for entry in fallback.left_out if entry.backend == "torchscript"])
+    why = f"{absent}: {causes}" if causes else absent
+    onnx = _make_backend_record(results.onnx.parity, absent)
+    if isinstance(fallback.artifact, records.ExportedProgramArtifact):
+        exported = _make_backend_record(fallback.parity, absent)
+        return {"onnx": onnx, "torchscript": _make_backend_record(None, why), "torch-export": exported}
+    return {"onnx": onnx, "torchscript": _make_backend_record(fallback.parity, why)}
+
+
+def _make_backend_record(parity: ParityResult | None, absence: str) -> records.BackendVerdict:
     if parity is None:
-        reason = "the bundle has none"
-        return records.BackendVerdict(verdict="not-checked", reason=reason, outputs={}, decisions={}, worst=None)
+        return records.BackendVerdict(verdict="not-checked", reason=absence, outputs={}, decisions={}, worst=None)
     return records.BackendVerdict(
         verdict="pass",
         reason="",
@@ -253,7 +282,7 @@ def _make_build_record(contents: BundleContents) -> records.BuildRecord:
 def _summarize(contents: BundleContents, parity: records.ParityRecord, folder: Path) -> dict[str, str]:
     """Return the rows of the closing table by title."""
     manifest, onnx = contents.project.manifest, contents.results.onnx
-    torchscript = contents.results.torchscript.artifact
+    fallback, left_out = contents.results.torchscript.artifact, contents.results.torchscript.left_out
     rows = {"model": f"{manifest.name} {manifest.version}"}
     rows["parameters"] = f"{contents.results.reference.provenance.parameters:,}"
     if onnx.artifact is not None:
@@ -265,9 +294,14 @@ def _summarize(contents: BundleContents, parity: records.ParityRecord, folder: P
             f"{_format_bytes(kept[0].bytes_before)} → {_format_bytes(size)}, {kept[0].nodes_before} → "
             f"{onnx.artifact.nodes} nodes ({exporter.removeprefix('export: ')})"
         )
-    if torchscript is not None:
-        size = (folder / layout.TORCHSCRIPT).stat().st_size
-        rows["torchscript"] = f"{_format_bytes(size)}, {torchscript.method}"
+    if fallback is not None:
+        bytes_text = _format_bytes((folder / fallback.path).stat().st_size)
+        if isinstance(fallback, records.TorchScriptArtifact):
+            rows["torchscript"] = f"{bytes_text}, {fallback.method}"
+        else:
+            rows["torch-export"] = f"{bytes_text}, exported program"
+    elif left_out:
+        rows["fallback"] = f"none: {describe_left_out(left_out)}"
     for name, backend in parity.backends.items():
         if backend.outputs:
             share = max(errors.of_limit for errors in backend.outputs.values())

@@ -7,7 +7,7 @@
     trace        TorchScript, which is the fallback and one of the starting points for ONNX
     export       ONNX, which the worker process simplifies and optimizes meanwhile
     reference    the module's outputs on every case
-    torchscript  the fallback, read back from the staged bundle and checked
+    torchscript  the fallback (TorchScript, else an exported program), read back from the staged bundle and checked
     onnx         the first exporter whose graph passes, read back and checked likewise
     bundle       evidence, config.json and README written, sealed, verified, compared with the lockfile
     keep         results go into the cache, and the bundle takes its place
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from packager.builder.background import Background
     from packager.builder.incremental.stage_cache import CacheWrite
     from packager.builder.lockfile import Lockfile
-    from packager.builder.results import CachedResults, OnnxResult, StageResults, TorchScriptResult
+    from packager.builder.results import CachedResults, FallbackResult, OnnxResult, StageResults
     from packager.parity.cases.sample_grid import Grid
     from packager.parity.reference import NoiseMeasurement
     from packager.parity.results import Reference
@@ -217,7 +217,7 @@ def _make_artifacts(
     noise: NoiseMeasurement | None,
     cached: CachedResults,
     background: Background,
-) -> tuple[EagerModel, Reference, TorchScriptResult, OnnxResult]:
+) -> tuple[EagerModel, Reference, FallbackResult, OnnxResult]:
     """Trace, export, measure the reference, and check both artifacts; the model returned has its final signature."""
     from packager.builder.stages import onnx_export, onnx_stage, reference_stage, torchscript_stage
 
@@ -256,7 +256,7 @@ def _make_artifacts(
     if onnx is None or not onnx.is_checked:
         with stage(StageName.ONNX):
             first = None if checked is None else checked.result()
-            onnx = onnx_stage.ship(context, model, traced, first, reference, onnx)
+            onnx = onnx_stage.ship(context, model, traced, first, reference, onnx, torchscript)
     return model, reference, torchscript, onnx
 
 

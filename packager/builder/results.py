@@ -5,12 +5,12 @@ Nothing here needs torch or onnx, so a build whose stages are all cached imports
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
-from packager.bundle.records import OnnxArtifact, TorchScriptArtifact
+from packager.bundle.records import ExportedProgramArtifact, FallbackName, OnnxArtifact, TorchScriptArtifact
 from packager.export.control_flow import SpecializedControlFlow
 from packager.export.graph.messages import StageRecord
 from packager.parity.amendments import amend_reference
@@ -18,7 +18,8 @@ from packager.parity.cases.signature import TensorSpec
 from packager.parity.numerics.verdict import ParityResult
 from packager.parity.results import Reference
 
-ArtifactT = TypeVar("ArtifactT", OnnxArtifact, TorchScriptArtifact)
+FallbackArtifact = TorchScriptArtifact | ExportedProgramArtifact
+ArtifactT = TypeVar("ArtifactT", OnnxArtifact, FallbackArtifact)
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,44 @@ class ReferenceResult:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A form of the fallback that was tried and does not ship: a trace, a script or an exported program.
+
+    `verdict` is `fail` if it was compared and is wrong, and `not-checked` if it could not be made. `reason` is the
+    cause as measured on this machine, `location` the line of the user's code at fault, and `frozen_lines` those whose
+    branch on data a trace has fixed.
+    """
+
+    backend: FallbackName
+    form: str
+    verdict: Literal["fail", "not-checked"]
+    reason: str
+    location: str | None = None
+    frozen_lines: tuple[str, ...] = ()
+
+
+def describe_left_out(entries: Sequence[LeftOut], *, measured: bool = True) -> str:
+    """Describe why no form ships, each cause once; without what was `measured`, the same on every machine."""
+    forms_by_cause: dict[str, list[str]] = {}
+    for entry in entries:
+        cause = f": {entry.reason.rstrip(':')}" if measured or entry.verdict == "not-checked" else " the parity check"
+        if entry.verdict == "fail":
+            cause = f" does not pass{cause}"
+        if entry.frozen_lines:
+            cause += f"; data-dependent control flow was fixed at trace time in {', '.join(entry.frozen_lines)}"
+        forms_by_cause.setdefault(cause, []).append(entry.form if entry.verdict != "fail" else f"the {entry.form}")
+    return "; ".join(" and ".join(forms) + cause for cause, forms in forms_by_cause.items())
+
+
+@dataclass(frozen=True)
 class ArtifactResult(Generic[ArtifactT]):
     """One kind of artifact, its parity, and the conversion stages that led to it.
 
     `artifact` is None if the bundle ships none; `parity` is None then, too, and for a cached artifact that has yet to
     be checked on this build's cases. `specialized` is the control flow that a trace has fixed. `outputs` is the
     signature whose dims the ONNX graph names (empty for TorchScript). `has_discrete_decisions` says whether the
-    TorchScript program may decide something by comparing floats.
+    TorchScript program may decide something by comparing floats. `left_out` are the forms of the fallback that were
+    tried before the one that ships, or all of them if none does.
     """
 
     artifact: ArtifactT | None
@@ -70,6 +102,7 @@ class ArtifactResult(Generic[ArtifactT]):
     specialized: SpecializedControlFlow = field(default_factory=SpecializedControlFlow)
     outputs: tuple[TensorSpec, ...] = ()
     has_discrete_decisions: bool = True
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def is_checked(self) -> bool:
@@ -83,16 +116,19 @@ class ArtifactResult(Generic[ArtifactT]):
 
 
 OnnxResult = ArtifactResult[OnnxArtifact]
-TorchScriptResult = ArtifactResult[TorchScriptArtifact]
+FallbackResult = ArtifactResult[FallbackArtifact]
 
 
 @dataclass(frozen=True)
 class StageResults:
-    """Everything that a bundle is assembled from, beside the manifest and its assets."""
+    """Everything that a bundle is assembled from, beside the manifest and its assets.
+
+    `torchscript` is the fallback: TorchScript, or an exported program where that cannot be had.
+    """
 
     reference: ReferenceResult
     onnx: OnnxResult
-    torchscript: TorchScriptResult
+    torchscript: FallbackResult
 
     @property
     def amended_reference(self) -> Reference:
@@ -113,7 +149,7 @@ class CachedResults:
 
     reference: ReferenceResult | None = None
     onnx: OnnxResult | None = None
-    torchscript: TorchScriptResult | None = None
+    torchscript: FallbackResult | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     stages: frozenset[str] = frozenset()
 

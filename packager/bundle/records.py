@@ -9,18 +9,31 @@ strings "NaN", "Infinity" and "-Infinity".
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from packager.export.graph.messages import JsonFloat, StageRecord, Verdict
 from packager.parity.numerics.decisions import RULE_PATTERN as RULE
 
+BackendName = Literal["onnx", "torchscript", "torch-export"]
+FallbackName = Literal["torchscript", "torch-export"]
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", populate_by_name=True)
+
+    written_if_set: ClassVar[frozenset[str]] = frozenset()
+    """The names of fields that are left out of the file where they are null or empty.
+
+    They were added to the schema later, and earlier versions of packager read no field that they do not know.
+    """
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if value or name not in self.written_if_set}
 
     def to_bytes(self) -> bytes:
         """Return the record as the bytes of its file, UTF-8 JSON."""
@@ -74,11 +87,28 @@ class TorchScriptArtifact(_Record):
     optimize_for_inference: bool
 
 
+class ExportedProgramArtifact(_Record):
+    """The exported program, a file of torch.export.save: the fallback where there is no TorchScript."""
+
+    path: str
+    sha256: Sha256Hex
+
+
 class Artifacts(_Record):
     """The models that can be loaded, the preferred one first."""
 
+    written_if_set = frozenset({"torch-export"})
+
     onnx: OnnxArtifact | None
     torchscript: TorchScriptArtifact | None
+    torch_export: ExportedProgramArtifact | None = Field(default=None, alias="torch-export")
+
+
+class LeftOutRecord(_Record):
+    """A fallback that was tried and does not ship: `fail` if it computes something else, else why there is none."""
+
+    verdict: Literal["fail", "not-checked"]
+    reason: str
 
 
 class SourceRecord(_Record):
@@ -93,12 +123,20 @@ class SourceRecord(_Record):
 class ParityVerdicts(_Record):
     """The parity verdict of each backend; an artifact that fails is not shipped."""
 
+    written_if_set = frozenset({"torch-export"})
+
     onnx: Literal["pass", "not-checked"]
     torchscript: Literal["pass", "not-checked"]
+    torch_export: Literal["pass", "not-checked"] | None = Field(default=None, alias="torch-export")
 
 
 class BundleConfig(_Record):
-    """config.json: what the bundle contains and how to load it."""
+    """config.json: what the bundle contains and how to load it.
+
+    `left_out` says why a fallback that the build tried is not in the bundle.
+    """
+
+    written_if_set = frozenset({"left_out"})
 
     schema_: Literal[1] = Field(alias="schema")
     name: str
@@ -110,6 +148,7 @@ class BundleConfig(_Record):
     outputs: list[TensorRecord]
     dims: dict[str, DimRecord]
     artifacts: Artifacts
+    left_out: dict[FallbackName, LeftOutRecord] = {}
     providers: list[str]
     assets: list[str]
     source: SourceRecord
@@ -238,7 +277,7 @@ class ParityRecord(_Record):
     tolerance: dict[str, ToleranceRecord]
     decisions: dict[str, DecisionRecord]
     coverage: CoverageRecord
-    backends: dict[Literal["onnx", "torchscript"], BackendVerdict]
+    backends: dict[BackendName, BackendVerdict]
     stages: list[StageRecord]
 
 

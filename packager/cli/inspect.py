@@ -37,9 +37,14 @@ def inspect(path: str, as_json: bool) -> None:
 def _print_bundle(description: Mapping[str, Any]) -> None:
     config = description["config"]
     artifacts = {name: artifact["path"] if artifact else "none" for name, artifact in config["artifacts"].items()}
-    console.print_key_values(
-        {"bundle": f"{config['name']} {config['version']}", "fingerprint": description["fingerprint"], **artifacts}
-    )
+    reasons = {
+        f"{kind} left out": f"{'wrong: ' if entry['verdict'] == 'fail' else ''}{entry['reason']}"
+        for kind, entry in config.get("left_out", {}).items()
+    }
+    rows = {"bundle": f"{config['name']} {config['version']}", "fingerprint": description["fingerprint"], **artifacts}
+    if reasons and all(config["artifacts"].get(kind) is None for kind in ("torchscript", "torch-export")):
+        rows["fallback"] = "none: the bundle runs only where ONNX loads"
+    console.print_key_values({**rows, **reasons})
     console.print_signature(config["inputs"], config["outputs"])
     console.print_table(("file", "bytes"), list(description["files"].items()))
 

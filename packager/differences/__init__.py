@@ -2,7 +2,7 @@
 
 Two fingerprints tell whether two bundles are the same; a report tells why they are not. Each file is compared
 according to its format: records field by field, graphs by operators and nodes, weights tensor by tensor,
-TorchScript by its digest. Files with equal digests are not opened. Whatever cannot be compared is reported with
+the fallback by its digest. Files with equal digests are not opened. Whatever cannot be compared is reported with
 the reason.
 
 `report` defines the result, `opened_bundle` reads a bundle, `sections` compares records, `onnx_model` (which needs

@@ -44,7 +44,7 @@ def find_first_difference(a: Path, b: Path, file: str) -> str:
     try:
         if model.endswith(".onnx"):
             description = _compare_models(a / model, b / model, graph=file == model)
-        elif file.endswith(".ts"):
+        elif file.endswith((".ts", ".pt2")):
             description = _compare_archives(a / file, b / file)
         elif file.endswith(".json"):
             description = _compare_json(a / file, b / file)

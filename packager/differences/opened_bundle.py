@@ -39,8 +39,8 @@ class OpenedBundle:
     damage: tuple[str, ...]
 
     def artifact(self, kind: str) -> dict[str, Any] | None:
-        """Return the entry of config.json for the artifact `onnx` or `torchscript`, or None."""
-        artifact: dict[str, Any] | None = self.config["artifacts"][kind]
+        """Return the entry of config.json for the artifact `onnx`, `torchscript` or `torch-export`, or None."""
+        artifact: dict[str, Any] | None = self.config["artifacts"].get(kind)
         return artifact
 
     def onnx_digests(self) -> dict[str, str | None]:
@@ -105,7 +105,8 @@ def _check_artifacts(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a config.json that lacks a field the comparison reads. Raises `NotABundle`."""
     try:
         onnx, torchscript = config["artifacts"]["onnx"], config["artifacts"]["torchscript"]
-        files = [file for file in (onnx, onnx and onnx.get("data"), torchscript) if file is not None]
+        exported = config["artifacts"].get("torch-export")
+        files = [file for file in (onnx, onnx and onnx.get("data"), torchscript, exported) if file is not None]
         paths_valid = all(isinstance(file["path"], str) for file in files)
     except (KeyError, TypeError, AttributeError) as error:
         raise NotABundle(str(folder), f"{layout.CONFIG} is malformed: {type(error).__name__}: {error}") from None

@@ -14,7 +14,7 @@ from packager.differences.report import Difference, Section
 
 _IDENTITY = ("name", "version")
 _SIGNATURE = ("inputs", "outputs", "dims")
-_ELSEWHERE = ("artifacts", "source", "parity")
+_ELSEWHERE = ("artifacts", "left_out", "source", "parity")
 
 
 def compare_identity(before: OpenedBundle, after: OpenedBundle) -> Section:
@@ -34,13 +34,22 @@ def compare_signature(before: OpenedBundle, after: OpenedBundle) -> Section:
 
 
 def compare_torchscript(before: OpenedBundle, after: OpenedBundle) -> Section:
-    """Compare the TorchScript models: their digests, and how they are made and loaded. Reading them needs torch."""
+    """Compare the fallbacks, TorchScript or exported programs: digests, how they are made and loaded, why they lack.
 
-    def fields(bundle: OpenedBundle) -> dict[str, object] | None:
-        artifact = bundle.artifact("torchscript")
+    Reading them needs torch.
+    """
+
+    def fields(bundle: OpenedBundle, kind: str) -> dict[str, object] | None:
+        artifact = bundle.artifact(kind)
         return artifact and {**artifact, "sha256": bundle.digests.get(artifact["path"])}
 
-    return Section("torchscript", tuple(find_differences(fields(before), fields(after), layout.TORCHSCRIPT)))
+    differences = [
+        difference
+        for kind, path in (("torchscript", layout.TORCHSCRIPT), ("torch-export", layout.EXPORTED_PROGRAM))
+        for difference in find_differences(fields(before, kind), fields(after, kind), path)
+    ]
+    left_out = find_differences(before.config.get("left_out"), after.config.get("left_out"), "left_out")
+    return Section("torchscript", (*differences, *left_out))
 
 
 def compare_parity(before: OpenedBundle, after: OpenedBundle) -> Section:

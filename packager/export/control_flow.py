@@ -34,12 +34,13 @@ class SpecializedControlFlow:
     `user_lines` are those of the user's code (`model.py:13`), `library_lines` those of installed packages
     (`transformers/masking_utils.py:244`). `rounded_size_lines` compute a size with a number that float32 cannot
     represent, such as 0.7 or 0.1: PyTorch rounds that size in float64, onnxruntime's Resize and Range in float32,
-    which is sometimes a different size.
+    which is sometimes a different size. `undetected` says that the module could not be traced, so that nobody knows.
     """
 
     user_lines: tuple[str, ...] = ()
     library_lines: tuple[str, ...] = ()
     rounded_size_lines: tuple[str, ...] = ()
+    undetected: bool = False
 
     def describe(self) -> list[str]:
         """Describe what the parity check did not check because of these lines, an item each."""
@@ -48,6 +49,9 @@ class SpecializedControlFlow:
             lines = ", ".join(self.library_lines)
             items.append(f"branches or numbers other than those that libraries took from the example: {lines}")
         items += [f"sizes that {line} scales to a different size in float32" for line in self.rounded_size_lines]
+        if self.undetected:
+            lines = "branches or numbers that forward() takes from data, and sizes that it scales"
+            items.append(f"{lines}: tracing finds them, and the module cannot be traced")
         return items
 
     def merge(self, other: SpecializedControlFlow) -> SpecializedControlFlow:
@@ -56,6 +60,7 @@ class SpecializedControlFlow:
             tuple(sorted({*self.user_lines, *other.user_lines})),
             tuple(sorted({*self.library_lines, *other.library_lines})),
             tuple(sorted({*self.rounded_size_lines, *other.rounded_size_lines})),
+            self.undetected or other.undetected,
         )
 
 

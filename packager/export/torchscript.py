@@ -1,6 +1,7 @@
 """Convert the eager module to TorchScript: trace or script it, freeze it, save it to the same bytes every time.
 
-`torch.jit` is deprecated, and still the way to run a model without its Python code. A trace records the operations of
+`torch.jit` is deprecated, so whatever it cannot do is done without it: `packager.export.exported_program` is the other
+way to run a model without its Python code. A trace records the operations of
 one call, so it keeps only one side of a branch on data. A script compiles the source and keeps the branch, if it
 compiles at all.
 
@@ -28,10 +29,9 @@ from typing import Any, Literal
 import torch
 
 from packager.common import deterministic_zip
-from packager.errors import Problem
 from packager.export import control_flow, weights
 from packager.export.control_flow import SpecializedControlFlow
-from packager.export.exporters import FlatOutputs, to_exporter_failed
+from packager.export.exporters import ExporterFailed, FlatOutputs, to_exporter_failed
 from packager.export.graph.messages import StageRecord
 
 _CODE_ALLOWANCE_BYTES = 1 << 20  # more than a program's code and archive need besides the weights
@@ -68,7 +68,7 @@ class TorchScriptProgram:
     specialized: SpecializedControlFlow
     has_discrete_decisions: bool
     stages: tuple[StageRecord, ...] = ()
-    script_failure: Problem | None = None
+    script_failure: ExporterFailed | None = None
 
 
 def trace(
@@ -182,7 +182,7 @@ def save(program: TorchScriptProgram, path: Path, *, fold: bool, folder: Path) -
     `ExporterFailed`, and OSError if the disk is full.
     """
     raw = path.with_name(path.name + ".raw")
-    _reserve_disk_space(raw, weights.count_bytes(program.module))
+    reserve_disk_space(raw, weights.count_bytes(program.module))
     try:
         frozen = torch.jit.freeze(program.module.eval(), optimize_numerics=fold)
         torch.jit.save(frozen, raw)
@@ -205,7 +205,7 @@ def _free_weights(graph: Any) -> None:
         node.destroy()
 
 
-def _reserve_disk_space(path: Path, weight_bytes: int) -> None:
+def reserve_disk_space(path: Path, weight_bytes: int) -> None:
     """Raise OSError now if the disk is too full: the C++ of torch.jit.save would end the process."""
     if hasattr(os, "posix_fallocate"):
         with path.open("wb") as stream:

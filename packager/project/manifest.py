@@ -156,7 +156,7 @@ class ExportSection(_ManifestModel):
         default="auto", description="auto tries both, and ships the first whose graph passes the parity check"
     )
     required: bool = Field(
-        default=True, description="false allows a bundle with TorchScript alone if no exporter works"
+        default=True, description="false allows a bundle with the fallback alone if no exporter works"
     )
 
 
@@ -170,10 +170,12 @@ class OptimizeSection(_ManifestModel):
 
 
 class TorchScriptSection(_ManifestModel):
-    """How the TorchScript fallback is created."""
+    """How the fallback is created."""
 
     method: Literal["auto", "trace", "script", "none"] = Field(
-        default="auto", description="auto traces, and scripts if the trace is wrong; none ships no fallback"
+        default="auto",
+        description="auto ships the first that is proven of a trace, a script and an exported program, or none and "
+        "says why; trace and script demand one; none ships no fallback",
     )
 
 

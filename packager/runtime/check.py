@@ -63,6 +63,28 @@ def check_torchscript(
         return ParityResult(False, f"TorchScript: {get_error_line(error, path.parent)}", {}, None)
 
 
+def check_exported_program(
+    path: Path,
+    reference_cases: Sequence[ReferenceCase],
+    *,
+    inputs: Sequence[tuple[str, str]],
+    outputs: Sequence[str],
+) -> ParityResult:
+    """Run an exported program on every test case and compare its outputs. Needs torch.
+
+    `inputs` are names and dtypes in the order of forward()'s parameters, `outputs` the names of its results.
+    """
+    from packager.runtime.exported_program_backend import ExportedProgramBackend
+
+    loaded = False
+    try:
+        backend = ExportedProgramBackend(path, inputs=inputs, output_names=outputs)
+        loaded = True
+        return check_parity(backend.run, reference_cases)
+    except Exception as error:  # noqa: BLE001 (torch raises whatever the program raises: the artifact fails)
+        return ParityResult(False, f"torch.export: {get_error_line(error, path.parent)}", {}, None, loaded=loaded)
+
+
 def get_error_line(error: Exception, folder: Path) -> str:
     """Return the line of a library's error message that says what happened, without the path of `folder`.
 

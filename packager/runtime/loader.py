@@ -1,8 +1,8 @@
 """Load a bundle for inference.
 
 The digests of all files are checked before a model is parsed. The ONNX model is used if it loads. Otherwise the
-TorchScript model is used and the reason is logged as a warning, unless `fallback=False`. Predicting with ONNX
-imports neither torch nor onnx.
+fallback, TorchScript or an exported program, is used and the reason is logged as a warning, unless `fallback=False`.
+Predicting with ONNX imports neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from packager.errors import (
 from packager.runtime.onnx_backend import OnnxBackend
 
 if TYPE_CHECKING:
+    from packager.runtime.exported_program_backend import ExportedProgramBackend
     from packager.runtime.torchscript_backend import TorchScriptBackend
 
-    Backend = OnnxBackend | TorchScriptBackend
+    Backend = OnnxBackend | TorchScriptBackend | ExportedProgramBackend
 
 Array = NDArray[np.generic]
 _log = logging.getLogger("packager")
@@ -46,7 +47,7 @@ class Bundle:
     """A loaded bundle. `run` may be called from several threads at once.
 
     `inputs` and `outputs` are the signature in config.json: name, dtype and shape of each tensor. `backend` is
-    "onnx" or "torchscript".
+    "onnx", "torchscript" or "torch-export".
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], fingerprint: str, backend: Backend) -> None:
@@ -96,7 +97,7 @@ def load(
 
     - `fingerprint`: the `h1:…` that the bundle must have; None accepts any bundle.
     - `verify`: check the digest of every file first.
-    - `fallback`: use the TorchScript model if the ONNX model does not load.
+    - `fallback`: use the bundle's TorchScript model or exported program if the ONNX model does not load.
     - `providers`: execution providers of onnxruntime, in order of preference; None means those of the manifest.
     - `threads`: number of intra-op threads; None leaves the choice to onnxruntime.
     - `selftest`: run one test case of the bundle and compare the outputs with PyTorch's.
@@ -164,7 +165,8 @@ def _check_files(folder: Path, config: Mapping[str, Any], *, check_digests: bool
 def _check_artifacts(folder: Path, config: Mapping[str, Any], sums: Mapping[str, str]) -> None:
     """Refuse a config.json that lacks a field the loader reads, or names a file that SHA256SUMS does not list."""
     try:
-        artifacts = [config["artifacts"]["onnx"], config["artifacts"]["torchscript"]]
+        kinds = config["artifacts"]
+        artifacts = [kinds["onnx"], kinds["torchscript"], kinds.get("torch-export")]
         paths = [artifact["path"] for artifact in artifacts if artifact is not None]
         for tensor in (*config["inputs"], *config["outputs"]):
             tensor["name"], tensor["dtype"], tensor["shape"]
@@ -194,35 +196,41 @@ def _open_backend(
         except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes for a model it refuses)
             first_line = str(error).strip().splitlines()[0]
             cause = f"onnxruntime: {first_line}".replace(f"{folder}{os.sep}", "")  # maybe a temporary folder
-    if artifacts["torchscript"] is None or not fallback:
-        hint = "load with fallback=True" if artifacts["torchscript"] else "use the onnxruntime it was built with"
-        raise BackendUnavailable(str(folder), cause, hint)
-    backend = _open_torchscript(folder, config, cause)
-    _log.warning("%s falls back to TorchScript: %s", layout.folder_name(config["name"], config["version"]), cause)
+    if artifacts["torchscript"] is None and artifacts.get("torch-export") is None:
+        left_out = [f"{kind}: {entry['reason']}" for kind, entry in config.get("left_out", {}).items()]
+        why = "\n".join([cause, "the bundle has no fallback", *left_out])
+        raise BackendUnavailable(str(folder), why, "use the onnxruntime it was built with")
+    if not fallback:
+        raise BackendUnavailable(str(folder), cause, "load with fallback=True")
+    backend = _open_fallback(folder, config, cause)
+    title = {"torchscript": "TorchScript", "torch-export": "torch.export"}[backend.name]
+    _log.warning("%s falls back to %s: %s", layout.folder_name(config["name"], config["version"]), title, cause)
     return backend
 
 
-def _open_torchscript(folder: Path, config: Mapping[str, Any], cause: str) -> TorchScriptBackend:
-    """Open the TorchScript model of a bundle.
+def _open_fallback(folder: Path, config: Mapping[str, Any], cause: str) -> TorchScriptBackend | ExportedProgramBackend:
+    """Open the TorchScript model or exported program of a bundle.
 
     `cause` says why the ONNX model is not used. Raises `BackendUnavailable` if torch is not installed or cannot
     load the model.
     """
+    script, program = config["artifacts"]["torchscript"], config["artifacts"].get("torch-export")
+    title = "TorchScript" if script is not None else "torch.export"
     try:
+        from packager.runtime.exported_program_backend import ExportedProgramBackend
         from packager.runtime.torchscript_backend import TorchScriptBackend
     except ImportError as error:
-        why = f"{cause}\nthe TorchScript fallback needs torch: {error}"
+        why = f"{cause}\nthe {title} fallback needs torch: {error}"
         raise BackendUnavailable(str(folder), why, "pip install torch") from None
-    artifact = config["artifacts"]["torchscript"]
+    inputs = [(tensor["name"], tensor["dtype"]) for tensor in config["inputs"]]
+    names = [tensor["name"] for tensor in config["outputs"]]
     try:
-        return TorchScriptBackend(
-            folder / artifact["path"],
-            inputs=[(tensor["name"], tensor["dtype"]) for tensor in config["inputs"]],
-            output_names=[tensor["name"] for tensor in config["outputs"]],
-            optimize=artifact["optimize_for_inference"],
-        )
-    except RuntimeError as error:
-        why = f"{cause}\nTorchScript: {str(error).strip().splitlines()[0]}"
+        if script is None:
+            return ExportedProgramBackend(folder / program["path"], inputs=inputs, output_names=names)
+        optimize = script["optimize_for_inference"]
+        return TorchScriptBackend(folder / script["path"], inputs=inputs, output_names=names, optimize=optimize)
+    except (RuntimeError, ValueError) as error:
+        why = f"{cause}\n{title}: {str(error).strip().splitlines()[0]}"
         raise BackendUnavailable(str(folder), why, "use the torch it was built with") from None
 
 

@@ -1,4 +1,4 @@
-"""Run a bundle's TorchScript model, the fallback. The only module of the runtime that imports torch."""
+"""Run a bundle's TorchScript model, the fallback. Imports torch."""
 
 from __future__ import annotations
 
@@ -38,11 +38,21 @@ class TorchScriptBackend:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the program on arrays by input name; pass float32 for a bfloat16 input. Returns arrays by output name."""
-        tensors = [_to_tensor(inputs[name], dtype) for name, dtype in self._inputs]
-        with torch.inference_mode():
-            flat = output_tree.flatten_outputs(self._module(*tensors))
-        outputs = output_tree.select_outputs(flat, self.output_names)
-        return {name: tensor.numpy().copy() for name, tensor in outputs.items()}
+        return call_program(self._module, inputs, self._inputs, self.output_names)
+
+
+def call_program(
+    module: torch.nn.Module, arrays: Mapping[str, Array], inputs: Sequence[tuple[str, str]], output_names: Sequence[str]
+) -> dict[str, Array]:
+    """Call a program on arrays by input name, and return arrays by output name.
+
+    `inputs` are names and dtypes in the order of the program's arguments; `output_names` are those of its results.
+    """
+    tensors = [_to_tensor(arrays[name], dtype) for name, dtype in inputs]
+    with torch.inference_mode():
+        flat = output_tree.flatten_outputs(module(*tensors))
+    outputs = output_tree.select_outputs(flat, output_names)
+    return {name: tensor.numpy().copy() for name, tensor in outputs.items()}
 
 
 def _to_tensor(array: Array, dtype: str) -> torch.Tensor:

@@ -20,7 +20,7 @@ from packager.bundle.archive import open_as_folder
 from packager.bundle.evidence import EvidenceMalformed, read_reference_cases
 from packager.bundle.fingerprint import Integrity, SumsMalformed, check_fingerprint_syntax, check_integrity, read_sums
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase
-from packager.runtime.check import check_onnx_session, check_torchscript
+from packager.runtime.check import check_exported_program, check_onnx_session, check_torchscript
 from packager.runtime.loader import read_config
 from packager.runtime.onnx_backend import OnnxBackend, describe_missing_providers
 
@@ -69,8 +69,7 @@ class VerifyReport:
         }
 
 
-_NOT_CHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
-_FAILED = {"onnx": "fail", "torchscript": "fail"}
+_BACKENDS = ("onnx", "torchscript")  # and torch-export, in a bundle with an exported program
 _MALFORMED = "parity: not checked, because the bundle is malformed"
 
 
@@ -89,27 +88,34 @@ def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool =
 def _verify_folder(folder: Path, fingerprint: str | None, parity: bool) -> VerifyReport:
     raw_config = read_config(folder)
     seal, integrity, problems = _check_seal(folder, fingerprint)
+    backends = [*_BACKENDS, *(["torch-export"] if _has_exported_program(raw_config) else [])]
+    not_checked, failed = dict.fromkeys(backends, "not-checked"), dict.fromkeys(backends, "fail")
 
     def report(problems: Sequence[str], verdicts: Mapping[str, str], *notes: str) -> VerifyReport:
         return VerifyReport(seal, integrity, tuple(problems), verdicts, notes)
 
     if not integrity.is_intact or problems:
-        return report(problems, _NOT_CHECKED, "parity: not checked, because the files or their fingerprint are wrong")
+        return report(problems, not_checked, "parity: not checked, because the files or their fingerprint are wrong")
     config, problems = _check_structure(folder, raw_config)
     if config is None or problems:
-        return report(problems, _NOT_CHECKED, _MALFORMED)
+        return report(problems, not_checked, _MALFORMED)
     if not parity:
-        return report((), _NOT_CHECKED, "parity: not requested")
+        return report((), not_checked, "parity: not requested")
     session, problems = _open_session(folder, config)
     try:
         cases = read_reference_cases(folder)
     except EvidenceMalformed as error:
-        return report(problems, _FAILED, f"evidence: {error}")
+        return report(problems, failed, f"evidence: {error}")
     problems += _check_case_signatures(cases, config) or _check_declared_shapes(session, cases)
     if problems:
-        return report(problems, _NOT_CHECKED, _MALFORMED)
+        return report(problems, not_checked, _MALFORMED)
     verdicts, notes = _replay_cases(folder, config, session, cases)
     return report((), verdicts, *notes)
+
+
+def _has_exported_program(raw_config: Mapping[str, Any]) -> bool:
+    artifacts = raw_config.get("artifacts")
+    return isinstance(artifacts, dict) and artifacts.get("torch-export") is not None
 
 
 def _check_seal(folder: Path, expected: str | None) -> tuple[str, Integrity, list[str]]:
@@ -168,17 +174,21 @@ def _check_structure(folder: Path, raw_config: Mapping[str, Any]) -> tuple[recor
     expected |= {f"{layout.ASSETS}/{asset}" for asset in config.assets}
     problems += [f"{path} is missing from {layout.SUMS}" for path in sorted(expected - set(sums))]
     problems += [f"{path} does not belong in a bundle" for path in sorted(set(sums) - expected)]
-    for name, verdict in (("onnx", config.parity.onnx), ("torchscript", config.parity.torchscript)):
-        backend = parity.backends.get(name)  # type: ignore[call-overload]  # the names are those literals
+    backends = {str(name): backend for name, backend in parity.backends.items()}
+    for name, verdict in config.parity.model_dump(by_alias=True).items():
+        backend = backends.get(name)
         if backend is None or backend.verdict != verdict:
             problems.append(f"{layout.CONFIG} says {name}: {verdict}, and {layout.PARITY} does not")
+    if (config.artifacts.torch_export is None) != (config.parity.torch_export is None):
+        problems.append(f"{layout.CONFIG} has torch-export in artifacts or in parity, and not in both")
     return config, problems
 
 
 def _artifact_files(config: records.BundleConfig) -> list[tuple[str, str]]:
     """List path and SHA-256 of every file of an artifact, as config.json has them."""
     onnx = config.artifacts.onnx
-    files = (onnx, config.artifacts.torchscript, onnx.data if onnx is not None else None)
+    fallbacks = (config.artifacts.torchscript, config.artifacts.torch_export)
+    files = (onnx, *fallbacks, onnx.data if onnx is not None else None)
     return [(file.path, file.sha256) for file in files if file is not None]
 
 
@@ -265,8 +275,8 @@ def _resolve_dims(
 def _replay_cases(
     folder: Path, config: records.BundleConfig, session: OnnxBackend | None, cases: Sequence[ReferenceCase]
 ) -> tuple[dict[str, str], list[str]]:
-    """Run both models on the golden cases. Returns the verdict of each backend, and notes."""
-    verdicts, notes = dict(_NOT_CHECKED), []
+    """Run every model on the golden cases. Returns the verdict of each backend, and notes."""
+    verdicts, notes = {}, []
 
     def record(name: str, result: ParityResult) -> None:
         verdicts[name] = "pass" if result.passed else "fail"
@@ -274,29 +284,45 @@ def _replay_cases(
             notes.append(f"{name}: {result.reason}")
 
     if session is None:
+        verdicts["onnx"] = "not-checked"
         notes.append("onnx: not in this bundle")
     else:
         record("onnx", check_onnx_session(session, cases, folder))
         notes += [f"onnx: not compared on {provider}" for provider in describe_missing_providers(config.providers)]
-    torchscript = config.artifacts.torchscript
-    if torchscript is None:
-        notes.append("torchscript: not in this bundle")
-        return verdicts, notes
+    fallbacks = {"torchscript": config.artifacts.torchscript, "torch-export": config.artifacts.torch_export}
+    for name, artifact in fallbacks.items():
+        result = None if artifact is None else _replay_fallback(folder, config, artifact, cases)
+        if result is not None:
+            record(name, result)
+        elif artifact is not None or name in _BACKENDS:
+            verdicts[name] = "not-checked"
+            notes.append(f"{name}: {_explain_absence(config, name) if artifact is None else 'torch is not installed'}")
+    return verdicts, notes
+
+
+def _explain_absence(config: records.BundleConfig, name: str) -> str:
+    reasons = [record.reason for backend, record in config.left_out.items() if backend == name]
+    return ": ".join(["not in this bundle", *reasons])
+
+
+def _replay_fallback(
+    folder: Path,
+    config: records.BundleConfig,
+    artifact: records.TorchScriptArtifact | records.ExportedProgramArtifact,
+    cases: Sequence[ReferenceCase],
+) -> ParityResult | None:
+    """Run a fallback on the golden cases; return None if torch is not installed."""
+    path, outputs = folder / artifact.path, [spec.name for spec in config.outputs]
+    inputs = [(spec.name, spec.dtype) for spec in config.inputs]
     try:
-        result = check_torchscript(
-            folder / torchscript.path,
-            cases,
-            inputs=[(spec.name, spec.dtype) for spec in config.inputs],
-            outputs=[spec.name for spec in config.outputs],
-            optimize=torchscript.optimize_for_inference,
-        )
+        if isinstance(artifact, records.ExportedProgramArtifact):
+            return check_exported_program(path, cases, inputs=inputs, outputs=outputs)
+        optimize = artifact.optimize_for_inference
+        return check_torchscript(path, cases, inputs=inputs, outputs=outputs, optimize=optimize)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        notes.append("torchscript: torch is not installed")
-    else:
-        record("torchscript", result)
-    return verdicts, notes
+        return None
 
 
 def _format_error(error: Exception, folder: Path) -> str:

@@ -232,13 +232,20 @@ def test_a_module_whose_trace_is_wrong_and_whose_script_fails_names_both_causes_
     events = []
     with pytest.raises(ParityFailed) as caught:
         packager.build(project(tmp_path, text), tmp_path / "out", listener=events.append)
-    trace, script, advice = caught.value.problems
-    assert (trace.where, script.where, advice.where) == ("model.py:13", "model.py:15", None)
-    mentions(trace.message, "output_0[")
-    golden(script.message, "RuntimeError", "__float__")
-    golden(caught.value.hint, "model.py:13", "torch.where", "torchscript.method: none")
+    graph, export, trace, script = caught.value.problems
+    assert [problem.where for problem in caught.value.problems] == [
+        "model.py:14",
+        "model.py:13",
+        "model.py:13",
+        "model.py:15",
+    ]
+    mentions(graph.message, "torchscript, from the trace", "output_0[")
+    mentions(export.message, "torch-export", "GuardOnDataDependentSymNode")
+    mentions(trace.message, "fallback", "output_0[")
+    golden(script.message, "fallback", "RuntimeError", "__float__")
+    golden(caught.value.hint, "model.py:13", "torch.where", "export.required: false")
     notes = [event.message for event in events if isinstance(event, Note)]
-    assert len([note for note in notes if carries(note, "model.py:13")]) == 1
+    assert len([note for note in notes if carries(note, "scripting the module instead")]) == 1
 
 
 def test_a_hint_does_not_suggest_a_setting_that_is_already_made(tmp_path, golden):
@@ -323,7 +330,7 @@ def test_a_module_that_cannot_be_scripted_as_requested_is_refused(tmp_path, gold
     with pytest.raises(TorchScriptFailed) as caught:
         packager.build(project(tmp_path, text, torchscript={"method": "script"}), tmp_path / "out")
     assert caught.value.problems[0].where == "model.py:13"
-    golden(caught.value.hint, "torchscript.method: none")
+    golden(caught.value.hint, "torchscript.method: auto")
 
 
 # -- dims that became fixed -----------------------------------------------------------------
@@ -687,12 +694,12 @@ class Net(nn.Module):
 """
 
 
-def test_a_program_that_cannot_be_saved_is_refused_without_a_comparison(tmp_path):
+@pytest.mark.parametrize("method", ["trace", "script"])
+def test_a_program_that_is_demanded_and_cannot_be_saved_is_refused_without_a_comparison(tmp_path, method):
     with pytest.raises(TorchScriptFailed) as caught:
-        packager.build(project(tmp_path / "p", ROUNDED), tmp_path / "dist")
-    trace, script = (problem.message for problem in caught.value.problems)
-    mentions(trace, "RuntimeError", "Rounded")
-    mentions(script, "RuntimeError", "Rounded")
+        packager.build(project(tmp_path / "p", ROUNDED, torchscript={"method": method}), tmp_path / "dist")
+    (problem,) = caught.value.problems
+    mentions(problem.message, method, "RuntimeError", "Rounded")
 
 
 @pytest.mark.slow

@@ -24,12 +24,12 @@ from packager.builder.results import (
     ArtifactResult,
     ArtifactT,
     CachedResults,
+    FallbackResult,
     MachineInfo,
     OnnxResult,
     Provenance,
     ReferenceResult,
     StageResults,
-    TorchScriptResult,
 )
 from packager.bundle import layout
 from packager.bundle.writer import BundleWriter
@@ -44,7 +44,10 @@ from packager.parity.numerics.verdict import ParityResult, ReferenceCase
 from packager.parity.results import ChannelCoverage, OutputNoise, Reference
 from packager.project.manifest import Project
 
-_ARTIFACT_FILES = {"onnx": (layout.ONNX, layout.ONNX_DATA), "torchscript": (layout.TORCHSCRIPT,)}
+_ARTIFACT_FILES = {
+    "onnx": (layout.ONNX, layout.ONNX_DATA),
+    "torchscript": (layout.TORCHSCRIPT, layout.EXPORTED_PROGRAM),
+}
 _REFERENCE_OUTPUTS = "outputs.safetensors"
 
 
@@ -68,7 +71,7 @@ class _ReferenceRecord:
 
 _REFERENCE_ADAPTER = pydantic.TypeAdapter(_ReferenceRecord)
 _ONNX_ADAPTER: pydantic.TypeAdapter[OnnxResult] = pydantic.TypeAdapter(OnnxResult)
-_TORCHSCRIPT_ADAPTER: pydantic.TypeAdapter[TorchScriptResult] = pydantic.TypeAdapter(TorchScriptResult)
+_FALLBACK_ADAPTER: pydantic.TypeAdapter[FallbackResult] = pydantic.TypeAdapter(FallbackResult)
 _PARITY_ADAPTER = pydantic.TypeAdapter(ParityResult)
 
 
@@ -87,7 +90,7 @@ def load_results(cache: Cache, project: Project, module_inputs: Mapping[str, str
     reference = None if entry is None else _load_reference(cache, entry, project, grid)
     entry = None if reference is None else entry
     torchscript_key = keys.make_torchscript_key(project, module_inputs)
-    torchscript = _load_artifact(cache, project, torchscript_key, entry, _TORCHSCRIPT_ADAPTER)
+    torchscript = _load_artifact(cache, project, torchscript_key, entry, _FALLBACK_ADAPTER)
     onnx = _load_artifact(cache, project, keys.make_onnx_key(project, module_inputs), entry, _ONNX_ADAPTER)
     if reference is not None and onnx is not None and onnx.result.outputs != reference.outputs:
         onnx = None  # its graph names the dims that other cases showed

@@ -90,4 +90,4 @@ def _find_specialized(
     try:
         return torchscript.trace(module, project.manifest.outputs, model.example, project.folder).specialized
     except ExporterFailed:
-        return SpecializedControlFlow(user_lines=("forward()",))  # it cannot be traced, so nobody knows
+        return SpecializedControlFlow(undetected=True)

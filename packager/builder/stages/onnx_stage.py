@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from packager.builder.context import BuildContext, EagerModel
-from packager.builder.results import ArtifactResult, OnnxResult
+from packager.builder.results import ArtifactResult, FallbackResult, OnnxResult, describe_left_out
 from packager.builder.stages.onnx_export import Candidate, export, list_exporters
 from packager.builder.stages.second_check import check_twice
 from packager.builder.stages.torchscript_stage import TracedModel, retrace
@@ -178,12 +178,13 @@ def ship(
     first: Attempt | None,
     reference: Reference,
     cached: OnnxResult | None,
+    fallback: FallbackResult,
 ) -> OnnxResult:
     """Put the first candidate that passes into the staged bundle; `first` is the outcome of the first exporter.
 
-    A cached graph that lies there already is checked on this build's cases first. Raises `ExportFailed` if no exporter
-    can express the model, and `ParityFailed`, with the first faulty node, if one can and its graph computes something
-    else.
+    A cached graph that lies there already is checked on this build's cases first. Without a graph, the bundle ships the
+    `fallback` alone if there is one and the manifest allows it. Raises `ExportFailed` if no exporter can express the
+    model, and `ParityFailed`, with the first faulty node, if one can and its graph computes something else.
     """
     if cached is not None:
         rechecked = _recheck(context, model, cached, reference)
@@ -191,11 +192,11 @@ def ship(
             return rechecked
         traced = traced if traced.program else retrace(context, model, traced)
     stages: list[StageRecord] = []
-    rejected: list[tuple[Candidate, Rejection]] = []
+    rejected = _reject_untraced(context, traced)
     order = list_exporters(context.project, traced.program)
     for exporter in order:
-        if exporter == "script" and rejected[0][0].failure is not None:
-            continue  # the trace could not be exported, so its script cannot either
+        if exporter == "script" and (rejected[0][0].failure is not None or _has_no_script(fallback)):
+            continue  # the trace could not be exported, so its script cannot either; or there is none
         if first is None or exporter != order[0]:
             candidate = export(context, model, traced, exporter)
             attempt = check_prepared(context, reference, prepare(context, candidate))
@@ -208,10 +209,11 @@ def ship(
         stages.append(StageRecord(f"export: {label}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0, None))
         rejected.append((attempt.candidate, outcome))
         context.reporter.report_note(f"rejected {label}: {outcome.cause}")
-    if not context.project.manifest.export.required:
-        context.reporter.report_note("no ONNX model: the bundle ships TorchScript alone (export.required is false)")
+    if fallback.artifact is not None and not context.project.manifest.export.required:
+        kind = "TorchScript" if isinstance(fallback.artifact, records.TorchScriptArtifact) else "an exported program"
+        context.reporter.report_note(f"no ONNX model: the bundle ships {kind} alone (export.required is false)")
         return ArtifactResult(None, None, tuple(stages), outputs=model.outputs)
-    raise _make_error(context, model, rejected, reference)
+    raise _make_error(context, model, rejected, reference, fallback)
 
 
 def _recheck(context: BuildContext, model: EagerModel, cached: OnnxResult, reference: Reference) -> OnnxResult | None:
@@ -225,19 +227,57 @@ def _recheck(context: BuildContext, model: EagerModel, cached: OnnxResult, refer
 
 
 def _make_error(
-    context: BuildContext, model: EagerModel, rejected: Sequence[tuple[Candidate, Rejection]], reference: Reference
+    context: BuildContext,
+    model: EagerModel,
+    rejected: Sequence[tuple[Candidate, Rejection]],
+    reference: Reference,
+    fallback: FallbackResult,
 ) -> ExportFailed | ParityFailed:
     project = context.project
-    alternative = "export.required: false ships TorchScript alone"
+    kind = "an exported program" if isinstance(fallback.artifact, records.ExportedProgramArtifact) else "TorchScript"
+    alternative = f"export.required: false ships {kind} alone"
     if project.manifest.torchscript.method == "none":
         alternative = "torchscript.method: auto and export.required: false ship TorchScript alone"
+    elif fallback.artifact is None:
+        alternative = "export.required: false does not help, because no fallback is proven either"
+    lines = [line for candidate, _ in rejected for line in candidate.specialized.user_lines]
+    lines += [line for entry in fallback.left_out for line in entry.frozen_lines]
     if any(outcome.verdict == "fail" for _, outcome in rejected):
         with context.reporter.stage(StageName.WHERE):
             problems = _diagnose_rejections(context, model, rejected, reference)
-        lines = [line for candidate, _ in rejected for line in candidate.specialized.user_lines]
+    else:
+        problems = [_make_problem(candidate, outcome) for candidate, outcome in rejected]
+    problems += _list_fallback_problems(fallback, problems)
+    verdicts = {outcome.verdict for _, outcome in rejected} | {entry.verdict for entry in fallback.left_out}
+    if "fail" in verdicts:
         return ParityFailed(problems, alternative, frozen_branches=lines)
-    problems = [_make_problem(candidate, outcome) for candidate, outcome in rejected]
     return ExportFailed(project.field_location("export"), problems, alternative)
+
+
+def _reject_untraced(context: BuildContext, traced: TracedModel) -> list[tuple[Candidate, Rejection]]:
+    """Return the candidates that there are none of, because there is no program to export them from."""
+    if traced.program is not None or context.project.manifest.export.exporter == "torch-export":
+        return []
+    return [
+        (Candidate(f"torchscript, from the {entry.form}"), Rejection("not-checked", entry.reason, entry.location))
+        for entry in traced.failures
+    ]
+
+
+def _has_no_script(fallback: FallbackResult) -> bool:
+    return any(entry.form == "script" and entry.verdict == "not-checked" for entry in fallback.left_out)
+
+
+def _list_fallback_problems(fallback: FallbackResult, problems: Sequence[Problem]) -> list[Problem]:
+    """Return why there is no fallback, without the causes that kept the same program from being exported."""
+    if fallback.artifact is not None:
+        return []
+    known = "\n".join(problem.message for problem in problems)
+    return [
+        Problem(f"fallback: {describe_left_out([entry])}", entry.location)
+        for entry in fallback.left_out
+        if entry.reason not in known
+    ]
 
 
 def _diagnose_rejections(

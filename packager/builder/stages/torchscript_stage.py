@@ -1,7 +1,9 @@
 """TRACE and TORCHSCRIPT: the fallback, saved, read back from the staged bundle, and checked.
 
 The fastest form is tried first: batch normalization folded, and optimized for inference when it is loaded. If that
-form fails, one step after the other is left out; if the trace itself fails, the module is scripted.
+form fails, one step after the other is left out; if the trace itself fails, the module is scripted. If no form of
+TorchScript passes, `torchscript.method: auto` tries an exported program (`exported_program_stage`), and ships none if
+that fails as well: ONNX has its own proof.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from pathlib import Path
 import torch
 
 from packager.builder.context import BuildContext, EagerModel
-from packager.builder.results import ArtifactResult, CachedResults, TorchScriptResult
+from packager.builder.results import ArtifactResult, CachedResults, FallbackResult, LeftOut, describe_left_out
+from packager.builder.stages import exported_program_stage
 from packager.builder.stages.second_check import check_twice
 from packager.bundle import layout, records
 from packager.common import output_tree, process_memory
@@ -41,11 +44,13 @@ _NO_DIAGNOSIS = (
 class TracedModel:
     """The result of TRACE: the program that both artifacts are made from, and the case that every stage is checked on.
 
-    `program` is None if nothing needs one; `probe` is empty if no case can be compared this early.
+    `program` is None if nothing needs one, or if there is none. `failures` are the ways to make one that failed.
+    `probe` is empty if no case can be compared this early.
     """
 
     program: TorchScriptProgram | None
     probe: tuple[ReferenceCase, ...]
+    failures: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,9 @@ def trace(
 ) -> TracedModel:
     """Trace or script the module if an artifact needs it, and compare the program with the module on the probe.
 
-    Raises `TorchScriptFailed`.
+    Raises `TorchScriptFailed` if the manifest demands a trace or a script and there is none.
     """
-    program = None if cached.has_artifacts else _make_program(context, model)
+    program, failures = (None, ()) if cached.has_artifacts else _make_program(context, model)
     if cached.reference is not None:
         probe = cached.reference.reference.probe
     else:
@@ -74,12 +79,13 @@ def trace(
         decides = has_discrete_decisions(program, cached)
         project, loaded, grid = context.project, model.loaded, model.grid
         probe = measure_probe(project, loaded, grid, noise, has_discrete_decisions=decides)
-    return TracedModel(_check_program(context, model, program, probe), probe)
+    return TracedModel(_check_program(context, model, program, probe), probe, failures)
 
 
 def retrace(context: BuildContext, model: EagerModel, traced: TracedModel) -> TracedModel:
     """Trace again: an exporter has left the names of a wrong signature in the first program, or there is none yet."""
-    return replace(traced, program=_check_program(context, model, _make_program(context, model), traced.probe))
+    program, failures = _make_program(context, model)
+    return replace(traced, program=_check_program(context, model, program, traced.probe), failures=failures)
 
 
 def has_discrete_decisions(program: TorchScriptProgram | None, cached: CachedResults) -> bool:
@@ -89,26 +95,38 @@ def has_discrete_decisions(program: TorchScriptProgram | None, cached: CachedRes
     return cached.torchscript is None or cached.torchscript.has_discrete_decisions
 
 
-def _make_program(context: BuildContext, model: EagerModel) -> TorchScriptProgram | None:
-    """Trace or script the module; return None if neither the fallback nor an exporter needs a program."""
-    project, loaded = context.project, model.loaded
+def _make_program(context: BuildContext, model: EagerModel) -> tuple[TorchScriptProgram | None, tuple[LeftOut, ...]]:
+    """Trace or script the module; return the program and what failed before it.
+
+    There is no program if neither the fallback nor an exporter needs one, or if every way to make one failed. Raises
+    `TorchScriptFailed` if the manifest demands a trace or a script.
+    """
+    project, loaded, failures = context.project, model.loaded, []
     method, exporter = project.manifest.torchscript.method, project.manifest.export.exporter
     if method == "none" and exporter == "torch-export":
-        return None
-    problems = []
+        return None, ()
     if method != "script":
         try:
-            return torchscript.trace(loaded.pristine_copy(), project.manifest.outputs, model.example, project.folder)
+            module, names = loaded.pristine_copy(), project.manifest.outputs
+            return torchscript.trace(module, names, model.example, project.folder), ()
         except ExporterFailed as error:
-            problems.append(Problem(f"trace: {error.cause}", error.where))
+            failures.append(_reject("trace", error))
     if method in ("script", "auto"):
         try:
-            return torchscript.script(loaded.pristine_copy(), project.folder)
+            return torchscript.script(loaded.pristine_copy(), project.folder), tuple(failures)
         except ExporterFailed as error:
-            problems.append(Problem(f"script: {error.cause}", error.where))
-    if method == "none":
-        return None
-    raise TorchScriptFailed(project.field_location("torchscript"), problems)
+            failures.append(_reject("script", error))
+    if method in ("none", "auto"):
+        return None, tuple(failures)
+    raise TorchScriptFailed(project.field_location("torchscript"), [_make_problem(failure) for failure in failures])
+
+
+def _reject(form: str, error: ExporterFailed) -> LeftOut:
+    return LeftOut("torchscript", form, "not-checked", error.cause, error.where)
+
+
+def _make_problem(left_out: LeftOut) -> Problem:
+    return Problem(describe_left_out([left_out]), left_out.location)
 
 
 def _check_program(
@@ -152,11 +170,11 @@ def _script_instead(
     context: BuildContext, model: EagerModel, program: TorchScriptProgram, stages: tuple[StageRecord, ...]
 ) -> TorchScriptProgram:
     """Script the module whose trace is wrong; return the trace with the reason if it cannot be scripted."""
-    context.reporter.report_note(f"{_make_failure_problem(program, stages).message}; scripting the module instead")
+    context.reporter.report_note(f"{describe_left_out([_reject_forms(program, stages)])}; scripting the module instead")
     try:
         scripted = torchscript.script(model.loaded.pristine_copy(), context.project.folder)
     except ExporterFailed as error:
-        return replace(program, script_failure=Problem(f"script: {error.cause}", error.where))
+        return replace(program, script_failure=error)
     return replace(scripted, stages=stages)
 
 
@@ -183,48 +201,73 @@ def ship(
     traced: TracedModel,
     saved: SavedForm | None,
     reference: Reference,
-    cached: TorchScriptResult | None,
-) -> TorchScriptResult:
-    """Put a checked fallback into the staged bundle, or none if none is asked for.
+    cached: FallbackResult | None,
+) -> FallbackResult:
+    """Put a checked fallback into the staged bundle, or none if none is asked for or, with `auto`, none is proven.
 
-    A cached program that lies there already is checked on this build's cases first. Raises `ParityFailed`, or
-    `TorchScriptFailed` if no program could be saved at all.
+    A cached fallback that lies there already is checked on this build's cases first. Raises `ParityFailed`, or
+    `TorchScriptFailed` if no program could be saved at all, where the manifest demands a trace or a script.
     """
     if cached is not None:
         rechecked = _recheck(context, model, cached, reference)
         if rechecked is not None:
             return rechecked
-        traced = traced if traced.program else retrace(context, model, traced)
+        traced = traced if traced.program or traced.failures else retrace(context, model, traced)
         saved = save(context, traced.program, fold=True)
-    program = traced.program
-    if program is None or saved is None:
+    program, method = traced.program, context.project.manifest.torchscript.method
+    specialized = program.specialized if program else SpecializedControlFlow(undetected=True)
+    if method == "none":
         return ArtifactResult(None, None, (), program.specialized if program else SpecializedControlFlow())
+    left_out, stages = traced.failures, tuple(_make_failed_stage(failure) for failure in traced.failures)
+    if program is not None and saved is not None:
+        tried = _try_programs(context, model, program, saved, reference)
+        if isinstance(tried, ArtifactResult):
+            return tried
+        left_out, stages = (*left_out, *tried[0]), (*stages, *tried[1])
+        if method != "auto":
+            raise _make_error(context, left_out)
+    fallback = exported_program_stage.ship(context, model, reference, left_out, stages)
+    if fallback.artifact is None:
+        return fallback
+    decides = program is None or program.has_discrete_decisions
+    return replace(fallback, specialized=specialized, has_discrete_decisions=decides)
+
+
+def _make_error(context: BuildContext, left_out: tuple[LeftOut, ...]) -> TorchScriptFailed | ParityFailed:
+    problems = [_make_problem(entry) for entry in left_out]
+    if all(entry.verdict != "fail" for entry in left_out):
+        return TorchScriptFailed(context.project.field_location("torchscript"), problems)
+    alternative = "torchscript.method: auto ships ONNX with the best fallback that passes, or with none"
+    lines = [line for entry in left_out for line in entry.frozen_lines]
+    return ParityFailed([*problems, Problem(_NO_DIAGNOSIS)], alternative, frozen_branches=lines)
+
+
+def _try_programs(
+    context: BuildContext, model: EagerModel, program: TorchScriptProgram, saved: SavedForm, reference: Reference
+) -> FallbackResult | tuple[tuple[LeftOut, ...], tuple[StageRecord, ...]]:
+    """Ship the first form that passes, of the program or else of a script; or return the causes, and the stages."""
     tried = _try_forms(context, model, program, saved, reference)
     if isinstance(tried, ArtifactResult):
         return tried
-    problems, stages = [_make_failure_problem(program, tried)], tried
-    if context.project.manifest.torchscript.method == "auto" and program.method == "trace":
-        # A script that failed already is not tried again: torch.jit would fail in another way, which is not the cause.
-        scripted = program if program.script_failure else _script_instead(context, model, program, tried)
-        if scripted.script_failure is not None:
-            problems.append(scripted.script_failure)
-        else:
-            second_form = save(context, scripted, fold=True)
-            assert second_form is not None
-            second = _try_forms(context, model, scripted, second_form, reference)
-            if isinstance(second, ArtifactResult):
-                return second
-            problems.append(_make_failure_problem(scripted, second))
-            stages = (*tried, *second)
-    if all(stage.verdict != "fail" for stage in stages):
-        raise TorchScriptFailed(context.project.field_location("torchscript"), problems)
-    alternative = "torchscript.method: none ships ONNX alone"
-    raise ParityFailed([*problems, Problem(_NO_DIAGNOSIS)], alternative, frozen_branches=program.specialized.user_lines)
+    left_out = [_reject_forms(program, tried)]
+    if context.project.manifest.torchscript.method != "auto" or program.method != "trace":
+        return tuple(left_out), tried
+    # A script that failed already is not tried again: torch.jit would fail in another way, which is not the cause.
+    scripted = program if program.script_failure else _script_instead(context, model, program, tried)
+    if scripted.script_failure is not None:
+        left_out.append(_reject("script", scripted.script_failure))
+        return tuple(left_out), (*tried, _make_failed_stage(left_out[-1]))
+    second_form = save(context, scripted, fold=True)
+    assert second_form is not None
+    second = _try_forms(context, model, scripted, second_form, reference)
+    if isinstance(second, ArtifactResult):
+        return replace(second, left_out=tuple(left_out))
+    return (*left_out, _reject_forms(scripted, second)), second
 
 
 def _try_forms(
     context: BuildContext, model: EagerModel, program: TorchScriptProgram, saved: SavedForm, reference: Reference
-) -> TorchScriptResult | tuple[StageRecord, ...]:
+) -> FallbackResult | tuple[StageRecord, ...]:
     """Return the first form that passes, or the records of all that do not."""
     stages: list[StageRecord] = list(program.stages)
     for fold in (True, False):
@@ -254,14 +297,18 @@ def _try_forms(
 
 
 def _recheck(
-    context: BuildContext, model: EagerModel, cached: TorchScriptResult, reference: Reference
-) -> TorchScriptResult | None:
-    """Check a cached program on this build's cases; take it out of the staged bundle and return None if it fails."""
-    assert cached.artifact is not None
-    parity = _check_staged(context, model, reference, optimize=cached.artifact.optimize_for_inference)
+    context: BuildContext, model: EagerModel, cached: FallbackResult, reference: Reference
+) -> FallbackResult | None:
+    """Check a cached fallback on this build's cases; take it out of the staged bundle and return None if it fails."""
+    artifact = cached.artifact
+    assert artifact is not None
+    if isinstance(artifact, records.TorchScriptArtifact):
+        parity = _check_staged(context, model, reference, optimize=artifact.optimize_for_inference)
+    else:
+        parity = exported_program_stage.check_staged(context, model, reference)
     if parity.passed:
         return replace(cached, parity=parity)
-    context.writer.remove_file(layout.TORCHSCRIPT)
+    context.writer.remove_file(artifact.path)
     return None
 
 
@@ -287,11 +334,16 @@ def _make_stage(
     return StageRecord(f"torchscript: {', '.join(steps)}", verdict == "pass", verdict, reason, 0, 0, 0, 0, None)
 
 
-def _make_failure_problem(program: TorchScriptProgram, stages: tuple[StageRecord, ...]) -> Problem:
-    if stages[-1].verdict == "not-checked":
-        return Problem(f"{program.method}: {stages[-1].reason}")
-    message = f"the {program.method} does not pass: {stages[-1].reason}"
+def _make_failed_stage(left_out: LeftOut) -> StageRecord:
+    name = f"{left_out.backend}: {left_out.form}"
+    return StageRecord(name, False, left_out.verdict, left_out.reason, 0, 0, 0, 0, None)
+
+
+def _reject_forms(program: TorchScriptProgram, stages: tuple[StageRecord, ...]) -> LeftOut:
+    """Return why no form of a program passes: the cause that the last of its stages recorded."""
+    last = stages[-1]
+    if last.verdict == "not-checked":
+        return LeftOut("torchscript", program.method, "not-checked", last.reason)
     lines = program.specialized.user_lines
-    if lines:
-        message += f"; data-dependent control flow was fixed at trace time in {', '.join(lines)}"
-    return Problem(message, lines[0] if lines else None)
+    location = lines[0] if lines else None
+    return LeftOut("torchscript", program.method, "fail", last.reason, location, lines)

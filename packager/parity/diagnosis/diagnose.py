@@ -131,7 +131,9 @@ def _find_pitfalls(project: Project, module: torch.nn.Module, inputs: Mapping[st
     ]
     if zeros:
         remedy = "mask | ~mask.any(-1, keepdim=True) in forward() attends to every position instead"
-        pitfalls.append(f"{zeros[0]} has a row of zeros on this case, where attention has nothing to attend to: {remedy}")
+        pitfalls.append(
+            f"{zeros[0]} has a row of zeros on this case, where attention has nothing to attend to: {remedy}"
+        )
     nested = torch.backends.mha.get_fastpath_enabled()
     if nested and any(getattr(submodule, "use_nested_tensor", False) for submodule in module.modules()):
         pitfalls.append("nn.TransformerEncoder zeroes padded positions, unless it has enable_nested_tensor=False")

@@ -1,0 +1,153 @@
+"""Export the eager module as a program of torch.export, and save it to the same bytes every time.
+
+Such a program is the fallback where TorchScript cannot be had. Unlike a trace, it never keeps one side of a branch on
+data silently: torch.export raises instead.
+
+`torch.export.save` writes a ZIP archive that holds more than the program: the example inputs as a pickle, a stack trace
+with absolute paths for each node, conditions on sizes in Python, and the file's own name as the folder inside. `save`
+rewrites the archive without them, in the form that `packager.runtime.exported_program_archive` accepts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from packager.common import deterministic_zip
+from packager.export.exporters import ExporterFailed, FlatOutputs, to_exporter_failed
+from packager.export.torchscript import reserve_disk_space
+from packager.project.manifest import DimLimits, Project
+from packager.runtime.exported_program_archive import ROOT, SAMPLE_INPUTS
+
+_GENERAL_SIZE = 2  # torch.export specializes what it traces with a size of 0 or 1
+_LEFT_OUT = (".data/serialization_id",)
+
+
+def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
+    """Export the module with the manifest's dynamic dims; `inputs` are an example call, in the manifest's order.
+
+    A dim is exported as if it were at least 2, because its size may not become a condition, and then allowed down to
+    its own limit: the parity check tries the small sizes. Raises `ExporterFailed`.
+    """
+    flat = FlatOutputs(module, project.manifest.outputs).eval()
+    shapes = {"inputs": _make_dynamic_shapes(project, inputs)}
+    failure: Exception | None = None
+    # It prints half of the graph to stderr when it fails.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _keep_sizes_general():
+        for strict in (False, True):
+            try:
+                program = torch.export.export(flat, inputs, dynamic_shapes=shapes, strict=strict)
+            except Exception as error:  # noqa: BLE001 (torch.export raises whatever forward() does under its tensors)
+                failure = failure or error
+            else:
+                _widen_ranges(project, program)
+                return program
+    assert failure is not None
+    raise _explain(failure, project.folder) from failure
+
+
+def _explain(failure: Exception, folder: Path) -> ExporterFailed:
+    """Return the cause of a failed export: for sizes that became fixed, the first that torch lists below its title."""
+    failed = to_exporter_failed(failure, folder)
+    listed = [line.strip()[2:] for line in str(failure).splitlines() if line.strip().startswith("- ")]
+    if "Constraints violated" not in failed.cause or not listed:
+        return failed
+    return ExporterFailed(f"{type(failure).__name__}: {listed[0].partition('. ')[0]}", failed.where)
+
+
+def _keep_sizes_general() -> contextlib.AbstractContextManager[None]:
+    """Let no size of 0 or 1 become a condition, as torch.onnx.export does; the parity check tries those sizes."""
+    from torch.fx.experimental import _config
+
+    config: Any = _config  # its attributes are made when it is imported
+    patch: contextlib.AbstractContextManager[None] = config.patch(backed_size_oblivious=True)
+    return patch
+
+
+def _make_dynamic_shapes(project: Project, inputs: tuple[torch.Tensor, ...]) -> tuple[dict[int, Any], ...]:
+    specs, dims = list(project.manifest.inputs.values()), {}
+    for spec, tensor in zip(specs, inputs, strict=True):
+        for dim, size in zip(spec.shape, tensor.shape, strict=True):
+            if isinstance(dim, str):
+                dims[dim] = _make_dynamic_dim(dim, project.manifest.dim_limits()[dim], size)
+    return tuple({axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in specs)
+
+
+def _make_dynamic_dim(name: str, limit: DimLimits, example: int) -> Any:
+    """Make a dynamic dim; torch rejects one that has a single size, so that one may also be one larger."""
+    smallest = min(max(limit.min, _GENERAL_SIZE), example)
+    return torch.export.Dim(name, min=smallest, max=None if limit.max is None else max(limit.max, smallest + 1))
+
+
+def _widen_ranges(project: Project, program: torch.export.ExportedProgram) -> None:
+    """Give every dynamic dim the limits of the manifest, which the loaded program enforces."""
+    from torch.utils._sympy.numbers import int_oo
+    from torch.utils._sympy.value_ranges import ValueRanges
+
+    limits, names = project.manifest.dim_limits(), program.graph_signature.user_inputs
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for name, spec in zip(names, project.manifest.inputs.values(), strict=True):
+        for size, dim in zip(nodes[str(name)].meta["val"].shape, spec.shape, strict=True):
+            if isinstance(dim, str):
+                largest = int_oo if limits[dim].max is None else limits[dim].max
+                program.range_constraints[size.node.expr] = ValueRanges(limits[dim].min, largest)
+
+
+def save(program: torch.export.ExportedProgram, path: Path, folder: Path) -> None:
+    """Write the program to `path`, the same bytes every time. `folder` holds the user's code.
+
+    Raises `ExporterFailed`, and OSError if the disk is full.
+    """
+    raw = path.with_name(f"raw-{path.name}")
+    program.example_inputs = None  # they would be a pickle
+    reserve_disk_space(raw, sum(tensor.nbytes for tensor in _list_tensors(program)))
+    try:
+        torch.export.save(program, raw)
+    except OSError:
+        raise  # the disk failed, not the exporter
+    except Exception as error:
+        raise to_exporter_failed(error, folder) from error
+    write_canonical(raw, path)
+    raw.unlink()
+
+
+def _list_tensors(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
+    values = (*program.state_dict.values(), *program.constants.values())
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def write_canonical(saved: Path, target: Path) -> None:
+    """Copy an archive of torch.export.save without what differs from run to run: see the module's docstring."""
+    with zipfile.ZipFile(saved) as archive, target.open("wb") as stream:
+        entries = {name.partition("/")[2]: name for name in archive.namelist()}
+
+        def files() -> Iterator[tuple[str, int, list[bytes]]]:
+            for inner, name in sorted(entries.items()):
+                if inner in _LEFT_OUT:
+                    continue
+                content = archive.read(name)
+                if inner.startswith("models/"):
+                    document = {**_strip_metadata(json.loads(content)), "guards_code": []}
+                    content = json.dumps(document, separators=(",", ":")).encode()
+                elif inner == SAMPLE_INPUTS:
+                    content = b""
+                yield f"{ROOT}/{inner}", len(content), [content]
+
+        deterministic_zip.write_zip(stream, files())
+
+
+def _strip_metadata(value: Any) -> Any:
+    """Return a JSON value without the metadata of graph nodes: stack traces, module names, and what libraries add."""
+    if isinstance(value, list):
+        return [_strip_metadata(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    stripped = {name: _strip_metadata(item) for name, item in value.items()}
+    return {**stripped, "metadata": {}} if "metadata" in stripped else stripped

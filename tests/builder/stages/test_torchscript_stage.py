@@ -1,0 +1,378 @@
+"""The fallback: TorchScript, else an exported program, else ONNX alone, which the bundle says wherever it is read."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from messages import carries, mentions
+from projects import LINEAR, package, project, python, reseal
+
+import packager
+from packager.builder.results import LeftOut, describe_left_out
+from packager.common.hashing import sha256_file
+from packager.common.progress import Note
+from packager.errors import BackendUnavailable, ExportFailed, ParityFailed, TorchScriptFailed
+
+NO_CODE = "y = y * sum([float(value) for value in map(float, range(2))])"  # torch.jit.script rejects map()
+SPARSEMAX = """
+import torch
+from torch import nn
+
+
+class Sparsemax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ordered = torch.sort(x, descending=True, dim=-1).values
+        total = ordered.cumsum(-1) - 1
+        rank = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype)
+        count = (rank * ordered > total).sum(-1, keepdim=True)
+        return torch.clamp(x - total.gather(-1, count - 1) / count.to(x.dtype), min=0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = Sparsemax.apply(self.layer(x))
+        return y
+"""
+"""It can be traced, and no program with Python code in it can be saved."""
+
+
+def returning(*lines):
+    return LINEAR.replace("return self.layer(x)", "\n        ".join(["y = self.layer(x)", *lines]))
+
+
+NOT_TRACED = returning(
+    NO_CODE,
+    "q = torch.stack([y, y + x[:, :3]], 1)[:, None]",
+    "return nn.functional.scaled_dot_product_attention(q, q, q, is_causal=q.shape[2] > 1)",
+)
+"""In a trace, a size is a tensor, and `is_causal` must be a bool."""
+BRANCH = returning("return torch.cond(x.sum() > 0, lambda v: v * 2, lambda v: v - 1, (y,))")
+"""torch.jit knows no torch.cond."""
+TRACED_WRONG = returning(NO_CODE, "return y * torch.sym_float(x.shape[0])")
+"""A trace fixes the batch; torch.export keeps it."""
+NO_FALLBACK = SPARSEMAX.replace("return y\n", "return y if y.sum() > -1000 else y - 1\n")
+"""It can be exported to ONNX from the trace alone: the branch, which always goes one way, stops torch.export."""
+
+
+def build(folder, source, **sections):
+    """Build a project; return the result and the notes."""
+    events = []
+    built = packager.build(project(folder / "project", source, **sections), folder / "out", listener=events.append)
+    return built, [event.message for event in events if isinstance(event, Note)]
+
+
+def read(bundle, name="config.json"):
+    return json.loads((bundle / name).read_text())
+
+
+def outputs_of_one_row(bundle):
+    return packager.load(bundle)(x=np.ones((1, 4), np.float32))["output_0"]
+
+
+def stages_of(bundle):
+    return {stage["name"]: stage["verdict"] for stage in read(bundle, "evidence/parity.json")["stages"]}
+
+
+@pytest.fixture
+def broken(exported, tmp_path):
+    """Return a copy of the bundle with an exported program, whose ONNX model does not load."""
+    bundle = Path(shutil.copytree(exported[0].bundle, tmp_path / "copy" / "net-1.0.0"))
+    (bundle / "model.onnx").write_bytes(b"not a model")
+    reseal(bundle)
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Build a bundle whose fallback is an exported program."""
+    return build(tmp_path_factory.mktemp("exported"), SPARSEMAX)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Build a bundle without a fallback."""
+    return build(tmp_path_factory.mktemp("alone"), NO_FALLBACK)
+
+
+# -- an exported program --------------------------------------------------------------------
+
+
+def test_a_program_that_torchscript_cannot_save_is_shipped_as_an_exported_program(exported):
+    built, notes = exported
+    assert built.parity == {"onnx": "pass", "torchscript": "not-checked", "torch-export": "pass"}
+    config, parity = read(built.bundle), read(built.bundle, "evidence/parity.json")
+    assert config["artifacts"]["torchscript"] is None
+    assert config["artifacts"]["torch-export"]["path"] == "model.pt2"
+    assert config["parity"] == built.parity
+    assert config["left_out"]["torchscript"]["verdict"] == "not-checked"
+    assert set(config["left_out"]) == {"torchscript"}
+    assert (built.bundle / "model.pt2").exists() and not (built.bundle / "model.ts").exists()
+    backend = parity["backends"]["torch-export"]
+    assert backend["verdict"] == "pass" and backend["outputs"]["output_0"]["max_abs"] < 1e-6
+    assert stages_of(built.bundle)["torch-export: exported program"] == "pass"
+    (note,) = [note for note in notes if carries(note, "exported program")]
+    mentions(note, "Sparsemax", "TorchScript")
+    for text in (config["left_out"]["torchscript"]["reason"], parity["backends"]["torchscript"]["reason"]):
+        assert text.count("Sparsemax") == 1
+    mentions((built.bundle / "README.md").read_text(), "model.pt2", "exported program", "Sparsemax")
+    mentions(built.facts["torch-export"], "exported program")
+
+
+def test_an_exported_program_is_replayed_by_verify(exported):
+    report = packager.verify(exported[0].bundle)
+    assert report.ok
+    assert report.parity == {"onnx": "pass", "torchscript": "not-checked", "torch-export": "pass"}
+    (note,) = report.notes
+    mentions(note, "torchscript", "not in this bundle", "Sparsemax")
+
+
+def test_an_exported_program_is_loaded_where_onnx_is_not(exported, broken, caplog):
+    x = np.random.default_rng(0).random((7, 4), dtype=np.float32)
+    expected = packager.load(exported[0].bundle)(x=x)["output_0"]
+    with caplog.at_level(logging.WARNING, logger="packager"):
+        loaded = packager.load(broken, selftest=True)
+    assert loaded.backend == "torch-export"
+    mentions(caplog.records[-1].getMessage(), "net-1.0.0", "torch.export", "onnxruntime")
+    np.testing.assert_allclose(loaded(x=x)["output_0"], expected, atol=1e-6)
+    with pytest.raises(BackendUnavailable) as caught:
+        packager.load(broken, fallback=False)
+    mentions(caught.value.hint, "fallback=True")
+
+
+def test_an_exported_program_that_holds_more_than_a_program_is_not_loaded(broken):
+    (broken / "model.pt2").write_bytes((broken / "model.pt2").read_bytes() + b"more")
+    reseal(broken)
+    with pytest.raises(BackendUnavailable) as caught:
+        packager.load(broken)
+    mentions(caught.value.why, "onnxruntime", "torch.export", "archive")
+
+
+def test_a_changed_exported_program_fails_the_replay(exported, tmp_path):
+    bundle = Path(shutil.copytree(exported[0].bundle, tmp_path / "copy" / "net-1.0.0"))
+    other, _ = build(tmp_path, SPARSEMAX.replace("y = Sparsemax", "y = 2 * Sparsemax"))
+    shutil.copy(other.bundle / "model.pt2", bundle)
+    config = read(bundle)
+    config["artifacts"]["torch-export"]["sha256"] = sha256_file(bundle / "model.pt2")
+    (bundle / "config.json").write_text(json.dumps(config))
+    reseal(bundle)
+    report = packager.verify(bundle)
+    assert report.parity == {"onnx": "pass", "torchscript": "not-checked", "torch-export": "fail"}
+    assert not report.ok
+    sections = {section.name: section.differences for section in packager.diff(exported[0].bundle, bundle).sections}
+    assert [difference.where for difference in sections["torchscript"]] == ["model.pt2.sha256"]
+
+
+def test_without_torch_an_exported_program_is_not_checked_and_not_loaded(exported, broken):
+    code = (
+        "import sys, json; sys.modules['torch'] = None\n"
+        "import packager\n"
+        "print(json.dumps(packager.verify(sys.argv[1]).as_json()))\n"
+        "try:\n"
+        "    packager.load(sys.argv[2])\n"
+        "except packager.PackagerError as error:\n"
+        "    print(json.dumps([error.why, error.hint]))\n"
+    )
+    done = python(code, exported[0].bundle, broken)
+    assert done.returncode == 0, done.stderr
+    report, (why, hint) = map(json.loads, done.stdout.splitlines())
+    assert report["ok"]
+    assert report["parity"] == {"onnx": "pass", "torchscript": "not-checked", "torch-export": "not-checked"}
+    mentions(report["notes"][-1], "torch-export", "torch is not installed")
+    mentions(why, "torch.export", "torch")
+    assert hint == "pip install torch"
+
+
+def test_another_process_and_folder_give_the_same_exported_program(tmp_path):
+    path = project(tmp_path / "project", SPARSEMAX)
+    built = packager.build(path, tmp_path / "out", cache="off", check=True)
+    assert built.parity["torch-export"] == "pass"
+
+
+def test_an_exported_program_from_the_cache_is_checked_on_new_cases(tmp_path):
+    build(tmp_path, SPARSEMAX)
+    built, _ = build(tmp_path, SPARSEMAX, parity={"samples": 40})
+    assert {"reference", "torchscript", "onnx"} <= set(built.stages)
+    assert not {"trace", "export"} & set(built.stages)
+    assert packager.verify(built.bundle).parity["torch-export"] == "pass"
+    built, _ = build(tmp_path, SPARSEMAX, parity={"samples": 40}, description="Different")
+    assert set(built.stages) == {"reference", "torchscript", "onnx", "bundle"}
+    assert built.recalled == {"reference", "torchscript", "onnx"}
+    fresh = packager.build(tmp_path / "project/package.yaml", tmp_path / "fresh", cache="off")
+    assert fresh.fingerprint == built.fingerprint
+
+
+def test_a_module_that_can_be_neither_traced_nor_scripted_ships_onnx_and_an_exported_program(tmp_path):
+    built, notes = build(tmp_path, NOT_TRACED)
+    assert built.parity == {"onnx": "pass", "torchscript": "not-checked", "torch-export": "pass"}
+    stages = stages_of(built.bundle)
+    assert stages["export: torch-export"] == "pass"
+    assert (stages["torchscript: trace"], stages["torchscript: script"]) == ("not-checked", "not-checked")
+    mentions(next(note for note in notes if carries(note, "exported program")), "trace", "is_causal", "script")
+    unchecked = read(built.bundle, "evidence/parity.json")["not_checked"]
+    assert len([item for item in unchecked if carries(item, "traced")]) == 1
+    assert not [note for note in notes if carries(note, "control flow")]
+    assert packager.verify(built.bundle).ok
+
+
+def test_a_branch_on_data_is_kept_by_both_artifacts(tmp_path):
+    built, _ = build(tmp_path, BRANCH)
+    assert built.parity == {"onnx": "pass", "torchscript": "not-checked", "torch-export": "pass"}
+    assert packager.verify(built.bundle).ok
+
+
+def test_the_causes_of_a_failed_trace_and_of_a_failed_export_are_all_named(tmp_path):
+    source = NOT_TRACED.replace("return nn", "q = torch.lgamma(4 + q)\n        return nn")
+    with pytest.raises(ExportFailed) as caught:
+        build(tmp_path, source)
+    trace, script, export = (problem.message for problem in caught.value.problems)
+    mentions(trace, "torchscript, from the trace", "is_causal")
+    mentions(script, "torchscript, from the script", "__float__")
+    mentions(export, "torch-export", "lgamma")
+
+
+def test_a_wrong_trace_is_left_out_with_its_verdict(tmp_path):
+    built, notes = build(tmp_path, TRACED_WRONG)
+    assert built.parity == {"onnx": "pass", "torchscript": "not-checked", "torch-export": "pass"}
+    config = read(built.bundle)
+    assert config["left_out"]["torchscript"]["verdict"] == "fail"
+    mentions(config["left_out"]["torchscript"]["reason"], "trace", "parity", "script")
+    why = read(built.bundle, "evidence/parity.json")["backends"]["torchscript"]["reason"]
+    mentions(why, "trace", "does not pass", "case", "script")
+    mentions(next(note for note in notes if carries(note, "exported program")), "trace", "does not pass", "case")
+    readme = (built.bundle / "README.md").read_text()
+    assert "- torchscript, wrong: the trace does not pass" in readme
+    for rows in (1, 2, 9):
+        x = np.ones((rows, 4), np.float32)
+        outputs = packager.load(built.bundle)(x=x)["output_0"]
+        np.testing.assert_allclose(outputs, rows * outputs_of_one_row(built.bundle)[[0] * rows], rtol=1e-5)
+
+
+# -- ONNX alone -----------------------------------------------------------------------------
+
+
+def test_onnx_ships_alone_where_no_fallback_is_proven(alone):
+    built, notes = alone
+    assert built.parity == {"onnx": "pass", "torchscript": "not-checked"}
+    config = read(built.bundle)
+    assert config["artifacts"]["onnx"] is not None
+    assert config["artifacts"]["torchscript"] is None and "torch-export" not in config["artifacts"]
+    assert {kind: entry["verdict"] for kind, entry in config["left_out"].items()} == {
+        "torchscript": "not-checked",
+        "torch-export": "not-checked",
+    }
+    assert not {"model.ts", "model.pt2"} & {path.name for path in built.bundle.iterdir()}
+    note = next(note for note in notes if carries(note, "alone"))
+    mentions(built.facts["fallback"], "none", "Sparsemax", "GuardOnDataDependentSymNode")
+    for text in (note, (built.bundle / "README.md").read_text()):
+        mentions(text, "fallback", "Sparsemax", "GuardOnDataDependentSymNode")
+    assert packager.verify(built.bundle).ok
+
+
+def test_inspect_says_that_there_is_no_fallback_and_why(alone, exported):
+    text = package("inspect", alone[0].bundle).stdout
+    mentions(" ".join(text.split()), "fallback", "none", "Sparsemax", "GuardOnDataDependentSymNode")
+    text = package("inspect", exported[0].bundle).stdout
+    mentions(" ".join(text.split()), "torch-export", "model.pt2", "torchscript left out")
+    assert "runs only where ONNX loads" not in text
+
+
+def test_a_bundle_without_a_fallback_that_does_not_load_says_why_there_is_none(alone, tmp_path):
+    bundle = Path(shutil.copytree(alone[0].bundle, tmp_path / "net-1.0.0"))
+    (bundle / "model.onnx").write_bytes(b"not a model")
+    reseal(bundle)
+    with pytest.raises(BackendUnavailable) as caught:
+        packager.load(bundle)
+    mentions(caught.value.why, "onnxruntime", "no fallback", "Sparsemax", "GuardOnDataDependentSymNode")
+
+
+def test_two_bundles_differ_in_why_they_have_no_fallback(alone, exported):
+    sections = {item.name: item.differences for item in packager.diff(exported[0].bundle, alone[0].bundle).sections}
+    where = [difference.where for difference in sections["torchscript"]]
+    assert where == ["model.pt2", "left_out.torch-export"]
+
+
+def test_a_bundle_without_a_fallback_is_restored_from_the_cache(tmp_path):
+    build(tmp_path, NO_FALLBACK)
+    built, _ = build(tmp_path, NO_FALLBACK, description="Different")
+    assert built.recalled == {"reference", "torchscript", "onnx"}
+    fresh = packager.build(tmp_path / "project/package.yaml", tmp_path / "fresh", cache="off")
+    assert fresh.fingerprint == built.fingerprint
+
+
+# -- a fallback that the manifest demands, or none at all ------------------------------------
+
+
+def test_a_trace_that_is_demanded_and_cannot_be_saved_is_an_error(tmp_path):
+    with pytest.raises(TorchScriptFailed) as caught:
+        build(tmp_path, SPARSEMAX, torchscript={"method": "trace"})
+    mentions(caught.value.problems[0].message, "trace", "Sparsemax")
+    mentions(caught.value.hint, "torchscript.method: auto")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trace_that_is_demanded_and_wrong_is_an_error(tmp_path):
+    with pytest.raises(ParityFailed) as caught:
+        build(tmp_path, TRACED_WRONG, torchscript={"method": "trace"})
+    mentions(caught.value.problems[0].message, "the trace does not pass", "case")
+    mentions(caught.value.hint, "torchscript.method: auto")
+
+
+def test_no_fallback_is_tried_or_explained_if_the_manifest_asks_for_none(tmp_path):
+    built, notes = build(tmp_path, SPARSEMAX, torchscript={"method": "none"})
+    assert built.parity == {"onnx": "pass", "torchscript": "not-checked"}
+    assert "left_out" not in read(built.bundle)
+    assert not [note for note in notes if carries(note, "fallback")]
+    assert "no fallback" not in (built.bundle / "README.md").read_text()
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_model_with_neither_a_graph_nor_a_fallback_is_refused(tmp_path, required):
+    source = NO_FALLBACK.replace("return torch.clamp(", "return torch.lgamma(4 + x) + torch.clamp(")
+    with pytest.raises(ExportFailed) as caught:
+        build(tmp_path, source, export={"required": required})
+    text = "\n".join(problem.message for problem in caught.value.problems)
+    mentions(
+        text, "torchscript, from the trace", "torch-export", "fallback", "Sparsemax", "GuardOnDataDependentSymNode"
+    )
+    mentions(caught.value.hint, "export.required: false")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_program_ships_alone_if_no_exporter_works_and_onnx_is_not_required(tmp_path):
+    source = SPARSEMAX.replace("return torch.clamp(", "return torch.lgamma(4 + x) + torch.clamp(")
+    built, notes = build(tmp_path, source, export={"required": False})
+    assert built.parity == {"onnx": "not-checked", "torchscript": "not-checked", "torch-export": "pass"}
+    mentions(next(note for note in notes if carries(note, "export.required")), "exported program")
+    loaded = packager.load(built.bundle)
+    assert loaded.backend == "torch-export"
+    assert loaded(x=np.ones((5, 4), np.float32))["output_0"].shape == (5, 3)
+    assert packager.verify(built.bundle).ok
+
+
+# -- the words ------------------------------------------------------------------------------
+
+
+def test_a_cause_that_two_forms_share_is_given_once_and_a_measured_one_only_where_asked():
+    entries = [
+        LeftOut("torchscript", "trace", "not-checked", "no code:"),
+        LeftOut("torchscript", "script", "not-checked", "no code:"),
+        LeftOut("torch-export", "exported program", "fail", "y[0]: 1 for 2", "model.py:3", ("model.py:3",)),
+    ]
+    frozen = "; data-dependent control flow was fixed at trace time in model.py:3"
+    text = f"trace and script: no code; the exported program does not pass: y[0]: 1 for 2{frozen}"
+    assert describe_left_out(entries) == text
+    assert describe_left_out(entries, measured=False) == text.replace(": 1 for 2", "").replace(
+        ": y[0]", " the parity check"
+    )
