@@ -8,7 +8,7 @@ up to there are wrong, and those after it are right. numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from packager.parity.diagnosis.matching import finite_rms, has_type_of, is_distinctive, matches, rms_difference
@@ -42,14 +42,15 @@ class _Attempt:
     expected: Sequence[int]
 
 
-def find_by_substitution(pair: RunPair, first: int, target: int) -> Divergence | None:
+def find_by_substitution(pair: RunPair, first: int, target: int, report: Callable[[str], None]) -> Divergence | None:
     """Find the divergence whose correction makes the output right, or else the most of the values computed from it.
 
     `first` is the first unsound value of the suspect, `target` that of the reference. Returns None if no correction
-    makes enough values right.
+    makes enough values right. `report` is called before each run of the suspect.
     """
     best, most = None, 0
-    for attempt in _iter_attempts(pair, first, target):
+    for number, attempt in enumerate(_iter_attempts(pair, first, target), start=1):
+        report(f"substitution {number} of at most {MAX_SUBSTITUTIONS}")
         matched = _count_matched(pair, attempt)
         if matched > most:
             best, most = attempt.divergence, matched

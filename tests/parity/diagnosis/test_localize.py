@@ -76,10 +76,10 @@ def test_the_node_that_was_broken_is_found_against_the_module_and_against_the_ea
     architecture, name, break_it = BROKEN[case]
     loaded, module, good, expected = export(architecture, tmp_path / "p")
     with pytest.raises(ActivationsUnavailable) as caught:
-        localize.find_smallest_failing_case(good, expected)
+        localize.find_failing_case(good, expected)
     golden(caught.value)
     bad = break_node(good, name, break_it)
-    failing = localize.find_smallest_failing_case(bad, expected)
+    failing = localize.find_failing_case(bad, expected)
     inputs = failing.reference_case.inputs
     tensors = dict(zip(inputs, bind_inputs(loaded, list(inputs.values())), strict=True))
     call = torch_activations.ModuleCall(module, tensors, loaded.manifest.outputs, loaded.folder)
@@ -132,6 +132,6 @@ def test_a_graph_that_does_not_run_is_reported(tmp_path):
     x = np.ones((2, 3), np.float32)
     expected = ReferenceCase("000", {"x": x}, {"y": x.reshape(6)}, {"y": ElementTolerance(0.0, 0.0)})
     with pytest.raises(ActivationsUnavailable, match=r"000.*onnxruntime.*Reshape"):
-        localize.find_smallest_failing_case(GraphModel(model, tmp_path), [expected])
+        localize.find_failing_case(GraphModel(model, tmp_path), [expected])
     with pytest.raises(ActivationsUnavailable, match="onnxruntime"):
         onnx_activations.record_graph(GraphModel(model, tmp_path), {"x": x})
