@@ -289,5 +289,5 @@ def _make_failure_problem(program: TorchScriptProgram, stages: tuple[StageRecord
     message = f"the {program.method} does not pass: {stages[-1].reason}"
     lines = program.specialized.user_lines
     if lines:
-        message += f"; data-dependent control flow was fixed at trace time in {', '.join(lines)}"
-    return Problem(message, lines[0] if lines else None)
+        message += f"; data-dependent control flow was fixed at trace time in {', '.join(lines)}: it may be the cause"
+    return Problem(message)
