@@ -49,7 +49,7 @@ def find_divergence(
     whole = rule == "whole"
     left = soundness.classify(reference, to_suspect, to_reference, off[0] | {expected_output}, whole=whole)
     right = soundness.classify(suspect, to_reference, to_suspect, off[1] | {suspect_output}, whole=whole)
-    pair = RunPair(left, right, expected_output, suspect_output, substitute)
+    pair = RunPair(left, right, expected_output, suspect_output, substitute, budget)
     first = next((index for index in right.find_ancestors(suspect_output) if right.is_first_unsound(index)), None)
     targets = [index for index in left.find_ancestors(expected_output) if left.is_first_unsound(index)]
     if first is None:  # all that the suspect computes is right, and one more operation should have followed

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
@@ -43,6 +43,7 @@ from packager.runtime.check import get_error_line
 from packager.runtime.onnx_backend import OnnxBackend
 
 _SMALL_CASE_ELEMENTS = 1 << 16  # of its inputs; up to this size, a case that tells more is worth its cost
+_MAX_PASS_BYTES = 1 << 28  # of activations, where a pass is diagnosed
 _TYPICAL_RUNS = 10  # of the graph, from the failing case to the node
 _EXACT_OUTPUT_TOLERANCE = 1e-4  # for the inner values of a graph whose outputs are all integers or booleans
 
@@ -321,11 +322,16 @@ def _to_relative_tolerance(expected: Array, tolerance: ElementTolerance) -> floa
 
 
 def describe_broken_pass(good: GraphModel, bad: onnx.ModelProto, reference_cases: Sequence[ReferenceCase]) -> str:
-    """Describe what a pass broke: `good` is the graph before it, `bad` the one after; weights are in one folder."""
+    """Describe what a pass broke: `good` is the graph before it, `bad` the one after; weights are in one folder.
+
+    The text is recorded in the bundle, so it must not depend on the clock: activations are limited instead of time.
+    """
     try:
-        suspect = GraphModel(bad, good.folder, good.providers)
+        suspect = GraphModel(bad, good.folder, good.providers, max_bytes=_MAX_PASS_BYTES)
         failing = find_failing_case(suspect, reference_cases)
-        before = onnx_activations.record_graph(good, failing.reference_case.inputs).activations
+        before = onnx_activations.record_graph(
+            replace(good, max_bytes=_MAX_PASS_BYTES), failing.reference_case.inputs
+        ).activations
         reference = before.with_tolerances([failing.relative_tolerance] * len(before.values))
         after = onnx_activations.record_graph(suspect, failing.reference_case.inputs)
         fault = localize(reference, after, failing)

@@ -32,6 +32,8 @@ MAX_ACTIVATION_BYTES = 1 << 30
 class GraphModel:
     """A model whose large weights lie in files of `folder`, the execution providers that run it, and for how long.
 
+    At most `max_bytes` of activations are recorded.
+
     Whatever runs the model raises `OutOfTime` once the budget is spent, also in the middle of a run.
     """
 
@@ -39,6 +41,7 @@ class GraphModel:
     folder: Path
     providers: Sequence[str] = ("CPUExecutionProvider",)
     budget: Budget = UNLIMITED
+    max_bytes: int = MAX_ACTIVATION_BYTES
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,14 @@ class GraphActivations:
 def record_graph(graph: GraphModel, inputs: Mapping[str, Array]) -> GraphActivations:
     """Record all values that depend on the inputs.
 
-    Raises `ActivationsUnavailable` if the graph does not run node by node, or if the values are larger than
-    `MAX_ACTIVATION_BYTES` together.
+    Raises `ActivationsUnavailable` if the graph does not run node by node, or if the values are larger than the graph's
+    `max_bytes` together.
     """
     computed = list(_iter_input_dependent(graph.model.graph, inputs))
     names = [name for _, name, _ in computed]
     size = _measure_bytes(graph, inputs, names)
-    if size > MAX_ACTIVATION_BYTES:
-        limit = f"{MAX_ACTIVATION_BYTES >> 20} MiB"
+    if size > graph.max_bytes:
+        limit = f"{graph.max_bytes >> 20} MiB"
         raise ActivationsUnavailable(f"the activations take {size >> 20} MiB, more than the limit of {limit}")
     arrays = {**inputs, **_run_session(graph, graph.model, inputs, names)}
     indices = {name: index for index, name in enumerate([*inputs, *names])}

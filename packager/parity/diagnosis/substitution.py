@@ -106,7 +106,7 @@ def _list_candidates(pair: RunPair, first: int, target: int) -> list[tuple[int, 
     """List unsound values of the reference from `target` on, with those of the suspect from `first` on for each.
 
     Of the reference more than `target` itself, because the suspect may compute two operations as one. In order, but
-    pairs that are far apart come last.
+    pairs that are far apart come last. Raises `OutOfTime`.
     """
     after_first = {first, *pair.suspect.find_descendants(first)}
     suspects = [
@@ -126,6 +126,7 @@ def _list_candidates(pair: RunPair, first: int, target: int) -> list[tuple[int, 
         if array is None:
             continue
         for index in suspects:
+            pair.budget.check()
             value = pair.suspect.activations.values[index]
             if value.array is not None and has_type_of(value, array):
                 distance = rms_difference(array, value.array) / (finite_rms(array) or 1.0)
