@@ -91,7 +91,7 @@ def _require_exclusive(flags: Mapping[str, bool]) -> None:
 @click.argument("manifest", type=PATH)
 @json_option
 def vet(manifest: Path, as_json: bool) -> None:
-    """Check MANIFEST, its checkpoint and one forward pass.
+    """Check MANIFEST, its checkpoint and a few forward passes.
 
     Nothing is exported.
     """

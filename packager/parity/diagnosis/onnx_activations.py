@@ -32,9 +32,8 @@ MAX_ACTIVATION_BYTES = 1 << 30
 class GraphModel:
     """A model whose large weights lie in files of `folder`, the execution providers that run it, and for how long.
 
-    At most `max_bytes` of activations are recorded.
-
-    Whatever runs the model raises `OutOfTime` once the budget is spent, also in the middle of a run.
+    At most `max_bytes` of activations are recorded. Whatever runs the model raises `OutOfTime` when the budget is
+    spent, also in the middle of a run.
     """
 
     model: onnx.ModelProto
