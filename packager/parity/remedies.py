@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from packager.parity.cases.dim_sizes import get_batch_dim
+from packager.parity.cases.dim_sizes import choose_example_sizes, get_batch_dim
 from packager.parity.cases.sample_grid import InputCase
 from packager.project.manifest import Project, is_integer_dtype
 
@@ -36,12 +36,15 @@ def _raise_minimum(project: Project, case: InputCase, *, is_batch: bool) -> str:
 
 
 def _lower_maximum(project: Project, case: InputCase, length: int | None, size: int | None = None) -> str | None:
-    """Name the dims that are larger than a table of `length` rows; `size` is that of the dim, if it is known."""
-    limits = project.manifest.dim_limits()
+    """Name the dims that are larger than a table of `length` rows; `size` is that of the dim, if it is known.
+
+    The example's sizes are in the table: they are run first, so that a failure there has a different cause.
+    """
+    example = choose_example_sizes(project.manifest.dim_limits())
     dims = [
         dim
         for dim, chosen in case.sizes.items()
-        if (chosen > limits[dim].min and (length is None or chosen > length) and size in (None, chosen))
+        if chosen > example[dim] and (length is None or chosen > length >= example[dim]) and size in (None, chosen)
     ]
     if dims and length is not None:
         return f"if the module has a table of {length} positions, set dims.{dims[0]}.max: {length}"

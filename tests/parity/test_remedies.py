@@ -66,7 +66,8 @@ def test_an_id_beyond_a_table_needs_a_smaller_range(tmp_path, golden):
     golden(hint_of(tmp_path, "self.embed(ids)", inputs), "ids")
 
 
-def test_an_error_of_which_nothing_is_known_has_the_general_hint(tmp_path):
+@pytest.mark.parametrize("expression", ["self.layer(x)", "x + torch.zeros(x.shape[0])", "x[9]"])
+def test_an_error_that_no_larger_size_explains_has_the_general_hint(tmp_path, expression):
     inputs = {"x": {"dtype": "float32", "shape": ["batch", 5]}}
     with pytest.raises(ForwardFailed, match="must be a multiple"):
-        vet(project(tmp_path, LINEAR, inputs=inputs))
+        vet(project(tmp_path, LINEAR.replace("self.layer(x)", expression), inputs=inputs))

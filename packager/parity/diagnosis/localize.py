@@ -177,8 +177,8 @@ def localize(reference: Activations, suspect: GraphActivations, failing: Failing
         except OutOfTime as stop:
             if any(fault.is_certain for fault in faults):
                 break
-            suspects = stop.suspects or tuple(index for fault in faults[:1] for index in fault.divergence.path)
-            raise OutOfTime(suspects) from None
+            earlier = tuple(index for fault in faults[:1] for index in fault.divergence.path)
+            raise OutOfTime(stop.suspects or earlier or tuple(range(len(suspect.activations.values)))) from None
         if faults[-1].is_certain and len(faults[-1].nodes) <= 1:
             break
     return min(faults, key=lambda fault: (not fault.reproduces, not fault.divergence.confirmed, len(fault.nodes)))

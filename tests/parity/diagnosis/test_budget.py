@@ -123,6 +123,16 @@ def test_a_graph_that_is_right_is_still_told_from_one_that_ran_out_of_time(tmp_p
         find_failing_case(replace(graph, budget=Budget(0.0)), [case_of("000", 3, lambda x: x)])
 
 
+def test_a_search_that_ends_before_it_has_compared_anything_suspects_every_node(tmp_path):
+    case = case_of("000", 3, lambda x: x)
+    graph = graph_of(["Neg", "Relu"], tmp_path)
+    recorded = onnx_activations.record_graph(graph, case.inputs)
+    late = replace(recorded, graph=replace(graph, budget=Budget(0.0)))
+    with pytest.raises(OutOfTime) as caught:
+        localize.localize(recorded.activations, late, localize.FailingCase(case, "y"))
+    assert caught.value.suspects == (0, 1, 2)
+
+
 # -- a build --------------------------------------------------------------------------------
 
 
