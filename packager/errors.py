@@ -108,10 +108,16 @@ def render_error(error: PackagerError) -> str:
 
 def did_you_mean(name: str, candidates: Sequence[str]) -> str | None:
     """Return the hint for an unknown name: the closest candidate, otherwise all; None without candidates."""
-    closest = get_close_matches(name, candidates, n=1, cutoff=0.6)
-    if closest:
-        return f"did you mean {closest[0]!r}?"
+    closest = find_close_name(name, candidates)
+    if closest is not None:
+        return closest
     return f"use one of: {', '.join(candidates)}" if candidates else None
+
+
+def find_close_name(name: str, candidates: Sequence[str]) -> str | None:
+    """Return the hint for an unknown name if a candidate is close to it, otherwise None."""
+    closest = get_close_matches(name, candidates, n=1, cutoff=0.6)
+    return f"did you mean {closest[0]!r}?" if closest else None
 
 
 def _join_names(names: Sequence[str], limit: int) -> str:
@@ -267,12 +273,13 @@ class InputsDoNotFit(UserError):
 class ForwardFailed(UserError):
     code = "forward-failed"
 
-    def __init__(self, where: str, case: str, why: str) -> None:
+    def __init__(self, where: str, case: str, why: str, hint: str | None = None) -> None:
         super().__init__(
             f"forward() failed on test case {case}",
             where=where,
             why=why,
-            hint="check the dtype, shape and range of each input and the limits of the dims; use a fixed number for a "
+            hint=hint
+            or "check the dtype, shape and range of each input and the limits of the dims; use a fixed number for a "
             "size that must be a multiple of something or less than another size",
         )
 
@@ -341,6 +348,19 @@ class DecidedByTies(UserError):
             f"test cases: {example}",
             hint="break ties in forward(), round the scores before they are ranked, or return the scores instead of "
             "their order",
+        )
+
+
+class OutputsNan(UserError):
+    code = "outputs-nan"
+
+    def __init__(self, where: str, example: str, steady: int, cases: int) -> None:
+        super().__init__(
+            "rounding errors decide whether the module's own outputs are NaN, so parity cannot be checked",
+            where=where,
+            why=f"changing the inputs by a few rounding errors changes the outputs of {cases - steady} of {cases} "
+            f"test cases: {example}",
+            hint="clamp the argument of acos, log, sqrt or a division in forward(), or narrow the range of the inputs",
         )
 
 
@@ -523,7 +543,10 @@ class ParityFailed(Refused):
         advice = "set explicit limits in parity.tolerance"
         if frozen_branches:
             lines = ", ".join(dict.fromkeys(frozen_branches))
-            advice = f"at {lines}, use torch.where to keep both sides of a branch, and integer arithmetic for a size"
+            advice = (
+                f"if the control flow that was fixed at {lines} is the cause, use torch.where to keep both sides of a "
+                "branch, and integer arithmetic for a size"
+            )
         super().__init__(
             "the artifacts do not match the PyTorch module; no bundle was written",
             problems=artifacts,

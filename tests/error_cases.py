@@ -62,6 +62,12 @@ MODULE = {
     "forward-failed": errors.ForwardFailed(
         INPUTS, "000 (x: float32[2, 4])", "model.py:13 in forward\nRuntimeError: shapes cannot be multiplied"
     ),
+    "forward-failed--hint": errors.ForwardFailed(
+        INPUTS,
+        "001 (x: float32[1, 4])",
+        "model.py:13 in forward\nValueError: Expected more than 1 value per channel",
+        "set dims.batch.min: 2",
+    ),
     "outputs-unsupported": errors.OutputsUnsupported(INPUTS, "output_1 is a int, not a tensor"),
     "outputs-unsupported--hint": errors.OutputsUnsupported(
         INPUTS, "output_1 is a int, not a tensor", "return tensors alone"
@@ -77,6 +83,12 @@ MODULE = {
     "noise-too-large": errors.NoiseTooLarge(INPUTS, "logits", "0.3", "float64", 7, 12),
     "decided-by-ties": errors.DecidedByTies(
         "package.yaml:9: parity", "004 (extremes), where a tie decides labels", 3, 8
+    ),
+    "outputs-nan": errors.OutputsNan(
+        "package.yaml:1: parity",
+        "004 (vanishing), where rounding errors decide whether PyTorch's own logits is NaN",
+        3,
+        8,
     ),
     "data-does-not-fit": errors.DataDoesNotFit("image", "it is a list, not a numpy array"),
     "data-does-not-fit--hint": errors.DataDoesNotFit("image", "batch is 0", "at least one row"),

@@ -25,6 +25,7 @@ def build(
     cache: CacheMode = "use",
     lock: LockMode = "check",
     check: bool = False,
+    diagnose: bool = False,
     listener: Listener = ignore_event,
 ) -> BuildResult:
     """Build the bundle of a manifest into `out/NAME-VERSION`, replacing an earlier one in one step.
@@ -32,7 +33,8 @@ def build(
     `force` lets it replace something that is not a bundle. `archive` also writes `out/NAME-VERSION.zip`. `cache` is
     `"use"`, `"verify"` (build everything, and fail if the cache held different results) or `"off"` (no cache except for
     downloads). `lock` says whether package.lock is compared, written, or must agree. `check` builds a second time in
-    another process and folder, and fails if a byte differs. `listener` is called with the events of
+    another process and folder, and fails if a byte differs. If no graph is proven, `diagnose` lets the search for the
+    node at fault take as long as it needs, instead of 30 s. `listener` is called with the events of
     `packager.common.progress`.
 
     Raises the errors of `packager.errors`; then nothing is left behind, and an earlier bundle stays as it was.
@@ -45,7 +47,7 @@ def build(
             return result
     from packager.builder import pipeline
 
-    return pipeline.build(path, out, BuildOptions(force, archive, cache, lock, check), store, reporter)
+    return pipeline.build(path, out, BuildOptions(force, archive, cache, lock, check, diagnose), store, reporter)
 
 
 def _open_cache(reporter: StageReporter) -> Cache | None:

@@ -40,6 +40,7 @@ class BuildOptions:
     cache: CacheMode
     lock: LockMode
     check: bool
+    diagnose: bool
 
 
 @dataclass(frozen=True)

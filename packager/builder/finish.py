@@ -12,11 +12,19 @@ from packager.builder.incremental.explain import Explanation
 from packager.builder.incremental.store import CacheKey
 from packager.builder.lockfile import Lockfile
 from packager.bundle.writer import translate_os_errors
+from packager.checkpoint.locate import digest_checkpoint
 from packager.checkpoint.remote import urls
 from packager.common.cache import describe_write_error
 from packager.common.progress import StageName
 from packager.model.code_dependencies import CodeDependencies
 from packager.project import preflight
+
+
+def check_locked_inputs(request: BuildRequest) -> None:
+    """With `--locked`, compare what is known before anything heavy is imported. Raises `LockDrifted`."""
+    if request.options.lock == "require":
+        checkpoint_sha256 = digest_checkpoint(request.checkpoint, request.sha256)
+        lockfile.check_inputs(request.manifest_path, request.project, checkpoint_sha256, request.sha256)
 
 
 def check_lockfile(request: BuildRequest, lock: Lockfile) -> bool:
@@ -37,6 +45,8 @@ def write_lockfile_and_archive(request: BuildRequest, lock: Lockfile) -> None:
     """Write the lockfile and the archive of a bundle that is in its place, if the options ask for them."""
     if request.options.lock == "write":
         lockfile.write_lockfile(up_to_date.lockfile_path(request.manifest_path), lock)
+        path = up_to_date.lockfile_path(request.project.path)
+        request.reporter.report_note(f"wrote {path}, which pins {lockfile.describe_pins(lock)}")
     if request.options.archive:
         from packager.bundle import archive
 

@@ -15,21 +15,29 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from packager.builder.incremental import environment
+from packager.builder.incremental.keys import FileHasher
 from packager.builder.incremental.up_to_date import lockfile_path
 from packager.bundle import layout
+from packager.common import installed_distributions
 from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown, LockUnwritable
+from packager.project.manifest import Project
 
 _CODE_KINDS = ("code:", "read:")
 
 
 class Lockfile(BaseModel):
-    """The digests and versions of one build; `code` is by module name or path, `artifacts` by path in the bundle."""
+    """The digests and versions of one build; `code` is by module name or path, `artifacts` by path in the bundle.
+
+    `manifest` is None in a lockfile that was written before it had this field.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     name: str
     version: str
+    manifest: str | None = None
     checkpoint: str
     code: dict[str, str]
     toolchain: dict[str, str]
@@ -51,6 +59,7 @@ def make_lockfile(
     return Lockfile(
         name=str(config["name"]),
         version=str(config["version"]),
+        manifest=str(config["source"]["manifest_sha256"]),
         checkpoint=module_inputs["checkpoint"],
         code={path: digest for path, digest in sorted(code.items()) if not Path(path).is_absolute()},
         toolchain=dict(sorted(toolchain.items())),
@@ -100,7 +109,8 @@ def _write_atomically(path: Path, text: str) -> None:
 
 def list_differences(locked: Lockfile, present: Lockfile) -> list[str]:
     """Return a line for each difference, inputs before outputs."""
-    rows = [(name, getattr(locked, name), getattr(present, name)) for name in ("name", "version", "checkpoint")]
+    fields = ["name", "version", *(["manifest"] if locked.manifest is not None else []), "checkpoint"]
+    rows = [(name, getattr(locked, name), getattr(present, name)) for name in fields]
     for kind, before, after in (
         ("code", locked.code, present.code),
         ("toolchain", locked.toolchain, present.toolchain),
@@ -109,7 +119,57 @@ def list_differences(locked: Lockfile, present: Lockfile) -> list[str]:
         names = sorted({*before, *after})
         rows += [(f"{kind} {name}", before.get(name, "none"), after.get(name, "none")) for name in names]
     rows.append(("fingerprint", locked.fingerprint, present.fingerprint))
-    return [f"{name}: {before} → {after}" for name, before, after in rows if before != after]
+    return [f"{name}: {before or 'none'} → {after or 'none'}" for name, before, after in rows if before != after]
+
+
+def check_inputs(manifest: Path, project: Project, checkpoint_sha256: str, sha256: FileHasher) -> None:
+    """Compare a lockfile with the inputs that are known before the user's code has run. Raises `LockDrifted`.
+
+    These are the manifest, the checkpoint, the versions of the toolchain, and the files of the code that the lockfile
+    names and that lie where they would be imported from; the build compares the rest. Raises OSError, too.
+    """
+    path = lockfile_path(manifest)
+    locked = read_lockfile(path)
+    if locked is None:
+        raise LockMissing(str(path))
+    code = {name: _find_code_file(project, name) for name in locked.code}
+    python = environment.collect_python_version()["python"]
+    present = {
+        "name": project.manifest.name,
+        "version": project.manifest.version,
+        "manifest": project.sha256,
+        "checkpoint": checkpoint_sha256,
+        "code": {**locked.code, **{name: sha256(file) for name, file in code.items() if file is not None}},
+        "toolchain": {
+            name: python if name == "python" else installed_distributions.tool_version(name)
+            for name in locked.toolchain
+        },
+    }
+    differences = list_differences(locked, locked.model_copy(update=present))
+    if differences:
+        raise LockDrifted(str(path), differences)
+
+
+def _find_code_file(project: Project, name: str) -> Path | None:
+    """Find the file of a module, or one that the code reads, by its name in a lockfile; None if it is not certain."""
+    entry, module = (project.manifest.model.entry or "").rpartition(":")[0], name.replace(".", "/")
+    paths = [entry] if entry.endswith(".py") and Path(entry).stem == name else []
+    candidates = (project.folder / path for path in (*paths, name, f"{module}.py", f"{module}/__init__.py"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def describe_pins(lock: Lockfile) -> str:
+    """Return everything that a lockfile pins, in words."""
+    counts = [
+        _count(lock.code, "code file", "code files"),
+        _count(lock.toolchain, "version of the toolchain", "versions of the toolchain"),
+        _count(lock.artifacts, "artifact", "artifacts"),
+    ]
+    return f"the manifest, the checkpoint, {', '.join(counts)} and the fingerprint"
+
+
+def _count(items: Mapping[str, str], singular: str, plural: str) -> str:
+    return f"{len(items)} {singular if len(items) == 1 else plural}"
 
 
 def check_lockfile_present(manifest: Path, *, required: bool) -> None:

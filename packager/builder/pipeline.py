@@ -1,6 +1,7 @@
 """`package build` from top to bottom.
 
-    request      the manifest, the target and the checkpoint's files are checked before anything heavy is imported
+    request      the manifest, the target, the checkpoint's files and a required lockfile are checked before anything
+                 heavy is imported
     cache        the bundle is restored as a whole, or the results of single stages are loaded
     source       the user's module with its weights, and the first forward passes
     noise        the error that the module's own arithmetic makes
@@ -78,6 +79,7 @@ def build(path: Path, output: Path, options: BuildOptions, cache: Cache | None, 
     with preflight.fetch_checkpoint(project, reporter) as project:
         checkpoint = preflight.check_project_files(project)
         request = BuildRequest(project, checkpoint, output.absolute(), output, name, options, cache, reporter)
+        finish.check_locked_inputs(request)
         inputs = _find_inputs(request)
         result = cached_bundle.restore_cached_bundle(request, inputs) or _build_bundle(request, inputs)
     if cache is not None:

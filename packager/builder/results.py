@@ -80,7 +80,8 @@ def describe_left_out(entries: Sequence[LeftOut], *, measured: bool = True) -> s
         if entry.verdict == "fail":
             cause = f" does not pass{cause}"
         if entry.frozen_lines:
-            cause += f"; data-dependent control flow was fixed at trace time in {', '.join(entry.frozen_lines)}"
+            lines = ", ".join(entry.frozen_lines)
+            cause += f"; data-dependent control flow was fixed at trace time in {lines}: it may be the cause"
         forms_by_cause.setdefault(cause, []).append(entry.form if entry.verdict != "fail" else f"the {entry.form}")
     return "; ".join(" and ".join(forms) + cause for cause, forms in forms_by_cause.items())
 

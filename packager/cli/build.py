@@ -27,6 +27,7 @@ from packager.cli.options import PATH, json_option
 @click.option("--check", is_flag=True, help="Build again in a different process and folder; fail if a byte differs.")
 @click.option("--lock", is_flag=True, help="Write package.lock, with the digests of all inputs and outputs.")
 @click.option("--locked", is_flag=True, help="Fail if the build differs from package.lock.")
+@click.option("--diagnose", is_flag=True, help="Search for the node at fault as long as it takes, not just 30 s.")
 @json_option
 def build(
     manifest: Path,
@@ -39,6 +40,7 @@ def build(
     check: bool,
     lock: bool,
     locked: bool,
+    diagnose: bool,
     as_json: bool,
 ) -> None:
     """Build the bundle that MANIFEST describes, and prove it.
@@ -64,6 +66,7 @@ def build(
             cache="off" if no_cache else "verify" if verify_cache else "use",
             lock="write" if lock else "require" if locked else "check",
             check=check,
+            diagnose=diagnose,
             listener=listener,
         )
     if explain:
@@ -88,7 +91,7 @@ def _require_exclusive(flags: Mapping[str, bool]) -> None:
 @click.argument("manifest", type=PATH)
 @json_option
 def vet(manifest: Path, as_json: bool) -> None:
-    """Check MANIFEST, its checkpoint and one forward pass.
+    """Check MANIFEST, its checkpoint and a few forward passes.
 
     Nothing is exported.
     """

@@ -21,10 +21,11 @@ from packager.common.progress import (
     StageFinished,
     StageProgressed,
     StageStarted,
+    StageStep,
     ignore_event,
 )
 
-_PROGRESS_INTERVAL_SECONDS = 10  # between two plain lines about the same transfer
+_PROGRESS_INTERVAL_SECONDS = 10  # between two plain lines about the same transfer or search
 
 
 def is_terminal() -> bool:
@@ -52,11 +53,12 @@ def _make_plain_listener() -> Listener:
 
     def listen(event: Event) -> None:
         nonlocal last_time
-        if not isinstance(event, StageProgressed):
+        if not isinstance(event, (StageProgressed, StageStep)):
             _print_event(event, stream)
         elif time.monotonic() - last_time >= _PROGRESS_INTERVAL_SECONDS:
             last_time = time.monotonic()
-            print(f"{event.stage:<12} {_format_transferred(event)}", file=stream, flush=True)
+            text = _format_step(event) if isinstance(event, StageStep) else _format_transferred(event)
+            print(f"{event.stage:<12} {text}", file=stream, flush=True)
 
     return listen
 
@@ -68,6 +70,11 @@ def _print_event(event: Event, stream: TextIO) -> None:
         print(f"{event.stage:<12} cached", file=stream, flush=True)
     elif isinstance(event, Note):
         print(f"note: {event.message}", file=stream, flush=True)
+
+
+def _format_step(event: StageStep) -> str:
+    """Return `step 5 of 7: comparison 1`."""
+    return f"step {event.number} of {event.steps}: {event.description}"
 
 
 def _format_transferred(event: StageProgressed) -> str:
@@ -93,6 +100,8 @@ def _show_live_progress() -> Iterator[Listener]:
                 bar = ProgressBar(total=event.total, completed=event.done, width=30)
                 line.add_row(event.stage, bar, _format_transferred(event))
                 status.update(line)
+            elif isinstance(event, StageStep):
+                status.update(escape(f"{event.stage} … {_format_step(event)}"))
             elif isinstance(event, StageFinished):
                 console.print(f"[green]✓[/] {event.stage:<12} [dim]{event.seconds:6.1f} s[/]")
             elif isinstance(event, StageCached):

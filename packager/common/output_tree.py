@@ -31,6 +31,7 @@ class OutputNamesMismatch(Exception):
 
     def __init__(self, requested: Sequence[str], returned: Sequence[str]) -> None:
         super().__init__(f"outputs requests {', '.join(requested)}; forward() returns {', '.join(returned)}")
+        self.requested, self.returned = tuple(requested), tuple(returned)
 
 
 def flatten_outputs(value: Any) -> dict[str, Any]:

@@ -68,7 +68,17 @@ class StageCached:
     stage: StageName
 
 
-Event = StageStarted | StageFinished | StageProgressed | StageCached | Note
+@dataclass(frozen=True)
+class StageStep:
+    """A long stage has begun step `number` of `steps`; the later ones may turn out not to be needed."""
+
+    stage: StageName
+    number: int
+    steps: int
+    description: str
+
+
+Event = StageStarted | StageFinished | StageProgressed | StageStep | StageCached | Note
 Listener = Callable[[Event], None]
 
 
@@ -96,6 +106,10 @@ class StageReporter:
     def report_progress(self, name: StageName, done: int, total: int | None) -> None:
         """Report that a stage has moved `done` of `total` bytes; `total` is None while the size is unknown."""
         self._listener(StageProgressed(name, done, total))
+
+    def report_step(self, name: StageName, number: int, steps: int, description: str) -> None:
+        """Report that a long stage has begun step `number` of `steps`."""
+        self._listener(StageStep(name, number, steps, description))
 
     def report_cached(self, name: StageName) -> None:
         """Report a stage whose result came from the cache; it counts as zero seconds."""

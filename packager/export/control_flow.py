@@ -2,6 +2,8 @@
 
 torch warns of most of them, on behalf of the innermost Python line. It does not warn when a tensor counts or indexes
 (`range(n)`, `layers[n]`) or is compared as a whole (`torch.equal`), so those functions are patched while a trace runs.
+A size that bounds a slice, as in `x[: y.size(1)]`, is asked for its value too, but a trace records the slice with the
+size as it is: the traced graph shows which.
 If the innermost line is torch's own, it counts as the user's where torch acts for the user (`x in tensor`), and is
 ignored where torch checks its arguments. A check in the user's code, whose other branch only raises, is ignored too.
 A line of an installed package is kept apart, because the user cannot change it (transformers has a few in each model).
@@ -14,7 +16,8 @@ import linecache
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +68,10 @@ class SpecializedControlFlow:
 
 
 @contextmanager
-def record_control_flow() -> Iterator[Callable[[], SpecializedControlFlow]]:
+def record_control_flow() -> Iterator[Callable[[Mapping[str, int]], SpecializedControlFlow]]:
     """Record the lines that take a branch or number from data, and yield a function that returns them.
 
+    It takes the number of bounds of slices that the traced graph computes, by source line: these are not fixed.
     Warnings and patches belong to the process: use it for one trace at a time, in one thread.
     """
     import torch
@@ -75,6 +79,7 @@ def record_control_flow() -> Iterator[Callable[[], SpecializedControlFlow]]:
     torch_folder = f"{Path(torch.__file__).parent}{os.sep}"
     user_lines: set[str] = set()
     library_lines: set[str] = set()
+    index_calls: Counter[tuple[bool, str]] = Counter()  # by line, and whether it is installed
 
     def record_line() -> None:
         installed, line = _find_source_line(torch_folder)
@@ -92,16 +97,26 @@ def record_control_flow() -> Iterator[Callable[[], SpecializedControlFlow]]:
 
         return call
 
+    def record_index(tensor: Any) -> Any:
+        index_calls[_find_source_line(torch_folder)] += 1
+        return index(tensor)
+
+    def get_control_flow(dynamic_bounds: Mapping[str, int]) -> SpecializedControlFlow:
+        fixed = [key for key, calls in index_calls.items() if key[1] and calls > dynamic_bounds.get(key[1], 0)]
+        in_code, in_libraries = ({line for where, line in fixed if where is installed} for installed in (False, True))
+        return SpecializedControlFlow(tuple(sorted(user_lines | in_code)), tuple(sorted(library_lines | in_libraries)))
+
+    index: Any = torch.Tensor.__index__
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("always")
         warnings.showwarning = show_warning
         for owner in (torch, torch.Tensor):
             for name in _UNWARNED_FUNCTIONS:
                 stack.enter_context(_patch_attribute(owner, name, recording(getattr(owner, name))))
-        stack.enter_context(_patch_attribute(torch.Tensor, "__index__", recording(torch.Tensor.__index__)))
+        stack.enter_context(_patch_attribute(torch.Tensor, "__index__", record_index))
         nbytes: Any = torch.Tensor.nbytes
         stack.enter_context(_patch_attribute(torch.Tensor, "nbytes", property(recording(nbytes.__get__))))
-        yield lambda: SpecializedControlFlow(tuple(sorted(user_lines)), tuple(sorted(library_lines)))
+        yield get_control_flow
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import functools
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,8 @@ def trace(
             traced = torch.jit.trace(flat, inputs, check_trace=False)  # type: ignore[no-untyped-call]  # torch's stubs
         except Exception as error:
             raise to_exporter_failed(error, folder) from error
-    specialized = replace(get_control_flow(), rounded_size_lines=_find_rounded_sizes(traced.inlined_graph))
+    fixed = get_control_flow(_count_slice_bounds(traced.inlined_graph))
+    specialized = replace(fixed, rounded_size_lines=_find_rounded_sizes(traced.inlined_graph))
     decides = bool(specialized.user_lines) or _has_discrete_decisions(traced.inlined_graph)
     return TorchScriptProgram("trace", traced, specialized, decides)
 
@@ -121,6 +123,17 @@ def _find_rounded_sizes(graph: Any) -> tuple[str, ...]:
         if any(number is not None and ctypes.c_float(number).value != number for number in numbers):
             lines.add(_find_user_line(node.sourceRange()))
     return tuple(sorted(lines))
+
+
+def _count_slice_bounds(graph: Any) -> Counter[str]:
+    """Count the bounds of slices that the graph computes, by source line."""
+    bounds: Counter[str] = Counter()
+    for node in _iter_nodes(graph):
+        if node.kind() == "aten::slice":
+            start_and_end = list(node.inputs())[2:4]
+            computed = sum(value.node().kind() != "prim::Constant" for value in start_and_end)
+            bounds.update([_find_user_line(node.sourceRange())] * computed)
+    return bounds
 
 
 def _find_user_line(source: str) -> str:

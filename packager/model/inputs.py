@@ -24,13 +24,16 @@ def check_inputs(project: Project, module: torch.nn.Module) -> None:
     accepted = [parameter.name for parameter in positional]
     is_variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
     where = project.field_location("inputs")
-    takes = f"forward() takes: {', '.join(accepted)}"
+    takes = f"forward() takes: {', '.join(accepted)}" if accepted else "forward() takes no inputs"
+    keyword_only = [item for item in parameters if item.kind is item.KEYWORD_ONLY]
+    named_only = [item.name for item in keyword_only if item.default is item.empty or item.name in names]
+    if named_only:
+        passed = ", ".join(f"{name}={name}" for name in named_only)
+        why = f"forward() takes {', '.join(named_only)} by name only, and inputs are passed by position"
+        hint = f"remove the * from its parameters, or wrap it in a Module that calls it with {passed}"
+        raise InputsDoNotFit(where, why, hint)
     if len(names) > len(accepted) and not is_variadic:
         raise InputsDoNotFit(where, f"{takes}\nthe manifest gives {len(names)}: {', '.join(names)}", "remove inputs")
-    keyword_only = [item.name for item in parameters if item.kind is item.KEYWORD_ONLY and item.default is item.empty]
-    if keyword_only:
-        why = f"forward() takes {', '.join(keyword_only)} by name only"
-        raise InputsDoNotFit(where, why, "inputs are passed by position; a small wrapper Module can name them")
     required = [parameter.name for parameter in positional if parameter.default is parameter.empty]
     if len(names) < len(required):
         raise InputsDoNotFit(where, f"{takes}\nwithout an input: {', '.join(required[len(names) :])}", "add inputs")

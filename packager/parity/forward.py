@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from packager.common import output_tree
-from packager.errors import ForwardChangesWeights, ForwardFailed, NotRepeatable, OutputsUnsupported
+from packager.errors import ForwardChangesWeights, ForwardFailed, NotRepeatable, OutputsUnsupported, find_close_name
 from packager.model.importing import format_user_frame
 from packager.model.inputs import bind_inputs
 from packager.model.loader import LoadedModel
@@ -21,6 +21,7 @@ from packager.parity.cases import generators, sample_grid
 from packager.parity.cases.sample_grid import Grid, InputCase
 from packager.parity.numerics.compare import Array, ElementTolerance, ShapesDiffer, compare, is_float
 from packager.parity.numerics.tolerances import derive_tolerance, estimate_scales, get_minimum_noise
+from packager.parity.remedies import find_remedy
 from packager.project.manifest import Project
 
 
@@ -52,12 +53,15 @@ def run_case(project: Project, model: LoadedModel, case: InputCase) -> dict[str,
     except output_tree.DuplicateOutputName as error:
         raise OutputsUnsupported(location, str(error), "rename one of them in forward()") from None
     except output_tree.OutputNamesMismatch as error:
-        hint = "give every output a name, or use keys that forward() returns"
-        raise OutputsUnsupported(project.field_location("outputs"), str(error), hint) from None
+        unknown = [name for name in error.requested if name not in error.returned]
+        generic = "give every output a name, or use keys that forward() returns"
+        close = find_close_name(unknown[0], error.returned) if unknown else None
+        raise OutputsUnsupported(project.field_location("outputs"), str(error), close or generic) from None
     except (Exception, SystemExit) as error:
         shapes = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in case.inputs.items())
         sample = f"{case.name} ({shapes}), values: {case.value_description}"
-        raise ForwardFailed(location, sample, format_user_frame(error, project.folder)) from error
+        why, remedy = format_user_frame(error, project.folder), find_remedy(project, case, error)
+        raise ForwardFailed(location, sample, why, remedy) from error
     for name, tensor in outputs.items():
         if tensor.is_complex():
             why = f"{name} is a {tensor.dtype} tensor; onnxruntime does not support complex numbers"

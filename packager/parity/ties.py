@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from packager.errors import DecidedByTies
+from packager.errors import DecidedByTies, OutputsNan
 from packager.model.loader import LoadedModel
 from packager.parity.cases import sample_grid
 from packager.parity.cases.sample_grid import InputCase
@@ -40,28 +40,56 @@ def replace_tied_cases(
 
     Raises:
         DecidedByTies: less than half of the cases are kept.
+        OutputsNan: as above, where most of the others are left out because of NaN rather than a tie.
     """
     kept: list[EagerRun] = []
-    notes, example = [], ""
+    notes: list[str] = []
+    examples: dict[bool, list[str]] = {True: [], False: []}  # by whether NaN is the cause
     for original, original_outputs in runs:
         case: InputCase | None = original
-        outputs, tied_output = original_outputs, ""
+        outputs, causes = original_outputs, []
         while case is not None:
-            tied_output = find_tied_output(outputs, run_nudged(project, model, case))
+            nudged = run_nudged(project, model, case)
+            tied_output = find_tied_output(outputs, nudged)
+            causes.append((_find_unsteady_nan(outputs, nudged), tied_output))
             if not tied_output:
                 kept.append((case, outputs))
                 break
             case = sample_grid.redraw_less_tied(project, case)
             outputs = outputs if case is None else run_case(project, model, case)
-        description = f"{original.name} ({original.value_description}), where a tie decides"
+        if case is original:
+            continue
+        (nan_output, _), (_, tied_output) = causes[0], causes[-1]
+        cause = f"a tie decides {'the outputs' if case is not None else tied_output}"
+        if nan_output:
+            cause = f"rounding errors decide whether PyTorch's own {nan_output} is NaN"
+        example = f"{original.name} ({original.value_description}), where {cause}"
         if case is None:
-            example = f"{description} {tied_output}"
-            notes.append(f"case {example}: it is left out")
-        elif case is not original:
-            notes.append(f"case {description} the outputs: it was generated again with other values")
+            examples[bool(nan_output)].append(example)
+        outcome = "it is left out" if case is None else "it was generated again with other values"
+        notes.append(f"case {example}: {outcome}")
     if 2 * len(kept) < len(runs):
-        raise DecidedByTies(project.field_location("parity"), example, len(kept), len(runs))
+        error = OutputsNan if len(examples[True]) > len(examples[False]) else DecidedByTies
+        example = (examples[True] if error is OutputsNan else examples[False])[-1]
+        raise error(project.field_location("parity"), example, len(kept), len(runs))
     return kept, tuple(notes)
+
+
+def _find_unsteady_nan(outputs: Mapping[str, Array], nudged: Mapping[str, Array]) -> str:
+    """Return the name of the first float output with a NaN that a nudge moves; empty if there is none.
+
+    No tie makes a NaN, unlike an infinity, which often masks what was not selected.
+    """
+    return next(
+        (
+            name
+            for name, array in outputs.items()
+            if is_float(array)
+            and nudged[name].shape == array.shape
+            and np.any(np.isnan(array) != np.isnan(nudged[name]))
+        ),
+        "",
+    )
 
 
 def find_tied_output(outputs: Mapping[str, Array], nudged: Mapping[str, Array]) -> str:

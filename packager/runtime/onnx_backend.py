@@ -54,12 +54,12 @@ class OnnxBackend:
         self._bfloat16_inputs = [name for name, dtype, _ in self.inputs if dtype == "bfloat16"]
         self.providers: list[str] = self._session.get_providers()
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], run_options: onnxruntime.RunOptions | None = None) -> dict[str, Array]:
         """Run the model on arrays by input name; pass float32 for a bfloat16 input. Returns arrays by output name."""
         feed: dict[str, object] = dict(inputs)
         for name in self._bfloat16_inputs:
             feed[name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(to_bfloat16(inputs[name]), _BFLOAT16)
-        return dict(zip(self.output_names, self._session.run(None, feed), strict=True))
+        return dict(zip(self.output_names, self._session.run(None, feed, run_options), strict=True))
 
 
 def describe_missing_providers(providers: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 from messages import mentions
-from projects import LINEAR, package, project
+from projects import LINEAR, package, project, python
 
 import packager
 from packager.bundle.fingerprint import list_files
@@ -434,10 +434,64 @@ def test_a_locked_build_must_equal_the_one_that_wrote_the_lockfile(linear, tmp_p
     (linear.parent / "model.py").write_text(LINEAR + "# changed\n")
     with pytest.raises(LockDrifted) as drifted:
         packager.build(linear, tmp_path / "new", lock="require")
-    assert [line.partition(":")[0] for line in drifted.value.why.splitlines()] == [
-        "code model", "artifact config.json", "fingerprint"
-    ]  # fmt: skip
+    assert [line.partition(":")[0] for line in drifted.value.why.splitlines()] == ["code model"]
     assert not (tmp_path / "new").exists()
+
+
+def test_a_locked_build_names_the_inputs_that_differ_before_it_imports_torch(linear, tmp_path):
+    (linear.parent / "scales.txt").write_text("1.0")
+    (linear.parent / "pieces").mkdir()
+    (linear.parent / "pieces/__init__.py").write_text("from pathlib import Path\n")
+    reading = "from pieces import Path\nPath(__file__).with_name('scales.txt').read_text()"
+    source = LINEAR.replace("import torch", f"import torch\n{reading}", 1)
+    (linear.parent / "model.py").write_text(source)
+    packager.build(linear, tmp_path / "out", lock="write")
+    lock = json.loads((linear.parent / "package.lock").read_text())
+    assert lock["code"].keys() == {"model", "pieces", "scales.txt"}
+    code = """
+import sys
+import packager
+from packager.errors import LockDrifted
+try:
+    packager.build(sys.argv[1], sys.argv[2], lock="require")
+except LockDrifted as drifted:
+    print([line.partition(":")[0] for line in drifted.why.splitlines()], "torch" in sys.modules)
+"""
+    changes = {
+        "code model": lambda: (linear.parent / "model.py").write_text(source + "# changed\n"),
+        "code pieces": lambda: (linear.parent / "pieces/__init__.py").write_text(
+            "from pathlib import Path  # changed\n"
+        ),
+        "code scales.txt": lambda: (linear.parent / "scales.txt").write_text("2.0"),
+        "checkpoint": lambda: shutil.copy(tmp_path / "out/net-1.0.0/model.onnx", linear.parent / "best.pt"),
+        "manifest": lambda: change(linear, description="Different"),
+        "toolchain torch": lambda: (linear.parent / "package.lock").write_text(
+            json.dumps({**lock, "toolchain": {**lock["toolchain"], "torch": "1.0.0"}})
+        ),
+    }
+    files = {path: path.read_bytes() for path in linear.parent.rglob("*") if path.is_file()}
+    for name, make_change in changes.items():
+        make_change()
+        assert python(code, linear, tmp_path / "new").stdout == f"['{name}'] False\n"
+        for path, content in files.items():
+            path.write_bytes(content)
+    packager.build(linear, tmp_path / "new", lock="require", cache="off")
+
+
+def test_a_lockfile_without_the_manifest_says_nothing_about_it(cached, tmp_path):
+    packager.build(cached, tmp_path / "out", lock="write")
+    path = cached.parent / "package.lock"
+    lock = json.loads(path.read_text())
+    del lock["manifest"]
+    path.write_text(json.dumps(lock))
+    packager.build(cached, tmp_path / "out", lock="require")
+
+
+def test_a_build_that_writes_the_lockfile_says_where_and_what_it_pins(cached, tmp_path, golden):
+    notes = []
+    packager.build(cached, tmp_path / "out", lock="write", listener=collect_notes(notes))
+    tools = len(json.loads((cached.parent / "package.lock").read_text())["toolchain"])
+    golden(notes[-1], cached.parent / "package.lock", tools=tools)
 
 
 def test_every_build_reports_how_it_differs_from_the_lockfile(cached, tmp_path):
@@ -446,7 +500,7 @@ def test_every_build_reports_how_it_differs_from_the_lockfile(cached, tmp_path):
     notes = []
     for _ in range(2):
         packager.build(cached, tmp_path / "out", listener=collect_notes(notes))
-    drifted = ["differs from package.lock: artifact config.json", "differs from package.lock: fingerprint"]
+    drifted = [f"differs from package.lock: {name}" for name in ("manifest", "artifact config.json", "fingerprint")]
     assert [": ".join(note.split(": ")[:2]) for note in notes] == drifted * 2
 
 

@@ -9,7 +9,7 @@ import torch
 from projects import project, python
 
 import packager
-from packager.export import control_flow
+from packager.export import control_flow, torchscript
 from packager.export.control_flow import SpecializedControlFlow
 
 LAYERS = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Flatten()])
@@ -22,8 +22,8 @@ def trace(forward, *inputs):
             return forward(*tensors)
 
     with control_flow.record_control_flow() as get_control_flow:
-        torch.jit.trace(Net(), inputs, check_trace=False)
-    return get_control_flow()
+        traced = torch.jit.trace(Net(), inputs, check_trace=False)
+    return get_control_flow(torchscript._count_slice_bounds(traced.inlined_graph))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,32 @@ def test_a_branch_or_a_number_from_data_is_recorded_by_the_users_line(forward, i
 
 def test_control_flow_that_depends_on_no_data_is_not_recorded():
     assert trace(lambda x: x.reshape(x.shape[0], -1) * 2 if x.dim() > 1 else x, X) == SpecializedControlFlow()
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x, ids: x[: ids.size(0)],
+        lambda x, ids: x[:, 1 : ids.size(1), None],
+        lambda x, ids: x[ids.size(0) - 1 : ids.size(1) - 1] + x[: ids.size(0) // 2],
+        lambda x, ids: torch.cat([part[: ids.size(0)] for part in (x, x + 1)]),
+    ],
+)
+def test_a_slice_up_to_a_size_is_not_recorded_since_the_trace_keeps_the_size(forward):
+    assert trace(forward, X, IDS) == SpecializedControlFlow()
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x, ids: sum([x, x + 1, x + 2][: ids.size(1)]),
+        lambda x, ids: x[: ids.size(0)] + sum([x, x + 1, x + 2][: ids.size(1)]),
+        lambda x, ids: x[: ids.size(0)] * len(range(ids.size(1))),
+    ],
+)
+def test_a_list_that_is_sliced_to_a_size_is_recorded_even_beside_a_tensor_that_is(forward):
+    line = f"test_control_flow.py:{forward.__code__.co_firstlineno}"
+    assert trace(forward, X, IDS) == SpecializedControlFlow(user_lines=(line,))
 
 
 def test_a_check_that_only_raises_is_not_recorded():

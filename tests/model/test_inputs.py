@@ -11,6 +11,9 @@ TWO = LINEAR.replace("forward(self, x)", "forward(self, x, scale, shift=0.0)").r
 )
 
 
+BY_NAME = "by name only, and inputs are passed by position"
+
+
 def inputs(*names):
     return dict.fromkeys(names, FLOATS["x"])
 
@@ -73,10 +76,12 @@ def test_optional_keyword_arguments_are_not_inputs(tmp_path, parameters):
     [
         ("x, **kwargs", ["x", "y"], "forward() takes: x\nthe manifest gives 2: x, y"),
         ("x, **kwargs", ["x", "kwargs"], "forward() takes: x\nthe manifest gives 2: x, kwargs"),
-        ("x, *, scale=1.0, **kwargs", ["x", "scale"], "forward() takes: x\nthe manifest gives 2: x, scale"),
+        ("x, *, scale=1.0, **kwargs", ["x", "scale"], f"forward() takes scale {BY_NAME}"),
+        ("*, x", ["x"], f"forward() takes x {BY_NAME}"),
+        ("", ["x"], "forward() takes no inputs\nthe manifest gives 1: x"),
         ("x, y, /, *rest, **kwargs", ["x"], "forward() takes: x, y\nwithout an input: y"),
         ("x, y, **kwargs", ["y", "x"], "forward() takes: x, y\ny is input 1 of the manifest and parameter 2"),
-        ("x, *rest, scale, **kwargs", ["x"], "forward() takes scale by name only"),
+        ("x, *rest, scale, **kwargs", ["x"], f"forward() takes scale {BY_NAME}"),
     ],
 )
 def test_an_input_is_never_passed_as_a_keyword_argument(tmp_path, parameters, names, why):

@@ -59,6 +59,16 @@ def test_outputs_other_than_tensors_that_numpy_supports_are_refused(measured, ex
     golden(caught.value.why, *facts)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "facts"), [(["logit"], ("did you mean 'logits'?",)), (["other"], ("keys",))], ids=["close", "unlike"]
+)
+def test_an_output_that_forward_does_not_return_is_refused_with_the_closest_key(measured, outputs, facts, golden):
+    with pytest.raises(OutputsUnsupported) as caught:
+        measured(returning("{'logits': y, 'scores': y.softmax(-1)}"), outputs=outputs)
+    golden(caught.value.why, *outputs, "logits", "scores")
+    golden(caught.value.hint, *facts)
+
+
 def test_complex_outputs_are_refused(measured):
     with pytest.raises(OutputsUnsupported) as caught:
         measured(returning("torch.complex(y, y)"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from messages import carries
 
-from packager.errors import DecidedByTies
+from packager.errors import DecidedByTies, OutputsNan
 from packager.parity import reference
 from packager.parity.cases import sample_grid
 from packager.parity.cost import ForwardCost
@@ -96,6 +96,38 @@ def test_a_module_whose_every_output_depends_on_a_tie_is_refused(opened, tmp_pat
         *(f"{tmp_path / 'package.yaml'}:1: parity", len(grid.cases), "output_0"),
         case=f"{last} ({names[last]})",
     )
+
+
+NAN = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return {}
+"""
+
+
+def test_a_case_on_which_rounding_decides_whether_an_output_is_nan_is_not_called_a_tie(opened, golden):
+    source = NAN.format("(z := self.layer(x / x.norm(dim=-1, keepdim=True))).argmax(-1), z")
+    loaded, model, grid = opened(source, {"x": {"dtype": "float32", "shape": ["batch", 8]}})
+    (note,) = measure(loaded, model, grid).uncompared
+    golden(note, "(vanishing)", "output_1", "NaN")
+    assert "tie" not in note
+
+
+def test_a_module_whose_outputs_are_nan_or_not_by_rounding_is_not_refused_for_ties(opened, tmp_path, golden):
+    source = NAN.format("y, torch.acos(nn.functional.cosine_similarity(x[:, None], x[None], -1))")
+    loaded, model, grid = opened(source, {"x": {"dtype": "float32", "shape": ["batch", 8]}})
+    with pytest.raises(OutputsNan) as caught:
+        measure(loaded, model, grid)
+    golden(caught.value, f"{tmp_path / 'package.yaml'}:1: parity", "output_1", "NaN")
 
 
 # -- outputs that a nudge changes -----------------------------------------------------------

@@ -16,6 +16,7 @@ from packager.builder.context import BuildContext, EagerModel
 from packager.builder.incremental.environment import count_cores
 from packager.builder.results import ReferenceResult
 from packager.common import process_memory
+from packager.export.opsets import check_opset
 from packager.model import host_settings
 from packager.model.code_dependencies import DependencyTracker, track_dependencies
 from packager.model.inputs import bind_inputs
@@ -38,8 +39,9 @@ class OpenProject:
 
 
 def check_providers(context: BuildContext) -> None:
-    """Refuse execution providers that onnxruntime does not know, and report those this machine lacks."""
+    """Refuse execution providers and an opset that onnxruntime does not know; report providers this machine lacks."""
     preflight.check_providers(context.project, onnxruntime.get_all_providers())
+    check_opset(context.project)
     for provider in describe_missing_providers(context.project.manifest.target.providers):
         context.reporter.report_note(f"not compared: {provider}")
 

@@ -24,6 +24,7 @@ from packager.common import process_memory
 from packager.common.progress import StageName
 from packager.errors import ExportFailed, ParityFailed, Problem
 from packager.export.graph.messages import NO_IMPROVEMENT, OptimizeJob, OptimizeResult, StageRecord, Verdict
+from packager.parity.diagnosis.budget import DEFAULT_SECONDS, Budget
 from packager.parity.diagnosis.diagnose import Diagnosis, ReproTarget, diagnose
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase
 from packager.parity.results import Reference
@@ -283,8 +284,13 @@ def _list_fallback_problems(fallback: FallbackResult, problems: Sequence[Problem
 def _diagnose_rejections(
     context: BuildContext, model: EagerModel, rejected: Sequence[tuple[Candidate, Rejection]], reference: Reference
 ) -> list[Problem]:
-    """Locate the first faulty node of each wrong graph, and write a reproduction of the first that has one."""
+    """Locate the first faulty node of each wrong graph, and write a reproduction of the first that has one.
+
+    All searches together end within the default time, unless the build is asked to diagnose.
+    """
     request, problems = context.request, []
+    seconds = None if request.options.diagnose else DEFAULT_SECONDS
+    budget = Budget(seconds, partial(context.reporter.report_step, StageName.WHERE))
     folder = Path("repro") / request.name
     target: ReproTarget | None = ReproTarget(
         request.output.parent / folder, str(request.displayed_output.parent / folder)
@@ -294,7 +300,7 @@ def _diagnose_rejections(
             problems.append(_make_problem(candidate, outcome))
             continue
         diagnosis = diagnose(
-            context.project, model.loaded.module, candidate.job.exported, reference.reference_cases, target
+            context.project, model.loaded.module, candidate.job.exported, reference.reference_cases, target, budget
         )
         problems.append(_make_problem(candidate, outcome, diagnosis))
         target = None if diagnosis.has_repro else target

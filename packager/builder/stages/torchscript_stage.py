@@ -345,5 +345,4 @@ def _reject_forms(program: TorchScriptProgram, stages: tuple[StageRecord, ...]) 
     if last.verdict == "not-checked":
         return LeftOut("torchscript", program.method, "not-checked", last.reason)
     lines = program.specialized.user_lines
-    location = lines[0] if lines else None
-    return LeftOut("torchscript", program.method, "fail", last.reason, location, lines)
+    return LeftOut("torchscript", program.method, "fail", last.reason, frozen_lines=lines)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packager.parity.diagnosis.activations import Activation, Activations, measure_typical_magnitude
+from packager.parity.diagnosis.budget import UNLIMITED, Budget
 from packager.parity.numerics.compare import Array, ElementTolerance, ErrorMetrics, ShapesDiffer, compare
 
 _SAMPLE_SIZE = 16  # elements that are compared before whole arrays are
@@ -45,8 +46,13 @@ def matches(expected: Activation, actual: Array) -> bool:
     )
 
 
-def match_values(reference: Activations, suspect: Activations) -> tuple[list[list[int]], list[list[int]]]:
-    """List the matching values of the suspect for each value of the reference, and the other way round, by index."""
+def match_values(
+    reference: Activations, suspect: Activations, budget: Budget = UNLIMITED
+) -> tuple[list[list[int]], list[list[int]]]:
+    """List the matching values of the suspect for each value of the reference, and the other way round, by index.
+
+    If the time is over, the later values of the suspect have no matches.
+    """
     by_type: dict[tuple[str, tuple[int, ...]], list[tuple[int, NDArray[np.complex128], ElementTolerance]]] = {}
     for index, value in enumerate(reference.values):
         if value.array is not None:
@@ -55,6 +61,8 @@ def match_values(reference: Activations, suspect: Activations) -> tuple[list[lis
     to_suspect: list[list[int]] = [[] for _ in reference.values]
     to_reference: list[list[int]] = [[] for _ in suspect.values]
     for index, value in enumerate(suspect.values):
+        if budget.is_over():
+            break
         if value.array is None:
             continue
         sample = _sample(value.array)
@@ -67,10 +75,17 @@ def match_values(reference: Activations, suspect: Activations) -> tuple[list[lis
     return to_suspect, to_reference
 
 
-def find_near_misses(reference: Activations, suspect: Activations) -> tuple[frozenset[int], frozenset[int]]:
-    """Find the values of each run that are nearly like one of the other: those that match none of it are off."""
+def find_near_misses(
+    reference: Activations, suspect: Activations, budget: Budget = UNLIMITED
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Find the values of each run that are nearly like one of the other: those that match none of it are off.
+
+    If the time is over, the later values of the reference are left out.
+    """
     left, right = set(), set()
     for index, value in enumerate(reference.values):
+        if budget.is_over():
+            break
         if value.array is None or not is_distinctive(value.array):
             continue
         size = finite_rms(value.array)

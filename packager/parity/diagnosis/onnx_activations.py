@@ -8,7 +8,9 @@ sessions, each substitution one more (`substitution.MAX_SUBSTITUTIONS` at most),
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import onnxruntime
 from packager.common.sanitize import sanitize_message
 from packager.export.graph import walk
 from packager.parity.diagnosis.activations import INPUT_OPERATOR, Activation, Activations, ActivationsUnavailable
+from packager.parity.diagnosis.budget import UNLIMITED, Budget, OutOfTime
 from packager.parity.numerics.compare import Array
 
 MAX_ACTIVATION_BYTES = 1 << 30
@@ -27,11 +30,17 @@ MAX_ACTIVATION_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class GraphModel:
-    """A model whose large weights lie in files of `folder`, and the execution providers that run it."""
+    """A model whose large weights lie in files of `folder`, the execution providers that run it, and for how long.
+
+    At most `max_bytes` of activations are recorded. Whatever runs the model raises `OutOfTime` when the budget is
+    spent, also in the middle of a run.
+    """
 
     model: onnx.ModelProto
     folder: Path
     providers: Sequence[str] = ("CPUExecutionProvider",)
+    budget: Budget = UNLIMITED
+    max_bytes: int = MAX_ACTIVATION_BYTES
 
 
 @dataclass(frozen=True)
@@ -58,14 +67,14 @@ class GraphActivations:
 def record_graph(graph: GraphModel, inputs: Mapping[str, Array]) -> GraphActivations:
     """Record all values that depend on the inputs.
 
-    Raises `ActivationsUnavailable` if the graph does not run node by node, or if the values are larger than
-    `MAX_ACTIVATION_BYTES` together.
+    Raises `ActivationsUnavailable` if the graph does not run node by node, or if the values are larger than the graph's
+    `max_bytes` together.
     """
     computed = list(_iter_input_dependent(graph.model.graph, inputs))
     names = [name for _, name, _ in computed]
     size = _measure_bytes(graph, inputs, names)
-    if size > MAX_ACTIVATION_BYTES:
-        limit = f"{MAX_ACTIVATION_BYTES >> 20} MiB"
+    if size > graph.max_bytes:
+        limit = f"{graph.max_bytes >> 20} MiB"
         raise ActivationsUnavailable(f"the activations take {size >> 20} MiB, more than the limit of {limit}")
     arrays = {**inputs, **_run_session(graph, graph.model, inputs, names)}
     indices = {name: index for index, name in enumerate([*inputs, *names])}
@@ -177,8 +186,9 @@ def _run_session(
 ) -> dict[str, Array]:
     """Run a model without optimizing it, and return the values of these names that are tensors numpy has a dtype for.
 
-    `feeds` may hold more than the model's inputs. Raises `ActivationsUnavailable` if it does not run.
+    `feeds` may hold more than the model's inputs. Raises `ActivationsUnavailable` if it does not run, or `OutOfTime`.
     """
+    graph.budget.check()
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     del exposed.graph.output[:]
@@ -193,9 +203,32 @@ def _run_session(
     try:
         path.write_bytes(exposed.SerializeToString())
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
-        outputs = session.run(list(names), {value.name: feeds[value.name] for value in session.get_inputs()})
+        with limit_run(graph.budget) as run_options:
+            inputs = {value.name: feeds[value.name] for value in session.get_inputs()}
+            outputs = session.run(list(names), inputs, run_options)
+    except OutOfTime:
+        raise
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         cause = sanitize_message(first_line, graph.folder)
         raise ActivationsUnavailable(f"onnxruntime, node by node: {cause}") from error
     return {name: array for name, array in zip(names, outputs, strict=True) if isinstance(array, np.ndarray)}
+
+
+@contextmanager
+def limit_run(budget: Budget) -> Iterator[onnxruntime.RunOptions]:
+    """Yield options for a session's run that end it, between two nodes, when the time is over. Raises `OutOfTime`."""
+    options, remaining = onnxruntime.RunOptions(), budget.get_remaining()
+    if remaining is None:
+        yield options
+        return
+    timer = threading.Timer(remaining, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    except Exception:
+        budget.check()  # the run was ended, which onnxruntime reports as a failure
+        raise
+    finally:
+        timer.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from packager.parity.diagnosis.budget import Budget
 from packager.parity.diagnosis.soundness import ClassifiedRun
 from packager.parity.numerics.compare import Array
 
@@ -41,13 +42,14 @@ class Divergence:
 
 @dataclass(frozen=True)
 class RunPair:
-    """The reference with its right output, the suspect with its wrong one, and how to run the suspect again."""
+    """The reference with its right output, the suspect with its wrong one, how to run it again, and for how long."""
 
     reference: ClassifiedRun
     suspect: ClassifiedRun
     expected_output: int
     suspect_output: int
     substitute: Substitute
+    budget: Budget
 
     def diverge_at(self, index: int, expected: int) -> Divergence:
         """Make the divergence in which the suspect's value `index` should be the reference's value `expected`."""

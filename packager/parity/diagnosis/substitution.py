@@ -8,7 +8,7 @@ up to there are wrong, and those after it are right. numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from packager.parity.diagnosis.matching import finite_rms, has_type_of, is_distinctive, matches, rms_difference
@@ -42,14 +42,15 @@ class _Attempt:
     expected: Sequence[int]
 
 
-def find_by_substitution(pair: RunPair, first: int, target: int) -> Divergence | None:
+def find_by_substitution(pair: RunPair, first: int, target: int, report: Callable[[str], None]) -> Divergence | None:
     """Find the divergence whose correction makes the output right, or else the most of the values computed from it.
 
     `first` is the first unsound value of the suspect, `target` that of the reference. Returns None if no correction
-    makes enough values right.
+    makes enough values right. `report` is called before each run of the suspect.
     """
     best, most = None, 0
-    for attempt in _iter_attempts(pair, first, target):
+    for number, attempt in enumerate(_iter_attempts(pair, first, target), start=1):
+        report(f"substitution {number} of at most {MAX_SUBSTITUTIONS}")
         matched = _count_matched(pair, attempt)
         if matched > most:
             best, most = attempt.divergence, matched
@@ -105,7 +106,7 @@ def _list_candidates(pair: RunPair, first: int, target: int) -> list[tuple[int, 
     """List unsound values of the reference from `target` on, with those of the suspect from `first` on for each.
 
     Of the reference more than `target` itself, because the suspect may compute two operations as one. In order, but
-    pairs that are far apart come last.
+    pairs that are far apart come last. Raises `OutOfTime`.
     """
     after_first = {first, *pair.suspect.find_descendants(first)}
     suspects = [
@@ -125,6 +126,7 @@ def _list_candidates(pair: RunPair, first: int, target: int) -> list[tuple[int, 
         if array is None:
             continue
         for index in suspects:
+            pair.budget.check()
             value = pair.suspect.activations.values[index]
             if value.array is not None and has_type_of(value, array):
                 distance = rms_difference(array, value.array) / (finite_rms(array) or 1.0)

@@ -26,6 +26,7 @@ from packager.parity.diagnosis.activations import (
     ActivationsUnavailable,
     measure_typical_magnitude,
 )
+from packager.parity.diagnosis.budget import UNLIMITED, Budget, OutOfTime
 from packager.parity.forward import get_state, replaced_state, widen_tensor
 from packager.parity.numerics.compare import Array
 from packager.parity.numerics.tolerances import get_minimum_noise, measure_relative_difference
@@ -35,12 +36,16 @@ _NON_NUMPY_DTYPES = (torch.bfloat16, torch.complex32)
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """The user's module and the inputs of one case; `names` are the manifest's outputs, `folder` the user's code."""
+    """The user's module and the inputs of one case; `names` are the manifest's outputs, `folder` the user's code.
+
+    A run of the module raises `OutOfTime` at the first operator after the budget is spent.
+    """
 
     module: torch.nn.Module
     inputs: Mapping[str, torch.Tensor]
     names: Sequence[str] | None
     folder: Path
+    budget: Budget = UNLIMITED
 
 
 def record_module(call: ModuleCall, max_bytes: int) -> tuple[Activations, frozenset[str]]:
@@ -67,6 +72,8 @@ def measure_activation_noise(call: ModuleCall, activations: Activations, max_byt
 
     try:
         wide, _ = _record(call, forward, wide_inputs, max_bytes)
+    except OutOfTime:
+        raise
     except Exception:  # noqa: BLE001 (the user's code may refuse float64 in any way: then nothing is measured)
         return [None] * len(activations.values)
     if [value.operator for value in wide.values] != [value.operator for value in activations.values]:
@@ -87,7 +94,7 @@ def _measure_noise(array: Array | None, wide: Array | None) -> float | None:
 def _record(
     call: ModuleCall, forward: Callable[..., Any], inputs: Mapping[str, torch.Tensor], max_bytes: int
 ) -> tuple[Activations, frozenset[str]]:
-    recorder = _Recorder(call.folder, max_bytes)
+    recorder = _Recorder(call.folder, max_bytes, call.budget)
     with torch.inference_mode(), _disable_fast_path(), _track_modules(call.module, recorder):
         for name, tensor in inputs.items():
             recorder.add(name, INPUT_OPERATOR, (), [tensor])
@@ -103,7 +110,7 @@ def _record(
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own metaclass hook
     """Record every operator that computes something from the inputs."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, budget: Budget) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.values: list[Activation] = []
         self.computed: dict[int, int] = {}  # id of a tensor → index of its value
@@ -114,10 +121,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self._folder = folder
         self._user_files: dict[str, Path | None] = {}
         self._bytes_left = max_bytes
+        self._budget = budget
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        self._budget.check()
         reads = sorted({index for tensor in _iter_tensors((args, kwargs or {})) for index in self._find_values(tensor)})
         returned = func(*args, **(kwargs or {}))
         if reads:

@@ -115,6 +115,29 @@ class Net(nn.Module):
         return self.last(self.activation(self.first(x)))
 """
 
+FUSED = """
+import torch
+from torch import nn
+
+
+class Head(nn.Module):
+    def forward(self, x):
+        if torch.jit.is_tracing():
+            return torch.softmax(x, -1)
+        x = torch.sigmoid(x)
+        return torch.tanh(x)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.head = Head()
+
+    def forward(self, x):
+        return self.head(self.first(x))
+"""
+
 
 def fail_build(tmp_path, text, exporter="torchscript"):
     """The error of a build, and what `show.py` prints in a different folder."""
@@ -177,6 +200,30 @@ def test_a_formula_for_exporters_only_is_found_in_the_graph_of_torch_export(tmp_
     golden(lines_of(error)[1], "node_mul_7", "(Mul)", "2", "gelu", "activation", "model.py:11")
     assert operators_of(tmp_path) == ["Mul", "Sigmoid", "Mul"]
     mentions(shown, "PyTorch", "onnxruntime")
+
+
+def test_a_fault_that_stands_for_several_operations_has_their_module_and_no_line(tmp_path, golden):
+    error, _ = fail_build(tmp_path, FUSED)
+    golden(lines_of(error)[1], "/model/head/Softmax", "tanh", "in module head")
+    assert error.problems[0].where is None
+
+
+def test_a_line_with_control_flow_is_not_blamed_for_a_fault_elsewhere(tmp_path, golden):
+    text = (
+        BRANCH.format(then="x = x * 1")
+        .replace("self.first(x)", "torch.exp(self.first(x))")
+        .replace("torch.exp", "(torch.exp if not torch.jit.is_tracing() else torch.tanh)")
+    )
+    error, _ = fail_build(tmp_path, text)
+    golden(lines_of(error)[1], "/model/Tanh", "exp", "model.py:26")
+    assert error.problems[0].where == "model.py:26"
+    golden(error.hint, "model.py:13")
+    path = project(tmp_path / "q", text, torchscript={"method": "trace"})
+    with pytest.raises(ParityFailed) as caught:
+        packager.build(path, tmp_path / "dist")
+    trace, _ = caught.value.problems
+    mentions(trace.message, "model.py:13")
+    assert trace.where is None
 
 
 @pytest.mark.slow

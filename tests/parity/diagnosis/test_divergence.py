@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from projects import python
 
 from packager.parity.diagnosis.activations import INPUT_OPERATOR, Activation, Activations
+from packager.parity.diagnosis.budget import Budget, OutOfTime
 from packager.parity.diagnosis.divergence import find_divergence
 from packager.parity.diagnosis.matching import compare_activation
 from packager.parity.diagnosis.soundness import MATCH_RULES
@@ -60,6 +62,33 @@ def test_the_node_that_is_off_is_found(graph, rule):
     assert found.suspect_index == wrong or wrong in found.path
     if rule == "unlike":
         assert (found.suspect_index, found.path, found.expected_index) == (wrong, (wrong,), wrong)
+
+
+@given(graphs(), st.sampled_from(MATCH_RULES), st.integers(0, 3))
+def test_a_search_that_is_ended_has_the_node_that_is_off_among_its_suspects(graph, rule, runs):
+    nodes, wrong, seed = graph
+    start = np.random.default_rng(seed).standard_normal((4, 6)).astype(np.float32)
+    good, bad = evaluate(start, nodes), evaluate(start, nodes, wrong)
+    output = compare_activation(good.values[-1], bad.values[-1].array)
+    assume(output is not None and output.error_over_limit > 10)
+    done = []
+
+    def substitute(values, readers, requested):
+        if len(done) == runs:
+            raise OutOfTime
+        done.append(values)
+        changed = evaluate(start, nodes, wrong, values)
+        return {index: changed.values[index].array for index in requested}
+
+    stops = []
+    try:
+        find_divergence(good, bad, "y", substitute, rule)
+    except OutOfTime as stop:
+        stops.append(stop)
+    assert all(wrong in stop.suspects for stop in stops)
+    with pytest.raises(OutOfTime) as caught:
+        find_divergence(good, bad, "y", substitute, rule, Budget(0.0))
+    assert wrong in caught.value.suspects
 
 
 def test_an_output_that_the_reference_does_not_compute_has_no_divergence():

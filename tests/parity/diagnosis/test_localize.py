@@ -1,6 +1,7 @@
 """Localizing the node at fault in exported graphs that were broken by hand."""
 
 import re
+from dataclasses import replace
 
 import architectures
 import numpy as np
@@ -77,10 +78,10 @@ def test_the_node_that_was_broken_is_found_against_the_module_and_against_the_ea
     architecture, name, break_it = BROKEN[case]
     loaded, module, good, expected = export(architecture, tmp_path / "p")
     with pytest.raises(ActivationsUnavailable) as caught:
-        localize.find_smallest_failing_case(good, expected)
+        localize.find_failing_case(good, expected)
     golden(caught.value)
     bad = break_node(good, name, break_it)
-    failing = localize.find_smallest_failing_case(bad, expected)
+    failing = localize.find_failing_case(bad, expected)
     inputs = failing.reference_case.inputs
     tensors = dict(zip(inputs, bind_inputs(loaded, list(inputs.values())), strict=True))
     call = torch_activations.ModuleCall(module, tensors, loaded.manifest.outputs, loaded.folder)
@@ -111,16 +112,23 @@ def test_a_graph_that_is_right_node_by_node_has_no_node_at_fault(tmp_path, golde
     golden(caught.value)
 
 
-def test_activations_that_take_too_much_memory_are_not_recorded(tmp_path, monkeypatch, golden):
+def test_activations_that_take_too_much_memory_are_not_recorded(tmp_path, golden):
     loaded, module, graph, expected = export(architectures.CONVNET, tmp_path / "p")
-    monkeypatch.setattr(onnx_activations, "MAX_ACTIVATION_BYTES", 100)
+    limited = replace(graph, max_bytes=100)
     with pytest.raises(ActivationsUnavailable) as caught:
-        onnx_activations.record_graph(graph, expected[0].inputs)
+        onnx_activations.record_graph(limited, expected[0].inputs)
     golden(caught.value, "0", size=re.search(r"\d+ MiB", str(caught.value)).group())
     inputs = dict(zip(expected[0].inputs, bind_inputs(loaded, list(expected[0].inputs.values())), strict=True))
     with pytest.raises(ActivationsUnavailable) as caught:
         torch_activations.record_module(torch_activations.ModuleCall(module, inputs, None, loaded.folder), 100)
     golden(caught.value)
+
+
+def test_a_pass_is_diagnosed_within_a_limit_that_does_not_depend_on_the_clock(tmp_path, monkeypatch):
+    _, _, good, expected = export(architectures.RESNET, tmp_path / "p")
+    bad = break_node(good, "/model/layer2/0/conv2/Conv", scale_weight)
+    monkeypatch.setattr(localize, "_MAX_PASS_BYTES", 1000)
+    mentions(localize.describe_broken_pass(good, bad.model, expected), "could not be localized", "limit of 0 MiB")
 
 
 def test_a_graph_that_does_not_run_is_reported(tmp_path):
@@ -133,6 +141,6 @@ def test_a_graph_that_does_not_run_is_reported(tmp_path):
     x = np.ones((2, 3), np.float32)
     expected = ReferenceCase("000", {"x": x}, {"y": x.reshape(6)}, {"y": ElementTolerance(0.0, 0.0)})
     with pytest.raises(ActivationsUnavailable, match=r"000.*onnxruntime.*Reshape"):
-        localize.find_smallest_failing_case(GraphModel(model, tmp_path), [expected])
+        localize.find_failing_case(GraphModel(model, tmp_path), [expected])
     with pytest.raises(ActivationsUnavailable, match="onnxruntime"):
         onnx_activations.record_graph(GraphModel(model, tmp_path), {"x": x})
