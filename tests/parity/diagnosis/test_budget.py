@@ -115,7 +115,7 @@ def test_the_cheapest_case_is_chosen_if_the_first_run_shows_that_runs_are_long(t
     assert find_failing_case(graph, cases).reference_case.name == "1"
 
 
-def test_a_graph_that_is_right_is_still_told_from_one_that_ran_out_of_time(tmp_path):
+def test_a_graph_that_is_right_is_not_confused_with_a_search_out_of_time(tmp_path):
     graph = graph_of(["Neg", "Neg"], tmp_path, budget=Budget(60.0))
     with pytest.raises(ActivationsUnavailable):
         find_failing_case(graph, [case_of("000", 3, lambda x: x)])
