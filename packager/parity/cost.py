@@ -65,6 +65,8 @@ def count_forward_cost(project: Project, model: LoadedModel, case: InputCase) ->
 class _OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's stubs
     """While active, counts the operators that torch runs, the elements they return, and their FLOPs."""
 
+    supports_higher_order_operators = True  # such as torch.cond, which runs as a whole
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's stubs
         self.calls, self.elements, self.flops = 0, 0, 0
@@ -72,7 +74,7 @@ class _OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and count it."""
         result = function(*args, **(kwargs or {}))
-        if not function.is_view:
+        if isinstance(function, torch._ops.OpOverload) and not function.is_view:
             self.calls += 1
             self.elements += sum(tensor.numel() for tensor in _list_tensors(result))
             packet = function.overloadpacket

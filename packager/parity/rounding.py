@@ -40,6 +40,8 @@ def run_with_rounded_results(project: Project, model: LoadedModel, case: InputCa
 class _RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's stubs
     """While active, moves what operators return by one unit in the last place."""
 
+    supports_higher_order_operators = True  # such as torch.cond, which runs as a whole
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's stubs
         self._generator = torch.Generator().manual_seed(0)
@@ -47,8 +49,9 @@ class _RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, and multiply each float result by 1 + eps or 1 - eps, element by element."""
         result = function(*args, **(kwargs or {}))
-        name = function.overloadpacket.__name__.strip("_").removesuffix("_like")
-        if function.is_view or name in _EXACT_OPERATORS:
+        if not isinstance(function, torch._ops.OpOverload) or function.is_view:
+            return result
+        if function.overloadpacket.__name__.strip("_").removesuffix("_like") in _EXACT_OPERATORS:
             return result
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and _is_rounded(tensor):

@@ -79,13 +79,15 @@ class _NoCounterpart(Exception):
 class _RuntimeFunctions(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's stubs
     """While active, onnxruntime computes the elementwise functions of float32 tensors."""
 
+    supports_higher_order_operators = True  # such as torch.cond, which runs as a whole
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's stubs
         self.used: set[str] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, or the function of onnxruntime that exporters write in its place."""
-        name = function.overloadpacket.__name__
+        name = getattr(function, "overloadpacket", function).__name__
         write = _DECOMPOSITIONS.get(name.rstrip("_"))
         if write is None or not _is_plain_float32(args[0]) or function._overloadname == "out":
             return function(*args, **(kwargs or {}))

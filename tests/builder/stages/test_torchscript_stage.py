@@ -370,7 +370,7 @@ def test_a_cause_that_two_forms_share_is_given_once_and_a_measured_one_only_wher
         LeftOut("torchscript", "script", "not-checked", "no code:"),
         LeftOut("torch-export", "exported program", "fail", "y[0]: 1 for 2", "model.py:3", ("model.py:3",)),
     ]
-    frozen = "; data-dependent control flow was fixed at trace time in model.py:3"
+    frozen = "; data-dependent control flow was fixed at trace time in model.py:3: it may be the cause"
     text = f"trace and script: no code; the exported program does not pass: y[0]: 1 for 2{frozen}"
     assert describe_left_out(entries) == text
     assert describe_left_out(entries, measured=False) == text.replace(": 1 for 2", "").replace(
