@@ -15,7 +15,7 @@ import packager
 from packager.builder.results import LeftOut, describe_left_out
 from packager.common.hashing import sha256_file
 from packager.common.progress import Note
-from packager.errors import BackendUnavailable, ExportFailed, ParityFailed, TorchScriptFailed
+from packager.errors import BackendUnavailable, ExportFailed, NotABundle, ParityFailed, TorchScriptFailed
 from packager.export import exported_program
 
 NO_CODE = "y = y * sum([float(value) for value in map(float, range(2))])"  # torch.jit.script rejects map()
@@ -345,6 +345,30 @@ def test_a_bundle_without_a_fallback_that_does_not_load_says_why_there_is_none(a
     with pytest.raises(BackendUnavailable) as caught:
         packager.load(bundle)
     mentions(caught.value.why, "onnxruntime", "no fallback", "Sparsemax", "GuardOnDataDependentSymNode")
+
+
+@pytest.mark.parametrize("left_out", [None, [], {"torchscript": "x"}, {"torchscript": {}}, {"onnx": {"reason": "x"}}])
+def test_a_malformed_reason_is_refused_by_verify_and_does_not_crash_the_loader(alone, tmp_path, left_out):
+    bundle = Path(shutil.copytree(alone[0].bundle, tmp_path / "net-1.0.0"))
+    (bundle / "config.json").write_text(json.dumps({**read(bundle), "left_out": left_out}))
+    reseal(bundle)
+    assert not packager.verify(bundle).ok
+    if left_out != {"onnx": {"reason": "x"}}:
+        with pytest.raises(NotABundle):
+            packager.load(bundle)
+
+
+@pytest.mark.parametrize("entry", [{}, {"path": "model.pt2"}, {"path": "gone", "sha256": "0" * 64}, "model.pt2"])
+def test_a_malformed_entry_for_an_exported_program_is_refused(exported, tmp_path, entry):
+    bundle = Path(shutil.copytree(exported[0].bundle, tmp_path / "net-1.0.0"))
+    config = read(bundle)
+    (bundle / "config.json").write_text(
+        json.dumps({**config, "artifacts": {**config["artifacts"], "torch-export": entry}})
+    )
+    reseal(bundle)
+    report = packager.verify(bundle)
+    assert not report.ok
+    assert report.parity == {"onnx": "not-checked", "torchscript": "not-checked", "torch-export": "not-checked"}
 
 
 def test_two_bundles_differ_in_why_they_have_no_fallback(alone, exported):
