@@ -208,9 +208,7 @@ def _make_tolerance_record(spec: TensorSpec, contents: BundleContents) -> record
     )  # fmt: skip
 
 
-def _make_backend_records(
-    results: StageResults,
-) -> dict[records.BackendName, records.BackendVerdict]:
+def _make_backend_records(results: StageResults) -> dict[records.BackendName, records.BackendVerdict]:
     fallback, absent = results.torchscript, "the bundle has none"
     causes = describe_left_out([entry for entry in fallback.left_out if entry.backend == "torchscript"])
     why = f"{absent}: {causes}" if causes else absent

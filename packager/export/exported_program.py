@@ -24,17 +24,17 @@ from packager.common import deterministic_zip
 from packager.export.exporters import ExporterFailed, FlatOutputs, to_exporter_failed
 from packager.export.torchscript import reserve_disk_space
 from packager.project.manifest import DimLimits, Project
-from packager.runtime.exported_program_archive import ROOT, SAMPLE_INPUTS
+from packager.runtime.exported_program_archive import ROOT
 
 _GENERAL_SIZE = 2  # torch.export specializes what it traces with a size of 0 or 1
-_LEFT_OUT = (".data/serialization_id",)
+_RANDOM_ENTRY = ".data/serialization_id"
 
 
 def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
     """Export the module with the manifest's dynamic dims; `inputs` are an example call, in the manifest's order.
 
-    A dim is exported as if it were at least 2, because its size may not become a condition, and then allowed down to
-    its own limit: the parity check tries the small sizes. Raises `ExporterFailed`.
+    A dim is exported as if it were at least 2, so that its size does not become a condition. The program still takes
+    smaller sizes, and the parity check tries them. Raises `ExporterFailed`.
     """
     flat = FlatOutputs(module, project.manifest.outputs).eval()
     shapes = {"inputs": _make_dynamic_shapes(project, inputs)}
@@ -43,12 +43,9 @@ def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _keep_sizes_general():
         for strict in (False, True):
             try:
-                program = torch.export.export(flat, inputs, dynamic_shapes=shapes, strict=strict)
+                return torch.export.export(flat, inputs, dynamic_shapes=shapes, strict=strict)
             except Exception as error:  # noqa: BLE001 (torch.export raises whatever forward() does under its tensors)
                 failure = failure or error
-            else:
-                _widen_ranges(project, program)
-                return program
     assert failure is not None
     raise _explain(failure, project.folder) from failure
 
@@ -86,20 +83,6 @@ def _make_dynamic_dim(name: str, limit: DimLimits, example: int) -> Any:
     return torch.export.Dim(name, min=smallest, max=None if limit.max is None else max(limit.max, smallest + 1))
 
 
-def _widen_ranges(project: Project, program: torch.export.ExportedProgram) -> None:
-    """Give every dynamic dim the limits of the manifest, which the loaded program enforces."""
-    from torch.utils._sympy.numbers import int_oo
-    from torch.utils._sympy.value_ranges import ValueRanges
-
-    limits, names = project.manifest.dim_limits(), program.graph_signature.user_inputs
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for name, spec in zip(names, project.manifest.inputs.values(), strict=True):
-        for size, dim in zip(nodes[str(name)].meta["val"].shape, spec.shape, strict=True):
-            if isinstance(dim, str):
-                largest = int_oo if limits[dim].max is None else limits[dim].max
-                program.range_constraints[size.node.expr] = ValueRanges(limits[dim].min, largest)
-
-
 def save(program: torch.export.ExportedProgram, path: Path, folder: Path) -> None:
     """Write the program to `path`, the same bytes every time. `folder` holds the user's code.
 
@@ -130,14 +113,12 @@ def write_canonical(saved: Path, target: Path) -> None:
 
         def files() -> Iterator[tuple[str, int, list[bytes]]]:
             for inner, name in sorted(entries.items()):
-                if inner in _LEFT_OUT:
+                if inner == _RANDOM_ENTRY:
                     continue
                 content = archive.read(name)
                 if inner.startswith("models/"):
                     document = {**_strip_metadata(json.loads(content)), "guards_code": []}
                     content = json.dumps(document, separators=(",", ":")).encode()
-                elif inner == SAMPLE_INPUTS:
-                    content = b""
                 yield f"{ROOT}/{inner}", len(content), [content]
 
         deterministic_zip.write_zip(stream, files())

@@ -22,7 +22,7 @@ from packager.common import deterministic_zip
 
 ROOT = "model"
 """The folder inside the archive."""
-SAMPLE_INPUTS = "data/sample_inputs/model.pt"
+_SAMPLE_INPUTS = "data/sample_inputs/model.pt"
 
 _PROGRAM = "models/model.json"
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
@@ -72,10 +72,10 @@ def check_archive(path: Path) -> None:
 def _check_entry(name: str, chunks: Any) -> None:
     if name in _CONSTANT_FILES or _RAW_TENSOR.fullmatch(name):
         return
-    if name not in (SAMPLE_INPUTS, _PROGRAM, *_CONFIGS):
+    if name not in (_SAMPLE_INPUTS, _PROGRAM, *_CONFIGS):
         raise ArchiveUnsafe(f"the archive holds {name!r}")
     content = b"".join(chunks)
-    if name == SAMPLE_INPUTS:
+    if name == _SAMPLE_INPUTS:
         if content:
             raise ArchiveUnsafe("the archive holds a pickle of example inputs")
         return

@@ -170,8 +170,10 @@ def _check_artifacts(folder: Path, config: Mapping[str, Any], sums: Mapping[str,
         paths = [artifact["path"] for artifact in artifacts if artifact is not None]
         for tensor in (*config["inputs"], *config["outputs"]):
             tensor["name"], tensor["dtype"], tensor["shape"]
+        for entry in config.get("left_out", {}).values():
+            entry["reason"]
         config["name"], config["version"], config["providers"], config["dims"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise NotABundle(str(folder), f"{layout.CONFIG} is malformed: {type(error).__name__}: {error}") from None
     for path in paths:
         if path not in sums:
@@ -229,8 +231,9 @@ def _open_fallback(folder: Path, config: Mapping[str, Any], cause: str) -> Torch
             return ExportedProgramBackend(folder / program["path"], inputs=inputs, output_names=names)
         optimize = script["optimize_for_inference"]
         return TorchScriptBackend(folder / script["path"], inputs=inputs, output_names=names, optimize=optimize)
-    except (RuntimeError, ValueError) as error:
-        why = f"{cause}\n{title}: {str(error).strip().splitlines()[0]}"
+    except Exception as error:  # noqa: BLE001 (torch raises unrelated classes for a program of a different version)
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = f"{cause}\n{title}: {first_line}"
         raise BackendUnavailable(str(folder), why, "use the torch it was built with") from None
 
 

@@ -340,9 +340,11 @@ def _make_failed_stage(left_out: LeftOut) -> StageRecord:
 
 
 def _reject_forms(program: TorchScriptProgram, stages: tuple[StageRecord, ...]) -> LeftOut:
-    """Return why no form of a program passes: the cause that the last of its stages recorded."""
-    last = stages[-1]
-    if last.verdict == "not-checked":
+    """Return why no form of a program passes: the last of its stages that was wrong, or else the last that failed."""
+    own = [stage for stage in stages if stage.name.partition(",")[0] == f"torchscript: {program.method}"]
+    wrong = [stage for stage in own if stage.verdict == "fail"]
+    last = (wrong or own)[-1]
+    if not wrong:
         return LeftOut("torchscript", program.method, "not-checked", last.reason)
     lines = program.specialized.user_lines
     return LeftOut("torchscript", program.method, "fail", last.reason, frozen_lines=lines)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from messages import carries, mentions
 from projects import LINEAR, package, project, python, reseal
 
@@ -14,7 +15,8 @@ import packager
 from packager.builder.results import LeftOut, describe_left_out
 from packager.common.hashing import sha256_file
 from packager.common.progress import Note
-from packager.errors import BackendUnavailable, ExportFailed, ParityFailed, TorchScriptFailed
+from packager.errors import BackendUnavailable, ExportFailed, NotABundle, ParityFailed, TorchScriptFailed
+from packager.export import exported_program
 
 NO_CODE = "y = y * sum([float(value) for value in map(float, range(2))])"  # torch.jit.script rejects map()
 SPARSEMAX = """
@@ -280,6 +282,54 @@ def test_onnx_ships_alone_where_no_fallback_is_proven(alone):
     assert packager.verify(built.bundle).ok
 
 
+class Scaled(torch.nn.Module):
+    """A module whose outputs are one percent too large."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) * 1.01
+
+
+def test_an_exported_program_that_is_wrong_is_left_out_with_its_verdict(tmp_path, monkeypatch):
+    export = exported_program.export
+
+    def export_scaled(project, module, inputs):
+        return export(project, Scaled(module), inputs)
+
+    monkeypatch.setattr(exported_program, "export", export_scaled)
+    built, notes = build(tmp_path, SPARSEMAX)
+    assert built.parity == {"onnx": "pass", "torchscript": "not-checked"}
+    config = read(built.bundle)
+    assert config["left_out"]["torch-export"] == {
+        "verdict": "fail",
+        "reason": "the exported program does not pass the parity check",
+    }
+    assert "torch-export" not in config["artifacts"]
+    assert not (built.bundle / "model.pt2").exists()
+    assert stages_of(built.bundle)["torch-export: exported program"] == "fail"
+    mentions(next(note for note in notes if carries(note, "alone")), "the exported program does not pass", "PyTorch")
+    assert "- torch-export, wrong: the exported program does not pass" in (built.bundle / "README.md").read_text()
+    assert packager.verify(built.bundle).ok
+    rebuilt, _ = build(tmp_path, SPARSEMAX, description="Different")
+    assert rebuilt.recalled == {"reference", "torchscript", "onnx"}
+
+
+def test_a_branch_on_a_size_that_every_artifact_fixes_is_refused_with_each_verdict(tmp_path):
+    path, events = project(tmp_path, returning(NO_CODE, "return y * 2 if x.shape[0] == 1 else y")), []
+    with pytest.raises(ParityFailed) as caught:
+        packager.build(path, tmp_path / "out", listener=events.append)
+    mentions(
+        "\n".join(problem.message for problem in caught.value.problems), "from the trace", "torch-export", "script"
+    )
+    mentions(caught.value.hint, "export.required: false", "fallback")
+    notes = [event.message for event in events if isinstance(event, Note)]
+    mentions("\n".join(notes), "the trace does not pass", "the exported program does not pass")
+    assert not (tmp_path / "out").exists()
+
+
 def test_inspect_says_that_there_is_no_fallback_and_why(alone, exported):
     text = package("inspect", alone[0].bundle).stdout
     mentions(" ".join(text.split()), "fallback", "none", "Sparsemax", "GuardOnDataDependentSymNode")
@@ -295,6 +345,30 @@ def test_a_bundle_without_a_fallback_that_does_not_load_says_why_there_is_none(a
     with pytest.raises(BackendUnavailable) as caught:
         packager.load(bundle)
     mentions(caught.value.why, "onnxruntime", "no fallback", "Sparsemax", "GuardOnDataDependentSymNode")
+
+
+@pytest.mark.parametrize("left_out", [None, [], {"torchscript": "x"}, {"torchscript": {}}, {"onnx": {"reason": "x"}}])
+def test_a_malformed_reason_is_refused_by_verify_and_does_not_crash_the_loader(alone, tmp_path, left_out):
+    bundle = Path(shutil.copytree(alone[0].bundle, tmp_path / "net-1.0.0"))
+    (bundle / "config.json").write_text(json.dumps({**read(bundle), "left_out": left_out}))
+    reseal(bundle)
+    assert not packager.verify(bundle).ok
+    if left_out != {"onnx": {"reason": "x"}}:
+        with pytest.raises(NotABundle):
+            packager.load(bundle)
+
+
+@pytest.mark.parametrize("entry", [{}, {"path": "model.pt2"}, {"path": "gone", "sha256": "0" * 64}, "model.pt2"])
+def test_a_malformed_entry_for_an_exported_program_is_refused(exported, tmp_path, entry):
+    bundle = Path(shutil.copytree(exported[0].bundle, tmp_path / "net-1.0.0"))
+    config = read(bundle)
+    (bundle / "config.json").write_text(
+        json.dumps({**config, "artifacts": {**config["artifacts"], "torch-export": entry}})
+    )
+    reseal(bundle)
+    report = packager.verify(bundle)
+    assert not report.ok
+    assert report.parity == {"onnx": "not-checked", "torchscript": "not-checked", "torch-export": "not-checked"}
 
 
 def test_two_bundles_differ_in_why_they_have_no_fallback(alone, exported):
