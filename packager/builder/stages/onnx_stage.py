@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.results import ArtifactResult, OnnxResult
-from packager.builder.stages.onnx_export import Candidate, export, list_exporters
+from packager.builder.stages.onnx_export import FROM_MODULE, FROM_TRACE, Candidate, Exporter, export, list_exporters
 from packager.builder.stages.torchscript_stage import TracedModel, retrace
 from packager.bundle import layout, records
 from packager.bundle.writer import BundleWriter
@@ -183,8 +183,8 @@ def ship(
     rejected: list[tuple[Candidate, Rejection]] = []
     order = list_exporters(context.project, traced.program)
     for exporter in order:
-        if exporter == "script" and rejected[0][0].failure is not None:
-            continue  # the trace could not be exported, so its script cannot either
+        if _is_pointless(exporter, rejected):
+            continue
         if first is None or exporter != order[0]:
             candidate = export(context, model, traced, exporter)
             attempt = check_prepared(context, reference, prepare(context, candidate))
@@ -201,6 +201,18 @@ def ship(
         context.reporter.report_note("no ONNX model: the bundle ships TorchScript alone (export.required is false)")
         return ArtifactResult(None, None, tuple(stages), outputs=model.outputs)
     raise _make_error(context, model, rejected, reference)
+
+
+def _is_pointless(exporter: Exporter, rejected: Sequence[tuple[Candidate, Rejection]]) -> bool:
+    """Tell whether an exporter can only repeat what others gave.
+
+    The graph of the module is that of its trace. A script has the operators of the trace, and cannot be exported if
+    neither the trace nor the module could.
+    """
+    if exporter == "module":
+        return any(candidate.exporter == FROM_TRACE and outcome.verdict == "fail" for candidate, outcome in rejected)
+    traced = [candidate for candidate, _ in rejected if candidate.exporter in (FROM_TRACE, FROM_MODULE)]
+    return exporter == "script" and all(candidate.failure is not None for candidate in traced)
 
 
 def _recheck(context: BuildContext, model: EagerModel, cached: OnnxResult, reference: Reference) -> OnnxResult | None:
