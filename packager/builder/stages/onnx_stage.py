@@ -7,7 +7,7 @@ graph itself fails, the next exporter is tried.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from packager.common.progress import StageName
 from packager.errors import ExportFailed, ParityFailed, Problem
 from packager.export.graph.messages import NO_IMPROVEMENT, OptimizeJob, OptimizeResult, StageRecord, Verdict
 from packager.parity.diagnosis.diagnose import Diagnosis, ReproTarget, diagnose
+from packager.parity.diagnosis.fixed_dims import find_fixed_dims
 from packager.parity.numerics.verdict import ParityResult
 from packager.parity.results import Reference
 from packager.runtime.check import check_onnx, check_onnx_session, open_onnx_session
@@ -234,11 +235,28 @@ def _make_error(
         alternative = "torchscript.method: auto and export.required: false ship TorchScript alone"
     if any(outcome.verdict == "fail" for _, outcome in rejected):
         with context.reporter.stage(StageName.WHERE):
-            problems = _diagnose_rejections(context, model, rejected, reference)
-        lines = [line for candidate, _ in rejected for line in candidate.specialized.user_lines]
-        return ParityFailed(problems, alternative, frozen_branches=lines)
+            fixed = _find_fixed_dims(context, rejected, reference)
+            problems = [_make_problem(candidate, outcome) for candidate, outcome in rejected]
+            if not fixed:
+                problems = _diagnose_rejections(context, model, rejected, reference)
+        flows = [candidate.specialized for candidate, _ in rejected]
+        lines = [line for flow in flows for line in flow.user_lines]
+        sizes = [f"{dim} is {size}" for dim, size in fixed.items()]
+        if fixed:
+            lines += [line for flow in flows for line in flow.library_lines]
+        return ParityFailed(problems, alternative, frozen_branches=lines, fixed_sizes=sizes)
     problems = [_make_problem(candidate, outcome) for candidate, outcome in rejected]
     return ExportFailed(project.field_location("export"), problems, alternative)
+
+
+def _find_fixed_dims(
+    context: BuildContext, rejected: Sequence[tuple[Candidate, Rejection]], reference: Reference
+) -> Mapping[str, int]:
+    """Return the dims at one size of which alone the first wrong graph is right: no node of it is at fault."""
+    providers = context.project.manifest.target.providers
+    jobs = [candidate.job for candidate, outcome in rejected if outcome.verdict == "fail"]
+    job = next(job for job in jobs if job is not None)
+    return find_fixed_dims(job.exported, reference.reference_cases, providers)
 
 
 def _diagnose_rejections(

@@ -151,3 +151,33 @@ def test_a_module_is_not_exported_itself_if_its_trace_gave_a_wrong_graph(tmp_pat
         packager.build(manifest, tmp_path / "out")
     (problem,) = caught.value.problems
     mentions(problem.message, "from the trace")
+
+
+LOOP = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        states = [x[:, 0]]
+        for step in range(x.shape[1]):
+            states.append(torch.tanh(self.layer(x[:, step]) + states[-1]))
+        return torch.stack(states, 1)
+"""
+
+
+def test_a_loop_over_a_size_is_told_with_the_ways_out_and_no_node_is_blamed(tmp_path, golden):
+    inputs = {"x": {"dtype": "float32", "shape": ["batch", "length", 4]}}
+    manifest = project(tmp_path, LOOP, inputs=inputs, torchscript={"method": "none"})
+    with pytest.raises(ParityFailed) as caught:
+        packager.build(manifest, tmp_path / "out")
+    golden(caught.value.hint, "length", "model.py:13", "torchscript.method: script")
+    assert not any("first wrong" in problem.message for problem in caught.value.problems)
+    inputs["x"]["shape"] = ["batch", 3, 4]
+    built = packager.build(project(tmp_path, LOOP, inputs=inputs, torchscript={"method": "none"}), tmp_path / "out")
+    assert built.parity["onnx"] == "pass"
