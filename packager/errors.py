@@ -539,10 +539,25 @@ class TorchScriptFailed(UserError):
 class ParityFailed(Refused):
     code = "parity-failed"
 
-    def __init__(self, artifacts: Sequence[Problem], otherwise: str, *, frozen_branches: Sequence[str]) -> None:
+    def __init__(
+        self,
+        artifacts: Sequence[Problem],
+        otherwise: str,
+        *,
+        frozen_branches: Sequence[str],
+        fixed_sizes: Sequence[str] = (),
+    ) -> None:
         advice = "set explicit limits in parity.tolerance"
-        if frozen_branches:
-            lines = ", ".join(dict.fromkeys(frozen_branches))
+        lines = ", ".join(dict.fromkeys(frozen_branches))
+        if fixed_sizes:
+            sizes = " and ".join(fixed_sizes)
+            where = f" (see {_join_names(list(dict.fromkeys(frozen_branches)), 4)})" if frozen_branches else ""
+            advice = (
+                f"the graph is right where {sizes}, and wrong at other sizes: forward() uses that size as a number in "
+                f"Python, as a loop over it does{where}, and every exporter fixes it; make the module scriptable "
+                "(torchscript.method: script), or give the dim a fixed size in inputs"
+            )
+        elif frozen_branches:
             advice = (
                 f"if the control flow that was fixed at {lines} is the cause, use torch.where to keep both sides of a "
                 "branch, and integer arithmetic for a size"

@@ -143,6 +143,12 @@ BUILD = {
         "torchscript.method: none ships ONNX alone",
         frozen_branches=["model.py:13", "model.py:13", "model.py:20"],
     ),
+    "parity-failed--fixed-dim": errors.ParityFailed(
+        [BRANCH],
+        "torchscript.method: none ships ONNX alone",
+        frozen_branches=["model.py:13"],
+        fixed_sizes=["length is 3"],
+    ),
     "output-refused": errors.OutputRefused("dist/net-1.0.0", "No space left on device", "free some space"),
     "output-refused--outputs": errors.OutputRefused(
         "y.npz", "No such file or directory", "choose another file with --output", what="the outputs"

@@ -48,6 +48,21 @@ def silence_exporters() -> Iterator[None]:
         logging.disable(level)
 
 
+@contextlib.contextmanager
+def disable_attention_fast_path() -> Iterator[None]:
+    """Let nn.MultiheadAttention and nn.TransformerEncoder run the operators that exporters know.
+
+    In inference they call fused ones, `aten::_native_multi_head_attention` and `aten::_transformer_encoder_layer_fwd`,
+    which no exporter does (https://github.com/pytorch/pytorch/issues/143107). The switch belongs to the process.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
 class FlatOutputs(torch.nn.Module):
     """Wrap the user's module: its outputs become a flat tuple of tensors, in the manifest's order."""
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from packager.export import weights
-from packager.export.exporters import FlatOutputs, to_exporter_failed
+from packager.export.decompositions import decompose, improve_symbolics, retry_with_decompositions
+from packager.export.exporters import FlatOutputs, disable_attention_fast_path, to_exporter_failed
 from packager.export.graph.messages import ExportedGraph
 from packager.export.torchscript import TorchScriptProgram
 from packager.project.manifest import DimLimits, Project
@@ -44,31 +45,60 @@ def export_from_torchscript(
     `inputs` are the arguments of an example call, in the manifest's order. Raises `ExporterFailed`, and OSError if the
     files cannot be written.
     """
+    try:
+        with improve_symbolics():
+            _run_torchscript_exporter(project, _get_exportable_module(program), names, inputs, path)
+    except OSError:
+        raise  # the disk failed, not the exporter
+    except Exception as error:
+        raise to_exporter_failed(error, project.folder, _format_source_ranges(program, error)) from error
+    return _write_weights(program.module, path)
+
+
+def export_from_module(
+    project: Project, module: torch.nn.Module, names: TensorNames, inputs: tuple[torch.Tensor, ...], path: Path
+) -> ExportedGraph:
+    """Trace the module for the TorchScript exporter; write the graph to `path`, its weights to `path` + ".weights".
+
+    `inputs` are the arguments of an example call, in the manifest's order. Raises `ExporterFailed`, and OSError if the
+    files cannot be written.
+    """
+    flat = FlatOutputs(module, project.manifest.outputs).eval()
+    try:
+        with disable_attention_fast_path():
+            retry_with_decompositions(lambda: _run_torchscript_exporter(project, flat, names, inputs, path))
+    except OSError:
+        raise  # the disk failed, not the exporter
+    except Exception as error:
+        raise to_exporter_failed(error, project.folder) from error
+    return _write_weights(flat, path)
+
+
+def _run_torchscript_exporter(
+    project: Project, module: torch.nn.Module, names: TensorNames, inputs: tuple[torch.Tensor, ...], path: Path
+) -> None:
     axes = {
         name: {axis: dim for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
         for name, spec in project.manifest.inputs.items()
     }
     # The exporter runs the program once to see its outputs; optimizing it first would take longer than the run.
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # torch's stubs
-        try:
-            torch.onnx.export(
-                _get_exportable_module(program),
-                inputs,
-                path,
-                dynamo=False,
-                input_names=list(names.inputs),
-                output_names=list(names.outputs),
-                dynamic_axes={name: dims for name, dims in axes.items() if dims},
-                opset_version=project.manifest.export.opset,
-                export_params=False,
-                do_constant_folding=False,
-            )
-        except OSError:
-            raise  # the disk failed, not the exporter
-        except Exception as error:
-            raise to_exporter_failed(error, project.folder, _format_source_ranges(program, error)) from error
-    state = program.module.state_dict()
-    return ExportedGraph(path, weights.write_weights(state, path.with_name(path.name + ".weights")))
+        torch.onnx.export(
+            module,
+            inputs,
+            path,
+            dynamo=False,
+            input_names=list(names.inputs),
+            output_names=list(names.outputs),
+            dynamic_axes={name: dims for name, dims in axes.items() if dims},
+            opset_version=project.manifest.export.opset,
+            export_params=False,
+            do_constant_folding=False,
+        )
+
+
+def _write_weights(module: torch.nn.Module, path: Path) -> ExportedGraph:
+    return ExportedGraph(path, weights.write_weights(module.state_dict(), path.with_name(path.name + ".weights")))
 
 
 def export_with_torch_export(
@@ -82,18 +112,9 @@ def export_with_torch_export(
     # It prints its progress to stdout, and half of the graph to stderr when it fails.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            program = torch.onnx.export(
-                FlatOutputs(module, project.manifest.outputs).eval(),
-                inputs,
-                dynamo=True,
-                input_names=list(names.inputs),
-                output_names=list(names.outputs),
-                dynamic_shapes={"inputs": _make_dynamic_shapes(project)},
-                opset_version=project.manifest.export.opset,
-                verbose=False,
-            )
-            if program is None:
-                raise RuntimeError("torch.onnx.export returned nothing")
+            flat = FlatOutputs(module, project.manifest.outputs).eval()
+            with disable_attention_fast_path():
+                program = _run_torch_export(project, flat, names, inputs)
             opset, requested = program.model.opset_imports.get(""), project.manifest.export.opset
             if opset != requested:  # if it cannot convert the graph, it warns and keeps its own opset
                 raise RuntimeError(f"this model exports with opset {opset}, but export.opset is {requested}")
@@ -104,6 +125,38 @@ def export_with_torch_export(
         except Exception as error:
             raise to_exporter_failed(_get_root_cause(error), project.folder) from error
     return ExportedGraph(path)
+
+
+def _run_torch_export(
+    project: Project, module: torch.nn.Module, names: TensorNames, inputs: tuple[torch.Tensor, ...]
+) -> torch.onnx.ONNXProgram:
+    """Export a module; if an operator has no equal in ONNX, again with those decomposed that packager can write."""
+    shapes = {"inputs": _make_dynamic_shapes(project)}
+
+    def export(source: torch.nn.Module | torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
+        program = torch.onnx.export(
+            source,
+            inputs,
+            dynamo=True,
+            input_names=list(names.inputs),
+            output_names=list(names.outputs),
+            dynamic_shapes=shapes,
+            opset_version=project.manifest.export.opset,
+            verbose=False,
+        )
+        if program is None:
+            raise RuntimeError("torch.onnx.export returned nothing")
+        return program
+
+    try:
+        return export(module)
+    except torch.onnx.OnnxExporterError as error:
+        if not str(_get_root_cause(error)).startswith("No ONNX function found for"):
+            raise
+        try:
+            return export(decompose(torch.export.export(module, inputs, dynamic_shapes=shapes)))
+        except Exception:  # noqa: BLE001 (whatever goes wrong with the replacements, the cause is what they were for)
+            raise error from error.__cause__
 
 
 def _rename_clashing_values(graph: Any) -> None:

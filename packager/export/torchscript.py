@@ -32,7 +32,7 @@ import torch
 from packager.common import deterministic_zip
 from packager.export import control_flow, weights
 from packager.export.control_flow import SpecializedControlFlow
-from packager.export.exporters import ExporterFailed, FlatOutputs, to_exporter_failed
+from packager.export.exporters import ExporterFailed, FlatOutputs, disable_attention_fast_path, to_exporter_failed
 from packager.export.graph.messages import StageRecord
 
 _CODE_ALLOWANCE_BYTES = 1 << 20  # more than a program's code and archive need besides the weights
@@ -79,7 +79,7 @@ def trace(
 
     Raises `ExporterFailed`.
     """
-    with control_flow.record_control_flow() as get_control_flow, torch.no_grad():
+    with control_flow.record_control_flow() as get_control_flow, torch.no_grad(), disable_attention_fast_path():
         _reserve_modulelist_name()
         try:
             flat = FlatOutputs(module, names).eval()

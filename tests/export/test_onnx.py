@@ -5,16 +5,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from projects import project, python
+from exporting import export
+from projects import LINEAR, project, python
 
 from packager.export import onnx as exporters
 from packager.export import torchscript, weights
-from packager.export.exporters import ExporterFailed, silence_exporters
-from packager.export.graph import io
+from packager.export.exporters import ExporterFailed, disable_attention_fast_path, silence_exporters
 from packager.model import loader
 from packager.model.inputs import bind_inputs
-from packager.parity import reference
-from packager.parity.cases import sample_grid, signature
+from packager.parity.cases import sample_grid
 from packager.project import manifest
 
 BODIES = {
@@ -68,28 +67,6 @@ INPUTS = {
     "x": {"dtype": "float32", "shape": ["batch", 4]},
     "shift": {"dtype": "float32", "shape": ["batch", 1]},
 }
-
-
-def export(exporter, path, target):
-    """The exported graph in one file, the module, and the names of its outputs."""
-    loaded = manifest.load_manifest(path)
-    with loader.open_model_loader(loaded) as load:
-        model = load()
-        grid = sample_grid.build_grid(loaded)
-        outputs = reference.run_case(loaded, model, grid.example_case)
-        example = bind_inputs(loaded, list(grid.example_case.inputs.values()))
-        names = exporters.TensorNames(list(loaded.manifest.inputs), list(outputs))
-        if exporter == "torchscript":
-            program = torchscript.trace(model.module, loaded.manifest.outputs, example, loaded.folder)
-            raw = exporters.export_from_torchscript(loaded, program, names, example, target / "raw.onnx")
-        else:
-            raw = exporters.export_with_torch_export(loaded, model.module, names, example, target / "raw.onnx")
-        io.write_graph(io.load_graph(raw), target, target / "whole.onnx")
-        cases = {case.name: reference.run_case(loaded, model, case) for case in grid.cases}
-        signed = signature.infer_output_specs(
-            [(grid.example_case, outputs), (grid.probe_case, cases[grid.probe_case.name])]
-        )
-    return target / "whole.onnx", grid, cases, signed
 
 
 # torch.export takes a second for each: kinds that differ little from others are left out there.
@@ -186,27 +163,51 @@ def test_weights_that_share_memory_share_their_bytes(tmp_path):
 
 
 def test_an_exporter_that_fails_prints_nothing(tmp_path, capfd):
-    attention = """
+    text = LINEAR.replace("self.layer(x)", "torch.linalg.qr(self.layer(x)).R")
+    loaded = manifest.load_manifest(project(tmp_path, text))
+    with loader.open_model_loader(loaded) as load, silence_exporters():
+        module = load().module
+        example = bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
+        program = torchscript.trace(module, None, example, tmp_path)
+        names = exporters.TensorNames(["x"], ["output_0"])
+        for write, source in (
+            (exporters.export_from_torchscript, program),
+            (exporters.export_from_module, module),
+            (exporters.export_with_torch_export, module),
+        ):
+            with pytest.raises(ExporterFailed, match="linalg_qr"):
+                write(loaded, source, names, example, tmp_path / "raw.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_transformer_encoder_is_exported_from_its_trace_at_every_size(tmp_path):
+    text = """
+import torch
 from torch import nn
 
 
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
 
     def forward(self, x):
-        return self.attention(x, x, x)[0]
+        return self.encoder(x)
 """
-    loaded = manifest.load_manifest(
-        project(tmp_path, attention, inputs={"x": {"dtype": "float32", "shape": ["batch", 3, 4]}})
-    )
-    with loader.open_model_loader(loaded) as load, silence_exporters():
-        module = load().module
-        example = bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
-        program = torchscript.trace(module, None, example, tmp_path)
-        with pytest.raises(ExporterFailed, match="_native_multi_head_attention"):
-            exporters.export_from_torchscript(
-                loaded, program, exporters.TensorNames(["x"], ["output_0"]), example, tmp_path / "raw.onnx"
-            )
-    assert capfd.readouterr() == ("", "")
+    path = project(tmp_path, text, inputs={"x": {"dtype": "float32", "shape": ["batch", "length", 8]}})
+    graph, grid, cases, _ = export("torchscript", path, tmp_path)
+    session = onnxruntime.InferenceSession(graph)
+    for case in grid.cases:
+        (actual,) = session.run(None, dict(case.inputs))
+        np.testing.assert_allclose(actual, cases[case.name]["output_0"], rtol=2e-3, atol=1e-5)
+
+
+def test_the_fast_path_of_attention_is_on_again_after_an_export_that_fails():
+    def fail():
+        assert not torch.backends.mha.get_fastpath_enabled()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), disable_attention_fast_path():
+        fail()
+    assert torch.backends.mha.get_fastpath_enabled()

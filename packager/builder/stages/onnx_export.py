@@ -9,15 +9,17 @@ from typing import Literal
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.stages.torchscript_stage import TracedModel
 from packager.bundle import layout
+from packager.export import control_flow, torchscript
 from packager.export import onnx as exporters
-from packager.export import torchscript
 from packager.export.control_flow import SpecializedControlFlow
 from packager.export.exporters import ExporterFailed
 from packager.export.graph.messages import OptimizeJob
 from packager.export.torchscript import TorchScriptProgram
 from packager.project.manifest import Project
 
-Exporter = Literal["program", "torch-export", "script"]
+Exporter = Literal["program", "module", "torch-export", "script"]
+FROM_TRACE, FROM_MODULE = "torchscript, from the trace", "torchscript, from the module"
+FROM_SCRIPT = "torchscript, from the script"
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,18 @@ class Candidate:
 def list_exporters(project: Project, program: TorchScriptProgram | None) -> tuple[Exporter, ...]:
     """Return the exporters in the order in which they are tried.
 
-    The script comes last, for a trace that could be exported and is wrong. Whether the fallback ships that trace makes
-    no difference, so a build that has the fallback from the cache takes the same path.
+    The module comes after its trace, because the TorchScript exporter takes more of a module than of a trace of it. The
+    script comes last, for a trace that could be exported and is wrong. Whether the fallback ships that trace makes no
+    difference, so a build that has the fallback from the cache takes the same path.
     """
-    exporter = project.manifest.export.exporter
+    exporter, method = project.manifest.export.exporter, project.manifest.torchscript.method
     order: list[Exporter] = []
-    if exporter != "torch-export" and program is not None:
-        order.append("program")
+    if exporter != "torch-export":
+        order += ["program"] if program is not None else []
+        order += ["module"] if method != "script" else []  # that asks for branches, which a trace of the module loses
     if exporter != "torchscript":
         order.append("torch-export")
-    traced = program is not None and program.method == "trace"
-    if "program" in order and traced and project.manifest.torchscript.method == "auto":
+    if exporter != "torch-export" and program is not None and program.method == "trace" and method == "auto":
         order.append("script")
     return tuple(order)
 
@@ -55,15 +58,20 @@ def export(context: BuildContext, model: EagerModel, traced: TracedModel, export
     try:
         if exporter == "torch-export":
             write = partial(exporters.export_with_torch_export, project, loaded.pristine_copy())
+        elif exporter == "module":
+            label = FROM_MODULE
+            write = partial(exporters.export_from_module, project, loaded.pristine_copy())
         else:
-            label = f"torchscript, from the {'script' if exporter == 'script' or program is None else program.method}"
+            traces = exporter == "program" and program is not None and program.method == "trace"
+            label = FROM_TRACE if traces else FROM_SCRIPT
             if exporter == "script" or program is None:
                 program = torchscript.script(loaded.pristine_copy(), project.folder)
             write = partial(exporters.export_from_torchscript, project, program)
         names = exporters.TensorNames([spec.name for spec in model.inputs], [spec.name for spec in model.outputs])
         folder = context.scratch / label.replace(", ", "-").replace(" ", "-")
         folder.mkdir(exist_ok=True)
-        exported = write(names, model.example, folder / "raw.onnx")
+        with control_flow.record_control_flow() as get_control_flow:
+            exported = write(names, model.example, folder / "raw.onnx")
     except ExporterFailed as error:
         return Candidate(label, failure=error)
     job = OptimizeJob(
@@ -77,6 +85,8 @@ def export(context: BuildContext, model: EagerModel, traced: TracedModel, export
         skipped_passes={},
         reference_cases=traced.probe,
     )
+    if exporter == "module" and (program is None or program.method == "script"):
+        return Candidate(label, job, specialized=get_control_flow({}))  # every slice counts: there is no graph to ask
     return Candidate(label, job, specialized=_find_specialized(context, model, program, exporter))
 
 

@@ -7,7 +7,7 @@ graph itself fails, the next exporter is tried.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.results import ArtifactResult, FallbackResult, OnnxResult, describe_left_out
-from packager.builder.stages.onnx_export import Candidate, export, list_exporters
+from packager.builder.stages.onnx_export import FROM_MODULE, FROM_TRACE, Candidate, Exporter, export, list_exporters
 from packager.builder.stages.second_check import check_twice
 from packager.builder.stages.torchscript_stage import TracedModel, retrace
 from packager.bundle import layout, records
@@ -26,6 +26,7 @@ from packager.errors import ExportFailed, ParityFailed, Problem
 from packager.export.graph.messages import NO_IMPROVEMENT, OptimizeJob, OptimizeResult, StageRecord, Verdict
 from packager.parity.diagnosis.budget import DEFAULT_SECONDS, Budget
 from packager.parity.diagnosis.diagnose import Diagnosis, ReproTarget, diagnose
+from packager.parity.diagnosis.fixed_dims import find_fixed_dims
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase
 from packager.parity.results import Reference
 from packager.runtime.check import check_onnx, check_onnx_session, open_onnx_session
@@ -196,8 +197,8 @@ def ship(
     rejected = _reject_untraced(context, traced)
     order = list_exporters(context.project, traced.program)
     for exporter in order:
-        if exporter == "script" and (rejected[0][0].failure is not None or _has_no_script(fallback)):
-            continue  # the trace could not be exported, so its script cannot either; or there is none
+        if _is_pointless(exporter, rejected) or (exporter == "script" and _has_no_script(fallback)):
+            continue
         if first is None or exporter != order[0]:
             candidate = export(context, model, traced, exporter)
             attempt = check_prepared(context, reference, prepare(context, candidate))
@@ -215,6 +216,18 @@ def ship(
         context.reporter.report_note(f"no ONNX model: the bundle ships {kind} alone (export.required is false)")
         return ArtifactResult(None, None, tuple(stages), outputs=model.outputs)
     raise _make_error(context, model, rejected, reference, fallback)
+
+
+def _is_pointless(exporter: Exporter, rejected: Sequence[tuple[Candidate, Rejection]]) -> bool:
+    """Tell whether an exporter can only repeat what others gave.
+
+    The graph of the module is that of its trace. A script has the operators of the trace, and cannot be exported if
+    neither the trace nor the module could.
+    """
+    if exporter == "module":
+        return any(candidate.exporter == FROM_TRACE and outcome.verdict == "fail" for candidate, outcome in rejected)
+    traced = [candidate for candidate, _ in rejected if candidate.exporter in (FROM_TRACE, FROM_MODULE)]
+    return exporter == "script" and all(candidate.failure is not None for candidate in traced)
 
 
 def _recheck(context: BuildContext, model: EagerModel, cached: OnnxResult, reference: Reference) -> OnnxResult | None:
@@ -241,17 +254,23 @@ def _make_error(
         alternative = "torchscript.method: auto and export.required: false ship TorchScript alone"
     elif fallback.artifact is None:
         alternative = "export.required: false does not help, because no fallback is proven either"
-    lines = [line for candidate, _ in rejected for line in candidate.specialized.user_lines]
-    lines += [line for entry in fallback.left_out for line in entry.frozen_lines]
+    problems = [_make_problem(candidate, outcome) for candidate, outcome in rejected]
+    fixed: Mapping[str, int] = {}
     if any(outcome.verdict == "fail" for _, outcome in rejected):
         with context.reporter.stage(StageName.WHERE):
-            problems = _diagnose_rejections(context, model, rejected, reference)
-    else:
-        problems = [_make_problem(candidate, outcome) for candidate, outcome in rejected]
+            fixed = _find_fixed_dims(context, rejected, reference)
+            if not fixed:
+                problems = _diagnose_rejections(context, model, rejected, reference)
     problems += _list_fallback_problems(fallback, problems)
     verdicts = {outcome.verdict for _, outcome in rejected} | {entry.verdict for entry in fallback.left_out}
     if "fail" in verdicts:
-        return ParityFailed(problems, alternative, frozen_branches=lines)
+        flows = [candidate.specialized for candidate, _ in rejected]
+        lines = [line for flow in flows for line in flow.user_lines]
+        lines += [line for entry in fallback.left_out for line in entry.frozen_lines]
+        if fixed:
+            lines += [line for flow in flows for line in flow.library_lines]
+        sizes = [f"{dim} is {size}" for dim, size in fixed.items()]
+        return ParityFailed(problems, alternative, frozen_branches=lines, fixed_sizes=sizes)
     return ExportFailed(project.field_location("export"), problems, alternative)
 
 
@@ -279,6 +298,16 @@ def _list_fallback_problems(fallback: FallbackResult, problems: Sequence[Problem
         for entry in fallback.left_out
         if entry.reason not in known
     ]
+
+
+def _find_fixed_dims(
+    context: BuildContext, rejected: Sequence[tuple[Candidate, Rejection]], reference: Reference
+) -> Mapping[str, int]:
+    """Return the dims at one size of which alone the first wrong graph is right: no node of it is at fault."""
+    providers = context.project.manifest.target.providers
+    jobs = [candidate.job for candidate, outcome in rejected if outcome.verdict == "fail"]
+    job = next(job for job in jobs if job is not None)
+    return find_fixed_dims(job.exported, reference.reference_cases, providers)
 
 
 def _diagnose_rejections(

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,8 +11,12 @@ from messages import mentions
 from projects import FLOATS, LINEAR, project
 
 import packager
-from packager.errors import ExportFailed
+from packager.builder.stages import onnx_export
+from packager.errors import ExportFailed, ParityFailed
+from packager.export import torchscript
+from packager.export.control_flow import SpecializedControlFlow
 from packager.export.passes import runner, worker
+from packager.project.manifest import load_manifest
 
 
 class WorkerInThisProcess:
@@ -90,4 +95,89 @@ def test_a_bundle_of_torchscript_alone_says_that_the_graph_was_not_checked(tmp_p
     built = packager.build(manifest, tmp_path / "out")
     assert built.parity == {"onnx": "not-checked", "torchscript": "pass"}
     stages = json.loads((built.bundle / "evidence/parity.json").read_text())["stages"]
-    assert [stage["verdict"] for stage in stages if stage["name"].startswith("export")] == ["not-checked"] * 2
+    assert [stage["verdict"] for stage in stages if stage["name"].startswith("export")] == ["not-checked"] * 3
+
+
+SWAPPED = """
+import torch
+from torch import nn
+
+
+class Swap(nn.Module):
+    def forward(self, x):
+        return torch.swapaxes(x, 0, 1)  # an alias, which a trace keeps inside of a part
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.swap = nn.Linear(4, 3), Swap()
+
+    def forward(self, x):
+        return self.swap(self.layer(x))
+"""
+
+
+def test_a_module_is_exported_itself_if_its_trace_cannot_be(tmp_path):
+    built = packager.build(project(tmp_path, SWAPPED), tmp_path / "out")
+    record = json.loads((built.bundle / "evidence/parity.json").read_text())
+    stages = {stage["name"]: stage["verdict"] for stage in record["stages"] if stage["name"].startswith("export")}
+    assert stages == {
+        "export: torchscript, from the trace": "not-checked",
+        "export: torchscript, from the module": "pass",
+    }
+
+
+def test_the_module_comes_after_its_trace_and_takes_its_place_if_it_cannot_be_traced(tmp_path):
+    def order(program, **sections):
+        return onnx_export.list_exporters(load_manifest(project(tmp_path, LINEAR, **sections)), program)
+
+    traced = torchscript.TorchScriptProgram("trace", None, SpecializedControlFlow(), has_discrete_decisions=False)
+    scripted = replace(traced, method="script")
+    assert order(traced) == ("program", "module", "torch-export", "script")
+    assert order(scripted) == ("program", "module", "torch-export")
+    assert order(None) == ("module", "torch-export")
+    assert order(None, export={"exporter": "torchscript"}) == ("module",)
+    assert order(None, export={"exporter": "torch-export"}) == ("torch-export",)
+    assert order(scripted, torchscript={"method": "script"}) == ("program", "torch-export")
+
+
+BRANCH = LINEAR.replace("return self.layer(x)", "return self.layer(x) if x.sum() > 0 else -self.layer(x)")
+
+
+def test_a_module_is_not_exported_itself_if_its_trace_gave_a_wrong_graph(tmp_path):
+    manifest = project(tmp_path, BRANCH, export={"exporter": "torchscript"}, torchscript={"method": "none"})
+    with pytest.raises(ParityFailed) as caught:
+        packager.build(manifest, tmp_path / "out")
+    (problem,) = caught.value.problems
+    mentions(problem.message, "from the trace")
+
+
+LOOP = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        states = [x[:, 0]]
+        for step in range(x.shape[1]):
+            states.append(torch.tanh(self.layer(x[:, step]) + states[-1]))
+        return torch.stack(states, 1)
+"""
+
+
+def test_a_loop_over_a_size_is_told_with_the_ways_out_and_no_node_is_blamed(tmp_path, golden):
+    inputs = {"x": {"dtype": "float32", "shape": ["batch", "length", 4]}}
+    manifest = project(tmp_path, LOOP, inputs=inputs, torchscript={"method": "none"})
+    with pytest.raises(ParityFailed) as caught:
+        packager.build(manifest, tmp_path / "out")
+    golden(caught.value.hint, "length", "model.py:13", "torchscript.method: script")
+    assert not any("first wrong" in problem.message for problem in caught.value.problems)
+    inputs["x"]["shape"] = ["batch", 3, 4]
+    built = packager.build(project(tmp_path, LOOP, inputs=inputs, torchscript={"method": "none"}), tmp_path / "out")
+    assert built.parity["onnx"] == "pass"

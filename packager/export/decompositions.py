@@ -1,0 +1,145 @@
+"""Replace operators that an exporter lacks by equal ones that it has, while a module is traced for it.
+
+For the TorchScript exporter the replacement happens inside of the trace. torch.jit records a call in the dispatcher,
+under the key "Tracer", so a function that is registered there runs instead of being recorded, and the operators that
+it calls are. A fallthrough registered there makes the tracer pass over an operator that torch itself composes of
+others, so that it records those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch._C._onnx import TensorProtoDataType
+from torch._decomp import decomposition_table
+from torch._ops import OpOverload
+from torch.onnx import symbolic_helper, symbolic_opset11, symbolic_opset13
+from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
+
+from packager.export.operators import ALIASES, ONNX_OPERATORS, OPERATORS
+
+Kernels = Mapping[OpOverload, Any]
+T = TypeVar("T")
+
+_SYMBOLIC_OPSET = 13
+"""The lowest opset that a manifest may ask for."""
+
+
+def retry_with_decompositions(export: Callable[[], T]) -> T:
+    """Call `export`, which traces a module and converts it; each time it lacks an operator, again without that one.
+
+    Raises what `export` raises; if a replacement fails, the error about the operator that it was for.
+    """
+    kernels: dict[OpOverload, Any] = {}
+    lacking: torch.onnx.errors.UnsupportedOperatorError | None = None
+    while True:
+        try:
+            with improve_symbolics(), _replace_while_traced(kernels):
+                return export()
+        except torch.onnx.errors.UnsupportedOperatorError as error:
+            lacking = error
+            replacements = _find_kernels(error)
+            if replacements.keys() <= kernels.keys():
+                raise
+            kernels.update(replacements)
+        except OSError:
+            raise  # the disk failed, not the exporter
+        except Exception:
+            if lacking is None:
+                raise
+            raise lacking from None
+
+
+def _find_kernels(error: torch.onnx.errors.UnsupportedOperatorError) -> Kernels:
+    """Return what replaces the operator that an error names, by overload; nothing if that is not known."""
+    name = re.search(r"\w+::\w+", str(error))
+    if name is None:
+        return {}
+    overloads = [
+        overload for operator in (name[0], *ALIASES.get(name[0], ())) for overload in _list_overloads(operator)
+    ]
+    kernels = {overload: _find_kernel(overload) for overload in overloads}
+    return {overload: kernel for overload, kernel in kernels.items() if kernel is not None}
+
+
+def decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return a program without the operators that the exporter of torch.export lacks."""
+    names = {name.partition(".")[0] for name in OPERATORS}
+    overloads = [overload for name in names for overload in _list_overloads(name)]
+    table = {overload: OPERATORS[_get_name(overload)] for overload in overloads if _get_name(overload) in OPERATORS}
+    decomposed: torch.export.ExportedProgram = program.run_decompositions(table)
+    return decomposed
+
+
+def _list_overloads(name: str) -> list[OpOverload]:
+    """List the overloads of an operator, such as "aten::diff", that take tensors; none if it does not exist."""
+    namespace, _, operator = name.partition("::")
+    packet = getattr(getattr(torch.ops, namespace), operator, None)
+    overloads = [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
+    return [overload for overload in overloads if torch._C._dispatch_has_kernel(_get_name(overload))]
+
+
+def _get_name(overload: OpOverload) -> str:
+    return str(overload.name())  # type: ignore[no-untyped-call]  # torch's stubs
+
+
+def _find_kernel(overload: OpOverload) -> Any:
+    """Return a function that is equal to an operator, `fallthrough_kernel` if torch composes it, or None."""
+    function = OPERATORS.get(_get_name(overload)) or decomposition_table.get(overload)
+    if function is not None:
+        return function
+    composite = ["CompositeImplicitAutograd"]
+    if overload.namespace != "aten":  # torch's "prims" and operators of libraries, whose functions are in Python
+        composite.append("CompositeExplicitAutograd")
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return torch.library.fallthrough_kernel if any(has_kernel(_get_name(overload), key) for key in composite) else None
+
+
+@contextmanager
+def _replace_while_traced(kernels: Kernels) -> Iterator[None]:
+    with ExitStack() as stack:
+        libraries: dict[str, torch.library.Library] = {}
+        for overload, kernel in kernels.items():
+            namespace = overload.namespace
+            if namespace not in libraries:
+                libraries[namespace] = stack.enter_context(torch.library._scoped_library(namespace, "IMPL"))
+            libraries[namespace].impl(overload, kernel, "Tracer")  # type: ignore[no-untyped-call]  # torch's stubs
+        yield
+
+
+@contextmanager
+def improve_symbolics() -> Iterator[None]:
+    """Let the TorchScript exporter know operators of ONNX that it lacks, and correct those that it gets wrong."""
+    with ExitStack() as stack:
+        symbolics = {name: _make_symbolic(onnx_name) for name, onnx_name in ONNX_OPERATORS.items()}
+        for name, symbolic in {**symbolics, "aten::cumsum": _cumsum, "aten::unflatten": _unflatten}.items():
+            register_custom_op_symbolic(name, symbolic, _SYMBOLIC_OPSET)
+            stack.callback(unregister_custom_op_symbolic, name, _SYMBOLIC_OPSET)
+        yield
+
+
+def _make_symbolic(onnx_name: str) -> Callable[..., Any]:
+    return lambda graph, tensor: graph.op(onnx_name, tensor)
+
+
+def _cumsum(graph: Any, tensor: Any, dim: Any, dtype: Any) -> Any:
+    """Count in int64, as torch does; ONNX cannot add booleans, and torch's own symbolic does not cast them."""
+    if tensor.type().scalarType() in ("Bool", "Byte", "Char", "Short", "Int"):
+        tensor = graph.op("Cast", tensor, to_i=TensorProtoDataType.INT64)
+    return symbolic_opset11.cumsum(graph, tensor, dim, dtype)
+
+
+def _unflatten(graph: Any, tensor: Any, dim: Any, sizes: Any) -> Any:
+    """Unflatten a dim as torch does, and tell the exporter the rank of the result, which it cannot infer.
+
+    Without it, it takes the sizes of the example for fixed ones: https://github.com/pytorch/pytorch/issues/143107.
+    """
+    result = symbolic_opset13.unflatten(graph, tensor, dim, sizes)
+    packed = symbolic_helper._is_packed_list(sizes)
+    count = len(symbolic_helper._unpack_list(sizes) if packed else symbolic_helper._maybe_get_const(sizes, "is"))
+    result.setType(tensor.type().with_sizes([None] * (tensor.type().dim() - 1 + count)))
+    return result

@@ -1,0 +1,188 @@
+"""Operators that an exporter lacks are replaced by equal ones, at every size, and only while it runs."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from exporting import export
+from projects import project
+
+from packager.export import decompositions
+from packager.export.operators import OPERATORS
+
+ROWS = torch.tensor([[3.0, -1.5, 3.0, 0.25], [-0.0, 0.0, -2.0, 7.0], [1.5, 1.5, 1.5, -1.5]])
+OTHER = ROWS.flip(0) + 0.5
+NAN, INF = float("nan"), float("inf")
+SORTED = torch.tensor([[-2.0, 0.0, 1.5], [0.0, 1.5, 1.5], [1.0, 3.0, 7.0]])
+ORDER = torch.tensor([[3.0, -1.5, 2.0, 0.25], [-0.5, 0.0, -2.0, 7.0], [1.5, 4.0, 1.0, -1.0]])
+POSITIONS = torch.tensor([[2, 0], [1, 1], [3, 2]])
+WEIGHTS = torch.arange(24.0).reshape(3, 4, 2)
+ENDS = torch.tensor([0, 1, 3], dtype=torch.int32)
+
+# Arguments, and keyword arguments: more than one call where a function has more than one case.
+CALLS = {
+    "aten::cdist": [((ROWS, OTHER), {}), ((ROWS, OTHER, 1.0), {})],
+    "aten::channel_shuffle": [((ROWS.reshape(1, 4, 3, 1), 2), {})],
+    "aten::copysign.Tensor": [((ROWS, torch.tensor([-0.0, 0.0, -2.0, 3.0])), {})],
+    "aten::cummax": [((ROWS, 1), {}), ((ROWS.long(), -2), {})],
+    "aten::cummin": [((ROWS, 1), {}), ((ROWS.long(), -2), {})],
+    "aten::cumprod": [((ROWS, 0), {}), ((ROWS.int(), 1), {}), ((ROWS.int(), 1), {"dtype": torch.float32})],
+    "aten::diff": [((ROWS,), {}), ((ROWS, 2, 0), {}), ((ROWS > 0, 1, 1, ROWS[:, :1] > 0, ROWS[:, :2] > 0), {})],
+    "aten::erfc": [((ROWS,), {})],
+    "aten::exp2": [((ROWS,), {})],
+    "aten::expm1": [((ROWS,), {})],
+    "aten::fmax": [((torch.tensor([NAN, 1.0, NAN, -2.0]), torch.tensor([1.0, NAN, NAN, 3.0])), {})],
+    "aten::fmin": [((torch.tensor([NAN, 1.0, NAN, -2.0]), torch.tensor([1.0, NAN, NAN, 3.0])), {})],
+    "aten::frac": [((ROWS,), {})],
+    "aten::histc": [((torch.tensor([-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 9.0]), 4, 0, 2), {})],
+    "aten::hypot": [((ROWS, OTHER), {})],
+    "aten::isclose": [
+        ((torch.tensor([1.0, 1.0, INF, NAN]), torch.tensor([1.0 + 1e-6, 1.1, INF, NAN])), {}),
+        ((torch.tensor([NAN, INF]), torch.tensor([NAN, -INF]), 1e-5, 1e-8, True), {}),
+    ],
+    "aten::isin.Tensor_Tensor": [((ROWS, SORTED), {}), ((ROWS, SORTED), {"invert": True})],
+    "aten::kthvalue": [((ORDER, 2), {}), ((ORDER, 1, 0, True), {})],
+    "aten::logaddexp": [((ROWS, OTHER), {}), ((torch.tensor([-INF, INF]), torch.tensor([-INF, 1.0])), {})],
+    "aten::logcumsumexp": [((ROWS, 0), {})],
+    "aten::median": [((ROWS,), {})],
+    "aten::median.dim": [((ORDER, 1), {}), ((ORDER, 0, True), {})],
+    "aten::searchsorted.Tensor": [
+        ((SORTED, ROWS), {}),
+        ((SORTED[0], ROWS), {"right": True, "out_int32": True}),
+        ((SORTED, ROWS), {"side": "right", "sorter": torch.arange(3).expand(3, 3)}),
+    ],
+    "aten::take_along_dim": [
+        ((ROWS, POSITIONS, 1), {}),
+        ((ROWS, POSITIONS), {}),
+        ((ROWS[:1], POSITIONS, 1), {}),
+        ((ROWS, POSITIONS[:1], -1), {}),
+    ],
+    "aten::trunc": [((ROWS,), {})],
+}
+GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+
+
+def _call(name, arguments, options):
+    operator, _, overload = name.removeprefix("aten::").partition(".")
+    return getattr(getattr(torch.ops.aten, operator), overload or "default")(*arguments, **options)
+
+
+def test_every_operator_is_called():
+    assert CALLS.keys() == OPERATORS.keys() - set(GROUPED)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_replacement_computes_what_its_operator_does(name):
+    for arguments, options in CALLS[name]:
+        expected, actual = _call(name, arguments, options), OPERATORS[name](*arguments, **options)
+        torch.testing.assert_close(
+            actual, type(actual)(expected) if isinstance(actual, tuple) else expected, equal_nan=True
+        )
+
+
+def test_a_grouped_product_is_that_of_each_group_with_its_matrix():
+    expected = torch.cat([ROWS[:1] @ WEIGHTS[1], ROWS[1:] @ WEIGHTS[2]])
+    for name in GROUPED:
+        torch.testing.assert_close(OPERATORS[name](ROWS, WEIGHTS, ENDS), expected)
+
+
+SOURCE = """
+import torch
+from torch import nn
+
+
+class Part(nn.Module):
+    def forward(self, x, y):
+        return EXPRESSION
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = Part()  # a trace normalizes aliases only in the outermost module
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x, y):
+        return self.part(x, y * self.scale)
+"""
+INPUTS = {name: {"dtype": "float32", "shape": ["batch", "length", 4]} for name in "xy"}
+EXPRESSIONS = {
+    "an alias": "x.swapaxes(1, 2) + torch.special.expm1(y).mT",
+    "an alias of an operator that is replaced": "torch.fix(x * 3)",
+    "torch's own composition": "torch.fliplr(x) + torch.column_stack((x, y))[:, :1]",
+    "torch's own function in Python": "torch.special.entr(x.abs()) + torch.xlogy(x, y.abs() + 1)",
+    "operators inside of others": "torch.nn.functional.rms_norm(x, (4,))",
+    "an operator of ONNX": "x.asinh() + y.cosh() + x.sinh() + x.tanh().atanh() + (y.abs() + 1.5).acosh()",
+    "sizes": "torch.cat((x, y), 1).diff(dim=1, prepend=y[:, :1]).cummax(1).values",
+    "a broadcast": "torch.take_along_dim(x, y[:1].argsort(1), 1)",
+    "an order": "x.median(1).values + y.kthvalue(1, 1).values",
+    "a search": "torch.searchsorted(x.sort(2).values.contiguous(), y) + torch.isin(x.round(), y.round())",
+    "a count of booleans": "(x > 0).cumsum(1) * y",
+    "an unflattened dim": "x.unflatten(2, (2, 2)).transpose(1, 2).reshape(x.shape[0], -1)",
+}
+
+
+def _check(exporter, folder, text):
+    graph, grid, cases, _ = export(exporter, project(folder, text, inputs=INPUTS), folder)
+    session = onnxruntime.InferenceSession(graph)
+    for case in grid.cases:
+        (actual,) = session.run(
+            None, {name: case.inputs[name] for name in (value.name for value in session.get_inputs())}
+        )
+        np.testing.assert_allclose(actual, cases[case.name]["output_0"], rtol=2e-3, atol=1e-5)
+    return onnx.load(graph)
+
+
+@pytest.mark.parametrize("kind", EXPRESSIONS)
+def test_a_module_is_exported_with_operators_that_the_exporter_lacks(tmp_path, kind):
+    _check("module", tmp_path, SOURCE.replace("EXPRESSION", EXPRESSIONS[kind]))
+
+
+def test_torch_export_takes_what_it_lacks_beside_what_only_it_has(tmp_path):
+    _check("torch-export", tmp_path, SOURCE.replace("EXPRESSION", "torch.fft.rfft(x).abs() + x.median(2, True).values"))
+
+
+def test_a_function_with_a_gradient_of_its_own_is_exported_from_the_module(tmp_path):
+    text = SOURCE.replace("EXPRESSION", "Scale.apply(x, 2.0) + y").replace(
+        "class Part",
+        """class Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, factor):
+        return x * factor - x.mean(-1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+class Part""",
+    )
+    _check("module", tmp_path, text)
+
+
+def test_a_replacement_ends_with_the_export():
+    def trace():
+        return torch.jit.trace(lambda x: x.diff(), torch.ones(2, 3), check_trace=False).graph
+
+    assert "aten::diff" in str(trace())
+    seen = []
+
+    def fail():
+        seen.append("aten::diff" in str(trace()))
+        raise torch.onnx.errors.UnsupportedOperatorError("aten::diff", 20, None)
+
+    with pytest.raises(torch.onnx.errors.UnsupportedOperatorError, match="aten::diff"):
+        decompositions.retry_with_decompositions(fail)
+    assert seen == [True, False]
+    assert "aten::diff" in str(trace())
+
+
+def test_the_error_of_an_export_is_about_the_operator_that_has_no_replacement():
+    calls = iter(["aten::diff", "aten::linalg_qr"])
+
+    def fail():
+        raise torch.onnx.errors.UnsupportedOperatorError(next(calls), 20, None)
+
+    with pytest.raises(torch.onnx.errors.UnsupportedOperatorError, match="aten::linalg_qr"):
+        decompositions.retry_with_decompositions(fail)
