@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -70,7 +71,8 @@ def export(context: BuildContext, model: EagerModel, traced: TracedModel, export
         names = exporters.TensorNames([spec.name for spec in model.inputs], [spec.name for spec in model.outputs])
         folder = context.scratch / label.replace(", ", "-").replace(" ", "-")
         folder.mkdir(exist_ok=True)
-        with control_flow.record_control_flow() as get_control_flow:
+        recording = control_flow.record_control_flow() if exporter == "module" else nullcontext(SpecializedControlFlow)
+        with recording as get_control_flow:
             exported = write(names, model.example, folder / "raw.onnx")
     except ExporterFailed as error:
         return Candidate(label, failure=error)

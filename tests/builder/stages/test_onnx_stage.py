@@ -15,6 +15,7 @@ from packager.builder.stages import onnx_export
 from packager.errors import ExportFailed, ParityFailed
 from packager.export import torchscript
 from packager.export.control_flow import SpecializedControlFlow
+from packager.export.exporters import ExporterFailed
 from packager.export.passes import runner, worker
 from packager.project.manifest import load_manifest
 
@@ -181,3 +182,15 @@ def test_a_loop_over_a_size_is_told_with_the_ways_out_and_no_node_is_blamed(tmp_
     inputs["x"]["shape"] = ["batch", 3, 4]
     built = packager.build(project(tmp_path, LOOP, inputs=inputs, torchscript={"method": "none"}), tmp_path / "out")
     assert built.parity["onnx"] == "pass"
+
+
+def test_a_module_that_torch_jit_does_not_trace_is_exported_itself_and_its_branches_are_reported(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ExporterFailed("RuntimeError: no trace", None)
+
+    monkeypatch.setattr(torchscript, "trace", fail)
+    text = LINEAR.replace("return self.layer(x)", "return self.layer(x) if x.sum() > -1e30 else x[:, :3]")
+    built = packager.build(project(tmp_path, text, torchscript={"method": "none"}), tmp_path / "out")
+    record = json.loads((built.bundle / "evidence/parity.json").read_text())
+    assert record["stages"][0]["name"] == "export: torchscript, from the module"
+    mentions(" ".join(record["not_checked"]), "model.py:12")
