@@ -87,6 +87,7 @@ def _make_config(contents: BundleContents) -> records.BundleConfig:
             manifest_sha256=contents.project.sha256,
             checkpoint_sha256=provenance.checkpoint_sha256,
             code_sha256=provenance.code_sha256,
+            dtype=provenance.dtype,
             toolchain={name: installed_distributions.tool_version(name) for name in keys.TOOLCHAIN},
         ),
         parity=records.ParityVerdicts(
@@ -108,7 +109,7 @@ def _make_parity_record(contents: BundleContents, golden: frozenset[str]) -> rec
     return records.ParityRecord(
         schema_=1,
         verdict="pass",
-        reference="the PyTorch module itself, eager, in its own dtypes, on the CPU",
+        reference=results.reference.provenance.description,
         cases=[
             _make_case_record(case, expected, is_golden=case.name in golden)
             for case, expected in zip(reference.cases, reference.reference_cases, strict=True)

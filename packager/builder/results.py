@@ -22,7 +22,11 @@ ArtifactT = TypeVar("ArtifactT", OnnxArtifact, TorchScriptArtifact)
 
 @dataclass(frozen=True)
 class Provenance:
-    """The sources of the eager module, and how the checkpoint matched it. Digests are SHA-256 in hex."""
+    """The sources of the eager module, and how the checkpoint matched it. Digests are SHA-256 in hex.
+
+    `dtype` is what the module was converted to, None if it has its own dtypes; `description` says what the artifacts
+    are compared with.
+    """
 
     checkpoint_sha256: str
     code_sha256: str
@@ -33,6 +37,8 @@ class Provenance:
     unexpected: tuple[str, ...]
     parameters: int
     weight_bytes: int
+    dtype: str | None
+    description: str
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _vet_project(project: Project, checkpoint: LocatedCheckpoint) -> VetReport:
     with host_settings.restored(), loader.open_model_loader(project, checkpoint) as load:
         loaded = load()
         grid = sample_grid.build_grid(project)
-        first = reference.run_case(project, loaded, grid.example_case)
+        loaded, first = reference.run_first_case(project, loaded, grid.example_case)
         reference.resolve_decisions(project, first)
         second = reference.run_case(project, loaded, grid.probe_case)
         reference.check_repeatable(project, loaded, grid, second)
