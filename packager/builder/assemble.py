@@ -21,7 +21,7 @@ from packager.parity.numerics.tolerances import NOISE_MULTIPLE
 from packager.parity.numerics.verdict import OutputErrors, ParityResult, ReferenceCase, WorstElement
 from packager.project.manifest import ExplicitTolerance, Project
 from packager.runtime.onnx_backend import describe_missing_providers
-from packager.runtime.verify import verify
+from packager.runtime.verify import verify_staged
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def assemble_bundle(contents: BundleContents, writer: BundleWriter) -> SealedBun
     writer.add_bytes(layout.CONFIG, config.to_bytes())
     writer.add_bytes(layout.README, readme.render_readme(config, parity))
     fingerprint = writer.seal()
-    report = verify(writer.folder, parity=False)
+    report = verify_staged(writer.folder, writer.sha256)
     if not report.ok:
         raise AssertionError(f"the staged bundle does not verify: {report.integrity}, {report.structure}")
     config_json = config.model_dump(mode="json", by_alias=True)

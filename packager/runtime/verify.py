@@ -8,7 +8,7 @@ TorchScript without torch, is reported as not-checked.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,16 @@ def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool =
         return _verify_folder(folder, fingerprint, parity)
 
 
-def _verify_folder(folder: Path, fingerprint: str | None, parity: bool) -> VerifyReport:
+def verify_staged(folder: Path, sha256: Callable[[Path], str]) -> VerifyReport:
+    """Verify the folder of a bundle that was just written, without parity; `sha256` knows the digests of its files."""
+    return _verify_folder(folder, None, False, sha256)
+
+
+def _verify_folder(
+    folder: Path, fingerprint: str | None, parity: bool, sha256: Callable[[Path], str] | None = None
+) -> VerifyReport:
     raw_config = read_config(folder)
-    seal, integrity, problems = _check_seal(folder, fingerprint)
+    seal, integrity, problems = _check_seal(folder, fingerprint, sha256)
 
     def report(problems: Sequence[str], verdicts: Mapping[str, str], *notes: str) -> VerifyReport:
         return VerifyReport(seal, integrity, tuple(problems), verdicts, notes)
@@ -112,13 +119,15 @@ def _verify_folder(folder: Path, fingerprint: str | None, parity: bool) -> Verif
     return report((), verdicts, *notes)
 
 
-def _check_seal(folder: Path, expected: str | None) -> tuple[str, Integrity, list[str]]:
+def _check_seal(
+    folder: Path, expected: str | None, sha256: Callable[[Path], str] | None
+) -> tuple[str, Integrity, list[str]]:
     """Return the computed fingerprint, how the files differ from SHA256SUMS, and what is wrong with the seal."""
     try:
         seal, sums = read_sums(folder)
     except (OSError, SumsMalformed) as error:
         return "", Integrity(changed=(layout.SUMS,)), [f"{layout.SUMS}: {error}"]
-    integrity = check_integrity(folder, sums)
+    integrity = check_integrity(folder, sums, sha256)
     problems = []
     try:
         recorded = _read_regular_file(folder / layout.FINGERPRINT).decode()
