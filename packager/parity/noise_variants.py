@@ -18,18 +18,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from packager.export.weights import count_bytes
 from packager.model.loader import LoadedModel
 from packager.parity.cases.sample_grid import InputCase
 from packager.parity.forward import get_state, run_with_state
 from packager.parity.forward import to_numpy as to_numpy
 from packager.parity.noise_cases import MAX_ROWS, NoiseCases
 from packager.parity.numerics.compare import Array
+from packager.parity.widening import LARGE_BYTES, WidenedWeights
 from packager.project.manifest import Project
 
 # The names of the evaluations: parity.json has them, and docs/parity.md lists them.
@@ -98,12 +100,14 @@ def _perturb_one_ulp(tensor: torch.Tensor) -> torch.Tensor:
 
 def _evaluate_float64(project: Project, model: LoadedModel, cases: Sequence[InputCase]) -> Evaluation:
     """Run the test cases in float64; or with perturbed parameters, if the module raises an exception in float64."""
+    is_large = count_bytes(model.module) > LARGE_BYTES
     try:
         state = {
             name: tensor.double() if tensor.is_floating_point() else tensor
-            for name, tensor in get_state(model.module).items()
+            for name, tensor in ({} if is_large else get_state(model.module)).items()
         }
-        outputs = {case.name: run_with_state(project, model.module, state, case, widen=True) for case in cases}
+        with WidenedWeights(model.module) if is_large else nullcontext():
+            outputs = {case.name: run_with_state(project, model.module, state, case, widen=True) for case in cases}
         return Evaluation(FLOAT64, outputs)
     except Exception as error:  # noqa: BLE001 (the user's code may refuse float64 in any way)
         reason = f"float64 raises {type(error).__name__}"

@@ -286,6 +286,7 @@ def _replay_cases(
         notes.append("onnx: not in this bundle")
     else:
         record("onnx", check_onnx_session(session, cases, folder))
+        session.close()  # two models at once would take twice the memory
         notes += [f"onnx: not compared on {provider}" for provider in describe_missing_providers(config.providers)]
     torchscript = config.artifacts.torchscript
     if torchscript is None:
