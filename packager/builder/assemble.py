@@ -21,7 +21,7 @@ from packager.parity.numerics.tolerances import NOISE_MULTIPLE
 from packager.parity.numerics.verdict import OutputErrors, ParityResult, ReferenceCase, WorstElement
 from packager.project.manifest import ExplicitTolerance, Project
 from packager.runtime.onnx_backend import describe_missing_providers
-from packager.runtime.verify import verify
+from packager.runtime.verify import verify_staged
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def assemble_bundle(contents: BundleContents, writer: BundleWriter) -> SealedBun
     writer.add_bytes(layout.CONFIG, config.to_bytes())
     writer.add_bytes(layout.README, readme.render_readme(config, parity))
     fingerprint = writer.seal()
-    report = verify(writer.folder, parity=False)
+    report = verify_staged(writer.folder, writer.sha256)
     if not report.ok:
         raise AssertionError(f"the staged bundle does not verify: {report.integrity}, {report.structure}")
     config_json = config.model_dump(mode="json", by_alias=True)
@@ -90,6 +90,7 @@ def _make_config(contents: BundleContents) -> records.BundleConfig:
             manifest_sha256=contents.project.sha256,
             checkpoint_sha256=provenance.checkpoint_sha256,
             code_sha256=provenance.code_sha256,
+            dtype=provenance.dtype,
             toolchain={name: installed_distributions.tool_version(name) for name in keys.TOOLCHAIN},
         ),
         parity=records.ParityVerdicts(
@@ -128,7 +129,7 @@ def _make_parity_record(contents: BundleContents, golden: frozenset[str]) -> rec
     return records.ParityRecord(
         schema_=1,
         verdict="pass",
-        reference="the PyTorch module itself, eager, in its own dtypes, on the CPU",
+        reference=results.reference.provenance.description,
         cases=[
             _make_case_record(case, expected, is_golden=case.name in golden)
             for case, expected in zip(reference.cases, reference.reference_cases, strict=True)

@@ -311,7 +311,8 @@ def _plan_cache_writes(
         "lock": lock.model_dump(by_alias=True),
     }
     entry = CacheEntry(record, dict(sorted(writer.digests.items())))
-    bundle = stage_cache.CacheWrite(bundle_key, entry, {path: writer.folder / path for path in writer.digests})
+    files = {path: writer.folder / path for path in writer.digests}
+    bundle = stage_cache.CacheWrite(bundle_key, entry, files, writer.sha256)
     stages = stage_cache.plan_writes(
         context.project, module_inputs, results, writer, context.scratch, context.request.sha256
     )

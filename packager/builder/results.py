@@ -24,7 +24,11 @@ ArtifactT = TypeVar("ArtifactT", OnnxArtifact, FallbackArtifact)
 
 @dataclass(frozen=True)
 class Provenance:
-    """The sources of the eager module, and how the checkpoint matched it. Digests are SHA-256 in hex."""
+    """The sources of the eager module, and how the checkpoint matched it. Digests are SHA-256 in hex.
+
+    `dtype` is what the module was converted to, None if it has its own dtypes; `description` says what the artifacts
+    are compared with.
+    """
 
     checkpoint_sha256: str
     code_sha256: str
@@ -35,6 +39,8 @@ class Provenance:
     unexpected: tuple[str, ...]
     parameters: int
     weight_bytes: int
+    dtype: str | None
+    description: str
 
 
 @dataclass(frozen=True)

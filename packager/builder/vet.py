@@ -87,7 +87,7 @@ def _vet_project(project: Project, checkpoint: LocatedCheckpoint) -> VetReport:
         loaded = load()
         grid = sample_grid.build_grid(project)
         began = time.monotonic()
-        first = reference.run_case(project, loaded, grid.example_case)
+        loaded, first = reference.run_first_case(project, loaded, grid.example_case)
         seconds = time.monotonic() - began
         reference.resolve_decisions(project, first)
         second = reference.run_case(project, loaded, grid.probe_case)

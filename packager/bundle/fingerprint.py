@@ -18,7 +18,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +118,10 @@ def list_files(folder: Path) -> list[str]:
     return sorted(paths - layout.UNSEALED_FILES, key=os.fsencode)  # a file name need not be UTF-8
 
 
-def check_integrity(folder: Path, sums: Mapping[str, str]) -> Integrity:
+def check_integrity(folder: Path, sums: Mapping[str, str], sha256: Callable[[Path], str] | None = None) -> Integrity:
     """Compare the files of `folder` with `sums`, hex digests by path. A link counts as changed.
+
+    `sha256` computes the digest of a file, as `regular_file_digest` does, which is the default.
 
     Raises `NotABundle` if a file cannot be read.
     """
@@ -127,7 +129,7 @@ def check_integrity(folder: Path, sums: Mapping[str, str]) -> Integrity:
     listed = [path for path in sums if path in present]
     with ThreadPoolExecutor(max_workers=2) as threads:  # hashlib releases the interpreter lock
         try:
-            digests = list(threads.map(lambda path: regular_file_digest(folder / path), listed))
+            digests = list(threads.map(lambda path: (sha256 or regular_file_digest)(folder / path), listed))
         except OSError as error:
             name = Path(str(error.filename)).name
             raise NotABundle(str(folder), f"{name} cannot be read: {error.strerror}") from None

@@ -112,11 +112,15 @@ class LeftOutRecord(_Record):
 
 
 class SourceRecord(_Record):
-    """The inputs of the build: digests of manifest, checkpoint and code, and the versions of the tools."""
+    """The inputs of the build: digests of manifest, checkpoint and code, and the versions of the tools.
+
+    `dtype` is what the module was converted to; null if it is packaged in its own dtypes.
+    """
 
     manifest_sha256: Sha256Hex
     checkpoint_sha256: Sha256Hex
     code_sha256: Sha256Hex
+    dtype: str | None = None
     toolchain: dict[str, str]
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from packager.bundle import layout
-from packager.bundle.fingerprint import compute_fingerprint, format_sums
+from packager.bundle.fingerprint import compute_fingerprint, format_sums, regular_file_digest
 from packager.common.hashing import CHUNK_BYTES, sha256_file
 from packager.errors import OutputRefused
 
@@ -56,12 +56,12 @@ class BundleWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.digests: dict[str, str] = {}
+        self._versions: dict[str, tuple[int, ...]] = {}
 
     def add_bytes(self, path: str, content: bytes) -> str:
         """Write a file from memory. Returns its SHA-256 in hex."""
         self._target(path).write_bytes(content)
-        self.digests[path] = hashlib.sha256(content).hexdigest()
-        return self.digests[path]
+        return self._record(path, hashlib.sha256(content).hexdigest())
 
     def add_file(self, path: str, source: Path) -> str:
         """Copy a file into the bundle, hashing the bytes that are written. Returns the SHA-256 in hex."""
@@ -70,18 +70,26 @@ class BundleWriter:
             while chunk := reader.read(CHUNK_BYTES):
                 stream.write(chunk)
                 digest.update(chunk)
-        self.digests[path] = digest.hexdigest()
-        return self.digests[path]
+        return self._record(path, digest.hexdigest())
 
     def move_file(self, path: str, source: Path) -> str:
         """Move a file of the same file system into the bundle and hash it there. Returns the SHA-256 in hex."""
-        self.digests[path] = sha256_file(source.replace(self._target(path)))
-        return self.digests[path]
+        return self._record(path, sha256_file(source.replace(self._target(path))))
+
+    def sha256(self, file: Path) -> str:
+        """Return the SHA-256 of a file in the bundle's folder; it is not hashed again if nobody has touched it.
+
+        It is "" for anything but a regular file, which equals no digest.
+        """
+        path = file.relative_to(self.folder).as_posix()
+        if path in self._versions and self._versions[path] == _get_version(file):
+            return self.digests[path]
+        return regular_file_digest(file)
 
     def remove_file(self, path: str) -> None:
         """Delete a file from the bundle, such as a model that failed the comparison."""
         (self.folder / path).unlink()
-        del self.digests[path]
+        del self.digests[path], self._versions[path]
 
     def seal(self) -> str:
         """Write SHA256SUMS and FINGERPRINT. Returns the fingerprint."""
@@ -91,10 +99,20 @@ class BundleWriter:
         (self.folder / layout.FINGERPRINT).write_text(f"{fingerprint}\n", encoding="utf-8", newline="\n")
         return fingerprint
 
+    def _record(self, path: str, sha256: str) -> str:
+        self.digests[path], self._versions[path] = sha256, _get_version(self.folder / path)
+        return sha256
+
     def _target(self, path: str) -> Path:
         target = self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
+
+
+def _get_version(file: Path) -> tuple[int, ...]:
+    """Return what shows that a file is another one, or has been written to; a link is not followed."""
+    status = file.lstat()
+    return status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,17 @@ class Cache:
         """Return the path of the file with this digest."""
         return self._path("objects", sha256)
 
-    def add_object(self, source: Path, sha256: str) -> None:
-        """Copy a file into the cache. Raises OSError if it cannot be written, or does not have this digest."""
+    def add_object(self, source: Path, sha256: str, digest: Callable[[Path], str] | None = None) -> None:
+        """Copy a file into the cache. Raises OSError if it cannot be written, or does not have this digest.
+
+        The copy is hashed, unless `digest` knows the digest of the file: a later build hashes it before it is used.
+        """
         if self.has_object(sha256):
             return
         target = self.object_path(sha256)
         with _temporary_file(target) as copy:
             shutil.copyfile(source, copy)
-            if sha256_file(copy) != sha256:
+            if (sha256_file(copy) if digest is None else digest(source)) != sha256:
                 raise OSError(errno.EIO, "a file changed while it was being cached", str(source))
             target.parent.mkdir(exist_ok=True)
             copy.replace(target)

@@ -34,6 +34,7 @@ from packager.export import control_flow, weights
 from packager.export.control_flow import SpecializedControlFlow
 from packager.export.exporters import ExporterFailed, FlatOutputs, disable_attention_fast_path, to_exporter_failed
 from packager.export.graph.messages import StageRecord
+from packager.model import precision
 
 _CODE_ALLOWANCE_BYTES = 1 << 20  # more than a program's code and archive need besides the weights
 # Without the underscore that operators working in place have.
@@ -96,7 +97,8 @@ def script(module: torch.nn.Module, folder: Path) -> TorchScriptProgram:
     """Compile the module's source, branches included. Raises `ExporterFailed`."""
     _reserve_modulelist_name()
     try:
-        scripted = torch.jit.script(module)
+        with precision.without_hooks(module):
+            scripted = torch.jit.script(module)
     except Exception as error:
         raise to_exporter_failed(error, folder) from error
     specialized = SpecializedControlFlow(rounded_size_lines=_find_rounded_sizes(scripted.inlined_graph))

@@ -2,8 +2,8 @@
 
 `config.json` names the architecture. `packager.checkpoint` reads the weights, which runs nothing of what it reads,
 and transformers loads them, because it knows which keys older files name differently. Code inside a folder is not
-run, and nothing is fetched. The module computes in float32, whatever dtype its weights were saved in, and keeps no
-key-value cache: what is packaged is one forward pass.
+run, and nothing is fetched. The module computes in float32, whatever dtype its weights were saved in (`model.dtype`
+converts it later), and keeps no key-value cache: what is packaged is one forward pass.
 """
 
 from __future__ import annotations

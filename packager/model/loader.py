@@ -11,7 +11,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ from packager.checkpoint.metadata import About
 from packager.checkpoint.state_dict import Checkpoint, read_located
 from packager.common.hashing import sha256_file
 from packager.errors import InputChanged, WeightsNotFound
-from packager.model import huggingface, serialized
+from packager.model import huggingface, precision, serialized
 from packager.model.construct import construct_module
 from packager.model.importing import import_path, resolve_entry
 from packager.model.inputs import check_inputs
+from packager.model.precision import Conversion
 from packager.model.weights import check_finite, join_names
 from packager.project import preflight
 from packager.project.manifest import Project
@@ -45,6 +46,7 @@ class LoadedModel:
     `skipped_checkpoints` the messages about damaged checkpoints of a run, `chosen_checkpoint` the folder used instead.
     `pristine` is a copy that shares the large tensors and has never been called, so it holds nothing that a call
     stores in a module; None if the module cannot be copied. `parameter_versions` count the writes to each parameter.
+    `conversion` says which dtype the module was converted to, if any.
     """
 
     module: torch.nn.Module
@@ -58,6 +60,7 @@ class LoadedModel:
     chosen_checkpoint: str = ""
     pristine: torch.nn.Module | None = None
     parameter_versions: tuple[int, ...] = ()
+    conversion: Conversion | None = None
 
     def pristine_copy(self) -> torch.nn.Module:
         """Return a module that has never been called, to export; the called one if it cannot be copied.
@@ -67,6 +70,13 @@ class LoadedModel:
         """
         module = None if self.pristine is None else _copy_module(self.pristine)
         return self.module if module is None else module
+
+    def in_float32(self) -> LoadedModel:
+        """Return the model with float32 in the place of any bfloat16 that forward() names; the module is changed."""
+        conversion = precision.compute_in_float32(self.module)
+        if self.pristine is not None:
+            precision.compute_in_float32(self.pristine)
+        return replace(self, conversion=conversion)
 
     def changed_parameters(self) -> tuple[str, ...]:
         """Return the names of the parameters that were written to since they were loaded."""
@@ -88,7 +98,8 @@ class LoadedModel:
             f"{message.partition(chr(10))[0]}; using {self.chosen_checkpoint} instead"
             for message in self.skipped_checkpoints
         ]
-        return (*skipped, *(f"{note}: {join_names(names)}" for note, names in names_by_note.items() if names))
+        names = (f"{note}: {join_names(names)}" for note, names in names_by_note.items() if names)
+        return (*skipped, *names, *([] if self.conversion is None else [self.conversion.describe()]))
 
 
 @contextmanager
@@ -119,6 +130,9 @@ def _load_model(project: Project, entry: Callable[..., Any] | None, located: Loc
     sha256 = digest_checkpoint(located, sha256_file)  # before anything in it is parsed
     preflight.check_checkpoint_digest(project, sha256)
     module, match, checkpoint = _load_module(project, entry, located)
+    conversion = _convert_module(project, module)
+    if conversion is None and entry is None:  # transformers has converted it already
+        conversion = precision.describe_widened(checkpoint.state)
     module.eval().requires_grad_(False)
     check_inputs(project, module)
     return LoadedModel(
@@ -133,6 +147,7 @@ def _load_model(project: Project, entry: Callable[..., Any] | None, located: Loc
         chosen_checkpoint=located.head.parent.name,
         pristine=_copy_module(module),
         parameter_versions=tuple(parameter._version for parameter in module.parameters()),
+        conversion=conversion,
     )
 
 
@@ -155,6 +170,15 @@ def _load_module(
         module, match = serialized.load_serialized(located, where)
     check_finite(where, match.state, module.state_dict(keep_vars=True))
     return module, match, checkpoint
+
+
+def _convert_module(project: Project, module: torch.nn.Module) -> Conversion | None:
+    """Convert the module as `model.dtype` says. Raises `WeightsNotFinite` if a value exceeds that dtype."""
+    conversion = precision.convert_module(module, project.manifest.model.dtype)
+    if conversion is not None and conversion.target == "float16":
+        state = module.state_dict(keep_vars=True)
+        check_finite(project.field_location("model", "dtype"), state, state)
+    return conversion
 
 
 def _read_checkpoint(project: Project, located: LocatedCheckpoint, where: str) -> Checkpoint:

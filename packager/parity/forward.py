@@ -36,6 +36,18 @@ def bind_case(project: Project, case: InputCase) -> tuple[torch.Tensor, ...]:
     return bind_inputs(project, list(case.inputs.values()))
 
 
+def run_first_case(project: Project, model: LoadedModel, case: InputCase) -> tuple[LoadedModel, dict[str, Array]]:
+    """Run the module for the first time, as `run_case` does; one that returns bfloat16 computes in float32 from now on.
+
+    Returns the model with its `conversion`, and arrays by output name. Raises what `run_case` does.
+    """
+    outputs = _run_case(project, model, case)
+    if model.conversion is None and any(tensor.dtype == torch.bfloat16 for tensor in outputs.values()):
+        model = model.in_float32()
+        outputs = _run_case(project, model, case)
+    return model, _convert_outputs(project, outputs)
+
+
 def run_case(project: Project, model: LoadedModel, case: InputCase) -> dict[str, Array]:
     """Run the module on a test case, in inference mode. Returns arrays by output name.
 
@@ -44,9 +56,13 @@ def run_case(project: Project, model: LoadedModel, case: InputCase) -> dict[str,
         OutputsUnsupported: forward() returned something other than tensors, tensors that clash with the names in the
             manifest or with each other, or tensors that NumPy or onnxruntime lacks a type for.
     """
+    return _convert_outputs(project, _run_case(project, model, case))
+
+
+def _run_case(project: Project, model: LoadedModel, case: InputCase) -> dict[str, torch.Tensor]:
     location = project.field_location("inputs")
     try:
-        outputs = _call_module(project, model.module, case)
+        return _call_module(project, model.module, case)
     except output_tree.NotATensor as error:
         hint = "return tensors, alone or in tuples, dicts or dataclasses"
         raise OutputsUnsupported(location, str(error), hint) from None
@@ -62,6 +78,11 @@ def run_case(project: Project, model: LoadedModel, case: InputCase) -> dict[str,
         sample = f"{case.name} ({shapes}), values: {case.value_description}"
         why, remedy = format_user_frame(error, project.folder), find_remedy(project, case, error)
         raise ForwardFailed(location, sample, why, remedy) from error
+
+
+def _convert_outputs(project: Project, outputs: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """Return outputs as arrays, by name. Raises `OutputsUnsupported` for tensors that NumPy or onnxruntime lacks."""
+    location = project.field_location("inputs")
     for name, tensor in outputs.items():
         if tensor.is_complex():
             why = f"{name} is a {tensor.dtype} tensor; onnxruntime does not support complex numbers"

@@ -24,12 +24,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
+from packager.export.weights import count_bytes
 from packager.model.loader import LoadedModel
 from packager.parity.cases.sample_grid import InputCase
 from packager.parity.forward import get_state, run_with_state, widen_tensor
@@ -38,6 +40,7 @@ from packager.parity.noise_cases import MAX_ROWS, NoiseCases
 from packager.parity.numerics.compare import Array
 from packager.parity.rounding import run_with_rounded_results
 from packager.parity.runtime_functions import measure_function_error, run_with_runtime_functions
+from packager.parity.widening import LARGE_BYTES, WidenedWeights
 from packager.project.manifest import Project
 
 # The names of the evaluations: parity.json has them, and docs/parity.md lists them.
@@ -132,9 +135,12 @@ def _perturb_one_ulp(tensor: torch.Tensor) -> torch.Tensor:
 
 def _evaluate_float64(project: Project, model: LoadedModel, cases: Sequence[InputCase]) -> Evaluation:
     """Run the test cases in float64; or with perturbed parameters, if the module raises an exception in float64."""
+    is_large = count_bytes(model.module) > LARGE_BYTES
     try:
-        state = {name: widen_tensor(tensor) for name, tensor in get_state(model.module).items()}
-        outputs = {case.name: run_with_state(project, model.module, state, case, widen=True) for case in cases}
+        own = {} if is_large else get_state(model.module)
+        state = {name: widen_tensor(tensor) for name, tensor in own.items()}
+        with WidenedWeights(model.module) if is_large else nullcontext():
+            outputs = {case.name: run_with_state(project, model.module, state, case, widen=True) for case in cases}
         return Evaluation(FLOAT64, outputs)
     except Exception as error:  # noqa: BLE001 (the user's code may refuse float64 in any way)
         reason = f"float64 raises {type(error).__name__}"

@@ -20,6 +20,7 @@ from packager.parity.cases.sample_grid import Grid
 from packager.parity.forward import check_repeatable as check_repeatable
 from packager.parity.forward import drop_refused_masks as drop_refused_masks
 from packager.parity.forward import run_case as run_case
+from packager.parity.forward import run_first_case as run_first_case
 from packager.parity.noise_measurement import NoiseMeasurement as NoiseMeasurement
 from packager.parity.noise_measurement import find_uncertain_cases, measure_output_noise
 from packager.parity.noise_measurement import measure_noise as measure_noise

@@ -79,6 +79,13 @@ class ModelSection(_ManifestModel):
         ),
     )
     kwargs: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the entry")
+    dtype: Literal["float32", "float64", "float16"] | None = Field(
+        default=None,
+        description=(
+            "convert the module to this dtype before it is exported; by default it keeps its own, and what is bfloat16 "
+            "becomes float32"
+        ),
+    )
 
 
 class CheckpointSection(_ManifestModel):

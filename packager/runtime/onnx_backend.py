@@ -61,6 +61,10 @@ class OnnxBackend:
             feed[name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(to_bfloat16(inputs[name]), _BFLOAT16)
         return dict(zip(self.output_names, self._session.run(None, feed, run_options), strict=True))
 
+    def close(self) -> None:
+        """Free the session and its weights; `run` must not be called any more."""
+        del self._session
+
 
 def describe_missing_providers(providers: Sequence[str]) -> list[str]:
     """Describe the execution providers that this machine lacks, on which nothing can be compared. One text each."""

@@ -8,7 +8,7 @@ TorchScript without torch, is reported as not-checked.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,16 @@ def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool =
         return _verify_folder(folder, fingerprint, parity)
 
 
-def _verify_folder(folder: Path, fingerprint: str | None, parity: bool) -> VerifyReport:
+def verify_staged(folder: Path, sha256: Callable[[Path], str]) -> VerifyReport:
+    """Verify the folder of a bundle that was just written, without parity; `sha256` knows the digests of its files."""
+    return _verify_folder(folder, None, False, sha256)
+
+
+def _verify_folder(
+    folder: Path, fingerprint: str | None, parity: bool, sha256: Callable[[Path], str] | None = None
+) -> VerifyReport:
     raw_config = read_config(folder)
-    seal, integrity, problems = _check_seal(folder, fingerprint)
+    seal, integrity, problems = _check_seal(folder, fingerprint, sha256)
     backends = [*_BACKENDS, *(["torch-export"] if _has_exported_program(raw_config) else [])]
     not_checked, failed = dict.fromkeys(backends, "not-checked"), dict.fromkeys(backends, "fail")
 
@@ -118,13 +125,15 @@ def _has_exported_program(raw_config: Mapping[str, Any]) -> bool:
     return isinstance(artifacts, dict) and artifacts.get("torch-export") is not None
 
 
-def _check_seal(folder: Path, expected: str | None) -> tuple[str, Integrity, list[str]]:
+def _check_seal(
+    folder: Path, expected: str | None, sha256: Callable[[Path], str] | None
+) -> tuple[str, Integrity, list[str]]:
     """Return the computed fingerprint, how the files differ from SHA256SUMS, and what is wrong with the seal."""
     try:
         seal, sums = read_sums(folder)
     except (OSError, SumsMalformed) as error:
         return "", Integrity(changed=(layout.SUMS,)), [f"{layout.SUMS}: {error}"]
-    integrity = check_integrity(folder, sums)
+    integrity = check_integrity(folder, sums, sha256)
     problems = []
     try:
         recorded = _read_regular_file(folder / layout.FINGERPRINT).decode()
@@ -288,6 +297,7 @@ def _replay_cases(
         notes.append("onnx: not in this bundle")
     else:
         record("onnx", check_onnx_session(session, cases, folder))
+        session.close()  # two models at once would take twice the memory
         notes += [f"onnx: not compared on {provider}" for provider in describe_missing_providers(config.providers)]
     fallbacks = {"torchscript": config.artifacts.torchscript, "torch-export": config.artifacts.torch_export}
     for name, artifact in fallbacks.items():

@@ -309,7 +309,7 @@ def test_external_weights_are_compared(built, bundle, declared, golden):
 def test_a_damaged_bundle_is_compared_and_reported_as_damaged(command, built, bundle, golden):
     content = bytearray((bundle / "model.onnx").read_bytes())
     offset = content.index(np.float32(onnx_weight(bundle, "model.classify.1.bias")[0]).tobytes())
-    content[offset : offset + 4] = np.float32(7).tobytes()
+    content[offset : offset + 4] = np.float32(1234).tobytes()
     (bundle / "model.onnx").write_bytes(content)
     (bundle / "assets/labels.txt").unlink()
     (bundle / "extra").write_text("x")

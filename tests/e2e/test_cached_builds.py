@@ -4,12 +4,14 @@ Which stage depends on which input is in tests/builder/incremental/test_keys.py.
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from projects import LINEAR, package, project, python
 import packager
 from packager.bundle.fingerprint import list_files
 from packager.common.cache import Cache, write_record
+from packager.common.hashing import sha256_file
 from packager.common.progress import Note
 from packager.errors import (
     CacheDiffers,
@@ -34,6 +37,8 @@ from packager.errors import (
     LockSchemaUnknown,
     render_error,
 )
+
+SHA256 = hashlib.sha256
 
 CODE = (
     "import sys, json\nfrom packager.builder.api import build\nresult = build(sys.argv[1], sys.argv[2])\n"
@@ -371,7 +376,7 @@ def test_a_build_reports_an_unusable_cache_and_goes_on_without_it(linear, tmp_pa
 
 
 def test_a_build_reports_a_full_disk_under_the_cache_and_goes_on(linear, tmp_path, monkeypatch, golden):
-    def add_object(self, source, sha256):
+    def add_object(self, source, sha256, digest):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Cache, "add_object", add_object)
@@ -380,6 +385,35 @@ def test_a_build_reports_a_full_disk_under_the_cache_and_goes_on(linear, tmp_pat
     assert packager.verify(result.bundle).ok
     (note,) = notes
     golden(note)
+
+
+class CountedHash:
+    """A SHA-256 that counts how often each digest is computed."""
+
+    def __init__(self, counts, content=b""):
+        self.counts, self.hash = counts, SHA256(content)
+
+    def update(self, content):
+        self.hash.update(content)
+
+    def hexdigest(self):
+        self.counts[self.hash.hexdigest()] += 1
+        return self.hash.hexdigest()
+
+    def digest(self):
+        return self.hash.digest()
+
+
+@pytest.mark.parametrize("cache", ["use", "off"])
+def test_no_large_file_is_hashed_twice_in_a_cold_build(linear, tmp_path, monkeypatch, cache):
+    counts = Counter()
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "sha256", lambda content=b"", **_: CountedHash(counts, content))
+        bundle = packager.build(linear, tmp_path / "out", cache=cache).bundle
+    files = [linear.parent / "best.pt", bundle / "model.onnx", bundle / "model.ts"]
+    assert [counts[sha256_file(file)] for file in files] == [1, 1, 1]
+    assert packager.verify(bundle).ok
+    assert cache == "off" or packager.build(linear, tmp_path / "again").cached  # what was not hashed is intact
 
 
 # -- changed during the build ---------------------------------------------------------------

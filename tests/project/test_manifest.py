@@ -86,7 +86,7 @@ def test_fields_that_are_absent_have_the_defaults_of_the_contract(read):
         "license": None,
         "authors": [],
         "metadata": {},
-        "model": {"entry": "model.py:DigitsCNN", "kwargs": {}},
+        "model": {"entry": "model.py:DigitsCNN", "kwargs": {}, "dtype": None},
         "checkpoint": {
             "path": "runs/best.pt",
             "weights": "auto",

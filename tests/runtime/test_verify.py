@@ -1,10 +1,13 @@
 """A bundle that was changed in any way is refused, and the change is named."""
 
+import gc
+import importlib
 import json
 import os
 import shutil
 
 import onnx
+import onnxruntime
 import pytest
 from messages import mentions
 from projects import ANOTHER, LINEAR, project, python, reseal
@@ -13,6 +16,8 @@ import packager
 from packager.bundle import archive, layout
 from packager.bundle.fingerprint import list_files
 from packager.errors import BundleSchemaUnknown, FingerprintMalformed, IntegrityFailed, NotABundle, render_error
+
+verify = importlib.import_module("packager.runtime.verify")  # packager.verify is the function
 
 PASS = {"onnx": "pass", "torchscript": "pass"}
 UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
@@ -58,6 +63,20 @@ def test_a_malformed_fingerprint_is_refused_before_anything_is_read(given, tmp_p
             "FINGERPRINT",
             "package build",
         )
+
+
+def test_the_session_is_closed_before_the_fallback_is_opened(bundle, monkeypatch):
+    opened, check = [], verify.check_torchscript
+
+    def check_torchscript(*arguments, **options):
+        opened.extend(item for item in gc.get_objects() if isinstance(item, onnxruntime.InferenceSession))
+        return check(*arguments, **options)
+
+    gc.collect()
+    before = [item for item in gc.get_objects() if isinstance(item, onnxruntime.InferenceSession)]
+    monkeypatch.setattr(verify, "check_torchscript", check_torchscript)
+    assert packager.verify(bundle).parity == {"onnx": "pass", "torchscript": "pass"}
+    assert len(opened) == len(before)
 
 
 def test_a_copy_with_different_times_and_modes_passes(bundle, built):

@@ -51,6 +51,7 @@ def collect_module_inputs(
         "checkpoint": checkpoint_sha256,
         "model.entry": manifest.model.entry or "",
         "model.kwargs": _to_json(manifest.model.kwargs),
+        "model.dtype": manifest.model.dtype or "",
         **_collect_versions("numpy", "torch", "safetensors"),
         **collect_python_version(),
         **collect_machine(),  # a constructor may compute something that depends on it

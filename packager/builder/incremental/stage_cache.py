@@ -131,11 +131,12 @@ def _load_artifact(
 
 @dataclass(frozen=True)
 class CacheWrite:
-    """An entry to write: its key, its content, and the paths of its files by name."""
+    """An entry to write: its key, its content, and the paths of its files by name; `sha256` knows their digests."""
 
     key: CacheKey
     entry: CacheEntry
     files: Mapping[str, Path]
+    sha256: FileHasher | None = None
 
 
 def plan_writes(
@@ -161,11 +162,11 @@ def plan_writes(
         if result.case_independent:
             entry = CacheEntry(_to_json(replace(result, parity=None)), digests)
             parity = CacheEntry(_to_json(result.parity), {})
-            writes.append(CacheWrite(key, entry, paths))
+            writes.append(CacheWrite(key, entry, paths, writer.sha256))
             writes.append(CacheWrite(keys.make_parity_key(key, entry, reference, project), parity, {}))
         else:
             entry = CacheEntry(_to_json(result), digests)
-            writes.append(CacheWrite(make_case_dependent_key(key, reference), entry, paths))
+            writes.append(CacheWrite(make_case_dependent_key(key, reference), entry, paths, writer.sha256))
     return writes
 
 
@@ -176,7 +177,7 @@ def write_entries(cache: Cache, writes: Sequence[CacheWrite]) -> list[str]:
         before = look_up(cache, write.key, files=False)
         if before is not None and before.digest != write.entry.digest:
             differing.append(write.key.stage)
-        put(cache, write.key, write.entry, write.files)
+        put(cache, write.key, write.entry, write.files, write.sha256)
     return differing
 
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,20 @@ def look_up(cache: Cache, key: CacheKey, *, files: bool = True) -> CacheEntry | 
     return entry
 
 
-def put(cache: Cache, key: CacheKey, entry: CacheEntry, files: Mapping[str, Path]) -> None:
-    """Cache the outcome of a stage; `files` are the paths of its files. Raises OSError if it cannot be written."""
+def put(
+    cache: Cache,
+    key: CacheKey,
+    entry: CacheEntry,
+    files: Mapping[str, Path],
+    digest: Callable[[Path], str] | None = None,
+) -> None:
+    """Cache the outcome of a stage; `files` are the paths of its files, and `digest` knows their digests if given.
+
+    Raises OSError if it cannot be written.
+    """
     print_key_debug(key)
     for name, sha256 in entry.files.items():
-        cache.add_object(files[name], sha256)
+        cache.add_object(files[name], sha256, digest)
     content = {"stage": key.stage, "inputs": dict(key.inputs), "record": entry.record, "files": entry.files}
     write_record(cache.action_path(key.id), content)
 

@@ -72,12 +72,14 @@ def load_model(
     weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in loaded.module.state_dict().values())
     example = bind_inputs(project, list(grid.example_case.inputs.values()))
     inputs = signature.make_input_specs(project.manifest)
-    for note in loaded.notes():
-        context.reporter.report_note(note)
     if cached is not None:
+        if cached.provenance.dtype is not None and loaded.conversion is None:
+            loaded = loaded.in_float32()
+        _report_notes(context, loaded)
         process_memory.freeze_garbage_collector()
         return EagerModel(loaded, grid, example, inputs, cached.outputs, {}, weight_bytes)
-    first = reference.run_case(project, loaded, grid.example_case)
+    loaded, first = reference.run_first_case(project, loaded, grid.example_case)
+    _report_notes(context, loaded)
     reference.resolve_decisions(project, first)  # before anything that takes long
     probe = grid.probe_case
     second = reference.run_case(project, loaded, probe)
@@ -89,6 +91,11 @@ def load_model(
     grid = coverage.add_extra_cases(project, loaded, drop_expensive_cases(project, grid, cost.estimate, budget), cost)
     known_outputs = {grid.example_case.name: first, probe.name: second, **masked}
     return EagerModel(loaded, grid, example, inputs, outputs, known_outputs, weight_bytes, cost)
+
+
+def _report_notes(context: BuildContext, loaded: LoadedModel) -> None:
+    for note in loaded.notes():
+        context.reporter.report_note(note)
 
 
 def _entry_module_name(project: Project) -> str:

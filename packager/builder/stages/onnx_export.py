@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -71,8 +70,12 @@ def export(context: BuildContext, model: EagerModel, traced: TracedModel, export
         names = exporters.TensorNames([spec.name for spec in model.inputs], [spec.name for spec in model.outputs])
         folder = context.scratch / label.replace(", ", "-").replace(" ", "-")
         folder.mkdir(exist_ok=True)
-        recording = control_flow.record_control_flow() if exporter == "module" else nullcontext(SpecializedControlFlow)
-        with recording as get_control_flow:
+        fixed = None
+        if exporter == "module" and (program is None or program.method == "script"):
+            with control_flow.record_control_flow() as get_control_flow:
+                exported = write(names, model.example, folder / "raw.onnx")
+            fixed = get_control_flow({})  # every slice counts: there is no traced graph to ask
+        else:
             exported = write(names, model.example, folder / "raw.onnx")
     except ExporterFailed as error:
         return Candidate(label, failure=error)
@@ -87,9 +90,7 @@ def export(context: BuildContext, model: EagerModel, traced: TracedModel, export
         skipped_passes={},
         reference_cases=traced.probe,
     )
-    if exporter == "module" and (program is None or program.method == "script"):
-        return Candidate(label, job, specialized=get_control_flow({}))  # every slice counts: there is no graph to ask
-    return Candidate(label, job, specialized=_find_specialized(context, model, program, exporter))
+    return Candidate(label, job, specialized=fixed or _find_specialized(context, model, program, exporter))
 
 
 def _find_specialized(

@@ -23,6 +23,8 @@ from packager.parity.cases.signature import TensorSpec
 from packager.parity.reference import NoiseMeasurement
 from packager.parity.results import Reference
 
+_OWN_DTYPES = "the PyTorch module itself, eager, in its own dtypes, on the CPU"
+
 
 def measure_noise(context: BuildContext, model: EagerModel) -> NoiseMeasurement:
     """Evaluate the module in other ways that are equal in mathematics, on a few cases.
@@ -96,6 +98,8 @@ def make_result(
         unexpected=loaded.key_match.unexpected,
         parameters=loaded.parameters,
         weight_bytes=model.weight_bytes,
+        dtype=None if loaded.conversion is None else loaded.conversion.target,
+        description=_OWN_DTYPES if loaded.conversion is None else loaded.conversion.describe_reference(),
     )
     machine = MachineInfo(torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     return ReferenceResult(provenance, machine, model.outputs, measured)

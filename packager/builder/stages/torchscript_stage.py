@@ -34,6 +34,7 @@ from packager.parity.reference import NoiseMeasurement, measure_probe
 from packager.parity.results import Reference
 from packager.runtime.check import check_torchscript, get_error_line
 
+_MAX_OPTIMIZED_BYTES = 1 << 30
 _NO_DIAGNOSIS = (
     "the faulty operation of a TorchScript program is not located; with torchscript.method: none, that of the ONNX "
     "graph is"
@@ -277,7 +278,9 @@ def _try_forms(
             stages.append(_make_stage(program, "not-checked", cause, fold=fold, optimize=False))
             continue
         sha256 = context.writer.move_file(layout.TORCHSCRIPT, form.path)
-        for optimize in (True, False) if fold else (False,):
+        # Packing the weights of a large model for this CPU would take their memory twice.
+        is_large = model.weight_bytes > _MAX_OPTIMIZED_BYTES
+        for optimize in (True, False) if fold and not is_large else (False,):
             parity = _check_staged(context, model, reference, optimize=optimize)
             verdict: Verdict = "pass" if parity.passed else "fail"
             stages.append(_make_stage(program, verdict, parity.reason, fold=fold, optimize=optimize))

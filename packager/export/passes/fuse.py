@@ -2,13 +2,16 @@
 
 Requires: references to weights start in the folder of the exported graph.
 Ensures: the graph computes the same values up to rounding, with more operators of the domain com.microsoft than
-before; its large weights refer to the file fused.weights. If nothing was fused, returns the given model itself, which
-is never changed.
+before; the large weights that a fusion made refer to the file fused.weights. If nothing was fused, returns the given
+model itself, which is never changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import onnx
 
@@ -30,14 +33,24 @@ def fuse_operators(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
     copy.CopyFrom(model)
     _rename_tanh_gelus(copy)
     folder = job.exported.path.parent
-    onnx.load_external_data_for_model(copy, os.fspath(folder))
-    # The BERT patterns are the general ones (attention, normalization, Gelu); zero heads: read from the graph.
-    optimized = optimizer.optimize_model(copy, model_type="bert", num_heads=0, hidden_size=0, opt_level=0)
+    with _working_directory(folder):  # where onnx looks for the few weights whose values a fusion reads
+        # The BERT patterns are the general ones (attention, normalization, Gelu); zero heads: read from the graph.
+        optimized = optimizer.optimize_model(copy, model_type="bert", num_heads=0, hidden_size=0, opt_level=0)
     fused: onnx.ModelProto = optimized.model
     if _count_contrib_nodes(fused) <= _count_contrib_nodes(model):
         return model
     io.externalize_weights(fused, folder / "fused.weights")
     return fused
+
+
+@contextlib.contextmanager
+def _working_directory(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _rename_tanh_gelus(model: onnx.ModelProto) -> None:

@@ -56,6 +56,7 @@ FIELDS = {
     "metadata": ({"a": 1}, BUNDLE),
     "model.entry": ("model.py:Other", MODULE),
     "model.kwargs": ({"width": 5}, MODULE),
+    "model.dtype": ("float64", MODULE),
     "checkpoint.path": ("copy.pt", BUNDLE),  # its content has a row below
     "checkpoint.weights": ("ema", MODULE),
     "checkpoint.prefix": ("module.", MODULE),

@@ -13,6 +13,7 @@ from projects import LINEAR, package, project, python, reseal
 
 import packager
 from packager.builder.results import LeftOut, describe_left_out
+from packager.builder.stages import torchscript_stage
 from packager.common.hashing import sha256_file
 from packager.common.progress import Note
 from packager.errors import BackendUnavailable, ExportFailed, NotABundle, ParityFailed, TorchScriptFailed
@@ -450,3 +451,16 @@ def test_a_cause_that_two_forms_share_is_given_once_and_a_measured_one_only_wher
     assert describe_left_out(entries, measured=False) == text.replace(": 1 for 2", "").replace(
         ": y[0]", " the parity check"
     )
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_the_weights_of_a_large_model_are_not_packed_a_second_time(tmp_path, monkeypatch, is_large):
+    if is_large:
+        monkeypatch.setattr(torchscript_stage, "_MAX_OPTIMIZED_BYTES", 4 * (4 * 3 + 3) - 1)
+    bundle = packager.build(project(tmp_path), tmp_path / "out").bundle
+    artifact = json.loads((bundle / "config.json").read_text())["artifacts"]["torchscript"]
+    assert artifact["optimize_for_inference"] == (not is_large)
+    stages = json.loads((bundle / "evidence/parity.json").read_text())["stages"]
+    forms = [stage["name"] for stage in stages if "freeze" in stage["name"]]
+    assert [("optimize for inference" in form) for form in forms] == [not is_large]
+    assert packager.verify(bundle).ok

@@ -1,12 +1,17 @@
 """Fused operators compute what the module computes."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from projects import project
 
 import packager
+from packager.export.graph import io
+from packager.export.graph.messages import ExportedGraph, OptimizeJob
+from packager.export.passes import fuse
 from packager.parity.numerics.tolerances import NOISE_MULTIPLE
 
 GELU = """
@@ -39,3 +44,36 @@ def test_a_gelu_and_its_bias_become_the_gelu_that_the_module_has(tmp_path, appro
     errors = record["backends"]["onnx"]["outputs"]["output_0"]
     floors = NOISE_MULTIPLE * max(errors["of_limit"], errors["of_limit_float64"])
     assert 0 < floors < 4
+
+
+def test_weights_that_no_fusion_reads_stay_in_their_file(tmp_path, monkeypatch):
+    """Otherwise a graph with more than 2 GB of them would not be a protobuf any more."""
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["sum"]),
+        helper.make_node("Gelu", ["sum"], ["y"]),
+    ]
+    weights = {"weight": np.ones((128, 256), np.float32), "bias": np.ones(256, np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", floats, ["batch", 3, 128])],
+        [helper.make_tensor_value_info("y", floats, ["batch", 3, 256])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    exported = tmp_path / "raw.onnx"
+    onnx.save(model, exported)
+    job = OptimizeJob(
+        ExportedGraph(exported), tmp_path / "model.onnx", simplify=True, level="extended", inputs={}, outputs={},
+        providers=["CPUExecutionProvider"], skipped_passes={}, reference_cases=(),
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path.parent)
+    fused = fuse.fuse_operators(io.load_graph(job.exported), job)
+    assert [node.op_type for node in fused.graph.node] == ["MatMul", "BiasGelu"]
+    (weight,) = [tensor for tensor in fused.graph.initializer if tensor.name == "weight"]
+    assert not weight.raw_data
+    assert {entry.key: entry.value for entry in weight.external_data}["location"] == "raw.onnx.weights"
+    assert (tmp_path / "fused.weights").stat().st_size == 0
+    assert Path.cwd() == tmp_path.parent
