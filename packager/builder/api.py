@@ -74,5 +74,6 @@ def _find_up_to_date(cache: Cache, manifest: Path, out: Path, reporter: StageRep
         stages=reporter.seconds,
         recalled=frozenset(reporter.cached),
         facts=entry.record["summary"],
+        notes=tuple(reporter.notes),
         explanation=(Explanation("bundle", True, ()),),
     )

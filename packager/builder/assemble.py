@@ -307,6 +307,8 @@ def _summarize(contents: BundleContents, parity: records.ParityRecord, folder: P
             largest = max(errors.max_abs for errors in backend.outputs.values())
             rows[f"{name} parity"] = f"largest error {largest:.3g}, {share:.1%} of the tolerance"
     rows["cases"] = f"{len(parity.cases)}, {sum(case.golden for case in parity.cases)} of them in the evidence"
+    if parity.not_checked:
+        rows["not compared"] = "\n".join(parity.not_checked)
     return rows
 
 

@@ -15,7 +15,7 @@ class BuildResult:
 
     `cached` says whether it came from the cache as a whole. `parity` is the verdict of each backend. `stages` are
     wall-clock seconds by stage, in order, and `recalled` those stages that the cache had. `facts` are the rows of the
-    closing table. `explanation` says why each stage ran or did not.
+    closing table. `notes` are what this build reported on its way. `explanation` says why each stage ran or did not.
     """
 
     bundle: Path
@@ -26,6 +26,7 @@ class BuildResult:
     stages: Mapping[str, float]
     recalled: frozenset[str]
     facts: Mapping[str, str]
+    notes: tuple[str, ...]
     explanation: tuple[Explanation, ...]
 
     def as_json(self) -> dict[str, object]:
@@ -40,4 +41,6 @@ class BuildResult:
                 for name, seconds in self.stages.items()
             ],
             "parity": dict(self.parity),
+            "not_compared": self.facts.get("not compared", "").splitlines(),
+            "notes": list(self.notes),
         }

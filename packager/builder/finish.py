@@ -95,5 +95,6 @@ def make_result(
         stages=request.reporter.seconds,
         recalled=frozenset(request.reporter.cached),
         facts=summary,
+        notes=tuple(request.reporter.notes),
         explanation=explanation,
     )

@@ -128,10 +128,11 @@ def format_about(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def print_key_values(rows: Mapping[str, str]) -> None:
-    """Print names and their values to stdout, in two columns."""
+    """Print names and their values to stdout, in two columns; a value may have several lines."""
     width = max(len(name) for name in rows)
     for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+        indented = value.replace("\n", "\n" + " " * (width + 2))
+        print(f"{name:<{width}}  {indented}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

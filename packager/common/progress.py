@@ -87,12 +87,13 @@ def ignore_event(event: Event) -> None:
 
 
 class StageReporter:
-    """Reports stages to a listener, and records how long each took (`seconds`) and which were `cached`."""
+    """Reports stages to a listener, and records how long each took (`seconds`), which were `cached`, and `notes`."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self.seconds: dict[str, float] = {}
         self.cached: set[str] = set()
+        self.notes: list[str] = []
 
     @contextmanager
     def stage(self, name: StageName) -> Iterator[None]:
@@ -119,4 +120,5 @@ class StageReporter:
 
     def report_note(self, message: str) -> None:
         """Report something the user should know."""
+        self.notes.append(message)
         self._listener(Note(message))

@@ -34,7 +34,7 @@ def test_a_build_for_programs_prints_one_json_object_though_an_exporter_fails(tm
     done = package("build", path, "--json", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    assert set(record) == {"bundle", "archive", "fingerprint", "cached", "stages", "parity"}
+    assert set(record) == {"bundle", "archive", "fingerprint", "cached", "stages", "parity", "not_compared", "notes"}
     assert record["parity"] == {"onnx": "pass", "torchscript": "pass"}
 
 

@@ -150,7 +150,7 @@ def test_the_readme_names_the_distribution_that_made_it_and_has_no_links(built):
 
 def test_the_result_can_be_printed_as_json(built):
     record = json.loads(json.dumps(built.as_json()))
-    assert set(record) == {"bundle", "archive", "fingerprint", "cached", "stages", "parity"}
+    assert set(record) == {"bundle", "archive", "fingerprint", "cached", "stages", "parity", "not_compared", "notes"}
     assert record["bundle"] == str(built.bundle)
     assert record["fingerprint"] == built.fingerprint
     assert record["parity"] == {"onnx": "pass", "torchscript": "pass"}
