@@ -103,7 +103,7 @@ def test_fields_that_are_absent_have_the_defaults_of_the_contract(read):
         "export": {"opset": 20, "exporter": "auto", "required": True},
         "optimize": {"simplify": True, "level": "extended"},
         "torchscript": {"method": "auto"},
-        "parity": {"samples": 8, "seed": 0, "tolerance": "auto", "data": None, "decisions": {}},
+        "parity": {"effort": "standard", "samples": 8, "seed": 0, "tolerance": "auto", "data": None, "decisions": {}},
         "target": {"providers": ["CPUExecutionProvider"]},
         "assets": [],
     }

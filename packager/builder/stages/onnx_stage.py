@@ -254,7 +254,10 @@ def _make_error(
         alternative = "torchscript.method: auto and export.required: false ship TorchScript alone"
     elif fallback.artifact is None:
         alternative = "export.required: false does not help, because no fallback is proven either"
-    problems = [_make_problem(candidate, outcome) for candidate, outcome in rejected]
+    unique: dict[str, Problem] = {}  # the module often fails as its trace did
+    for candidate, outcome in rejected:
+        unique.setdefault(outcome.cause, _make_problem(candidate, outcome))
+    problems = list(unique.values())
     fixed: Mapping[str, int] = {}
     if any(outcome.verdict == "fail" for _, outcome in rejected):
         with context.reporter.stage(StageName.WHERE):
