@@ -127,7 +127,9 @@ def run_with_state(
 
 
 def widen_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a float tensor in float64; other tensors as they are."""
+    """Return a float tensor in float64, a complex one in complex128; other tensors as they are."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
