@@ -1,0 +1,1 @@
+SAMPLE: tuple[str, ...] = ()
