@@ -16,7 +16,7 @@ SAMPLE_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Run:
-    """The end of a process: exit status, why it was killed, wall seconds, peak RSS of the tree in MB, and its output."""
+    """The end of a process: exit status, why it was killed, wall seconds, peak RSS in MB, and its output."""
 
     status: int
     killed: Literal["timeout", "memory"] | None

@@ -1,1 +1,19 @@
-SAMPLE: tuple[str, ...] = ()
+"""The part of the catalogue that runs in CI: small models of every kind that the development environment has."""
+
+SAMPLE: tuple[str, ...] = (
+    "minilm",
+    "pyg-gat",
+    "pyg-graphsage",
+    "rtdl-ft-transformer",
+    "rtdl-mlp",
+    "rtdl-resnet",
+    "transformers-decision-transformer",
+    "transformers-electra",
+    "transformers-esm",
+    "transformers-llama-step",
+    "transformers-opt",
+    "transformers-patchtst",
+    "transformers-speecht5-hifigan",
+    "transformers-t5-decoder-step",
+    "transformers-vit",
+)
