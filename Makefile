@@ -89,6 +89,7 @@ models-sample: $(VENV)/.zoo  ## build small models of public libraries, and fail
 models:  ## build every model of the catalogue, and write docs/models.md; takes hours, and continues where it was stopped
 	$(PYTHON) benchmarks/models/environment.py
 	benchmarks/work/models/venv/bin/python -m benchmarks.models.run --resume
+	PYTHONPATH=$(CURDIR)/benchmarks/work/models/transformers4 benchmarks/work/models/venv/bin/python -m benchmarks.models.run --resume transformers
 	benchmarks/work/models/venv/bin/python -m benchmarks.models.report
 
 clean:

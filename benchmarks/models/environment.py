@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks" / "work" / "models" / "venv"
+OLDER = FOLDER.parent / "transformers4"  # a folder for PYTHONPATH: the models of transformers run with both versions
 
 
 def main() -> None:
@@ -28,13 +29,16 @@ def main() -> None:
     install("--no-build-isolation", "-e", f"{ROOT}[build]")
     for package in FOLDER.glob("lib/python*/site-packages"):
         repair(package)
+    older = ("transformers==4.57.6", "huggingface_hub==0.36.2", "tokenizers==0.22.2")
+    install("--no-deps", "--target", str(OLDER), *older, constrained=False)
     ready.touch()
 
 
-def install(*arguments: str) -> None:
-    """Run pip in the environment, with the versions of constraints.txt."""
+def install(*arguments: str, constrained: bool = True) -> None:
+    """Run pip in the environment, with the versions of constraints.txt if `constrained`."""
     pip = [str(FOLDER / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
-    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), *arguments], check=True)
+    constraints = ["-c", str(ROOT / "constraints.txt")] if constrained else []
+    subprocess.run([*pip, *constraints, *arguments], check=True)
 
 
 def repair(packages: Path) -> None:

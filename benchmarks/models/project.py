@@ -59,7 +59,7 @@ def manifest(model: ZooModel) -> dict[str, Any]:
         "name": model.name,
         "version": "1.0.0",
         **({} if model.torchscript else {"model": {"entry": f"model.py:{model.entry}"}}),
-        "checkpoint": {"path": checkpoint_name(model)},
+        "checkpoint": {"path": checkpoint_name(model), **({"trust_pickle": True} if model.torchscript else {})},
         "inputs": inputs,
         **({"outputs": list(model.outputs)} if model.outputs else {}),
         **({"dims": limits} if limits else {}),

@@ -63,9 +63,15 @@ def main() -> None:
 
 
 def read_results(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the last result of each model, in the order of libraries and names."""
-    latest = {result["name"]: result for result in (json.loads(line) for line in lines if line.strip())}
-    return sorted(latest.values(), key=lambda result: (result["library"].lower(), result["name"]))
+    """Return the last result of each model and major version of its library, in the order of libraries and names."""
+    results = [json.loads(line) for line in lines if line.strip()]
+    latest = {(result["name"], major(result)): result for result in results}
+    return sorted(latest.values(), key=lambda result: (result["library"].lower(), major(result), result["name"]))
+
+
+def major(result: Result) -> str:
+    """Return the library with the major version of its distribution, such as "transformers 5"."""
+    return f"{result['library']} {(result.get('version') or '').partition('.')[0]}".strip()
 
 
 def processor() -> str:
@@ -81,8 +87,8 @@ def render(results: Sequence[Result], catalogue_size: int, machine: str, *, timi
     models = [result for result in results if result["outcome"] != NOT_A_MODEL]
     parts = [_INTRODUCTION + (_TIMINGS if timings else ""), summarize(models, catalogue_size, machine, timings=timings)]
     parts += [refusals(models), "## Every model\n"]
-    for library in sorted({result["library"] for result in models}, key=str.lower):
-        parts.append(render_library(library, [result for result in models if result["library"] == library], timings))
+    for library in sorted({major(result) for result in models}, key=str.lower):
+        parts.append(render_library([result for result in models if major(result) == library], timings))
     left_out = [result for result in results if result["outcome"] == NOT_A_MODEL]
     if left_out:
         parts.append("## Not counted\n\nThe library does not construct these with the versions of this run:\n")
@@ -142,10 +148,10 @@ def one_line(message: str, length: int = 220) -> str:
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
-def render_library(library: str, results: Sequence[Result], timings: bool) -> str:
+def render_library(results: Sequence[Result], timings: bool) -> str:
     """Return the table of one library."""
     right = sum(result["outcome"] == "right" for result in results)
-    version = next((result["version"] for result in results if result.get("version")), None)
+    library, version = results[0]["library"], results[-1].get("version")
     titles = ["model", "outcome", "exporter", "fallback", "error"] + (
         ["seconds", "by hand", "ratio"] if timings else []
     )

@@ -36,7 +36,11 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("patterns", nargs="*")
     arguments.add_argument("--sample", action="store_true", help="the small models that run in CI")
-    arguments.add_argument("--resume", action="store_true", help="leave out models that results.jsonl has")
+    arguments.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out models that results.jsonl has, with this version of their library",
+    )
     arguments.add_argument("--enforce", action="store_true", help="exit with status 1 unless all are right")
     arguments.add_argument("--limit", type=float, default=300.0, help="seconds for each process")
     arguments.add_argument("--memory", type=float, default=10_000.0, help="MB for each process tree")
@@ -45,11 +49,11 @@ def main() -> int:
     arguments.add_argument("--results", type=Path, default=WORK / "results.jsonl")
     options = arguments.parse_args()
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    finished = _names(options.results) if options.resume else set()
+    finished = read_finished(options.results) if options.resume else set()
     models = choose(all_models(), options.patterns, SAMPLE if options.sample else None)
     failures = []
     for model in models:
-        if model.name in finished:
+        if (model.name, version(model.library)) in finished:
             continue
         result = run_model(model, options)
         with options.results.open("a", encoding="utf-8") as file:
@@ -218,10 +222,12 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
-def _names(results: Path) -> set[str]:
+def read_finished(results: Path) -> set[tuple[str, str | None]]:
+    """Return the names of the models that have a result, each with the version of its library."""
     if not results.exists():
         return set()
-    return {json.loads(line)["name"] for line in results.read_text(encoding="utf-8").splitlines() if line}
+    lines = results.read_text(encoding="utf-8").splitlines()
+    return {(result["name"], result["version"]) for result in map(json.loads, filter(None, lines))}
 
 
 def _json(printed: str) -> dict[str, Any] | None:

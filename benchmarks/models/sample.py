@@ -4,7 +4,7 @@ SAMPLE: tuple[str, ...] = (
     "minilm",
     "pyg-gat",
     "pyg-graphsage",
-    "rtdl-ft-transformer",
+    "pyg-pool",
     "rtdl-mlp",
     "rtdl-resnet",
     "transformers-decision-transformer",

@@ -1,6 +1,7 @@
 """The zoo's pure functions: the rule that says right or wrong, unseen inputs, the catalogue, and the page."""
 
 import ast
+import json
 import re
 
 import numpy as np
@@ -159,10 +160,9 @@ def test_a_page_of_a_busy_machine_has_no_timings():
     assert not re.search(r"median", page)
 
 
-def test_a_later_result_takes_the_place_of_an_earlier_one():
-    lines = [
-        '{"name": "a", "library": "x", "outcome": "wrong"}',
-        "",
-        '{"name": "a", "library": "x", "outcome": "right"}',
-    ]
-    assert [result["outcome"] for result in report.read_results(lines)] == ["right"]
+def test_a_later_result_takes_the_place_of_an_earlier_one_of_the_same_major_version():
+    def line(version, outcome):
+        return json.dumps({"name": "a", "library": "x", "version": version, "outcome": outcome})
+
+    results = report.read_results([line("5.1", "wrong"), "", line("4.57", "refused"), line("5.2", "right")])
+    assert [(result["version"], result["outcome"]) for result in results] == [("4.57", "refused"), ("5.2", "right")]

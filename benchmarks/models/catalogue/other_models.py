@@ -166,7 +166,7 @@ _ATTENTION = (
     _x("relative", "Encoder(dim=256, depth=4, heads=8, rel_pos_bias=True)"),
     _x("flash", "Encoder(dim=256, depth=4, heads=8, attn_flash=True, ff_glu=True, use_rmsnorm=True)"),
     _x("kv-heads", "Decoder(dim=256, depth=4, heads=8, attn_kv_heads=2, attn_qk_norm=True, sandwich_norm=True)"),
-    _x("memory", "Encoder(dim=256, depth=4, heads=8, attn_num_mem_kv=16, attn_talking_heads=True)", ", num_memory_tokens=8"),
+    _x("memory", "Encoder(dim=256, depth=4, heads=8, attn_num_mem_kv=16, attn_pre_talking_heads=True)", ", num_memory_tokens=8"),
     ZooModel("x-transformers-vit", "x-transformers", module("from x_transformers import Encoder, ViTransformerWrapper\n", "ViTransformerWrapper(image_size=128, patch_size=16, num_classes=100, attn_layers=Encoder(dim=256, depth=4, heads=8))", "image", "self.net(image)"), {"image": floats("batch", 3, 128, 128, range=(0, 1))}, outputs=("logits",)),
     ZooModel("x-transformers-continuous", "x-transformers", module("from x_transformers import ContinuousTransformerWrapper, Encoder\n", "ContinuousTransformerWrapper(dim_in=32, dim_out=16, max_seq_len=256, attn_layers=Encoder(dim=256, depth=4, heads=8))", "values, mask", "self.net(values, mask=mask)"),
              {"values": floats("batch", "steps", 32), "mask": Input("bool", ("batch", "steps"))}, {"steps": Dim(max=256)}, ("features",)),
