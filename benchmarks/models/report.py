@@ -23,6 +23,7 @@ PAGE = ROOT / "docs" / "models.md"
 Result = Mapping[str, Any]
 
 NOT_A_MODEL = "cannot be constructed"
+PARTIAL_SHARE = 0.9  # of the catalogue: a few models cannot be constructed
 _INTRODUCTION = """# Models of public libraries
 
 Does `package build` take your model? This page has what it did with models that nobody wrote for packager: timm,
@@ -106,6 +107,11 @@ def summarize(models: Sequence[Result], catalogue_size: int, machine: str, *, ti
         f"{len(models)} models of a catalogue of {catalogue_size}; **{len(right)} ({share}) built and right**, "
         f"{len(wrong)} wrong, {len(models) - len(right) - len(wrong)} without a bundle. Run on {machine}.\n",
     ]
+    if len({result["name"] for result in models}) < PARTIAL_SHARE * catalogue_size:
+        lines.append(
+            "**The run is partial.** Models that had given trouble before were taken first: the share is not that of "
+            "the catalogue.\n"
+        )
     by_hand = [result["by_hand"]["outcome"] for result in models if result.get("by_hand")]
     if by_hand:
         lines.append(f"By hand, {by_hand.count('right')} of the {len(by_hand)} that were tried are right.\n")

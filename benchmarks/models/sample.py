@@ -8,12 +8,12 @@ SAMPLE: tuple[str, ...] = (
     "rtdl-mlp",
     "rtdl-resnet",
     "transformers-decision-transformer",
+    "transformers-distilbert",
     "transformers-electra",
     "transformers-esm",
     "transformers-llama-step",
     "transformers-opt",
     "transformers-patchtst",
-    "transformers-speecht5-hifigan",
     "transformers-t5-decoder-step",
     "transformers-vit",
 )

@@ -153,6 +153,11 @@ def test_the_page_counts_models_and_leaves_out_those_that_cannot_be_constructed(
     assert "- x-c: ImportError: y" in page
 
 
+def test_a_page_says_that_its_run_is_partial():
+    assert "The run is partial" in report.render([RIGHT], 300, "a processor", timings=True)
+    assert "The run is partial" not in report.render([RIGHT], 1, "a processor", timings=True)
+
+
 def test_a_page_of_a_busy_machine_has_no_timings():
     page = report.render([RIGHT, REFUSED], 300, "a processor", timings=False)
     assert "seconds" not in page
