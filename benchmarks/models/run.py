@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,16 @@ def main() -> int:
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         print(summary(result), flush=True)
-        if result["outcome"] not in ACCEPTED and result.get("code") != model.expected_refusal:
+        if is_failure(model, result):
             failures.append(model.name)
     print(f"{len(failures)} not right: {', '.join(failures)}" if failures else "all right")
     return 1 if failures and options.enforce else 0
+
+
+def is_failure(model: ZooModel, result: Mapping[str, Any]) -> bool:
+    """Return whether a model is neither right nor refused with the code that its entry expects."""
+    expected = model.expected_refusal is not None and result.get("code") == model.expected_refusal
+    return result["outcome"] not in ACCEPTED and not expected
 
 
 def choose(models: Sequence[ZooModel], patterns: Sequence[str], sample: Sequence[str] | None) -> list[ZooModel]:

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from benchmarks.models import report, rule, unseen
 from benchmarks.models.catalogue import all_models
 from benchmarks.models.project import manifest
-from benchmarks.models.run import choose
+from benchmarks.models.run import choose, is_failure
 from benchmarks.models.sample import SAMPLE
 from packager.project.manifest import Manifest
 
@@ -123,6 +124,27 @@ def test_every_entry_is_a_manifest_and_a_source_that_defines_its_entry():
 def test_a_pattern_that_matches_nothing_is_an_error():
     with pytest.raises(SystemExit, match="no model or library matches 'resnet18'"):
         choose(all_models(), ["resnet18"], None)
+
+
+@pytest.mark.parametrize(
+    ("result", "failure"),
+    [
+        ({"outcome": "right"}, False),
+        ({"outcome": "wrong"}, True),
+        ({"outcome": "memory"}, True),
+        ({"outcome": "refused", "code": "parity-failed"}, True),
+        ({"outcome": "cannot be constructed"}, False),
+    ],
+)
+def test_whatever_is_not_right_fails_the_sample(result, failure):
+    assert is_failure(all_models()[0], result) is failure
+
+
+def test_a_refusal_that_the_entry_expects_does_not_fail_the_sample():
+    model = replace(all_models()[0], expected_refusal="not-repeatable")
+    assert not is_failure(model, {"outcome": "refused", "code": "not-repeatable"})
+    assert is_failure(model, {"outcome": "refused", "code": "parity-failed"})
+    assert is_failure(model, {"outcome": "timeout"})
 
 
 RIGHT = {
