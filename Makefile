@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test slow check lint schemas api picture minilm repeat bench clean
+.PHONY: demo test slow check lint schemas api picture minilm repeat bench models models-sample clean
 
 # What a build needs, and the digits. Few of the modules are ever imported: the first import writes a module's bytecode.
 $(VENV)/.build: pyproject.toml constraints.txt
@@ -78,6 +78,19 @@ bench: $(VENV)/.ready $(VENV)/.examples  ## the figures of docs/benchmarks.md an
 	$(BIN)/python benchmarks/checkpoint_stall.py
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/parity_cost.py
+
+$(VENV)/.zoo: $(VENV)/.ready $(VENV)/.examples
+	$(PIP) --no-build-isolation -e '.[zoo]'
+	@touch $@
+
+models-sample: $(VENV)/.zoo  ## build small models of public libraries, and fail if one is wrong or refused
+	$(BIN)/python -m benchmarks.models.run --sample --enforce --by-hand never --results benchmarks/work/models/sample.jsonl
+
+models:  ## build every model of the catalogue, and write docs/models.md; takes hours, and continues where it was stopped
+	$(PYTHON) benchmarks/models/environment.py
+	benchmarks/work/models/venv/bin/python -m benchmarks.models.run --resume
+	PYTHONPATH=$(CURDIR)/benchmarks/work/models/transformers4 benchmarks/work/models/venv/bin/python -m benchmarks.models.run --resume transformers
+	benchmarks/work/models/venv/bin/python -m benchmarks.models.report
 
 clean:
 	rm -rf $(VENV) build dist examples/*/dist examples/*/runs benchmarks/work .mypy_cache .ruff_cache .pytest_cache
