@@ -5,6 +5,7 @@ Operations are counted and not timed: the same module gets the same test cases i
     operations = floating-point operations of products, convolutions and attention (`torch.utils.flop_counter`)
                + 2**5 for every element that any operator returns      memory moves more slowly than a core computes
                + 2**19 for every operator that is called               the overhead of a call, about 10 µs
+               + 2**10 for every element of an output                  which is kept, and compared in float64
 
 and scaled to other test cases: the calls stay, the rest grows with the number of input elements. Attention grows faster
 than that, and an operator without a formula is counted by its elements alone; a budget needs only the magnitude.
@@ -37,6 +38,7 @@ COVERAGE_SHARE = 1 / 4
 
 OPERATIONS_PER_ELEMENT = 1 << 5
 _OPERATIONS_PER_CALL = 1 << 19
+_OPERATIONS_PER_OUTPUT_ELEMENT = 1 << 10
 _FUSED_LAYERS = ("mkldnn_rnn_layer", "_transformer_encoder_layer_fwd", "_native_multi_head_attention")
 
 
@@ -57,8 +59,10 @@ def count_forward_cost(project: Project, model: LoadedModel, case: InputCase) ->
     inputs = bind_case(project, case)
     # In inference mode, operators that consist of others would arrive as a whole.
     with torch.no_grad(), _OperationCounter() as counter:
-        model.module(*inputs)
+        outputs = model.module(*inputs)
+    output_elements = sum(tensor.numel() for tensor in _list_tensors(outputs))
     varying = counter.flops + OPERATIONS_PER_ELEMENT * counter.elements
+    varying += _OPERATIONS_PER_OUTPUT_ELEMENT * output_elements
     return ForwardCost(_OPERATIONS_PER_CALL * counter.calls, varying / max(1, case.element_count))
 
 
