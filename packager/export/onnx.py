@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from packager.export import weights
+from packager.export import exported_program, weights
 from packager.export.decompositions import decompose, improve_symbolics, retry_with_decompositions
-from packager.export.exporters import FlatOutputs, disable_attention_fast_path, to_exporter_failed
+from packager.export.exporters import ExporterFailed, FlatOutputs, disable_attention_fast_path, to_exporter_failed
 from packager.export.graph.messages import ExportedGraph
 from packager.export.torchscript import TorchScriptProgram
 from packager.project.manifest import DimLimits, Project
@@ -112,16 +112,15 @@ def export_with_torch_export(
     # It prints its progress to stdout, and half of the graph to stderr when it fails.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            flat = FlatOutputs(module, project.manifest.outputs).eval()
             with disable_attention_fast_path():
-                program = _run_torch_export(project, flat, names, inputs)
+                program = _run_torch_export(project, module, names, inputs)
             opset, requested = program.model.opset_imports.get(""), project.manifest.export.opset
             if opset != requested:  # if it cannot convert the graph, it warns and keeps its own opset
                 raise RuntimeError(f"this model exports with opset {opset}, but export.opset is {requested}")
             _rename_clashing_values(program.model.graph)
             program.save(str(path), external_data=weights.count_bytes(module) > _INLINE_BYTES)
-        except OSError:
-            raise  # the disk failed, not the exporter
+        except (OSError, ExporterFailed):
+            raise  # the disk failed, not the exporter; or the cause is known
         except Exception as error:
             raise to_exporter_failed(_get_root_cause(error), project.folder) from error
     return ExportedGraph(path)
@@ -130,31 +129,35 @@ def export_with_torch_export(
 def _run_torch_export(
     project: Project, module: torch.nn.Module, names: TensorNames, inputs: tuple[torch.Tensor, ...]
 ) -> torch.onnx.ONNXProgram:
-    """Export a module; if an operator has no equal in ONNX, again with those decomposed that packager can write."""
-    shapes = {"inputs": _make_dynamic_shapes(project)}
+    """Export a module; if an operator has no equal in ONNX, again with those decomposed that packager can write.
 
-    def export(source: torch.nn.Module | torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
-        program = torch.onnx.export(
-            source,
+    torch.onnx gets the program that `exported_program` makes. Given the module, it would try more ways to capture it,
+    of which the last fixes dims that another way keeps.
+    """
+    program = exported_program.export(project, module, inputs)
+
+    def convert(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
+        converted = torch.onnx.export(
+            program,
             inputs,
             dynamo=True,
             input_names=list(names.inputs),
             output_names=list(names.outputs),
-            dynamic_shapes=shapes,
+            dynamic_shapes={"inputs": _make_dynamic_shapes(project)},
             opset_version=project.manifest.export.opset,
             verbose=False,
         )
-        if program is None:
+        if converted is None:
             raise RuntimeError("torch.onnx.export returned nothing")
-        return program
+        return converted
 
     try:
-        return export(module)
+        return convert(program)
     except torch.onnx.OnnxExporterError as error:
         if not str(_get_root_cause(error)).startswith("No ONNX function found for"):
             raise
         try:
-            return export(decompose(torch.export.export(module, inputs, dynamic_shapes=shapes)))
+            return convert(decompose(program))
         except Exception:  # noqa: BLE001 (whatever goes wrong with the replacements, the cause is what they were for)
             raise error from error.__cause__
 

@@ -194,3 +194,10 @@ def test_a_module_that_torch_jit_does_not_trace_is_exported_itself_and_its_branc
     record = json.loads((built.bundle / "evidence/parity.json").read_text())
     assert record["stages"][0]["name"] == "export: torchscript, from the module"
     mentions(" ".join(record["not_checked"]), "model.py:12")
+
+
+def test_a_size_that_forward_turns_into_a_float_stays_dynamic_with_torch_export(tmp_path):
+    text = LINEAR.replace("self.layer(x)", "self.layer(x) * float(x.shape[0])")
+    settings = {"export": {"exporter": "torch-export"}, "torchscript": {"method": "none"}}
+    bundle = packager.build(project(tmp_path, text, **settings), tmp_path / "out").bundle
+    assert packager.verify(bundle).ok
