@@ -29,6 +29,7 @@ from variables import variables
 ROOT = Path(__file__).resolve().parent.parent
 _CHECK_ONNX = "check.check_onnx"
 _TIMED = {
+    "packager.parity.cost": {"count_forward_cost": "cost.count_forward_cost"},
     "packager.parity.reference": {
         "measure_noise": "reference.measure_noise",
         "measure_probe": "reference.measure_probe",
@@ -55,6 +56,7 @@ the outermost call counts.
 _ROWS = {row for rows in _TIMED.values() for row in rows.values()}
 _REPLACED = (
     "packager.parity.cases.sample_grid",
+    "packager.parity.cost",
     "packager.parity.forward",
     "packager.parity.noise_variants",
     "packager.parity.reference",
@@ -121,6 +123,10 @@ def keep_two_cases(module):
     return {"build_grid": build_small_grid}
 
 
+def skip_count(module):
+    return {"count_forward_cost": lambda *arguments: module.ForwardCost(0, 0.0)}
+
+
 def skip_repetition(module):
     return {"check_repeatable": lambda *arguments: None}
 
@@ -135,7 +141,7 @@ def skip_probe(module):
 
 def skip_coverage(module):
     return {
-        "add_extra_cases": lambda project, model, grid: grid,
+        "add_extra_cases": lambda project, model, grid, cost: grid,
         "measure_coverage": lambda *arguments: module.ChannelCoverage(1, 1, {}, "nothing"),
     }
 
@@ -150,6 +156,7 @@ def skip_checks(module):
 
 CHANGES = {
     "packager.parity.cases.sample_grid": keep_two_cases,
+    "packager.parity.cost": skip_count,
     "packager.parity.forward": skip_repetition,
     "packager.parity.noise_variants": skip_evaluations,
     "packager.parity.reference": skip_probe,
