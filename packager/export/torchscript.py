@@ -143,7 +143,7 @@ def _find_user_line(source: str) -> str:
 
     A trace records `FILE(LINE): function`, the innermost call first; a script records what a Python traceback shows.
     """
-    frames = re.findall(r"^(\S+)\((\d+)\): ", source, re.MULTILINE)
+    frames = re.findall(r"^(.+?)\((\d+)\): ", source, re.MULTILINE)
     for path, line in frames or reversed(re.findall(r'File "([^"]+)", line (\d+)', source)):
         library, name = control_flow.name_source_file(path)
         if not (library and name.startswith("torch/")):

@@ -330,3 +330,8 @@ def test_a_script_names_a_step_that_float32_rounds(tmp_path):
     (tmp_path / "steps.py").write_text(BRANCH.replace("return x - 1", "return torch.arange(0, x.shape[0] * 0.1, 0.1)"))
     module = runpy.run_path(str(tmp_path / "steps.py"))["Branch"]()
     assert torchscript.script(module, tmp_path).specialized.rounded_size_lines == ("steps.py:8",)
+
+
+def test_a_line_is_found_in_a_folder_with_a_space_in_its_name():
+    source = "/home/a user/my project/model.py(20): forward\n/lib/site-packages/torch/nn/modules/module.py(1): call\n"
+    assert torchscript._find_user_line(source) == "model.py:20"
