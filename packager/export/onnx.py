@@ -131,12 +131,12 @@ def _run_torch_export(
 ) -> torch.onnx.ONNXProgram:
     """Export a module; if an operator has no equal in ONNX, again with those decomposed that packager can write.
 
-    torch.onnx gets the program that `exported_program` makes. Given the module, it would try more ways to capture it,
-    of which the last fixes dims that another way keeps.
+    torch.onnx gets the program that `exported_program` makes, which keeps dims that torch.onnx would fix. Only if there
+    is none, because a branch divides the sizes of a dim for instance, does torch.onnx capture the module in its own
+    ways; the control flow that this fixes is reported like that of a trace.
     """
-    program = exported_program.export(project, module, inputs)
 
-    def convert(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
+    def convert(program: torch.export.ExportedProgram | torch.nn.Module) -> torch.onnx.ONNXProgram:
         converted = torch.onnx.export(
             program,
             inputs,
@@ -151,6 +151,13 @@ def _run_torch_export(
             raise RuntimeError("torch.onnx.export returned nothing")
         return converted
 
+    try:
+        program = exported_program.export(project, module, inputs)
+    except ExporterFailed as failure:
+        try:
+            return convert(FlatOutputs(module, project.manifest.outputs).eval())
+        except Exception:  # noqa: BLE001 (torch.onnx wraps whatever forward() raises; the first cause is the clearer one)
+            raise failure from None
     try:
         return convert(program)
     except torch.onnx.OnnxExporterError as error:

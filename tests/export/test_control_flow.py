@@ -6,11 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from messages import mentions
 from projects import project, python
 
 import packager
-from packager.errors import ExportFailed
 from packager.export import control_flow, torchscript
 from packager.export.control_flow import SpecializedControlFlow
 
@@ -143,7 +141,7 @@ def test_the_module_imports_without_torch():
 
 
 @pytest.mark.slow
-def test_a_branch_on_a_shape_is_reported_where_a_trace_ships_and_refused_by_torch_export(tmp_path):
+def test_a_branch_on_a_shape_that_torch_export_fixes_silently_is_reported(tmp_path):
     text = """
 import torch
 from torch import nn
@@ -158,13 +156,9 @@ class Net(nn.Module):
         y = self.layer(x)
         return y * 2 if 40 < x.shape[0] < 60 else y
 """
-    limits = {"batch": {"max": 64}}
-    built = packager.build(project(tmp_path / "trace", text, dims=limits), tmp_path / "dist")
-    parity = json.loads((built.bundle / "evidence/parity.json").read_text())
-    assert any("model.py:13" in item for item in parity["not_checked"])
     for method in ("none", "script"):
         settings = {"export": {"exporter": "torch-export"}, "torchscript": {"method": method}}
-        path = project(tmp_path / method, text, dims=limits, **settings)
-        with pytest.raises(ExportFailed) as caught:
-            packager.build(path, tmp_path / "dist", force=True)
-        mentions(caught.value.problems[0].message, "torch-export", "batch", "<= 40")
+        path = project(tmp_path / method, text, dims={"batch": {"max": 64}}, **settings)
+        built = packager.build(path, tmp_path / "dist", force=True)
+        parity = json.loads((built.bundle / "evidence/parity.json").read_text())
+        assert any("model.py:13" in item for item in parity["not_checked"])
