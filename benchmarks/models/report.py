@@ -109,8 +109,8 @@ def summarize(models: Sequence[Result], catalogue_size: int, machine: str, *, ti
     ]
     if len({result["name"] for result in models}) < PARTIAL_SHARE * catalogue_size:
         lines.append(
-            "**The run is partial.** The models with seconds by hand were drawn at random before any was built. The "
-            "others had been refused by an earlier version, so the share is not that of the catalogue.\n"
+            "**The run is partial.** The models that were packaged by hand too were drawn at random before any was "
+            "built. The others had been refused by an earlier version, so the share is not that of the catalogue.\n"
         )
     by_hand = [result["by_hand"]["outcome"] for result in models if result.get("by_hand")]
     if by_hand:
