@@ -111,22 +111,23 @@ def measure_coverage(
     return ChannelCoverage(channels, _count_exercised(exercised), silent, measured)
 
 
-def show_weights(project: Project, model: LoadedModel, cases: Sequence[InputCase]) -> bool:
-    """Return whether any test case gives other outputs if the weights are replaced by others, in float64.
+def show_weights(project: Project, model: LoadedModel, cases: Sequence[InputCase], *, widen: bool) -> bool:
+    """Return whether any test case gives other outputs if the weights are replaced by others; with `widen`, in float64.
 
     That settles what gradients leave open: they may underflow in float32, and a rounding has none. Whatever forward()
     raises is passed on.
     """
     generator = torch.Generator().manual_seed(0)
-    state = {name: widen_tensor(tensor) for name, tensor in get_state(model.module).items()}
+    own = get_state(model.module)
+    state = {name: widen_tensor(tensor) if widen else tensor for name, tensor in own.items()}
     other = {
         name: tensor + torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * (tensor.abs() + 0.1)
         for name, tensor in state.items()
         if tensor.is_floating_point()
     }
     for case in cases:
-        first = run_with_state(project, model.module, state, case, widen=True)
-        second = run_with_state(project, model.module, {**state, **other}, case, widen=True)
+        first = run_with_state(project, model.module, state, case, widen=widen)
+        second = run_with_state(project, model.module, {**state, **other}, case, widen=widen)
         if any(not np.array_equal(first[name], second[name], equal_nan=is_float(first[name])) for name in first):
             return True
     return False

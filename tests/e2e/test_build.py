@@ -637,6 +637,11 @@ def test_a_build_that_no_weight_has_an_effect_on_is_refused(tmp_path):
         packager.build(path, tmp_path / "dist")
 
 
+def test_a_module_that_rounds_and_refuses_float64_is_not_refused_for_having_no_gradient(tmp_path):
+    lines = ["assert x.dtype == torch.float32", "return torch.round(y * 10)"]
+    assert packager.build(project(tmp_path / "p", returning(*lines)), tmp_path / "dist").parity["onnx"] == "pass"
+
+
 SENSITIVE = {
     "the tail of a sigmoid": ("nn.Linear(4, 3)", "torch.sigmoid(self.layer(x) - 12)", FLOATS),
     "constant audio": (

@@ -265,10 +265,10 @@ MASKED_INPUTS = {
 
 def test_weights_behind_a_mask_of_zeros_are_not_shown(opened):
     loaded, model, grid = opened(MASKED, MASKED_INPUTS)
-    assert not coverage.show_weights(loaded, model, grid.cases)
+    assert not coverage.show_weights(loaded, model, grid.cases, widen=True)
     wider = {**MASKED_INPUTS, "mask": {**MASKED_INPUTS["mask"], "range": [0, 2]}}
     loaded, model, grid = opened(MASKED, wider)
-    assert coverage.show_weights(loaded, model, grid.cases)
+    assert coverage.show_weights(loaded, model, grid.cases, widen=True)
 
 
 @pytest.mark.parametrize("expression", ["self.layer(x) * 1e-30 * 1e-30", "torch.round(self.layer(x) * 10)"])
@@ -276,4 +276,4 @@ def test_weights_that_underflow_or_are_rounded_are_shown_without_a_gradient(open
     loaded, model, grid = opened(returning(["self.layer = nn.Linear(4, 3)"], expression))
     found = measured(loaded, model, grid)
     assert (found.channels, found.exercised) == (6, 0)
-    assert coverage.show_weights(loaded, model, grid.cases)
+    assert coverage.show_weights(loaded, model, grid.cases, widen=True)

@@ -71,6 +71,6 @@ def check_staged(context: BuildContext, model: EagerModel, reference: Reference)
             outputs=reference.names,
         )
 
-    parity = check_twice(context, model, reference, check(reference.reference_cases), check)
+    parity = check_twice(context, model, reference, check)
     process_memory.release_memory()
     return parity

@@ -93,7 +93,7 @@ def _settle(context: BuildContext, model: EagerModel, attempt: Attempt, referenc
     assert job is not None and optimized is not None
     if attempt.parity is None:
         return _reject(optimized)
-    parity = check_twice(context, model, reference, attempt.parity, partial(_check_onnx, context))
+    parity = check_twice(context, model, reference, partial(_check_onnx, context), attempt.parity)
     if not parity.passed:
         context.reporter.report_note(f"the graph fails with all passes ({parity.reason}); checking them one by one")
         discard_staged(context.writer)
@@ -145,8 +145,7 @@ def _check_session(context: BuildContext, session: OnnxBackend | ParityResult, r
 
 
 def _check_staged(context: BuildContext, model: EagerModel, reference: Reference) -> ParityResult:
-    check = partial(_check_onnx, context)
-    return check_twice(context, model, reference, check(reference.reference_cases), check)
+    return check_twice(context, model, reference, partial(_check_onnx, context))
 
 
 def _check_onnx(context: BuildContext, reference_cases: Sequence[ReferenceCase]) -> ParityResult:

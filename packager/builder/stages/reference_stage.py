@@ -69,10 +69,14 @@ def measure_reference(
 
 def _check_exercised(context: BuildContext, model: EagerModel, measured: Reference, channels: int) -> None:
     """Raise `WeightsNotExercised` if no case shows any of the weights: then the artifacts could hold any others."""
-    try:
-        is_shown = coverage.show_weights(context.project, model.loaded, measured.cases)
-    except Exception:  # noqa: BLE001 (the user's code may refuse float64; then the gradients' answer stands)
-        is_shown = False
+    for widen in (True, False):
+        try:
+            is_shown = coverage.show_weights(context.project, model.loaded, measured.cases, widen=widen)
+            break
+        except Exception:  # noqa: BLE001 (the user's code may refuse float64, and other weights)
+            continue
+    else:
+        return  # nobody can tell; the note on coverage says that no gradient shows any
     if not is_shown:
         raise WeightsNotExercised(context.project.field_location("inputs"), channels, len(measured.cases))
 

@@ -17,14 +17,15 @@ def check_twice(
     context: BuildContext,
     model: EagerModel,
     reference: Reference,
-    parity: ParityResult,
     check: Callable[[Sequence[ReferenceCase]], ParityResult],
+    first: ParityResult | None = None,
 ) -> ParityResult:
-    """Return the verdict on an artifact, given that of a first `check` on the reference.
+    """Check an artifact on the reference; `first` is the result of `check` on it, if that is known already.
 
-    If it failed because of its values, the noise is measured in every way on the cases concerned, and it is checked
+    If it fails because of its values, the noise is measured in every way on the cases concerned, and it is checked
     again; an explicit tolerance stands. Runs the module, so it is called in the main thread.
     """
+    parity = check(reference.reference_cases) if first is None else first
     explicit = isinstance(context.project.manifest.parity.tolerance, ExplicitTolerance)
     if parity.passed or explicit or not parity.failed_cases:
         return parity

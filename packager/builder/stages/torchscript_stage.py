@@ -325,7 +325,7 @@ def _check_staged(context: BuildContext, model: EagerModel, reference: Reference
             optimize=optimize,
         )
 
-    parity = check_twice(context, model, reference, check(reference.reference_cases), check)
+    parity = check_twice(context, model, reference, check)
     process_memory.release_memory()
     return parity
 

@@ -114,9 +114,10 @@ def drop_expensive_cases(project: Project, grid: Grid, estimate: Callable[[Input
     Of the others, those of varied values come first, then sizes, then constant values, the cheaper ones first. A batch
     that costs too much is halved until it fits.
     """
-    required = [case for case in grid.cases if case in (grid.example_case, grid.probe_case) or not case.value_kinds]
+    names = {grid.example_case.name, grid.probe_case.name}
     if "samples" in project.manifest.parity.model_fields_set:
-        required += [case for case in grid.cases if case not in required and _is_extra_sample(project, grid, case)]
+        names |= _find_extra_samples(project, grid)
+    required = [case for case in grid.cases if case.name in names or not case.value_kinds]
     kept = {case.name: case for case in required}
     left = budget - sum(estimate(case) for case in required)
     skipped = []
@@ -141,11 +142,10 @@ def _rank_values(case: InputCase) -> int:
     return 2 if set(case.value_kinds) <= set(generators.CONSTANT_KINDS) else 0
 
 
-def _is_extra_sample(project: Project, grid: Grid, case: InputCase) -> bool:
-    """Return whether a test case repeats the small sizes, to reach the number of samples."""
+def _find_extra_samples(project: Project, grid: Grid) -> set[str]:
+    """Return the names of the test cases that repeat the small sizes, to reach the number of samples."""
     small = dim_sizes.choose_small_sizes(project.manifest.inputs, project.manifest.dim_limits())
-    same = [other for other in grid.cases if other.sizes == small and other.value_kinds == _RANDOM]
-    return case in same[1:]
+    return set([case.name for case in grid.cases if case.sizes == small and case.value_kinds == _RANDOM][1:])
 
 
 def _halve_batch(project: Project, case: InputCase) -> Iterator[InputCase]:
