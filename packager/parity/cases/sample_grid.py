@@ -110,24 +110,25 @@ def build_grid(project: Project) -> Grid:
 def drop_expensive_cases(project: Project, grid: Grid, estimate: Callable[[InputCase], float], budget: float) -> Grid:
     """Keep the test cases that fit the budget together; `estimate` returns the cost of one, in the unit of the budget.
 
-    The example, the probe and the user's own data are always kept, and so are the samples that the manifest asks for.
-    Of the others, those of varied values come first, then sizes, then constant values, the cheaper ones first. A batch
-    that costs too much is halved until it fits.
+    The example, the probe and the user's own data are always kept, and as many others as it takes to reach the samples
+    that the manifest asks for. Test cases of varied values come first, then sizes, then constant values, the cheaper
+    ones first. A batch that costs too much is halved until it fits.
     """
-    names = {grid.example_case.name, grid.probe_case.name}
-    if "samples" in project.manifest.parity.model_fields_set:
-        names |= _find_extra_samples(project, grid)
-    required = [case for case in grid.cases if case.name in names or not case.value_kinds]
-    kept = {case.name: case for case in required}
-    left = budget - sum(estimate(case) for case in required)
+    inputs, parity = project.manifest.inputs, project.manifest.parity
+    required = (grid.example_case.name, grid.probe_case.name)
+    kept = {case.name: case for case in grid.cases if case.name in required or not case.value_kinds}
+    left = budget - sum(estimate(case) for case in kept.values())
+    missing = parity.samples if "samples" in parity.model_fields_set else 0
+    missing -= sum(dim_sizes.count_rows(inputs, case.sizes) for case in kept.values() if case.value_kinds)
     skipped = []
     for case in sorted(grid.cases, key=lambda case: (_rank_values(case), estimate(case), case.name)):
         if case.name in kept:
             continue
         for smaller in (case, *_halve_batch(project, case)):
-            if estimate(smaller) <= left:
+            if estimate(smaller) <= left or missing > 0:
                 kept[case.name] = smaller
                 left -= estimate(smaller)
+                missing -= dim_sizes.count_rows(inputs, smaller.sizes)
                 break
         if kept.get(case.name) is not case:
             skipped.append(_describe_case(case))
@@ -140,12 +141,6 @@ def _rank_values(case: InputCase) -> int:
     if set(case.value_kinds) <= {"random", "whole"}:
         return 1
     return 2 if set(case.value_kinds) <= set(generators.CONSTANT_KINDS) else 0
-
-
-def _find_extra_samples(project: Project, grid: Grid) -> set[str]:
-    """Return the names of the test cases that repeat the small sizes, to reach the number of samples."""
-    small = dim_sizes.choose_small_sizes(project.manifest.inputs, project.manifest.dim_limits())
-    return set([case.name for case in grid.cases if case.sizes == small and case.value_kinds == _RANDOM][1:])
 
 
 def _halve_batch(project: Project, case: InputCase) -> Iterator[InputCase]:

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from grids import grid, sizes_of
+from grids import declared, grid, sizes_of
 from hypothesis import given
 from hypothesis import strategies as st
+
+from packager.parity.cases.sample_grid import build_grid, drop_expensive_cases
 
 
 def same(left, right):
@@ -129,3 +131,52 @@ def test_more_samples_leave_the_first_ones_as_they_are():
     few, many = grid({"x": ["batch", 4]}, samples=8), grid({"x": ["batch", 4]}, samples=200)
     assert len(many.cases) > len(few.cases)
     assert all(same(*pair) for pair in zip(few.cases, many.cases, strict=False))
+
+
+# -- a budget for the cases -----------------------------------------------------------------
+
+IMAGES = {"x": {"dtype": "float32", "shape": ["batch", 3, 64, 64], "range": [0, 1]}}
+ROW = 3 * 64 * 64
+
+
+def within(budget, inputs=IMAGES, dims=None, **parity):
+    """Return the grid of a project whose cases cost their elements, before and after expensive ones are dropped."""
+    project = declared(inputs, dims, **parity)
+    built = build_grid(project)
+    return built, drop_expensive_cases(project, built, lambda case: case.element_count, budget)
+
+
+def test_cases_that_fit_the_budget_together_are_all_kept():
+    built, kept = within(10**9)
+    assert kept == built
+
+
+def test_the_example_and_the_probe_are_kept_whatever_they_cost():
+    built, kept = within(0)
+    assert [case.name for case in kept.cases] == [built.example_case.name, built.probe_case.name]
+    assert "random values at batch=3" not in kept.skipped_cases and len(kept.skipped_cases) > 2
+
+
+def test_varied_values_come_before_sizes_and_constant_values_last():
+    _, kept = within(ROW * 6)  # two rows of the example, one of the probe, and three more
+    values = [case.value_description for case in kept.cases]
+    assert values == ["random", "random", "extremes, long-tailed, random"]
+    assert set(kept.skipped_cases) >= {"low values at batch=1", "high values at batch=1", "vanishing values at batch=1"}
+
+
+def test_a_large_batch_is_halved_until_it_fits():
+    vectors = {"x": ["batch", 8]}
+    built, _ = within(10**9, vectors)
+    assert 128 in sizes_of(built, "batch")
+    total = sum(case.element_count for case in built.cases)
+    _, kept = within(total - 8 * 80, vectors)
+    assert max(sizes_of(kept, "batch")) == 32
+    assert kept.skipped_cases == ("random values at batch=128",)
+    assert sum(case.element_count for case in kept.cases) <= total - 8 * 80
+
+
+def test_samples_that_the_manifest_asks_for_are_kept():
+    _, kept = within(0, samples=20)
+    assert 20 <= sum(len(case.inputs["x"]) for case in kept.cases) < 23
+    _, fewer = within(0)
+    assert sum(len(case.inputs["x"]) for case in fewer.cases) == 3
