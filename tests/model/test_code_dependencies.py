@@ -111,6 +111,29 @@ def test_an_entry_of_an_installed_package_counts_by_its_version_and_not_as_a_fil
     assert collect(path).modules == {}
 
 
+LAZY = """
+import sys
+import types
+
+
+class Lazy(types.ModuleType):
+    def __getattr__(self, name):
+        raise ImportError("the target of a lazy import is not installed")
+
+
+class Slotted:
+    __slots__ = ()
+
+
+lazy = sys.modules["library.optional"] = Lazy("library.optional")
+sys.modules["library.slotted"] = Slotted()
+"""
+
+
+def test_a_lazy_module_of_a_library_is_not_asked_for_its_file(tmp_path):
+    assert collect(project(tmp_path, LAZY + LINEAR, state=STATE)).modules == {"model": "model.py"}
+
+
 def test_a_file_that_the_code_reads_is_part_of_it(tmp_path):
     (tmp_path / "settings").mkdir()
     (tmp_path / "settings/net.json").write_text("{}")
