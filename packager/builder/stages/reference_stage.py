@@ -100,6 +100,7 @@ def make_result(
         prefix=loaded.key_match.prefix,
         missing=loaded.key_match.missing,
         unexpected=loaded.key_match.unexpected,
+        architecture=_name_architecture(context, model),
         parameters=loaded.parameters,
         weight_bytes=model.weight_bytes,
         dtype=None if loaded.conversion is None else loaded.conversion.target,
@@ -107,6 +108,12 @@ def make_result(
     )
     machine = MachineInfo(torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     return ReferenceResult(provenance, machine, model.outputs, measured)
+
+
+def _name_architecture(context: BuildContext, model: EagerModel) -> str:
+    """Return the name in the manifest's entry, such as `DigitsCNN`; without an entry, that of the module's class."""
+    module, entry = model.loaded.module, context.project.manifest.model.entry
+    return entry.rpartition(":")[2] if entry else str(getattr(module, "original_name", type(module).__name__))
 
 
 def _digest_code(folder: Path, files: Mapping[str, str]) -> str:
