@@ -1,10 +1,11 @@
-"""What the bundle consists of, as a CycloneDX 1.6 bill of materials whose subject is a machine-learning model.
+"""The parts of the bundle and the model card, as a CycloneDX 1.6 bill of materials.
 
 Specification: https://cyclonedx.org/docs/1.6/json/
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,7 +85,7 @@ def _make_model_component(
 def _make_model_card(config: records.BundleConfig, parity: records.ParityRecord) -> dict[str, Any]:
     metrics = [
         {"type": f"parity.{name}", "value": str(value), "slice": f"{backend}/{output}"}
-        for backend, verdict in parity.model_dump(mode="json")["backends"].items()
+        for backend, verdict in json.loads(parity.model_dump_json(include={"backends"}))["backends"].items()
         for output, errors in verdict["outputs"].items()
         for name, value in errors.items()
         if value is not None
@@ -127,7 +128,7 @@ def _make_tool_component(tool: str, version: str, config: records.BundleConfig) 
 def _list_dependencies(
     config: records.BundleConfig, parts: Sequence[tuple[str, str]], toolchain: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Return what each part needs to be loaded; a tool that only builds is needed by nothing."""
+    """Return the components that each part needs to be loaded; nothing needs the tools that only build."""
     refs = {tool: make_package_url(tool, version) for tool, version in toolchain.items()}
     onnx, fallback = config.artifacts.onnx, config.artifacts.torchscript or config.artifacts.torch_export
     needs: dict[str, list[str]] = {_MODEL_REF: [path for path, _ in parts], **{path: [] for path, _ in parts}}

@@ -1,4 +1,4 @@
-"""Identify files, packages and builds the way the standard formats do."""
+"""Identify files, packages and builds as the standard formats do."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def test_the_parity_attestation_is_about_the_models_and_lists_every_comparison(b
     assert (result.result, list(result.warned_tests), list(result.failed_tests), result.url) == ("PASSED", [], [], "")
 
 
-def test_what_was_not_compared_is_a_warning():
+def test_comparisons_that_were_left_out_are_warnings():
     documents = make_documents(config(), parity(not_checked=["the sizes batch=64"]), build(), DIGESTS)
     result = parse_statement(layout.PARITY_ATTESTATION, documents[layout.PARITY_ATTESTATION])
     assert (result.result, list(result.warned_tests)) == ("WARNED", ["not checked: the sizes batch=64"])
