@@ -51,7 +51,13 @@ repeat: $(VENV)/.examples  ## build both examples twice, in two processes and fo
 test: $(VENV)/.ready  ## the tests, but for the slow ones
 	$(PYTEST) -m 'not slow'
 
-slow: $(VENV)/.ready  ## the slow tests
+# Scanners of models need other versions of our dependencies, so they have an environment of their own.
+$(VENV)/.scanners: $(VENV)/.build tests/scanners.txt
+	$(PYTHON) -m venv $(VENV)/scanners
+	$(VENV)/scanners/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/scanners.txt
+	@touch $@
+
+slow: $(VENV)/.ready $(VENV)/.scanners  ## the slow tests
 	$(PYTEST) -m slow
 
 lint: $(VENV)/.ready

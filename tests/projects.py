@@ -1,5 +1,6 @@
 """Small projects for tests: a folder with model.py, a checkpoint and package.yaml."""
 
+import hashlib
 import runpy
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ import yaml
 
 from packager.bundle import layout
 from packager.bundle.fingerprint import compute_fingerprint, format_sums, list_files, regular_file_digest
+from packager.bundle.records import BuildRecord, BundleConfig, ParityRecord
+from packager.provenance.documents import make_documents
 
 ROOT = Path(__file__).parent.parent
 IMAGE = {"image": {"dtype": "float32", "shape": ["batch", 1, 8, 8], "range": [0, 1]}}
@@ -95,13 +98,32 @@ RESEALED = set()
 """The fingerprints of bundles that a test has tampered with, and sealed itself."""
 
 
-def reseal(bundle):
-    """Make SHA256SUMS and FINGERPRINT those of the files as they are now; returns the fingerprint."""
-    text = format_sums({path: regular_file_digest(bundle / path) for path in list_files(bundle)})
+def reseal(bundle, *, documents=True):
+    """Make SHA256SUMS and FINGERPRINT those of the files as they are now; returns the fingerprint.
+
+    With `documents`, the standard documents say what the records say now, unless the records are malformed.
+    """
+    digests = {path: regular_file_digest(bundle / path) for path in list_files(bundle)}
+    if documents:
+        digests |= write_documents(bundle, digests)
+    text = format_sums(digests)
     (bundle / layout.SUMS).write_text(text)
     (bundle / layout.FINGERPRINT).write_text(compute_fingerprint(text) + "\n")
     RESEALED.add(compute_fingerprint(text))
     return compute_fingerprint(text)
+
+
+def write_documents(bundle, digests):
+    """Write the standard documents of a bundle anew; return their digests, or none if the records are malformed."""
+    models = {layout.CONFIG: BundleConfig, layout.PARITY: ParityRecord, layout.BUILD: BuildRecord}
+    try:
+        read = [model.model_validate_json((bundle / path).read_bytes()) for path, model in models.items()]
+        documents = make_documents(*read, digests)
+    except (OSError, ValueError, KeyError):
+        return {}
+    for path, content in documents.items():
+        (bundle / path).write_bytes(content)
+    return {path: hashlib.sha256(content).hexdigest() for path, content in documents.items()}
 
 
 def package(*arguments, cwd=None, env=None):

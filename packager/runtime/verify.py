@@ -7,6 +7,7 @@ TorchScript without torch, is reported as not-checked.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from packager.bundle.archive import open_as_folder
 from packager.bundle.evidence import EvidenceMalformed, read_reference_cases
 from packager.bundle.fingerprint import Integrity, SumsMalformed, check_fingerprint_syntax, check_integrity, read_sums
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase
+from packager.provenance import documents
 from packager.runtime.check import check_exported_program, check_onnx_session, check_torchscript
 from packager.runtime.loader import read_config
 from packager.runtime.onnx_backend import OnnxBackend, describe_missing_providers
@@ -166,11 +168,11 @@ def _check_structure(folder: Path, raw_config: Mapping[str, Any]) -> tuple[recor
     try:
         config = records.BundleConfig.model_validate(raw_config)
         parity = records.ParityRecord.model_validate_json((folder / layout.PARITY).read_bytes())
-        records.BuildRecord.model_validate_json((folder / layout.BUILD).read_bytes())
+        build = records.BuildRecord.model_validate_json((folder / layout.BUILD).read_bytes())
     except (OSError, pydantic.ValidationError) as error:
         return None, [_format_error(error, folder)]
     _, sums = read_sums(folder)
-    artifacts = _artifact_files(config)
+    artifacts = config.artifacts.list_files()
     problems = [
         f"{layout.CONFIG} and {layout.SUMS} have different digests for {path}"
         for path, sha256 in artifacts
@@ -178,7 +180,7 @@ def _check_structure(folder: Path, raw_config: Mapping[str, Any]) -> tuple[recor
     ]
     if not artifacts:
         problems.append(f"{layout.CONFIG} names no artifact")
-    expected = {layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD}
+    expected = {layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD, *documents.PATHS}
     expected |= {path for path, _ in artifacts}
     expected |= {f"{layout.ASSETS}/{asset}" for asset in config.assets}
     problems += [f"{path} is missing from {layout.SUMS}" for path in sorted(expected - set(sums))]
@@ -190,15 +192,13 @@ def _check_structure(folder: Path, raw_config: Mapping[str, Any]) -> tuple[recor
             problems.append(f"{layout.CONFIG} says {name}: {verdict}, and {layout.PARITY} does not")
     if (config.artifacts.torch_export is None) != (config.parity.torch_export is None):
         problems.append(f"{layout.CONFIG} has torch-export in artifacts or in parity, and not in both")
+    if not problems:  # else the documents would be computed from records that are wrong themselves
+        problems = [
+            f"{path} does not agree with the records"
+            for path, content in documents.make_documents(config, parity, build, sums).items()
+            if hashlib.sha256(content).hexdigest() != sums[path]
+        ]
     return config, problems
-
-
-def _artifact_files(config: records.BundleConfig) -> list[tuple[str, str]]:
-    """List path and SHA-256 of every file of an artifact, as config.json has them."""
-    onnx = config.artifacts.onnx
-    fallbacks = (config.artifacts.torchscript, config.artifacts.torch_export)
-    files = (onnx, *fallbacks, onnx.data if onnx is not None else None)
-    return [(file.path, file.sha256) for file in files if file is not None]
 
 
 def _open_session(folder: Path, config: records.BundleConfig) -> tuple[OnnxBackend | None, list[str]]:

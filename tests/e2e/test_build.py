@@ -66,9 +66,12 @@ def test_the_bundle_has_the_documented_layout(built):
         "README.md",
         "assets/labels.txt",
         "config.json",
+        "evidence/bom.cdx.json",
         "evidence/build.json",
         "evidence/golden.safetensors",
+        "evidence/parity.intoto.json",
         "evidence/parity.json",
+        "evidence/provenance.intoto.json",
         "model.onnx",
         "model.ts",
     ]
@@ -82,7 +85,7 @@ def test_sha256sum_accepts_the_bundle(built):
         ["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=built.bundle, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": OK\n") == 8
+    assert done.stdout.count(": OK\n") == 11
 
 
 @pytest.mark.parametrize(("name", "path"), [("config", "config.json"), ("parity", "evidence/parity.json")])
@@ -102,6 +105,7 @@ def test_config_json_describes_the_bundle(built, digits):
     assert config["assets"] == ["labels.txt"]
     assert config["source"]["manifest_sha256"] == sha256_file(digits)
     assert config["source"]["checkpoint_sha256"] == sha256_file(digits.parent / "best.pt")
+    assert (config["source"]["architecture"], config["source"]["parameters"]) == ("DigitsCNN", 1650)
     onnx, script = config["artifacts"]["onnx"], config["artifacts"]["torchscript"]
     assert (onnx["path"], onnx["sha256"]) == ("model.onnx", sha256_file(built.bundle / "model.onnx"))
     assert (script["path"], script["sha256"]) == ("model.ts", sha256_file(built.bundle / "model.ts"))

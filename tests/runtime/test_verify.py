@@ -22,8 +22,9 @@ verify = importlib.import_module("packager.runtime.verify")  # packager.verify i
 PASS = {"onnx": "pass", "torchscript": "pass"}
 UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
 FILES = [
-    "README.md", "assets/labels.txt", "config.json", "evidence/build.json", "evidence/golden.safetensors",
-    "evidence/parity.json", "model.onnx", "model.ts",
+    "README.md", "assets/labels.txt", "config.json", "evidence/bom.cdx.json", "evidence/build.json",
+    "evidence/golden.safetensors", "evidence/parity.intoto.json", "evidence/parity.json",
+    "evidence/provenance.intoto.json", "model.onnx", "model.ts",
 ]  # fmt: skip
 
 
@@ -365,6 +366,55 @@ def test_a_resealed_bundle_without_a_required_file_is_refused(bundle, path, gold
     reseal(bundle)
     (line,) = packager.verify(bundle).structure
     golden(line, path, "SHA256SUMS")
+
+
+DOCUMENTS = ["evidence/bom.cdx.json", "evidence/parity.intoto.json", "evidence/provenance.intoto.json"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+def test_a_resealed_bundle_without_a_standard_document_is_refused(bundle, path):
+    (bundle / path).unlink()
+    reseal(bundle, documents=False)
+    assert packager.verify(bundle).structure == (f"{path} is missing from SHA256SUMS",)
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after"),
+    [
+        ("evidence/bom.cdx.json", '"value": "1650"', '"value": "1651"'),
+        ("evidence/bom.cdx.json", '"specVersion"', '"version": 1, "specVersion"'),
+        ("evidence/parity.intoto.json", '"failedTests": []', '"failedTests": ["onnx/000"]'),
+        ("evidence/parity.intoto.json", '"onnx/000",', ""),
+        ("evidence/provenance.intoto.json", '"x86_64"', '"sparc"'),
+        ("evidence/provenance.intoto.json", "pkg:pypi/torch-packager#build", "https://example.com/build"),
+        ("evidence/provenance.intoto.json", "\n", ""),
+    ],
+)
+def test_a_resealed_bundle_whose_document_disagrees_with_the_records_is_refused(bundle, path, before, after, golden):
+    text = (bundle / path).read_text().replace('"aarch64"', '"x86_64"')
+    assert before in text
+    (bundle / path).write_text(text.replace(before, after))
+    reseal(bundle, documents=False)
+    report = packager.verify(bundle)
+    assert report.integrity.is_intact and not report.ok
+    (line,) = report.structure
+    golden(line, path, "records")
+    assert report.parity == UNCHECKED
+
+
+@pytest.mark.parametrize("record", ["config.json", "evidence/parity.json", "evidence/build.json"])
+def test_a_resealed_bundle_whose_records_were_changed_without_the_documents_is_refused(bundle, record):
+    edit(bundle / record, lambda record: record.update({"schema": 1}))  # other bytes, the same values
+    reseal(bundle, documents=False)
+    assert "evidence/provenance.intoto.json does not agree with the records" in packager.verify(bundle).structure
+    reseal(bundle)
+    assert packager.verify(bundle).ok
+
+
+def test_a_resealed_config_without_a_toolchain_is_verified(bundle):
+    edit(bundle / "config.json", lambda record: record["source"].update(toolchain={}))
+    reseal(bundle)
+    assert packager.verify(bundle, parity=False).ok
 
 
 @pytest.mark.parametrize("path", ["evidence/parity.json", "evidence/build.json"])

@@ -112,7 +112,7 @@ def make_results(project, **stages):
         ChannelCoverage(10, 9, {"layer.weight": UnexercisedChannels(1, 3, (2,))}, "by gradients", {"scores": 0}),
     )
     provenance = Provenance(
-        "c" * 64, "d" * 64, ("model.py",), "model", "module.", ("bias",), (), 6, 24, None, "the module"
+        "c" * 64, "d" * 64, ("model.py",), "model", "module.", ("bias",), (), "Net", 6, 24, None, "the module"
     )
     specialized = SpecializedControlFlow(("model.py:3",), ("transformers/a.py:4",), ("model.py:5",))
     digests = {path: records.OnnxData(path=path, sha256="a" * 64) for path in FILES}
