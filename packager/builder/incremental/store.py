@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packager.common.cache import Cache, delete_quietly, read_record, touch_entry, write_record
+from packager.common.cache import Cache, touch_entry
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def look_up(cache: Cache, key: CacheKey, *, files: bool = True) -> CacheEntry | 
     """
     print_key_debug(key)
     path = cache.action_path(key.id)
-    content = read_record(path)
+    content = cache.read_record(path)
     if content is None:
         return None
     try:
@@ -70,7 +70,7 @@ def look_up(cache: Cache, key: CacheKey, *, files: bool = True) -> CacheEntry | 
     except (KeyError, TypeError, AttributeError):
         intact = False
     if not intact:
-        delete_quietly(path)
+        cache.delete(path)
         return None
     for used in (path, *(cache.object_path(sha256) for sha256 in entry.files.values())):
         touch_entry(used)
@@ -92,7 +92,7 @@ def put(
     for name, sha256 in entry.files.items():
         cache.add_object(files[name], sha256, digest)
     content = {"stage": key.stage, "inputs": dict(key.inputs), "record": entry.record, "files": entry.files}
-    write_record(cache.action_path(key.id), content)
+    cache.write_record(cache.action_path(key.id), content)
 
 
 def print_key_debug(key: CacheKey) -> None:
