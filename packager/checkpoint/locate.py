@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packager.checkpoint import run_folder, sharded_index
+from packager.checkpoint.archive_directory import TOO_MANY_ENTRIES, ZIP_MAGIC, is_directory_too_long
 from packager.checkpoint.safetensors_header import get_metadata, read_header
 from packager.common.hashing import sha256_file
 from packager.common.strict_json import parse_strict_json
@@ -220,11 +221,14 @@ def _check_file(file: Path, display_name: str, where: str | None, *, alone: bool
         raise CheckpointUnreadable(display_name, where, f"{subject} is missing") from None
     try:
         with file.open("rb") as stream:
-            is_empty = not stream.read(1)
+            head = stream.read(len(ZIP_MAGIC))
+            is_crowded = head == ZIP_MAGIC and is_directory_too_long(stream)
     except OSError as error:
         raise CheckpointUnreadable(display_name, where, str(error.strerror), None) from None
-    if is_empty:
+    if not head:
         raise CheckpointUnreadable(display_name, where, f"{subject} is empty")
+    if is_crowded:
+        raise CheckpointUnreadable(display_name, where, f"{subject} is an archive of {TOO_MANY_ENTRIES}")
 
 
 # -- folders and shards -----------------------------------------------------------------------
