@@ -65,7 +65,7 @@ def read_dcp(located: LocatedCheckpoint, where: str | None, read_chunk: ChunkRea
             chunks = [_read_chunk(located, storage, read_chunk) for _, storage in stored]
             offsets = [getattr(index, "offset", None) for index, _ in stored]
             _set_nested(content, path, _assemble_tensor(name, description, chunks, offsets))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError) as error:
         # All of these follow from a damaged .metadata.
         why = f"as torch.distributed.checkpoint: {first_error_line(error)}"
         raise CheckpointUnreadable(display_name, where, why) from None

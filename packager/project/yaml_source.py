@@ -60,7 +60,7 @@ class _CoreSchemaLoader(yaml.SafeLoader):
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
 
-    def count_characters(self, node: yaml.ScalarNode) -> None:
+    def count_characters(self, node: yaml.Node) -> None:
         """Count the text of a use of a scalar, which an alias may repeat. Raises `YamlError` for too much text."""
         self._characters += len(node.value)
         if self._characters > _MAX_CHARACTERS:

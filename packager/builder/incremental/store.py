@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from packager.common.cache import Cache, touch_entry
+from packager.errors import escape_unprintable
 
 
 @dataclass(frozen=True)
@@ -99,4 +100,4 @@ def print_key_debug(key: CacheKey) -> None:
     """Print the id and the text that it is the hash of to stderr, if PACKAGER_DEBUG_HASH is 1."""
     if os.environ.get("PACKAGER_DEBUG_HASH") == "1":
         lines = "".join(f"  {line}\n" for line in key.canonical_text().splitlines())
-        print(f"HASH {key.id}\n{lines}", end="", file=sys.stderr)
+        print(escape_unprintable(f"HASH {key.id}\n{lines}", keep_line_breaks=True), end="", file=sys.stderr)
