@@ -321,10 +321,15 @@ def touch_entry(path: Path) -> None:
 
 def _list_sizes(entry: Path) -> list[int]:
     """Return the sizes of the files of an entry: its own, or those of all files below a folder."""
-    if entry.is_symlink() or not entry.is_dir():
-        return [entry.lstat().st_size]
-    files = [Path(folder, name) for folder, _, names in os.walk(entry) for name in names]
-    return [file.lstat().st_size for file in files]
+    sizes, paths = [], [entry]
+    while paths:
+        path = paths.pop()
+        with contextlib.suppress(OSError):  # a concurrent build may delete it
+            if path.is_dir() and not path.is_symlink():
+                paths += path.iterdir()
+            else:
+                sizes.append(path.lstat().st_size)
+    return sizes
 
 
 def _load_key(path: Path) -> bytes:

@@ -70,7 +70,7 @@ def open_private(path: Path, mode: str) -> IO[Any]:
 def delete_below(root: Path, path: Path) -> None:
     """Delete a file, a link or a folder below `root`, through no link; whatever cannot be deleted stays, silently."""
     parts = path.relative_to(root).parts
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RecursionError):
         if not _HAS_DESCRIPTORS:
             folders = [root.joinpath(*parts[:count]) for count in range(1, len(parts))]
             if not any(folder.is_symlink() for folder in folders):

@@ -308,6 +308,17 @@ def test_nothing_is_written_through_a_planted_link(cache, tmp_path, precious):
     assert snapshot(precious) == before
 
 
+def test_folders_that_a_link_is_deep_in_are_deleted_and_the_link_is_not_followed(cache, precious):
+    folder = cache.incoming_folder("http://example.com/m.pt")
+    deep = folder.joinpath(*["d"] * 200)
+    cache.make_folder(deep)
+    (deep / "link").symlink_to(precious)
+    before = snapshot(precious)
+    assert cache.clear() > 0
+    assert not folder.exists()
+    assert snapshot(precious) == before
+
+
 def test_a_link_that_was_planted_as_an_entry_is_deleted_itself(cache, tmp_path, precious):
     add_entry(cache, tmp_path)
     link = cache.object_path("a" * 64)
