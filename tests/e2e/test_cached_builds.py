@@ -769,7 +769,7 @@ def test_a_bundle_whose_cached_files_vanish_during_the_restore_is_built_again(ca
     bundle = tmp_path / "out/net-1.0.0"
     before = contents(bundle)
     (bundle / "README.md").write_text("mine")
-    monkeypatch.setattr(Cache, "object_path", lambda self, sha256: tmp_path / "gone")
+    monkeypatch.setattr(Cache, "object_path", lambda self, sha256: self.folder / "objects/00/gone")
     second = packager.build(cached, tmp_path / "out")
     assert not second.cached
     assert contents(second.bundle) == before
