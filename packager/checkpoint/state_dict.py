@@ -34,7 +34,13 @@ from packager.checkpoint.open_files import open_checkpoint
 from packager.checkpoint.remote import urls
 from packager.common.hashing import sha256_file
 from packager.common.progress import StageReporter, ignore_event
-from packager.errors import CheckpointDigestWrong, CheckpointUnreadable, WeightsNotFound, did_you_mean
+from packager.errors import (
+    CheckpointDigestWrong,
+    CheckpointUnreadable,
+    WeightsNotFound,
+    did_you_mean,
+    escape_unprintable,
+)
 
 MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
 _log = logging.getLogger("packager.checkpoint")
@@ -95,7 +101,7 @@ def read_located(located: LocatedCheckpoint, weights: str, *, trust_pickle: bool
     """
     path = located.path
     for message in located.skipped_checkpoints:
-        _log.warning("passed over: %s", message)
+        _log.warning("passed over: %s", escape_unprintable(message, keep_line_breaks=True))
     # A run that continues must not delete the checkpoint before it is open; mapped files then stay readable.
     with run_folder.lock_for_reading(located.head.parent) if located.from_run else nullcontext():
         opened = open_checkpoint(located, trust_pickle=trust_pickle, where=where)

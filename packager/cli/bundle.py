@@ -38,7 +38,7 @@ def verify(bundle: Path, fingerprint: str | None, no_parity: bool, rebuild: Path
     else:
         console.print_key_values(_format_report(report))
         for note in report.notes:
-            print(f"note: {note}")
+            console.print_line(f"note: {note}")
         print("ok" if report.ok else "NOT ok")
     if not report.ok:
         raise SystemExit(1)
@@ -77,7 +77,7 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
         print(json.dumps(report.as_json()))
     else:
         for line in report.lines():
-            print(line)
+            console.print_line(line)
     if not report.same:
         raise SystemExit(1)
 
@@ -93,4 +93,4 @@ def run(bundle: Path, source: Path, target: Path | None) -> None:
     from packager.runtime.predict import predict
 
     for line in predict(bundle, source, target):
-        print(line)
+        console.print_line(line)

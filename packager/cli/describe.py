@@ -7,6 +7,7 @@ onnx; the error says so if they are not installed.
 from __future__ import annotations
 
 import re
+import stat
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ from packager.runtime.loader import read_config
 
 # Entries of the archive of a TorchScript or exported program that contain weights.
 _SERIALIZED_WEIGHTS = re.compile(r"^(data/\d+|constants/\d+|data/(weights|constants)/\w+_\d+)$")
+
+_MAX_PROTOBUF_BYTES = 2 << 30
 
 
 def inspect(path: str | Path, listener: Listener = ignore_event) -> dict[str, Any]:
@@ -82,34 +85,43 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, OSError) as error:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("it is not a regular file")
+        if path.stat().st_size >= _MAX_PROTOBUF_BYTES:
+            raise OSError("it has more bytes than protobuf allows: 2 GiB")
+        model = onnx.load(str(path), load_external_data=False, format="protobuf")
+    except (DecodeError, OSError, ValueError) as error:
         raise CheckpointUnreadable(str(path), None, f"as ONNX: {error}", "export the model again") from None
     graph = model.graph
     if not model.HasField("graph"):  # an empty file is valid protobuf
         raise CheckpointUnreadable(str(path), None, "as ONNX: it contains no graph", "export the model again")
+    dtypes = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
     initializers = {initializer.name for initializer in graph.initializer}
 
     def describe(value: onnx.ValueInfoProto) -> dict[str, Any]:
         tensor = value.type.tensor_type
-        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
         return {
-            "name": value.name,
-            "dtype": dtype,
-            "shape": [dim.dim_param or dim.dim_value for dim in tensor.shape.dim],
+            "name": _as_text(value.name),
+            "dtype": dtypes.get(tensor.elem_type, f"unknown ({tensor.elem_type})"),
+            "shape": [_as_text(dim.dim_param) or dim.dim_value for dim in tensor.shape.dim],
         }
 
     return {
         "kind": "onnx",
-        "producer": model.producer_name,
+        "producer": _as_text(model.producer_name),
         "ir_version": model.ir_version,
-        "opset": {opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
+        "opset": {_as_text(opset.domain) or "ai.onnx": opset.version for opset in model.opset_import},
         "inputs": [describe(value) for value in graph.input if value.name not in initializers],
         "outputs": [describe(value) for value in graph.output],
         "nodes": len(graph.node),
-        "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
+        "operators": dict(Counter(_as_text(node.op_type) for node in graph.node).most_common()),
         "initializers": len(graph.initializer),
     }
+
+
+def _as_text(value: str | bytes) -> str:
+    """Return a string of protobuf, which gives the bytes of one that is not UTF-8."""
+    return value if isinstance(value, str) else value.decode(errors="backslashreplace")
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:

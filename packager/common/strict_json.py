@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 import json
+import stat
+from pathlib import Path
 from typing import Any
+
+MAX_JSON_BYTES = 32_000_000
+"""Of a file of JSON that is read as a whole: an index of the largest models has half of that."""
+
+
+def read_strict_json(path: Path) -> Any:
+    """Read a file of JSON without duplicate keys. Raises OSError, ValueError or RecursionError."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is not a regular file")
+    if status.st_size > MAX_JSON_BYTES:
+        raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes")
+    return parse_strict_json(path.read_bytes())
 
 
 def parse_strict_json(content: bytes) -> Any:

@@ -26,7 +26,7 @@ from projects import LINEAR, package, project, python
 
 import packager
 from packager.bundle.fingerprint import list_files
-from packager.common.cache import Cache, write_record
+from packager.common.cache import Cache
 from packager.common.hashing import sha256_file
 from packager.common.progress import Note
 from packager.errors import (
@@ -358,7 +358,7 @@ def test_verifying_the_cache_builds_again_and_compares(cached, tmp_path, cache_f
         content = json.loads(path.read_bytes().partition(b"\n")[2])
         if content["stage"] == "onnx":
             content["record"]["artifact"]["nodes"] += 1
-            write_record(path, content)
+            Cache(cache_folder).write_record(path, content)
     with pytest.raises(CacheDiffers) as differs:
         packager.build(cached, tmp_path / "out", cache="verify")
     assert differs.value.why == "onnx"
@@ -769,7 +769,7 @@ def test_a_bundle_whose_cached_files_vanish_during_the_restore_is_built_again(ca
     bundle = tmp_path / "out/net-1.0.0"
     before = contents(bundle)
     (bundle / "README.md").write_text("mine")
-    monkeypatch.setattr(Cache, "object_path", lambda self, sha256: tmp_path / "gone")
+    monkeypatch.setattr(Cache, "object_path", lambda self, sha256: self.folder / "objects/00/gone")
     second = packager.build(cached, tmp_path / "out")
     assert not second.cached
     assert contents(second.bundle) == before
