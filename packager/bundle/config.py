@@ -26,23 +26,37 @@ _DTYPES = frozenset({
 def read_config(files: BundleFiles) -> dict[str, Any]:
     """Read and check config.json. Its digest must have been compared before, unless nobody asks for digests.
 
+    Raises what `parse_config` raises, and `NotABundle` if it is not a valid config.json.
+    """
+    config = parse_config(files)
+    if problem := find_config_problem(config):
+        raise NotABundle(str(files.path), problem)
+    return config
+
+
+def parse_config(files: BundleFiles) -> dict[str, Any]:
+    """Read config.json, and check nothing but its schema version.
+
     Raises `BundleSchemaUnknown` for a schema that this version does not know, `IntegrityFailed` if the file is too
-    large, `NotABundle` if it cannot be read, or is not a valid config.json.
+    large, and `NotABundle` or `IntegrityFailed` if it is not JSON.
     """
     content = files.read(layout.CONFIG, MAX_CONFIG_BYTES)
     try:
         config = parse_strict_json(content)
     except (ValueError, RecursionError) as error:
-        why = f"{layout.CONFIG} cannot be read: {' '.join(str(error).split())[:200]}"
+        why = f"{layout.CONFIG} cannot be read: {ascii_if_unprintable(str(error)[:200])}"
         kind = IntegrityFailed if layout.FINGERPRINT in files else NotABundle
         raise kind(str(files.path), why) from None
     schema = config.get("schema") if isinstance(config, dict) else None
     if schema != layout.SCHEMA_VERSION or isinstance(schema, bool):
         raise BundleSchemaUnknown(str(files.path), schema)
-    problem = find_schema_problem(config, _load_schema()) or next(_iter_problems(config), None)
-    if problem is not None:
-        raise NotABundle(str(files.path), f"{layout.CONFIG} is malformed: {ascii_if_unprintable(problem)}")
     return dict(config)
+
+
+def find_config_problem(config: Mapping[str, Any]) -> str | None:
+    """Return how config.json differs from its schema, or which of its references leads nowhere; None if it is valid."""
+    problem = find_schema_problem(config, _load_schema()) or next(_iter_problems(config), None)
+    return f"{layout.CONFIG} is malformed: {ascii_if_unprintable(problem)}" if problem else None
 
 
 def list_artifacts(config: Mapping[str, Any]) -> list[tuple[str, str]]:

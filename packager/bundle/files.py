@@ -62,11 +62,12 @@ class _Listing:
 class BundleFiles:
     """The files of one opened bundle. Use it as a context manager, or call `close`.
 
-    `paths` are all files, sorted by their bytes, with the unsealed ones; `sizes` are those of regular files in bytes when
-    they were listed, and nothing else can be read; `empty_folders` are folders without a file, ending in `/`.
+    `paths` are all files, sorted by their bytes, with the unsealed ones. `sizes` are those of regular files, in bytes;
+    nothing else can be read. `empty_folders` are folders without a file, ending in `/`.
 
-    Read, map or locate whatever will be used before its digest is taken: its descriptor then stays open. A file that
-    nobody holds is closed after `sha256`, and refused afterwards, because it would have to be opened a second time.
+    Read, map or locate whatever will be used before its digest is taken: its descriptor then stays open. A file of a
+    folder that nobody holds is closed after `sha256`; using it later is an error of the caller (ValueError), because
+    it would have to be opened a second time.
     """
 
     def __init__(self, path: Path, descriptor: int, listing: _Listing) -> None:
@@ -123,7 +124,7 @@ class BundleFiles:
             except OSError as error:
                 raise _unreadable(self.path, path, error) from None
             self._check_crc(path, content)
-            self._contents[path] = content
+            self._hold(path, content)
         return content if isinstance(content, bytes) else bytes(content)
 
     def map(self, path: str) -> memoryview:
@@ -139,7 +140,8 @@ class BundleFiles:
                 )
             except (OSError, ValueError) as error:  # it has become shorter, or there is no address space left
                 raise self._damaged(f"{path} cannot be mapped: {error}") from None
-            content = self._contents[path] = memoryview(mapping)[start:]
+            content = memoryview(mapping)[start:]
+            self._hold(path, content)
         return memoryview(content)
 
     def sha256(self, path: str) -> str:
@@ -177,6 +179,12 @@ class BundleFiles:
         if self._entries is not None and self._entries[path].crc != crc:
             raise self._damaged(f"the content of {path!r} does not match its CRC")
         return digest
+
+    def _hold(self, path: str, content: bytes | memoryview) -> None:
+        """Keep the content of a file; if its digest was taken from the file before, it must be that of the content."""
+        if path in self._digests and hashlib.sha256(content).hexdigest() != self._digests[path]:
+            raise self._damaged(f"{path} was changed while it was read")
+        self._contents[path] = content
 
     def _check_crc(self, path: str, content: bytes | memoryview) -> None:
         if self._entries is not None and self._entries[path].crc != zlib.crc32(content):

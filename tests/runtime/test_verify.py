@@ -125,7 +125,7 @@ def test_a_missing_file_is_found(bundle, path):
 
 
 @pytest.mark.parametrize(
-    "path", ["extra.txt", ".hidden", "assets/more.txt", "evidence/deep/er.json", "model.onnx.data"]
+    "path", ["extra.txt", ".hidden", "assets/more.txt", "evidence/deep/er.json", "model.onnx_data"]
 )
 def test_an_added_file_is_found(bundle, path):
     (bundle / path).parent.mkdir(exist_ok=True)
