@@ -130,7 +130,7 @@ def _check_tensor(
         raise WeightsUnsafe(f"{shown} has an impossible shape")
     length = math.prod(dims) * _ITEM_BYTES[data_type]
     offset = _read_number(entries.get("offset", "0"), shown)
-    if _read_number(entries.get("length", str(length)), shown) != length:
+    if "length" in entries and _read_number(entries["length"], shown) != length:
         raise WeightsUnsafe(f"{shown} has {entries['length']} bytes, and its shape and dtype need {length}")
     if offset + length > data_size:
         raise WeightsUnsafe(f"{shown} ends at byte {offset + length} of {data_name}, which has {data_size}")
