@@ -160,10 +160,9 @@ class BundleFiles:
 
     def _hash(self, path: str) -> str:
         content = self._contents.get(path)
-        if content is not None:
-            if isinstance(content, memoryview):  # bytes were checked when they were read
-                self._check_crc(path, content)
+        if isinstance(content, bytes):
             return hashlib.sha256(content).hexdigest()
+        # A mapping shows the file's own bytes: they are hashed from the descriptor, without making its pages resident.
         try:
             location = self._locations.get(path) or self._open(path)
         except IntegrityFailed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,10 @@ def open_bundled_onnx(
     content = files.map(data["path"]) if data is not None else memoryview(b"")
     tensors = find_external_tensors(model, data["path"] if data is not None else None, len(content))
     weights = {tensor.name: _map_weight(tensor, content) for tensor in tensors}
-    return OnnxBackend(model, weights=weights, providers=providers, threads=threads)
+    backend = OnnxBackend(model, weights=weights, providers=providers, threads=threads)
+    if isinstance(content.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        content.obj.madvise(mmap.MADV_DONTNEED)  # onnxruntime has copied the pages; they can be read again
+    return backend
 
 
 def _map_weight(tensor: ExternalTensor, content: memoryview) -> onnxruntime.OrtValue:
