@@ -115,7 +115,9 @@ def pack(folder: Path, target: Path | None, force: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("archive", type=PATH)
-@click.option("-o", "--output", "target", metavar="DIR", type=PATH, help="The folder to write.")
+@click.option(
+    "-o", "--output", "target", metavar="DIR", type=PATH, help="The folder to write. [default: beside ARCHIVE]"
+)
 @click.option("--force", is_flag=True, help="Replace DIR if it exists.")
 @json_option
 def unpack(archive: Path, target: Path | None, force: bool, as_json: bool) -> None:
