@@ -1,5 +1,6 @@
 """Load is as strict as verify: every change of a sealed bundle is refused by both, as a folder and as an archive."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -354,3 +355,60 @@ def test_load_verify_and_run_leave_the_home_folder_empty(built, archived, tmp_pa
     process = python(code, built.bundle, archived, tmp_path / "x.npz")
     assert process.returncode == 0, process.stderr
     assert list(home.iterdir()) == [] and list(cache.iterdir()) == []
+
+
+# -- external weights -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def external(bundle):
+    """Return the bundle with its weights in model.onnx_data."""
+    import onnx
+
+    model = onnx.load(bundle / "model.onnx")
+    (bundle / "model.onnx").unlink()
+    onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+    data = {"path": "model.onnx_data", "sha256": "0" * 64}
+    change_config(bundle, lambda record: record["artifacts"]["onnx"].update(data=data))
+    return bundle
+
+
+def test_external_weights_are_those_of_the_bundle_and_stay_after_it_is_gone(external, built, tmp_path):
+    image = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 1, 8, 8)
+    expected = packager.load(built.bundle)(image=image)["logits"]
+    write_archive(external, tmp_path / "x.zip")
+    for path in (external, tmp_path / "x.zip"):
+        loaded = packager.load(path, fallback=False)
+        shutil.rmtree(path) if path.is_dir() else path.write_bytes(b"")
+        np.testing.assert_allclose(loaded(image=image)["logits"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("location", ["/etc/passwd", "../../secret", "other.data", "README.md"])
+def test_weights_from_outside_are_refused_by_load_and_verify(external, tmp_path, location):
+    import onnx
+
+    model = onnx.load(external / "model.onnx", load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = location
+    (external / "model.onnx").write_bytes(model.SerializeToString())
+    update = {"sha256": hashlib.sha256((external / "model.onnx").read_bytes()).hexdigest()}
+    digest = hashlib.sha256((external / "model.onnx_data").read_bytes()).hexdigest()
+
+    def change(record):
+        record["artifacts"]["onnx"].update(update, data={"path": "model.onnx_data", "sha256": digest})
+
+    change_config(external, change)
+    for options in ({}, {"verify": False}, {"fallback": True}):
+        with pytest.raises(NotABundle) as caught:
+            packager.load(external, **options)
+        assert repr(location) in caught.value.why
+    report = packager.verify(external)
+    assert not report.ok and repr(location) in report.structure[0]
+
+
+def test_the_bytes_of_another_model_format_are_not_loaded(bundle):
+    (bundle / "model.onnx").write_bytes(b"\x18\x00\x00\x00ORTM" + bytes(64))
+    reseal(bundle)
+    with pytest.raises(PackagerError, match="protobuf"):
+        packager.load(bundle, fallback=False)
