@@ -128,7 +128,8 @@ def test_the_command_imports_nothing_before_it_knows_what_to_do():
     assert "click" in found
     assert not found & {*HEAVY, "onnxruntime", "numpy", "pydantic", "yaml", "rich", "safetensors"}
     assert {module for module in own(found) if not module.startswith("packager.cli")} == {
-        "packager.common", "packager.common.lazy_import", "packager.common.progress", "packager.errors"
+        "packager.common", "packager.common.lazy_import", "packager.common.progress",
+        "packager.common.sanitize", "packager.errors"
     }  # fmt: skip
     assert not found & {"packager.cli.describe", "packager.cli.schemas"}
 
@@ -254,7 +255,7 @@ def test_the_modules_of_the_commands_import_the_rest_inside_functions():
     light = {"describe.py", "schemas.py"}  # imported by a command when it runs
     top = set().union(*(imports_of(path, inside_functions=False) for path in files_in("cli") if path.name not in light))
     assert {module for module in top if not module.startswith("packager.cli")} == {
-        "click", "packager.common.progress", "packager.errors"
+        "click", "packager.common.progress", "packager.common.sanitize", "packager.errors"
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from packager.bundle import layout
 from packager.bundle.files import BundleFiles
 from packager.common.json_schema import find_schema_problem
 from packager.common.paths import data_folder
+from packager.common.sanitize import escape_unprintable
 from packager.common.strict_json import parse_strict_json
 from packager.errors import BundleSchemaUnknown, IntegrityFailed, NotABundle
 
@@ -44,7 +45,7 @@ def parse_config(files: BundleFiles) -> dict[str, Any]:
     try:
         config = parse_strict_json(content)
     except (ValueError, RecursionError) as error:
-        why = f"{layout.CONFIG} cannot be read: {ascii_if_unprintable(str(error)[:200])}"
+        why = f"{layout.CONFIG} cannot be read: {escape_unprintable(str(error)[:200])}"
         kind = IntegrityFailed if layout.FINGERPRINT in files else NotABundle
         raise kind(str(files.path), why) from None
     schema = config.get("schema") if isinstance(config, dict) else None
@@ -56,7 +57,7 @@ def parse_config(files: BundleFiles) -> dict[str, Any]:
 def find_config_problem(config: Mapping[str, Any]) -> str | None:
     """Return how config.json differs from its schema, or which of its references leads nowhere; None if it is valid."""
     problem = find_schema_problem(config, _load_schema()) or next(_iter_problems(config), None)
-    return f"{layout.CONFIG} is malformed: {ascii_if_unprintable(problem)}" if problem else None
+    return f"{layout.CONFIG} is malformed: {escape_unprintable(problem)}" if problem else None
 
 
 def list_artifacts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -66,11 +67,6 @@ def list_artifacts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     if onnx is not None and onnx.get("data") is not None:
         artifacts.append(onnx["data"])
     return [(artifact["path"], artifact["sha256"]) for artifact in artifacts]
-
-
-def ascii_if_unprintable(text: str) -> str:
-    """Return a text that may be printed: names in a bundle may contain what moves the cursor of a terminal."""
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _iter_problems(config: Mapping[str, Any]) -> Iterator[str]:

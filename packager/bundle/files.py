@@ -224,8 +224,8 @@ def open_bundle(path: str | Path) -> BundleFiles:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NotABundle(str(path), "there is no such folder or .zip") from None
-    except OSError as error:
-        raise NotABundle(str(path), f"it cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise NotABundle(str(path), f"it cannot be read: {error}") from None
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):

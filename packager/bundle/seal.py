@@ -13,7 +13,6 @@ from typing import Any
 from packager.bundle import layout
 from packager.bundle.config import (
     MAX_CONFIG_BYTES,
-    ascii_if_unprintable,
     find_config_problem,
     list_artifacts,
     parse_config,
@@ -21,6 +20,7 @@ from packager.bundle.config import (
 from packager.bundle.files import BundleFiles
 from packager.bundle.fingerprint import Integrity, SumsMalformed, compute_fingerprint, parse_sums
 from packager.common.hashing import map_on_cores
+from packager.common.sanitize import escape_unprintable
 from packager.errors import IntegrityFailed
 
 _MAX_SUMS_BYTES = 16 << 20
@@ -59,8 +59,8 @@ class Seal:
 class CheckedBundle:
     """A bundle whose seal was checked.
 
-    `config` is None if config.json has the wrong digest, so that it was not parsed, or if it is malformed, which
-    `config_problem` then says.
+    `config` is None if config.json has the wrong digest, so that it was not parsed. `config_problem` says how a config
+    is malformed, in which nothing may be relied on.
     """
 
     seal: Seal
@@ -88,8 +88,7 @@ def check_bundle(
         if digest(layout.CONFIG) == seal.sums.get(layout.CONFIG):
             config = parse_config(files)
             problem = find_config_problem(config)
-            config = None if problem else config
-    if config is not None:
+    if config is not None and problem is None:
         _hold(files, config, models=models, evidence=evidence)
     return CheckedBundle(_compare_files(files, seal, digest), config, problem)
 
@@ -148,10 +147,10 @@ def _check_fingerprint(files: BundleFiles, seal: Seal) -> Seal:
     else:
         if recorded == f"{seal.fingerprint}\n":
             return seal
-        shown = ascii_if_unprintable(recorded.strip())
+        shown = escape_unprintable(recorded.strip())
         problem = f"{layout.FINGERPRINT} says {shown}; that of the files is {seal.fingerprint}"
     return replace(seal, integrity=changed, problems=(problem,))
 
 
 def _join(paths: tuple[str, ...]) -> str:
-    return ", ".join(ascii_if_unprintable(path) for path in paths)
+    return ", ".join(escape_unprintable(path) for path in paths)

@@ -10,6 +10,7 @@ import click
 
 from packager.cli import console
 from packager.cli.options import PATH, json_option
+from packager.common.sanitize import escape_unprintable
 
 if TYPE_CHECKING:
     from packager.runtime.verify import VerifyReport
@@ -38,7 +39,7 @@ def verify(bundle: Path, fingerprint: str | None, no_parity: bool, rebuild: Path
     else:
         console.print_key_values(_format_report(report))
         for note in report.notes:
-            print(f"note: {note}")
+            print(f"note: {escape_unprintable(note)}")
         print("ok" if report.ok else "NOT ok")
     if not report.ok:
         raise SystemExit(1)
@@ -77,7 +78,7 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
         print(json.dumps(report.as_json()))
     else:
         for line in report.lines():
-            print(line)
+            print(escape_unprintable(line))
     if not report.same:
         raise SystemExit(1)
 

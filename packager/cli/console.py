@@ -131,13 +131,13 @@ def print_key_values(rows: Mapping[str, str]) -> None:
     """Print names and their values to stdout, in two columns; a value may have several lines."""
     width = max(len(name) for name in rows)
     for name, value in rows.items():
-        indented = value.replace("\n", "\n" + " " * (width + 2))
+        indented = escape_unprintable(value).replace("\n", "\n" + " " * (width + 2))
         print(f"{name:<{width}}  {indented}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table with a header to stdout; each column is as wide as its longest cell."""
-    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    lines = [[escape_unprintable(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())

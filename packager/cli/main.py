@@ -23,6 +23,7 @@ from packager.cli.build import build, vet
 from packager.cli.bundle import diff, pack, run, unpack, verify
 from packager.cli.cache import cache
 from packager.cli.inspect import inspect, schema
+from packager.common.sanitize import escape_unprintable
 from packager.errors import PackagerError, Usage, render_error
 
 
@@ -84,7 +85,7 @@ def _flush_stdout(status: int) -> int:
 
 def _report_error(error: PackagerError) -> int:
     _print_error_json(error.as_json())
-    print(render_error(error), file=sys.stderr)
+    print(escape_unprintable(render_error(error)), file=sys.stderr)
     return error.exit_status
 
 

@@ -23,3 +23,13 @@ def sanitize_message(text: str, *folders: Path) -> str:
     for folder in folders:
         text = text.replace(f"{folder}/", "")
     return _ADDRESS.sub("0x…", _ABSOLUTE_FOLDER.sub("", text))[:_MAX_LENGTH]
+
+
+def escape_unprintable(text: str) -> str:
+    """Escape what moves the cursor of a terminal or is no text: control characters except line breaks."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
+        for character in text
+    )

@@ -131,7 +131,7 @@ def _check_files(files: BundleFiles, *, check_digests: bool, evidence: bool) -> 
         seal, config = checked.seal, checked.config
         if not seal.is_intact:
             raise IntegrityFailed(path, seal.describe())
-        if config is None:
+        if config is None or checked.config_problem:
             raise NotABundle(path, str(checked.config_problem))
     else:
         try:

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 import pydantic
 
 from packager.bundle import layout, records
-from packager.bundle.config import ascii_if_unprintable, list_artifacts
+from packager.bundle.config import list_artifacts
 from packager.bundle.evidence import EvidenceMalformed, parse_reference_cases
 from packager.bundle.files import BundleFiles, open_bundle
 from packager.bundle.fingerprint import Integrity, check_fingerprint_syntax
 from packager.bundle.seal import MAX_RECORD_BYTES, check_bundle
+from packager.common.sanitize import escape_unprintable
 from packager.common.strict_json import parse_strict_json
 from packager.errors import IntegrityFailed, PackagerError
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase
@@ -112,7 +113,7 @@ def _verify_files(
         problems.append(f"the fingerprint is {seal.fingerprint}, expected {fingerprint}")
     if not seal.integrity.is_intact or problems:
         return report(problems, not_checked, "parity: not checked, because the files or their fingerprint are wrong")
-    if raw_config is None:
+    if raw_config is None or checked.config_problem:
         return report([str(checked.config_problem)], not_checked, _MALFORMED)
     config, problems = _check_structure(files, raw_config, seal.sums)
     if config is None or problems:
@@ -132,7 +133,8 @@ def _verify_files(
 
 
 def _has_exported_program(raw_config: Mapping[str, Any] | None) -> bool:
-    return raw_config is not None and raw_config["artifacts"].get("torch-export") is not None
+    artifacts = raw_config.get("artifacts") if raw_config is not None else None
+    return isinstance(artifacts, dict) and artifacts.get("torch-export") is not None
 
 
 def _check_structure(
@@ -318,4 +320,4 @@ def _replay_fallback(
 def _format_error(error: Exception) -> str:
     """Return the text of a library's error on one line."""
     text = error.why if isinstance(error, PackagerError) else str(error)
-    return ascii_if_unprintable(" ".join(str(text).split())[:400])
+    return escape_unprintable(" ".join(str(text).split())[:400])
