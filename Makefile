@@ -82,6 +82,7 @@ bench: $(VENV)/.ready $(VENV)/.examples  ## the figures of docs/benchmarks.md an
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/rebuild.py
 	$(BIN)/python benchmarks/checkpoint_stall.py
+	$(BIN)/python benchmarks/hashing.py
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/parity_cost.py
 

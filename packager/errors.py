@@ -628,7 +628,7 @@ class ArchiveRefused(UserError):
     code = "archive-refused"
 
     def __init__(self, path: str, why: str, hint: str) -> None:
-        super().__init__(f"cannot unpack {path}", why=why, hint=hint)
+        super().__init__(f"cannot read the archive {path}", why=why, hint=hint)
 
 
 class BundleSchemaUnknown(UserError):

@@ -1,6 +1,7 @@
 """Small projects for tests: a folder with model.py, a checkpoint and package.yaml."""
 
 import hashlib
+import json
 import runpy
 import shutil
 import subprocess
@@ -138,3 +139,16 @@ def python(code, *arguments, cwd=None, env=None):
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=env
     )
+
+
+def minimal_config(**fields):
+    """Return the bytes of a config.json without a model that is valid."""
+    config = {
+        "schema": 1, "name": "net", "version": "1.0.0", "description": "", "license": None, "authors": [],
+        "inputs": [], "outputs": [], "dims": {}, "artifacts": {"onnx": None, "torchscript": None}, "providers": [],
+        "assets": [],
+        "source": {**dict.fromkeys(["manifest_sha256", "checkpoint_sha256", "code_sha256"], "0" * 64),
+                   "architecture": "Net", "parameters": 0, "toolchain": {}},
+        "parity": {"onnx": "not-checked", "torchscript": "not-checked"}, "metadata": {}, **fields,
+    }  # fmt: skip
+    return json.dumps(config, separators=(",", ":")).encode()

@@ -103,6 +103,7 @@ def test_a_checkpoint_is_located_and_described_without_a_tensor_library(tmp_path
     assert not found & heavy
     assert not build_side(found) - {
         "packager.checkpoint",
+        "packager.checkpoint.archive_directory",
         "packager.checkpoint.locate",
         "packager.checkpoint.run_folder",
         "packager.checkpoint.safetensors_header",
@@ -256,3 +257,15 @@ def test_the_modules_of_the_commands_import_the_rest_inside_functions():
     assert {module for module in top if not module.startswith("packager.cli")} == {
         "click", "packager.common.progress", "packager.errors"
     }  # fmt: skip
+
+
+def test_onnxruntime_is_imported_in_one_place_where_its_telemetry_is_off():
+    importers = {
+        path.relative_to(ROOT / "packager").as_posix()
+        for path in (ROOT / "packager").rglob("*.py")
+        if any(module.partition(".")[0] == "onnxruntime" for module in imports_of(path))
+    }
+    assert importers == {"common/ort.py", "export/passes/fuse.py"}
+    lines = (ROOT / "packager/export/passes/fuse.py").read_text().splitlines()
+    first, second = (line.strip() for line in lines if "onnxruntime" in line and line.strip().startswith("from"))
+    assert first.startswith("from packager.common.ort") and second.startswith("from onnxruntime.transformers")

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 
 from packager.builder.incremental import keys
-from packager.bundle.fingerprint import format_sums
+from packager.bundle.fingerprint import format_lines
 from packager.common import installed_distributions
 from packager.common.hashing import sha256_file
 from packager.common.paths import PACKAGE, data_folder
@@ -56,4 +56,4 @@ def _digest_own_files() -> str:
 
 
 def _hash_lines(files: Mapping[str, str]) -> str:
-    return hashlib.sha256(format_sums(files).encode()).hexdigest()
+    return hashlib.sha256(format_lines(files).encode()).hexdigest()

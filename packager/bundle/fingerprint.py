@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle import layout
+from packager.bundle.names import MAX_FILES, describe_path_problem, describe_set_problem
 from packager.common.hashing import sha256_file
 from packager.errors import FingerprintMalformed, NotABundle
 
@@ -52,11 +53,16 @@ class Integrity:
 def format_sums(digests: Mapping[str, str]) -> str:
     """Return the text of SHA256SUMS for hex digests by path.
 
-    Raises ValueError for a path with a line break or backslash, which `sha256sum` would escape.
+    Raises ValueError for a path that no bundle may have, such as one with a line break, which `sha256sum` would escape.
     """
-    for path in digests:
-        if "\n" in path or "\r" in path or "\\" in path:
-            raise ValueError(f"a path in a bundle may not contain line breaks or backslashes: {path!r}")
+    problem = next(filter(None, map(describe_path_problem, digests)), None) or describe_set_problem(digests)
+    if problem is not None:
+        raise ValueError(problem)
+    return format_lines(digests)
+
+
+def format_lines(digests: Mapping[str, str]) -> str:
+    """Return the text over which Go's Hash1 is taken, for hex digests by path, whatever the paths are."""
     return "".join(f"{digests[path]}  {path}\n" for path in sorted(digests, key=str.encode))
 
 
@@ -82,14 +88,14 @@ def parse_sums(text: str) -> dict[str, str]:
         if match is None:
             raise SumsMalformed(f"line {number} is not a digest and a path")
         digest, path = match.groups()
-        if path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
-            raise SumsMalformed(f"line {number} names a path outside the bundle: {path}")
+        if problem := describe_path_problem(path):
+            raise SumsMalformed(f"line {number}: {problem}")
         digests[path] = digest
-    try:
-        canonical = format_sums(digests)
-    except ValueError as error:
-        raise SumsMalformed(str(error)) from None
-    if text != canonical:
+        if number > MAX_FILES:
+            break
+    if problem := describe_set_problem(digests):
+        raise SumsMalformed(problem)
+    if text != format_lines(digests):
         raise SumsMalformed("the lines are not sorted, or a path appears twice")
     return digests
 

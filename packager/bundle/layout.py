@@ -6,7 +6,7 @@ SCHEMA_VERSION = 1
 
 CONFIG = "config.json"
 ONNX = "model.onnx"
-ONNX_DATA = "model.onnx.data"
+ONNX_DATA = "model.onnx_data"
 TORCHSCRIPT = "model.ts"
 EXPORTED_PROGRAM = "model.pt2"
 README = "README.md"

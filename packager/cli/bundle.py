@@ -1,4 +1,4 @@
-"""Check, compare or run bundles: `package verify`, `package diff` and `package run`."""
+"""Check, compare, run and convert bundles: `package verify`, `diff`, `run`, `pack` and `unpack`."""
 
 from __future__ import annotations
 
@@ -94,3 +94,46 @@ def run(bundle: Path, source: Path, target: Path | None) -> None:
 
     for line in predict(bundle, source, target):
         console.print_line(line)
+
+
+@click.command()
+@click.argument("folder", type=PATH)
+@click.option("-o", "--output", "target", metavar="FILE", type=PATH, help="The archive to write. [default: FOLDER.zip]")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@json_option
+def pack(folder: Path, target: Path | None, force: bool, as_json: bool) -> None:
+    """Write the archive of the bundle in FOLDER.
+
+    The archive has the fingerprint of the folder, and its signature if it has one.
+    """
+    from packager.bundle.packing import pack_bundle
+
+    target = target or folder.parent / f"{folder.absolute().name}.zip"
+    fingerprint = pack_bundle(folder, target, force=force)
+    _print_written({"archive": str(target), "fingerprint": fingerprint}, as_json)
+
+
+@click.command()
+@click.argument("archive", type=PATH)
+@click.option(
+    "-o", "--output", "target", metavar="DIR", type=PATH, help="The folder to write. [default: beside ARCHIVE]"
+)
+@click.option("--force", is_flag=True, help="Replace DIR if it exists.")
+@json_option
+def unpack(archive: Path, target: Path | None, force: bool, as_json: bool) -> None:
+    """Write the files of ARCHIVE into a folder.
+
+    The folder has the fingerprint of the archive, and its signature if it has one.
+    """
+    from packager.bundle.packing import unpack_bundle
+
+    target = target or archive.with_suffix("")
+    fingerprint = unpack_bundle(archive, target, force=force)
+    _print_written({"bundle": str(target), "fingerprint": fingerprint}, as_json)
+
+
+def _print_written(record: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(record))
+    else:
+        console.print_key_values(record)

@@ -15,9 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from packager.bundle.archive import is_archive, open_as_folder
-from packager.bundle.fingerprint import compute_fingerprint
+from packager.bundle.config import read_config
+from packager.bundle.files import BundleFiles, is_archive, open_bundle
+from packager.bundle.fingerprint import SumsMalformed
 from packager.bundle.layout import SUMS
+from packager.bundle.seal import read_sums
 from packager.checkpoint import run_folder
 from packager.checkpoint.locate import (
     HUGGINGFACE_CONFIG_FILE,
@@ -34,7 +36,6 @@ from packager.checkpoint.remote import urls
 from packager.checkpoint.safetensors_header import METADATA_KEY, get_metadata, read_header
 from packager.common.progress import Listener, StageReporter, ignore_event
 from packager.errors import CheckpointUnreadable, ExtraMissing
-from packager.runtime.loader import read_config
 
 # Entries of the archive of a TorchScript or exported program that contain weights.
 _SERIALIZED_WEIGHTS = re.compile(r"^(data/\d+|constants/\d+|data/(weights|constants)/\w+_\d+)$")
@@ -56,8 +57,8 @@ def inspect(path: str | Path, listener: Listener = ignore_event) -> dict[str, An
     path = Path(path)
     is_run = path.is_dir() and run_folder.is_run(path)
     if is_archive(path) or (path.is_dir() and ((path / SUMS).exists() or not (contains_checkpoint(path) or is_run))):
-        with open_as_folder(path) as folder:
-            return _describe_bundle(folder)
+        with open_bundle(path) as files:
+            return _describe_bundle(files)
     if path.suffix == ".onnx" and path.exists():
         return _describe_onnx(path)
     if is_run:
@@ -65,16 +66,13 @@ def inspect(path: str | Path, listener: Listener = ignore_event) -> dict[str, An
     return _describe_checkpoint(path)
 
 
-def _describe_bundle(path: Path) -> dict[str, Any]:
-    config = read_config(path)
+def _describe_bundle(files: BundleFiles) -> dict[str, Any]:
+    config = read_config(files)
     try:
-        fingerprint = compute_fingerprint((path / SUMS).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        fingerprint = read_sums(files).fingerprint
+    except SumsMalformed as error:
         fingerprint = f"unreadable: {error}"
-    files = {
-        file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()
-    }
-    return {"kind": "bundle", "fingerprint": fingerprint, "config": config, "files": files}
+    return {"kind": "bundle", "fingerprint": fingerprint, "config": config, "files": dict(sorted(files.sizes.items()))}
 
 
 def _describe_onnx(path: Path) -> dict[str, Any]:

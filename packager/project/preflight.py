@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from packager.bundle import layout
+from packager.bundle.names import describe_path_problem, describe_set_problem
 from packager.checkpoint.locate import (
     HUGGINGFACE_CONFIG_FILE,
     LocatedCheckpoint,
@@ -108,7 +110,11 @@ def resolve_assets(project: Project) -> dict[str, Path]:
         for other in files:
             if other.startswith(f"{name}/") or name.startswith(f"{other}/"):
                 raise AssetNotFound(asset, where, f"{name} and {other} conflict: a file cannot also be a folder")
+        if problem := describe_path_problem(f"{layout.ASSETS}/{name}"):
+            raise AssetNotFound(asset, where, problem)
         files[name] = path
+    if problem := describe_set_problem(files):
+        raise AssetNotFound(next(reversed(files)), project.field_location("assets"), problem)
     return files
 
 

@@ -8,22 +8,25 @@ TorchScript without torch, is reported as not-checked.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 
 from packager.bundle import layout, records
-from packager.bundle.archive import open_as_folder
-from packager.bundle.evidence import EvidenceMalformed, read_reference_cases
-from packager.bundle.fingerprint import Integrity, SumsMalformed, check_fingerprint_syntax, check_integrity, read_sums
+from packager.bundle.config import list_artifacts
+from packager.bundle.evidence import EvidenceMalformed, parse_reference_cases
+from packager.bundle.files import BundleFiles, open_bundle
+from packager.bundle.fingerprint import Integrity, check_fingerprint_syntax
+from packager.bundle.seal import MAX_RECORD_BYTES, check_bundle
+from packager.common.strict_json import parse_strict_json
+from packager.errors import IntegrityFailed, PackagerError, escape_unprintable
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase
 from packager.provenance import documents
+from packager.runtime.bundled_onnx import open_bundled_onnx
 from packager.runtime.check import check_exported_program, check_onnx_session, check_torchscript
-from packager.runtime.loader import read_config
 from packager.runtime.onnx_backend import OnnxBackend, describe_missing_providers
 
 
@@ -71,6 +74,8 @@ class VerifyReport:
         }
 
 
+Record = TypeVar("Record", bound=pydantic.BaseModel)
+
 _BACKENDS = ("onnx", "torchscript")  # and torch-export, in a bundle with an exported program
 _MALFORMED = "parity: not checked, because the bundle is malformed"
 
@@ -83,96 +88,70 @@ def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool =
     `IntegrityFailed` if the archive or its config.json is damaged, and `FingerprintMalformed`.
     """
     check_fingerprint_syntax(fingerprint)
-    with open_as_folder(Path(bundle)) as folder:
-        return _verify_folder(folder, fingerprint, parity)
+    with open_bundle(bundle) as files:
+        return _verify_files(files, fingerprint, parity)
 
 
 def verify_staged(folder: Path, sha256: Callable[[Path], str]) -> VerifyReport:
     """Verify the folder of a bundle that was just written, without parity; `sha256` knows the digests of its files."""
-    return _verify_folder(folder, None, False, sha256)
+    with open_bundle(folder) as files:
+        return _verify_files(files, None, False, lambda path: sha256(folder / path))
 
 
-def _verify_folder(
-    folder: Path, fingerprint: str | None, parity: bool, sha256: Callable[[Path], str] | None = None
+def _verify_files(
+    files: BundleFiles, fingerprint: str | None, parity: bool, sha256: Callable[[str], str] | None = None
 ) -> VerifyReport:
-    raw_config = read_config(folder)
-    seal, integrity, problems = _check_seal(folder, fingerprint, sha256)
+    checked = check_bundle(files, models=parity, evidence=True, sha256=sha256)
+    seal, raw_config = checked.seal, checked.config
     backends = [*_BACKENDS, *(["torch-export"] if _has_exported_program(raw_config) else [])]
     not_checked, failed = dict.fromkeys(backends, "not-checked"), dict.fromkeys(backends, "fail")
 
     def report(problems: Sequence[str], verdicts: Mapping[str, str], *notes: str) -> VerifyReport:
-        return VerifyReport(seal, integrity, tuple(problems), verdicts, notes)
+        return VerifyReport(seal.fingerprint, seal.integrity, tuple(problems), verdicts, notes)
 
-    if not integrity.is_intact or problems:
+    problems = list(seal.problems)
+    if fingerprint is not None and fingerprint != seal.fingerprint:
+        problems.append(f"the fingerprint is {seal.fingerprint}, expected {fingerprint}")
+    if not seal.integrity.is_intact or problems:
         return report(problems, not_checked, "parity: not checked, because the files or their fingerprint are wrong")
-    config, problems = _check_structure(folder, raw_config)
+    if raw_config is None or checked.config_problem:
+        return report([str(checked.config_problem)], not_checked, _MALFORMED)
+    config, problems = _check_structure(files, raw_config, seal.sums)
     if config is None or problems:
         return report(problems, not_checked, _MALFORMED)
     if not parity:
         return report((), not_checked, "parity: not requested")
-    session, problems = _open_session(folder, config)
+    session, problems = _open_session(files, config)
     try:
-        cases = read_reference_cases(folder)
+        cases = parse_reference_cases(files.read(layout.PARITY), files.read(layout.GOLDEN))
     except EvidenceMalformed as error:
         return report(problems, failed, f"evidence: {error}")
     problems += _check_case_signatures(cases, config) or _check_declared_shapes(session, cases)
     if problems:
         return report(problems, not_checked, _MALFORMED)
-    verdicts, notes = _replay_cases(folder, config, session, cases)
+    verdicts, notes = _replay_cases(files, config, session, cases)
     return report((), verdicts, *notes)
 
 
-def _has_exported_program(raw_config: Mapping[str, Any]) -> bool:
-    artifacts = raw_config.get("artifacts")
+def _has_exported_program(raw_config: Mapping[str, Any] | None) -> bool:
+    artifacts = raw_config.get("artifacts") if raw_config is not None else None
     return isinstance(artifacts, dict) and artifacts.get("torch-export") is not None
 
 
-def _check_seal(
-    folder: Path, expected: str | None, sha256: Callable[[Path], str] | None
-) -> tuple[str, Integrity, list[str]]:
-    """Return the computed fingerprint, how the files differ from SHA256SUMS, and what is wrong with the seal."""
-    try:
-        seal, sums = read_sums(folder)
-    except (OSError, SumsMalformed) as error:
-        return "", Integrity(changed=(layout.SUMS,)), [f"{layout.SUMS}: {error}"]
-    integrity = check_integrity(folder, sums, sha256)
-    problems = []
-    try:
-        recorded = _read_regular_file(folder / layout.FINGERPRINT).decode()
-    except FileNotFoundError:
-        integrity = replace(integrity, missing=(layout.FINGERPRINT, *integrity.missing))
-    except (OSError, UnicodeDecodeError) as error:
-        integrity = replace(integrity, changed=(layout.FINGERPRINT, *integrity.changed))
-        problems.append(f"{layout.FINGERPRINT} is unreadable ({type(error).__name__}); that of the files is {seal}")
-    else:
-        if recorded != f"{seal}\n":
-            integrity = replace(integrity, changed=(layout.FINGERPRINT, *integrity.changed))
-            problems.append(f"{layout.FINGERPRINT} says {recorded.strip()}; that of the files is {seal}")
-    if expected is not None and expected != seal:
-        problems.append(f"the fingerprint is {seal}, expected {expected}")
-    return seal, integrity, problems
-
-
-def _read_regular_file(path: Path) -> bytes:
-    """Read a file. Raises OSError for a pipe or a device, which might never end."""
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not a regular file")
-    return path.read_bytes()
-
-
-def _check_structure(folder: Path, raw_config: Mapping[str, Any]) -> tuple[records.BundleConfig | None, list[str]]:
+def _check_structure(
+    files: BundleFiles, raw_config: Mapping[str, Any], sums: Mapping[str, str]
+) -> tuple[records.BundleConfig | None, list[str]]:
     """Check the records against their models, and against the files that they name.
 
     Returns config.json as its model, or None if a record does not fit its model, and one line per problem.
     """
     try:
         config = records.BundleConfig.model_validate(raw_config)
-        parity = records.ParityRecord.model_validate_json((folder / layout.PARITY).read_bytes())
-        build = records.BuildRecord.model_validate_json((folder / layout.BUILD).read_bytes())
-    except (OSError, pydantic.ValidationError) as error:
-        return None, [_format_error(error, folder)]
-    _, sums = read_sums(folder)
-    artifacts = config.artifacts.list_files()
+        parity = _read_record(files, layout.PARITY, records.ParityRecord)
+        build = _read_record(files, layout.BUILD, records.BuildRecord)
+    except (IntegrityFailed, ValueError, RecursionError) as error:
+        return None, [_format_error(error)]
+    artifacts = list_artifacts(raw_config)
     problems = [
         f"{layout.CONFIG} and {layout.SUMS} have different digests for {path}"
         for path, sha256 in artifacts
@@ -201,15 +180,25 @@ def _check_structure(folder: Path, raw_config: Mapping[str, Any]) -> tuple[recor
     return config, problems
 
 
-def _open_session(folder: Path, config: records.BundleConfig) -> tuple[OnnxBackend | None, list[str]]:
+def _read_record(files: BundleFiles, path: str, model: type[Record]) -> Record:
+    """Read a record of the evidence. Raises ValueError (pydantic's is one), RecursionError or `IntegrityFailed`."""
+    content = files.read(path, MAX_RECORD_BYTES)
+    parse_strict_json(content)
+    return model.model_validate_json(content)
+
+
+def _open_session(files: BundleFiles, config: records.BundleConfig) -> tuple[OnnxBackend | None, list[str]]:
     """Open the ONNX model, and compare its signature with config.json. Returns one line per difference."""
     if config.artifacts.onnx is None:
         return None, []
     path = config.artifacts.onnx.path
     try:
-        backend = OnnxBackend(folder / path, providers=config.providers, threads=None)
+        artifact = config.artifacts.onnx.model_dump()
+        backend = open_bundled_onnx(files, artifact, providers=config.providers, threads=None)
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)
-        return None, [f"{path} does not load: {_format_error(error, folder)}"]
+        return None, [f"{path} does not load: {_format_error(error)}"]
+    finally:
+        files.release(path)
     problems = []
     for kind, specs, tensors in (
         ("inputs", config.inputs, backend.inputs),
@@ -282,7 +271,7 @@ def _resolve_dims(
 
 
 def _replay_cases(
-    folder: Path, config: records.BundleConfig, session: OnnxBackend | None, cases: Sequence[ReferenceCase]
+    files: BundleFiles, config: records.BundleConfig, session: OnnxBackend | None, cases: Sequence[ReferenceCase]
 ) -> tuple[dict[str, str], list[str]]:
     """Run every model on the golden cases. Returns the verdict of each backend, and notes."""
     verdicts, notes = {}, []
@@ -296,12 +285,12 @@ def _replay_cases(
         verdicts["onnx"] = "not-checked"
         notes.append("onnx: not in this bundle")
     else:
-        record("onnx", check_onnx_session(session, cases, folder))
+        record("onnx", check_onnx_session(session, cases))
         session.close()  # two models at once would take twice the memory
         notes += [f"onnx: not compared on {provider}" for provider in describe_missing_providers(config.providers)]
     fallbacks = {"torchscript": config.artifacts.torchscript, "torch-export": config.artifacts.torch_export}
     for name, artifact in fallbacks.items():
-        result = None if artifact is None else _replay_fallback(folder, config, artifact, cases)
+        result = None if artifact is None else _replay_fallback(files, config, artifact, cases)
         if result is not None:
             record(name, result)
         elif artifact is not None or name in _BACKENDS:
@@ -316,25 +305,26 @@ def _explain_absence(config: records.BundleConfig, name: str) -> str:
 
 
 def _replay_fallback(
-    folder: Path,
+    files: BundleFiles,
     config: records.BundleConfig,
     artifact: records.TorchScriptArtifact | records.ExportedProgramArtifact,
     cases: Sequence[ReferenceCase],
 ) -> ParityResult | None:
     """Run a fallback on the golden cases; return None if torch is not installed."""
-    path, outputs = folder / artifact.path, [spec.name for spec in config.outputs]
+    outputs = [spec.name for spec in config.outputs]
     inputs = [(spec.name, spec.dtype) for spec in config.inputs]
     try:
         if isinstance(artifact, records.ExportedProgramArtifact):
-            return check_exported_program(path, cases, inputs=inputs, outputs=outputs)
+            return check_exported_program(files.read(artifact.path), cases, inputs=inputs, outputs=outputs)
         optimize = artifact.optimize_for_inference
-        return check_torchscript(path, cases, inputs=inputs, outputs=outputs, optimize=optimize)
+        return check_torchscript(files.read(artifact.path), cases, inputs=inputs, outputs=outputs, optimize=optimize)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         return None
 
 
-def _format_error(error: Exception, folder: Path) -> str:
-    """Return the text of a library's error on one line, with paths relative to the bundle's folder."""
-    return " ".join(str(error).replace(f"{folder}{os.sep}", "").split())[:400]
+def _format_error(error: Exception) -> str:
+    """Return the text of a library's error on one line."""
+    text = error.why if isinstance(error, PackagerError) else str(error)
+    return escape_unprintable(" ".join(str(text).split())[:400])

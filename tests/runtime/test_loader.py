@@ -290,10 +290,13 @@ def test_external_weights_stay_loaded_after_the_unpacked_folder_is_deleted(bundl
 
     model = onnx.load(bundle / "model.onnx")
     (bundle / "model.onnx").unlink()
-    onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+    config = json.loads((bundle / "config.json").read_text())
+    config["artifacts"]["onnx"]["data"] = {"path": "model.onnx_data", "sha256": "0" * 64}
+    (bundle / "config.json").write_text(json.dumps(config))
     reseal(bundle)
     reloaded = packager.load(zipped(bundle), fallback=False)
-    assert (bundle / "model.onnx.data").stat().st_size > 1000
+    assert (bundle / "model.onnx_data").stat().st_size > 1000
     shutil.rmtree(bundle)
     for count in (1, 16):
         np.testing.assert_allclose(

@@ -126,7 +126,7 @@ def test_a_missing_file_is_found(bundle, path):
 
 
 @pytest.mark.parametrize(
-    "path", ["extra.txt", ".hidden", "assets/more.txt", "evidence/deep/er.json", "model.onnx.data"]
+    "path", ["extra.txt", ".hidden", "assets/more.txt", "evidence/deep/er.json", "model.onnx_data"]
 )
 def test_an_added_file_is_found(bundle, path):
     (bundle / path).parent.mkdir(exist_ok=True)
@@ -303,7 +303,6 @@ def test_a_resealed_bundle_with_an_empty_golden_file_fails_parity(bundle):
         ("dtype", "float16", "float16['batch', 1, 8, 8]"),
         ("shape", ["batch", 1, 8, 9], "float32['batch', 1, 8, 9]"),
         ("shape", ["batch", 64], "float32['batch', 64]"),
-        ("shape", ["rows", 1, 8, 8], "float32['rows', 1, 8, 8]"),
     ],
 )
 def test_a_resealed_bundle_whose_config_has_a_different_signature_is_refused(bundle, field, value, declared, golden):
@@ -363,6 +362,8 @@ def test_a_resealed_bundle_with_an_unknown_file_is_refused(bundle, golden):
 @pytest.mark.parametrize("path", ["README.md", "assets/labels.txt", "evidence/golden.safetensors"])
 def test_a_resealed_bundle_without_a_required_file_is_refused(bundle, path, golden):
     (bundle / path).unlink()
+    if not any((bundle / path).parent.iterdir()):
+        (bundle / path).parent.rmdir()
     reseal(bundle)
     (line,) = packager.verify(bundle).structure
     golden(line, path, "SHA256SUMS")
@@ -484,7 +485,8 @@ def test_a_resealed_model_that_does_not_load_is_refused(bundle):
 
 
 def test_an_unknown_schema_is_refused_before_anything_else(bundle, golden):
-    edit(bundle / "config.json", lambda record: record.update(schema=2))
+    edit(bundle / "config.json", lambda record: (record.clear(), record.update(schema=2, fields=[])))
+    reseal(bundle)
     with pytest.raises(BundleSchemaUnknown) as caught:
         packager.verify(bundle)
     golden(render_error(caught.value), "error[bundle-schema-unknown]", bundle, "2", "1")
@@ -493,6 +495,7 @@ def test_an_unknown_schema_is_refused_before_anything_else(bundle, golden):
 @pytest.mark.parametrize("schema", [None, "1", 0, [1]])
 def test_an_invalid_schema_number_is_refused(bundle, schema):
     edit(bundle / "config.json", lambda record: record.update(schema=schema))
+    reseal(bundle)
     with pytest.raises(BundleSchemaUnknown):
         packager.verify(bundle)
 
@@ -507,8 +510,9 @@ def test_anything_but_a_bundle_is_refused(tmp_path, bundle, golden):
     golden(why(tmp_path), "SHA256SUMS")
     golden(why(tmp_path / "nowhere.zip"), ".zip")
     golden(why(bundle / "README.md"), ".zip")
-    (bundle / "FINGERPRINT").unlink()
     (bundle / "config.json").write_text("{")
+    reseal(bundle)
+    (bundle / "FINGERPRINT").unlink()
     mentions(why(bundle), "config.json")
     (bundle / "config.json").unlink()
     golden(why(bundle), "config.json")
@@ -523,9 +527,7 @@ def test_a_bundle_that_lost_a_required_file_fails_integrity(bundle, name, golden
         assert caught.value.exit_status == 1
         golden(caught.value.why, name)
     (bundle / name).write_text("{")
-    if name == "config.json":
-        with pytest.raises(IntegrityFailed):
-            packager.verify(bundle)
+    assert packager.verify(bundle).integrity.changed == (name,)
 
 
 # -- archives -------------------------------------------------------------------------------
@@ -598,4 +600,4 @@ def test_a_pipe_in_place_of_the_fingerprint_is_refused_without_blocking(bundle):
     os.mkfifo(bundle / "FINGERPRINT")
     report = packager.verify(bundle)
     assert not report.ok
-    mentions(report.structure[0], "FINGERPRINT", "(OSError)")
+    mentions(report.structure[0], "FINGERPRINT", "unreadable")

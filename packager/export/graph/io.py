@@ -127,7 +127,7 @@ def count_model_bytes(model: onnx.ModelProto) -> int:
 
 
 def write_graph(model: onnx.ModelProto, folder: Path, path: Path) -> bool:
-    """Write a model to `path`, its weights inside or, if they are many, in `path` + ".data".
+    """Write a model to `path`, its weights inside or, if they are many, in `path` + "_data".
 
     `folder` is where the model's references to weights start. Returns whether the weights are in a file of their own.
     Raises EOFError if a file of weights is too short.
@@ -144,7 +144,7 @@ def write_graph(model: onnx.ModelProto, folder: Path, path: Path) -> bool:
 def _write_with_external_data(model: onnx.ModelProto, folder: Path, path: Path) -> None:
     shipped = onnx.ModelProto()
     shipped.CopyFrom(model)
-    data_path = path.with_name(path.name + ".data")
+    data_path = path.with_name(path.name + "_data")
     with data_path.open("wb") as stream:
         for tensor in _list_external(shipped):
             location = _get_location(tensor)

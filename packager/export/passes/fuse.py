@@ -27,7 +27,8 @@ def fuse_operators(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
     """Return the fused model, or the given one if nothing can be fused. Raises whatever onnxruntime raises."""
     if not any(node.op_type in _ANCHORS for node in model.graph.node):
         return model
-    from onnxruntime.transformers import optimizer  # imports sympy, which few graphs need
+    from packager.common.ort import onnxruntime  # noqa: F401  # before the next import: without telemetry
+    from onnxruntime.transformers import optimizer  # isort: skip  # imports sympy, which few graphs need
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

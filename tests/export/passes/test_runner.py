@@ -319,7 +319,7 @@ def test_weights_over_the_threshold_go_into_a_file_of_their_own(traced, monkeypa
     size = traced.output_path.stat().st_size
     monkeypatch.setattr(io, "EXTERNAL_DATA_BYTES", 1 << 16)
     result = run(traced)
-    data = traced.output_path.with_name("model.onnx.data")
+    data = traced.output_path.with_name("model.onnx_data")
     try:
         assert result.summary.external_data
         assert not whole.summary.external_data
@@ -329,7 +329,7 @@ def test_weights_over_the_threshold_go_into_a_file_of_their_own(traced, monkeypa
         external = [tensor for tensor in model.graph.initializer if tensor.external_data]
         for tensor in external:
             entries = {entry.key: entry.value for entry in tensor.external_data}
-            assert entries["location"] == "model.onnx.data"
+            assert entries["location"] == "model.onnx_data"
             assert int(entries["offset"]) % 4096 == 0
         assert external
         check_outputs(traced)
