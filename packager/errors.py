@@ -676,6 +676,18 @@ class BackendUnavailable(UserError):
         super().__init__(f"cannot load {path}", why=why, hint=hint)
 
 
+class ProgramNotTrusted(UserError):
+    code = "program-not-trusted"
+
+    def __init__(self, path: str, program: str, cause: str) -> None:
+        super().__init__(
+            f"cannot load {path}: all that is left is {program}, a program, and the bundle is not trusted",
+            why=f"{cause}\n{program} can read and write files as you can, and its digest does not say who wrote it",
+            hint="use an onnxruntime that loads the model; or pin the bundle with fingerprint='h1:…', or trust its "
+            "maker with trust_program=True; on the command line: --fingerprint, --trust-program",
+        )
+
+
 class SelftestFailed(Refused):
     code = "selftest-failed"
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -127,11 +128,28 @@ def write_documents(bundle, digests):
     return {path: hashlib.sha256(content).hexdigest() for path, content in documents.items()}
 
 
+def update_digests(bundle):
+    """Update config.json to the current digests of the artifacts, and reseal the bundle; returns the fingerprint."""
+    config = json.loads((bundle / layout.CONFIG).read_text())
+    for artifact in config["artifacts"].values():
+        for file in filter(None, (artifact, (artifact or {}).get("data"))):
+            file["sha256"] = regular_file_digest(bundle / file["path"])
+    (bundle / layout.CONFIG).write_text(json.dumps(config))
+    return reseal(bundle)
+
+
 def package(*arguments, cwd=None, env=None):
     """Run the command `package` as a user would."""
     return subprocess.run(
         [sys.executable, "-m", "packager", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=env
     )
+
+
+def environment_without_torch(folder):
+    """Return an environment in which Python and the processes that packager starts cannot import torch."""
+    folder.mkdir()
+    (folder / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
+    return {**os.environ, "PYTHONPATH": str(folder)}
 
 
 def python(code, *arguments, cwd=None, env=None):

@@ -80,6 +80,14 @@ def test_verifying_without_torch_imports_no_onnx_and_no_build_side(built):
     assert not build_side(found) - RECORD_TYPES
 
 
+def test_only_the_child_that_replays_the_evidence_imports_onnxruntime(built):
+    found = imported("import sys, packager\nassert packager.verify(sys.argv[1]).parity['onnx'] == 'pass'", built.bundle)
+    assert not found & {*HEAVY, "onnxruntime"}
+    found = imported("from packager.runtime import replay_process, bundled_onnx, check, onnx_backend")
+    assert not found & {*HEAVY, "pydantic"}
+    assert not build_side(found)
+
+
 def test_comparing_bundles_imports_onnx_for_models_that_differ_and_torch_never(built):
     found = imported("import sys, packager\nassert packager.diff(sys.argv[1], sys.argv[1]).same", built.bundle)
     assert "packager.differences" in found
@@ -220,7 +228,8 @@ def test_the_comparison_is_numpy_only(path):
 @pytest.mark.parametrize("path", files_in("runtime"), ids=lambda path: path.name)
 def test_the_runtime_reaches_torch_in_the_fallbacks_and_the_build_side_in_no_module(path):
     seen = reached(module_name(path))
-    extra = {"torchscript_backend.py": "torch", "exported_program_backend.py": "torch", "verify.py": "pydantic"}
+    extra = {"torchscript_backend.py": "torch", "exported_program_backend.py": "torch"}
+    extra |= {"verify.py": "pydantic", "replay.py": "pydantic"}
     allowed = {"numpy", "onnxruntime", "safetensors", extra.get(path.name)}
     assert outside(seen) <= allowed
     assert not build_side(seen) - (RECORD_TYPES if path.name == "verify.py" else set())

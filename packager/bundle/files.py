@@ -240,6 +240,19 @@ def open_bundle(path: str | Path) -> BundleFiles:
     return BundleFiles(path, descriptor, listing)
 
 
+def adopt_files(locations: Mapping[str, Location], digests: Mapping[str, str]) -> BundleFiles:
+    """Return the files of a bundle that another process has opened, from the descriptors that this one inherited.
+
+    There are no other files: nothing is opened by its name. `read` refuses bytes that do not have their digest in
+    `digests`, SHA-256 in hex by path.
+    """
+    listing = _Listing(tuple(locations), {path: location.size for path, location in locations.items()})
+    files = BundleFiles(Path(), os.open(os.curdir, _FOLDER_FLAGS), listing)
+    files._locations.update(locations)
+    files._digests.update(digests)
+    return files
+
+
 def is_archive(path: Path) -> bool:
     """Return whether `path` is read as an archive: a file whose name ends in .zip."""
     return path.suffix == ARCHIVE_SUFFIX and path.is_file()

@@ -68,11 +68,17 @@ class CheckedBundle:
 
 
 def check_bundle(
-    files: BundleFiles, *, models: bool, evidence: bool, sha256: Callable[[str], str] | None = None
+    files: BundleFiles,
+    *,
+    models: bool,
+    evidence: bool,
+    in_child: bool = False,
+    sha256: Callable[[str], str] | None = None,
 ) -> CheckedBundle:
     """Check the seal of a bundle, and read config.json if its digest is right.
 
     `models` and `evidence` say what will be used later: `files` holds it, so that it is what was compared here.
+    With `in_child`, a child process will read it from descriptors that it inherits, and this process copies nothing.
     `sha256` returns the digest of a file by path, and is `files.sha256` by default. Raises `NotABundle` if a file
     cannot be read, and what `parse_config` raises.
     """
@@ -88,7 +94,7 @@ def check_bundle(
             config = parse_config(files)
             problem = find_config_problem(config)
     if config is not None and problem is None:
-        _hold(files, config, models=models, evidence=evidence)
+        _hold(files, config, models=models, evidence=evidence, in_child=in_child)
     return CheckedBundle(_compare_files(files, seal, digest), config, problem)
 
 
@@ -103,16 +109,21 @@ def read_sums(files: BundleFiles) -> Seal:
     return Seal(compute_fingerprint(text), parse_sums(text))
 
 
-def _hold(files: BundleFiles, config: Mapping[str, Any], *, models: bool, evidence: bool) -> None:
-    """Read the ONNX model, map its weights and keep the fallbacks open, and read the evidence."""
+def _hold(files: BundleFiles, config: Mapping[str, Any], *, models: bool, evidence: bool, in_child: bool) -> None:
+    """Read the ONNX model, map its weights and keep the fallbacks open, and read the evidence.
+
+    For a child, keep the models and the golden cases open.
+    """
     onnx = config["artifacts"]["onnx"] or {}
     data = (onnx.get("data") or {}).get("path")
     for path, _ in list_artifacts(config) if models else ():
         if path in files.sizes:
             hold = files.map if path == data else files.read if path == onnx.get("path") else files.locate
-            hold(path)
+            (files.locate if in_child else hold)(path)
     for path in (layout.PARITY, layout.BUILD, layout.GOLDEN) if evidence else ():
-        if path in files.sizes:
+        if path in files.sizes and path == layout.GOLDEN and in_child:
+            files.locate(path)
+        elif path in files.sizes:
             files.read(path, None if path == layout.GOLDEN else MAX_RECORD_BYTES)
 
 

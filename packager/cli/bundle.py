@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from packager.cli import console
-from packager.cli.options import PATH, json_option
+from packager.cli.options import PATH, fingerprint_option, json_option, trust_program_option
 
 if TYPE_CHECKING:
     from packager.runtime.verify import VerifyReport
@@ -17,18 +17,47 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("--fingerprint", metavar="h1:…", help="Fail unless the bundle has this fingerprint.")
+@fingerprint_option
+@trust_program_option
 @click.option("--no-parity", is_flag=True, help="Do not replay the evidence.")
+@click.option(
+    "--time-limit",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End the replay after this time. [default: 300, and 0.1 more per MB of the bundle]",
+)
+@click.option(
+    "--memory-limit",
+    metavar="MB",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End the replay if it takes more memory. [default: 2000, and 6 more per MB of the bundle]",
+)
 @click.option("--rebuild", metavar="MANIFEST", type=PATH, help="Build it again from this manifest, and compare.")
 @json_option
-def verify(bundle: Path, fingerprint: str | None, no_parity: bool, rebuild: Path | None, as_json: bool) -> None:
+def verify(
+    bundle: Path,
+    fingerprint: str | None,
+    trust_program: bool,
+    no_parity: bool,
+    time_limit: float | None,
+    memory_limit: float | None,
+    rebuild: Path | None,
+    as_json: bool,
+) -> None:
     """Check BUNDLE, a folder or .zip.
 
-    Check its integrity and structure, and replay parity from its own evidence.
+    Check its integrity and structure, and replay parity from its own evidence, in a process with limits.
     """
     from packager.runtime.verify import verify as run
 
-    report = run(bundle, fingerprint=fingerprint, parity=not no_parity)
+    report = run(
+        bundle,
+        fingerprint=fingerprint,
+        trust_program=trust_program,
+        parity=not no_parity,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
+    )
     if rebuild is not None:
         from packager.builder.rebuild import rebuild_and_compare
 
@@ -88,11 +117,13 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     "--input", "source", metavar="X.npz", required=True, type=PATH, help="Read the inputs from this file, by name."
 )
 @click.option("--output", "target", metavar="Y.npz", type=PATH, help="Write the outputs to this file, by name.")
-def run(bundle: Path, source: Path, target: Path | None) -> None:
+@fingerprint_option
+@trust_program_option
+def run(bundle: Path, source: Path, target: Path | None, fingerprint: str | None, trust_program: bool) -> None:
     """Run one prediction with BUNDLE, a folder or .zip."""
     from packager.runtime.predict import predict
 
-    for line in predict(bundle, source, target):
+    for line in predict(bundle, source, target, fingerprint=fingerprint, trust_program=trust_program):
         console.print_line(line)
 
 

@@ -43,7 +43,7 @@ def check_onnx_session(session: OnnxBackend, reference_cases: Iterable[Reference
 
 def check_torchscript(
     program: Path | bytes,
-    reference_cases: Sequence[ReferenceCase],
+    reference_cases: Iterable[ReferenceCase],
     *,
     inputs: Sequence[tuple[str, str]],
     outputs: Sequence[str],
@@ -65,7 +65,7 @@ def check_torchscript(
 
 def check_exported_program(
     program: Path | bytes,
-    reference_cases: Sequence[ReferenceCase],
+    reference_cases: Iterable[ReferenceCase],
     *,
     inputs: Sequence[tuple[str, str]],
     outputs: Sequence[str],

@@ -2,7 +2,8 @@
 
 The seal and the digests of all files are checked before a model is parsed, and the bytes that were checked are those
 that are used: no file is opened a second time. The ONNX model is used if it loads. Otherwise the fallback, TorchScript
-or an exported program, is used and the reason is logged as a warning, unless `fallback=False`.
+or an exported program, is used and the reason is logged as a warning, unless `fallback=False`. A fallback is a program,
+and runs only in a bundle that is trusted (`packager.runtime.trust`).
 Predicting with ONNX imports neither torch nor onnx.
 """
 
@@ -30,10 +31,12 @@ from packager.errors import (
     IntegrityFailed,
     NotABundle,
     PackagerError,
+    ProgramNotTrusted,
     SelftestFailed,
     did_you_mean,
 )
 from packager.runtime.bundled_onnx import open_bundled_onnx
+from packager.runtime.trust import PROGRAM_TITLES, trusts_program
 
 if TYPE_CHECKING:
     from packager.runtime.exported_program_backend import ExportedProgramBackend
@@ -92,6 +95,7 @@ def load(
     fingerprint: str | None = None,
     verify: bool = True,
     fallback: bool = True,
+    trust_program: bool = False,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     selftest: bool = False,
@@ -100,13 +104,15 @@ def load(
 
     - `fingerprint`: the `h1:…` that the bundle must have; None accepts any bundle.
     - `verify`: check the seal first, with the digest of every file.
-    - `fallback`: use the bundle's TorchScript model or exported program if the ONNX model does not load.
+    - `fallback`: use the bundle's TorchScript model or exported program if the ONNX model does not load. Both are
+      programs, and run only if `fingerprint` pins the bundle or `trust_program` is true.
+    - `trust_program`: trust whoever made the bundle: its program can read and write files as you can.
     - `providers`: execution providers of onnxruntime, in order of preference; None means those of the manifest.
     - `threads`: number of intra-op threads; None leaves the choice to onnxruntime.
     - `selftest`: run one test case of the bundle and compare the outputs with PyTorch's.
 
     Raises `NotABundle`, `ArchiveRefused`, `BundleSchemaUnknown`, `IntegrityFailed`, `FingerprintMalformed`,
-    `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`.
+    `FingerprintWrong`, `BackendUnavailable`, `ProgramNotTrusted` or `SelftestFailed`.
     """
     check_fingerprint_syntax(fingerprint)
     with open_bundle(path) as files:
@@ -114,7 +120,8 @@ def load(
         config, actual = _check_files(files, check_digests=check_digests, evidence=selftest)
         if fingerprint is not None and fingerprint != actual:
             raise FingerprintWrong(str(files.path), fingerprint, actual)
-        backend = _open_backend(files, config, fallback=fallback, providers=providers, threads=threads)
+        trusted = trusts_program(fingerprint=fingerprint, trust_program=trust_program)
+        backend = _open_backend(files, config, fallback=fallback, trusted=trusted, providers=providers, threads=threads)
         if selftest:
             _run_selftest(files, backend)
     return Bundle(Path(path), config, actual, backend)
@@ -149,6 +156,7 @@ def _open_backend(
     config: Mapping[str, Any],
     *,
     fallback: bool,
+    trusted: bool,
     providers: Sequence[str] | None,
     threads: int | None,
 ) -> Backend:
@@ -166,15 +174,18 @@ def _open_backend(
             cause = f"onnxruntime: {onnx['path']}: {_first_line(error)}"
         finally:
             files.release(onnx["path"])
-    if artifacts["torchscript"] is None and artifacts.get("torch-export") is None:
+    programs = [artifacts[kind] for kind in PROGRAM_TITLES if artifacts.get(kind) is not None]
+    if not programs:
         left_out = [f"{kind}: {entry['reason']}" for kind, entry in config.get("left_out", {}).items()]
         why = "\n".join([cause, "the bundle has no fallback", *left_out])
         raise BackendUnavailable(path, why, "use the onnxruntime it was built with")
     if not fallback:
         raise BackendUnavailable(path, cause, "load with fallback=True")
+    if not trusted:
+        raise ProgramNotTrusted(path, programs[0]["path"], cause)
     backend = _open_fallback(files, config, cause)
-    title = {"torchscript": "TorchScript", "torch-export": "torch.export"}[backend.name]
-    _log.warning("%s falls back to %s: %s", layout.folder_name(config["name"], config["version"]), title, cause)
+    folder = layout.folder_name(config["name"], config["version"])
+    _log.warning("%s falls back to %s: %s", folder, PROGRAM_TITLES[backend.name], cause)
     return backend
 
 

@@ -8,6 +8,7 @@ TorchScript without torch, is reported as not-checked.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,17 +18,15 @@ import pydantic
 
 from packager.bundle import layout, records
 from packager.bundle.config import list_artifacts
-from packager.bundle.evidence import EvidenceMalformed, parse_reference_cases
 from packager.bundle.files import BundleFiles, open_bundle
 from packager.bundle.fingerprint import Integrity, check_fingerprint_syntax
 from packager.bundle.seal import MAX_RECORD_BYTES, check_bundle
 from packager.common.strict_json import parse_strict_json
 from packager.errors import IntegrityFailed, PackagerError, escape_unprintable
-from packager.parity.numerics.verdict import ParityResult, ReferenceCase
 from packager.provenance import documents
-from packager.runtime.bundled_onnx import open_bundled_onnx
-from packager.runtime.check import check_exported_program, check_onnx_session, check_torchscript
-from packager.runtime.onnx_backend import OnnxBackend, describe_missing_providers
+from packager.runtime.replay import Limits, ReplayResult, replay
+from packager.runtime.replay_messages import ReplayRequest
+from packager.runtime.trust import trusts_program
 
 
 @dataclass(frozen=True)
@@ -78,33 +77,66 @@ Record = TypeVar("Record", bound=pydantic.BaseModel)
 
 _BACKENDS = ("onnx", "torchscript")  # and torch-export, in a bundle with an exported program
 _MALFORMED = "parity: not checked, because the bundle is malformed"
+_NOT_TRUSTED = (
+    "not run: it is a program, and the bundle is neither pinned with --fingerprint nor trusted with --trust-program"
+)
+_DEFAULT_SECONDS, _SECONDS_PER_MEGABYTE = 300, 0.1
+_DEFAULT_MEGABYTES, _MEGABYTES_PER_MEGABYTE = 2000, 6
 
 
-def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool = True) -> VerifyReport:
+@dataclass(frozen=True)
+class _ParityOptions:
+    """Whether to replay the evidence, with the programs too or not, and within which limits; None takes the default."""
+
+    replay: bool
+    trusted: bool = False
+    seconds: float | None = None
+    megabytes: float | None = None
+
+
+def verify(
+    bundle: str | Path,
+    *,
+    fingerprint: str | None = None,
+    trust_program: bool = False,
+    parity: bool = True,
+    time_limit: float | None = None,
+    memory_limit: float | None = None,
+) -> VerifyReport:
     """Verify a bundle, given as a folder or an archive.
 
-    `fingerprint` is the `h1:…` that the bundle must have; None accepts any. With `parity=False` the models are
-    not run. Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` if there is no bundle to verify,
+    - `fingerprint`: the `h1:…` that the bundle must have; None accepts any.
+    - `trust_program`: trust whoever made the bundle, and run its TorchScript model or exported program too: it can
+      read and write files as you can. Without it, they run only if `fingerprint` pins the bundle.
+    - `parity`: run the models on the golden cases, in a child process.
+    - `time_limit`: seconds that the models may take together; None means 300, and 0.1 more per MB of the bundle.
+    - `memory_limit`: MB that they may take; None means 2,000, and six times the size of the bundle.
+
+    Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` if there is no bundle to verify,
     `IntegrityFailed` if the archive or its config.json is damaged, and `FingerprintMalformed`.
     """
     check_fingerprint_syntax(fingerprint)
+    trusted = trusts_program(fingerprint=fingerprint, trust_program=trust_program)
     with open_bundle(bundle) as files:
-        return _verify_files(files, fingerprint, parity)
+        return _verify_files(files, fingerprint, _ParityOptions(parity, trusted, time_limit, memory_limit))
 
 
 def verify_staged(folder: Path, sha256: Callable[[Path], str]) -> VerifyReport:
     """Verify the folder of a bundle that was just written, without parity; `sha256` knows the digests of its files."""
     with open_bundle(folder) as files:
-        return _verify_files(files, None, False, lambda path: sha256(folder / path))
+        return _verify_files(files, None, _ParityOptions(False), lambda path: sha256(folder / path))
 
 
 def _verify_files(
-    files: BundleFiles, fingerprint: str | None, parity: bool, sha256: Callable[[str], str] | None = None
+    files: BundleFiles,
+    fingerprint: str | None,
+    options: _ParityOptions,
+    sha256: Callable[[str], str] | None = None,
 ) -> VerifyReport:
-    checked = check_bundle(files, models=parity, evidence=True, sha256=sha256)
+    checked = check_bundle(files, models=options.replay, evidence=True, in_child=True, sha256=sha256)
     seal, raw_config = checked.seal, checked.config
     backends = [*_BACKENDS, *(["torch-export"] if _has_exported_program(raw_config) else [])]
-    not_checked, failed = dict.fromkeys(backends, "not-checked"), dict.fromkeys(backends, "fail")
+    not_checked = dict.fromkeys(backends, "not-checked")
 
     def report(problems: Sequence[str], verdicts: Mapping[str, str], *notes: str) -> VerifyReport:
         return VerifyReport(seal.fingerprint, seal.integrity, tuple(problems), verdicts, notes)
@@ -116,20 +148,18 @@ def _verify_files(
         return report(problems, not_checked, "parity: not checked, because the files or their fingerprint are wrong")
     if raw_config is None or checked.config_problem:
         return report([str(checked.config_problem)], not_checked, _MALFORMED)
-    config, problems = _check_structure(files, raw_config, seal.sums)
-    if config is None or problems:
-        return report(problems, not_checked, _MALFORMED)
-    if not parity:
-        return report((), not_checked, "parity: not requested")
-    session, problems = _open_session(files, config)
-    try:
-        cases = parse_reference_cases(files.read(layout.PARITY), files.read(layout.GOLDEN))
-    except EvidenceMalformed as error:
-        return report(problems, failed, f"evidence: {error}")
-    problems += _check_case_signatures(cases, config) or _check_declared_shapes(session, cases)
+    problems = _check_structure(files, raw_config, seal.sums)
     if problems:
         return report(problems, not_checked, _MALFORMED)
-    verdicts, notes = _replay_cases(files, config, session, cases)
+    if not options.replay:
+        return report((), not_checked, "parity: not requested")
+    result = _replay(files, raw_config, options)
+    if result.answer.evidence_problem:
+        note = f"evidence: {result.answer.evidence_problem}"
+        return report(result.answer.problems, dict.fromkeys(backends, "fail"), note)
+    if result.answer.problems:
+        return report(result.answer.problems, not_checked, _MALFORMED)
+    verdicts, notes = _judge(raw_config, backends, result, trusted=options.trusted)
     return report((), verdicts, *notes)
 
 
@@ -138,19 +168,14 @@ def _has_exported_program(raw_config: Mapping[str, Any] | None) -> bool:
     return isinstance(artifacts, dict) and artifacts.get("torch-export") is not None
 
 
-def _check_structure(
-    files: BundleFiles, raw_config: Mapping[str, Any], sums: Mapping[str, str]
-) -> tuple[records.BundleConfig | None, list[str]]:
-    """Check the records against their models, and against the files that they name.
-
-    Returns config.json as its model, or None if a record does not fit its model, and one line per problem.
-    """
+def _check_structure(files: BundleFiles, raw_config: Mapping[str, Any], sums: Mapping[str, str]) -> list[str]:
+    """Check the records against their models, and against the files that they name. Returns one line per problem."""
     try:
         config = records.BundleConfig.model_validate(raw_config)
         parity = _read_record(files, layout.PARITY, records.ParityRecord)
         build = _read_record(files, layout.BUILD, records.BuildRecord)
     except (IntegrityFailed, ValueError, RecursionError) as error:
-        return None, [_format_error(error)]
+        return [_format_error(error)]
     artifacts = list_artifacts(raw_config)
     problems = [
         f"{layout.CONFIG} and {layout.SUMS} have different digests for {path}"
@@ -177,7 +202,7 @@ def _check_structure(
             for path, content in documents.make_documents(config, parity, build, sums).items()
             if hashlib.sha256(content).hexdigest() != sums[path]
         ]
-    return config, problems
+    return problems
 
 
 def _read_record(files: BundleFiles, path: str, model: type[Record]) -> Record:
@@ -187,141 +212,56 @@ def _read_record(files: BundleFiles, path: str, model: type[Record]) -> Record:
     return model.model_validate_json(content)
 
 
-def _open_session(files: BundleFiles, config: records.BundleConfig) -> tuple[OnnxBackend | None, list[str]]:
-    """Open the ONNX model, and compare its signature with config.json. Returns one line per difference."""
-    if config.artifacts.onnx is None:
-        return None, []
-    path = config.artifacts.onnx.path
-    try:
-        artifact = config.artifacts.onnx.model_dump()
-        backend = open_bundled_onnx(files, artifact, providers=config.providers, threads=None)
-    except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)
-        return None, [f"{path} does not load: {_format_error(error)}"]
-    finally:
-        files.release(path)
-    problems = []
-    for kind, specs, tensors in (
-        ("inputs", config.inputs, backend.inputs),
-        ("outputs", config.outputs, backend.outputs),
-    ):
-        names, expected = [name for name, _, _ in tensors], [spec.name for spec in specs]
-        if names != expected:
-            problems.append(f"{path} has the {kind} {names}, and {layout.CONFIG} has {expected}")
-            continue
-        problems += [
-            f"{path} has {name} as {dtype}{list(shape)}, and {layout.CONFIG} as {spec.dtype}{spec.shape}"
-            for spec, (name, dtype, shape) in zip(specs, tensors, strict=True)
-            if dtype != spec.dtype or not _shapes_agree(spec.shape, shape)
-        ]
-    return backend, problems
-
-
-def _shapes_agree(declared: Sequence[int | str | None], actual: Sequence[int | str | None]) -> bool:
-    """Return whether two shapes have the same rank, and the same dims wherever both declare one."""
-    return len(declared) == len(actual) and all(
-        dim == size or dim is None or (not isinstance(size, int) and not isinstance(dim, str))
-        for dim, size in zip(declared, actual, strict=True)
+def _replay(files: BundleFiles, config: Mapping[str, Any], options: _ParityOptions) -> ReplayResult:
+    """Run the models in a child: ONNX, and the programs if they are trusted."""
+    artifacts = {
+        backend: artifact if backend == "onnx" or options.trusted else None
+        for backend, artifact in config["artifacts"].items()
+    }
+    config = {**config, "artifacts": artifacts}
+    paths = [layout.PARITY, layout.GOLDEN, *(path for path, _ in list_artifacts(config))]
+    mapped = ((artifacts["onnx"] or {}).get("data") or {}).get("path")
+    request = ReplayRequest(
+        config,
+        {path: files.locate(path) for path in paths},
+        {path: files.sha256(path) for path in paths if path != mapped},
+        os.getpid(),
     )
+    size = sum(files.sizes.values()) / 1e6
+    seconds, megabytes = options.seconds, options.megabytes
+    seconds = _DEFAULT_SECONDS + _SECONDS_PER_MEGABYTE * size if seconds is None else seconds
+    megabytes = _DEFAULT_MEGABYTES + _MEGABYTES_PER_MEGABYTE * size if megabytes is None else megabytes
+    return replay(request, Limits(seconds, int(megabytes * 1e6)))
 
 
-def _check_case_signatures(cases: Sequence[ReferenceCase], config: records.BundleConfig) -> list[str]:
-    """Check the golden cases against the signature in config.json. Returns one line per difference."""
-    problems = []
-    for case in cases:
-        sizes: dict[str, int] = {}
-        for specs, arrays in ((config.inputs, case.inputs), (config.outputs, case.outputs)):
-            if {spec.name for spec in specs} != set(arrays):
-                problems.append(f"evidence: case {case.name} has {', '.join(arrays)}")
-                continue
-            for spec in specs:
-                array = arrays[spec.name]
-                dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
-                shape = _resolve_dims(spec.shape, array.shape, sizes)
-                if str(array.dtype) != dtype or not _shapes_agree(shape, array.shape):
-                    problems.append(
-                        f"evidence: case {case.name} has {spec.name} as {array.dtype}{list(array.shape)}, "
-                        f"and {layout.CONFIG} as {spec.dtype}{spec.shape}"
-                    )
-    return problems
-
-
-def _check_declared_shapes(session: OnnxBackend | None, cases: Sequence[ReferenceCase]) -> list[str]:
-    """Check the output sizes that the model declares against the golden cases; config.json may leave them open."""
-    problems = []
-    for name, _, declared in session.outputs if session is not None else ():
-        for case in cases:
-            shape = case.outputs[name].shape if name in case.outputs else ()
-            if any(isinstance(dim, int) and dim != size for dim, size in zip(declared, shape, strict=False)):
-                problems.append(
-                    f"the model declares {name} as {list(declared)}, and case {case.name} has {list(shape)}"
-                )
-                break
-    return problems
-
-
-def _resolve_dims(
-    shape: Sequence[int | str | None], actual: Sequence[int], sizes: dict[str, int]
-) -> list[int | str | None]:
-    """Replace the named dims of a shape by sizes; the first tensor with a name adds its size to `sizes`."""
-    if len(shape) != len(actual):
-        return list(shape)
-    return [
-        sizes.setdefault(dim, size) if isinstance(dim, str) else dim for dim, size in zip(shape, actual, strict=True)
-    ]
-
-
-def _replay_cases(
-    files: BundleFiles, config: records.BundleConfig, session: OnnxBackend | None, cases: Sequence[ReferenceCase]
+def _judge(
+    config: Mapping[str, Any], backends: Sequence[str], result: ReplayResult, *, trusted: bool
 ) -> tuple[dict[str, str], list[str]]:
-    """Run every model on the golden cases. Returns the verdict of each backend, and notes."""
+    """Return the verdict of each backend, and notes.
+
+    A replay that ended early fails the backend that ran then, or all of them if none did.
+    """
     verdicts, notes = {}, []
-
-    def record(name: str, result: ParityResult) -> None:
-        verdicts[name] = "pass" if result.passed else "fail"
-        if result.reason:
-            notes.append(f"{name}: {result.reason}")
-
-    if session is None:
-        verdicts["onnx"] = "not-checked"
-        notes.append("onnx: not in this bundle")
-    else:
-        record("onnx", check_onnx_session(session, cases))
-        session.close()  # two models at once would take twice the memory
-        notes += [f"onnx: not compared on {provider}" for provider in describe_missing_providers(config.providers)]
-    fallbacks = {"torchscript": config.artifacts.torchscript, "torch-export": config.artifacts.torch_export}
-    for name, artifact in fallbacks.items():
-        result = None if artifact is None else _replay_fallback(files, config, artifact, cases)
-        if result is not None:
-            record(name, result)
-        elif artifact is not None or name in _BACKENDS:
-            verdicts[name] = "not-checked"
-            notes.append(f"{name}: {_explain_absence(config, name) if artifact is None else 'torch is not installed'}")
+    answered = result.answer.backends
+    for backend in backends:
+        if config["artifacts"].get(backend) is None:
+            verdict, reasons = "not-checked", [f"{backend}: {_explain_absence(config, backend)}"]
+        elif backend != "onnx" and not trusted:
+            verdict, reasons = "not-checked", [f"{backend}: {_NOT_TRUSTED}"]
+        elif backend in answered:
+            verdict, reasons = answered[backend].verdict, list(answered[backend].notes)
+        elif result.subject == backend or result.subject not in backends:
+            verdict, reasons = "fail", [f"{backend}: {result.failure or 'the replay gave no verdict'}"]
+        else:
+            verdict, reasons = "not-checked", [f"{backend}: not run, because the replay had ended"]
+        verdicts[backend] = verdict
+        notes += reasons
     return verdicts, notes
 
 
-def _explain_absence(config: records.BundleConfig, name: str) -> str:
-    reasons = [record.reason for backend, record in config.left_out.items() if backend == name]
-    return ": ".join(["not in this bundle", *reasons])
-
-
-def _replay_fallback(
-    files: BundleFiles,
-    config: records.BundleConfig,
-    artifact: records.TorchScriptArtifact | records.ExportedProgramArtifact,
-    cases: Sequence[ReferenceCase],
-) -> ParityResult | None:
-    """Run a fallback on the golden cases; return None if torch is not installed."""
-    outputs = [spec.name for spec in config.outputs]
-    inputs = [(spec.name, spec.dtype) for spec in config.inputs]
-    try:
-        if isinstance(artifact, records.ExportedProgramArtifact):
-            return check_exported_program(files.read(artifact.path), cases, inputs=inputs, outputs=outputs)
-        optimize = artifact.optimize_for_inference
-        return check_torchscript(files.read(artifact.path), cases, inputs=inputs, outputs=outputs, optimize=optimize)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        return None
+def _explain_absence(config: Mapping[str, Any], backend: str) -> str:
+    left_out = config.get("left_out", {}).get(backend)
+    return "not in this bundle" + (f": {left_out['reason']}" if left_out else "")
 
 
 def _format_error(error: Exception) -> str:

@@ -313,11 +313,11 @@ def test_torchscript_ships_alone_if_no_exporter_works_and_onnx_is_not_required(t
     assert built.parity == {"onnx": "not-checked", "torchscript": "pass"}
     assert config_of(built.bundle)["artifacts"]["onnx"] is None
     assert "model.onnx" not in list_files(built.bundle)
-    report = packager.verify(built.bundle)
+    report = packager.verify(built.bundle, trust_program=True)
     assert report.ok
     (line,) = report.notes
     golden(line)
-    loaded = packager.load(built.bundle)
+    loaded = packager.load(built.bundle, fingerprint=built.fingerprint)
     assert loaded.backend == "torchscript"
     assert loaded(x=np.ones((5, 4), np.float32))["output_0"].shape == (5, 3)
 
@@ -328,7 +328,7 @@ def test_onnx_ships_alone_if_the_manifest_asks_for_no_torchscript(tmp_path, gold
     assert built.parity == {"onnx": "pass", "torchscript": "not-checked"}
     assert "model.ts" not in list_files(built.bundle)
     assert list(stages_of(built.bundle)) == ["export: torchscript, from the trace"]
-    assert packager.verify(built.bundle).ok
+    assert packager.verify(built.bundle, trust_program=True).ok
 
 
 def test_a_module_that_cannot_be_scripted_as_requested_is_refused(tmp_path, golden):
@@ -464,7 +464,7 @@ def test_force_replaces_a_folder_that_is_not_a_bundle(tmp_path):
     (tmp_path / "out" / "net-1.0.0").mkdir(parents=True)
     (tmp_path / "out" / "net-1.0.0" / "other").touch()
     built = packager.build(path, tmp_path / "out", force=True)
-    assert packager.verify(built.bundle).ok
+    assert packager.verify(built.bundle, trust_program=True).ok
     assert os.listdir(tmp_path / "out") == ["net-1.0.0"]
 
 
@@ -518,7 +518,7 @@ def test_a_killed_build_leaves_the_old_bundle_intact_and_the_next_one_cleans_up(
         child.wait()
         child.stdout.close()
         assert child.returncode == -signal.SIGKILL, moment
-        report = packager.verify(out / "digits-cnn-1.0.0")
+        report = packager.verify(out / "digits-cnn-1.0.0", trust_program=True)
         assert report.ok
         visible = [name for name in os.listdir(out) if not name.startswith(".")]
         assert visible == ["digits-cnn-1.0.0"]
@@ -668,7 +668,7 @@ def test_a_right_model_is_not_refused_for_what_its_own_arithmetic_amplifies(tmp_
     text = LINEAR.replace("nn.Linear(4, 3)", layer).replace("self.layer(x)", expression)
     path = project(tmp_path / "p", text, inputs=inputs)
     result = packager.build(path, tmp_path / "dist")
-    assert packager.verify(result.bundle).ok
+    assert packager.verify(result.bundle, trust_program=True).ok
     cases = parity_of(result.bundle)["cases"]
     assert sum("random" in case["fill"] for case in cases) >= 3
 

@@ -1,23 +1,18 @@
 """A bundle that was changed in any way is refused, and the change is named."""
 
-import gc
-import importlib
 import json
 import os
 import shutil
 
 import onnx
-import onnxruntime
 import pytest
 from messages import mentions
-from projects import ANOTHER, LINEAR, project, python, reseal
+from projects import ANOTHER, LINEAR, environment_without_torch, project, python, reseal, update_digests
 
 import packager
 from packager.bundle import archive, layout
 from packager.bundle.fingerprint import list_files
 from packager.errors import BundleSchemaUnknown, FingerprintMalformed, IntegrityFailed, NotABundle, render_error
-
-verify = importlib.import_module("packager.runtime.verify")  # packager.verify is the function
 
 PASS = {"onnx": "pass", "torchscript": "pass"}
 UNCHECKED = {"onnx": "not-checked", "torchscript": "not-checked"}
@@ -64,20 +59,6 @@ def test_a_malformed_fingerprint_is_refused_before_anything_is_read(given, tmp_p
             "FINGERPRINT",
             "package build",
         )
-
-
-def test_the_session_is_closed_before_the_fallback_is_opened(bundle, monkeypatch):
-    opened, check = [], verify.check_torchscript
-
-    def check_torchscript(*arguments, **options):
-        opened.extend(item for item in gc.get_objects() if isinstance(item, onnxruntime.InferenceSession))
-        return check(*arguments, **options)
-
-    gc.collect()
-    before = [item for item in gc.get_objects() if isinstance(item, onnxruntime.InferenceSession)]
-    monkeypatch.setattr(verify, "check_torchscript", check_torchscript)
-    assert packager.verify(bundle).parity == {"onnx": "pass", "torchscript": "pass"}
-    assert len(opened) == len(before)
 
 
 def test_a_copy_with_different_times_and_modes_passes(bundle, built):
@@ -234,18 +215,6 @@ def change_weight(path):
     onnx.save(model, path)
 
 
-def update_digests(bundle):
-    """Update config.json to the current digests of the artifacts, and reseal the bundle."""
-    from packager.common.hashing import sha256_file
-
-    def change(record):
-        for artifact in record["artifacts"].values():
-            artifact["sha256"] = sha256_file(bundle / artifact["path"])
-
-    edit(bundle / "config.json", change)
-    return reseal(bundle)
-
-
 def test_a_resealed_bundle_whose_config_has_the_old_digest_is_refused(bundle, golden):
     change_weight(bundle / "model.onnx")
     reseal(bundle)
@@ -256,7 +225,7 @@ def test_a_resealed_bundle_whose_config_has_the_old_digest_is_refused(bundle, go
 def test_a_resealed_bundle_with_a_changed_weight_fails_parity(bundle, built):
     change_weight(bundle / "model.onnx")
     assert update_digests(bundle) != built.fingerprint
-    report = packager.verify(bundle)
+    report = packager.verify(bundle, trust_program=True)
     assert report.integrity.is_intact
     assert report.structure == ()
     assert report.parity == {"onnx": "fail", "torchscript": "pass"}
@@ -272,7 +241,7 @@ def test_a_resealed_bundle_with_changed_evidence_fails_parity(bundle):
     arrays[name] = arrays[name] + 1
     safetensors.numpy.save_file(arrays, bundle / layout.GOLDEN)
     reseal(bundle)
-    assert packager.verify(bundle).parity == {"onnx": "fail", "torchscript": "fail"}
+    assert packager.verify(bundle, trust_program=True).parity == {"onnx": "fail", "torchscript": "fail"}
 
 
 def test_a_resealed_bundle_without_golden_cases_fails_parity(bundle):
@@ -282,7 +251,7 @@ def test_a_resealed_bundle_without_golden_cases_fails_parity(bundle):
 
     edit(bundle / layout.PARITY, change)
     reseal(bundle)
-    report = packager.verify(bundle)
+    report = packager.verify(bundle, trust_program=True)
     assert report.parity == {"onnx": "fail", "torchscript": "fail"}
     assert not report.ok
 
@@ -292,7 +261,7 @@ def test_a_resealed_bundle_with_an_empty_golden_file_fails_parity(bundle):
 
     safetensors.numpy.save_file({}, bundle / layout.GOLDEN)
     reseal(bundle)
-    report = packager.verify(bundle)
+    report = packager.verify(bundle, trust_program=True)
     assert report.parity == {"onnx": "fail", "torchscript": "fail"}
     assert report.notes[0].startswith("evidence: KeyError")
 
@@ -445,7 +414,7 @@ def test_a_resealed_bundle_with_a_decision_on_a_missing_axis_fails(bundle):
     decision = {"rule": "argmax", "axis": 7, "tie": 0.25}
     edit(bundle / layout.PARITY, lambda record: record["decisions"].update(logits=decision))
     reseal(bundle)
-    report = packager.verify(bundle)
+    report = packager.verify(bundle, trust_program=True)
     assert report.parity == {"onnx": "fail", "torchscript": "fail"}
     mentions(report.notes[0], "2", "7", "axis")
 
@@ -539,7 +508,7 @@ def zipped(bundle):
 
 
 def test_an_archive_is_verified_like_its_folder(archived, built, temporary, golden):
-    assert packager.verify(archived, fingerprint=built.fingerprint) == packager.verify(built.bundle)
+    assert packager.verify(archived, fingerprint=built.fingerprint) == packager.verify(built.bundle, trust_program=True)
     (line,) = packager.verify(archived, fingerprint=ANOTHER, parity=False).structure
     golden(line, built.fingerprint, ANOTHER)
 
@@ -561,7 +530,7 @@ def test_a_report_on_an_archive_names_no_temporary_folder(bundle, temporary, pat
         (bundle / path).write_bytes(content)
         update_digests(bundle)
     reseal(bundle)
-    report = packager.verify(zipped(bundle))
+    report = packager.verify(zipped(bundle), trust_program=True)
     assert not report.ok
     text = "\n".join((*report.structure, *report.notes))
     assert text and "packager-" not in text and str(temporary) not in text
@@ -579,14 +548,13 @@ def test_an_archive_without_a_bundle_is_refused_under_its_own_name(bundle, tempo
 # -- without torch --------------------------------------------------------------------------
 
 
-def test_without_torch_torchscript_is_reported_as_not_checked(built, golden):
+def test_without_torch_torchscript_is_reported_as_not_checked(built, golden, tmp_path):
     code = (
-        "import sys, json; sys.modules['torch'] = None\n"
-        "import packager\n"
-        "report = packager.verify(sys.argv[1])\n"
+        "import sys, json, packager\n"
+        "report = packager.verify(sys.argv[1], trust_program=True)\n"
         "print(json.dumps(report.as_json()))"
     )
-    process = python(code, built.bundle)
+    process = python(code, built.bundle, env=environment_without_torch(tmp_path / "without"))
     assert process.returncode == 0, process.stderr
     report = json.loads(process.stdout)
     assert report["ok"]
