@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 from torch.onnx import symbolic_helper, symbolic_opset11, symbolic_opset13
 from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
-from packager.export.operators import ALIASES, ONNX_OPERATORS, OPERATORS
+from packager.export.operators import ALIASES, CONCATENATIONS, ONNX_OPERATORS, OPERATORS, STACKS
 
 Kernels = Mapping[OpOverload, Any]
 T = TypeVar("T")
@@ -34,7 +34,7 @@ def retry_with_decompositions(export: Callable[[], T]) -> T:
 
     Raises what `export` raises; if a replacement fails, the error about the operator that it was for.
     """
-    kernels: dict[OpOverload, Any] = {}
+    kernels: dict[OpOverload, Any] = {_list_overloads(name)[0]: function for name, function in STACKS.items()}
     lacking: torch.onnx.errors.UnsupportedOperatorError | None = None
     while True:
         try:
@@ -73,6 +73,27 @@ def decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPro
     table = {overload: OPERATORS[_get_name(overload)] for overload in overloads if _get_name(overload) in OPERATORS}
     decomposed: torch.export.ExportedProgram = program.run_decompositions(table)
     return decomposed
+
+
+def promote_concatenations(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return a program that casts tensors of different dtypes before it joins them; the given one if it joins none."""
+    functions = {**CONCATENATIONS, **STACKS}
+    overloads = {_list_overloads(name)[0]: function for name, function in functions.items()}
+    joins = [node for node in program.graph.nodes if node.target in overloads]
+    if all(len({value.meta["val"].dtype for value in node.args[0]}) == 1 for node in joins):
+        return program
+
+    def skip_equal(function: Callable[..., Any]) -> Callable[..., Any]:
+        def join(tensors: list[torch.Tensor], *options: Any, **named_options: Any) -> Any:
+            if len({tensor.dtype for tensor in tensors}) == 1:
+                return NotImplemented  # the operator stays
+            return function(tensors, *options, **named_options)
+
+        return join
+
+    table = {overload: skip_equal(function) for overload, function in overloads.items()}
+    promoted: torch.export.ExportedProgram = program.run_decompositions(table)
+    return promoted
 
 
 def _list_overloads(name: str) -> list[OpOverload]:

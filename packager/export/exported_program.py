@@ -15,13 +15,14 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from packager.common import deterministic_zip
-from packager.export.exporters import ExporterFailed, FlatOutputs, to_exporter_failed
+from packager.export.exporters import ExporterFailed, FlatOutputs, retry_with_plain_is_causal, to_exporter_failed
 from packager.export.torchscript import reserve_disk_space
 from packager.project.manifest import DimLimits, Project
 from packager.runtime.exported_program_archive import ROOT
@@ -43,7 +44,9 @@ def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _keep_sizes_general():
         for strict in (False, True):
             try:
-                return torch.export.export(flat, inputs, dynamic_shapes=shapes, strict=strict)
+                return retry_with_plain_is_causal(
+                    partial(torch.export.export, flat, inputs, dynamic_shapes=shapes, strict=strict)
+                )
             except Exception as error:  # noqa: BLE001 (torch.export raises whatever forward() does under its tensors)
                 failure = failure or error
     assert failure is not None

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
 from packager.common import output_tree
 from packager.common.sanitize import sanitize_message
 from packager.model.code_dependencies import relative_inside
+
+T = TypeVar("T")
 
 
 class ExporterFailed(Exception):
@@ -61,6 +66,46 @@ def disable_attention_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def retry_with_plain_is_causal(trace: Callable[[], T]) -> T:
+    """Call `trace`, which traces a module; again, with `is_causal` as a plain bool, if the module computes it.
+
+    Attention with `is_causal=length > 1` is common. While a module is traced, a size is a tensor or a symbol, and so is
+    the comparison, which the operator refuses (https://github.com/pytorch/pytorch/issues/154038).
+    """
+    try:
+        return trace()
+    except TypeError as error:
+        if "'is_causal' must be bool" not in str(error):
+            raise
+    with _convert_is_causal():
+        return trace()
+
+
+@contextlib.contextmanager
+def _convert_is_causal() -> Iterator[None]:
+    """Put a function that converts `is_causal` in the place of attention, in every module that has imported it."""
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(*arguments: Any, **options: Any) -> Any:
+        if "is_causal" in options:
+            options["is_causal"] = bool(options["is_causal"])
+        return attention(*arguments[:5], *map(bool, arguments[5:]), **options)  # query to dropout_p, is_causal
+
+    loaded = [vars(module) for name, module in list(sys.modules.items()) if _is_python_module(name, module)]
+    imported = [(names, name) for names in loaded for name, value in list(names.items()) if value is attention]
+    for names, name in imported:
+        names[name] = attend
+    try:
+        yield
+    finally:
+        for names, name in imported:
+            names[name] = attention
+
+
+def _is_python_module(name: str, module: object) -> bool:
+    return isinstance(module, ModuleType) and not name.startswith("torch._C")
 
 
 class FlatOutputs(torch.nn.Module):
