@@ -9,7 +9,7 @@ others, so that it records those.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 _SYMBOLIC_OPSET = 13
 """The lowest opset that a manifest may ask for."""
+
+_COL2IM_OPSET = 18
+"""The opset from which ONNX has Col2Im."""
 
 
 def retry_with_decompositions(export: Callable[[], T]) -> T:
@@ -136,10 +139,13 @@ def _replace_while_traced(kernels: Kernels) -> Iterator[None]:
 def improve_symbolics() -> Iterator[None]:
     """Let the TorchScript exporter know operators of ONNX that it lacks, and correct those that it gets wrong."""
     with ExitStack() as stack:
-        symbolics = {name: _make_symbolic(onnx_name) for name, onnx_name in ONNX_OPERATORS.items()}
-        for name, symbolic in {**symbolics, "aten::cumsum": _cumsum, "aten::unflatten": _unflatten}.items():
-            register_custom_op_symbolic(name, symbolic, _SYMBOLIC_OPSET)
-            stack.callback(unregister_custom_op_symbolic, name, _SYMBOLIC_OPSET)
+        symbolics = {(name, _SYMBOLIC_OPSET): _make_symbolic(onnx_name) for name, onnx_name in ONNX_OPERATORS.items()}
+        symbolics["aten::cumsum", _SYMBOLIC_OPSET] = _cumsum
+        symbolics["aten::unflatten", _SYMBOLIC_OPSET] = _unflatten
+        symbolics["aten::col2im", _COL2IM_OPSET] = _col2im
+        for (name, opset), symbolic in symbolics.items():
+            register_custom_op_symbolic(name, symbolic, opset)
+            stack.callback(unregister_custom_op_symbolic, name, opset)
         yield
 
 
@@ -164,3 +170,22 @@ def _unflatten(graph: Any, tensor: Any, dim: Any, sizes: Any) -> Any:
     count = len(symbolic_helper._unpack_list(sizes) if packed else symbolic_helper._maybe_get_const(sizes, "is"))
     result.setType(tensor.type().with_sizes([None] * (tensor.type().dim() - 1 + count)))
     return result
+
+
+@symbolic_helper.parse_args("v", "v", "v", "is", "is", "is")
+def _col2im(
+    graph: Any,
+    tensor: Any,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Any:
+    """Fold blocks with an output size that is known at run time, and with a padding that differs from dim to dim.
+
+    torch's own symbolic raises for the first, and confuses the paddings of the second: ONNX lists those before every
+    dim, then those after.
+    """
+    options = {"dilations_i": dilation, "pads_i": [*padding, *padding], "strides_i": stride}
+    return graph.op("Col2Im", tensor, output_size, kernel_size, **options)

@@ -119,6 +119,7 @@ JOINS = (
     "torch.column_stack((x, y > 0))[:, :1] + torch.hstack((y.long(), x))[:, :1] + torch.vstack((x, y > 0))[:1]"
     " + torch.dstack((y > 0, x))[..., 3:7] + torch.stack((x > 0, y))[0] + torch.cat((x > 0, y.int(), y))[:1]"
 )
+UNFOLDED = "torch.nn.functional.unfold(torch.cat((x, y[:, :1]), 1)[:, None], (2, 3), 1, (1, 0), (1, 1))"
 EXPRESSIONS = {
     "an alias": "x.swapaxes(1, 2) + torch.special.expm1(y).mT",
     "an alias of an operator that is replaced": "torch.fix(x * 3)",
@@ -131,6 +132,9 @@ EXPRESSIONS = {
     "an order": "x.median(1).values + y.kthvalue(1, 1).values",
     "a search": "torch.searchsorted(x.sort(2).values.contiguous(), y) + torch.isin(x.round(), y.round())",
     "a count of booleans": "(x > 0).cumsum(1) * y",
+    "a size that is folded to": "torch.nn.functional.fold("
+    + UNFOLDED
+    + ", (x.shape[1] + 1, 4), (2, 3), 1, (1, 0), (1, 1))",
     "tensors of different dtypes": JOINS,
     "an unflattened dim": "x.unflatten(2, (2, 2)).transpose(1, 2).reshape(x.shape[0], -1)",
 }
