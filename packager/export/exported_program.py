@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from packager.common import deterministic_zip
 from packager.export.exporters import ExporterFailed, FlatOutputs, retry_with_plain_is_causal, to_exporter_failed
@@ -31,13 +32,17 @@ _GENERAL_SIZE = 2  # torch.export specializes what it traces with a size of 0 or
 _RANDOM_ENTRY = ".data/serialization_id"
 
 
-def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
+def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
     """Export the module with the manifest's dynamic dims; `inputs` are an example call, in the manifest's order.
 
     A dim is exported as if it were at least 2, so that its size does not become a condition. The program still takes
     smaller sizes, and the parity check tries them. Raises `ExporterFailed`.
     """
-    flat = FlatOutputs(module, project.manifest.outputs).eval()
+    return export_flat(project, FlatOutputs(module, project.manifest.outputs).eval(), inputs)
+
+
+def export_flat(project: Project, flat: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
+    """Export a module in eval mode whose forward() takes `*inputs` and returns tensors; the rest is as for `export`."""
     shapes = {"inputs": _make_dynamic_shapes(project, inputs)}
     failure: Exception | None = None
     # It prints half of the graph to stderr when it fails.
@@ -86,7 +91,7 @@ def _make_dynamic_dim(name: str, limit: DimLimits, example: int) -> Any:
     return torch.export.Dim(name, min=smallest, max=None if limit.max is None else max(limit.max, smallest + 1))
 
 
-def save(program: torch.export.ExportedProgram, path: Path, folder: Path) -> None:
+def save(program: ExportedProgram, path: Path, folder: Path) -> None:
     """Write the program to `path`, the same bytes every time. `folder` holds the user's code.
 
     Raises `ExporterFailed`, and OSError if the disk is full.
@@ -104,7 +109,7 @@ def save(program: torch.export.ExportedProgram, path: Path, folder: Path) -> Non
     raw.unlink()
 
 
-def _list_tensors(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
+def _list_tensors(program: ExportedProgram) -> list[torch.Tensor]:
     values = (*program.state_dict.values(), *program.constants.values())
     return [value for value in values if isinstance(value, torch.Tensor)]
 
