@@ -157,13 +157,22 @@ def find_imported(before: Mapping[str, object]) -> dict[str, Path]:
     """Return the user's modules that are imported now and were not in `before`, a copy of `sys.modules`, by name."""
     prefixes, files = _installed_prefixes(), {}
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
+        file = _get_file(module)
         if before.get(name) is module or file is None or name.partition(".")[0] == "packager":
             continue
         path = Path(file).absolute()
         if path.suffix == ".py" and not str(path).startswith(prefixes):
             files[name] = path
     return files
+
+
+def _get_file(module: object) -> str | None:
+    """Return the file of a module without running its code: some import another module once they are asked for a name.
+
+    speechbrain has such modules for packages that may be missing.
+    """
+    file: str | None = getattr(module, "__dict__", {}).get("__file__")
+    return file
 
 
 def _is_generated(path: Path, folder: Path, written: Collection[str]) -> bool:
@@ -221,7 +230,7 @@ def _find_distributions(names: set[str]) -> tuple[tuple[str, ...], list[str]]:
     distributions_by_module = metadata.packages_distributions()
     names = names - _SEARCH_BOUNDARY
     packages = {package for name in names for package in distributions_by_module.get(name, ())}
-    files = [getattr(sys.modules.get(name), "__file__", None) for name in names if name not in distributions_by_module]
+    files = [_get_file(sys.modules.get(name)) for name in names if name not in distributions_by_module]
     return tuple(sorted(packages)), [file for file in files if file is not None]
 
 
