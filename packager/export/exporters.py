@@ -61,11 +61,45 @@ def disable_attention_fast_path() -> Iterator[None]:
     which no exporter does (https://github.com/pytorch/pytorch/issues/143107). The switch belongs to the process.
     """
     enabled = torch.backends.mha.get_fastpath_enabled()
+    forward = torch.nn.TransformerEncoder.forward
     torch.backends.mha.set_fastpath_enabled(False)
+    if enabled:
+        torch.nn.TransformerEncoder.forward = _encode_with_zeroed_padding(forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
+        torch.nn.TransformerEncoder.forward = forward  # type: ignore[method-assign]
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _encode_with_zeroed_padding(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Make a forward() of nn.TransformerEncoder that returns what its fast path does at padded positions.
+
+    The fast path packs a batch without its padding, if that is on the right in every row, and returns zeros in its
+    place, before the last normalization (torch 2.13, torch/nn/modules/transformer.py).
+    """
+
+    def encode(
+        self: torch.nn.TransformerEncoder,
+        src: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        src_key_padding_mask: torch.Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> torch.Tensor:
+        packs = getattr(self, "use_nested_tensor", False) and getattr(
+            self, "mask_check", True
+        )  # unpickled ones lack them
+        if not packs or src_key_padding_mask is None or mask is not None or src.dim() != 3 or self.layers[0].training:
+            return forward(self, src, mask, src_key_padding_mask, is_causal)
+        output = src
+        for layer in self.layers:
+            output = layer(output, src_key_padding_mask=src_key_padding_mask)
+        padded = src_key_padding_mask != 0
+        is_packed = (padded[:, :-1] & padded[:, 1:].logical_not()).sum() == 0
+        output = output.masked_fill((padded & is_packed)[..., None], 0.0)
+        return output if self.norm is None else self.norm(output)
+
+    return encode
 
 
 def retry_with_plain_is_causal(trace: Callable[[], T]) -> T:
