@@ -176,6 +176,14 @@ def _absolute(_: Any, value: Pair) -> Tensor:
     return larger * torch.sqrt(1 + ratio * ratio)
 
 
+def _tanh(_: Any, value: Pair) -> Pair:
+    """Return the hyperbolic tangent by Kahan's formula, which has no difference of large numbers."""
+    tangent, sinh = torch.tan(value.imag), torch.sinh(value.real.clamp(-20, 20))  # beyond, tanh is 1 in float64 too
+    slope = 1 + tangent * tangent
+    size = 1 + slope * sinh * sinh
+    return Pair(slope * torch.sqrt(1 + sinh * sinh) * sinh / size, tangent / size)
+
+
 def _convert(_: Any, value: Any, *args: Any, **options: Any) -> Any:
     dtypes = [option for option in (*args, *options.values()) if isinstance(option, torch.dtype)]
     if not dtypes:
@@ -281,6 +289,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "real": lambda _, value: value.real,
     "reciprocal": lambda _, value: _divide(torch.div, complex(1), value),
     "square": lambda _, value: _multiply(torch.mul, value, value),
+    "tanh": _tanh,
     "view_as_real": lambda _, value: torch.stack((value.real, value.imag), -1),
     "_assert_tensor_metadata": lambda *_, **__: None,
 }
