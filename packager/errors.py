@@ -320,7 +320,8 @@ class NotRepeatable(UserError):
             where=where,
             why=f"output {output} differs between two calls with the same inputs, in test case {case}",
             hint="do not draw random numbers in forward() (F.dropout needs training=self.training), "
-            "and do not keep anything computed from an input, even on the first call",
+            "and do not keep anything computed from an input, even on the first call: a state belongs to the inputs "
+            "and outputs",
         )
 
 

@@ -94,10 +94,13 @@ def read(
     return read_located(located, weights, trust_pickle=trust_pickle, where=where)
 
 
-def read_located(located: LocatedCheckpoint, weights: str, *, trust_pickle: bool, where: str | None) -> Checkpoint:
+def read_located(
+    located: LocatedCheckpoint, weights: str, *, trust_pickle: bool, where: str | None, allow_empty: bool = False
+) -> Checkpoint:
     """Read the files that `locate_files` returned, and select the state dict; the arguments are those of `read`.
 
-    Raises `CheckpointUnreadable`, `CheckpointNeedsCode` or `WeightsNotFound`.
+    `allow_empty` accepts a file that holds nothing, which is the state dict of a module without weights. Raises
+    `CheckpointUnreadable`, `CheckpointNeedsCode` or `WeightsNotFound`.
     """
     path = located.path
     for message in located.skipped_checkpoints:
@@ -111,7 +114,10 @@ def read_located(located: LocatedCheckpoint, weights: str, *, trust_pickle: bool
         content = content.state_dict()
     if not isinstance(content, Mapping):
         raise CheckpointUnreadable(str(path), where, f"it holds a {type(content).__name__}, not a state dict")
-    selected = _select_state(content, "auto" if located.from_run else weights, where)
+    if allow_empty and not content and weights in ("auto", "model"):
+        selected = Checkpoint(_with_metadata({}, content), "", ())
+    else:
+        selected = _select_state(content, "auto" if located.from_run else weights, where)
     _check_tensors(selected.state, str(path), where)
     beside = content if selected.key else {name: content[name] for name in selected.beside}
     about = about or describe_contents(beside, opened.metadata)

@@ -189,6 +189,38 @@ def test_a_module_that_writes_its_first_input_into_a_tensor_is_refused(tmp_path,
         packager.build(path, tmp_path / "dist")
 
 
+STATEFUL = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.state = torch.zeros(0, 4)
+
+    def forward(self, x):
+        if len(self.state) != len(x):  # as streaming models do: another batch, another stream
+            self.state = torch.zeros_like(x)
+        self.state = self.state * 0.5 + x
+        return self.layer(self.state)
+
+
+def scripted():
+    return torch.jit.script(Net())
+"""
+
+
+@pytest.mark.parametrize("entry", ["model.py:Net", "model.py:scripted"])
+def test_a_state_that_starts_again_with_each_size_of_the_batch_is_refused(tmp_path, entry, golden):
+    path = project(tmp_path / "p", STATEFUL, entry=entry)
+    for command in (vet, packager.build):
+        with pytest.raises(errors.NotRepeatable) as caught:
+            command(path)
+        golden(caught.value.hint, "forward()", "state")
+
+
 def test_a_parameter_that_forward_writes_to_is_refused(tmp_path, golden):
     text = source("self.l = nn.Embedding(9, 4, max_norm=1.0)", "return self.l(x)")
     ids = {"x": {"dtype": "int64", "shape": ["batch"], "range": [0, 9]}}

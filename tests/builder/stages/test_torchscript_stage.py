@@ -58,9 +58,10 @@ def returning(*lines):
 NOT_TRACED = returning(
     NO_CODE,
     "q = torch.stack([y, y + x[:, :3]], 1)[:, None]",
-    "return nn.functional.scaled_dot_product_attention(q, q, q, is_causal=q.shape[2] > 1)",
+    "assert (q.shape[2] / 1).is_integer()",
+    "return nn.functional.scaled_dot_product_attention(q, q, q)",
 )
-"""In a trace, a size is a tensor, and `is_causal` must be a bool."""
+"""In a trace, a size is a tensor, which has no `is_integer`."""
 BRANCH = returning("return torch.cond(x.sum() > 0, lambda v: v * 2, lambda v: v - 1, (y,))")
 """torch.jit knows no torch.cond."""
 TRACED_WRONG = returning(NO_CODE, "return y * torch.sym_float(x.shape[0])")
@@ -221,7 +222,7 @@ def test_a_module_that_can_be_neither_traced_nor_scripted_ships_onnx_and_an_expo
     stages = stages_of(built.bundle)
     assert stages["export: torch-export"] == "pass"
     assert (stages["torchscript: trace"], stages["torchscript: script"]) == ("not-checked", "not-checked")
-    mentions(next(note for note in notes if carries(note, "exported program")), "trace", "is_causal", "script")
+    mentions(next(note for note in notes if carries(note, "exported program")), "trace", "is_integer", "script")
     unchecked = read(built.bundle, "evidence/parity.json")["not_checked"]
     assert len([item for item in unchecked if carries(item, "traced")]) == 1
     assert not [note for note in notes if carries(note, "control flow")]
@@ -239,7 +240,7 @@ def test_the_causes_of_a_failed_trace_and_of_a_failed_export_are_all_named(tmp_p
     with pytest.raises(ExportFailed) as caught:
         build(tmp_path, source)
     trace, script, export = (problem.message for problem in caught.value.problems)
-    mentions(trace, "torchscript, from the trace", "is_causal")
+    mentions(trace, "torchscript, from the trace", "is_integer")
     mentions(script, "torchscript, from the script", "__float__")
     mentions(export, "torch-export", "lgamma")
 
