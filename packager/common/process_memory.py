@@ -11,6 +11,7 @@ import ctypes
 import gc
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 _MMAP_THRESHOLD_BYTES = 1 << 30
 _TRIM_THRESHOLD_BYTES = (1 << 31) - 1
@@ -63,3 +64,14 @@ def release_memory() -> None:
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def get_transient_bytes() -> int:
+    """Return by how much more memory this process had at its peak than it has now; 0 if the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    values = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    peak, now = (int(values.get(name, "0 kB").split()[0]) for name in ("VmHWM", "VmRSS"))
+    return 1024 * (peak - now)

@@ -34,7 +34,8 @@ from packager.runtime.check import check_onnx, check_onnx_session, open_onnx_ses
 from packager.runtime.onnx_backend import OnnxBackend
 
 CONCURRENT_CHECK_BYTES = 1 << 28
-"""Artifacts with more bytes of weights than this are checked one after the other."""
+"""Artifacts with more bytes of weights than this, or of a module that takes more memory while it runs, are checked one
+after the other."""
 
 
 @dataclass(frozen=True)
