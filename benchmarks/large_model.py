@@ -51,8 +51,6 @@ class Net(torch.nn.Module):
         super().__init__()
         layer = torch.nn.TransformerEncoderLayer({_TRANSFORMER_WIDTH}, 16, {4 * _TRANSFORMER_WIDTH}, batch_first=True)
         self.encoder = torch.nn.TransformerEncoder(layer, layers)
-        for parameter in self.parameters():  # the layers are copies, and an exporter writes equal weights once
-            parameter.data.add_(torch.randn(parameter.shape), alpha=0.01)
 
     def forward(self, x):
         return self.encoder(x)
@@ -66,6 +64,18 @@ model: {entry: "model.py:Net", kwargs: {layers: %d}}
 checkpoint: {path: best.safetensors}
 inputs:
   x: {dtype: float32, shape: %s}
+"""
+_SAVE = """
+import sys
+import safetensors.torch
+import torch
+sys.path.insert(0, sys.argv[1])
+import model
+torch.manual_seed(0)
+net = model.Net(int(sys.argv[2]))
+for parameter in net.parameters():  # an exporter writes equal weights once, and an encoder's layers are copies
+    parameter.data.add_(torch.randn(parameter.shape), alpha=0.01)
+safetensors.torch.save_file(net.state_dict(), sys.argv[1] + "/best.safetensors")
 """
 _BASE = "import torch, onnxruntime"
 _BUILD = """
@@ -140,12 +150,8 @@ def write_project(folder: Path, megabytes: int, *, transformer: bool) -> int:
     (folder / "model.py").write_text(_TRANSFORMER if transformer else _MODULE)
     (folder / "package.yaml").write_text(_MANIFEST % (layers, shape))
     path = folder / "best.safetensors"
-    code = (
-        "import sys, torch, safetensors.torch; torch.manual_seed(0); sys.path.insert(0, sys.argv[1]); import model; "
-        f"safetensors.torch.save_file(model.Net({layers}).state_dict(), sys.argv[1] + '/best.safetensors')"
-    )
     if not path.exists():
-        subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+        subprocess.run([sys.executable, "-c", _SAVE, str(folder), str(layers)], check=True)
     return path.stat().st_size
 
 

@@ -113,11 +113,11 @@ def transpose_weights(model: onnx.ModelProto, folder: Path, path: Path) -> None:
 
 
 def _read_transposed(folder: Path, tensor: onnx.TensorProto) -> NDArray[np.uint8]:
-    """Read a matrix with its axes exchanged; the third axis is that of the bytes of an element."""
+    """Read a matrix with its axes exchanged, as the bytes of it."""
     location, (rows, columns) = _get_location(tensor), tensor.dims
-    size = location.length // (rows * columns)
-    stored = np.memmap(folder / location.file, np.uint8, "r", location.offset, (rows, columns, size))
-    return np.ascontiguousarray(stored.transpose(1, 0, 2))
+    element = np.dtype((np.void, location.length // (rows * columns)))
+    stored = np.memmap(folder / location.file, element, "r", location.offset, (rows, columns))
+    return np.ascontiguousarray(stored.T).view(np.uint8)
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:
