@@ -74,4 +74,4 @@ def get_transient_bytes() -> int:
         return 0
     values = {name: value for name, _, value in (line.partition(":") for line in lines)}
     peak, now = (int(values.get(name, "0 kB").split()[0]) for name in ("VmHWM", "VmRSS"))
-    return 1024 * (peak - now)
+    return 1024 * max(0, peak - now)
