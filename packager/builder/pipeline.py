@@ -247,8 +247,10 @@ def _make_artifacts(
     if prepared is not None:
         checked = background.submit_after(prepared, partial(onnx_stage.check_prepared, context, reference))
         prepared = None  # with its session, once the check is done
-        if model.weight_bytes > onnx_stage.CONCURRENT_CHECK_BYTES:
+        needs = max(model.weight_bytes, process_memory.get_transient_bytes())
+        if needs > onnx_stage.CONCURRENT_CHECK_BYTES:
             wait([checked])  # two large artifacts at once would take twice the memory
+            process_memory.release_memory()
     torchscript, onnx = cached.torchscript, cached.onnx
     if torchscript is None or not torchscript.is_checked:
         with stage(StageName.TORCHSCRIPT):

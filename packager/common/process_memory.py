@@ -81,3 +81,14 @@ def read_private_bytes(process_id: int) -> int:
             command = ["ps", "-o", "rss=", "-p", str(process_id)]
             return int(subprocess.run(command, capture_output=True, text=True).stdout) * 1024
     return 0
+
+
+def get_transient_bytes() -> int:
+    """Return by how much more memory this process had at its peak than it has now; 0 if the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    values = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    peak, now = (int(values.get(name, "0 kB").split()[0]) for name in ("VmHWM", "VmRSS"))
+    return 1024 * max(0, peak - now)

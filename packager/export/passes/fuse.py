@@ -34,6 +34,8 @@ def fuse_operators(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
     copy.CopyFrom(model)
     _rename_tanh_gelus(copy)
     folder = job.exported.path.parent
+    # Otherwise the first fusion puts them into the graph, which every inference of shapes then copies several times.
+    io.transpose_weights(copy, folder, folder / "transposed.weights")
     with _working_directory(folder):  # where onnx looks for the few weights whose values a fusion reads
         # The BERT patterns are the general ones (attention, normalization, Gelu); zero heads: read from the graph.
         optimized = optimizer.optimize_model(copy, model_type="bert", num_heads=0, hidden_size=0, opt_level=0)

@@ -14,7 +14,7 @@ from packager.export import onnx as exporters
 from packager.export import torchscript
 from packager.export.graph import io, walk
 from packager.export.graph.messages import OptimizeJob
-from packager.export.passes import runner
+from packager.export.passes import check, runner
 from packager.model import loader
 from packager.model.inputs import bind_inputs
 from packager.parity import reference
@@ -131,6 +131,16 @@ def test_every_pass_is_recorded_and_the_graph_gets_smaller(exported):
     session = check_outputs(exported)
     assert [value.shape for value in session.get_outputs()] == [["batch", "length", 32], ["batch", "length", 600]]
     assert [value.name for value in session.get_outputs()] == ["hidden", "scores"]
+
+
+def test_a_large_graph_is_checked_with_its_weights_transposed_and_ships_the_same_bytes(traced, monkeypatch):
+    result, shipped = run(traced), traced.output_path.read_bytes()
+    candidate = traced.exported.path.with_name("candidate.weights")
+    assert not candidate.exists()
+    monkeypatch.setattr(check, "_LARGE_BYTES", 0)
+    assert run(traced) == result
+    assert traced.output_path.read_bytes() == shipped
+    assert candidate.stat().st_size == 4 * 32 * 600
 
 
 def test_normalization_becomes_one_operator(traced):
