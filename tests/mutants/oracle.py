@@ -25,7 +25,7 @@ from packager.project.manifest import InputSpec
 MUST = 10.0
 """A mutant must be found if its effect is more than this many noise floors on some valid input."""
 
-_ROWS = 320
+ROWS = 320
 _STEADY = 5.0
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], Mapping[str, np.ndarray]]
@@ -169,13 +169,13 @@ def moved_weights(content: bytes, seed: int) -> bytes:
 class OnnxOracle:
     """The oracle of the ONNX model in a bundle."""
 
-    def __init__(self, architecture: Architecture, bundle: Path) -> None:
+    def __init__(self, architecture: Architecture, bundle: Path, rows: int = ROWS) -> None:
         content = (bundle / layout.ONNX).read_bytes()
         self._original = Session(content)
         plain = Session(content, Level.ORT_DISABLE_ALL)
         moved = [Session(moved_weights(content, seed)) for seed in (0, 1)]
-        again = [one.run for one in (plain, *moved)]
-        self.oracle = Oracle(list(draw(architecture)), noise(bundle), self._original.run, again)
+        again = [session.run for session in (plain, *moved)]
+        self.oracle = Oracle(list(draw(architecture, rows)), noise(bundle), self._original.run, again)
 
     def effect(self, model: ModelProto) -> Effect:
         """Return the effect of a mutant; infinite if it does not load, or declares other inputs or outputs."""
@@ -193,11 +193,11 @@ class OnnxOracle:
 _FILLS = ("random", "random", "random", "ends", "sparse", "low", "high", "large")
 
 
-def draw(architecture: Architecture, seed: int = 1) -> Iterator[dict[str, np.ndarray]]:
-    """Draw inputs of many sizes until there are 320 rows: random, at the ends of the range, sparse, constant."""
+def draw(architecture: Architecture, rows: int = ROWS, seed: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    """Draw inputs of many sizes until there are enough rows: random, at the ends of the range, sparse, constant."""
     generator = np.random.default_rng(seed)
-    rows = number = 0
-    while rows < _ROWS:
+    drawn = number = 0
+    while drawn < rows:
         sizes = {
             name: int(generator.integers(limits["min"], limits["max"], endpoint=True))
             for name, limits in architecture.dims.items()
@@ -210,7 +210,7 @@ def draw(architecture: Architecture, seed: int = 1) -> Iterator[dict[str, np.nda
             for name, spec in architecture.inputs.items()
         }
         yield feed
-        rows += sizes.get("batch", 1)
+        drawn += sizes.get("batch", 1)
         number += 1
 
 
