@@ -104,9 +104,9 @@ def _summary_table(must: Sequence[MutantResult], runs: Sequence[RunResult]) -> l
         "| --- | --- | --- | --- | --- |",
     ]
     for name in NAMES:
-        found, refusals = _count(name, must), _count(name, runs)
-        shares = [f"{found / len(must):.1%}" if must else "", f"{refusals / len(runs):.1%}" if runs else ""]
-        lines.append(f"| {name} | {found} | {shares[0]} | {refusals} | {shares[1]} |")
+        detections, refusals = _count(name, must), _count(name, runs)
+        shares = [f"{detections / len(must):.1%}" if must else "", f"{refusals / len(runs):.1%}" if runs else ""]
+        lines.append(f"| {name} | {detections} | {shares[0]} | {refusals} | {shares[1]} |")
     return lines
 
 

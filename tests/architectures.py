@@ -81,7 +81,7 @@ def _trained(architecture: Architecture) -> dict[str, Any]:
     if architecture.pretrained:
         return dict(module.state_dict())
     statistics = {name for name, _ in module.named_buffers() if name.endswith(("running_mean", "running_var"))}
-    moved = {name for name, one in module.named_parameters() if one.dim() < 2 or not one.any()}
+    moved = {name for name, value in module.named_parameters() if value.dim() < 2 or not value.any()}
     state = module.state_dict()
     for name in sorted(statistics | moved):
         noise = torch.rand(state[name].shape) - 0.5

@@ -2,13 +2,13 @@
 
     python -m benchmarks.models.mutated [KIND …]
 
-draws them again, in an environment that has all libraries (environment.py), and prints why each candidate was taken
-or left out. The rule was written before any of them was broken. The models of each kind in `KINDS` are shuffled with a
+draws them again, in an environment that has all libraries (environment.py), and prints why each candidate is taken or
+left out. The rule was written before any of them was broken. The models of each kind in `KINDS` are shuffled with a
 fixed seed; the first are taken that
 
 - name their outputs, come from a state dict, and are not expected to be refused,
 - have at most `MOST_PARAMETERS`,
-- need at most `MOST_OPERATIONS` for one row at the largest sizes of `limits`: a mutant is run on hundreds of rows,
+- need at most `MOST_OPERATIONS` for one row at the largest sizes of `limits`: a mutant is run on about a hundred rows,
 - are the first of their library in this kind.
 
 The weights are those of the catalogue: random, or the ones that the package ships.

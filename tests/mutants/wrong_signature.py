@@ -38,7 +38,7 @@ def _input_ignored(view: View) -> Iterator[tuple[str, Edit]]:
 
         def edit(copy: View, name: str = value.name, made: NodeProto = made) -> None:
             for node in copy.nodes:
-                node.input[:] = [f"{name}_ignored" if one == name else one for one in node.input]
+                node.input[:] = [f"{name}_ignored" if other == name else other for other in node.input]
             copy.graph.node.insert(0, made)
 
         yield value.name, edit
@@ -143,13 +143,13 @@ def _outputs_swapped(view: View) -> Iterator[tuple[str, Edit]]:
     for number, first in enumerate(values):
         for second in values[number + 1 :]:
 
-            def edit(copy: View, one: str = first.name, two: str = second.name) -> None:
-                _rename(copy, {one: two, two: one})
+            def edit(copy: View, left: str = first.name, right: str = second.name) -> None:
+                _rename(copy, {left: right, right: left})
                 types = {value.name: value.SerializeToString() for value in copy.graph.output}
                 for value in copy.graph.output:
-                    if value.name in (one, two):
+                    if value.name in (left, right):
                         name = value.name
-                        value.ParseFromString(types[two if name == one else one])
+                        value.ParseFromString(types[right if name == left else left])
                         value.name = name
 
             yield f"{first.name} and {second.name}", edit
