@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pickle
 import platform
@@ -34,7 +35,7 @@ import onnx
 import onnxruntime
 import torch
 from onnxruntime import GraphOptimizationLevel as Level
-from parity_results import OURS, MutantResult, Results, RunResult, read, render
+from parity_results import CRASH, OURS, MutantResult, Results, RunResult, read, render
 from peer_rules import RULES, Array, Arrays, Rule
 from report import put
 
@@ -83,9 +84,9 @@ SUITES = (
     ),
     Suite(
         "parity_models", "Results on models of public libraries", "The models were drawn from the catalogue of "
-        "[models.md](models.md) before any of them was broken, by the rule in benchmarks/models/mutated.py. Each "
-        "mutation is tried at one location of a graph, and its effect is measured on 64 rows.", zoo.ARCHITECTURES,
-        locations=1, rows=64,
+        "[models.md](models.md) before any of them was broken, by the rule in benchmarks/models/mutated.py: "
+        f"{', '.join(architecture.name for architecture in zoo.ARCHITECTURES)}. Each mutation is tried at one location "
+        "of a graph, and its effect is measured on 64 rows.", zoo.ARCHITECTURES, locations=1, rows=64,
     ),
 )  # fmt: skip
 
@@ -230,25 +231,30 @@ def refuses(rule: Rule, pairs: Sequence[tuple[Arrays, Arrays]], run_at: Callable
 
 
 class Apart:
-    """A process for the rules of other tools: some mutants crash onnxruntime on their samples, which users see too."""
+    """A process for mutants: some crash onnxruntime, and the users of a tool with it."""
 
     def __init__(self) -> None:
         self._process: ProcessPoolExecutor | None = None
 
-    def refuses(self, rule: int, content: bytes, pairs: Sequence[tuple[Arrays, Arrays]]) -> bool:
-        """Return whether a rule refuses a model, or the process crashes on it."""
+    def call(self, function: Callable[..., bool], *arguments: object) -> bool | None:
+        """Return what a function returns in the process, or None if the process crashes."""
         if self._process is None:
             self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         try:
-            return self._process.submit(refuses_here, rule, content, pairs).result()
+            return self._process.submit(function, *arguments).result()
         except BrokenProcessPool:
             self._process = None
-            return True
+            return None
 
 
 def refuses_here(rule: int, content: bytes, pairs: Sequence[tuple[Arrays, Arrays]]) -> bool:
     """Apply a rule to a model, in the other process."""
     return refuses(RULES[rule], pairs, lambda level: Session(content, level).run)
+
+
+def verify_refuses(bundle: Path) -> bool:
+    """Return whether `package verify` refuses a bundle, in the other process."""
+    return bundles.is_refused(packager.verify(bundle))
 
 
 def mutant_results(graph: Subject, target: Path, suite: Suite, apart: Apart) -> Iterator[MutantResult]:
@@ -262,14 +268,13 @@ def mutant_results(graph: Subject, target: Path, suite: Suite, apart: Apart) -> 
             print(f"{graph.name}: {mutant}", file=sys.stderr, flush=True)
             bundles.put(copy, mutant.model)
             content = mutant.model.SerializeToString()
-            refused_by = [
-                rule.name
+            answers = {
+                rule.name: apart.call(refuses_here, number, content, graph.expected[rule.name])
                 for number, rule in enumerate(RULES)
-                if apart.refuses(number, content, graph.expected[rule.name])
-            ]
-            if bundles.is_refused(packager.verify(copy)):
-                refused_by.append(OURS)
-            effect = oracle.effect(mutant.model)
+            }
+            answers[OURS] = apart.call(verify_refuses, copy)
+            effect = Effect(math.inf, CRASH) if answers[OURS] is None else oracle.effect(mutant.model)
+            refused_by = [name for name, refused in answers.items() if refused is not False]
             yield MutantResult(graph.name, mutant.mutation, mutant.location, effect.floors, effect.where, refused_by)
 
 

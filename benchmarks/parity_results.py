@@ -12,6 +12,7 @@ from peer_rules import RULES
 
 OURS = "package verify"
 NAMES = (OURS, *(rule.name for rule in RULES))
+CRASH = "onnxruntime crashes"
 MUST = 10.0  # noise floors, as in tests/mutants/oracle.py
 
 
@@ -77,7 +78,7 @@ def render(title: str, introduction: str, results: Sequence[Results], mutations:
         f"Measured by benchmarks/parity.py on {_versions(results)}. {introduction} {len(mutants)} mutants of "
         f"{len({mutant.graph for mutant in mutants})} graphs of {len(results)} architectures. {len(must)} of them must "
         "be found: they move some output by more than ten noise floors on some valid input, or change its name, dtype "
-        f"or shape. There are {len(runs)} runs of good bundles.", "",
+        f"or shape. {_crashes(must)}There are {len(runs)} runs of good bundles.", "",
         *_summary_table(must, runs), "", *(f"* {rule.name}: {rule.source}." for rule in RULES), "",
         *(f"Excluded from the good runs, because it is wrong: {line}.\n" for line in wrong),
         "### Good runs refused", "", *_refusal_table(runs), "",
@@ -96,6 +97,11 @@ def _versions(results: Sequence[Results]) -> str:
         for versions in (result.versions for result in results)
     ]
     return "; ".join(dict.fromkeys(texts))
+
+
+def _crashes(mutants: Sequence[MutantResult]) -> str:
+    count = sum(mutant.where == CRASH for mutant in mutants)
+    return f"{count} of them crash onnxruntime, and the process of every rule with it: found. " if count else ""
 
 
 def _summary_table(must: Sequence[MutantResult], runs: Sequence[RunResult]) -> list[str]:
