@@ -101,6 +101,16 @@ def test_the_names_of_mutations_are_unique():
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
 
 
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *zoo.ARCHITECTURES], ids=lambda model: model.name)
+def test_the_sizes_of_the_examples_stay_within_the_limits_and_differ_where_these_allow_it(architecture):
+    first, second = architecture.examples
+    dims = {dim for spec in architecture.inputs.values() for dim in spec["shape"] if isinstance(dim, str)}
+    assert set(first) == set(second) == dims
+    for name, limits in architecture.dims.items():
+        assert limits["min"] <= first[name] <= limits["max"] and limits["min"] <= second[name] <= limits["max"]
+        assert first[name] != second[name] or limits["min"] == limits["max"] or first[name] == limits["min"]
+
+
 def test_a_bundle_that_is_sealed_again_without_a_change_passes(shared, tmp_path):
     bundle = bundles.copy(shared(*FEW[0]), tmp_path / "copy")
     bundles.put(bundle, onnx.load(bundle / layout.ONNX))
