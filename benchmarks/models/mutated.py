@@ -38,7 +38,7 @@ MUTATED: tuple[str, ...] = (
     "kornia-hynet",
     "timm-efficientvit-m0",
     "transformers-lfm2",
-    "x-transformers-continuous",
+    "x-transformers-alibi",
     "transformers-gpt2-step",
     "conformer-block",
     "torchlibrosa-logmel",
