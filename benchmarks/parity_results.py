@@ -70,15 +70,16 @@ def render(title: str, introduction: str, results: Sequence[Results], mutations:
     """Return a part of docs/parity.md; `mutations` are the names of all, in the order of the table."""
     mutants = [mutant for result in results for mutant in result.mutants]
     runs = [run for result in results for run in result.runs]
+    names = ", ".join(result.architecture for result in results)
     must = [mutant for mutant in mutants if mutant.must_be_found]
     wrong = [line for result in results for line in result.wrong]
     missed = [mutant for mutant in must if OURS not in mutant.refused_by]
     lines = [
         f"## {title}", "",
         f"Measured by benchmarks/parity.py on {_versions(results)}. {introduction} {len(mutants)} mutants of "
-        f"{len({mutant.graph for mutant in mutants})} graphs of {len(results)} architectures. {len(must)} of them must "
-        "be found: they move some output by more than ten noise floors on some valid input, or change its name, dtype "
-        f"or shape. {_crashes(must)}There are {len(runs)} runs of good bundles.", "",
+        f"{len({mutant.graph for mutant in mutants})} graphs of {len(results)} architectures: {names}. "
+        f"{len(must)} of them must be found: they move some output by more than ten noise floors on some valid input, "
+        f"or change its name, dtype or shape. {_crashes(must)}There are {len(runs)} runs of good bundles.", "",
         *_summary_table(must, runs), "", *(f"* {rule.name}: {rule.source}." for rule in RULES), "",
         *(f"Excluded from the good runs, because it is wrong: {line}.\n" for line in wrong),
         "### Good runs refused", "", *_refusal_table(runs), "",

@@ -38,7 +38,7 @@ def test_results_are_read_as_they_were_written(results, tmp_path):
 def test_the_tables_count_the_architectures_that_have_results(results):
     some = [example(results, "bert", ["package verify"]), example(results, "gpt", ["Optimum"])]
     text = results.render("Results", "Small ones.", some, ["epsilon → 1e-3", "an output dropped"])
-    assert "4 mutants of 2 graphs of 2 architectures. 2 of them must be found" in text
+    assert "4 mutants of 2 graphs of 2 architectures: bert, gpt. 2 of them must be found" in text
     assert "| package verify | 1 | 50.0% | 0 | 0.0% |" in text
     assert "| Olive | 0 | 0.0% | 2 | 100.0% |" in text
     assert "| an output dropped | 2 | 1 |" in text
