@@ -21,6 +21,9 @@ SUMS = "SHA256SUMS"
 FINGERPRINT = "FINGERPRINT"
 SIGNATURE = "model.sig"
 
+DOCUMENTS = frozenset({PARITY_ATTESTATION, PROVENANCE, BILL_OF_MATERIALS})
+"""The standard documents, which follow from the records."""
+
 UNSEALED_FILES = frozenset({SUMS, FINGERPRINT, SIGNATURE})
 """The files that the fingerprint does not cover: the sums it is computed from, itself, and its signature."""
 

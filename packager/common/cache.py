@@ -275,7 +275,7 @@ class Cache:
     def _authenticate(self, path: Path, text: bytes) -> bytes:
         """Return the code of a record, in hex: only who knows the key can compute it, and only for this path."""
         name = path.relative_to(self.folder).as_posix().encode()
-        return hmac.new(self._key, name + b"\n" + text, hashlib.sha256).hexdigest().encode()
+        return hmac.new(self._key, name + b"\n" + text, "sha256").hexdigest().encode()
 
     def _path(self, kind: str, name: str) -> Path:
         return self.folder / kind / name[:2] / name

@@ -11,8 +11,6 @@ from packager.provenance.bill_of_materials import make_bill_of_materials
 from packager.provenance.build_provenance import make_build_provenance
 from packager.provenance.parity_attestation import make_parity_attestation
 
-PATHS = frozenset({layout.PARITY_ATTESTATION, layout.PROVENANCE, layout.BILL_OF_MATERIALS})
-
 
 def make_documents(
     config: records.BundleConfig,
@@ -25,7 +23,7 @@ def make_documents(
     `digests` are the SHA-256 in hex of the bundle's files by path; those of the documents themselves are ignored.
     Raises KeyError if the digest of a file that every bundle has is missing.
     """
-    files = {path: digests[path] for path in sorted(digests) if path not in PATHS}
+    files = {path: digests[path] for path in sorted(digests) if path not in layout.DOCUMENTS}
     documents: dict[str, dict[str, Any]] = {
         layout.PARITY_ATTESTATION: make_parity_attestation(config, parity, files),
         layout.PROVENANCE: make_build_provenance(config, build, files),

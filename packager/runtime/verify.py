@@ -184,7 +184,7 @@ def _check_structure(files: BundleFiles, raw_config: Mapping[str, Any], sums: Ma
     ]
     if not artifacts:
         problems.append(f"{layout.CONFIG} names no artifact")
-    expected = {layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD, *documents.PATHS}
+    expected = {layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD, *layout.DOCUMENTS}
     expected |= {path for path, _ in artifacts}
     expected |= {f"{layout.ASSETS}/{asset}" for asset in config.assets}
     problems += [f"{path} is missing from {layout.SUMS}" for path in sorted(expected - set(sums))]

@@ -166,9 +166,9 @@ def test_a_file_outside_the_bundle_is_never_loaded(bundle, golden):
     (bundle / "model.onnx").rename(bundle.parent / "out.onnx")
     config["artifacts"]["onnx"]["path"] = "../out.onnx"
     (bundle / "config.json").write_text(json.dumps(config))
-    with pytest.raises(errors.IntegrityFailed) as caught:
+    with pytest.raises(errors.NotABundle) as caught:
         packager.load(bundle, verify=False)
-    golden(caught.value.why, "config.json", "../out.onnx", "SHA256SUMS")
+    golden(caught.value.why, "config.json", "../out.onnx")
 
 
 @pytest.mark.parametrize("more", ["", "\n    def __len__(self):\n        return 0\n"], ids=["", "a length of none"])

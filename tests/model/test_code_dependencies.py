@@ -131,7 +131,8 @@ sys.modules["library.slotted"] = Slotted()
 """
 
 
-def test_a_lazy_module_of_a_library_is_not_asked_for_its_file(tmp_path):
+def test_a_lazy_module_of_a_library_is_not_asked_for_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
     assert collect(project(tmp_path, LAZY + LINEAR, state=STATE)).modules == {"model": "model.py"}
 
 

@@ -20,7 +20,7 @@ from packager.bundle import layout
 from packager.bundle.fingerprint import compute_fingerprint, format_sums
 
 _MODELS = frozenset({layout.ONNX, layout.ONNX_DATA, layout.TORCHSCRIPT, layout.EXPORTED_PROGRAM})
-_RECORDS = frozenset({layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD})
+_RECORDS = frozenset({layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD, *layout.DOCUMENTS})
 _ASSET_INPUT, _ASSETS_FOLDER = "asset:", f"{layout.ASSETS}/"
 
 
