@@ -1,8 +1,8 @@
 """The golden evidence: test inputs with PyTorch's outputs, written by a build and replayed by anyone.
 
 golden.safetensors names its tensors `CASE/input/NAME` and `CASE/output/NAME`; their tolerances are in
-parity.json, under the same seal. Cases are included smallest first, up to 10 MB or 5 % of the weights,
-whichever is larger; parity.json marks the included ones as `golden`.
+parity.json, under the same seal. Cases are included up to 10 MB or 5 % of the weights, whichever is larger: those with
+the ends of an input's values first, then the smallest; parity.json marks the included ones as `golden`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,33 @@ class EvidenceMalformed(Exception):
 
 
 def choose_golden_cases(reference_cases: Sequence[ReferenceCase], weight_bytes: int) -> frozenset[str]:
-    """Choose the cases whose tensors ship with the bundle: always the smallest, then more within the budget.
+    """Choose the cases whose tensors ship with the bundle, within the budget, and always the smallest.
 
-    `weight_bytes` is the size of the model's weights. Returns names of cases.
+    First come the cases with the smallest and the largest value of each input: a row of an embedding table that is
+    wrong shows only where its index appears, and the first and last rows are the likeliest to be. Then come the others,
+    the smallest first. `weight_bytes` is the size of the model's weights. Returns names of cases.
     """
     budget = max(_MIN_BUDGET_BYTES, int(_BUDGET_SHARE * weight_bytes))
+    by_size = sorted(reference_cases, key=lambda case: (_case_bytes(case), case.name))
+    extremes = _find_extremes(by_size)
     chosen: set[str] = set()
     used = 0
-    for case in sorted(reference_cases, key=lambda case: (_case_bytes(case), case.name)):
-        used += _case_bytes(case)
-        if chosen and used > budget:
-            break
-        chosen.add(case.name)
+    for case in [*by_size[:1], *sorted(by_size[1:], key=lambda case: case.name not in extremes)]:
+        if not chosen or used + _case_bytes(case) <= budget:
+            used += _case_bytes(case)
+            chosen.add(case.name)
     return frozenset(chosen)
+
+
+def _find_extremes(cases: Sequence[ReferenceCase]) -> set[str]:
+    """Return the names of the first cases with the smallest and with the largest value of each input."""
+    names = set()
+    for name in cases[0].inputs if cases else ():
+        filled = [case for case in cases if case.inputs[name].size]
+        if filled:
+            names.add(min(filled, key=lambda case: case.inputs[name].min()).name)
+            names.add(max(filled, key=lambda case: case.inputs[name].max()).name)
+    return names
 
 
 def serialize_golden_cases(reference_cases: Sequence[ReferenceCase], chosen: frozenset[str]) -> bytes:

@@ -192,6 +192,21 @@ def test_without_cases_nothing_is_included():
     assert choose_golden_cases([], weight_bytes=MB) == frozenset()
 
 
+def test_the_cases_with_the_ends_of_an_input_come_before_smaller_ones():
+    def tokens(name, *ids, size):
+        return case(name, inputs={"ids": np.array(ids)}, outputs={"y": np.zeros(size, np.uint8)})
+
+    cases = [
+        tokens("smallest", 5, size=MB),
+        tokens("small", 6, size=2 * MB),
+        tokens("first row", 0, size=3 * MB),
+        tokens("last row", 9, 8, size=4 * MB),
+        tokens("last row again", 9, size=5 * MB),
+        case("empty", inputs={"ids": np.zeros(0, np.int64)}, outputs={"y": np.zeros(6 * MB, np.uint8)}),
+    ]
+    assert choose_golden_cases(cases, weight_bytes=0) == {"smallest", "first row", "last row"}
+
+
 # -- malformed evidence ---------------------------------------------------------------------
 
 

@@ -20,7 +20,6 @@ from packager.runtime.torchscript_backend import TorchScriptBackend
 FEW = [(architectures.CONVNET, "optimized"), (architectures.LSTM, "as exported")]
 ALL = [(architecture, level) for architecture in ARCHITECTURES for level in bundles.LEVELS]
 OF_LIBRARIES = [model for model in zoo.ARCHITECTURES if model.name.startswith("transformers-")]
-UNSTORED = pytest.mark.xfail(strict=True, reason="the bundle's 10 MB of evidence have no case with the largest token")
 SCRIPTED = [architectures.RESNET, architectures.BERT, architectures.LSTM, architectures.UNET, architectures.DETECTOR]
 
 
@@ -66,13 +65,7 @@ def test_every_mutant_that_is_ten_noise_floors_off_on_some_valid_input_is_found(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        pytest.param(model, id=model.name, marks=[UNSTORED] if model.name == "transformers-lfm2" else [])
-        for model in OF_LIBRARIES
-    ],
-)
+@pytest.mark.parametrize("architecture", OF_LIBRARIES, ids=[model.name for model in OF_LIBRARIES])
 def test_a_mutant_at_a_location_of_each_kind_is_found_in_a_model_of_a_library(architecture, shared, tmp_path):
     original = shared(architecture, "optimized")
     bundle = bundles.copy(original, tmp_path / "copy", fallback=False)

@@ -21,7 +21,7 @@ from packager.bundle import layout
 from packager.bundle.fingerprint import read_sums
 from packager.bundle.records import BuildRecord, BundleConfig, ParityRecord
 from packager.provenance.bill_of_materials import SPDX_IDS
-from packager.provenance.documents import PATHS, make_documents
+from packager.provenance.documents import make_documents
 
 PREDICATES = {
     layout.PARITY_ATTESTATION: ("https://in-toto.io/attestation/test-result/v0.1", ResultPredicate),
@@ -140,13 +140,13 @@ def parts_of(bill):
 
 
 def documents_of(bundle):
-    return {path: (bundle / path).read_bytes() for path in PATHS}
+    return {path: (bundle / path).read_bytes() for path in layout.DOCUMENTS}
 
 
 # -- the formats ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(PATHS))
+@pytest.mark.parametrize("path", sorted(layout.DOCUMENTS))
 def test_a_document_reads_as_its_golden_file(path, request):
     content = make_documents(config(), parity(), build(), DIGESTS)[path]
     golden = GOLDENS / "provenance" / Path(path).name
@@ -176,7 +176,7 @@ BARE = {
 )
 def test_the_documents_are_valid_in_their_formats(records):
     documents = make_documents(*records, DIGESTS)
-    assert set(documents) == PATHS
+    assert set(documents) == layout.DOCUMENTS
     for path in PREDICATES:
         parse_statement(path, documents[path])
     check_bill(documents[layout.BILL_OF_MATERIALS])
@@ -237,7 +237,7 @@ def test_the_build_provenance_names_what_went_in_and_everything_that_came_out(bu
     _, sums = read_sums(built.bundle)
     record, provenance = json.loads(content), parse_statement(layout.PROVENANCE, content)
     subjects = {subject["name"]: subject["digest"]["sha256"] for subject in record["subject"]}
-    assert subjects == {path: sha256 for path, sha256 in sums.items() if path not in PATHS}
+    assert subjects == {path: sha256 for path, sha256 in sums.items() if path not in layout.DOCUMENTS}
     dependencies = {item.name: item for item in provenance.build_definition.resolved_dependencies}
     assert dependencies["manifest"].digest["sha256"] == sha256_file(digits)
     assert dependencies["checkpoint"].digest["sha256"] == sha256_file(digits.parent / "best.pt")
@@ -307,7 +307,7 @@ def test_two_builds_give_the_same_documents_and_other_weights_give_different_one
         documents_of(packager.build(path, path.parent / "out", cache="off").bundle) for path in manifests
     )
     assert first == second
-    assert [path for path in PATHS if first[path] == other[path]] == []
+    assert [path for path in layout.DOCUMENTS if first[path] == other[path]] == []
 
 
 RECORDS = {"config": config(), "parity": parity(), "build": build(), "digests": DIGESTS}
@@ -326,15 +326,15 @@ CHANGES = {
     "comparisons": ({"parity": parity(not_checked=())}, {layout.PARITY_ATTESTATION, layout.BILL_OF_MATERIALS}),
     "errors": ({"parity": parity(torch_export=MORE_NOISE)}, {layout.BILL_OF_MATERIALS}),
     "asset": ({"digests": DIGESTS | {"assets/labels.txt": "0" * 64}}, BOTH),
-    "evidence": ({"digests": DIGESTS | {layout.PARITY: "0" * 64}}, PATHS),
-    "documents": ({"digests": DIGESTS | dict.fromkeys(PATHS, "0" * 64)}, set()),
+    "evidence": ({"digests": DIGESTS | {layout.PARITY: "0" * 64}}, layout.DOCUMENTS),
+    "documents": ({"digests": DIGESTS | dict.fromkeys(layout.DOCUMENTS, "0" * 64)}, set()),
 }
 
 
 @pytest.mark.parametrize(("change", "expected"), CHANGES.values(), ids=CHANGES)
 def test_a_document_changes_when_what_it_states_does(change, expected):
     before, after = make_documents(**RECORDS), make_documents(**(RECORDS | change))
-    assert {path for path in PATHS if before[path] != after[path]} == expected
+    assert {path for path in layout.DOCUMENTS if before[path] != after[path]} == expected
 
 
 def test_the_order_of_the_digests_does_not_matter():
