@@ -118,8 +118,16 @@ def list_files(folder: Path) -> list[str]:
     return sorted(paths - layout.UNSEALED_FILES, key=os.fsencode)  # a file name need not be UTF-8
 
 
+def list_empty_folders(folder: Path) -> list[str]:
+    """List the folders in `folder` that hold nothing: paths relative to it, each with a slash at the end."""
+    paths = (Path(root) for root, folders, files in os.walk(folder) if not folders and not files)
+    return sorted(f"{path.relative_to(folder).as_posix()}/" for path in paths if path != folder)
+
+
 def check_integrity(folder: Path, sums: Mapping[str, str], sha256: Callable[[Path], str] | None = None) -> Integrity:
     """Compare the files of `folder` with `sums`, hex digests by path. A link counts as changed.
+
+    An empty folder that no path in `sums` accounts for counts as not listed; its path ends in a slash.
 
     `sha256` computes the digest of a file, as `regular_file_digest` does, which is the default.
 
@@ -127,6 +135,7 @@ def check_integrity(folder: Path, sums: Mapping[str, str], sha256: Callable[[Pat
     """
     present = set(list_files(folder))
     listed = [path for path in sums if path in present]
+    empty = {name for name in list_empty_folders(folder) if not any(path.startswith(name) for path in sums)}
     with ThreadPoolExecutor(max_workers=2) as threads:  # hashlib releases the interpreter lock
         try:
             digests = list(threads.map(lambda path: (sha256 or regular_file_digest)(folder / path), listed))
@@ -135,7 +144,7 @@ def check_integrity(folder: Path, sums: Mapping[str, str], sha256: Callable[[Pat
             raise NotABundle(str(folder), f"{name} cannot be read: {error.strerror}") from None
     return Integrity(
         missing=tuple(sorted(set(sums) - present)),
-        extra=tuple(sorted(present - set(sums))),
+        extra=tuple(sorted({*(present - set(sums)), *empty})),
         changed=tuple(path for path, digest in zip(listed, digests, strict=True) if digest != sums[path]),
     )
 

@@ -294,7 +294,19 @@ def test_a_pipe_in_place_of_a_file_does_not_block(sealed):
 def test_a_folder_in_place_of_a_file_means_the_file_is_missing(sealed):
     (sealed / "config.json").unlink()
     (sealed / "config.json").mkdir()
-    assert check_integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",))
+    (sealed / "config.json/file").touch()
+    assert check_integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",), extra=("config.json/file",))
+
+
+def test_an_empty_folder_is_not_listed(sealed):
+    (sealed / "assets/more/empty").mkdir(parents=True)
+    assert check_integrity(sealed, sums(sealed)) == Integrity(extra=("assets/more/empty/",))
+
+
+def test_a_folder_whose_files_are_missing_is_reported_once(sealed):
+    shutil.rmtree(sealed / "assets")
+    (sealed / "assets").mkdir()
+    assert check_integrity(sealed, sums(sealed)).extra == ()
 
 
 def test_an_extra_file_may_have_a_name_that_is_not_utf_8(sealed):
