@@ -32,6 +32,8 @@ from packager.errors import (
     did_you_mean,
 )
 from packager.runtime.onnx_backend import OnnxBackend
+from packager.signature.files import read_signature
+from packager.signature.verify import check_signature, read_trust
 
 if TYPE_CHECKING:
     from packager.runtime.exported_program_backend import ExportedProgramBackend
@@ -87,6 +89,7 @@ def load(
     path: str | Path,
     *,
     fingerprint: str | None = None,
+    public_key: str | Path | bytes | None = None,
     verify: bool = True,
     fallback: bool = True,
     providers: Sequence[str] | None = None,
@@ -96,21 +99,27 @@ def load(
     """Load a bundle from its folder or its archive.
 
     - `fingerprint`: the `h1:…` that the bundle must have; None accepts any bundle.
-    - `verify`: check the digest of every file first.
+    - `public_key`: the key that must have signed the bundle, a PEM file or PEM as bytes; None accepts any bundle.
+    - `verify`: check the digest of every file first; a fingerprint or key always does.
     - `fallback`: use the bundle's TorchScript model or exported program if the ONNX model does not load.
     - `providers`: execution providers of onnxruntime, in order of preference; None means those of the manifest.
     - `threads`: number of intra-op threads; None leaves the choice to onnxruntime.
     - `selftest`: run one test case of the bundle and compare the outputs with PyTorch's.
 
     Raises `NotABundle`, `ArchiveRefused`, `BundleSchemaUnknown`, `IntegrityFailed`, `FingerprintMalformed`,
-    `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`.
+    `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`; with a key also `KeyUnusable`, `SignatureMissing`,
+    `SignatureWrong`, or `ExtraMissing` if `cryptography` is not installed.
     """
     check_fingerprint_syntax(fingerprint)
+    trust = read_trust(public_key)
     with open_as_folder(Path(path)) as folder:
         config = read_config(folder)
-        actual = _check_files(folder, config, check_digests=verify or fingerprint is not None)
+        actual = _check_files(folder, config, check_digests=verify or fingerprint is not None or trust is not None)
         if fingerprint is not None and fingerprint != actual:
             raise FingerprintWrong(str(folder), fingerprint, actual)
+        if trust is not None:
+            _, sums = read_sums(folder)
+            check_signature(read_signature(folder, sums), sums, actual, trust, str(folder))
         backend = _open_backend(folder, config, fallback=fallback, providers=providers, threads=threads)
         if selftest:
             _run_selftest(folder, backend)

@@ -19,10 +19,14 @@ from packager.bundle import layout, records
 from packager.bundle.archive import open_as_folder
 from packager.bundle.evidence import EvidenceMalformed, read_reference_cases
 from packager.bundle.fingerprint import Integrity, SumsMalformed, check_fingerprint_syntax, check_integrity, read_sums
+from packager.errors import SignatureWrong
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase
 from packager.runtime.check import check_exported_program, check_onnx_session, check_torchscript
 from packager.runtime.loader import read_config
 from packager.runtime.onnx_backend import OnnxBackend, describe_missing_providers
+from packager.signature.files import read_signature
+from packager.signature.report import SignatureReport
+from packager.signature.verify import Trust, read_trust, report_signature
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class VerifyReport:
 
     - `integrity`: the differences between the files and SHA256SUMS.
     - `structure`: one line for each problem in the records.
+    - `signature`: whether a signature was checked, and who signed; None for an unsigned bundle that need not be signed.
     - `parity`: pass, fail or not-checked for each backend; `notes` say why.
     - `rebuild`: the first difference of each file from a rebuilt bundle; empty if the bytes are the same.
     """
@@ -41,10 +46,16 @@ class VerifyReport:
     parity: Mapping[str, str]
     notes: tuple[str, ...] = field(default=())
     rebuild: Mapping[str, str] = field(default_factory=dict)
+    signature: SignatureReport | None = None
 
     @property
     def ok(self) -> bool:
-        """Return whether the bundle passes: intact, well formed, no failed parity, and rebuilt with the same bytes."""
+        """Return whether the bundle passes.
+
+        It is intact and well formed, neither its signature nor parity failed, and it was rebuilt with the same bytes.
+        """
+        if self.signature is not None and self.signature.verdict == "fail":
+            return False
         same = all(not difference or layout.is_machine_dependent(path) for path, difference in self.rebuild.items())
         return self.integrity.is_intact and not self.structure and "fail" not in self.parity.values() and same
 
@@ -66,43 +77,70 @@ class VerifyReport:
             "parity": dict(self.parity),
             "notes": list(self.notes),
             **({"rebuild": dict(self.rebuild)} if self.rebuild else {}),
+            **({"signature": self.signature.as_json()} if self.signature is not None else {}),
         }
 
 
 _BACKENDS = ("onnx", "torchscript")  # and torch-export, in a bundle with an exported program
 _MALFORMED = "parity: not checked, because the bundle is malformed"
+_UNTRUSTED = "structure and parity: not checked, because the signature is wrong"
 
 
-def verify(bundle: str | Path, *, fingerprint: str | None = None, parity: bool = True) -> VerifyReport:
+def verify(
+    bundle: str | Path,
+    *,
+    fingerprint: str | None = None,
+    public_key: str | Path | bytes | None = None,
+    certificate_chain: str | Path | Sequence[str | Path] = (),
+    parity: bool = True,
+) -> VerifyReport:
     """Verify a bundle, given as a folder or an archive.
 
-    `fingerprint` is the `h1:…` that the bundle must have; None accepts any. With `parity=False` the models are
-    not run. Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` if there is no bundle to verify,
-    `IntegrityFailed` if the archive or its config.json is damaged, and `FingerprintMalformed`.
+    - `fingerprint`: the `h1:…` that the bundle must have; None accepts any bundle.
+    - `public_key`: the key that must have signed the bundle, a PEM file or PEM as bytes.
+    - `certificate_chain`: PEM files with certificates that must vouch for the signer's, the root among them.
+    - `parity`: run the models on the evidence.
+
+    Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` if there is no bundle to verify, `IntegrityFailed`
+    if the archive or its config.json is damaged, `FingerprintMalformed`, `KeyUnusable`, and `ExtraMissing` if a
+    signature is to be checked and `cryptography` is not installed.
     """
     check_fingerprint_syntax(fingerprint)
+    trust = read_trust(public_key, certificate_chain)
     with open_as_folder(Path(bundle)) as folder:
-        return _verify_folder(folder, fingerprint, parity)
+        report = _verify_folder(folder, fingerprint, parity, trust)
+        if report.signature is not None and report.signature.error is not None:
+            report.signature.error.replace_path(str(folder), str(bundle))
+    return report
 
 
 def verify_staged(folder: Path, sha256: Callable[[Path], str]) -> VerifyReport:
     """Verify the folder of a bundle that was just written, without parity; `sha256` knows the digests of its files."""
-    return _verify_folder(folder, None, False, sha256)
+    return _verify_folder(folder, None, False, None, sha256)
 
 
 def _verify_folder(
-    folder: Path, fingerprint: str | None, parity: bool, sha256: Callable[[Path], str] | None = None
+    folder: Path,
+    fingerprint: str | None,
+    parity: bool,
+    trust: Trust | None,
+    sha256: Callable[[Path], str] | None = None,
 ) -> VerifyReport:
     raw_config = read_config(folder)
     seal, integrity, problems = _check_seal(folder, fingerprint, sha256)
+    signature = _check_signature(folder, seal, trust, intact=integrity.is_intact)
     backends = [*_BACKENDS, *(["torch-export"] if _has_exported_program(raw_config) else [])]
     not_checked, failed = dict.fromkeys(backends, "not-checked"), dict.fromkeys(backends, "fail")
 
     def report(problems: Sequence[str], verdicts: Mapping[str, str], *notes: str) -> VerifyReport:
-        return VerifyReport(seal, integrity, tuple(problems), verdicts, notes)
+        if signature is not None and signature.verdict == "not-checked" and trust is None:
+            notes += ("signature: not checked, because no public key and no certificates were given",)
+        return VerifyReport(seal, integrity, tuple(problems), verdicts, notes, signature=signature)
 
     if not integrity.is_intact or problems:
         return report(problems, not_checked, "parity: not checked, because the files or their fingerprint are wrong")
+    if signature is not None and signature.error is not None:
+        return report((), not_checked, f"signature: {signature.error.hint}", _UNTRUSTED)
     config, problems = _check_structure(folder, raw_config)
     if config is None or problems:
         return report(problems, not_checked, _MALFORMED)
@@ -118,6 +156,19 @@ def _verify_folder(
         return report(problems, not_checked, _MALFORMED)
     verdicts, notes = _replay_cases(folder, config, session, cases)
     return report((), verdicts, *notes)
+
+
+def _check_signature(folder: Path, seal: str, trust: Trust | None, *, intact: bool) -> SignatureReport | None:
+    """Check model.sig against the seal if that is intact; otherwise there is nothing that it could be checked with."""
+    if not intact:
+        expected = trust is not None or os.path.lexists(folder / layout.SIGNATURE)
+        return SignatureReport("not-checked") if expected else None
+    _, sums = read_sums(folder)
+    try:
+        content = read_signature(folder, sums)
+    except SignatureWrong as error:
+        return SignatureReport("fail", error=error)
+    return report_signature(content, sums, seal, trust, str(folder))
 
 
 def _has_exported_program(raw_config: Mapping[str, Any]) -> bool:
