@@ -1,4 +1,4 @@
-"""Read and write model.sig of a bundle."""
+"""Read model.sig of a bundle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from packager.bundle import layout
 from packager.errors import SignatureWrong
@@ -33,13 +32,3 @@ def read_signature(folder: Path, sums: Mapping[str, str]) -> bytes | None:
     if len(content) > limit:
         raise SignatureWrong(str(folder), f"{layout.SIGNATURE} is larger than any signature of these files")
     return content
-
-
-def write_signature(folder: Path, content: bytes) -> None:
-    """Write model.sig of the bundle in `folder` in one step, in place of an earlier one. Raises OSError."""
-    with TemporaryDirectory(
-        prefix=".sign-", dir=folder.resolve().parent
-    ) as scratch:  # in the bundle it would be an intruder
-        staged = Path(scratch) / layout.SIGNATURE
-        staged.write_bytes(content)
-        staged.replace(folder / layout.SIGNATURE)

@@ -21,7 +21,6 @@ from packager.bundle.fingerprint import read_sums
 from packager.errors import ExtraMissing, IntegrityFailed, KeyUnusable, OutputRefused
 from packager.runtime.loader import read_config
 from packager.runtime.verify import verify
-from packager.signature.files import write_signature
 from packager.signature.report import Signer
 from packager.signature.statement import parse_signature, signed_digests
 from packager.signature.verify import check_signed_files
@@ -75,7 +74,7 @@ def sign(
         public_key = private_key.public_key()
         check_signed_files(parse_signature(content), public_key, sums, fingerprint, str(folder))
         try:
-            write_signature(folder, content)
+            _write_signature(folder, content)
             if is_archive(path):
                 write_archive(folder, path)
         except OSError as error:
@@ -185,3 +184,13 @@ def _configure_signer(
         )
     finally:
         os.close(reader)
+
+
+def _write_signature(folder: Path, content: bytes) -> None:
+    """Write model.sig of the bundle in `folder` in one step, in place of an earlier one. Raises OSError."""
+    with TemporaryDirectory(
+        prefix=".sign-", dir=folder.resolve().parent
+    ) as scratch:  # in the bundle it would be an intruder
+        staged = Path(scratch) / layout.SIGNATURE
+        staged.write_bytes(content)
+        staged.replace(folder / layout.SIGNATURE)

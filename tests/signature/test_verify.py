@@ -97,6 +97,14 @@ def test_a_field_that_is_not_of_the_format_is_refused(signed, path, value):
     assert not accepted(edited(signed[0], *path, value=value), signed)
 
 
+def test_a_keyless_signature_is_named(signed):
+    content = edited(
+        signed[0], "verificationMaterial", value={"certificate": {"rawBytes": "AA=="}, "tlogEntries": [{}]}
+    )
+    with pytest.raises(SignatureWrong, match="keyless signature of Sigstore"):
+        check_signature(content, *signed[1:4], "bundle")
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"[" * 100_000, b'{"mediaType": 1, "mediaType": 1}', b"\xff"])
 def test_anything_but_a_signature_is_refused(signed, content):
     assert not accepted(content, signed)
