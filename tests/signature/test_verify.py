@@ -1,6 +1,7 @@
 """Who signed, from plain values: every change of model.sig is refused, and every certificate that may not sign."""
 
 import base64
+import hashlib
 import json
 
 import pki
@@ -20,7 +21,7 @@ from packager.signature.certificates import (
     check_signing_certificate,
 )
 from packager.signature.keys import compute_key_id
-from packager.signature.statement import parse_signature, parse_statement, signed_digests
+from packager.signature.statement import SignatureMalformed, parse_signature, parse_statement, signed_digests
 from packager.signature.verify import check_signature, read_trust
 
 
@@ -160,6 +161,23 @@ def test_a_statement_about_anything_else_is_refused_even_if_it_is_signed(signed,
         check_signature(sign_payload(signed, change), *signed[1:4], "bundle")
 
 
+def test_a_file_that_a_statement_lists_twice_is_refused(signed):
+    def change(statement):
+        resources = statement["predicate"]["resources"]
+        resources.append(resources[0])
+        root = hashlib.sha256(b"".join(bytes.fromhex(resource["digest"]) for resource in resources))
+        statement["subject"][0]["digest"]["sha256"] = root.hexdigest()
+
+    assert not accepted(sign_payload(signed, change), signed)
+
+
+@pytest.mark.parametrize("text", ["AB==", "AAB=", "AA==\n", "AA", "A-A="])
+def test_a_second_spelling_of_the_same_bytes_is_refused(signed, text):
+    with pytest.raises(SignatureMalformed, match="not base64"):
+        parse_signature(edited(signed[0], "dsseEnvelope", "signatures", 0, "sig", value=text))
+    assert parse_signature(edited(signed[0], "dsseEnvelope", "signatures", 0, "sig", value="AA==")).signature == b"\0"
+
+
 def test_a_statement_lists_every_file_but_the_signature(signed):
     content, sums, fingerprint, _, _ = signed
     digests = parse_statement(parse_signature(content).payload)
@@ -168,8 +186,6 @@ def test_a_statement_lists_every_file_but_the_signature(signed):
 
 
 def test_the_key_id_is_what_a_shell_computes(signed):
-    import hashlib
-
     public = signed[4].with_name("key.pub.pem")
     assert compute_key_id(signed[3].public_key) == hashlib.sha256(public.read_bytes()).hexdigest()
 
