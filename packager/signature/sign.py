@@ -94,6 +94,8 @@ def _check_bundle(folder: Path) -> tuple[str, Mapping[str, str], str]:
             "changed": report.integrity.changed,
         }
         lines = [f"{title}: {', '.join(paths)}" for title, paths in differences.items() if paths]
+        if report.signature is not None and report.signature.error is not None:  # model.sig is a link, or too large
+            lines.append(str(report.signature.error.why))
         raise IntegrityFailed(str(folder), "\n".join([*lines, *report.structure]))
     config, (fingerprint, sums) = read_config(folder), read_sums(folder)
     return layout.folder_name(config["name"], config["version"]), sums, fingerprint

@@ -231,3 +231,5 @@ def test_a_model_sig_that_is_no_file_of_its_size_is_refused(bundle, keys, tmp_pa
     with pytest.raises(packager.PackagerError) as caught:
         packager.load(bundle, public_key=keys[1])
     assert caught.value.code in ("signature-wrong", "integrity-failed")
+    with pytest.raises(IntegrityFailed, match=r"model\.sig"):
+        packager.sign(bundle, key=keys[0])
