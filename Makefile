@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test slow check lint schemas api picture minilm repeat bench models models-sample clean
+.PHONY: demo test slow check lint schemas api picture minilm repeat bench parity models models-sample clean
 
 # What a build needs, and the digits. Few of the modules are ever imported: the first import writes a module's bytecode.
 $(VENV)/.build: pyproject.toml constraints.txt
@@ -51,7 +51,13 @@ repeat: $(VENV)/.examples  ## build both examples twice, in two processes and fo
 test: $(VENV)/.ready  ## the tests, but for the slow ones
 	$(PYTEST) -m 'not slow'
 
-slow: $(VENV)/.ready  ## the slow tests
+# Scanners of models need other versions of our dependencies, so they have an environment of their own.
+$(VENV)/.scanners: $(VENV)/.build tests/scanners.txt
+	$(PYTHON) -m venv $(VENV)/scanners
+	$(VENV)/scanners/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/scanners.txt
+	@touch $@
+
+slow: $(VENV)/.ready $(VENV)/.scanners  ## the slow tests
 	$(PYTEST) -m slow
 
 lint: $(VENV)/.ready
@@ -72,12 +78,16 @@ picture: $(VENV)/.build  ## draw docs/build.svg from a real build of the digits;
 	test -e examples/digits/runs || $(BIN)/python examples/digits/train.py
 	$(BIN)/python benchmarks/build_picture.py
 
-bench: $(VENV)/.ready $(VENV)/.examples  ## the figures of docs/benchmarks.md and docs/parity.md; takes many minutes
+bench: $(VENV)/.ready $(VENV)/.examples  ## the figures of docs/benchmarks.md, and the cost of parity; takes many minutes
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/rebuild.py
 	$(BIN)/python benchmarks/checkpoint_stall.py
-	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/hashing.py
 	$(BIN)/python benchmarks/parity_cost.py
+
+parity:  ## break bundles, and count what is found, in docs/parity.md; takes hours, and continues where it was stopped
+	$(PYTHON) benchmarks/models/environment.py
+	benchmarks/work/models/venv/bin/python benchmarks/parity.py --resume
 
 $(VENV)/.zoo: $(VENV)/.ready $(VENV)/.examples
 	$(PIP) --no-build-isolation -e '.[zoo]'

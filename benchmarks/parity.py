@@ -1,16 +1,20 @@
 """Count the broken bundles found and the good bundles refused, by `package verify` and by the rules of other tools.
 
-    python benchmarks/parity.py [--architectures bert,unet] [--no-write]
+    python benchmarks/parity.py [--architectures bert,pyg-gat] [--resume] [--render] [--no-write]
 
 The mutants are those of tests/mutants, and so is the oracle that decides which of them must be found. The good bundles
 run with 1 and 2 threads, at every optimization level of onnxruntime, as TorchScript, and with the previous minor
-version of onnxruntime, in a separate environment under benchmarks/work.
+version of onnxruntime, in a separate environment under benchmarks/work. The architectures are the small ones of
+tests/architectures.py, and ten models of public libraries (benchmarks/models/mutated.py), which need the environment
+of benchmarks/models/environment.py. benchmarks/work/parity keeps the results of each architecture, and the tables are
+made of all that are there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pickle
 import platform
@@ -19,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -32,7 +35,8 @@ import onnx
 import onnxruntime
 import torch
 from onnxruntime import GraphOptimizationLevel as Level
-from peer_rules import RULES, TESTS, Array, Arrays, Rule
+from parity_results import CRASH, OURS, MutantResult, Results, RunResult, read, render
+from peer_rules import RULES, Array, Arrays, Rule
 from report import put
 
 import packager
@@ -42,41 +46,49 @@ from packager.common import output_tree
 from packager.parity.numerics.verdict import check_parity
 from packager.runtime.torchscript_backend import TorchScriptBackend
 
-sys.path[:0] = [str(TESTS), str(TESTS / "mutants")]
-
-import bundles  # noqa: E402 (the path comes first)
-from architectures import ARCHITECTURES, Architecture  # noqa: E402
-from mutations import MUTATIONS  # noqa: E402
-from oracle import Effect, OnnxOracle, Session  # noqa: E402
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 WORK = HERE / "work"
-OURS = "package verify"
-NAMES = (OURS, *(rule.name for rule in RULES))
+sys.path[:0] = [str(ROOT)]  # the folders of the tests are there since peer_rules was imported
+
+import bundles  # noqa: E402 (the path comes first)
+import zoo  # noqa: E402
+from architectures import ARCHITECTURES, Architecture, construct  # noqa: E402
+from mutations import MUTATIONS  # noqa: E402
+from oracle import Effect, OnnxOracle, Session  # noqa: E402
+
 LEVELS = (Level.ORT_DISABLE_ALL, Level.ORT_ENABLE_BASIC, Level.ORT_ENABLE_EXTENDED, Level.ORT_ENABLE_ALL)
 NEEDED = ("numpy", "click", "pydantic", "pyyaml", "rich", "safetensors")
 Run = Callable[[Arrays], Arrays]
 
 
 @dataclass(frozen=True)
-class Broken:
-    """One mutant: the bundle, the mutation and its location, its effect, and the rules that refuse it."""
+class Suite:
+    """Architectures with a part of docs/parity.md.
 
-    bundle: str
-    mutation: str
-    place: str
-    effect: Effect
-    found: frozenset[str]
+    A mutation is tried at up to `locations` of a graph, and `rows` of inputs show its effect.
+    """
+
+    part: str
+    title: str
+    introduction: str
+    architectures: Sequence[Architecture]
+    locations: int
+    rows: int
 
 
-@dataclass(frozen=True)
-class Good:
-    """One run of a good bundle: how it was run, and the rules that refuse it."""
-
-    bundle: str
-    how: str
-    refused: frozenset[str]
+SUITES = (
+    Suite(
+        "parity", "Results: broken bundles found, good bundles refused", "The architectures are small ones, of "
+        "tests/architectures.py.", ARCHITECTURES, locations=3, rows=320,
+    ),
+    Suite(
+        "parity_models", "Results on models of public libraries", "The models were drawn from the catalogue of "
+        "[models.md](models.md) before any of them was broken, by the rule in benchmarks/models/mutated.py. Each "
+        "mutation is tried at one location of a graph, and its effect is measured on 64 rows.", zoo.ARCHITECTURES,
+        locations=1, rows=64,
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,52 +107,93 @@ class Subject:
 
 
 def main() -> None:
-    """Measure, print, and write this part of docs/parity.md."""
+    """Measure, print, and write these parts of docs/parity.md."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--architectures", default="", help="comma-separated; the default is all")
-    arguments.add_argument("--places", type=int, default=3, help="the most mutants of one mutation in one graph")
+    arguments.add_argument("--resume", action="store_true", help="leave out those with results of these versions")
+    arguments.add_argument("--render", action="store_true", help="measure nothing, and write the tables")
     arguments.add_argument("--no-write", action="store_true", help="print, and leave docs/parity.md as it is")
     options = arguments.parse_args()
-    wanted = options.architectures.split(",") if options.architectures else [one.name for one in ARCHITECTURES]
-    text = detection([one for one in ARCHITECTURES if one.name in wanted], options.places)
-    print(text)
-    if not options.no_write:
-        put("parity", text, "parity.md")
+    names = [architecture.name for suite in SUITES for architecture in suite.architectures]
+    wanted = options.architectures.split(",") if options.architectures else names
+    if unknown := set(wanted) - set(names):
+        raise SystemExit(f"no such architecture: {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
+    if not options.render:
+        measure_all(wanted, resume=options.resume)
+    for suite in SUITES:
+        results = [read(path) for path in map(result_path, suite.architectures) if path.exists()]
+        if results:
+            text = render(suite.title, suite.introduction, results, [mutation.name for mutation in MUTATIONS])
+            print(text)
+            if not options.no_write:
+                put(suite.part, text, "parity.md")
 
 
-def detection(chosen: Sequence[Architecture], places: int) -> str:
-    """Break and run the bundles of these architectures, and return the results as Markdown."""
-    broken: list[Broken] = []
-    good: list[Good] = []
-    wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["PACKAGER_CACHE"] = f"{scratch}/cache"
-        subjects = [
-            subject(architecture, level, Path(scratch) / f"{level}-{architecture.name}")
-            for architecture in chosen
-            for level in bundles.LEVELS
-        ]
-        apart = Apart()
-        for one in subjects:
-            print(f"{one.name} …", file=sys.stderr)
-            broken += mutants(one, Path(scratch) / "broken", places, apart)
-            original = next(other for other in subjects if other.architecture == one.architecture and other != one)
-            exported, shipped = (one, original) if one.level == "as exported" else (original, one)
-            effect = effect_of(shipped, exported)
-            if one is shipped and effect.must_be_found:
-                wrong.append(f"{one.name}: {effect.floors:.3g} noise floors from what was exported, in {effect.where}")
-            else:
-                good += runs(one)
-        good += with_older(subjects, [one.split(":")[0] for one in wrong], Path(scratch))
-    return render(broken, good, wrong)
+def measure_all(wanted: Sequence[str], *, resume: bool) -> None:
+    """Measure these architectures, and write the results of each."""
+    jobs = [
+        (suite, architecture)
+        for suite in SUITES
+        for architecture in suite.architectures
+        if architecture.name in wanted and not (resume and is_current(result_path(architecture)))
+    ]
+    if missing := zoo.libraries_missing(tuple(architecture.name for _, architecture in jobs)):
+        raise SystemExit(
+            f"this environment lacks {', '.join(missing)}. With all libraries:\n"
+            "    python benchmarks/models/environment.py\n"
+            "    benchmarks/work/models/venv/bin/python benchmarks/parity.py --resume\n"
+            f"Without: --architectures {','.join(architecture.name for architecture in ARCHITECTURES)}"
+        )
+    for suite, architecture in jobs:
+        with tempfile.TemporaryDirectory() as scratch:
+            os.environ["PACKAGER_CACHE"] = f"{scratch}/cache"
+            measure(architecture, suite, Path(scratch)).write(result_path(architecture))
+
+
+def result_path(architecture: Architecture) -> Path:
+    """Return where the results of an architecture are kept."""
+    return WORK / "parity" / f"{architecture.name}.json"
+
+
+def is_current(path: Path) -> bool:
+    """Return whether there are results, and of these versions."""
+    return path.exists() and read(path).versions == versions()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the results depend on; packager's is the last commit that changed it."""
+    command = ["git", "log", "-1", "--format=%h", "--", "packager"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "machine": platform.machine(),
+        "packager": f"{version('torch-packager')} ({commit})",
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def measure(architecture: Architecture, suite: Suite, scratch: Path) -> Results:
+    """Break and run the bundles of an architecture."""
+    shipped, exported = (
+        subject(architecture, level, scratch / level.replace(" ", "-")) for level in ("optimized", "as exported")
+    )
+    apart = Apart()
+    mutants = [
+        result for graph in (shipped, exported) for result in mutant_results(graph, scratch / "broken", suite, apart)
+    ]
+    effect = effect_of(shipped, exported, suite.rows)
+    good, wrong = [shipped, exported], []
+    if effect.must_be_found:
+        good.remove(shipped)
+        wrong.append(f"{shipped.name}: {effect.floors:.3g} noise floors from the exported graph, in {effect.where}")
+    runs = [result for graph in good for result in run_results(graph)]
+    return Results(architecture.name, versions(), mutants, [*runs, *with_older(good, scratch)], wrong)
 
 
 def subject(architecture: Architecture, level: str, folder: Path) -> Subject:
     """Build a bundle, and run the eager module on the samples of the other tools."""
     bundle = bundles.build(architecture, level, folder)
-    namespace: dict[str, object] = {"__name__": "model"}
-    exec(architecture.source, namespace)
-    module = namespace[architecture.entry](**architecture.kwargs)  # type: ignore[operator]  # a class of the source
+    module = construct(architecture)
     module.load_state_dict(torch.load(folder / "project" / "best.pt", weights_only=True))
     module.eval()
 
@@ -154,18 +207,18 @@ def subject(architecture: Architecture, level: str, folder: Path) -> Subject:
     return Subject(architecture, level, bundle, expected)
 
 
-def effect_of(shipped: Subject, exported: Subject) -> Effect:
+def effect_of(shipped: Subject, exported: Subject, rows: int) -> Effect:
     """Measure how far the graph that ships is from the exported one."""
-    oracle = OnnxOracle(exported.architecture, exported.bundle).oracle
+    oracle = OnnxOracle(exported.architecture, exported.bundle, rows).oracle
     return oracle.effect(Session((shipped.bundle / layout.ONNX).read_bytes()).run)
 
 
-def peers(one: Subject, run_at: Callable[[Level], Run]) -> set[str]:
+def refusing_peers(graph: Subject, run_at: Callable[[Level], Run]) -> list[str]:
     """Return the tools that refuse a model; `run_at` opens it at an optimization level."""
-    return {rule.name for rule in RULES if refused(rule, one.expected[rule.name], run_at)}
+    return [rule.name for rule in RULES if refuses(rule, graph.expected[rule.name], run_at)]
 
 
-def refused(rule: Rule, pairs: Sequence[tuple[Arrays, Arrays]], run_at: Callable[[Level], Run]) -> bool:
+def refuses(rule: Rule, pairs: Sequence[tuple[Arrays, Arrays]], run_at: Callable[[Level], Run]) -> bool:
     """Return whether a tool refuses a model: it differs on some sample, or does not run."""
     try:
         run = run_at(rule.level)
@@ -178,72 +231,84 @@ def refused(rule: Rule, pairs: Sequence[tuple[Arrays, Arrays]], run_at: Callable
 
 
 class Apart:
-    """A process for the rules of other tools: some mutants crash onnxruntime on their samples, which users see too."""
+    """A process for mutants: some crash onnxruntime, and the users of a tool with it."""
 
     def __init__(self) -> None:
         self._process: ProcessPoolExecutor | None = None
 
-    def refused(self, rule: int, content: bytes, pairs: Sequence[tuple[Arrays, Arrays]]) -> bool:
-        """Return whether a rule refuses a model, or the process crashes on it."""
+    def call(self, function: Callable[..., bool], *arguments: object) -> bool | None:
+        """Return what a function returns in the process, or None if the process crashes."""
         if self._process is None:
             self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         try:
-            return self._process.submit(refused_here, rule, content, pairs).result()
+            return self._process.submit(function, *arguments).result()
         except BrokenProcessPool:
             self._process = None
-            return True
+            return None
 
 
-def refused_here(rule: int, content: bytes, pairs: Sequence[tuple[Arrays, Arrays]]) -> bool:
+def refuses_here(rule: int, content: bytes, pairs: Sequence[tuple[Arrays, Arrays]]) -> bool:
     """Apply a rule to a model, in the other process."""
-    return refused(RULES[rule], pairs, lambda level: Session(content, level).run)
+    return refuses(RULES[rule], pairs, lambda level: Session(content, level).run)
 
 
-def mutants(one: Subject, target: Path, places: int, apart: Apart) -> Iterator[Broken]:
+def verify_refuses(bundle: Path) -> bool:
+    """Return whether `package verify` refuses a bundle, in the other process."""
+    return bundles.is_refused(packager.verify(bundle))
+
+
+def mutant_results(graph: Subject, target: Path, suite: Suite, apart: Apart) -> Iterator[MutantResult]:
     """Yield every mutant of a bundle, with its effect and the rules that find it."""
-    model = onnx.load(one.bundle / layout.ONNX)
-    oracle = OnnxOracle(one.architecture, one.bundle)
+    model = onnx.load(graph.bundle / layout.ONNX)
+    oracle = OnnxOracle(graph.architecture, graph.bundle, suite.rows)
     shutil.rmtree(target, ignore_errors=True)
-    copy = bundles.copy(one.bundle, target, torchscript=False)
+    copy = bundles.copy(graph.bundle, target, fallback=False)
     for mutation in MUTATIONS:
-        for mutant in mutation.apply(model, places):
+        for mutant in mutation.apply(model, graph.architecture.examples, suite.locations):
+            print(f"{graph.name}: {mutant}", file=sys.stderr, flush=True)
             bundles.put(copy, mutant.model)
             content = mutant.model.SerializeToString()
-            found = {
-                rule.name
+            answers = {
+                rule.name: apart.call(refuses_here, number, content, graph.expected[rule.name])
                 for number, rule in enumerate(RULES)
-                if apart.refused(number, content, one.expected[rule.name])
             }
-            if bundles.found(packager.verify(copy)):
-                found.add(OURS)
-            yield Broken(one.name, mutant.mutation, mutant.place, oracle.effect(mutant.model), frozenset(found))
+            answers[OURS] = apart.call(verify_refuses, copy)
+            effect = Effect(math.inf, CRASH) if answers[OURS] is None else oracle.effect(mutant.model)
+            refused_by = [name for name, refused in answers.items() if refused is not False]
+            yield MutantResult(graph.name, mutant.mutation, mutant.location, effect.floors, effect.where, refused_by)
 
 
 # -- good bundles ---------------------------------------------------------------------------
 
 
-def runs(one: Subject) -> Iterator[Good]:
+def run_results(graph: Subject) -> Iterator[RunResult]:
     """Run a good bundle with each number of threads and optimization level, and as TorchScript."""
-    reference_cases = read_reference_cases(one.bundle)
-    content = (one.bundle / layout.ONNX).read_bytes()
+    reference_cases = read_reference_cases(graph.bundle)
+    content = (graph.bundle / layout.ONNX).read_bytes()
     for threads in (1, 2):
         for level in LEVELS:
             run = Session(content, level, threads).run
-            found = peers(one, lambda _, run=run: run)
+            refused_by = refusing_peers(graph, lambda _, run=run: run)
             if not check_parity(run, reference_cases).passed:
-                found.add(OURS)
-            yield Good(one.name, f"{threads} threads, {level.name}", frozenset(found))
-    config = json.loads((one.bundle / layout.CONFIG).read_text())
+                refused_by.append(OURS)
+            yield RunResult(graph.name, f"{threads} threads, {level.name}", refused_by)
+    if (graph.bundle / layout.TORCHSCRIPT).exists():
+        yield torchscript_result(graph)
+
+
+def torchscript_result(graph: Subject) -> RunResult:
+    """Run the fallback of a good bundle."""
+    config = json.loads((graph.bundle / layout.CONFIG).read_text())
     script = TorchScriptBackend(
-        one.bundle / layout.TORCHSCRIPT,
+        graph.bundle / layout.TORCHSCRIPT,
         inputs=[(spec["name"], spec["dtype"]) for spec in config["inputs"]],
         output_names=[spec["name"] for spec in config["outputs"]],
         optimize=config["artifacts"]["torchscript"]["optimize_for_inference"],
     )
-    found = peers(one, lambda _: script.run)
-    if packager.verify(one.bundle).parity["torchscript"] != "pass":
-        found.add(OURS)
-    yield Good(one.name, "TorchScript", frozenset(found))
+    refused_by = refusing_peers(graph, lambda _: script.run)
+    if packager.verify(graph.bundle, trust_program=True).parity["torchscript"] != "pass":
+        refused_by.append(OURS)
+    return RunResult(graph.name, "TorchScript", refused_by)
 
 
 _RUN_ELSEWHERE = """
@@ -255,37 +320,35 @@ for model, level, feeds in pickle.load(sys.stdin.buffer):
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel(level)
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()]
     answers.append([dict(zip(names, session.run(None, feed))) for feed in feeds])
 pickle.dump(answers, sys.stdout.buffer)
 """
 
 
-def with_older(subjects: Sequence[Subject], wrong: Sequence[str], scratch: Path) -> Iterator[Good]:
+def with_older(graphs: Sequence[Subject], scratch: Path) -> Iterator[RunResult]:
     """Run the good bundles with the previous minor version of onnxruntime."""
     python, how = older_environment()
-    chosen = [one for one in subjects if one.name not in wrong]
     jobs = [
-        (str(one.bundle / layout.ONNX), int(rule.level), [feed for feed, _ in one.expected[rule.name]])
-        for one in chosen
+        (str(graph.bundle / layout.ONNX), int(rule.level), [feed for feed, _ in graph.expected[rule.name]])
+        for graph in graphs
         for rule in RULES
     ]
-    asked = subprocess.run([python, "-c", _RUN_ELSEWHERE], input=pickle.dumps(jobs), check=True, capture_output=True)
-    answers = iter(pickle.loads(asked.stdout))
-    for one in chosen:
-        found = set()
+    process = subprocess.run([python, "-c", _RUN_ELSEWHERE], input=pickle.dumps(jobs), check=True, capture_output=True)
+    answers = iter(pickle.loads(process.stdout))
+    for graph in graphs:
+        refused_by = []
         for rule in RULES:
             actual = next(answers)
-            expected = [outputs for _, outputs in one.expected[rule.name]]
+            expected = [outputs for _, outputs in graph.expected[rule.name]]
             if any(rule.refuses(*pair) for pair in zip(expected, actual, strict=True)):
-                found.add(rule.name)
-        verify = [python, "-m", "packager", "verify", str(one.bundle), "--json"]
-        done = subprocess.run(
-            verify, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=scratch, capture_output=True, text=True
-        )
-        if json.loads(done.stdout)["parity"]["onnx"] != "pass":
-            found.add(OURS)
-        yield Good(one.name, how, frozenset(found))
+                refused_by.append(rule.name)
+        verify = [python, "-m", "packager", "verify", str(graph.bundle), "--json"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        verified = subprocess.run(verify, env=environment, cwd=scratch, capture_output=True, text=True)
+        if json.loads(verified.stdout)["parity"]["onnx"] != "pass":
+            refused_by.append(OURS)
+        yield RunResult(graph.name, how, refused_by)
 
 
 def older_environment() -> tuple[str, str]:
@@ -299,80 +362,9 @@ def older_environment() -> tuple[str, str]:
         install = [str(python), "-m", "pip", "install", "--quiet", f"onnxruntime=={major}.{int(minor) - 1}.*", *needed]
         subprocess.run(install, check=True)
         (folder / "ready").touch()
-    asked = [str(python), "-c", "import onnxruntime; print(onnxruntime.__version__)"]
-    return str(
-        python
-    ), f"onnxruntime {subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()}"
-
-
-# -- results --------------------------------------------------------------------------------
-
-
-def render(broken: Sequence[Broken], good: Sequence[Good], wrong: Sequence[str]) -> str:
-    """Return this part of docs/parity.md."""
-    must = [one for one in broken if one.effect.must_be_found]
-    rest = [one for one in broken if not one.effect.must_be_found]
-    lines = [
-        "## Results: broken bundles found, good bundles refused", "",
-        f"Measured by benchmarks/parity.py on an {platform.machine()} machine with torch {torch.__version__} and "
-        f"onnxruntime {onnxruntime.__version__}. {len(broken)} mutants of {len({one.bundle for one in broken})} graphs "
-        f"of {len({one.bundle.split(',')[0] for one in broken})} architectures. {len(must)} of them must be found: "
-        "they move some output by more than ten noise floors on some valid input, or change its name, dtype or shape. "
-        f"There are {len(good)} runs of good bundles.", "",
-        "| rule | mutants found | of those that must be found | good runs refused | of all good runs |",
-        "| --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
-    for name in NAMES:
-        found, refusals = sum(name in one.found for one in must), sum(name in one.refused for one in good)
-        shares = [f"{found / len(must):.1%}" if must else "", f"{refusals / len(good):.1%}" if good else ""]
-        lines.append(f"| {name} | {found} | {shares[0]} | {refusals} | {shares[1]} |")
-    lines += ["", *(f"* {rule.name}: {rule.source}." for rule in RULES)]
-    lines += ["", *(f"Excluded from the good runs, because it is wrong: {one}.\n" for one in wrong)]
-    lines += ["### Good runs refused", "", *refusal_table(good), "", "### By mutation", "", *mutation_table(must)]
-    missed = [one for one in must if OURS not in one.found]
-    lines += ["", "### Missed by package verify", "", *(place_table(missed) if missed else ["None."])]
-    passing = [one for one in rest if OURS not in one.found]
-    none = sum(one.effect.floors == 0 for one in passing)
-    lines += [
-        "", "### Mutants that need not be found", "",
-        f"{len(rest)} mutants stay below ten noise floors on all valid inputs that were tried. package verify refuses "
-        f"{len(rest) - len(passing)} of them anyway. Of those that pass, {none} change nothing on any input. On valid "
-        "inputs they compute the same function: a bound is never reached, a row lies beyond the largest size, or a "
-        "channel is never active. The others change the result by less than ten times the effect of float32 "
-        "arithmetic.", "",
-        "<details><summary>All mutants that pass</summary>", "", *place_table(passing), "", "</details>",
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-def refusal_table(good: Sequence[Good]) -> list[str]:
-    """Return a table of the refusals by how the bundle was run."""
-    lines = [f"| run | runs | {' | '.join(NAMES)} |", "| --- |" + " --- |" * (1 + len(NAMES))]
-    for how in dict.fromkeys(one.how for one in good):
-        chosen = [one for one in good if one.how == how]
-        cells = " | ".join(str(sum(name in one.refused for one in chosen)) for name in NAMES)
-        lines.append(f"| {how} | {len(chosen)} | {cells} |")
-    return lines
-
-
-def mutation_table(must: Sequence[Broken]) -> list[str]:
-    """Return a table of the mutants found by mutation."""
-    lines = [f"| mutation | mutants | {' | '.join(NAMES)} |", "| --- |" + " --- |" * (1 + len(NAMES))]
-    counts = Counter(one.mutation for one in must)
-    for mutation in (one.name for one in MUTATIONS if counts[one.name]):
-        chosen = [one for one in must if one.mutation == mutation]
-        cells = " | ".join(str(sum(name in one.found for one in chosen)) for name in NAMES)
-        lines.append(f"| {mutation} | {len(chosen)} | {cells} |")
-    return lines
-
-
-def place_table(chosen: Sequence[Broken]) -> list[str]:
-    """Return a table with a row for every mutant."""
-    rows = [
-        f"| {one.bundle} | {one.mutation} | {one.place} | {one.effect.floors:.3g} | {one.effect.where} |"
-        for one in chosen
-    ]
-    return ["| graph | mutation | location | noise floors | largest change |", "| --- | --- | --- | --- | --- |", *rows]
+    command = [str(python), "-c", "import onnxruntime; print(onnxruntime.__version__)"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return str(python), f"onnxruntime {printed.strip()}"
 
 
 if __name__ == "__main__":

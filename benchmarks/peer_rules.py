@@ -21,8 +21,7 @@ from torch.onnx.verification import VerificationInfo
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "mutants")]
 
-from architectures import Architecture  # noqa: E402 (the path comes first)
-from wrong_signature import EXAMPLE  # noqa: E402
+from architectures import EXAMPLE, Architecture  # noqa: E402 (the path comes first)
 
 from packager.project.manifest import InputSpec  # noqa: E402
 
@@ -48,13 +47,10 @@ def _feed(
     architecture: Architecture, make: Callable[[InputSpec, list[int]], Array], sizes: Sequence[int] = EXAMPLE
 ) -> dict[str, Array]:
     """Return an array for every input, by name; `sizes` are those of the dims, clamped to the manifest's limits."""
-    given = {
-        name: min(max(size, limits["min"]), limits["max"])
-        for (name, limits), size in zip(architecture.dims.items(), sizes, strict=False)
-    }
+    by_name = architecture.sizes(sizes)
     return {
         name: np.asarray(
-            make(InputSpec.model_validate(spec), [given.get(dim, dim) for dim in spec["shape"]]), spec["dtype"]
+            make(InputSpec.model_validate(spec), [by_name.get(dim, dim) for dim in spec["shape"]]), spec["dtype"]
         )
         for name, spec in architecture.inputs.items()
     }
@@ -89,7 +85,7 @@ def _dummy(architecture: Architecture) -> list[dict[str, Array]]:
 
 def _ones(architecture: Architecture) -> list[dict[str, Array]]:
     """Return one batch of one, all ones."""
-    return [_feed(architecture, lambda spec, shape: np.ones(shape), (1, 1, 1))]
+    return [_feed(architecture, lambda spec, shape: np.ones(shape), (1, 1, 1, 1))]
 
 
 def _five(architecture: Architecture) -> list[dict[str, Array]]:
@@ -103,11 +99,11 @@ def _five(architecture: Architecture) -> list[dict[str, Array]]:
 
 def _torch(expected: Arrays, actual: Arrays) -> bool:
     """Compare by position, as many outputs as both have; a NaN is never ≥ a limit, so it passes."""
-    found = [
-        VerificationInfo.from_tensors(name, torch.from_numpy(one.copy()), torch.from_numpy(other.copy()))
-        for (name, one), other in zip(expected.items(), actual.values(), strict=False)
+    differences = [
+        VerificationInfo.from_tensors(name, torch.from_numpy(left.copy()), torch.from_numpy(right.copy()))
+        for (name, left), right in zip(expected.items(), actual.values(), strict=False)
     ]
-    return any(one.max_abs_diff >= 5e-3 or one.max_rel_diff >= 1e-1 for one in found)
+    return any(difference.max_abs_diff >= 5e-3 or difference.max_rel_diff >= 1e-1 for difference in differences)
 
 
 def _optimum(expected: Arrays, actual: Arrays) -> bool:
@@ -121,8 +117,8 @@ def _optimum(expected: Arrays, actual: Arrays) -> bool:
 
 def _olive(expected: Arrays, actual: Arrays) -> bool:
     """Compare the first output only."""
-    one, other = (np.asarray(next(iter(arrays.values())), np.float64) for arrays in (expected, actual))
-    return bool(np.sum(np.abs(one - other) > 0.1) > 0)
+    left, right = (np.asarray(next(iter(arrays.values())), np.float64) for arrays in (expected, actual))
+    return bool(np.sum(np.abs(left - right) > 0.1) > 0)
 
 
 def _onnxsim(expected: Arrays, actual: Arrays) -> bool:

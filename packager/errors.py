@@ -89,21 +89,34 @@ def _rebuild_error(error_class: type[PackagerError], attributes: dict[str, Any])
 
 
 def render_error(error: PackagerError) -> str:
-    """Render an error as plain text: `error[code]: …`, ` --> where`, why, each problem, `hint: …`."""
+    """Render an error as plain text: `error[code]: …`, ` --> where`, why, each problem, `hint: …`.
+
+    Names and messages may come from hostile files: their control characters are escaped.
+    """
     lines = [f"error[{error.code}]: {error.message}"]
     if error.where:
         lines.append(f" --> {error.where}")
     if error.why:
-        lines += [f"  {line}" for line in error.why.splitlines()]
+        lines += [f"  {line}" for line in error.why.rstrip("\n").split("\n")]
     for problem in error.problems:
         if problem.where:
             lines.append(f" --> {problem.where}")
-        lines += [f"  {line}" for line in problem.message.splitlines()]
+        lines += [f"  {line}" for line in problem.message.rstrip("\n").split("\n")]
         if problem.hint:
             lines.append(f"  hint: {problem.hint}")
     if error.hint:
         lines.append(f"hint: {error.hint}")
-    return "\n".join(lines)
+    return escape_unprintable("\n".join(lines), keep_line_breaks=True)
+
+
+def escape_unprintable(text: str, *, keep_line_breaks: bool = False) -> str:
+    """Escape control characters and those that change the direction of text, so that it cannot fool a terminal."""
+    if text.isprintable():
+        return text
+    kept = "\n" if keep_line_breaks else ""
+    return "".join(
+        character if character.isprintable() or character == kept else repr(character)[1:-1] for character in text
+    )
 
 
 def did_you_mean(name: str, candidates: Sequence[str]) -> str | None:
@@ -307,7 +320,8 @@ class NotRepeatable(UserError):
             where=where,
             why=f"output {output} differs between two calls with the same inputs, in test case {case}",
             hint="do not draw random numbers in forward() (F.dropout needs training=self.training), "
-            "and do not keep anything computed from an input, even on the first call",
+            "and do not keep anything computed from an input, even on the first call: a state belongs to the inputs "
+            "and outputs",
         )
 
 
@@ -579,8 +593,8 @@ class OutputRefused(UserError):
 class AssetNotFound(UserError):
     code = "asset-not-found"
 
-    def __init__(self, path: str, where: str, why: str) -> None:
-        super().__init__(f"cannot bundle the asset {path!r}", where=where, why=why)
+    def __init__(self, path: str, where: str, why: str, hint: str | None = None) -> None:
+        super().__init__(f"cannot bundle the asset {path!r}", where=where, why=why, hint=hint)
 
 
 class ExtraMissing(UserError):
@@ -615,7 +629,7 @@ class ArchiveRefused(UserError):
     code = "archive-refused"
 
     def __init__(self, path: str, why: str, hint: str) -> None:
-        super().__init__(f"cannot unpack {path}", why=why, hint=hint)
+        super().__init__(f"cannot read the archive {path}", why=why, hint=hint)
 
 
 class BundleSchemaUnknown(UserError):
@@ -701,6 +715,19 @@ class BackendUnavailable(UserError):
 
     def __init__(self, path: str, why: str, hint: str) -> None:
         super().__init__(f"cannot load {path}", why=why, hint=hint)
+
+
+class ProgramNotTrusted(UserError):
+    code = "program-not-trusted"
+
+    def __init__(self, path: str, program: str, cause: str) -> None:
+        super().__init__(
+            f"cannot load {path}: all that is left is {program}, a program, and the bundle is not trusted",
+            why=f"{cause}\n{program} can read and write files as you can, and its digest does not say who wrote it",
+            hint="use an onnxruntime that loads the model; or pin the bundle with fingerprint='h1:…' or "
+            "public_key='….pem', or trust its maker with trust_program=True; on the command line: --fingerprint, "
+            "--trust-program",
+        )
 
 
 class SelftestFailed(Refused):

@@ -5,17 +5,24 @@ of its kind. `write` gives it weights as if it had been trained: biases, norms, 
 constructor leaves at 0 or 1 would hide that they are left out or mixed up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from projects import project
 
+EXAMPLE = (2, 9, 10, 11)
+"""The sizes of the named dims, in order, that a careless tool would keep from its example."""
+
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model: `entry` is the class in `source`; the other fields go into the manifest, `sections` as they are."""
+    """A model: `entry` is the class in `source`, or a function that returns the module.
+
+    The other fields go into the manifest, `sections` as they are. The constructor of a `pretrained` model loads the
+    weights; `write` gives others weights as if they had been trained.
+    """
 
     name: str
     entry: str
@@ -25,6 +32,19 @@ class Architecture:
     dims: Mapping[str, Any] = field(default_factory=dict)
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     sections: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+
+    def sizes(self, wanted: Sequence[int] = EXAMPLE) -> dict[str, int]:
+        """Return sizes of the dims by name: those that are wanted, in order, clamped to the limits."""
+        return {
+            name: min(max(size, limits["min"]), limits["max"])
+            for (name, limits), size in zip(self.dims.items(), wanted, strict=False)
+        }
+
+    @property
+    def examples(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Two choices of sizes that differ in every dim whose limits allow it."""
+        return self.sizes(), self.sizes([size + 1 for size in EXAMPLE])
 
 
 def write(architecture: Architecture, folder: Path, **sections: Any) -> Path:
@@ -43,16 +63,25 @@ def write(architecture: Architecture, folder: Path, **sections: Any) -> Path:
     )
 
 
-def _trained(architecture: Architecture) -> dict[str, Any]:
-    """Return the state_dict of the module with seed 0, with noise on everything that training would have changed."""
+def construct(architecture: Architecture) -> Any:
+    """Return the module that the architecture's source constructs with seed 0."""
     import torch  # not for the tests that need no project
 
     torch.manual_seed(0)
     namespace: dict[str, Any] = {"__name__": "model"}
     exec(architecture.source, namespace)
-    module = namespace[architecture.entry](**architecture.kwargs)
+    return namespace[architecture.entry](**architecture.kwargs)
+
+
+def _trained(architecture: Architecture) -> dict[str, Any]:
+    """Return the state_dict of the module with seed 0, with noise on everything that training would have changed."""
+    import torch
+
+    module = construct(architecture)
+    if architecture.pretrained:
+        return dict(module.state_dict())
     statistics = {name for name, _ in module.named_buffers() if name.endswith(("running_mean", "running_var"))}
-    moved = {name for name, one in module.named_parameters() if one.dim() < 2 or not one.any()}
+    moved = {name for name, value in module.named_parameters() if value.dim() < 2 or not value.any()}
     state = module.state_dict()
     for name in sorted(statistics | moved):
         noise = torch.rand(state[name].shape) - 0.5

@@ -15,12 +15,18 @@ import messages
 import projects
 import pytest
 import traces
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import packager
 from packager.bundle import archive
 
-settings.register_profile("steady", deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "steady",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],  # a busy machine is no reason to fail
+)
 settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile("steady")
 

@@ -176,6 +176,9 @@ BUNDLE = {
     "backend-unavailable": errors.BackendUnavailable(
         "dist/net-1.0.0", "onnxruntime: Load model failed", "load with fallback=True"
     ),
+    "program-not-trusted": errors.ProgramNotTrusted(
+        "dist/net-1.0.0", "model.ts", "onnxruntime: model.onnx: Load model failed"
+    ),
     "selftest-failed": errors.SelftestFailed("dist/net-1.0.0", "logits[0, 3] in case 000"),
     "inference-failed": errors.InferenceFailed("onnx", RuntimeError("idx=7 must be within\n  [-5, 4]")),
 }

@@ -1,5 +1,8 @@
 """Small projects for tests: a folder with model.py, a checkpoint and package.yaml."""
 
+import hashlib
+import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -10,6 +13,8 @@ import yaml
 
 from packager.bundle import layout
 from packager.bundle.fingerprint import compute_fingerprint, format_sums, list_files, regular_file_digest
+from packager.bundle.records import BuildRecord, BundleConfig, ParityRecord
+from packager.provenance.documents import make_documents
 
 ROOT = Path(__file__).parent.parent
 IMAGE = {"image": {"dtype": "float32", "shape": ["batch", 1, 8, 8], "range": [0, 1]}}
@@ -95,13 +100,42 @@ RESEALED = set()
 """The fingerprints of bundles that a test has tampered with, and sealed itself."""
 
 
-def reseal(bundle):
-    """Make SHA256SUMS and FINGERPRINT those of the files as they are now; returns the fingerprint."""
-    text = format_sums({path: regular_file_digest(bundle / path) for path in list_files(bundle)})
+def reseal(bundle, *, documents=True):
+    """Make SHA256SUMS and FINGERPRINT those of the files as they are now; returns the fingerprint.
+
+    With `documents`, the standard documents say what the records say now, unless the records are malformed.
+    """
+    digests = {path: regular_file_digest(bundle / path) for path in list_files(bundle)}
+    if documents:
+        digests |= write_documents(bundle, digests)
+    text = format_sums(digests)
     (bundle / layout.SUMS).write_text(text)
     (bundle / layout.FINGERPRINT).write_text(compute_fingerprint(text) + "\n")
     RESEALED.add(compute_fingerprint(text))
     return compute_fingerprint(text)
+
+
+def write_documents(bundle, digests):
+    """Write the standard documents of a bundle anew; return their digests, or none if the records are malformed."""
+    models = {layout.CONFIG: BundleConfig, layout.PARITY: ParityRecord, layout.BUILD: BuildRecord}
+    try:
+        read = [model.model_validate_json((bundle / path).read_bytes()) for path, model in models.items()]
+        documents = make_documents(*read, digests)
+    except (OSError, ValueError, KeyError):
+        return {}
+    for path, content in documents.items():
+        (bundle / path).write_bytes(content)
+    return {path: hashlib.sha256(content).hexdigest() for path, content in documents.items()}
+
+
+def update_digests(bundle):
+    """Update config.json to the current digests of the artifacts, and reseal the bundle; returns the fingerprint."""
+    config = json.loads((bundle / layout.CONFIG).read_text())
+    for artifact in config["artifacts"].values():
+        for file in filter(None, (artifact, (artifact or {}).get("data"))):
+            file["sha256"] = regular_file_digest(bundle / file["path"])
+    (bundle / layout.CONFIG).write_text(json.dumps(config))
+    return reseal(bundle)
 
 
 def package(*arguments, cwd=None, env=None):
@@ -111,8 +145,28 @@ def package(*arguments, cwd=None, env=None):
     )
 
 
+def environment_without_torch(folder):
+    """Return an environment in which Python and the processes that packager starts cannot import torch."""
+    folder.mkdir()
+    (folder / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
 def python(code, *arguments, cwd=None, env=None):
     """Run Python code in a process of its own."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=env
     )
+
+
+def minimal_config(**fields):
+    """Return the bytes of a config.json without a model that is valid."""
+    config = {
+        "schema": 1, "name": "net", "version": "1.0.0", "description": "", "license": None, "authors": [],
+        "inputs": [], "outputs": [], "dims": {}, "artifacts": {"onnx": None, "torchscript": None}, "providers": [],
+        "assets": [],
+        "source": {**dict.fromkeys(["manifest_sha256", "checkpoint_sha256", "code_sha256"], "0" * 64),
+                   "architecture": "Net", "parameters": 0, "toolchain": {}},
+        "parity": {"onnx": "not-checked", "torchscript": "not-checked"}, "metadata": {}, **fields,
+    }  # fmt: skip
+    return json.dumps(config, separators=(",", ":")).encode()

@@ -162,3 +162,14 @@ def test_the_hint_for_an_unknown_name_has_the_closest_name_or_all(name, candidat
 
 def test_without_candidates_there_is_no_hint():
     assert did_you_mean("zzz", []) is None
+
+
+def test_no_part_of_an_error_passes_control_characters_on():
+    controls = "a\x1b[2J\u202e\r\x0b\x85b"
+    problems = [Problem(controls, controls, controls)]
+    error = Sample(controls, where=controls, why=f"{controls}\n{controls}", hint=controls, problems=problems)
+    lines = render_error(error).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 8
+    assert [r"a\x1b[2J\u202e\r\x0b\x85b" in line for line in lines] == [True] * 8
+    assert error.message == controls  # for programs

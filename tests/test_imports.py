@@ -108,6 +108,14 @@ def test_verifying_without_torch_imports_no_onnx_and_no_build_side(built):
     assert not build_side(found) - RECORD_TYPES
 
 
+def test_only_the_child_that_replays_the_evidence_imports_onnxruntime(built):
+    found = imported("import sys, packager\nassert packager.verify(sys.argv[1]).parity['onnx'] == 'pass'", built.bundle)
+    assert not found & {*HEAVY, "onnxruntime"}
+    found = imported("from packager.runtime import replay_process, bundled_onnx, check, onnx_backend")
+    assert not found & {*HEAVY, "pydantic"}
+    assert not build_side(found)
+
+
 def test_comparing_bundles_imports_onnx_for_models_that_differ_and_torch_never(built):
     found = imported("import sys, packager\nassert packager.diff(sys.argv[1], sys.argv[1]).same", built.bundle)
     assert "packager.differences" in found
@@ -131,6 +139,7 @@ def test_a_checkpoint_is_located_and_described_without_a_tensor_library(tmp_path
     assert not found & heavy
     assert not build_side(found) - {
         "packager.checkpoint",
+        "packager.checkpoint.archive_directory",
         "packager.checkpoint.locate",
         "packager.checkpoint.run_folder",
         "packager.checkpoint.safetensors_header",
@@ -247,7 +256,8 @@ def test_the_comparison_is_numpy_only(path):
 @pytest.mark.parametrize("path", files_in("runtime"), ids=lambda path: path.name)
 def test_the_runtime_reaches_torch_in_the_fallbacks_and_the_build_side_in_no_module(path):
     seen = reached(module_name(path))
-    extra = {"torchscript_backend.py": "torch", "exported_program_backend.py": "torch", "verify.py": "pydantic"}
+    extra = {"torchscript_backend.py": "torch", "exported_program_backend.py": "torch"}
+    extra |= {"verify.py": "pydantic", "replay.py": "pydantic"}
     allowed = {"numpy", "onnxruntime", "safetensors", extra.get(path.name)}
     assert outside(seen) <= allowed
     assert not build_side(seen) - (RECORD_TYPES if path.name == "verify.py" else set())
@@ -284,3 +294,15 @@ def test_the_modules_of_the_commands_import_the_rest_inside_functions():
     assert {module for module in top if not module.startswith("packager.cli")} == {
         "click", "packager.common.progress", "packager.errors"
     }  # fmt: skip
+
+
+def test_onnxruntime_is_imported_in_one_place_where_its_telemetry_is_off():
+    importers = {
+        path.relative_to(ROOT / "packager").as_posix()
+        for path in (ROOT / "packager").rglob("*.py")
+        if any(module.partition(".")[0] == "onnxruntime" for module in imports_of(path))
+    }
+    assert importers == {"common/ort.py", "export/passes/fuse.py"}
+    lines = (ROOT / "packager/export/passes/fuse.py").read_text().splitlines()
+    first, second = (line.strip() for line in lines if "onnxruntime" in line and line.strip().startswith("from"))
+    assert first.startswith("from packager.common.ort") and second.startswith("from onnxruntime.transformers")

@@ -60,20 +60,19 @@ def _open_cache(reporter: StageReporter) -> Cache | None:
 
 def _find_up_to_date(cache: Cache, manifest: Path, out: Path, reporter: StageReporter) -> BuildResult | None:
     """Return the bundle that lies in `out` if a build would give the same bytes, else None."""
-    bundle = up_to_date.find_up_to_date(cache, manifest, out)
-    if bundle is None:
+    in_place = up_to_date.find_up_to_date(cache, manifest, out)
+    if in_place is None:
         return None
-    name, entry = bundle
     reporter.report_cached(StageName.BUNDLE)
     return BuildResult(
-        bundle=out / name,
+        bundle=out / in_place.name,
         archive=None,
-        fingerprint=str(entry.record["fingerprint"]),
+        fingerprint=in_place.bundle.fingerprint,
         cached=True,
-        parity=entry.record["parity"],
+        parity=in_place.bundle.parity,
         stages=reporter.seconds,
         recalled=frozenset(reporter.cached),
-        facts=entry.record["summary"],
+        facts=in_place.summary,
         notes=tuple(reporter.notes),
         explanation=(Explanation("bundle", True, ()),),
     )

@@ -1,4 +1,4 @@
-"""Stage results → the files of the bundle: evidence, config.json, build.json and README, sealed and verified."""
+"""Stage results → the files of the bundle: evidence, config.json and README, sealed and verified."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from packager.builder.incremental import keys
+from packager.builder import toolchain
 from packager.builder.results import FallbackResult, LeftOut, StageResults, describe_left_out
 from packager.bundle import evidence, layout, readme, records
 from packager.bundle.writer import BundleWriter
-from packager.common import installed_distributions
 from packager.parity.cases import signature
 from packager.parity.cases.sample_grid import Grid, InputCase
 from packager.parity.cases.signature import TensorSpec
 from packager.parity.numerics.tolerances import NOISE_MULTIPLE
 from packager.parity.numerics.verdict import OutputErrors, ParityResult, ReferenceCase, WorstElement
 from packager.project.manifest import ExplicitTolerance, Project
+from packager.provenance.documents import make_documents
 from packager.runtime.onnx_backend import describe_missing_providers
 from packager.runtime.verify import verify_staged
 
@@ -52,11 +52,13 @@ def assemble_bundle(contents: BundleContents, writer: BundleWriter) -> SealedBun
     cases = contents.results.amended_reference.reference_cases
     golden = evidence.choose_golden_cases(cases, result.provenance.weight_bytes)
     writer.add_bytes(layout.GOLDEN, evidence.serialize_golden_cases(cases, golden))
-    parity, config = _make_parity_record(contents, golden), _make_config(contents)
+    parity, config, build = _make_parity_record(contents, golden), _make_config(contents), _make_build_record(contents)
     writer.add_bytes(layout.PARITY, parity.to_bytes())
-    writer.add_bytes(layout.BUILD, _make_build_record(contents).to_bytes())
+    writer.add_bytes(layout.BUILD, build.to_bytes())
     writer.add_bytes(layout.CONFIG, config.to_bytes())
     writer.add_bytes(layout.README, readme.render_readme(config, parity))
+    for document, content in make_documents(config, parity, build, writer.digests).items():
+        writer.add_bytes(document, content)
     fingerprint = writer.seal()
     report = verify_staged(writer.folder, writer.sha256)
     if not report.ok:
@@ -91,7 +93,9 @@ def _make_config(contents: BundleContents) -> records.BundleConfig:
             checkpoint_sha256=provenance.checkpoint_sha256,
             code_sha256=provenance.code_sha256,
             dtype=provenance.dtype,
-            toolchain={name: installed_distributions.tool_version(name) for name in keys.TOOLCHAIN},
+            architecture=provenance.architecture,
+            parameters=provenance.parameters,
+            toolchain=toolchain.collect_toolchain_versions(),
         ),
         parity=records.ParityVerdicts(
             onnx="pass" if onnx else "not-checked",
@@ -274,6 +278,7 @@ def _make_build_record(contents: BundleContents) -> records.BuildRecord:
         python=".".join(str(number) for number in sys.version_info[:3]),
         threads=machine.threads,
         capability=machine.capability,
+        toolchain_digests=toolchain.digest_toolchain(),
         steps=[records.BuildStepRecord(name=name, outcome=outcome) for name, outcome in outcomes.items()],
     )
 

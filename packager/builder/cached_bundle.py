@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from packager.builder import finish
+from packager.builder import finish, lockfile
 from packager.builder.build_result import BuildResult
 from packager.builder.context import BuildRequest
 from packager.builder.incremental import keys
+from packager.builder.incremental.bundle_entry import check_bundle_entry
 from packager.builder.incremental.explain import Explanation
 from packager.builder.incremental.inputs import BuildInputs
 from packager.builder.incremental.store import CacheEntry, look_up
-from packager.builder.lockfile import Lockfile
-from packager.bundle import restore
+from packager.bundle import layout, restore
 from packager.bundle.writer import BundleWriter, stage_bundle
 from packager.common.cache import Cache
 from packager.common.progress import StageName
@@ -20,7 +20,8 @@ from packager.project import preflight
 def restore_cached_bundle(request: BuildRequest, inputs: BuildInputs | None) -> BuildResult | None:
     """Put the bundle that an earlier build made from these inputs in its place; None if the cache lacks it.
 
-    Files that are already there are left alone. Raises `LockDrifted` or `OutputRefused`.
+    An entry that cannot be the bundle of these inputs counts as absent. Files that are already in place are left alone.
+    Raises `LockDrifted` or `OutputRefused`.
     """
     cache = request.cache
     if inputs is None or cache is None:
@@ -30,19 +31,26 @@ def restore_cached_bundle(request: BuildRequest, inputs: BuildInputs | None) -> 
     entry = look_up(cache, key, files=False)
     if entry is None:
         return None
-    lock = Lockfile.model_validate(entry.record["lock"])
-    agrees = finish.check_lockfile(request, lock)
     in_place = restore.is_restored(request.target, entry.files, cache.file_digest)
-    if not in_place and (look_up(cache, key) is None or not _restore_files(request, entry, cache)):
+    if not in_place and look_up(cache, key) is None:
+        return None
+    config_path = request.target / layout.CONFIG
+    bundle = check_bundle_entry(
+        key, entry, config_path if in_place else cache.object_path(entry.files.get(layout.CONFIG, ""))
+    )
+    if bundle is None:
+        return None
+    lock = lockfile.make_lockfile(inputs.module_inputs, bundle.config, entry.files, bundle.fingerprint)
+    agrees = finish.check_lockfile(request, lock)
+    if not in_place and not _restore_files(request, entry, cache):
         return None
     request.reporter.report_cached(StageName.BUNDLE)
     finish.write_lockfile_and_archive(request, lock)
     if agrees:
         finish.remember_build(request, key, inputs.dependencies)
-    record, explanation = entry.record, (Explanation("bundle", True, ()),)
-    return finish.make_result(
-        request, str(record["fingerprint"]), record["parity"], record["summary"], explanation, cached=True
-    )
+    explanation = (Explanation("bundle", True, ()),)
+    summary = entry.record["summary"]
+    return finish.make_result(request, bundle.fingerprint, bundle.parity, summary, explanation, cached=True)
 
 
 def _restore_files(request: BuildRequest, entry: CacheEntry, cache: Cache) -> bool:

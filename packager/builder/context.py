@@ -6,7 +6,7 @@ All are frozen. A stage takes the context, the model and the results of earlier 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from packager.parity.cases.signature import TensorSpec
     from packager.parity.cost import ForwardCost
     from packager.parity.numerics.compare import Array
+    from packager.parity.numerics.verdict import CaseNoise
     from packager.project.manifest import Project
 
 CacheMode = Literal["use", "verify", "off"]
@@ -76,12 +77,16 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildContext:
-    """A build in progress: its request, a scratch folder, the writer of the staged bundle, and the ONNX worker."""
+    """A build in progress: its request, a scratch folder, the writer of the staged bundle, and the ONNX worker.
+
+    `remeasured` keeps the noise of the test cases that were evaluated in every way, by name: both artifacts need it.
+    """
 
     request: BuildRequest
     scratch: Path
     writer: BundleWriter
     worker: OnnxWorker
+    remeasured: dict[str, CaseNoise] = field(default_factory=dict)
 
     @property
     def project(self) -> Project:

@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from packager.builder.assemble import SealedBundle
     from packager.builder.background import Background
     from packager.builder.incremental.stage_cache import CacheWrite
-    from packager.builder.lockfile import Lockfile
     from packager.builder.results import CachedResults, FallbackResult, OnnxResult, StageResults
     from packager.parity.cases.sample_grid import Grid
     from packager.parity.reference import NoiseMeasurement
@@ -137,7 +136,7 @@ def _build_bundle(request: BuildRequest, inputs: BuildInputs | None) -> BuildRes
         if request.options.check:
             with reporter.stage(StageName.CHECK):
                 _check_rebuild(request, context.writer.folder)
-        writes = _plan_cache_writes(context, module_inputs, results, sealed, lock, bundle_key)
+        writes = _plan_cache_writes(context, module_inputs, results, sealed, bundle_key)
         explanation = _write_to_cache(request, writes, cached, dependencies)
     finish.write_lockfile_and_archive(request, lock)
     if agrees:
@@ -248,8 +247,10 @@ def _make_artifacts(
     if prepared is not None:
         checked = background.submit_after(prepared, partial(onnx_stage.check_prepared, context, reference))
         prepared = None  # with its session, once the check is done
-        if model.weight_bytes > onnx_stage.CONCURRENT_CHECK_BYTES:
+        needs = max(model.weight_bytes, process_memory.get_transient_bytes())
+        if needs > onnx_stage.CONCURRENT_CHECK_BYTES:
             wait([checked])  # two large artifacts at once would take twice the memory
+            process_memory.release_memory()
     torchscript, onnx = cached.torchscript, cached.onnx
     if torchscript is None or not torchscript.is_checked:
         with stage(StageName.TORCHSCRIPT):
@@ -297,20 +298,13 @@ def _plan_cache_writes(
     module_inputs: Mapping[str, str],
     results: StageResults,
     sealed: SealedBundle,
-    lock: Lockfile,
     bundle_key: CacheKey,
 ) -> list[CacheWrite]:
     """Return the cache entries of this build: each stage's results, and the bundle as a whole."""
     from packager.builder.incremental import stage_cache
 
     writer = context.writer
-    record = {
-        "fingerprint": sealed.fingerprint,
-        "parity": dict(sealed.parity),
-        "summary": dict(sealed.summary),
-        "lock": lock.model_dump(by_alias=True),
-    }
-    entry = CacheEntry(record, dict(sorted(writer.digests.items())))
+    entry = CacheEntry({"summary": dict(sealed.summary)}, dict(sorted(writer.digests.items())))
     files = {path: writer.folder / path for path in writer.digests}
     bundle = stage_cache.CacheWrite(bundle_key, entry, files, writer.sha256)
     stages = stage_cache.plan_writes(

@@ -26,8 +26,8 @@ ArtifactT = TypeVar("ArtifactT", OnnxArtifact, FallbackArtifact)
 class Provenance:
     """The sources of the eager module, and how the checkpoint matched it. Digests are SHA-256 in hex.
 
-    `dtype` is what the module was converted to, None if it has its own dtypes; `description` says what the artifacts
-    are compared with.
+    `architecture` is the name in the manifest's entry, or the class of the module. `dtype` is what the module was
+    converted to, None if it has its own dtypes; `description` says what the artifacts are compared with.
     """
 
     checkpoint_sha256: str
@@ -37,6 +37,7 @@ class Provenance:
     prefix: str
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    architecture: str
     parameters: int
     weight_bytes: int
     dtype: str | None

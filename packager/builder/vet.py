@@ -73,8 +73,7 @@ def vet(path: str | Path, listener: Listener = ignore_event) -> VetReport:
 
 def _vet_project(project: Project, checkpoint: LocatedCheckpoint) -> VetReport:
     with build_extra("package vet"):
-        import onnxruntime
-
+        from packager.common.ort import onnxruntime
         from packager.export.opsets import check_opset
         from packager.model import host_settings, loader
         from packager.parity import reference

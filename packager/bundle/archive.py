@@ -12,26 +12,26 @@ of its own: the bundle in it has the fingerprint of the folder. In a shell:
 
     unzip -d NAME-VERSION NAME-VERSION.zip && cd NAME-VERSION && sha256sum -c SHA256SUMS
 
-The reader accepts only what the writer writes. It reads the archive once, from the first byte to the last,
-writes no more bytes than the archive has, and rejects the whole archive if a single byte is different.
+`packager.bundle.files` reads an archive in place, and accepts only what is written here: it refuses the whole archive
+if a single byte is different.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from packager.bundle import layout
+from packager.bundle.files import BundleFiles, is_archive, open_bundle
 from packager.bundle.fingerprint import list_files
+from packager.bundle.names import describe_path_problem
 from packager.common import deterministic_zip
-from packager.common.hashing import CHUNK_BYTES
+from packager.common.hashing import CHUNK_BYTES, read_range
 from packager.errors import ArchiveRefused, IntegrityFailed, OutputRefused, PackagerError
-
-_SUFFIX = ".zip"
-_MAX_DEPTH = 32
 
 
 def write_archive(folder: Path, target: Path) -> None:
@@ -56,17 +56,13 @@ def write_archive(folder: Path, target: Path) -> None:
         archive.replace(target)
 
 
-def is_archive(path: Path) -> bool:
-    """Return whether `path` is read as an archive: a file whose name ends in .zip."""
-    return path.suffix == _SUFFIX and path.is_file()
-
-
 @contextlib.contextmanager
 def open_as_folder(path: Path) -> Iterator[Path]:
     """Yield the folder of a bundle: `path` itself, or the unpacked archive, deleted when the block ends.
 
-    A `PackagerError` raised in the block is changed to name the archive instead of the unpacked copy. Raises
-    `ArchiveRefused` if the archive is malformed or cannot be unpacked, `IntegrityFailed` if a CRC is wrong.
+    This is for comparing the files of two bundles; digests are not checked. A `PackagerError` raised in the block is
+    changed to name the archive instead of the unpacked copy. Raises `NotABundle`, `ArchiveRefused` if the archive is
+    malformed or cannot be unpacked, and `IntegrityFailed` if a CRC is wrong.
     """
     if not is_archive(path):
         yield path
@@ -76,20 +72,37 @@ def open_as_folder(path: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="packager-")))
-            _unpack(path, folder)
-        except deterministic_zip.ZipEntryDamaged as error:
-            raise IntegrityFailed(str(path), str(error)) from None
-        except deterministic_zip.ZipMalformed as error:
-            hint = "download it again, or unpack it and pass the folder"
-            raise ArchiveRefused(str(path), str(error), hint) from None
+            with open_bundle(path) as files:
+                copy_files(files, folder)
         except OSError as error:
-            hint = "it must be readable, and the temporary folder (TMPDIR) must have room for it"
+            hint = "the temporary folder (TMPDIR) must have room for it"
             raise ArchiveRefused(str(path), str(error.strerror), hint) from None
         try:
             yield folder
         except PackagerError as error:
             error.replace_path(str(folder), str(path))
             raise
+
+
+def copy_files(files: BundleFiles, folder: Path) -> dict[str, str]:
+    """Copy all files of an opened bundle into a folder. Returns the SHA-256 in hex of what was written, by path.
+
+    Raises OSError if the folder cannot be written, and what `files.locate` and `files.sha256` raise.
+    """
+    digests = {}
+    for path in files.paths:
+        source, target = files.locate(path), folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with target.open("xb") as stream:
+            for start in range(0, source.size, CHUNK_BYTES):
+                chunk = read_range(source.descriptor, source.offset + start, min(CHUNK_BYTES, source.size - start))
+                stream.write(chunk)
+                digest.update(chunk)
+        digests[path] = digest.hexdigest()
+        if digests[path] != files.sha256(path):  # checks the CRC too
+            raise IntegrityFailed(str(files.path), f"{path} was changed while it was read")
+    return digests
 
 
 def _archive_member(folder: Path, path: str) -> tuple[str, int, Iterator[bytes]]:
@@ -106,32 +119,7 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _unpack(path: Path, folder: Path) -> None:
-    with path.open("rb") as stream:
-        for name, chunks in deterministic_zip.read_zip(stream):
-            _check_member_path(name)
-            target = folder / name
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                created = target.open("xb")
-            except (FileExistsError, NotADirectoryError):
-                raise deterministic_zip.ZipMalformed(f"{name[:200]!r} takes the place of another entry") from None
-            with created:
-                created.writelines(chunks)
-
-
 def _check_member_path(path: str) -> None:
     """Raise `ZipMalformed` for a path that leaves the bundle, or that no bundle may contain."""
-    parts, shown = path.split("/"), repr(path[:200])
-    if any(part in ("", ".", "..") for part in parts):
-        raise deterministic_zip.ZipMalformed(f"{shown} is not a path inside a bundle")
-    if any(character in path for character in "\n\r\0\\"):
-        raise deterministic_zip.ZipMalformed(
-            f"a path in a bundle may not contain line breaks, NULs or backslashes: {shown}"
-        )
-    if len(parts) > _MAX_DEPTH + 1:
-        raise deterministic_zip.ZipMalformed(f"{shown} is more than {_MAX_DEPTH} folders deep")
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise deterministic_zip.ZipMalformed(f"{shown} is not UTF-8") from None
+    if problem := describe_path_problem(path):
+        raise deterministic_zip.ZipMalformed(problem)

@@ -7,7 +7,6 @@ whichever is larger; parity.json marks the included ones as `golden`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from packager.bundle import layout
+from packager.common.strict_json import parse_strict_json
 from packager.parity.numerics.compare import ElementTolerance
 from packager.parity.numerics.decisions import DecisionRule
 from packager.parity.numerics.verdict import ReferenceCase
@@ -61,12 +61,25 @@ def read_reference_cases(folder: Path, *, first_only: bool = False) -> list[Refe
     Raises `EvidenceMalformed`.
     """
     try:
-        record = json.loads((folder / layout.PARITY).read_text(encoding="utf-8"))
+        parity, golden = (folder / layout.PARITY).read_bytes(), (folder / layout.GOLDEN).read_bytes()
+    except OSError as error:
+        raise EvidenceMalformed(f"{type(error).__name__}: {error}") from None
+    return parse_reference_cases(parity, golden, first_only=first_only)
+
+
+def parse_reference_cases(parity: bytes, golden: bytes, *, first_only: bool = False) -> list[ReferenceCase]:
+    """Parse parity.json and golden.safetensors into cases, or into the first alone.
+
+    Raises `EvidenceMalformed`.
+    """
+    try:
+        record = parse_strict_json(parity)
         cases = [case for case in record["cases"] if case["golden"]]
         decisions = {
             name: DecisionRule(rule["rule"], rule["axis"], rule["tie"]) for name, rule in record["decisions"].items()
         }
-        tensors = safetensors.numpy.load_file(folder / layout.GOLDEN)
+        tensors = safetensors.numpy.load(golden)
+        in_order = sorted(tensors.items())
         reference_cases = []
         for case in cases[:1] if first_only else cases:
             head = f"{case['name']}/input/"
@@ -74,14 +87,14 @@ def read_reference_cases(folder: Path, *, first_only: bool = False) -> list[Refe
             reference_cases.append(
                 ReferenceCase(
                     case["name"],
-                    {name.removeprefix(head): array for name, array in tensors.items() if name.startswith(head)},
+                    {name.removeprefix(head): array for name, array in in_order if name.startswith(head)},
                     {name: tensors[f"{case['name']}/output/{name}"] for name in outputs},
                     {name: ElementTolerance(output["atol"], output["rtol"]) for name, output in outputs.items()},
                     case["sizes"],
                     decisions=decisions,
                 )
             )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
         raise EvidenceMalformed(f"{type(error).__name__}: {error}") from None
     return reference_cases
 

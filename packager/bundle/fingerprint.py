@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle import layout
+from packager.bundle.names import MAX_FILES, describe_path_problem, describe_set_problem
 from packager.common.hashing import sha256_file
 from packager.errors import FingerprintMalformed, NotABundle
 
@@ -52,11 +53,16 @@ class Integrity:
 def format_sums(digests: Mapping[str, str]) -> str:
     """Return the text of SHA256SUMS for hex digests by path.
 
-    Raises ValueError for a path with a line break or backslash, which `sha256sum` would escape.
+    Raises ValueError for a path that no bundle may have, such as one with a line break, which `sha256sum` would escape.
     """
-    for path in digests:
-        if "\n" in path or "\r" in path or "\\" in path:
-            raise ValueError(f"a path in a bundle may not contain line breaks or backslashes: {path!r}")
+    problem = next(filter(None, map(describe_path_problem, digests)), None) or describe_set_problem(digests)
+    if problem is not None:
+        raise ValueError(problem)
+    return format_lines(digests)
+
+
+def format_lines(digests: Mapping[str, str]) -> str:
+    """Return the text over which Go's Hash1 is taken, for hex digests by path, whatever the paths are."""
     return "".join(f"{digests[path]}  {path}\n" for path in sorted(digests, key=str.encode))
 
 
@@ -82,14 +88,14 @@ def parse_sums(text: str) -> dict[str, str]:
         if match is None:
             raise SumsMalformed(f"line {number} is not a digest and a path")
         digest, path = match.groups()
-        if path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
-            raise SumsMalformed(f"line {number} names a path outside the bundle: {path}")
+        if problem := describe_path_problem(path):
+            raise SumsMalformed(f"line {number}: {problem}")
         digests[path] = digest
-    try:
-        canonical = format_sums(digests)
-    except ValueError as error:
-        raise SumsMalformed(str(error)) from None
-    if text != canonical:
+        if number > MAX_FILES:
+            break
+    if problem := describe_set_problem(digests):
+        raise SumsMalformed(problem)
+    if text != format_lines(digests):
         raise SumsMalformed("the lines are not sorted, or a path appears twice")
     return digests
 
@@ -118,16 +124,8 @@ def list_files(folder: Path) -> list[str]:
     return sorted(paths - layout.UNSEALED_FILES, key=os.fsencode)  # a file name need not be UTF-8
 
 
-def list_empty_folders(folder: Path) -> list[str]:
-    """List the folders in `folder` that hold nothing: paths relative to it, each with a slash at the end."""
-    paths = (Path(root) for root, folders, files in os.walk(folder) if not folders and not files)
-    return sorted(f"{path.relative_to(folder).as_posix()}/" for path in paths if path != folder)
-
-
 def check_integrity(folder: Path, sums: Mapping[str, str], sha256: Callable[[Path], str] | None = None) -> Integrity:
     """Compare the files of `folder` with `sums`, hex digests by path. A link counts as changed.
-
-    An empty folder that no path in `sums` accounts for counts as not listed; its path ends in a slash.
 
     `sha256` computes the digest of a file, as `regular_file_digest` does, which is the default.
 
@@ -135,7 +133,6 @@ def check_integrity(folder: Path, sums: Mapping[str, str], sha256: Callable[[Pat
     """
     present = set(list_files(folder))
     listed = [path for path in sums if path in present]
-    empty = {name for name in list_empty_folders(folder) if not any(path.startswith(name) for path in sums)}
     with ThreadPoolExecutor(max_workers=2) as threads:  # hashlib releases the interpreter lock
         try:
             digests = list(threads.map(lambda path: (sha256 or regular_file_digest)(folder / path), listed))
@@ -144,7 +141,7 @@ def check_integrity(folder: Path, sums: Mapping[str, str], sha256: Callable[[Pat
             raise NotABundle(str(folder), f"{name} cannot be read: {error.strerror}") from None
     return Integrity(
         missing=tuple(sorted(set(sums) - present)),
-        extra=tuple(sorted({*(present - set(sums)), *empty})),
+        extra=tuple(sorted(present - set(sums))),
         changed=tuple(path for path, digest in zip(listed, digests, strict=True) if digest != sums[path]),
     )
 

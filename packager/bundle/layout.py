@@ -6,7 +6,7 @@ SCHEMA_VERSION = 1
 
 CONFIG = "config.json"
 ONNX = "model.onnx"
-ONNX_DATA = "model.onnx.data"
+ONNX_DATA = "model.onnx_data"
 TORCHSCRIPT = "model.ts"
 EXPORTED_PROGRAM = "model.pt2"
 README = "README.md"
@@ -14,9 +14,15 @@ ASSETS = "assets"
 GOLDEN = "evidence/golden.safetensors"
 PARITY = "evidence/parity.json"
 BUILD = "evidence/build.json"
+PARITY_ATTESTATION = "evidence/parity.intoto.json"
+PROVENANCE = "evidence/provenance.intoto.json"
+BILL_OF_MATERIALS = "evidence/bom.cdx.json"
 SUMS = "SHA256SUMS"
 FINGERPRINT = "FINGERPRINT"
 SIGNATURE = "model.sig"
+
+DOCUMENTS = frozenset({PARITY_ATTESTATION, PROVENANCE, BILL_OF_MATERIALS})
+"""The standard documents, which follow from the records."""
 
 UNSEALED_FILES = frozenset({SUMS, FINGERPRINT, SIGNATURE})
 """The files that the fingerprint does not cover: the sums it is computed from, itself, and its signature."""

@@ -103,6 +103,12 @@ class Artifacts(_Record):
     torchscript: TorchScriptArtifact | None
     torch_export: ExportedProgramArtifact | None = Field(default=None, alias="torch-export")
 
+    def list_files(self) -> list[tuple[str, str]]:
+        """Return path and SHA-256 of every model, and of external weights after the model that they belong to."""
+        onnx = self.onnx
+        files = (onnx, None if onnx is None else onnx.data, self.torchscript, self.torch_export)
+        return [(file.path, file.sha256) for file in files if file is not None]
+
 
 class LeftOutRecord(_Record):
     """A fallback that was tried and does not ship: `fail` if it computes something else, else why there is none."""
@@ -114,13 +120,16 @@ class LeftOutRecord(_Record):
 class SourceRecord(_Record):
     """The inputs of the build: digests of manifest, checkpoint and code, and the versions of the tools.
 
-    `dtype` is what the module was converted to; null if it is packaged in its own dtypes.
+    `dtype` is what the module was converted to; null if it is packaged in its own dtypes. `architecture` is the name in
+    the manifest's entry, or without an entry the class of the module. `parameters` counts values.
     """
 
     manifest_sha256: Sha256Hex
     checkpoint_sha256: Sha256Hex
     code_sha256: Sha256Hex
     dtype: str | None = None
+    architecture: str
+    parameters: int
     toolchain: dict[str, str]
 
 
@@ -296,7 +305,10 @@ class BuildStepRecord(_Record):
 
 
 class BuildRecord(_Record):
-    """evidence/build.json: the kind of machine that measured the errors, and the outcome of each step."""
+    """evidence/build.json: the kind of machine that measured the errors, and the outcome of each step.
+
+    `toolchain_digests` has a digest of each tool's files, in hex: Go's Hash1 over the wheel without its `.dist-info`.
+    """
 
     schema_: Literal[1] = Field(alias="schema")
     machine: str
@@ -304,4 +316,5 @@ class BuildRecord(_Record):
     python: str
     threads: int
     capability: str
+    toolchain_digests: dict[str, Sha256Hex]
     steps: list[BuildStepRecord]

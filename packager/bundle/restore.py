@@ -19,8 +19,8 @@ def is_restored(folder: Path, digests: Mapping[str, str], sha256: Callable[[Path
 
     `digests` are SHA-256 in hex by path in the bundle; `sha256` computes the digest of a file.
     """
-    text = format_sums(digests)
     try:
+        text = format_sums(digests)
         return (
             not folder.is_symlink()
             and list_files(folder) == sorted(digests, key=str.encode)
@@ -29,8 +29,8 @@ def is_restored(folder: Path, digests: Mapping[str, str], sha256: Callable[[Path
             and all(not (folder / path).is_symlink() for path in digests)
             and all(sha256(folder / path) == digest for path, digest in digests.items())
         )
-    except OSError:
-        return False  # a file is missing or cannot be read
+    except (OSError, ValueError):
+        return False  # a file is missing or cannot be read, or these are not the files of a bundle
 
 
 def restore_bundle(writer: BundleWriter, digests: Mapping[str, str], source_path: Callable[[str], Path]) -> None:

@@ -1,8 +1,10 @@
 """Read a folder of torch.distributed.checkpoint (DCP), assembling each tensor from the chunks that the ranks wrote.
 
 `.metadata` is a pickle that lists the chunks of each tensor, with the `.distcp` file and the byte range of each chunk;
-a chunk is a small file of torch.save. torch reads `.metadata` with plain pickle, which executes whatever it names.
-Here each of the few classes that DCP writes is replaced by an inert placeholder, and any other name is refused.
+a chunk is a small file of torch.save, and is checked like one. No byte may belong to two chunks, so that reading them
+all takes no more memory than the files have bytes. torch reads `.metadata` with plain pickle, which executes whatever
+it names. Here each of the few classes that DCP writes is replaced by an inert placeholder, and any other name is
+refused.
 
 The optimizer's state is not read; only its presence is reported.
 """
@@ -10,11 +12,12 @@ The optimizer's state is not read; only its presence is reported.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import pickle
 import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,10 +38,14 @@ _ALLOWED_CLASSES = {
 _DTYPES = {str(dtype).removeprefix("torch.") for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
-def read_dcp(located: LocatedCheckpoint, where: str | None, unpickle: Callable[..., Any]) -> dict[str, Any]:
+ChunkReader = Callable[[bytes, Path], Any]
+"""Loads a chunk from its bytes; errors name the file."""
+
+
+def read_dcp(located: LocatedCheckpoint, where: str | None, read_chunk: ChunkReader) -> dict[str, Any]:
     """Return everything in the folder but the optimizer's state, nested as it was saved.
 
-    `unpickle(stream, file, zipped=True)` reads one chunk. Raises `CheckpointUnreadable` or `CheckpointNeedsCode`.
+    Raises `CheckpointUnreadable` or `CheckpointNeedsCode`.
     """
     display_name = str(located.path)
     metadata = _read_metadata(located.head, display_name, where)
@@ -46,6 +53,7 @@ def read_dcp(located: LocatedCheckpoint, where: str | None, unpickle: Callable[.
         chunks_by_name: dict[str, list[tuple[Any, Any]]] = {}
         for index, storage in metadata.storage_data.items():
             chunks_by_name.setdefault(str(index.fqn), []).append((index, storage))
+        _refuse_overlaps(metadata.storage_data.values())
         paths = getattr(metadata, "planner_data", None) or {}
         content: dict[str, Any] = {}
         for name, description in metadata.state_dict_metadata.items():
@@ -54,10 +62,10 @@ def read_dcp(located: LocatedCheckpoint, where: str | None, unpickle: Callable[.
                 content.setdefault(path[0], {})
                 continue
             stored = chunks_by_name.get(name, [])
-            chunks = [_read_chunk(located, storage, unpickle) for _, storage in stored]
+            chunks = [_read_chunk(located, storage, read_chunk) for _, storage in stored]
             offsets = [getattr(index, "offset", None) for index, _ in stored]
             _set_nested(content, path, _assemble_tensor(name, description, chunks, offsets))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError) as error:
         # All of these follow from a damaged .metadata.
         why = f"as torch.distributed.checkpoint: {first_error_line(error)}"
         raise CheckpointUnreadable(display_name, where, why) from None
@@ -73,6 +81,8 @@ def _assemble_tensor(name: str, description: Any, chunks: list[Any], offsets: li
         return chunks[0]
     if sum(chunk.numel() for chunk in chunks) != math.prod(size):
         raise ValueError(f"the chunks of {name} do not add up to {list(size)}")
+    if any(chunk.numel() * chunk.element_size() > chunk.untyped_storage().nbytes() for chunk in chunks):
+        raise ValueError(f"a chunk of {name} has more elements than bytes for them")
     tensor = torch.zeros(size, dtype=chunks[0].dtype)
     for chunk, offset in zip(chunks, offsets, strict=True):
         box = tensor
@@ -82,7 +92,15 @@ def _assemble_tensor(name: str, description: Any, chunks: list[Any], offsets: li
     return tensor
 
 
-def _read_chunk(located: LocatedCheckpoint, storage: Any, unpickle: Callable[..., Any]) -> Any:
+def _refuse_overlaps(chunks: Iterable[Any]) -> None:
+    """Raise ValueError if two chunks share a byte of a file."""
+    ranges = sorted((str(chunk.relative_path), int(chunk.offset), int(chunk.length)) for chunk in chunks)
+    for (file, start, length), (next_file, next_start, _) in itertools.pairwise(ranges):
+        if file == next_file and start + length > next_start:
+            raise ValueError(f"two chunks of {file} overlap")
+
+
+def _read_chunk(located: LocatedCheckpoint, storage: Any, read_chunk: ChunkReader) -> Any:
     """Read one chunk from its byte range in a file. Raises ValueError or OSError."""
     name = str(storage.relative_path)
     file = located.folder / name
@@ -95,7 +113,7 @@ def _read_chunk(located: LocatedCheckpoint, storage: Any, unpickle: Callable[...
         raise ValueError(f"{name} is truncated")
     with file.open("rb") as stream:
         stream.seek(offset)
-        return unpickle(io.BytesIO(stream.read(length)), file, zipped=True)
+        return read_chunk(stream.read(length), file)
 
 
 def _set_nested(content: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

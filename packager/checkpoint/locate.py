@@ -26,9 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packager.checkpoint import run_folder, sharded_index
+from packager.checkpoint.archive_directory import TOO_MANY_ENTRIES, ZIP_MAGIC, is_directory_too_long
 from packager.checkpoint.safetensors_header import get_metadata, read_header
 from packager.common.hashing import sha256_file
-from packager.common.strict_json import parse_strict_json
+from packager.common.strict_json import read_strict_json
 from packager.errors import CheckpointNotFound, CheckpointUnreadable
 
 SHARD_INDEX_SUFFIX = ".index.json"
@@ -39,7 +40,6 @@ _USUAL_WEIGHT_NAMES = (
     "pytorch_model.bin", "model.pt", "model.pth",
 )  # fmt: skip
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-_MAX_JSON_BYTES = 100_000_000  # the limit of safetensors for a header
 _SETTLED_NS = 2_000_000_000  # file times can be this coarse: a younger file may change unnoticed
 
 
@@ -220,11 +220,14 @@ def _check_file(file: Path, display_name: str, where: str | None, *, alone: bool
         raise CheckpointUnreadable(display_name, where, f"{subject} is missing") from None
     try:
         with file.open("rb") as stream:
-            is_empty = not stream.read(1)
+            head = stream.read(len(ZIP_MAGIC))
+            is_crowded = head == ZIP_MAGIC and is_directory_too_long(stream)
     except OSError as error:
         raise CheckpointUnreadable(display_name, where, str(error.strerror), None) from None
-    if is_empty:
+    if not head:
         raise CheckpointUnreadable(display_name, where, f"{subject} is empty")
+    if is_crowded:
+        raise CheckpointUnreadable(display_name, where, f"{subject} is an archive of {TOO_MANY_ENTRIES}")
 
 
 # -- folders and shards -----------------------------------------------------------------------
@@ -355,9 +358,7 @@ def list_shards(index: Path, display_name: str, where: str | None) -> list[Path]
 def read_weight_map(index: Path, display_name: str, where: str | None) -> dict[str, str]:
     """Read an index of shards: the file of each tensor, by its name. Raises `CheckpointUnreadable`."""
     try:
-        if index.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError("it is too long to be an index")
-        shards = parse_strict_json(index.read_bytes())["weight_map"]
+        shards = read_strict_json(index)["weight_map"]
         if not shards or not all(isinstance(name, str) for name in shards.values()):
             raise ValueError("weight_map names no shards")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

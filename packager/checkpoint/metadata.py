@@ -98,14 +98,15 @@ def describe_run_checkpoint(folder: Path) -> About:
     record = read_checkpoint(folder)
     try:
         training = json.loads(get_metadata(read_header(folder / TRAINING_FILE))["tree"])["dict"]
-    except (OSError, LookupError, TypeError, ValueError) as error:
+        optimizer, scheduler = "optimizer" in training, "scheduler" in training
+    except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointDamaged(str(folder), f"{TRAINING_FILE}: {type(error).__name__}: {error}") from None
     return About(
         epoch=record.epoch,
         step=record.step,
         metrics=_as_finite_or_text(record.metrics),
-        optimizer="optimizer" in training,
-        scheduler="scheduler" in training,
+        optimizer=optimizer,
+        scheduler=scheduler,
         ema=EMA_FILE in record.digests,
         name=record.name,
         version=record.version,

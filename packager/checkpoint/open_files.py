@@ -11,10 +11,14 @@ content than the file has bytes. Tensors are loaded to the CPU, whatever device 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import pathlib
 import pickle
 import warnings
 import zipfile
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +29,7 @@ import safetensors.torch
 import torch
 
 from packager.checkpoint import dcp, pickle_errors
+from packager.checkpoint.archive_directory import TOO_MANY_ENTRIES, ZIP_MAGIC, is_directory_too_long
 from packager.checkpoint.locate import (
     DCP_METADATA_FILE,
     SHARD_INDEX_SUFFIX,
@@ -58,7 +63,7 @@ def open_checkpoint(located: LocatedCheckpoint, *, trust_pickle: bool, where: st
     """
     reader = _CheckpointReader(located, trust_pickle, where)
     if located.head.name == DCP_METADATA_FILE:
-        return CheckpointContent(dcp.read_dcp(located, where, reader.unpickle), "torch.distributed.checkpoint", {})
+        return CheckpointContent(dcp.read_dcp(located, where, reader.read_chunk), "torch.distributed.checkpoint", {})
     if located.head.name.endswith(SHARD_INDEX_SUFFIX):
         return reader.read_shards()
     if located.head.name.endswith(PIECES_SUFFIX):
@@ -80,12 +85,21 @@ class _CheckpointReader:
             tensors, strings = self._read_safetensors(path)
             return CheckpointContent(tensors, "safetensors", strings)
         with path.open("rb") as stream:
-            zipped = stream.read(4) == pickle_errors.ZIP_MAGIC
-        if zipped:
-            self._check_archive(path)
-        if not self.trust_pickle and pickle_errors.contains_bytearray(path, zipped=zipped):
-            raise self._unreadable(path, "it creates a bytearray, which may be of any size: save it as a tensor")
-        return CheckpointContent(self.unpickle(path, path, zipped=zipped), "pytorch", {})
+            zipped = stream.read(4) == ZIP_MAGIC
+        size = path.stat().st_size
+        self._check_pickle(path, path, size, zipped=zipped)
+        content = self._unpickle(path, path, zipped=zipped)
+        self._check_sizes(content, path, size)
+        return CheckpointContent(content, "pytorch", {})
+
+    def read_chunk(self, content: bytes, file: Path) -> Any:
+        """Read the part of `file` that holds one value of torch.distributed.checkpoint."""
+        if not content.startswith(ZIP_MAGIC):
+            raise self._unreadable(file, "a chunk in it is not an archive of torch.save")
+        self._check_pickle(io.BytesIO(content), file, len(content), zipped=True)
+        value = self._unpickle(io.BytesIO(content), file, zipped=True)
+        self._check_sizes(value, file, len(content))
+        return value
 
     def read_shards(self) -> CheckpointContent:
         """Read the shards of an index as one state dict, each tensor from the shard that the index names."""
@@ -143,7 +157,7 @@ class _CheckpointReader:
             assembled[tuple(box)] = files[piece.file][name]
         return assembled
 
-    def unpickle(self, source: Path | IO[bytes], file: Path, *, zipped: bool) -> Any:
+    def _unpickle(self, source: Path | IO[bytes], file: Path, *, zipped: bool) -> Any:
         """Load the content of a file of torch.save, or of the part of `file` that a stream holds."""
         mapped = zipped and isinstance(source, Path)
         with torch.serialization.safe_globals(_safe_globals()), warnings.catch_warnings():
@@ -157,6 +171,11 @@ class _CheckpointReader:
                         raise CheckpointNeedsCode(str(file), self.where, names) from None
                 raise self._unreadable(file, pickle_errors.explain_load_error(source, error, zipped=zipped)) from None
 
+    def _check_sizes(self, content: Any, file: Path, size: int) -> None:
+        """Refuse tensors with more bytes than the file: a pickle may also ask for memory that nothing was read into."""
+        if not self.trust_pickle and sum(_storage_sizes(content).values()) > size:
+            raise self._unreadable(file, "its tensors have more bytes than the file: some were not saved, but made up")
+
     def _read_safetensors(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         try:
             strings = get_metadata(read_header(path))
@@ -164,15 +183,25 @@ class _CheckpointReader:
         except (safetensors.SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
             # The last two are raised for a dtype that torch lacks.
             with path.open("rb") as stream:
-                if stream.read(4) == pickle_errors.ZIP_MAGIC:
+                if stream.read(4) == ZIP_MAGIC:
                     raise self._unreadable(path, "it is a ZIP archive like those of torch.save: call it .pt") from None
             raise self._unreadable(path, f"as safetensors: {pickle_errors.first_error_line(error)}") from None
         return tensors, strings
 
-    def _check_archive(self, path: Path) -> None:
+    def _check_pickle(self, source: Path | IO[bytes], path: Path, size: int, *, zipped: bool) -> None:
+        """Refuse a file of torch.save that needs more memory than its `size` in bytes; errors name `path`."""
+        if zipped:
+            self._check_archive(source, path, size)
+        if not self.trust_pickle and pickle_errors.contains_bytearray(source, zipped=zipped):
+            raise self._unreadable(path, "it creates a bytearray, which may be of any size: save it as a tensor")
+
+    def _check_archive(self, source: Path | IO[bytes], path: Path, size: int) -> None:
         """Refuse an archive that torch.save would not write."""
+        with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as stream:
+            if is_directory_too_long(stream):
+                raise self._unreadable(path, f"it is an archive of {TOO_MANY_ENTRIES}")
         try:
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(source) as archive:
                 entries = archive.infolist()
         except zipfile.BadZipFile:
             raise self._unreadable(path, "the file is truncated: the directory of the archive is missing") from None
@@ -190,14 +219,30 @@ class _CheckpointReader:
         if compressed:
             raise self._unreadable(path, f"its entry {compressed[0]} is compressed, and torch.save compresses nothing")
         if len(set(names)) < len(names):
-            duplicate = next(name for name in names if names.count(name) > 1)
+            duplicate = Counter(names).most_common(1)[0][0]
             raise self._unreadable(path, f"its entry {duplicate} occurs twice")
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        if sum(entry.file_size for entry in entries) > size:
             raise self._unreadable(path, "its entries claim more bytes than the file has")
 
     def _unreadable(self, file: Path, why: str) -> CheckpointUnreadable:
         """Return an error that names the file itself, which may be one of many."""
         return CheckpointUnreadable(str(file), self.where, why)
+
+
+def _storage_sizes(content: Any) -> dict[int, int]:
+    """Return the bytes of the memory that dense tensors refer to, by address, wherever in the content they are."""
+    sizes: dict[int, int] = {}
+    seen: set[int] = set()
+    values = [content]
+    while values:
+        value = values.pop()
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu":
+            storage = value.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, (Mapping, list, tuple, set)) and id(value) not in seen:
+            seen.add(id(value))
+            values += value.values() if isinstance(value, Mapping) else value
+    return sizes
 
 
 def _safe_globals() -> list[Any]:

@@ -25,7 +25,6 @@ from typing import IO, Any
 
 import torch
 
-ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # follows the first few operations of the legacy format
 _HEAD_BYTES = 24
 _MAX_PROTOCOL = 3
@@ -53,16 +52,17 @@ def find_unsafe_globals(source: Path | IO[bytes], message: str, *, zipped: bool)
     return sorted(names)
 
 
-def contains_bytearray(path: Path, *, zipped: bool) -> bool:
+def contains_bytearray(source: Path | IO[bytes], *, zipped: bool) -> bool:
     """Tell whether a pickle creates a bytearray, which `weights_only=True` allows, even one of any number of zeros.
 
     Returns False for a damaged file; loading it reports the damage.
     """
     with contextlib.suppress(Exception):  # pickletools and zipfile raise several unrelated classes for damaged bytes
         if zipped:  # only the pickle: the weights beside it may be many times as large
-            content = _read_data_pickle(path)
+            content = _read_data_pickle(source)
             return b"bytearray" in content and _references_bytearray(io.BytesIO(content))
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert isinstance(source, Path)  # only a whole file may have no archive around its pickle
+        with source.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             if mapped.find(b"bytearray") >= 0:
                 return any(_references_bytearray(stream) for _ in range(_LEGACY_PICKLE_COUNT))
     return False

@@ -18,7 +18,6 @@ value of the metric. Nothing here needs torch.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import re
@@ -30,7 +29,8 @@ from typing import Any
 
 from packager.common.file_lock import is_same_file, lock_file
 from packager.common.hashing import sha256_file
-from packager.errors import CheckpointDamaged, NoCheckpointYet, RunSchemaUnknown
+from packager.common.strict_json import read_strict_json
+from packager.errors import CheckpointDamaged, NoCheckpointYet, RunSchemaUnknown, escape_unprintable
 
 RUN_FILE, RECORD_FILE = "run.json", "checkpoint.json"
 MODEL_FILE, EMA_FILE, TRAINING_FILE = "model.safetensors", "ema.safetensors", "training.safetensors"
@@ -38,6 +38,10 @@ FILES_BY_KIND = {"model": MODEL_FILE, "ema": EMA_FILE, "training": TRAINING_FILE
 PIECES_SUFFIX = ".pieces.json"
 _CHECKPOINT_NAME = re.compile(r"step-\d{8,}")
 _REPLACED_NAME = re.compile(r"\.(step-\d{8,})\.old")
+_FIELD_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "name": str, "version": str, "created": str, "revision": (str, type(None)), "epoch": (int, type(None)),
+    "parameters": int, "history": list,
+}  # fmt: skip
 _log = logging.getLogger("packager.checkpoint")
 
 FileDigest = Callable[[Path], str]
@@ -142,18 +146,33 @@ def list_checkpoints(folder: Path) -> list[CheckpointEntry]:
         try:
             entries.append(read_checkpoint(path))
         except CheckpointDamaged as error:
-            _log.warning("skipped: %s: %s", error.message, error.why)
+            _log.warning("skipped: %s", escape_unprintable(f"{error.message}: {error.why}", keep_line_breaks=True))
     return sorted(entries, key=_save_order)
+
+
+def _check_types(record: Mapping[str, Any]) -> None:
+    """Refuse a record with a field of the wrong type, or a file outside its folder. Raises TypeError or ValueError."""
+    for field, kinds in _FIELD_TYPES.items():
+        if not isinstance(record[field], kinds):
+            raise TypeError(f"{field} is a {type(record[field]).__name__}")
+    if datetime.fromisoformat(record["created"]).tzinfo is None:
+        raise ValueError("created is a time without a zone")
+    for name, file in record["files"].items():
+        if name != Path(name).name or "\\" in name:
+            raise ValueError(f"it names a path outside its folder: {name!r}")
+        if not (isinstance(file["sha256"], str) and isinstance(file["bytes"], int)):
+            raise TypeError(f"sha256 or bytes of {name} is something else")
 
 
 def read_checkpoint(path: Path) -> CheckpointEntry:
     """Read the record of a checkpoint's folder, and no other file. Raises `CheckpointDamaged` or `RunSchemaUnknown`."""
     try:
-        record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
+        record = read_strict_json(path / RECORD_FILE)
         if record["schema"] != 1:
             raise RunSchemaUnknown(str(path / RECORD_FILE), record["schema"])
         if not {MODEL_FILE, TRAINING_FILE} <= set(record["files"]):
             raise ValueError(f"it does not list {MODEL_FILE} and {TRAINING_FILE}")
+        _check_types(record)
         return CheckpointEntry(
             path=path,
             number=int(record["number"]),
@@ -171,7 +190,7 @@ def read_checkpoint(path: Path) -> CheckpointEntry:
         )
     except OSError as error:
         raise CheckpointDamaged(str(path), f"{RECORD_FILE}: {error.strerror or error}") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointDamaged(str(path), f"{RECORD_FILE}: {type(error).__name__}: {error}") from None
 
 
@@ -203,7 +222,7 @@ def read_run_settings(folder: Path) -> tuple[str | None, str]:
     Raises `CheckpointDamaged` or `RunSchemaUnknown`.
     """
     try:
-        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        record = read_strict_json(folder / RUN_FILE)
         schema, metric, mode = record["schema"], record["metric"], record["mode"]
     except FileNotFoundError:
         return None, "min"
@@ -211,6 +230,8 @@ def read_run_settings(folder: Path) -> tuple[str | None, str]:
         raise CheckpointDamaged(str(folder / RUN_FILE), f"{type(error).__name__}: {error}") from None
     if schema != 1:
         raise RunSchemaUnknown(str(folder / RUN_FILE), schema)
+    if not (metric is None or isinstance(metric, str)) or mode not in ("min", "max"):
+        raise CheckpointDamaged(str(folder / RUN_FILE), "metric or mode has the wrong type")
     return metric, mode
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from packager.common.strict_json import parse_strict_json
 
 METADATA_KEY = "__metadata__"
-_MAX_HEADER_BYTES = 100_000_000  # as in safetensors
+_MAX_HEADER_BYTES = 10_000_000  # enough for 100,000 tensors; safetensors reads ten times as much
+_MAX_DIMS, _MAX_SIZE = 64, 1 << 62
 _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8, "C64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -41,25 +42,33 @@ def read_header(path: Path) -> dict[str, Any]:
         raise ValueError("the header is not a mapping")  # noqa: TRY004 (the fault of the file, not of an argument)
     tensors = {name: tensor for name, tensor in header.items() if name != METADATA_KEY}
     for name, tensor in tensors.items():
-        if not (isinstance(tensor, dict) and {"dtype", "shape", "data_offsets"} <= set(tensor)):
+        if not _is_description(tensor):
             raise ValueError(f"the header does not say where {name!r} is")
     _check_offsets(tensors, size - 8 - length)
     return header
 
 
+def _is_description(tensor: Any) -> bool:
+    """Tell whether a value of the header has a dtype, a shape and two offsets, with sizes that a file can have."""
+    if not (isinstance(tensor, dict) and {"dtype", "shape", "data_offsets"} <= set(tensor)):
+        return False
+    shape, offsets = tensor["shape"], tensor["data_offsets"]
+    if not (isinstance(tensor["dtype"], str) and isinstance(shape, list) and isinstance(offsets, list)):
+        return False
+    sizes = [*shape, *offsets]
+    return len(shape) <= _MAX_DIMS and len(offsets) == 2 and all(type(n) is int and 0 <= n < _MAX_SIZE for n in sizes)
+
+
 def _check_offsets(tensors: dict[str, Any], size: int) -> None:
     """Refuse tensors that do not fill the `size` bytes of the file's rest, one after the other. Raises ValueError."""
-    try:
-        end = 0
-        for start, stop, name in sorted((*tensor["data_offsets"], name) for name, tensor in tensors.items()):
-            if start != end or stop < start:
-                raise ValueError(f"the header leaves a gap before {name!r}, or an overlap")
-            item_bytes = _ITEM_BYTES.get(tensors[name]["dtype"])
-            if item_bytes is not None and item_bytes * math.prod(tensors[name]["shape"]) != stop - start:
-                raise ValueError(f"the header gives {name!r} a size that differs from its shape")
-            end = stop
-    except TypeError:
-        raise ValueError("the header does not say where its tensors are") from None
+    end = 0
+    for start, stop, name in sorted((*tensor["data_offsets"], name) for name, tensor in tensors.items()):
+        if start != end or stop < start:
+            raise ValueError(f"the header leaves a gap before {name!r}, or an overlap")
+        item_bytes = _ITEM_BYTES.get(tensors[name]["dtype"])
+        if item_bytes is not None and item_bytes * math.prod(tensors[name]["shape"]) != stop - start:
+            raise ValueError(f"the header gives {name!r} a size that differs from its shape")
+        end = stop
     if end != size:
         raise ValueError(f"the header lists {end} bytes of tensors, and the file holds {size}")
 

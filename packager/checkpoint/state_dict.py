@@ -34,7 +34,13 @@ from packager.checkpoint.open_files import open_checkpoint
 from packager.checkpoint.remote import urls
 from packager.common.hashing import sha256_file
 from packager.common.progress import StageReporter, ignore_event
-from packager.errors import CheckpointDigestWrong, CheckpointUnreadable, WeightsNotFound, did_you_mean
+from packager.errors import (
+    CheckpointDigestWrong,
+    CheckpointUnreadable,
+    WeightsNotFound,
+    did_you_mean,
+    escape_unprintable,
+)
 
 MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
 _log = logging.getLogger("packager.checkpoint")
@@ -88,14 +94,17 @@ def read(
     return read_located(located, weights, trust_pickle=trust_pickle, where=where)
 
 
-def read_located(located: LocatedCheckpoint, weights: str, *, trust_pickle: bool, where: str | None) -> Checkpoint:
+def read_located(
+    located: LocatedCheckpoint, weights: str, *, trust_pickle: bool, where: str | None, allow_empty: bool = False
+) -> Checkpoint:
     """Read the files that `locate_files` returned, and select the state dict; the arguments are those of `read`.
 
-    Raises `CheckpointUnreadable`, `CheckpointNeedsCode` or `WeightsNotFound`.
+    `allow_empty` accepts a file that holds nothing, which is the state dict of a module without weights. Raises
+    `CheckpointUnreadable`, `CheckpointNeedsCode` or `WeightsNotFound`.
     """
     path = located.path
     for message in located.skipped_checkpoints:
-        _log.warning("passed over: %s", message)
+        _log.warning("passed over: %s", escape_unprintable(message, keep_line_breaks=True))
     # A run that continues must not delete the checkpoint before it is open; mapped files then stay readable.
     with run_folder.lock_for_reading(located.head.parent) if located.from_run else nullcontext():
         opened = open_checkpoint(located, trust_pickle=trust_pickle, where=where)
@@ -105,7 +114,10 @@ def read_located(located: LocatedCheckpoint, weights: str, *, trust_pickle: bool
         content = content.state_dict()
     if not isinstance(content, Mapping):
         raise CheckpointUnreadable(str(path), where, f"it holds a {type(content).__name__}, not a state dict")
-    selected = _select_state(content, "auto" if located.from_run else weights, where)
+    if allow_empty and not content and weights in ("auto", "model"):
+        selected = Checkpoint(_with_metadata({}, content), "", ())
+    else:
+        selected = _select_state(content, "auto" if located.from_run else weights, where)
     _check_tensors(selected.state, str(path), where)
     beside = content if selected.key else {name: content[name] for name in selected.beside}
     about = about or describe_contents(beside, opened.metadata)

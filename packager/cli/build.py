@@ -71,7 +71,7 @@ def build(
         )
     if explain:
         for line in result.explanation or ("the cache was not used",):
-            print(f"explain: {line}", file=sys.stderr)
+            console.print_line(f"explain: {line}", sys.stderr)
     if as_json:
         print(json.dumps(result.as_json()))
         return
@@ -112,7 +112,7 @@ def vet(manifest: Path, as_json: bool) -> None:
     console.print_key_values({**rows, **console.format_about(report.about)})
     console.print_signature(report.inputs, report.outputs)
     for note in report.notes:
-        print(f"note: {note}")
+        console.print_line(f"note: {note}")
     for check in report.not_checked:
-        print(f"note: a build will not check {check}")
+        console.print_line(f"note: a build will not check {check}")
     print("ok")

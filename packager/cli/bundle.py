@@ -1,4 +1,4 @@
-"""Check, compare or run bundles: `package verify`, `package diff` and `package run`."""
+"""Check, compare, run and convert bundles: `package verify`, `diff`, `run`, `pack` and `unpack`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from packager.cli import console
-from packager.cli.options import PATH, json_option
+from packager.cli.options import PATH, fingerprint_option, json_option, trust_program_option
+from packager.errors import escape_unprintable
 
 if TYPE_CHECKING:
     from packager.runtime.verify import VerifyReport
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("--fingerprint", metavar="h1:…", help="Fail unless the bundle has this fingerprint.")
+@fingerprint_option
 @click.option("--public-key", metavar="P", type=PATH, help="Fail unless this key, a PEM file, signed it.")
 @click.option(
     "--certificate-chain",
@@ -27,7 +28,20 @@ if TYPE_CHECKING:
     multiple=True,
     help="Fail unless a certificate signed it that these PEM files vouch for.",
 )
+@trust_program_option
 @click.option("--no-parity", is_flag=True, help="Do not replay the evidence.")
+@click.option(
+    "--time-limit",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End the replay after this time. [default: 300, and 0.1 more per MB of the bundle]",
+)
+@click.option(
+    "--memory-limit",
+    metavar="MB",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End the replay if it takes more memory. [default: 2000, and 6 more per MB of the bundle]",
+)
 @click.option("--rebuild", metavar="MANIFEST", type=PATH, help="Build it again from this manifest, and compare.")
 @json_option
 def verify(
@@ -35,13 +49,16 @@ def verify(
     fingerprint: str | None,
     public_key: Path | None,
     certificate_chain: tuple[Path, ...],
+    trust_program: bool,
     no_parity: bool,
+    time_limit: float | None,
+    memory_limit: float | None,
     rebuild: Path | None,
     as_json: bool,
 ) -> None:
     """Check BUNDLE, a folder or .zip.
 
-    Check its integrity and structure, and replay parity from its own evidence.
+    Check its integrity and structure, and replay parity from its own evidence, in a process with limits.
     """
     from packager.runtime.verify import verify as run
 
@@ -50,7 +67,10 @@ def verify(
         fingerprint=fingerprint,
         public_key=public_key,
         certificate_chain=certificate_chain,
+        trust_program=trust_program,
         parity=not no_parity,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
     )
     if rebuild is not None:
         from packager.builder.rebuild import rebuild_and_compare
@@ -61,7 +81,7 @@ def verify(
     else:
         console.print_key_values(_format_report(report))
         for note in report.notes:
-            print(f"note: {note}")
+            console.print_line(f"note: {note}")
         print("ok" if report.ok else "NOT ok")
     if not report.ok:
         raise SystemExit(1)
@@ -95,8 +115,8 @@ def _format_signature(signature: SignatureReport) -> dict[str, str]:
     if signature.signer is not None:
         rows["  key"] = signature.signer.key_id
         if signature.signer.subject is not None:
-            rows["  subject"] = signature.signer.subject
-    return {title: "\n".join(map(console.escape_unprintable, row.split("\n"))) for title, row in rows.items()}
+            rows["  subject"] = escape_unprintable(signature.signer.subject)  # one line, whatever is in it
+    return rows
 
 
 @click.command()
@@ -115,7 +135,7 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
         print(json.dumps(report.as_json()))
     else:
         for line in report.lines():
-            print(line)
+            console.print_line(line)
     if not report.same:
         raise SystemExit(1)
 
@@ -126,9 +146,54 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     "--input", "source", metavar="X.npz", required=True, type=PATH, help="Read the inputs from this file, by name."
 )
 @click.option("--output", "target", metavar="Y.npz", type=PATH, help="Write the outputs to this file, by name.")
-def run(bundle: Path, source: Path, target: Path | None) -> None:
+@fingerprint_option
+@trust_program_option
+def run(bundle: Path, source: Path, target: Path | None, fingerprint: str | None, trust_program: bool) -> None:
     """Run one prediction with BUNDLE, a folder or .zip."""
     from packager.runtime.predict import predict
 
-    for line in predict(bundle, source, target):
-        print(line)
+    for line in predict(bundle, source, target, fingerprint=fingerprint, trust_program=trust_program):
+        console.print_line(line)
+
+
+@click.command()
+@click.argument("folder", type=PATH)
+@click.option("-o", "--output", "target", metavar="FILE", type=PATH, help="The archive to write. [default: FOLDER.zip]")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@json_option
+def pack(folder: Path, target: Path | None, force: bool, as_json: bool) -> None:
+    """Write the archive of the bundle in FOLDER.
+
+    The archive has the fingerprint of the folder, and its signature if it has one.
+    """
+    from packager.bundle.packing import pack_bundle
+
+    target = target or folder.parent / f"{folder.absolute().name}.zip"
+    fingerprint = pack_bundle(folder, target, force=force)
+    _print_written({"archive": str(target), "fingerprint": fingerprint}, as_json)
+
+
+@click.command()
+@click.argument("archive", type=PATH)
+@click.option(
+    "-o", "--output", "target", metavar="DIR", type=PATH, help="The folder to write. [default: beside ARCHIVE]"
+)
+@click.option("--force", is_flag=True, help="Replace DIR if it exists.")
+@json_option
+def unpack(archive: Path, target: Path | None, force: bool, as_json: bool) -> None:
+    """Write the files of ARCHIVE into a folder.
+
+    The folder has the fingerprint of the archive, and its signature if it has one.
+    """
+    from packager.bundle.packing import unpack_bundle
+
+    target = target or archive.with_suffix("")
+    fingerprint = unpack_bundle(archive, target, force=force)
+    _print_written({"bundle": str(target), "fingerprint": fingerprint}, as_json)
+
+
+def _print_written(record: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(record))
+    else:
+        console.print_key_values(record)

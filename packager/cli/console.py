@@ -24,6 +24,7 @@ from packager.common.progress import (
     StageStep,
     ignore_event,
 )
+from packager.errors import escape_unprintable
 
 _PROGRESS_INTERVAL_SECONDS = 10  # between two plain lines about the same transfer or search
 
@@ -58,7 +59,7 @@ def _make_plain_listener() -> Listener:
         elif time.monotonic() - last_time >= _PROGRESS_INTERVAL_SECONDS:
             last_time = time.monotonic()
             text = _format_step(event) if isinstance(event, StageStep) else _format_transferred(event)
-            print(f"{event.stage:<12} {text}", file=stream, flush=True)
+            print_line(f"{event.stage:<12} {text}", stream)
 
     return listen
 
@@ -69,7 +70,7 @@ def _print_event(event: Event, stream: TextIO) -> None:
     elif isinstance(event, StageCached):
         print(f"{event.stage:<12} cached", file=stream, flush=True)
     elif isinstance(event, Note):
-        print(f"note: {event.message}", file=stream, flush=True)
+        print_line(f"note: {event.message}", stream)
 
 
 def _format_step(event: StageStep) -> str:
@@ -101,20 +102,20 @@ def _show_live_progress() -> Iterator[Listener]:
                 line.add_row(event.stage, bar, _format_transferred(event))
                 status.update(line)
             elif isinstance(event, StageStep):
-                status.update(escape(f"{event.stage} … {_format_step(event)}"))
+                status.update(escape(escape_unprintable(f"{event.stage} … {_format_step(event)}")))
             elif isinstance(event, StageFinished):
                 console.print(f"[green]✓[/] {event.stage:<12} [dim]{event.seconds:6.1f} s[/]")
             elif isinstance(event, StageCached):
                 console.print(f"[green]✓[/] {event.stage:<12} [dim]cached[/]")
             else:
-                console.print(f"[yellow]•[/] {escape(event.message)}")
+                console.print(f"[yellow]•[/] {escape(escape_unprintable(event.message))}")
 
         yield listen
 
 
-def escape_unprintable(text: str) -> str:
-    """Escape control characters in a text from a file, so that it cannot control the terminal."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+def print_line(text: str, stream: TextIO | None = None) -> None:
+    """Print a text, by default to stdout, without the control characters that it may have from a file."""
+    print(escape_unprintable(text, keep_line_breaks=True), file=stream, flush=stream is not None)
 
 
 def format_about(about: Mapping[str, Any]) -> dict[str, str]:
@@ -129,6 +130,7 @@ def format_about(about: Mapping[str, Any]) -> dict[str, str]:
 
 def print_key_values(rows: Mapping[str, str]) -> None:
     """Print names and their values to stdout, in two columns; a value may have several lines."""
+    rows = {escape_unprintable(name): escape_unprintable(value, keep_line_breaks=True) for name, value in rows.items()}
     width = max(len(name) for name in rows)
     for name, value in rows.items():
         indented = value.replace("\n", "\n" + " " * (width + 2))
@@ -137,7 +139,7 @@ def print_key_values(rows: Mapping[str, str]) -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table with a header to stdout; each column is as wide as its longest cell."""
-    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    lines = [[escape_unprintable(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -7,6 +7,7 @@ onnx; the error says so if they are not installed.
 from __future__ import annotations
 
 import re
+import stat
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from packager.bundle.archive import is_archive, open_as_folder
-from packager.bundle.fingerprint import compute_fingerprint
+from packager.bundle.config import read_config
+from packager.bundle.files import BundleFiles, is_archive, open_bundle
+from packager.bundle.fingerprint import SumsMalformed
 from packager.bundle.layout import SUMS
+from packager.bundle.seal import read_sums
 from packager.checkpoint import run_folder
 from packager.checkpoint.locate import (
     HUGGINGFACE_CONFIG_FILE,
@@ -33,10 +36,11 @@ from packager.checkpoint.remote import urls
 from packager.checkpoint.safetensors_header import METADATA_KEY, get_metadata, read_header
 from packager.common.progress import Listener, StageReporter, ignore_event
 from packager.errors import CheckpointUnreadable, ExtraMissing
-from packager.runtime.loader import read_config
 
 # Entries of the archive of a TorchScript or exported program that contain weights.
 _SERIALIZED_WEIGHTS = re.compile(r"^(data/\d+|constants/\d+|data/(weights|constants)/\w+_\d+)$")
+
+_MAX_PROTOBUF_BYTES = 2 << 30
 
 
 def inspect(path: str | Path, listener: Listener = ignore_event) -> dict[str, Any]:
@@ -53,8 +57,8 @@ def inspect(path: str | Path, listener: Listener = ignore_event) -> dict[str, An
     path = Path(path)
     is_run = path.is_dir() and run_folder.is_run(path)
     if is_archive(path) or (path.is_dir() and ((path / SUMS).exists() or not (contains_checkpoint(path) or is_run))):
-        with open_as_folder(path) as folder:
-            return _describe_bundle(folder)
+        with open_bundle(path) as files:
+            return _describe_bundle(files)
     if path.suffix == ".onnx" and path.exists():
         return _describe_onnx(path)
     if is_run:
@@ -62,16 +66,13 @@ def inspect(path: str | Path, listener: Listener = ignore_event) -> dict[str, An
     return _describe_checkpoint(path)
 
 
-def _describe_bundle(path: Path) -> dict[str, Any]:
-    config = read_config(path)
+def _describe_bundle(files: BundleFiles) -> dict[str, Any]:
+    config = read_config(files)
     try:
-        fingerprint = compute_fingerprint((path / SUMS).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        fingerprint = read_sums(files).fingerprint
+    except SumsMalformed as error:
         fingerprint = f"unreadable: {error}"
-    files = {
-        file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()
-    }
-    return {"kind": "bundle", "fingerprint": fingerprint, "config": config, "files": files}
+    return {"kind": "bundle", "fingerprint": fingerprint, "config": config, "files": dict(sorted(files.sizes.items()))}
 
 
 def _describe_onnx(path: Path) -> dict[str, Any]:
@@ -82,34 +83,43 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, OSError) as error:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("it is not a regular file")
+        if path.stat().st_size >= _MAX_PROTOBUF_BYTES:
+            raise OSError("it has more bytes than protobuf allows: 2 GiB")
+        model = onnx.load(str(path), load_external_data=False, format="protobuf")
+    except (DecodeError, OSError, ValueError) as error:
         raise CheckpointUnreadable(str(path), None, f"as ONNX: {error}", "export the model again") from None
     graph = model.graph
     if not model.HasField("graph"):  # an empty file is valid protobuf
         raise CheckpointUnreadable(str(path), None, "as ONNX: it contains no graph", "export the model again")
+    dtypes = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
     initializers = {initializer.name for initializer in graph.initializer}
 
     def describe(value: onnx.ValueInfoProto) -> dict[str, Any]:
         tensor = value.type.tensor_type
-        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
         return {
-            "name": value.name,
-            "dtype": dtype,
-            "shape": [dim.dim_param or dim.dim_value for dim in tensor.shape.dim],
+            "name": _as_text(value.name),
+            "dtype": dtypes.get(tensor.elem_type, f"unknown ({tensor.elem_type})"),
+            "shape": [_as_text(dim.dim_param) or dim.dim_value for dim in tensor.shape.dim],
         }
 
     return {
         "kind": "onnx",
-        "producer": model.producer_name,
+        "producer": _as_text(model.producer_name),
         "ir_version": model.ir_version,
-        "opset": {opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
+        "opset": {_as_text(opset.domain) or "ai.onnx": opset.version for opset in model.opset_import},
         "inputs": [describe(value) for value in graph.input if value.name not in initializers],
         "outputs": [describe(value) for value in graph.output],
         "nodes": len(graph.node),
-        "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
+        "operators": dict(Counter(_as_text(node.op_type) for node in graph.node).most_common()),
         "initializers": len(graph.initializer),
     }
+
+
+def _as_text(value: str | bytes) -> str:
+    """Return a string of protobuf, which gives the bytes of one that is not UTF-8."""
+    return value if isinstance(value, str) else value.decode(errors="backslashreplace")
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 
 from packager.cli import console
 from packager.cli.options import json_option
+from packager.errors import escape_unprintable
 
 
 @click.command()
@@ -70,17 +71,16 @@ def _format_checkpoint_rows(checkpoints: Sequence[Mapping[str, Any]]) -> list[tu
 def _print_checkpoint(description: Mapping[str, Any]) -> None:
     key = "the file itself"
     if description["key"]:
-        beside = console.escape_unprintable(", ".join(description["beside"])) or "nothing"
+        beside = escape_unprintable(", ".join(description["beside"])) or "nothing"
         key = f"under {description['key']!r}, beside it: {beside}"
     rows = {"checkpoint": f"{description['format']}, {len(description['tensors'])} tensors", "state dict": key}
     metadata = ", ".join(f"{name}: {value}" for name, value in description["metadata"].items())
     if metadata:
-        metadata = console.escape_unprintable(metadata)
+        metadata = escape_unprintable(metadata)
     console.print_key_values(
         {**rows, **console.format_about(description["about"]), **({"metadata": metadata} if metadata else {})}
     )
-    tensors = [(console.escape_unprintable(name), kind) for name, kind in description["tensors"].items()]
-    console.print_table(("tensor", "type"), tensors)
+    console.print_table(("tensor", "type"), list(description["tensors"].items()))
 
 
 @click.command()

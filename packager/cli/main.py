@@ -20,11 +20,11 @@ import click
 
 from packager.cli import stdio
 from packager.cli.build import build, vet
-from packager.cli.bundle import diff, run, verify
+from packager.cli.bundle import diff, pack, run, unpack, verify
 from packager.cli.cache import cache
 from packager.cli.inspect import inspect, schema
 from packager.cli.sign import sign
-from packager.errors import PackagerError, Usage, render_error
+from packager.errors import PackagerError, Usage, escape_unprintable, render_error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -33,7 +33,7 @@ def cli() -> None:
     """Turn one manifest and one PyTorch checkpoint into one proven ONNX bundle."""
 
 
-for _command in (build, vet, verify, sign, diff, run, inspect, schema, cache):
+for _command in (build, vet, verify, sign, diff, run, pack, unpack, inspect, schema, cache):
     cli.add_command(_command)
 
 
@@ -99,7 +99,8 @@ def _print_error_json(error: Mapping[str, object]) -> None:
 def _report_bug(error: Exception) -> int:
     message = f"{type(error).__name__}: {error}"
     _print_error_json({"code": "bug", "message": message, "where": None, "hint": "please report it"})
-    traceback.print_exception(error)
+    text = "".join(traceback.format_exception(error))
+    print(escape_unprintable(text, keep_line_breaks=True), end="", file=sys.stderr)
     hint = "please report the traceback above, with the manifest and the output of `package --version`"
     print(f"error[bug]: this is a bug in packager, not in your model\nhint: {hint}", file=sys.stderr)
     return 3

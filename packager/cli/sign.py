@@ -11,6 +11,7 @@ import click
 
 from packager.cli import console
 from packager.cli.options import PATH, json_option
+from packager.errors import escape_unprintable
 
 _PASSWORD = "PACKAGER_KEY_PASSWORD"
 
@@ -42,7 +43,7 @@ def sign(bundle: Path, key: Path, certificates: tuple[Path, ...], as_json: bool)
         return
     rows = {"signed": str(bundle), "fingerprint": result.fingerprint, "key": result.signer.key_id}
     if result.signer.subject is not None:
-        rows["subject"] = console.escape_unprintable(result.signer.subject)
+        rows["subject"] = escape_unprintable(result.signer.subject)
     console.print_key_values(rows)
 
 

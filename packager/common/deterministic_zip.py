@@ -6,9 +6,10 @@ header is fixed: 1980-01-01, made on Unix, mode 0644, no comment, no data descri
 for sizes, offsets and counts that need them. The format is defined by PKWARE's APPNOTE.TXT; the section numbers
 below refer to it.
 
-A header is therefore a function of name, size, CRC and offset. `write_zip` writes it. `read_zip` takes those four
+A header is therefore a function of name, size, CRC and offset. `write_zip` writes it. `index_zip` takes those four
 values from the file, builds the header from them and compares, and does the same with the central directory: an
-archive that differs in one byte from what `write_zip` writes is rejected.
+archive that differs in one byte outside of the contents from what `write_zip` writes is rejected. `read_zip` checks
+the contents too, against their CRC.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ ALIGNMENT = 64
 ZIP64_SIZE_LIMIT = 0xFFFF_FFFF
 """Sizes and offsets from here on need ZIP64 fields, as do entry counts from `ZIP64_COUNT_LIMIT` on."""
 ZIP64_COUNT_LIMIT = 0xFFFF
+
+MAX_ENTRIES = 1_000_000
+"""How many entries an archive may have."""
 
 _HEADER = struct.Struct("<4s5H3L2H")  # 4.3.7
 _RECORD = struct.Struct("<4s6H3L5H2L")  # 4.3.12
@@ -51,11 +55,18 @@ class ZipEntryDamaged(ZipMalformed):
 
 
 @dataclass(frozen=True)
-class _ZipEntry:
+class ZipEntry:
+    """One entry: its name in UTF-8, the size and CRC-32 of its content, and the byte where its header starts."""
+
     name: bytes
     size: int
     crc: int
     offset: int
+
+    @property
+    def content_offset(self) -> int:
+        """Return the byte of the archive where the content starts."""
+        return self.offset + len(_build_header(self))
 
 
 def write_zip(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]]]) -> None:
@@ -66,7 +77,7 @@ def write_zip(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]
     """
     entries = []
     for name, size, chunks in files:
-        entry = _ZipEntry(name.encode(), size, 0, stream.tell())
+        entry = ZipEntry(name.encode(), size, 0, stream.tell())
         stream.write(_build_header(entry))
         crc = written = 0
         for chunk in chunks:
@@ -82,29 +93,43 @@ def write_zip(stream: IO[bytes], files: Iterable[tuple[str, int, Iterable[bytes]
 
 
 def read_zip(stream: IO[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Yield the name and the content in chunks of each file of an archive, in one pass over the stream.
+    """Yield the name and the content in chunks of each file of an archive.
 
-    The contents together are never larger than the archive. Raises `ZipMalformed`, or `ZipEntryDamaged` while a
-    content is read. The archive is only known to be valid once the iteration has finished.
+    The contents together are never larger than the archive. Raises `ZipMalformed` before the first file, and
+    `ZipEntryDamaged` while a content is read.
     """
-    end = os.fstat(stream.fileno()).st_size
-    entries: list[_ZipEntry] = []
+    for entry in index_zip(stream):
+        stream.seek(entry.content_offset)
+        content = _read_content(stream, entry)
+        yield entry.name.decode(), content
+        for _ in content:  # whatever the caller did not read
+            pass
+
+
+def index_zip(stream: IO[bytes], max_entries: int = MAX_ENTRIES) -> list[ZipEntry]:
+    """Read the headers and the directory of an archive, without the contents. Raises `ZipMalformed`.
+
+    The entries follow each other without gaps or overlaps, sorted by name, and their names are UTF-8.
+    """
+    end = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    entries: list[ZipEntry] = []
     while (entry := _read_entry(stream, end)) is not None:
         if entries and entry.name <= entries[-1].name:
             raise ZipMalformed(f"{_display_name(entry.name)} appears twice or out of order")
-        entries.append(entry)
+        if len(entries) == max_entries:
+            raise ZipMalformed(f"it has more than {max_entries} entries")
         try:
-            name = entry.name.decode()
+            entry.name.decode()
         except UnicodeDecodeError:
             raise ZipMalformed(f"the name {_display_name(entry.name)} is not UTF-8") from None
-        content = _read_content(stream, entry)
-        yield name, content
-        for _ in content:  # whatever the caller did not read
-            pass
+        entries.append(entry)
+        stream.seek(entry.size, os.SEEK_CUR)
     _check_directory(stream, entries)
+    return entries
 
 
-def _build_header(entry: _ZipEntry) -> bytes:
+def _build_header(entry: ZipEntry) -> bytes:
     """Build the local file header of an entry, including the padding before its content."""
     large = entry.size >= ZIP64_SIZE_LIMIT
     extra = struct.pack("<2H2Q", 1, 16, entry.size, entry.size) if large else b""  # 4.5.3
@@ -118,7 +143,7 @@ def _build_header(entry: _ZipEntry) -> bytes:
     return fixed + entry.name + extra
 
 
-def _build_directory(entries: list[_ZipEntry], offset: int) -> bytes:
+def _build_directory(entries: list[ZipEntry], offset: int) -> bytes:
     """Build the central directory and its end records, which follow the last content at `offset`."""
     records = b"".join(_build_directory_record(entry) for entry in entries)
     count, end64 = len(entries), b""
@@ -131,7 +156,7 @@ def _build_directory(entries: list[_ZipEntry], offset: int) -> bytes:
     return records + end64 + end
 
 
-def _build_directory_record(entry: _ZipEntry) -> bytes:
+def _build_directory_record(entry: ZipEntry) -> bytes:
     large = [number for number in (entry.size, entry.size, entry.offset) if number >= ZIP64_SIZE_LIMIT]
     extra = struct.pack(f"<2H{len(large)}Q", 1, 8 * len(large), *large) if large else b""
     size = _zip32_value(entry.size)
@@ -142,7 +167,7 @@ def _build_directory_record(entry: _ZipEntry) -> bytes:
     return fixed + entry.name + extra
 
 
-def _flags(entry: _ZipEntry) -> int:
+def _flags(entry: ZipEntry) -> int:
     return 0 if entry.name.isascii() else _UTF8
 
 
@@ -150,7 +175,7 @@ def _zip32_value(number: int) -> int:
     return number if number < ZIP64_SIZE_LIMIT else _IN_ZIP64
 
 
-def _read_entry(stream: IO[bytes], end: int) -> _ZipEntry | None:
+def _read_entry(stream: IO[bytes], end: int) -> ZipEntry | None:
     """Read the next header, and leave the stream at the content. Returns None where the directory starts."""
     offset = stream.tell()
     fixed = stream.read(_HEADER.size)
@@ -169,7 +194,7 @@ def _read_entry(stream: IO[bytes], end: int) -> _ZipEntry | None:
         raise ZipMalformed(f"{_display_name(name)} has its size in a data descriptor")
     if size == _IN_ZIP64 and len(extra) >= 12:
         (size,) = struct.unpack_from("<Q", extra, 4)
-    entry = _ZipEntry(name, size, crc, offset)
+    entry = ZipEntry(name, size, crc, offset)
     if fixed + name + extra != _build_header(entry):
         raise ZipMalformed(
             f"the header of {_display_name(name)} contains more than name, size and CRC, or is not aligned"
@@ -179,7 +204,7 @@ def _read_entry(stream: IO[bytes], end: int) -> _ZipEntry | None:
     return entry
 
 
-def _read_content(stream: IO[bytes], entry: _ZipEntry) -> Iterator[bytes]:
+def _read_content(stream: IO[bytes], entry: ZipEntry) -> Iterator[bytes]:
     remaining, crc = entry.size, 0
     while remaining:
         chunk = stream.read(min(remaining, CHUNK_BYTES))
@@ -192,7 +217,7 @@ def _read_content(stream: IO[bytes], entry: _ZipEntry) -> Iterator[bytes]:
         raise ZipEntryDamaged(f"the content of {_display_name(entry.name)} does not match its CRC")
 
 
-def _check_directory(stream: IO[bytes], entries: list[_ZipEntry]) -> None:
+def _check_directory(stream: IO[bytes], entries: list[ZipEntry]) -> None:
     expected = _build_directory(entries, stream.tell())
     actual = stream.read(len(expected) + 1)
     if actual == expected:

@@ -1,11 +1,21 @@
-"""Hash files with SHA-256."""
+"""Hash files with SHA-256, and several at once on the cores that this process may use."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 CHUNK_BYTES = 1 << 20
+_READ_AHEAD_BYTES = 8 << 20  # a smaller range is read and hashed in turn: a thread would cost more than it saves
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def sha256_file(path: Path) -> str:
@@ -15,3 +25,54 @@ def sha256_file(path: Path) -> str:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def digest_range(descriptor: int, offset: int, size: int, *, with_crc: bool = False) -> tuple[str, int]:
+    """Hash a range of an open file, reading ahead in a second thread if it is large.
+
+    Returns the SHA-256 in hex, and the CRC-32, which is 0 unless `with_crc`. If the file has become shorter, the digest
+    is that of the bytes left, which differs. Raises OSError.
+    """
+    digest, crc = hashlib.sha256(), 0
+    chunks = _read(descriptor, offset, size)
+    for chunk in _read_ahead(chunks) if size >= _READ_AHEAD_BYTES else chunks:
+        digest.update(chunk)  # without the interpreter lock, as are the reads
+        crc = zlib.crc32(chunk, crc) if with_crc else 0
+    return digest.hexdigest(), crc
+
+
+def read_range(descriptor: int, offset: int, size: int) -> bytes:
+    """Read a range of an open file; fewer bytes if the file ends before. Raises OSError."""
+    chunks = []
+    while size and (chunk := os.pread(descriptor, size, offset)):
+        chunks.append(chunk)
+        offset, size = offset + len(chunk), size - len(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _read(descriptor: int, offset: int, size: int) -> Iterator[bytes]:
+    for start in range(0, size, CHUNK_BYTES):
+        yield read_range(descriptor, offset + start, min(CHUNK_BYTES, size - start))
+
+
+def _read_ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, chunks, None)
+        while (chunk := following.result()) is not None:
+            following = reader.submit(next, chunks, None)
+            yield chunk
+
+
+def map_on_cores(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Apply a function that releases the interpreter lock, such as a digest, to all items on all usable cores."""
+    with ThreadPoolExecutor(count_usable_cores()) as threads:
+        return list(threads.map(function, items))
+
+
+def count_usable_cores() -> int:
+    """Return how many cores this process may use: those of its affinity, or of its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no cgroup of version 2, or no quota ("max 100000")
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, -(-int(quota) // int(period)))
+    return max(1, cores)

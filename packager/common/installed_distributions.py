@@ -50,6 +50,14 @@ def distribution_identity(name: str, sha256: Callable[[Path], str]) -> str:
     return f"{version} {sha256(record)[:12]}"
 
 
+def read_record(name: str) -> str:
+    """Return the text of a distribution's RECORD, which lists its files with their digests; "" without a RECORD."""
+    distribution = _scan_distributions().get(_normalize_name(name))
+    if distribution is None or not (record := distribution[1] / "RECORD").exists():
+        return ""
+    return record.read_text(encoding="utf-8")
+
+
 @functools.cache
 def _scan_distributions() -> dict[str, tuple[str, Path]]:
     """Return version and dist-info folder by normalized name; the first on sys.path counts, as for an import."""

@@ -1,4 +1,4 @@
-"""Tune the memory allocator and the garbage collector for builds.
+"""Tune the memory allocator and the garbage collector for builds, and measure the memory of a process.
 
 A build copies a model as a handful of large blocks, and creates millions of small objects that live until its end.
 The defaults suit neither: see each function.
@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import platform
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 _MMAP_THRESHOLD_BYTES = 1 << 30
 _TRIM_THRESHOLD_BYTES = (1 << 31) - 1
@@ -63,3 +66,29 @@ def release_memory() -> None:
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def read_private_bytes(process_id: int) -> int:
+    """Return the resident memory of a process that no file backs, in bytes; 0 if it cannot be measured.
+
+    On Linux, it is read from /proc. Elsewhere, it comes from `ps` and includes mapped files. Windows has neither.
+    """
+    with contextlib.suppress(OSError, ValueError):  # the process may have ended
+        if platform.system() == "Linux":
+            resident, shared = map(int, Path(f"/proc/{process_id}/statm").read_bytes().split()[1:3])
+            return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+        if os.name == "posix":
+            command = ["ps", "-o", "rss=", "-p", str(process_id)]
+            return int(subprocess.run(command, capture_output=True, text=True).stdout) * 1024
+    return 0
+
+
+def get_transient_bytes() -> int:
+    """Return by how much more memory this process had at its peak than it has now; 0 if the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    values = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    peak, now = (int(values.get(name, "0 kB").split()[0]) for name in ("VmHWM", "VmRSS"))
+    return 1024 * max(0, peak - now)

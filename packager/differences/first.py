@@ -39,7 +39,7 @@ def find_first_difference(a: Path, b: Path, file: str) -> str:
     for folder, other in ((a, "second"), (b, "first")):
         if not (folder / file).is_file():
             return f"only the {other} has it"
-    model = file.removesuffix(".data")
+    model = file.removesuffix("_data")
     description, unreadable = "", ""
     try:
         if model.endswith(".onnx"):

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from packager.bundle import layout
+from packager.bundle.config import read_config
+from packager.bundle.files import open_bundle as open_files
 from packager.bundle.fingerprint import SumsMalformed, check_integrity, list_files, read_sums, regular_file_digest
 from packager.errors import ModelUnreadable, NotABundle
-from packager.runtime.loader import read_config
 
 
 class RecordUnreadable(Exception):
@@ -48,7 +49,7 @@ class OpenedBundle:
         artifact = self.artifact("onnx")
         if artifact is None:
             return {}
-        data = artifact.get("data") or {"path": f"{artifact['path']}.data"}
+        data = artifact.get("data") or {"path": f"{artifact['path']}_data"}
         return {path: self.digests.get(path) for path in (artifact["path"], data["path"])}
 
     def onnx_path(self) -> Path | None:
@@ -72,9 +73,9 @@ class OpenedBundle:
 
 
 def open_bundle(path: Path, side: str) -> OpenedBundle:
-    """Open the bundle in the folder `path`. Raises `NotABundle` or `BundleSchemaUnknown`."""
-    config = read_config(path)
-    _check_artifacts(path, config)
+    """Open the bundle in the folder `path`. Raises what `read_config` raises."""
+    with open_files(path) as files:
+        config = read_config(files)
     try:
         return _read_bundle(path, side, config)
     except OSError as error:
@@ -99,16 +100,3 @@ def _read_bundle(folder: Path, side: str, config: Mapping[str, Any]) -> OpenedBu
     damage = {"missing": missing, "not listed": integrity.extra, "changed on disk": changed}
     lines = tuple(f"{title}: {', '.join(paths)}" for title, paths in damage.items() if paths)
     return OpenedBundle(side, folder, config, fingerprint, digests, lines)
-
-
-def _check_artifacts(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a config.json that lacks a field the comparison reads. Raises `NotABundle`."""
-    try:
-        onnx, torchscript = config["artifacts"]["onnx"], config["artifacts"]["torchscript"]
-        exported = config["artifacts"].get("torch-export")
-        files = [file for file in (onnx, onnx and onnx.get("data"), torchscript, exported) if file is not None]
-        paths_valid = all(isinstance(file["path"], str) for file in files)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise NotABundle(str(folder), f"{layout.CONFIG} is malformed: {type(error).__name__}: {error}") from None
-    if not paths_valid:
-        raise NotABundle(str(folder), f"{layout.CONFIG} is malformed: an artifact without a path")

@@ -9,7 +9,7 @@ others, so that it records those.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 from torch.onnx import symbolic_helper, symbolic_opset11, symbolic_opset13
 from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
-from packager.export.operators import ALIASES, ONNX_OPERATORS, OPERATORS
+from packager.export.operators import ALIASES, CONCATENATIONS, ONNX_OPERATORS, OPERATORS, STACKS
 
 Kernels = Mapping[OpOverload, Any]
 T = TypeVar("T")
@@ -28,13 +28,16 @@ T = TypeVar("T")
 _SYMBOLIC_OPSET = 13
 """The lowest opset that a manifest may ask for."""
 
+_COL2IM_OPSET = 18
+"""The opset from which ONNX has Col2Im."""
+
 
 def retry_with_decompositions(export: Callable[[], T]) -> T:
     """Call `export`, which traces a module and converts it; each time it lacks an operator, again without that one.
 
     Raises what `export` raises; if a replacement fails, the error about the operator that it was for.
     """
-    kernels: dict[OpOverload, Any] = {}
+    kernels: dict[OpOverload, Any] = {_list_overloads(name)[0]: function for name, function in STACKS.items()}
     lacking: torch.onnx.errors.UnsupportedOperatorError | None = None
     while True:
         try:
@@ -73,6 +76,27 @@ def decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPro
     table = {overload: OPERATORS[_get_name(overload)] for overload in overloads if _get_name(overload) in OPERATORS}
     decomposed: torch.export.ExportedProgram = program.run_decompositions(table)
     return decomposed
+
+
+def promote_concatenations(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return a program that casts tensors of different dtypes before it joins them; the given one if it joins none."""
+    functions = {**CONCATENATIONS, **STACKS}
+    overloads = {_list_overloads(name)[0]: function for name, function in functions.items()}
+    joins = [node for node in program.graph.nodes if node.target in overloads]
+    if all(len({value.meta["val"].dtype for value in node.args[0]}) == 1 for node in joins):
+        return program
+
+    def skip_equal(function: Callable[..., Any]) -> Callable[..., Any]:
+        def join(tensors: list[torch.Tensor], *options: Any, **named_options: Any) -> Any:
+            if len({tensor.dtype for tensor in tensors}) == 1:
+                return NotImplemented  # the operator stays
+            return function(tensors, *options, **named_options)
+
+        return join
+
+    table = {overload: skip_equal(function) for overload, function in overloads.items()}
+    promoted: torch.export.ExportedProgram = program.run_decompositions(table)
+    return promoted
 
 
 def _list_overloads(name: str) -> list[OpOverload]:
@@ -115,10 +139,13 @@ def _replace_while_traced(kernels: Kernels) -> Iterator[None]:
 def improve_symbolics() -> Iterator[None]:
     """Let the TorchScript exporter know operators of ONNX that it lacks, and correct those that it gets wrong."""
     with ExitStack() as stack:
-        symbolics = {name: _make_symbolic(onnx_name) for name, onnx_name in ONNX_OPERATORS.items()}
-        for name, symbolic in {**symbolics, "aten::cumsum": _cumsum, "aten::unflatten": _unflatten}.items():
-            register_custom_op_symbolic(name, symbolic, _SYMBOLIC_OPSET)
-            stack.callback(unregister_custom_op_symbolic, name, _SYMBOLIC_OPSET)
+        symbolics = {(name, _SYMBOLIC_OPSET): _make_symbolic(onnx_name) for name, onnx_name in ONNX_OPERATORS.items()}
+        symbolics["aten::cumsum", _SYMBOLIC_OPSET] = _cumsum
+        symbolics["aten::unflatten", _SYMBOLIC_OPSET] = _unflatten
+        symbolics["aten::col2im", _COL2IM_OPSET] = _col2im
+        for (name, opset), symbolic in symbolics.items():
+            register_custom_op_symbolic(name, symbolic, opset)
+            stack.callback(unregister_custom_op_symbolic, name, opset)
         yield
 
 
@@ -143,3 +170,22 @@ def _unflatten(graph: Any, tensor: Any, dim: Any, sizes: Any) -> Any:
     count = len(symbolic_helper._unpack_list(sizes) if packed else symbolic_helper._maybe_get_const(sizes, "is"))
     result.setType(tensor.type().with_sizes([None] * (tensor.type().dim() - 1 + count)))
     return result
+
+
+@symbolic_helper.parse_args("v", "v", "v", "is", "is", "is")
+def _col2im(
+    graph: Any,
+    tensor: Any,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Any:
+    """Fold blocks with an output size that is known at run time, and with a padding that differs from dim to dim.
+
+    torch's own symbolic raises for the first, and confuses the paddings of the second: ONNX lists those before every
+    dim, then those after.
+    """
+    options = {"dilations_i": dilation, "pads_i": [*padding, *padding], "strides_i": stride}
+    return graph.op("Col2Im", tensor, output_size, kernel_size, **options)

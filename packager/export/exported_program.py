@@ -15,13 +15,15 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from packager.common import deterministic_zip
-from packager.export.exporters import ExporterFailed, FlatOutputs, to_exporter_failed
+from packager.export.exporters import ExporterFailed, FlatOutputs, retry_with_plain_is_causal, to_exporter_failed
 from packager.export.torchscript import reserve_disk_space
 from packager.project.manifest import DimLimits, Project
 from packager.runtime.exported_program_archive import ROOT
@@ -30,20 +32,26 @@ _GENERAL_SIZE = 2  # torch.export specializes what it traces with a size of 0 or
 _RANDOM_ENTRY = ".data/serialization_id"
 
 
-def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
+def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
     """Export the module with the manifest's dynamic dims; `inputs` are an example call, in the manifest's order.
 
     A dim is exported as if it were at least 2, so that its size does not become a condition. The program still takes
     smaller sizes, and the parity check tries them. Raises `ExporterFailed`.
     """
-    flat = FlatOutputs(module, project.manifest.outputs).eval()
+    return export_flat(project, FlatOutputs(module, project.manifest.outputs).eval(), inputs)
+
+
+def export_flat(project: Project, flat: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
+    """Export a module in eval mode whose forward() takes `*inputs` and returns tensors; the rest is as for `export`."""
     shapes = {"inputs": _make_dynamic_shapes(project, inputs)}
     failure: Exception | None = None
     # It prints half of the graph to stderr when it fails.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _keep_sizes_general():
         for strict in (False, True):
             try:
-                return torch.export.export(flat, inputs, dynamic_shapes=shapes, strict=strict)
+                return retry_with_plain_is_causal(
+                    partial(torch.export.export, flat, inputs, dynamic_shapes=shapes, strict=strict)
+                )
             except Exception as error:  # noqa: BLE001 (torch.export raises whatever forward() does under its tensors)
                 failure = failure or error
     assert failure is not None
@@ -83,7 +91,7 @@ def _make_dynamic_dim(name: str, limit: DimLimits, example: int) -> Any:
     return torch.export.Dim(name, min=smallest, max=None if limit.max is None else max(limit.max, smallest + 1))
 
 
-def save(program: torch.export.ExportedProgram, path: Path, folder: Path) -> None:
+def save(program: ExportedProgram, path: Path, folder: Path) -> None:
     """Write the program to `path`, the same bytes every time. `folder` holds the user's code.
 
     Raises `ExporterFailed`, and OSError if the disk is full.
@@ -101,7 +109,7 @@ def save(program: torch.export.ExportedProgram, path: Path, folder: Path) -> Non
     raw.unlink()
 
 
-def _list_tensors(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
+def _list_tensors(program: ExportedProgram) -> list[torch.Tensor]:
     values = (*program.state_dict.values(), *program.constants.values())
     return [value for value in values if isinstance(value, torch.Tensor)]
 

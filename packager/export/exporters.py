@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
 from packager.common import output_tree
 from packager.common.sanitize import sanitize_message
 from packager.model.code_dependencies import relative_inside
+
+T = TypeVar("T")
 
 
 class ExporterFailed(Exception):
@@ -56,11 +61,85 @@ def disable_attention_fast_path() -> Iterator[None]:
     which no exporter does (https://github.com/pytorch/pytorch/issues/143107). The switch belongs to the process.
     """
     enabled = torch.backends.mha.get_fastpath_enabled()
+    forward = torch.nn.TransformerEncoder.forward
     torch.backends.mha.set_fastpath_enabled(False)
+    if enabled:
+        torch.nn.TransformerEncoder.forward = _encode_with_zeroed_padding(forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
+        torch.nn.TransformerEncoder.forward = forward  # type: ignore[method-assign]
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _encode_with_zeroed_padding(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Make a forward() of nn.TransformerEncoder that returns what its fast path does at padded positions.
+
+    The fast path packs a batch without its padding, if that is on the right in every row, and returns zeros in its
+    place, before the last normalization (torch 2.13, torch/nn/modules/transformer.py).
+    """
+
+    def encode(
+        self: torch.nn.TransformerEncoder,
+        src: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        src_key_padding_mask: torch.Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> torch.Tensor:
+        packs = getattr(self, "use_nested_tensor", False) and getattr(
+            self, "mask_check", True
+        )  # unpickled ones lack them
+        if not packs or src_key_padding_mask is None or mask is not None or src.dim() != 3 or self.layers[0].training:
+            return forward(self, src, mask, src_key_padding_mask, is_causal)
+        output = src
+        for layer in self.layers:
+            output = layer(output, src_key_padding_mask=src_key_padding_mask)
+        padded = src_key_padding_mask != 0
+        is_packed = (padded[:, :-1] & padded[:, 1:].logical_not()).sum() == 0
+        output = output.masked_fill((padded & is_packed)[..., None], 0.0)
+        return output if self.norm is None else self.norm(output)
+
+    return encode
+
+
+def retry_with_plain_is_causal(trace: Callable[[], T]) -> T:
+    """Call `trace`, which traces a module; again, with `is_causal` as a plain bool, if the module computes it.
+
+    Attention with `is_causal=length > 1` is common. While a module is traced, a size is a tensor or a symbol, and so is
+    the comparison, which the operator refuses (https://github.com/pytorch/pytorch/issues/154038).
+    """
+    try:
+        return trace()
+    except TypeError as error:
+        if "'is_causal' must be bool" not in str(error):
+            raise
+    with _convert_is_causal():
+        return trace()
+
+
+@contextlib.contextmanager
+def _convert_is_causal() -> Iterator[None]:
+    """Put a function that converts `is_causal` in the place of attention, in every module that has imported it."""
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(*arguments: Any, **options: Any) -> Any:
+        if "is_causal" in options:
+            options["is_causal"] = bool(options["is_causal"])
+        return attention(*arguments[:5], *map(bool, arguments[5:]), **options)  # query to dropout_p, is_causal
+
+    loaded = [vars(module) for name, module in list(sys.modules.items()) if _is_python_module(name, module)]
+    imported = [(names, name) for names in loaded for name, value in list(names.items()) if value is attention]
+    for names, name in imported:
+        names[name] = attend
+    try:
+        yield
+    finally:
+        for names, name in imported:
+            names[name] = attention
+
+
+def _is_python_module(name: str, module: object) -> bool:
+    return isinstance(module, ModuleType) and not name.startswith("torch._C")
 
 
 class FlatOutputs(torch.nn.Module):

@@ -20,8 +20,20 @@ from typing import Any
 import torch
 
 from packager.export import exported_program, weights
-from packager.export.decompositions import decompose, improve_symbolics, retry_with_decompositions
-from packager.export.exporters import ExporterFailed, FlatOutputs, disable_attention_fast_path, to_exporter_failed
+from packager.export.complex_numbers import RealArithmetic, has_complex_numbers
+from packager.export.decompositions import (
+    decompose,
+    improve_symbolics,
+    promote_concatenations,
+    retry_with_decompositions,
+)
+from packager.export.exporters import (
+    ExporterFailed,
+    FlatOutputs,
+    disable_attention_fast_path,
+    retry_with_plain_is_causal,
+    to_exporter_failed,
+)
 from packager.export.graph.messages import ExportedGraph
 from packager.export.torchscript import TorchScriptProgram
 from packager.project.manifest import DimLimits, Project
@@ -66,7 +78,9 @@ def export_from_module(
     flat = FlatOutputs(module, project.manifest.outputs).eval()
     try:
         with disable_attention_fast_path():
-            retry_with_decompositions(lambda: _run_torchscript_exporter(project, flat, names, inputs, path))
+            retry_with_plain_is_causal(
+                lambda: retry_with_decompositions(lambda: _run_torchscript_exporter(project, flat, names, inputs, path))
+            )
     except OSError:
         raise  # the disk failed, not the exporter
     except Exception as error:
@@ -158,6 +172,7 @@ def _run_torch_export(
             return convert(FlatOutputs(module, project.manifest.outputs).eval())
         except Exception:  # noqa: BLE001 (torch.onnx wraps whatever forward() raises; the first cause is the clearer one)
             raise failure from None
+    program = promote_concatenations(_replace_complex_numbers(project, program, inputs))
     try:
         return convert(program)
     except torch.onnx.OnnxExporterError as error:
@@ -167,6 +182,18 @@ def _run_torch_export(
             return convert(decompose(program))
         except Exception:  # noqa: BLE001 (whatever goes wrong with the replacements, the cause is what they were for)
             raise error from error.__cause__
+
+
+def _replace_complex_numbers(
+    project: Project, program: torch.export.ExportedProgram, inputs: tuple[torch.Tensor, ...]
+) -> torch.export.ExportedProgram:
+    """Return a program of real numbers; the given one if it is that, or if an operator has no rule for its parts."""
+    if not has_complex_numbers(program):
+        return program
+    try:
+        return exported_program.export_flat(project, RealArithmetic(program), inputs)
+    except ExporterFailed:
+        return program  # the exporter has some functions of complex numbers itself
 
 
 def _rename_clashing_values(graph: Any) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -188,7 +189,47 @@ def _logaddexp(tensor: Tensor, other: Tensor) -> Tensor:
     return torch.where(larger.isinf(), larger, result)
 
 
+def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Promote as torch.cat does: https://github.com/pytorch/pytorch/issues/126964."""
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return torch.cat([tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors], dim)
+
+
+def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return _cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
+
+
+def _hstack(tensors: Sequence[Tensor]) -> Tensor:
+    joined = [tensor.reshape(-1) if tensor.dim() == 0 else tensor for tensor in tensors]
+    return _cat(joined, 0 if joined[0].dim() == 1 else 1)
+
+
+def _vstack(tensors: Sequence[Tensor]) -> Tensor:
+    return _cat([tensor.reshape(1, -1) if tensor.dim() <= 1 else tensor for tensor in tensors])
+
+
+def _dstack(tensors: Sequence[Tensor]) -> Tensor:
+    rows = [tensor.reshape(1, -1) if tensor.dim() <= 1 else tensor for tensor in tensors]
+    return _cat([tensor.unsqueeze(-1) if tensor.dim() == 2 else tensor for tensor in rows], 2)
+
+
+def _column_stack(tensors: Sequence[Tensor]) -> Tensor:
+    return _cat([tensor.reshape(-1, 1) if tensor.dim() <= 1 else tensor for tensor in tensors], 1)
+
+
+STACKS: Mapping[str, Callable[..., Any]] = {
+    "aten::column_stack": _column_stack,
+    "aten::dstack": _dstack,
+    "aten::hstack": _hstack,
+    "aten::vstack": _vstack,
+}
+"""Functions that the exporters turn into sequences, which cannot hold tensors of different dtypes, and are slow."""
+
+CONCATENATIONS: Mapping[str, Callable[..., Any]] = {"aten::cat": _cat, "aten::stack": _stack}
+"""Functions that the exporter of torch.export does not promote the dtypes for."""
+
 OPERATORS: Mapping[str, Callable[..., Any]] = {
+    **STACKS,
     "aten::_grouped_mm": _grouped_mm,
     "aten::cdist": _cdist,
     "aten::channel_shuffle": _channel_shuffle,

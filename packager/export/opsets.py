@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import onnx
-import onnxruntime
 from torch.onnx import _constants as torch_limits
 
+from packager.common.ort import onnxruntime
 from packager.errors import ManifestInvalid, Problem
 from packager.project.manifest import Project
 

@@ -24,6 +24,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,13 @@ import torch
 from packager.common import deterministic_zip
 from packager.export import control_flow, weights
 from packager.export.control_flow import SpecializedControlFlow
-from packager.export.exporters import ExporterFailed, FlatOutputs, disable_attention_fast_path, to_exporter_failed
+from packager.export.exporters import (
+    ExporterFailed,
+    FlatOutputs,
+    disable_attention_fast_path,
+    retry_with_plain_is_causal,
+    to_exporter_failed,
+)
 from packager.export.graph.messages import StageRecord
 from packager.model import precision
 
@@ -84,7 +91,7 @@ def trace(
         _reserve_modulelist_name()
         try:
             flat = FlatOutputs(module, names).eval()
-            traced = torch.jit.trace(flat, inputs, check_trace=False)  # type: ignore[no-untyped-call]  # torch's stubs
+            traced = retry_with_plain_is_causal(partial(torch.jit.trace, flat, inputs, check_trace=False))
         except Exception as error:
             raise to_exporter_failed(error, folder) from error
     fixed = get_control_flow(_count_slice_bounds(traced.inlined_graph))

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 
 from packager.common import installed_distributions
 from packager.common.paths import PACKAGE
@@ -157,7 +158,7 @@ def find_imported(before: Mapping[str, object]) -> dict[str, Path]:
     """Return the user's modules that are imported now and were not in `before`, a copy of `sys.modules`, by name."""
     prefixes, files = _installed_prefixes(), {}
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
+        file = _find_source(module)
         if before.get(name) is module or file is None or name.partition(".")[0] == "packager":
             continue
         path = Path(file).absolute()
@@ -189,7 +190,7 @@ def _installed_prefixes() -> tuple[str, ...]:
     return tuple(sorted(f"{path}/" for path in (*paths, str(PACKAGE))))
 
 
-def _find_used_packages(modules: Sequence[ModuleType]) -> set[str]:
+def _find_used_packages(modules: Sequence[object]) -> set[str]:
     """Return the top-level names of all modules that these use, directly or not, even if imported earlier.
 
     A module's namespace shows what it uses: other modules, and the classes and functions of others. The search ends
@@ -199,7 +200,7 @@ def _find_used_packages(modules: Sequence[ModuleType]) -> set[str]:
     seen: set[str] = set()
     pending = list(modules)
     while pending:
-        for value in list(vars(pending.pop()).values()):
+        for value in list(_namespace(pending.pop()).values()):
             if isinstance(value, ModuleType):
                 name = value.__name__
             elif isinstance(value, (type, FunctionType)):
@@ -221,8 +222,27 @@ def _find_distributions(names: set[str]) -> tuple[tuple[str, ...], list[str]]:
     distributions_by_module = metadata.packages_distributions()
     names = names - _SEARCH_BOUNDARY
     packages = {package for name in names for package in distributions_by_module.get(name, ())}
-    files = [getattr(sys.modules.get(name), "__file__", None) for name in names if name not in distributions_by_module]
+    files = [_find_source(sys.modules.get(name)) for name in names if name not in distributions_by_module]
     return tuple(sorted(packages)), [file for file in files if file is not None]
+
+
+def _find_source(module: object) -> str | None:
+    """Return the file that a module was loaded from; None if it has none."""
+    file = _namespace(module).get("__file__")
+    return file if isinstance(file, str) else None
+
+
+def _namespace(module: object) -> Mapping[str, Any]:
+    """Return the attributes that an entry of `sys.modules` has now.
+
+    The entry can be any object. A lazy module, as SpeechBrain has, imports its target when it is asked for an
+    attribute, and that import may fail.
+    """
+    try:
+        namespace: Mapping[str, Any] = object.__getattribute__(module, "__dict__")
+    except AttributeError:
+        return {}
+    return namespace
 
 
 def relative_inside(path: str | Path, folder: Path) -> Path | None:

@@ -43,7 +43,7 @@ def construct_module(
     they otherwise would, or if an object that the module can reach still refers to a parameter as it was before the
     weights were loaded.
 
-    Raises `ModelArgumentsWrong`, `ModelConstructionFailed`, `EntryNotModule`, `StateDoesNotFit` or `WeightsNotFinite`.
+    Raises `ModelArgumentsWrong`, `ModelConstructionFailed`, `EntryNotModule`, and what `load_weights` raises.
     """
     _check_arguments(project, entry)
     random_state = torch.random.get_rng_state()

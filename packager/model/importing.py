@@ -22,6 +22,7 @@ import torch
 from packager.common.paths import PACKAGE
 from packager.errors import EntryImportFailed, EntryNotFound, EntryNotModule, did_you_mean
 from packager.model import code_dependencies
+from packager.project import preflight
 from packager.project.manifest import Project
 
 
@@ -91,6 +92,9 @@ def _import_file(project: Project, source: str) -> ModuleType:
     if not path.is_file():
         files = sorted(str(file.relative_to(project.folder)) for file in project.folder.glob("*.py"))
         raise EntryNotFound(entry, where, f"there is no file {path}", did_you_mean(source, files))
+    target = preflight.find_target_outside(project, path)
+    if target is not None:
+        raise EntryNotFound(entry, where, preflight.describe_outside(target), preflight.OUTSIDE_HINT)
     # The module is named after the file alone, not its path: the name ends up in TorchScript's class names.
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:

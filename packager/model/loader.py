@@ -157,7 +157,7 @@ def _load_module(
     """Return the module, what matched, and what else the checkpoint said, from whichever source the project has."""
     where = project.field_location("checkpoint", "path")
     if entry is not None:
-        checkpoint = _read_checkpoint(project, located, where)
+        checkpoint = _read_checkpoint(project, located, where, allow_empty=True)
         module, match = construct_module(project, entry, checkpoint)
         if isinstance(module, torch.jit.ScriptModule):
             module = serialized.SerializedModule(module.eval())
@@ -181,10 +181,14 @@ def _convert_module(project: Project, module: torch.nn.Module) -> Conversion | N
     return conversion
 
 
-def _read_checkpoint(project: Project, located: LocatedCheckpoint, where: str) -> Checkpoint:
+def _read_checkpoint(
+    project: Project, located: LocatedCheckpoint, where: str, *, allow_empty: bool = False
+) -> Checkpoint:
     settings = project.manifest.checkpoint
     try:
-        return read_located(located, settings.weights, trust_pickle=settings.trust_pickle, where=where)
+        return read_located(
+            located, settings.weights, trust_pickle=settings.trust_pickle, where=where, allow_empty=allow_empty
+        )
     except WeightsNotFound as error:
         error.where = project.field_location("checkpoint", "weights")
         raise

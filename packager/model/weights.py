@@ -16,7 +16,7 @@ import torch
 
 from packager.checkpoint.key_matching import Fit, fit, module_metadata
 from packager.checkpoint.state_dict import Checkpoint, saved_metadata
-from packager.errors import StateDoesNotFit, WeightsNotFinite
+from packager.errors import StateDoesNotFit, WeightsNotFinite, WeightsNotFound
 from packager.model.importing import format_user_frame
 from packager.project.manifest import Project
 
@@ -25,11 +25,15 @@ def load_weights(project: Project, module: torch.nn.Module, checkpoint: Checkpoi
     """Load the checkpoint into the module: copied into its tensors or, with `assign`, in their place.
 
     Returns which tensors matched; their values are those of the checkpoint, before any rounding.
-    Raises `StateDoesNotFit` or `WeightsNotFinite`.
+    Raises `StateDoesNotFit` or `WeightsNotFinite`, and `WeightsNotFound` if the checkpoint holds nothing and the module
+    has weights.
     """
     settings, where = project.manifest.checkpoint, project.field_location("checkpoint")
     module_state = module.state_dict(keep_vars=True)
     current = {name: tensor for name, tensor in module_state.items() if isinstance(tensor, torch.Tensor)}
+    if current and not checkpoint.state:
+        why = f"the file holds nothing, and the module has: {join_names(list(current))}"
+        raise WeightsNotFound(settings.weights, project.field_location("checkpoint", "weights"), why)
     _check_state_supported(where, module_state)
     tied = _find_tied_parameters(module)
     match = fit(

@@ -28,8 +28,8 @@ def check_again(
 ) -> ParityResult:
     """Evaluate the cases on which an artifact failed in every way, and check it again, the cheapest case first.
 
-    `failed` is the result of `check` on `reference_cases`. Returns it unchanged if the artifact is wrong on one of its
-    cases after all, or if more than half of the cases would be left out.
+    `failed` is the result of `check` on `reference_cases`. Returns it, with what was measured, if the artifact is wrong
+    on one of its cases after all, or if more than half of the cases would be left out.
     """
     remeasured: dict[str, CaseNoise] = {}
     for case in sorted(reference_cases, key=lambda case: (_count_elements(case), case.name)):
@@ -38,12 +38,12 @@ def check_again(
         remeasured[case.name] = remeasure(case)
         amended = amend_case(case, remeasured[case.name])
         if amended is not None and not check([amended]).passed:
-            return failed
+            return replace(failed, remeasured=remeasured)
     kept = amend_cases(reference_cases, remeasured)
-    if not remeasured or 2 * len(kept) < len(reference_cases):
+    if not remeasured:
         return failed
-    parity = check(kept)
-    return replace(parity, remeasured=remeasured) if parity.passed else failed
+    parity = check(kept) if 2 * len(kept) >= len(reference_cases) else failed
+    return replace(parity if parity.passed else failed, remeasured=remeasured)
 
 
 def amend_case(case: ReferenceCase, noise: CaseNoise) -> ReferenceCase | None:

@@ -176,9 +176,10 @@ def check_repeatable(project: Project, model: LoadedModel, grid: Grid, outputs: 
 
     A module that returns something different has no reference to compare an artifact with. It runs on a copy that was
     never called (if the module can be copied), so that a module that keeps what its first call computed shows too: an
-    artifact would hold that state. If example and probe are the same case, the module itself runs again as well, as
-    nothing else had run before. Float outputs may differ by the least tolerance of an artifact: kernels round in other
-    ways if the weights of the copy are aligned differently, as they are if a .safetensors file was mapped.
+    artifact would hold that state. It runs twice in a row, because a state may be reset whenever the size of the batch
+    changes, as it does between example and probe. Float outputs may differ by the least tolerance of an artifact:
+    kernels round in other ways if the weights of the copy are aligned differently, as they are if a .safetensors file
+    was mapped.
 
     Raises:
         ForwardChangesWeights: forward() wrote to the parameters.
@@ -188,8 +189,8 @@ def check_repeatable(project: Project, model: LoadedModel, grid: Grid, outputs: 
     if changed:
         raise ForwardChangesWeights(project.field_location("model"), changed)
     uncalled = replace(model, module=model.pristine_copy())
-    for candidate in (uncalled, model) if grid.probe_case is grid.example_case else (uncalled,):
-        repeated = run_case(project, candidate, grid.probe_case)
+    for _ in range(2):
+        repeated = run_case(project, uncalled, grid.probe_case)
         for name, array in outputs.items():
             if name not in repeated or not _is_same_output(array, repeated[name]):
                 raise NotRepeatable(project.field_location("model"), name, grid.probe_case.name)

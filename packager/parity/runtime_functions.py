@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import helper
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from packager.common.ort import onnxruntime
 from packager.model.loader import LoadedModel
 from packager.parity.cases.sample_grid import InputCase
 from packager.parity.forward import run_with_state

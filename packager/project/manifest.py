@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -55,6 +56,7 @@ VERSION_PATTERN = (
     r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$"
 )
 
+_MAX_BYTES = 1 << 20  # PyYAML reads 3 MB of text in a second
 _HINTS_BY_PATTERN = {
     DECISION_PATTERN: "write argmax, top-5, rank, or threshold 0.5",
     NAME_PATTERN: "use lowercase letters, digits, '.', '_' and '-', and start with a letter or digit",
@@ -350,6 +352,11 @@ def load_manifest(path: str | Path) -> Project:
 
 def _read_manifest(path: Path) -> bytes:
     try:
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise ManifestUnreadable(str(path), "it is not a regular file")
+        if status.st_size > _MAX_BYTES:
+            raise ManifestUnreadable(str(path), f"it has more than {_MAX_BYTES} bytes")
         return path.read_bytes()
     except FileNotFoundError:
         raise ManifestNotFound(str(path)) from None

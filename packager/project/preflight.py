@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from packager.bundle import layout
+from packager.bundle.names import describe_path_problem, describe_set_problem
 from packager.checkpoint.locate import (
     HUGGINGFACE_CONFIG_FILE,
     LocatedCheckpoint,
@@ -29,6 +31,7 @@ from packager.errors import (
 )
 from packager.project.manifest import Project
 
+OUTSIDE_HINT = "copy the file into the manifest's folder, or move the manifest to a folder above both"
 _FORBIDDEN_IN_PATHS = re.compile(r"[\0\n\r\\\\]")  # see packager.bundle.fingerprint
 
 
@@ -97,6 +100,9 @@ def resolve_assets(project: Project) -> dict[str, Path]:
             raise AssetNotFound(asset, where, f"there is no file {path}")
         if not os.access(path, os.R_OK):
             raise AssetNotFound(asset, where, f"cannot read {path}")
+        outside_target = find_target_outside(project, path)
+        if outside_target is not None:
+            raise AssetNotFound(asset, where, describe_outside(outside_target), OUTSIDE_HINT)
         outside = Path(asset).is_absolute() or ".." in Path(asset).parts
         name = Path(asset).name if outside else Path(asset).as_posix()
         if name in files:
@@ -104,8 +110,23 @@ def resolve_assets(project: Project) -> dict[str, Path]:
         for other in files:
             if other.startswith(f"{name}/") or name.startswith(f"{other}/"):
                 raise AssetNotFound(asset, where, f"{name} and {other} conflict: a file cannot also be a folder")
+        if problem := describe_path_problem(f"{layout.ASSETS}/{name}"):
+            raise AssetNotFound(asset, where, problem)
         files[name] = path
+    if problem := describe_set_problem(files):
+        raise AssetNotFound(next(reversed(files)), project.field_location("assets"), problem)
     return files
+
+
+def find_target_outside(project: Project, path: Path) -> Path | None:
+    """Return the file that a path leads to, through links too, if it lies outside the manifest's folder, else None."""
+    target = path.resolve()
+    return None if target.is_relative_to(project.folder.resolve()) else target
+
+
+def describe_outside(target: Path) -> str:
+    """Return why a file cannot be used that `find_target_outside` returned."""
+    return f"it leads to {target}, which lies outside the manifest's folder"
 
 
 def check_data_file(project: Project) -> None:

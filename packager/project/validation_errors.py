@@ -38,9 +38,9 @@ def describe_validation_error(
     """
     problems: dict[tuple[str | int, ...], Problem] = {}
     details = [(_strip_union_arms(detail["loc"], document.data, detail["type"]), detail) for detail in error.errors()]
+    outer = {field[:length] for field, _ in details for length in range(len(field))}
     for field, detail in details:
-        has_inner_errors = any(other[: len(field)] == field and other != field for other, _ in details)
-        if detail["type"] in ("literal_error", "string_type") and has_inner_errors:
+        if detail["type"] in ("literal_error", "string_type") and field in outer:
             continue  # a union of a string and a mapping, and the user wrote a mapping: its own problems are reported
         message, hint = _describe_error(detail, field, root, hints)
         # pydantic reports an error for each arm of a union: keep the first.

@@ -16,7 +16,10 @@ from typing import Any
 import yaml
 
 FieldPath = tuple[str | int, ...]
-_MAX_VALUES = 100_000  # a few lines of nested aliases can expand to billions of values
+_MAX_VALUES = 10_000  # a few lines of nested aliases can expand to billions of values
+_MAX_CHARACTERS = 4_000_000
+_MAX_DIGITS = 4000
+_MAX_DEPTH = 100  # far below the depth at which pydantic gives up
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class YamlDocument:
         return self.lines.get(path, 1)
 
 
+_TOO_MANY_VALUES = f"more than {_MAX_VALUES} values, counting every use of an alias"
+
+
 class YamlError(Exception):
     """The text is not valid YAML, or a key occurs twice; `line` is 1-based."""
 
@@ -44,6 +50,22 @@ class YamlError(Exception):
 
 class _CoreSchemaLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own hook)
+    _nodes = _characters = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a node, unless there are too many to read in a moment. Raises `YamlError`."""
+        self._nodes += 1
+        if self._nodes > 2 * _MAX_VALUES:  # a key and its value are two nodes
+            raise YamlError(self.line + 1, _TOO_MANY_VALUES)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def count_characters(self, node: yaml.Node) -> None:
+        """Count the text of a use of a scalar, which an alias may repeat. Raises `YamlError` for too much text."""
+        self._characters += len(node.value)
+        if self._characters > _MAX_CHARACTERS:
+            message = f"more than {_MAX_CHARACTERS} characters, counting every use of an alias"
+            raise YamlError(node.start_mark.line + 1, message)
 
 
 for _tag, _pattern, _first in (
@@ -62,6 +84,8 @@ for _tag, _pattern, _first in (
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     """Return an integer of the core schema, in which 010 is ten."""
     text = str(loader.construct_scalar(node))
+    if len(text) > _MAX_DIGITS:
+        raise ValueError  # Python reads more in hexadecimal, and cannot write them as a decimal number
     return int(text[2:], {"0o": 8, "0x": 16}[text[:2]]) if text[:2] in ("0o", "0x") else int(text)
 
 
@@ -90,13 +114,16 @@ def parse_yaml(text: str) -> YamlDocument:
     return YamlDocument(data, lines)
 
 
-def _convert_node(loader: yaml.SafeLoader, node: yaml.Node, path: FieldPath, lines: dict[FieldPath, int]) -> Any:
+def _convert_node(loader: _CoreSchemaLoader, node: yaml.Node, path: FieldPath, lines: dict[FieldPath, int]) -> Any:
     lines.setdefault(path, node.start_mark.line + 1)
     if len(lines) > _MAX_VALUES:
-        raise YamlError(node.start_mark.line + 1, f"more than {_MAX_VALUES} values, counting every use of an alias")
+        raise YamlError(node.start_mark.line + 1, _TOO_MANY_VALUES)
+    if len(path) > _MAX_DEPTH:
+        raise RecursionError
     if isinstance(node, yaml.SequenceNode):
         return [_convert_node(loader, item, (*path, index), lines) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
+        loader.count_characters(node)
         _reject_surrogates(node)
         try:
             return loader.construct_object(node)

@@ -33,23 +33,23 @@ def open_onnx_session(path: Path, providers: Sequence[str], *, optimize: bool = 
         return ParityResult(False, f"onnxruntime: {get_error_line(error, path.parent)}", {}, None, loaded=False)
 
 
-def check_onnx_session(session: OnnxBackend, reference_cases: Iterable[ReferenceCase], folder: Path) -> ParityResult:
-    """Run an open session on every test case and compare its outputs; error messages do not name `folder`."""
+def check_onnx_session(session: OnnxBackend, reference_cases: Iterable[ReferenceCase], *folders: Path) -> ParityResult:
+    """Run an open session on every test case and compare its outputs; error messages do not name `folders`."""
     try:
         return check_parity(session.run, reference_cases)
     except Exception as error:  # noqa: BLE001 (as above: a model that does not run fails)
-        return ParityResult(False, f"onnxruntime: {get_error_line(error, folder)}", {}, None)
+        return ParityResult(False, f"onnxruntime: {get_error_line(error, *folders)}", {}, None)
 
 
 def check_torchscript(
-    path: Path,
-    reference_cases: Sequence[ReferenceCase],
+    program: Path | bytes,
+    reference_cases: Iterable[ReferenceCase],
     *,
     inputs: Sequence[tuple[str, str]],
     outputs: Sequence[str],
     optimize: bool,
 ) -> ParityResult:
-    """Run a TorchScript file on every test case and compare its outputs. Needs torch.
+    """Run a TorchScript program, a file or its bytes, on every test case and compare its outputs. Needs torch.
 
     `inputs` are names and dtypes in the order of forward()'s parameters, `outputs` the names of its results. `optimize`
     says whether `torch.jit.optimize_for_inference` is applied first.
@@ -57,20 +57,20 @@ def check_torchscript(
     from packager.runtime.torchscript_backend import TorchScriptBackend
 
     try:
-        backend = TorchScriptBackend(path, inputs=inputs, output_names=outputs, optimize=optimize)
+        backend = TorchScriptBackend(program, inputs=inputs, output_names=outputs, optimize=optimize)
         return check_parity(backend.run, reference_cases)
     except Exception as error:  # noqa: BLE001 (TorchScript raises whatever the program raises: the artifact fails)
-        return ParityResult(False, f"TorchScript: {get_error_line(error, path.parent)}", {}, None)
+        return ParityResult(False, f"TorchScript: {get_error_line(error, *_folders(program))}", {}, None)
 
 
 def check_exported_program(
-    path: Path,
-    reference_cases: Sequence[ReferenceCase],
+    program: Path | bytes,
+    reference_cases: Iterable[ReferenceCase],
     *,
     inputs: Sequence[tuple[str, str]],
     outputs: Sequence[str],
 ) -> ParityResult:
-    """Run an exported program on every test case and compare its outputs. Needs torch.
+    """Run an exported program, a file or its bytes, on every test case and compare its outputs. Needs torch.
 
     `inputs` are names and dtypes in the order of forward()'s parameters, `outputs` the names of its results.
     """
@@ -78,15 +78,21 @@ def check_exported_program(
 
     loaded = False
     try:
-        backend = ExportedProgramBackend(path, inputs=inputs, output_names=outputs)
+        backend = ExportedProgramBackend(program, inputs=inputs, output_names=outputs)
         loaded = True
         return check_parity(backend.run, reference_cases)
     except Exception as error:  # noqa: BLE001 (torch raises whatever the program raises: the artifact fails)
-        return ParityResult(False, f"torch.export: {get_error_line(error, path.parent)}", {}, None, loaded=loaded)
+        return ParityResult(
+            False, f"torch.export: {get_error_line(error, *_folders(program))}", {}, None, loaded=loaded
+        )
 
 
-def get_error_line(error: Exception, folder: Path) -> str:
-    """Return the line of a library's error message that says what happened, without the path of `folder`.
+def _folders(program: Path | bytes) -> list[Path]:
+    return [program.parent] if isinstance(program, Path) else []
+
+
+def get_error_line(error: Exception, *folders: Path) -> str:
+    """Return the line of a library's error message that says what happened, without the paths of `folders`.
 
     That is the first line, or the last if TorchScript's own traceback comes before it.
     """
@@ -94,4 +100,4 @@ def get_error_line(error: Exception, folder: Path) -> str:
     if not lines:
         return type(error).__name__
     line = lines[-1] if "Traceback of TorchScript" in str(error) else lines[0]
-    return sanitize_message(line, folder)
+    return sanitize_message(line, *folders)

@@ -15,8 +15,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from packager.common import deterministic_zip
 
@@ -53,20 +52,20 @@ class ArchiveUnsafe(ValueError):
     """The archive holds more than a program of plain operators and its tensors, so torch must not read it."""
 
 
-def check_archive(path: Path) -> None:
+def check_archive(stream: IO[bytes]) -> None:
     """Check that an exported program is one that torch can read without running anything else.
 
-    Raises `ArchiveUnsafe`, or OSError.
+    The stream is left at its start. Raises `ArchiveUnsafe`, or OSError.
     """
     try:
-        with path.open("rb") as stream:
-            for name, chunks in deterministic_zip.read_zip(stream):
-                folder, _, entry = name.partition("/")
-                if folder != ROOT:
-                    raise ArchiveUnsafe(f"the archive holds {name!r}")
-                _check_entry(entry, chunks)
+        for name, chunks in deterministic_zip.read_zip(stream):
+            folder, _, entry = name.partition("/")
+            if folder != ROOT:
+                raise ArchiveUnsafe(f"the archive holds {name!r}")
+            _check_entry(entry, chunks)
     except deterministic_zip.ZipMalformed as error:
         raise ArchiveUnsafe(f"the archive is malformed: {error}") from None
+    stream.seek(0)
 
 
 def _check_entry(name: str, chunks: Any) -> None:

@@ -1,15 +1,15 @@
 """Load a bundle for inference.
 
-The digests of all files are checked before a model is parsed. The ONNX model is used if it loads. Otherwise the
-fallback, TorchScript or an exported program, is used and the reason is logged as a warning, unless `fallback=False`.
+The seal and the digests of all files are checked before a model is parsed, and the bytes that were checked are those
+that are used: no file is opened a second time. The ONNX model is used if it loads. Otherwise the fallback, TorchScript
+or an exported program, is used and the reason is logged as a warning, unless `fallback=False`. A fallback is a program,
+and runs only in a bundle that is trusted (`packager.runtime.trust`).
 Predicting with ONNX imports neither torch nor onnx.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,25 +18,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packager.bundle import layout
-from packager.bundle.archive import open_as_folder
-from packager.bundle.fingerprint import SumsMalformed, check_fingerprint_syntax, check_integrity, read_sums
+from packager.bundle.config import list_artifacts, read_config
+from packager.bundle.files import BundleFiles, open_bundle
+from packager.bundle.fingerprint import SumsMalformed, check_fingerprint_syntax
+from packager.bundle.onnx_wire import WeightsUnsafe
+from packager.bundle.seal import MAX_RECORD_BYTES, Seal, check_bundle, read_signature, read_sums
 from packager.errors import (
     BackendUnavailable,
-    BundleSchemaUnknown,
     DataDoesNotFit,
     FingerprintWrong,
     InferenceFailed,
     IntegrityFailed,
     NotABundle,
+    PackagerError,
+    ProgramNotTrusted,
     SelftestFailed,
     did_you_mean,
 )
-from packager.runtime.onnx_backend import OnnxBackend
-from packager.signature.files import read_signature
+from packager.runtime.bundled_onnx import open_bundled_onnx
+from packager.runtime.trust import PROGRAM_TITLES, trusts_program
 from packager.signature.verify import check_signature, read_trust
 
 if TYPE_CHECKING:
     from packager.runtime.exported_program_backend import ExportedProgramBackend
+    from packager.runtime.onnx_backend import OnnxBackend
     from packager.runtime.torchscript_backend import TorchScriptBackend
 
     Backend = OnnxBackend | TorchScriptBackend | ExportedProgramBackend
@@ -92,6 +97,7 @@ def load(
     public_key: str | Path | bytes | None = None,
     verify: bool = True,
     fallback: bool = True,
+    trust_program: bool = False,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     selftest: bool = False,
@@ -100,126 +106,100 @@ def load(
 
     - `fingerprint`: the `h1:…` that the bundle must have; None accepts any bundle.
     - `public_key`: the key that must have signed the bundle, a PEM file or PEM as bytes; None accepts any bundle.
-    - `verify`: check the digest of every file first; a fingerprint or key always does.
-    - `fallback`: use the bundle's TorchScript model or exported program if the ONNX model does not load.
+    - `verify`: check the seal first, with the digest of every file; a fingerprint or key always does.
+    - `fallback`: use the bundle's TorchScript model or exported program if the ONNX model does not load. Both are
+      programs, and run only if `fingerprint` or `public_key` pins the bundle, or `trust_program` is true.
+    - `trust_program`: trust whoever made the bundle: its program can read and write files as you can.
     - `providers`: execution providers of onnxruntime, in order of preference; None means those of the manifest.
     - `threads`: number of intra-op threads; None leaves the choice to onnxruntime.
     - `selftest`: run one test case of the bundle and compare the outputs with PyTorch's.
 
     Raises `NotABundle`, `ArchiveRefused`, `BundleSchemaUnknown`, `IntegrityFailed`, `FingerprintMalformed`,
-    `FingerprintWrong`, `BackendUnavailable` or `SelftestFailed`; with a key also `KeyUnusable`, `SignatureMissing`,
-    `SignatureWrong`, or `ExtraMissing` if `cryptography` is not installed.
+    `FingerprintWrong`, `BackendUnavailable`, `ProgramNotTrusted` or `SelftestFailed`; with a key also `KeyUnusable`,
+    `SignatureMissing`, `SignatureWrong`, or `ExtraMissing` if `cryptography` is not installed.
     """
     check_fingerprint_syntax(fingerprint)
     trust = read_trust(public_key)
-    with open_as_folder(Path(path)) as folder:
-        config = read_config(folder)
-        actual = _check_files(folder, config, check_digests=verify or fingerprint is not None or trust is not None)
+    with open_bundle(path) as files:
+        check_digests = verify or fingerprint is not None or trust is not None
+        config, seal = _check_files(files, check_digests=check_digests, evidence=selftest)
+        actual, signer = seal.fingerprint, None
         if fingerprint is not None and fingerprint != actual:
-            raise FingerprintWrong(str(folder), fingerprint, actual)
+            raise FingerprintWrong(str(files.path), fingerprint, actual)
         if trust is not None:
-            _, sums = read_sums(folder)
-            check_signature(read_signature(folder, sums), sums, actual, trust, str(folder))
-        backend = _open_backend(folder, config, fallback=fallback, providers=providers, threads=threads)
+            signer = check_signature(read_signature(files), seal.sums, actual, trust, str(files.path))
+        trusted = trusts_program(fingerprint=fingerprint, signer=signer, trust_program=trust_program)
+        backend = _open_backend(files, config, fallback=fallback, trusted=trusted, providers=providers, threads=threads)
         if selftest:
-            _run_selftest(folder, backend)
+            _run_selftest(files, backend)
     return Bundle(Path(path), config, actual, backend)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json of the bundle in `folder`, and check its schema version.
+def _check_files(files: BundleFiles, *, check_digests: bool, evidence: bool) -> tuple[dict[str, Any], Seal]:
+    """Check the files against SHA256SUMS, and read config.json. Returns it with the seal.
 
-    Raises `NotABundle`, `BundleSchemaUnknown`, or `IntegrityFailed` if a FINGERPRINT shows that it was a bundle once.
+    Raises `IntegrityFailed`, `NotABundle` or `BundleSchemaUnknown`.
     """
-    if folder.is_file():
-        raise NotABundle(str(folder), "it is a file; a bundle is a folder or a .zip")
-    if not folder.is_dir():
-        raise NotABundle(str(folder), "there is no such folder or .zip")
-    for name in (layout.SUMS, layout.CONFIG):
-        if not (folder / name).is_file():
-            raise _incomplete_bundle_error(folder, f"it has no {name}")
-    try:
-        config = json.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NotABundle(str(folder), f"{layout.CONFIG} cannot be read: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise _incomplete_bundle_error(folder, f"{layout.CONFIG} cannot be read: {error}") from None
-    schema = config.get("schema") if isinstance(config, dict) else None
-    if schema != layout.SCHEMA_VERSION or isinstance(schema, bool):
-        raise BundleSchemaUnknown(str(folder), schema)
-    return dict(config)
-
-
-def _incomplete_bundle_error(folder: Path, why: str) -> NotABundle | IntegrityFailed:
-    was_bundle = (folder / layout.FINGERPRINT).is_file()
-    return IntegrityFailed(str(folder), why) if was_bundle else NotABundle(str(folder), why)
-
-
-def _check_files(folder: Path, config: Mapping[str, Any], *, check_digests: bool) -> str:
-    """Check the files against SHA256SUMS. Returns the fingerprint. Raises `IntegrityFailed` or `NotABundle`."""
-    try:
-        fingerprint, sums = read_sums(folder)
-    except (OSError, SumsMalformed) as error:
-        raise IntegrityFailed(str(folder), f"{layout.SUMS}: {error}") from None
-    _check_artifacts(folder, config, sums)
+    path = str(files.path)
     if check_digests:
-        integrity = check_integrity(folder, sums)
-        if not integrity.is_intact:
-            parts = {"missing": integrity.missing, "not listed": integrity.extra, "changed": integrity.changed}
-            why = "\n".join(f"{title}: {', '.join(paths)}" for title, paths in parts.items() if paths)
-            raise IntegrityFailed(str(folder), why)
-    return fingerprint
-
-
-def _check_artifacts(folder: Path, config: Mapping[str, Any], sums: Mapping[str, str]) -> None:
-    """Refuse a config.json that lacks a field the loader reads, or names a file that SHA256SUMS does not list."""
-    try:
-        kinds = config["artifacts"]
-        artifacts = [kinds["onnx"], kinds["torchscript"], kinds.get("torch-export")]
-        paths = [artifact["path"] for artifact in artifacts if artifact is not None]
-        for tensor in (*config["inputs"], *config["outputs"]):
-            tensor["name"], tensor["dtype"], tensor["shape"]
-        for entry in config.get("left_out", {}).values():
-            entry["reason"]
-        config["name"], config["version"], config["providers"], config["dims"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise NotABundle(str(folder), f"{layout.CONFIG} is malformed: {type(error).__name__}: {error}") from None
-    for path in paths:
-        if path not in sums:
-            raise IntegrityFailed(str(folder), f"{layout.CONFIG} names {path}, which {layout.SUMS} does not list")
+        checked = check_bundle(files, models=True, evidence=evidence)
+        seal, config = checked.seal, checked.config
+        if not seal.is_intact:
+            raise IntegrityFailed(path, seal.describe())
+        if config is None or checked.config_problem:
+            raise NotABundle(path, str(checked.config_problem))
+    else:
+        try:
+            seal, config = read_sums(files), read_config(files)
+        except SumsMalformed as error:
+            raise IntegrityFailed(path, f"{layout.SUMS}: {error}") from None
+    for artifact, _ in list_artifacts(config):
+        if artifact not in seal.sums:
+            raise IntegrityFailed(path, f"{layout.CONFIG} names {artifact}, which {layout.SUMS} does not list")
+    return config, seal
 
 
 def _open_backend(
-    folder: Path,
+    files: BundleFiles,
     config: Mapping[str, Any],
     *,
     fallback: bool,
+    trusted: bool,
     providers: Sequence[str] | None,
     threads: int | None,
 ) -> Backend:
-    artifacts = config["artifacts"]
+    artifacts, path = config["artifacts"], str(files.path)
     cause = "the bundle has no ONNX model"
-    if artifacts["onnx"] is not None:
+    onnx = artifacts["onnx"]
+    if onnx is not None:
         try:
-            return OnnxBackend(
-                folder / artifacts["onnx"]["path"], providers=providers or config["providers"], threads=threads
-            )
+            return open_bundled_onnx(files, onnx, providers=providers or config["providers"], threads=threads)
+        except WeightsUnsafe as error:
+            raise NotABundle(path, f"{onnx['path']}: {error}") from None
+        except PackagerError:
+            raise
         except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes for a model it refuses)
-            first_line = str(error).strip().splitlines()[0]
-            cause = f"onnxruntime: {first_line}".replace(f"{folder}{os.sep}", "")  # maybe a temporary folder
-    if artifacts["torchscript"] is None and artifacts.get("torch-export") is None:
+            cause = f"onnxruntime: {onnx['path']}: {_first_line(error)}"
+        finally:
+            files.release(onnx["path"])
+    programs = [artifacts[kind] for kind in PROGRAM_TITLES if artifacts.get(kind) is not None]
+    if not programs:
         left_out = [f"{kind}: {entry['reason']}" for kind, entry in config.get("left_out", {}).items()]
         why = "\n".join([cause, "the bundle has no fallback", *left_out])
-        raise BackendUnavailable(str(folder), why, "use the onnxruntime it was built with")
+        raise BackendUnavailable(path, why, "use the onnxruntime it was built with")
     if not fallback:
-        raise BackendUnavailable(str(folder), cause, "load with fallback=True")
-    backend = _open_fallback(folder, config, cause)
-    title = {"torchscript": "TorchScript", "torch-export": "torch.export"}[backend.name]
-    _log.warning("%s falls back to %s: %s", layout.folder_name(config["name"], config["version"]), title, cause)
+        raise BackendUnavailable(path, cause, "load with fallback=True")
+    if not trusted:
+        raise ProgramNotTrusted(path, programs[0]["path"], cause)
+    backend = _open_fallback(files, config, cause)
+    folder = layout.folder_name(config["name"], config["version"])
+    _log.warning("%s falls back to %s: %s", folder, PROGRAM_TITLES[backend.name], cause)
     return backend
 
 
-def _open_fallback(folder: Path, config: Mapping[str, Any], cause: str) -> TorchScriptBackend | ExportedProgramBackend:
+def _open_fallback(
+    files: BundleFiles, config: Mapping[str, Any], cause: str
+) -> TorchScriptBackend | ExportedProgramBackend:
     """Open the TorchScript model or exported program of a bundle.
 
     `cause` says why the ONNX model is not used. Raises `BackendUnavailable` if torch is not installed or cannot
@@ -232,18 +212,22 @@ def _open_fallback(folder: Path, config: Mapping[str, Any], cause: str) -> Torch
         from packager.runtime.torchscript_backend import TorchScriptBackend
     except ImportError as error:
         why = f"{cause}\nthe {title} fallback needs torch: {error}"
-        raise BackendUnavailable(str(folder), why, "pip install torch") from None
+        raise BackendUnavailable(str(files.path), why, "pip install torch") from None
     inputs = [(tensor["name"], tensor["dtype"]) for tensor in config["inputs"]]
     names = [tensor["name"] for tensor in config["outputs"]]
+    content = files.read((program if script is None else script)["path"])
     try:
         if script is None:
-            return ExportedProgramBackend(folder / program["path"], inputs=inputs, output_names=names)
+            return ExportedProgramBackend(content, inputs=inputs, output_names=names)
         optimize = script["optimize_for_inference"]
-        return TorchScriptBackend(folder / script["path"], inputs=inputs, output_names=names, optimize=optimize)
+        return TorchScriptBackend(content, inputs=inputs, output_names=names, optimize=optimize)
     except Exception as error:  # noqa: BLE001 (torch raises unrelated classes for a program of a different version)
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        why = f"{cause}\n{title}: {first_line}"
-        raise BackendUnavailable(str(folder), why, "use the torch it was built with") from None
+        why = f"{cause}\n{title}: {_first_line(error)}"
+        raise BackendUnavailable(str(files.path), why, "use the torch it was built with") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_inputs(config: Mapping[str, Any], inputs: Mapping[str, Array]) -> None:
@@ -289,14 +273,17 @@ def _format_shape(shape: Sequence[int | str]) -> str:
     return "[" + ", ".join(str(dim) for dim in shape) + "]"
 
 
-def _run_selftest(folder: Path, backend: Backend) -> None:
-    from packager.bundle.evidence import EvidenceMalformed, read_reference_cases
-    from packager.parity.numerics.decisions import AxisMissing
+def _run_selftest(files: BundleFiles, backend: Backend) -> None:
+    from packager.bundle.evidence import EvidenceMalformed, parse_reference_cases
     from packager.parity.numerics.verdict import check_parity
 
+    path = str(files.path)
+    parity, golden = files.read(layout.PARITY, MAX_RECORD_BYTES), files.read(layout.GOLDEN)
     try:
-        result = check_parity(backend.run, read_reference_cases(folder, first_only=True))
-    except (EvidenceMalformed, AxisMissing) as error:
-        raise SelftestFailed(str(folder), f"evidence: {error}") from None
+        result = check_parity(backend.run, parse_reference_cases(parity, golden, first_only=True))
+    except EvidenceMalformed as error:
+        raise SelftestFailed(path, f"evidence: {error}") from None
+    except Exception as error:  # noqa: BLE001 (a model raises anything for evidence that does not fit it)
+        raise SelftestFailed(path, f"{type(error).__name__}: {_first_line(error)}") from None
     if not result.passed:
-        raise SelftestFailed(str(folder), result.reason)
+        raise SelftestFailed(path, result.reason)

@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+from packager.common.ort import onnxruntime
 
 Array = NDArray[np.generic]
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
 class OnnxBackend:
-    """An onnxruntime session for a model file.
+    """An onnxruntime session for a model: the path of its file, or its bytes with the weights that they refer to.
 
+    - `weights`: the values of external weights by name, which the session uses in place of files.
     - `providers`: execution providers in order of preference; those that this machine lacks are skipped.
     - `threads`: number of intra-op threads; None leaves the choice to onnxruntime.
     - `allow_spinning`: let idle threads spin, which is onnxruntime's default.
@@ -29,8 +31,9 @@ class OnnxBackend:
 
     def __init__(
         self,
-        path: Path,
+        model: Path | bytes,
         *,
+        weights: Mapping[str, onnxruntime.OrtValue] | None = None,
         providers: Sequence[str],
         threads: int | None,
         allow_spinning: bool = True,
@@ -45,9 +48,16 @@ class OnnxBackend:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if not allow_spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if weights:
+            options.add_external_initializers(list(weights), list(weights.values()))
+        if isinstance(model, bytes):  # the bytes of another format would be read without these checks
+            options.add_session_config_entry("session.load_model_format", "ONNX")
         available = onnxruntime.get_available_providers()
         usable = [provider for provider in providers if provider in available] or ["CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=usable)
+        source = model if isinstance(model, bytes) else os.fspath(model)
+        self._session = onnxruntime.InferenceSession(source, options, providers=usable)
+        self._session._model_bytes = None  # onnxruntime would keep a copy of the model, to change providers later
+        self._weights = weights  # their memory must outlive the session
         self.inputs = [_describe_tensor(tensor) for tensor in self._session.get_inputs()]
         self.outputs = [_describe_tensor(tensor) for tensor in self._session.get_outputs()]
         self.output_names = [name for name, _, _ in self.outputs]
@@ -63,7 +73,7 @@ class OnnxBackend:
 
     def close(self) -> None:
         """Free the session and its weights; `run` must not be called any more."""
-        del self._session
+        del self._session, self._weights
 
 
 def describe_missing_providers(providers: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ Array = NDArray[np.generic]
 
 
 class TorchScriptBackend:
-    """A TorchScript program on the CPU, called with numpy arrays.
+    """A TorchScript program on the CPU, from a file or from its bytes, called with numpy arrays.
 
     `inputs` are names and dtypes in the order of the program's arguments. `optimize` applies
     `torch.jit.optimize_for_inference`, which packs the weights for this CPU; the build has checked whether the
@@ -27,13 +28,14 @@ class TorchScriptBackend:
     name = "torchscript"
 
     def __init__(
-        self, path: Path, *, inputs: Sequence[tuple[str, str]], output_names: Sequence[str], optimize: bool
+        self, program: Path | bytes, *, inputs: Sequence[tuple[str, str]], output_names: Sequence[str], optimize: bool
     ) -> None:
         self._inputs = list(inputs)
         self.output_names = list(output_names)
+        source = io.BytesIO(program) if isinstance(program, bytes) else program
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module: Any = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]  # torch's stubs
+            module: Any = torch.jit.load(source, map_location="cpu")  # type: ignore[no-untyped-call]  # torch's stubs
             self._module = torch.jit.optimize_for_inference(module) if optimize else module
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

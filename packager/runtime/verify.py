@@ -7,24 +7,26 @@ TorchScript without torch, is reported as not-checked.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 
 from packager.bundle import layout, records
-from packager.bundle.archive import open_as_folder
-from packager.bundle.evidence import EvidenceMalformed, read_reference_cases
-from packager.bundle.fingerprint import Integrity, SumsMalformed, check_fingerprint_syntax, check_integrity, read_sums
-from packager.errors import SignatureWrong
-from packager.parity.numerics.verdict import ParityResult, ReferenceCase
-from packager.runtime.check import check_exported_program, check_onnx_session, check_torchscript
-from packager.runtime.loader import read_config
-from packager.runtime.onnx_backend import OnnxBackend, describe_missing_providers
-from packager.signature.files import read_signature
+from packager.bundle.config import list_artifacts
+from packager.bundle.files import BundleFiles, open_bundle
+from packager.bundle.fingerprint import Integrity, check_fingerprint_syntax
+from packager.bundle.seal import MAX_RECORD_BYTES, Seal, check_bundle, read_signature
+from packager.common.strict_json import parse_strict_json
+from packager.errors import IntegrityFailed, PackagerError, escape_unprintable
+from packager.provenance import documents
+from packager.runtime.replay import Limits, ReplayResult, replay
+from packager.runtime.replay_messages import ReplayRequest
+from packager.runtime.trust import trusts_program
 from packager.signature.report import SignatureReport
 from packager.signature.verify import Trust, read_trust, report_signature
 
@@ -81,9 +83,38 @@ class VerifyReport:
         }
 
 
+Record = TypeVar("Record", bound=pydantic.BaseModel)
+
 _BACKENDS = ("onnx", "torchscript")  # and torch-export, in a bundle with an exported program
 _MALFORMED = "parity: not checked, because the bundle is malformed"
 _UNTRUSTED = "structure and parity: not checked, because the signature is wrong"
+_NOT_TRUSTED = (
+    "not run: it is a program, and the bundle is neither pinned with --fingerprint, --public-key or "
+    "--certificate-chain nor trusted with --trust-program"
+)
+_DEFAULT_SECONDS, _SECONDS_PER_MEGABYTE = 300, 0.1
+_DEFAULT_MEGABYTES, _MEGABYTES_PER_MEGABYTE = 2000, 6
+
+
+@dataclass(frozen=True)
+class _Demands:
+    """The fingerprint that a bundle must have, and who must have signed it; None accepts any."""
+
+    fingerprint: str | None = None
+    trust: Trust | None = None
+
+
+@dataclass(frozen=True)
+class _ParityOptions:
+    """Whether to replay the evidence, with the programs of any bundle or not, and within which limits.
+
+    A limit that is None takes the default.
+    """
+
+    replay: bool
+    trust_program: bool = False
+    seconds: float | None = None
+    megabytes: float | None = None
 
 
 def verify(
@@ -92,136 +123,104 @@ def verify(
     fingerprint: str | None = None,
     public_key: str | Path | bytes | None = None,
     certificate_chain: str | Path | Sequence[str | Path] = (),
+    trust_program: bool = False,
     parity: bool = True,
+    time_limit: float | None = None,
+    memory_limit: float | None = None,
 ) -> VerifyReport:
     """Verify a bundle, given as a folder or an archive.
 
-    - `fingerprint`: the `h1:…` that the bundle must have; None accepts any bundle.
+    - `fingerprint`: the `h1:…` that the bundle must have; None accepts any.
     - `public_key`: the key that must have signed the bundle, a PEM file or PEM as bytes.
     - `certificate_chain`: PEM files with certificates that must vouch for the signer's, the root among them.
-    - `parity`: run the models on the evidence.
+    - `trust_program`: trust whoever made the bundle, and run its TorchScript model or exported program too: it can
+      read and write files as you can. Without it, they run only if `fingerprint`, `public_key` or
+      `certificate_chain` pins the bundle.
+    - `parity`: run the models on the golden cases, in a child process.
+    - `time_limit`: seconds that the models may take together; None means 300, and 0.1 more per MB of the bundle.
+    - `memory_limit`: MB that they may take; None means 2,000, and six times the size of the bundle.
 
     Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` if there is no bundle to verify, `IntegrityFailed`
     if the archive or its config.json is damaged, `FingerprintMalformed`, `KeyUnusable`, and `ExtraMissing` if a
     signature is to be checked and `cryptography` is not installed.
     """
     check_fingerprint_syntax(fingerprint)
-    trust = read_trust(public_key, certificate_chain)
-    with open_as_folder(Path(bundle)) as folder:
-        report = _verify_folder(folder, fingerprint, parity, trust)
-        if report.signature is not None and report.signature.error is not None:
-            report.signature.error.replace_path(str(folder), str(bundle))
-    return report
+    demands = _Demands(fingerprint, read_trust(public_key, certificate_chain))
+    with open_bundle(bundle) as files:
+        return _verify_files(files, demands, _ParityOptions(parity, trust_program, time_limit, memory_limit))
 
 
 def verify_staged(folder: Path, sha256: Callable[[Path], str]) -> VerifyReport:
     """Verify the folder of a bundle that was just written, without parity; `sha256` knows the digests of its files."""
-    return _verify_folder(folder, None, False, None, sha256)
+    with open_bundle(folder) as files:
+        return _verify_files(files, _Demands(), _ParityOptions(False), lambda path: sha256(folder / path))
 
 
-def _verify_folder(
-    folder: Path,
-    fingerprint: str | None,
-    parity: bool,
-    trust: Trust | None,
-    sha256: Callable[[Path], str] | None = None,
+def _verify_files(
+    files: BundleFiles,
+    demands: _Demands,
+    options: _ParityOptions,
+    sha256: Callable[[str], str] | None = None,
 ) -> VerifyReport:
-    raw_config = read_config(folder)
-    seal, integrity, problems = _check_seal(folder, fingerprint, sha256)
-    signature = _check_signature(folder, seal, trust, intact=integrity.is_intact)
+    checked = check_bundle(files, models=options.replay, evidence=True, in_child=True, sha256=sha256)
+    seal, raw_config = checked.seal, checked.config
+    signature = _check_signature(files, seal, demands.trust)
     backends = [*_BACKENDS, *(["torch-export"] if _has_exported_program(raw_config) else [])]
-    not_checked, failed = dict.fromkeys(backends, "not-checked"), dict.fromkeys(backends, "fail")
+    not_checked = dict.fromkeys(backends, "not-checked")
 
     def report(problems: Sequence[str], verdicts: Mapping[str, str], *notes: str) -> VerifyReport:
-        if signature is not None and signature.verdict == "not-checked" and trust is None:
+        if signature is not None and signature.verdict == "not-checked" and demands.trust is None:
             notes += ("signature: not checked, because no public key and no certificates were given",)
-        return VerifyReport(seal, integrity, tuple(problems), verdicts, notes, signature=signature)
+        return VerifyReport(seal.fingerprint, seal.integrity, tuple(problems), verdicts, notes, signature=signature)
 
-    if not integrity.is_intact or problems:
+    problems = list(seal.problems)
+    if demands.fingerprint is not None and demands.fingerprint != seal.fingerprint:
+        problems.append(f"the fingerprint is {seal.fingerprint}, expected {demands.fingerprint}")
+    if not seal.integrity.is_intact or problems:
         return report(problems, not_checked, "parity: not checked, because the files or their fingerprint are wrong")
     if signature is not None and signature.error is not None:
         return report((), not_checked, f"signature: {signature.error.hint}", _UNTRUSTED)
-    config, problems = _check_structure(folder, raw_config)
-    if config is None or problems:
-        return report(problems, not_checked, _MALFORMED)
-    if not parity:
-        return report((), not_checked, "parity: not requested")
-    session, problems = _open_session(folder, config)
-    try:
-        cases = read_reference_cases(folder)
-    except EvidenceMalformed as error:
-        return report(problems, failed, f"evidence: {error}")
-    problems += _check_case_signatures(cases, config) or _check_declared_shapes(session, cases)
+    if raw_config is None or checked.config_problem:
+        return report([str(checked.config_problem)], not_checked, _MALFORMED)
+    problems = check_structure(files, raw_config, seal.sums)
     if problems:
         return report(problems, not_checked, _MALFORMED)
-    verdicts, notes = _replay_cases(folder, config, session, cases)
+    if not options.replay:
+        return report((), not_checked, "parity: not requested")
+    signer = signature.signer if signature is not None else None
+    trusted = trusts_program(fingerprint=demands.fingerprint, signer=signer, trust_program=options.trust_program)
+    result = _replay(files, raw_config, options, trusted=trusted)
+    if result.answer.evidence_problem:
+        note = f"evidence: {result.answer.evidence_problem}"
+        return report(result.answer.problems, dict.fromkeys(backends, "fail"), note)
+    if result.answer.problems:
+        return report(result.answer.problems, not_checked, _MALFORMED)
+    verdicts, notes = _judge(raw_config, backends, result, trusted=trusted)
     return report((), verdicts, *notes)
 
 
-def _check_signature(folder: Path, seal: str, trust: Trust | None, *, intact: bool) -> SignatureReport | None:
+def _check_signature(files: BundleFiles, seal: Seal, trust: Trust | None) -> SignatureReport | None:
     """Check model.sig against the seal if that is intact; otherwise there is nothing that it could be checked with."""
-    if not intact:
-        expected = trust is not None or os.path.lexists(folder / layout.SIGNATURE)
+    if not seal.is_intact:
+        expected = trust is not None or layout.SIGNATURE in files
         return SignatureReport("not-checked") if expected else None
-    _, sums = read_sums(folder)
-    try:
-        content = read_signature(folder, sums)
-    except SignatureWrong as error:
-        return SignatureReport("fail", error=error)
-    return report_signature(content, sums, seal, trust, str(folder))
+    return report_signature(read_signature(files), seal.sums, seal.fingerprint, trust, str(files.path))
 
 
-def _has_exported_program(raw_config: Mapping[str, Any]) -> bool:
-    artifacts = raw_config.get("artifacts")
+def _has_exported_program(raw_config: Mapping[str, Any] | None) -> bool:
+    artifacts = raw_config.get("artifacts") if raw_config is not None else None
     return isinstance(artifacts, dict) and artifacts.get("torch-export") is not None
 
 
-def _check_seal(
-    folder: Path, expected: str | None, sha256: Callable[[Path], str] | None
-) -> tuple[str, Integrity, list[str]]:
-    """Return the computed fingerprint, how the files differ from SHA256SUMS, and what is wrong with the seal."""
-    try:
-        seal, sums = read_sums(folder)
-    except (OSError, SumsMalformed) as error:
-        return "", Integrity(changed=(layout.SUMS,)), [f"{layout.SUMS}: {error}"]
-    integrity = check_integrity(folder, sums, sha256)
-    problems = []
-    try:
-        recorded = _read_regular_file(folder / layout.FINGERPRINT).decode()
-    except FileNotFoundError:
-        integrity = replace(integrity, missing=(layout.FINGERPRINT, *integrity.missing))
-    except (OSError, UnicodeDecodeError) as error:
-        integrity = replace(integrity, changed=(layout.FINGERPRINT, *integrity.changed))
-        problems.append(f"{layout.FINGERPRINT} is unreadable ({type(error).__name__}); that of the files is {seal}")
-    else:
-        if recorded != f"{seal}\n":
-            integrity = replace(integrity, changed=(layout.FINGERPRINT, *integrity.changed))
-            problems.append(f"{layout.FINGERPRINT} says {recorded.strip()}; that of the files is {seal}")
-    if expected is not None and expected != seal:
-        problems.append(f"the fingerprint is {seal}, expected {expected}")
-    return seal, integrity, problems
-
-
-def _read_regular_file(path: Path) -> bytes:
-    """Read a file. Raises OSError for a pipe or a device, which might never end."""
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not a regular file")
-    return path.read_bytes()
-
-
-def _check_structure(folder: Path, raw_config: Mapping[str, Any]) -> tuple[records.BundleConfig | None, list[str]]:
-    """Check the records against their models, and against the files that they name.
-
-    Returns config.json as its model, or None if a record does not fit its model, and one line per problem.
-    """
+def check_structure(files: BundleFiles, raw_config: Mapping[str, Any], sums: Mapping[str, str]) -> list[str]:
+    """Check the records against their models, and against the files that they name. Returns one line per problem."""
     try:
         config = records.BundleConfig.model_validate(raw_config)
-        parity = records.ParityRecord.model_validate_json((folder / layout.PARITY).read_bytes())
-        records.BuildRecord.model_validate_json((folder / layout.BUILD).read_bytes())
-    except (OSError, pydantic.ValidationError) as error:
-        return None, [_format_error(error, folder)]
-    _, sums = read_sums(folder)
-    artifacts = _artifact_files(config)
+        parity = _read_record(files, layout.PARITY, records.ParityRecord)
+        build = _read_record(files, layout.BUILD, records.BuildRecord)
+    except (IntegrityFailed, ValueError, RecursionError) as error:
+        return [_format_error(error)]
+    artifacts = list_artifacts(raw_config)
     problems = [
         f"{layout.CONFIG} and {layout.SUMS} have different digests for {path}"
         for path, sha256 in artifacts
@@ -229,7 +228,7 @@ def _check_structure(folder: Path, raw_config: Mapping[str, Any]) -> tuple[recor
     ]
     if not artifacts:
         problems.append(f"{layout.CONFIG} names no artifact")
-    expected = {layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD}
+    expected = {layout.CONFIG, layout.README, layout.GOLDEN, layout.PARITY, layout.BUILD, *layout.DOCUMENTS}
     expected |= {path for path, _ in artifacts}
     expected |= {f"{layout.ASSETS}/{asset}" for asset in config.assets}
     problems += [f"{path} is missing from {layout.SUMS}" for path in sorted(expected - set(sums))]
@@ -241,151 +240,74 @@ def _check_structure(folder: Path, raw_config: Mapping[str, Any]) -> tuple[recor
             problems.append(f"{layout.CONFIG} says {name}: {verdict}, and {layout.PARITY} does not")
     if (config.artifacts.torch_export is None) != (config.parity.torch_export is None):
         problems.append(f"{layout.CONFIG} has torch-export in artifacts or in parity, and not in both")
-    return config, problems
-
-
-def _artifact_files(config: records.BundleConfig) -> list[tuple[str, str]]:
-    """List path and SHA-256 of every file of an artifact, as config.json has them."""
-    onnx = config.artifacts.onnx
-    fallbacks = (config.artifacts.torchscript, config.artifacts.torch_export)
-    files = (onnx, *fallbacks, onnx.data if onnx is not None else None)
-    return [(file.path, file.sha256) for file in files if file is not None]
-
-
-def _open_session(folder: Path, config: records.BundleConfig) -> tuple[OnnxBackend | None, list[str]]:
-    """Open the ONNX model, and compare its signature with config.json. Returns one line per difference."""
-    if config.artifacts.onnx is None:
-        return None, []
-    path = config.artifacts.onnx.path
-    try:
-        backend = OnnxBackend(folder / path, providers=config.providers, threads=None)
-    except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)
-        return None, [f"{path} does not load: {_format_error(error, folder)}"]
-    problems = []
-    for kind, specs, tensors in (
-        ("inputs", config.inputs, backend.inputs),
-        ("outputs", config.outputs, backend.outputs),
-    ):
-        names, expected = [name for name, _, _ in tensors], [spec.name for spec in specs]
-        if names != expected:
-            problems.append(f"{path} has the {kind} {names}, and {layout.CONFIG} has {expected}")
-            continue
-        problems += [
-            f"{path} has {name} as {dtype}{list(shape)}, and {layout.CONFIG} as {spec.dtype}{spec.shape}"
-            for spec, (name, dtype, shape) in zip(specs, tensors, strict=True)
-            if dtype != spec.dtype or not _shapes_agree(spec.shape, shape)
+    if not problems:  # else the documents would be computed from records that are wrong themselves
+        problems = [
+            f"{path} does not agree with the records"
+            for path, content in documents.make_documents(config, parity, build, sums).items()
+            if hashlib.sha256(content).hexdigest() != sums[path]
         ]
-    return backend, problems
+    return problems
 
 
-def _shapes_agree(declared: Sequence[int | str | None], actual: Sequence[int | str | None]) -> bool:
-    """Return whether two shapes have the same rank, and the same dims wherever both declare one."""
-    return len(declared) == len(actual) and all(
-        dim == size or dim is None or (not isinstance(size, int) and not isinstance(dim, str))
-        for dim, size in zip(declared, actual, strict=True)
+def _read_record(files: BundleFiles, path: str, model: type[Record]) -> Record:
+    """Read a record of the evidence. Raises ValueError (pydantic's is one), RecursionError or `IntegrityFailed`."""
+    content = files.read(path, MAX_RECORD_BYTES)
+    parse_strict_json(content)
+    return model.model_validate_json(content)
+
+
+def _replay(files: BundleFiles, config: Mapping[str, Any], options: _ParityOptions, *, trusted: bool) -> ReplayResult:
+    """Run the models in a child: ONNX, and the programs if they are trusted."""
+    artifacts = {
+        backend: artifact if backend == "onnx" or trusted else None for backend, artifact in config["artifacts"].items()
+    }
+    config = {**config, "artifacts": artifacts}
+    paths = [layout.PARITY, layout.GOLDEN, *(path for path, _ in list_artifacts(config))]
+    mapped = ((artifacts["onnx"] or {}).get("data") or {}).get("path")
+    request = ReplayRequest(
+        config,
+        {path: files.locate(path) for path in paths},
+        {path: files.sha256(path) for path in paths if path != mapped},
+        os.getpid(),
     )
+    size = sum(files.sizes.values()) / 1e6
+    seconds, megabytes = options.seconds, options.megabytes
+    seconds = _DEFAULT_SECONDS + _SECONDS_PER_MEGABYTE * size if seconds is None else seconds
+    megabytes = _DEFAULT_MEGABYTES + _MEGABYTES_PER_MEGABYTE * size if megabytes is None else megabytes
+    return replay(request, Limits(seconds, int(megabytes * 1e6)))
 
 
-def _check_case_signatures(cases: Sequence[ReferenceCase], config: records.BundleConfig) -> list[str]:
-    """Check the golden cases against the signature in config.json. Returns one line per difference."""
-    problems = []
-    for case in cases:
-        sizes: dict[str, int] = {}
-        for specs, arrays in ((config.inputs, case.inputs), (config.outputs, case.outputs)):
-            if {spec.name for spec in specs} != set(arrays):
-                problems.append(f"evidence: case {case.name} has {', '.join(arrays)}")
-                continue
-            for spec in specs:
-                array = arrays[spec.name]
-                dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
-                shape = _resolve_dims(spec.shape, array.shape, sizes)
-                if str(array.dtype) != dtype or not _shapes_agree(shape, array.shape):
-                    problems.append(
-                        f"evidence: case {case.name} has {spec.name} as {array.dtype}{list(array.shape)}, "
-                        f"and {layout.CONFIG} as {spec.dtype}{spec.shape}"
-                    )
-    return problems
-
-
-def _check_declared_shapes(session: OnnxBackend | None, cases: Sequence[ReferenceCase]) -> list[str]:
-    """Check the output sizes that the model declares against the golden cases; config.json may leave them open."""
-    problems = []
-    for name, _, declared in session.outputs if session is not None else ():
-        for case in cases:
-            shape = case.outputs[name].shape if name in case.outputs else ()
-            if any(isinstance(dim, int) and dim != size for dim, size in zip(declared, shape, strict=False)):
-                problems.append(
-                    f"the model declares {name} as {list(declared)}, and case {case.name} has {list(shape)}"
-                )
-                break
-    return problems
-
-
-def _resolve_dims(
-    shape: Sequence[int | str | None], actual: Sequence[int], sizes: dict[str, int]
-) -> list[int | str | None]:
-    """Replace the named dims of a shape by sizes; the first tensor with a name adds its size to `sizes`."""
-    if len(shape) != len(actual):
-        return list(shape)
-    return [
-        sizes.setdefault(dim, size) if isinstance(dim, str) else dim for dim, size in zip(shape, actual, strict=True)
-    ]
-
-
-def _replay_cases(
-    folder: Path, config: records.BundleConfig, session: OnnxBackend | None, cases: Sequence[ReferenceCase]
+def _judge(
+    config: Mapping[str, Any], backends: Sequence[str], result: ReplayResult, *, trusted: bool
 ) -> tuple[dict[str, str], list[str]]:
-    """Run every model on the golden cases. Returns the verdict of each backend, and notes."""
+    """Return the verdict of each backend, and notes.
+
+    A replay that ended early fails the backend that ran then, or all of them if none did.
+    """
     verdicts, notes = {}, []
-
-    def record(name: str, result: ParityResult) -> None:
-        verdicts[name] = "pass" if result.passed else "fail"
-        if result.reason:
-            notes.append(f"{name}: {result.reason}")
-
-    if session is None:
-        verdicts["onnx"] = "not-checked"
-        notes.append("onnx: not in this bundle")
-    else:
-        record("onnx", check_onnx_session(session, cases, folder))
-        session.close()  # two models at once would take twice the memory
-        notes += [f"onnx: not compared on {provider}" for provider in describe_missing_providers(config.providers)]
-    fallbacks = {"torchscript": config.artifacts.torchscript, "torch-export": config.artifacts.torch_export}
-    for name, artifact in fallbacks.items():
-        result = None if artifact is None else _replay_fallback(folder, config, artifact, cases)
-        if result is not None:
-            record(name, result)
-        elif artifact is not None or name in _BACKENDS:
-            verdicts[name] = "not-checked"
-            notes.append(f"{name}: {_explain_absence(config, name) if artifact is None else 'torch is not installed'}")
+    answered = result.answer.backends
+    for backend in backends:
+        if config["artifacts"].get(backend) is None:
+            verdict, reasons = "not-checked", [f"{backend}: {_explain_absence(config, backend)}"]
+        elif backend != "onnx" and not trusted:
+            verdict, reasons = "not-checked", [f"{backend}: {_NOT_TRUSTED}"]
+        elif backend in answered:
+            verdict, reasons = answered[backend].verdict, list(answered[backend].notes)
+        elif result.subject == backend or result.subject not in backends:
+            verdict, reasons = "fail", [f"{backend}: {result.failure or 'the replay gave no verdict'}"]
+        else:
+            verdict, reasons = "not-checked", [f"{backend}: not run, because the replay had ended"]
+        verdicts[backend] = verdict
+        notes += reasons
     return verdicts, notes
 
 
-def _explain_absence(config: records.BundleConfig, name: str) -> str:
-    reasons = [record.reason for backend, record in config.left_out.items() if backend == name]
-    return ": ".join(["not in this bundle", *reasons])
+def _explain_absence(config: Mapping[str, Any], backend: str) -> str:
+    left_out = config.get("left_out", {}).get(backend)
+    return "not in this bundle" + (f": {left_out['reason']}" if left_out else "")
 
 
-def _replay_fallback(
-    folder: Path,
-    config: records.BundleConfig,
-    artifact: records.TorchScriptArtifact | records.ExportedProgramArtifact,
-    cases: Sequence[ReferenceCase],
-) -> ParityResult | None:
-    """Run a fallback on the golden cases; return None if torch is not installed."""
-    path, outputs = folder / artifact.path, [spec.name for spec in config.outputs]
-    inputs = [(spec.name, spec.dtype) for spec in config.inputs]
-    try:
-        if isinstance(artifact, records.ExportedProgramArtifact):
-            return check_exported_program(path, cases, inputs=inputs, outputs=outputs)
-        optimize = artifact.optimize_for_inference
-        return check_torchscript(path, cases, inputs=inputs, outputs=outputs, optimize=optimize)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        return None
-
-
-def _format_error(error: Exception, folder: Path) -> str:
-    """Return the text of a library's error on one line, with paths relative to the bundle's folder."""
-    return " ".join(str(error).replace(f"{folder}{os.sep}", "").split())[:400]
+def _format_error(error: Exception) -> str:
+    """Return the text of a library's error on one line."""
+    text = error.why if isinstance(error, PackagerError) else str(error)
+    return escape_unprintable(" ".join(str(text).split())[:400])

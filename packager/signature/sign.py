@@ -16,14 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from packager.bundle import layout
-from packager.bundle.archive import is_archive, open_as_folder, write_archive
-from packager.bundle.fingerprint import read_sums
+from packager.bundle.archive import open_as_folder, write_archive
+from packager.bundle.files import is_archive, open_bundle
+from packager.bundle.seal import check_bundle, read_signature
 from packager.errors import ExtraMissing, IntegrityFailed, KeyUnusable, OutputRefused
-from packager.runtime.loader import read_config
-from packager.runtime.verify import verify
+from packager.runtime.verify import check_structure
 from packager.signature.report import Signer
 from packager.signature.statement import parse_signature, signed_digests
-from packager.signature.verify import check_signed_files
+from packager.signature.verify import check_signed_files, report_signature
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -62,7 +62,8 @@ def sign(
 
     The files are checked against the seal first; parity is not replayed. Raises `KeyUnusable` if the key or the
     certificate cannot sign, `ExtraMissing` without the library, `IntegrityFailed` if the bundle is not whole, and
-    `OutputRefused` if model.sig cannot be written. Raises whatever `verify` raises, too.
+    `OutputRefused` if model.sig cannot be written. Raises what `open_bundle` raises, too, and
+    `BundleSchemaUnknown`.
     """
     path = Path(bundle)
     private_key, chain = _read_signer(Path(key), password, certificates)
@@ -86,19 +87,20 @@ def sign(
 
 def _check_bundle(folder: Path) -> tuple[str, Mapping[str, str], str]:
     """Return NAME-VERSION, the digests in SHA256SUMS and the fingerprint of a bundle that is intact and well formed."""
-    report = verify(folder, parity=False)
-    if not report.ok:
-        differences = {
-            "missing": report.integrity.missing,
-            "not listed": report.integrity.extra,
-            "changed": report.integrity.changed,
-        }
-        lines = [f"{title}: {', '.join(paths)}" for title, paths in differences.items() if paths]
-        if report.signature is not None and report.signature.error is not None:  # model.sig is a link, or too large
-            lines.append(str(report.signature.error.why))
-        raise IntegrityFailed(str(folder), "\n".join([*lines, *report.structure]))
-    config, (fingerprint, sums) = read_config(folder), read_sums(folder)
-    return layout.folder_name(config["name"], config["version"]), sums, fingerprint
+    path = str(folder)
+    with open_bundle(folder) as files:
+        checked = check_bundle(files, models=False, evidence=True)
+        seal, config = checked.seal, checked.config
+        if not seal.is_intact:
+            raise IntegrityFailed(path, seal.describe())
+        if config is None or checked.config_problem:
+            raise IntegrityFailed(path, str(checked.config_problem))
+        signature = report_signature(read_signature(files), seal.sums, seal.fingerprint, None, path)
+        if signature is not None and signature.error is not None:  # what is there is no signature: it is not replaced
+            raise IntegrityFailed(path, str(signature.error.why))
+        if problems := check_structure(files, config, seal.sums):
+            raise IntegrityFailed(path, "\n".join(problems))
+    return layout.folder_name(config["name"], config["version"]), seal.sums, seal.fingerprint
 
 
 def _read_signer(

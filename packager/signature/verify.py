@@ -19,6 +19,7 @@ from packager.signature.statement import (
     parse_signature,
     parse_statement,
     signed_digests,
+    size_limit,
 )
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def check_signature(
 
     if content is None:
         raise SignatureMissing(path)
+    _check_size(content, sums, path)
     try:
         parsed = parse_signature(content)
     except SignatureMalformed as error:
@@ -107,13 +109,24 @@ def check_signed_files(
 def report_signature(
     content: bytes | None, sums: Mapping[str, str], fingerprint: str, trust: Trust | None, path: str
 ) -> SignatureReport | None:
-    """Return the outcome of `check_signature`, None for an unsigned bundle that need not be signed."""
-    if trust is None:
-        return SignatureReport("not-checked") if content is not None else None
+    """Return the outcome of `check_signature`, None for an unsigned bundle that need not be signed.
+
+    Without `trust`, only the size of model.sig is checked.
+    """
     try:
+        if content is not None:
+            _check_size(content, sums, path)
+        if trust is None:
+            return SignatureReport("not-checked") if content is not None else None
         return SignatureReport("pass", check_signature(content, sums, fingerprint, trust, path))
     except Refused as error:
         return SignatureReport("fail", error=error)
+
+
+def _check_size(content: bytes, sums: Mapping[str, str], path: str) -> None:
+    """Raise `SignatureWrong` before a model.sig is parsed that is too large for these files."""
+    if len(content) > size_limit(sums):
+        raise SignatureWrong(path, "model.sig is larger than any signature of these files")
 
 
 def _accept_signer(parsed: ParsedSignature, trust: Trust, path: str) -> tuple[ec.EllipticCurvePublicKey, str | None]:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from messages import mentions
+from projects import minimal_config
 
 from packager.bundle import archive as module
 from packager.bundle.archive import is_archive, open_as_folder, write_archive
@@ -22,12 +23,12 @@ from packager.bundle.fingerprint import compute_fingerprint
 from packager.bundle.writer import BundleWriter
 from packager.cli.describe import inspect
 from packager.common import deterministic_zip
-from packager.errors import ArchiveRefused, IntegrityFailed, OutputRefused, PackagerError, render_error
+from packager.errors import ArchiveRefused, IntegrityFailed, NotABundle, OutputRefused, PackagerError, render_error
 from packager.runtime.loader import load
 from packager.runtime.verify import verify
 
 CONTENTS = {
-    "config.json": b'{"schema": 1}\n',
+    "config.json": minimal_config(),
     "evidence/golden.safetensors": bytes(range(256)),
     "assets/a b.txt": b"",
     "assets/\u00e9t\u00e9.txt": "\u00e9t\u00e9".encode(),
@@ -284,7 +285,7 @@ def test_an_edited_archive_is_refused_or_is_what_its_files_produce(good, folder,
             with open_as_folder(path) as unpacked:
                 write_archive(unpacked, Path(temporary) / "again.zip")
                 again = (Path(temporary) / "again.zip").read_bytes()
-        except (ArchiveRefused, IntegrityFailed) as error:
+        except (ArchiveRefused, IntegrityFailed, NotABundle) as error:
             refusal = error.message
         if again is None:
             assert changed != good and str(path) in refusal
@@ -339,11 +340,11 @@ def test_a_name_that_is_not_utf_8_is_refused(path, golden):
 
 def test_names_that_file_systems_cannot_store_are_refused(path, temporary, golden):
     golden(refused(path, entries([("d/" * 33 + "x", b"")])), "d/" * 33 + "x", "32")
-    deepest = entries([("d/" * 32 + "x", b"")])
+    deepest = entries([("SHA256SUMS", b""), ("config.json", b""), ("d/" * 32 + "x", b"")])
     path.write_bytes(deepest)
     with open_as_folder(path) as unpacked:
         assert (unpacked / ("d/" * 32 + "x")).is_file()
-    assert refused(path, entries([("x" * 300, b"")])) == "File name too long"
+    golden(refused(path, entries([("x" * 300, b"")])), "255")
     assert len(refused(path, entries([("x/" * 30_000, b"")]))) < 300
 
 
@@ -358,7 +359,7 @@ def test_duplicate_or_unsorted_entries_are_refused(path, names, golden):
 
 
 def test_entries_are_sorted_by_their_bytes(path):
-    names = ["B", "a", "z", "\u00e9", "\ud7ff", "\ue000", "\U00010000"]
+    names = ["B", "SHA256SUMS", "a", "config.json", "z", "\u00e9", "\ud7ff", "\ue000", "\U00010000"]
     path.write_bytes(entries([(name, b"") for name in names]))
     with open_as_folder(path) as unpacked:
         assert sorted(os.listdir(unpacked), key=str.encode) == names
@@ -398,7 +399,7 @@ def test_a_wrong_size_is_refused(path, good, golden):
         lie = patched(good, b"PK\3\4", 18, struct.pack("<2L", size, size))
         golden(refused(path, lie), "FINGERPRINT", size, left, "claims")
     shorter = patched(good, b"PK\3\4", 18, struct.pack("<2L", 5, 5))
-    golden(refused(path, shorter, IntegrityFailed), "FINGERPRINT", "CRC")
+    golden(refused(path, shorter), "69")
     differ = patched(good, b"PK\3\4", 18, struct.pack("<L", 5))
     mentions(refused(path, differ), "FINGERPRINT")
 
@@ -414,14 +415,20 @@ def test_a_huge_zip64_size_is_refused(path, monkeypatch, temporary, golden):
 
 def test_a_content_that_does_not_match_its_crc_fails_integrity(path, good, golden):
     changed = bytearray(good)
-    changed[good.index(b'{"schema"')] ^= 1
+    changed[good.index(b'{"schema"') + 2] ^= 1
     path.write_bytes(changed)
     with pytest.raises(IntegrityFailed) as caught:
         verify(path)
     golden(render_error(caught.value), "error[integrity-failed]", path, "config.json", "CRC")
     assert caught.value.exit_status == 1
-    changed = patched(good, b"PK\3\4", 14, b"\0\0\0\0")
-    golden(refused(path, changed, IntegrityFailed), "FINGERPRINT", "CRC")
+    crc = good[good.index(b"PK\3\4") + 14 :][:4]
+    golden(refused(path, patched(good, b"PK\3\4", 14, b"\0\0\0\0")))
+    path.write_bytes(good.replace(crc, b"\0\0\0\0"))  # in the header and in the directory
+    assert verify(path).integrity.changed == ("FINGERPRINT",)
+    with pytest.raises(IntegrityFailed, match="changed: FINGERPRINT"):
+        load(path)
+    with pytest.raises(IntegrityFailed, match="'FINGERPRINT' does not match its CRC"):
+        open_as_folder(path).__enter__()
 
 
 def test_bytes_before_between_or_after_the_entries_are_refused(path, good, golden):
@@ -463,5 +470,5 @@ def test_an_unreadable_archive_is_refused(path):
 def test_a_missing_temporary_folder_is_reported_with_a_hint(path, monkeypatch, tmp_path, golden):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(ArchiveRefused) as caught:
-        verify(path)
+        open_as_folder(path).__enter__()
     golden(render_error(caught.value), "error[archive-refused]", path, "TMPDIR")

@@ -10,6 +10,7 @@ import subprocess
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from projects import minimal_config
 
 from packager.bundle import fingerprint as module
 from packager.bundle.fingerprint import (
@@ -20,16 +21,17 @@ from packager.bundle.fingerprint import (
     format_sums,
     parse_sums,
 )
+from packager.bundle.names import describe_path_problem, describe_set_problem
 from packager.bundle.writer import BundleWriter
 from packager.errors import IntegrityFailed, NotABundle
 from packager.runtime.loader import load
 from packager.runtime.verify import verify
 
 # Any file name of a bundle: no separators, no line breaks that end a line of SHA256SUMS.
-PARTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="/\\\n\r\0"), min_size=1, max_size=8)
-PATHS = st.lists(PARTS.filter(lambda part: part not in (".", "..")), min_size=1, max_size=3).map("/".join)
+PARTS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8)
+PATHS = st.lists(PARTS, min_size=1, max_size=3).map("/".join).filter(lambda path: describe_path_problem(path) is None)
 DIGESTS = st.binary(min_size=32, max_size=32).map(bytes.hex)
-SUMS = st.dictionaries(PATHS, DIGESTS, max_size=6)
+SUMS = st.dictionaries(PATHS, DIGESTS, max_size=6).filter(lambda sums: describe_set_problem(sums) is None)
 A, B = "a" * 64, "b" * 64
 
 
@@ -37,7 +39,7 @@ A, B = "a" * 64, "b" * 64
 def sealed(tmp_path):
     """Write a folder with a few sealed files, without a model."""
     writer = BundleWriter(tmp_path / "bundle")
-    writer.add_bytes("config.json", b'{"schema": 1}\n')
+    writer.add_bytes("config.json", minimal_config())
     writer.add_bytes("evidence/golden.safetensors", bytes(range(256)))
     writer.add_bytes("assets/a b.txt", b"")
     writer.add_bytes("assets/\u00e9t\u00e9.txt", "\u00e9t\u00e9".encode())
@@ -191,7 +193,7 @@ def test_a_path_that_sha256sum_would_escape_is_not_written(path, golden):
     golden(caught.value, repr(path))
 
 
-@pytest.mark.parametrize("path", ["a b", " a", "a ", "...", "a\u2028b", "a\x85b", "a\x0bb", "é", "*a", "~", "a:b"])
+@pytest.mark.parametrize("path", ["a b", " a", "...a", "é", "*a", "~", "console", "nulls.txt", "日本", "👩‍🔬"])
 def test_an_unusual_name_is_accepted(path):
     assert parse_sums(format_sums({path: A})) == {path: A}
 
@@ -294,19 +296,7 @@ def test_a_pipe_in_place_of_a_file_does_not_block(sealed):
 def test_a_folder_in_place_of_a_file_means_the_file_is_missing(sealed):
     (sealed / "config.json").unlink()
     (sealed / "config.json").mkdir()
-    (sealed / "config.json/file").touch()
-    assert check_integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",), extra=("config.json/file",))
-
-
-def test_an_empty_folder_is_not_listed(sealed):
-    (sealed / "assets/more/empty").mkdir(parents=True)
-    assert check_integrity(sealed, sums(sealed)) == Integrity(extra=("assets/more/empty/",))
-
-
-def test_a_folder_whose_files_are_missing_is_reported_once(sealed):
-    shutil.rmtree(sealed / "assets")
-    (sealed / "assets").mkdir()
-    assert check_integrity(sealed, sums(sealed)).extra == ()
+    assert check_integrity(sealed, sums(sealed)) == Integrity(missing=("config.json",))
 
 
 def test_an_extra_file_may_have_a_name_that_is_not_utf_8(sealed):

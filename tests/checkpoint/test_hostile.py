@@ -17,8 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from messages import mentions
 from projects import package, project
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from packager import checkpoint
+from packager.checkpoint.archive_directory import is_directory_too_long
+from packager.checkpoint.safetensors_header import read_header
 from packager.cli.main import _run_command, cli
 from packager.errors import CheckpointNeedsCode, CheckpointNotFound, CheckpointUnreadable, WeightsNotFound, render_error
 
@@ -285,6 +288,128 @@ def test_an_archive_that_claims_more_than_it_holds_is_refused(tmp_path, golden):
     golden(refusal(path).why)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_hundreds_of_thousands_of_entries_is_refused_unread(tmp_path, monkeypatch, golden):
+    path = rewritten(tmp_path / "best.pt")
+    with zipfile.ZipFile(path, "a") as archive:
+        for _ in range(30_000):
+            archive.writestr("archive/data/" + "9" * 40, b"")
+    monkeypatch.setattr(zipfile, "ZipFile", None)  # which would read the directory
+    golden(render_error(refusal(path)), "error[checkpoint-unreadable]", path)
+
+
+def test_the_directory_of_an_archive_with_zip64_records_is_measured(tmp_path):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(70_000):  # more than 65,535
+            archive.writestr(f"{number}", b"")
+    content = (tmp_path / "many.zip").read_bytes()
+    assert b"PK\x06\x06" in content
+    assert is_directory_too_long(io.BytesIO(content))
+    lying = bytearray(content)
+    lying[-10:-6] = (100).to_bytes(4, "little")  # only zipfile knows which of the two counts: the ZIP64 record does
+    assert len(zipfile.ZipFile(io.BytesIO(lying)).namelist()) == 70_000
+    assert is_directory_too_long(io.BytesIO(lying))
+    assert not is_directory_too_long(io.BytesIO(b"PK"))
+
+
+# -- memory that nothing was read into ------------------------------------------------------
+
+
+class Call:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_tensor_of_memory_that_was_never_saved_is_refused(tmp_path, zipped, golden):
+    """weights_only=True lets a pickle call torch.Tensor(n), which is n numbers of whatever the process left there."""
+    path = tmp_path / "best.pt"
+    hidden = {**STATE, "deep": [{"x": (Call(torch.Tensor, 1 << 20),)}]}
+    torch.save(hidden, path, _use_new_zipfile_serialization=zipped)
+    golden(render_error(refusal(path)), "error[checkpoint-unreadable]", path)
+    assert checkpoint.read(path, trust_pickle=True).state["layer.bias"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_tensors_that_share_their_memory_are_counted_once(tmp_path):
+    shared = torch.arange(1000.0)
+    state = {"a": shared, "b": shared[500:], "c": shared.view(10, 100), "d": torch.ones(1).expand(1000)}
+    torch.save(state, tmp_path / "best.pt")
+    assert checkpoint.read(tmp_path / "best.pt").state["d"].sum() == 1000
+
+
+# -- chunks of torch.distributed.checkpoint -------------------------------------------------
+
+
+def save_distributed(folder, value):
+    dcp.save({"model": STATE, "value": value}, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+def test_a_bytearray_in_a_chunk_is_refused(tmp_path, golden):
+    """It takes no bytes in the file, and 3 GB in memory."""
+    folder = save_distributed(tmp_path / "dcp", Call(bytearray, 3 << 30))
+    golden(render_error(refusal(folder)), "error[checkpoint-unreadable]", folder / "__0_0.distcp")
+
+
+def test_memory_that_was_never_saved_is_refused_in_a_chunk(tmp_path, golden):
+    golden(refusal(save_distributed(tmp_path / "dcp", Call(torch.Tensor, 1 << 20))).why)
+
+
+def replace_chunk(folder, change):
+    """Append what `change` makes of the first tensor's chunk to its file, and let the metadata name that."""
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    index = next(index for index in metadata.storage_data if "weight" in index.fqn)
+    storage, file = metadata.storage_data[index], folder / "__0_0.distcp"
+    content = file.read_bytes()
+    chunk = change(content[storage.offset : storage.offset + storage.length])
+    file.write_bytes(content + chunk)
+    storage.offset, storage.length = len(content), len(chunk)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    return folder
+
+
+def deflated(chunk):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(chunk)) as good, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as other:
+        for name in good.namelist():
+            other.writestr(name, good.read(name))
+        other.writestr("archive/data/9", bytes(200_000_000))
+    return buffer.getvalue()
+
+
+def legacy(_chunk):
+    buffer = io.BytesIO()
+    torch.save(STATE["layer.weight"], buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("change", [deflated, legacy])
+def test_a_chunk_is_checked_like_a_file_of_torch_save(distributed, change, golden):
+    golden(render_error(refusal(replace_chunk(distributed, change))), distributed / "__0_0.distcp")
+
+
+def test_a_chunk_that_was_only_moved_is_read(distributed):
+    moved = checkpoint.read(replace_chunk(distributed, lambda chunk: chunk))
+    assert torch.equal(moved.state["layer.weight"], STATE["layer.weight"])
+
+
+def test_bytes_that_belong_to_two_chunks_are_refused(distributed, golden):
+    """A hundred tensors of the same bytes are a hundred copies in memory."""
+    metadata = pickle.loads((distributed / ".metadata").read_bytes())
+    index, storage = next((index, storage) for index, storage in metadata.storage_data.items() if "weight" in index.fqn)
+    for number in range(100):
+        name = f"model.copy{number}"
+        metadata.state_dict_metadata[name] = metadata.state_dict_metadata[index.fqn]
+        metadata.storage_data[MetadataIndex(name, index.offset, index.index)] = storage
+    (distributed / ".metadata").write_bytes(pickle.dumps(metadata))
+    golden(refusal(distributed).why)
+
+
 # -- safetensors ----------------------------------------------------------------------------
 
 
@@ -321,11 +446,32 @@ def test_an_invalid_safetensors_header_is_refused(tmp_path, header, facts, golde
         {"a": {**PLACE, "shape": [4]}},  # more than its place
         {"a": {**PLACE, "shape": [2**62, 4]}},
         {"a": {**PLACE, "shape": [-3]}},
-        {"a": {**PLACE, "dtype": "F33"}},
+        {"a": {**PLACE, "dtype": []}},
+        {"a": {**PLACE, "shape": "ab"}},
+        {"a": {**PLACE, "shape": [-1, -3]}},
+        {"a": {**PLACE, "shape": [3.0]}},
+        {"a": {**PLACE, "data_offsets": [0, 12, 12]}},
+        {"a": {**PLACE, "data_offsets": [0, 12.0]}},
+        {"a": {**PLACE, "data_offsets": [False, 12]}},
+        {"a": {**PLACE, "shape": [int("9" * 4000)] * 20_000}},  # whose product takes minutes
     ],
 )
 def test_tensors_at_offsets_that_do_not_fill_the_file_are_refused(tmp_path, places):
-    refusal(with_header(tmp_path / "best.safetensors", places))
+    path = with_header(tmp_path / "best.safetensors", places, data=bytes(12))
+    refusal(path)
+    with pytest.raises(ValueError, match="header"):
+        read_header(path)
+
+
+def test_a_dtype_that_no_library_has_is_refused(tmp_path):
+    refusal(with_header(tmp_path / "best.safetensors", {"a": {**PLACE, "dtype": "F33"}}, data=bytes(12)))
+
+
+def test_a_header_of_megabytes_is_refused_unread(tmp_path, golden):
+    strings = {"__metadata__": {str(number): "x" * 80 for number in range(120_000)}}
+    path = with_header(tmp_path / "best.safetensors", strings, data=b"")
+    safetensors.torch.load_file(path)  # the library reads ten times as much
+    golden(refusal(path).why)
 
 
 @pytest.mark.parametrize("length", [2**63, 10**6, 17])

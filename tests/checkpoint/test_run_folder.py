@@ -46,6 +46,7 @@ def test_a_run_folder_is_read_without_torch(name):
         "packager.errors",
         "packager.common.file_lock",
         "packager.common.hashing",
+        "packager.common.strict_json",
         "packager.checkpoint.run_folder",
     }
 
@@ -102,6 +103,42 @@ def test_a_damaged_checkpoint_is_skipped_with_a_message(run):
     assert run_folder.find_damage(run_folder.read_checkpoint(run / "step-00000002")).startswith(
         "model.safetensors\nSHA-256 saved:"
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", {}), ("name", None), ("version", 1), ("created", "yesterday"), ("created", "2026-01-01"),
+        ("revision", 7), ("epoch", "1"), ("epoch", [1]), ("parameters", None), ("history", {}), ("step", 1e400),
+        ("number", 1e400), ("metrics", []), ("files", ["model.safetensors", "training.safetensors"]),
+        ("files", {"../outside": {"sha256": "", "bytes": 1}}), ("files", {"/dev/zero": {"sha256": "", "bytes": 1}}),
+        ("files", {"x": {"sha256": [], "bytes": 1}}), ("files", {"x": {"sha256": "", "bytes": "1"}}),
+    ],
+)  # fmt: skip
+def test_a_record_with_a_field_of_the_wrong_type_is_damaged(run, field, value):
+    path = run / "step-00000003/checkpoint.json"
+    record = json.loads(path.read_text())
+    if field == "files" and isinstance(value, dict):
+        value = {**record["files"], **value}
+    path.write_text(json.dumps({**record, field: value}))
+    with pytest.raises(CheckpointDamaged) as caught:
+        run_folder.read_checkpoint(path.parent)
+    mentions(caught.value.why, "checkpoint.json")
+    assert [row.step for row in run_folder.tabulate_checkpoints(run)] == [0, 1, 2]
+
+
+def test_a_record_with_a_key_twice_is_damaged(run):
+    path = run / "step-00000003/checkpoint.json"
+    path.write_text(path.read_text().replace("{", '{"step": 4,', 1))
+    with pytest.raises(CheckpointDamaged, match="appears twice"):
+        run_folder.read_checkpoint(path.parent)
+
+
+@pytest.mark.parametrize("change", [{"metric": []}, {"mode": "median"}, {"mode": None}])
+def test_run_settings_of_the_wrong_type_are_damaged(run, change):
+    (run / "run.json").write_text(json.dumps({**json.loads((run / "run.json").read_text()), **change}))
+    with pytest.raises(CheckpointDamaged, match=r"run\.json"):
+        run_folder.choose_checkpoint(run)
 
 
 @pytest.mark.parametrize(

@@ -295,18 +295,11 @@ def test_bad_input_exits_with_2_and_a_clear_error_and_leaves_no_files(command, l
     assert [name for name in sorted(os.listdir(linear.parent)) if name != "__pycache__"] == before
 
 
-@pytest.mark.parametrize(
-    ("assets", "facts"),
-    [(["a\nb"], ()), (["x/a", "../x"], ("x", "x/a"))],
-)
-def test_assets_that_a_bundle_cannot_contain_are_refused_before_any_work(command, linear, assets, facts, golden):
-    (linear.parent / "x").mkdir()
-    (linear.parent / "x/a").touch()
-    (linear.parent.parent / "x").touch()
-    change(linear, assets=assets)
+def test_an_asset_that_a_bundle_cannot_contain_is_refused_before_any_work(command, linear, golden):
+    change(linear, assets=["a\nb"])
     status, _, err = command("build", linear)
     assert status == 2
-    golden(err.splitlines()[2], *facts)
+    golden(err.splitlines()[2])
 
 
 def test_a_checkpoint_whose_name_is_too_long_is_refused(command, linear):

@@ -58,7 +58,7 @@ def test_a_malformed_archive_exits_with_2_and_a_damaged_one_with_1(command, arch
     status, out, err = command(name, path, *rest)
     assert (status, out) == (2, "")
     golden(err, "error[archive-refused]", path)
-    content[100] ^= 1
+    content[content.index(b'"schema"')] ^= 1
     path.write_bytes(content)
     status, out, err = command(name, path, *rest)
     assert (status, out) == (1, "")
@@ -82,3 +82,12 @@ def test_run_makes_a_prediction(command, built, tmp_path):
     status, _, err = command("run", built.bundle, "--input", tmp_path / "x.npz", "--output", tmp_path / "no" / "y.npz")
     assert status == 2
     mentions(err, "error[output-refused]")
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(command, bundle):
+    (bundle / "\x1b]0;title\x07").touch()
+    for arguments in (["verify", bundle], ["diff", bundle, bundle], ["run", bundle, "--input", "x.npz"]):
+        status, out, err = command(*arguments)
+        assert status != 0 or arguments[0] == "diff"
+        assert "\x1b" not in out + err and "\x07" not in out + err
+        assert "\\x1b]0;title\\x07" in out + err

@@ -40,6 +40,16 @@ def test_a_bug_exits_with_3_a_traceback_and_how_to_report_it(command, monkeypatc
     assert json.loads(out)["error"]["code"] == "bug"
 
 
+def test_the_traceback_of_a_bug_has_no_control_characters_of_a_file(command, monkeypatch, linear):
+    def bug(path, listener):
+        raise ZeroDivisionError("\x1b[2J\u202e")
+
+    monkeypatch.setattr("packager.builder.vet.vet", bug)
+    _, _, err = command("vet", linear)
+    mentions(err, r"ZeroDivisionError: \x1b[2J\u202e")
+    assert not {"\x1b", "\u202e"} & set(err)
+
+
 def test_a_crash_in_native_code_prints_the_line_that_called_it(tmp_path):
     text = LINEAR.replace("return self.layer(x)", "import ctypes\n        return ctypes.string_at(0)")
     done = package("build", project(tmp_path, text), "-o", tmp_path / "out")

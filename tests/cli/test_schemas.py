@@ -133,7 +133,12 @@ def config():
         providers=["CPUExecutionProvider"],
         assets=[],
         source=records.SourceRecord(
-            manifest_sha256=DIGEST, checkpoint_sha256=DIGEST, code_sha256=DIGEST, toolchain={"torch": "2.9"}
+            manifest_sha256=DIGEST,
+            checkpoint_sha256=DIGEST,
+            code_sha256=DIGEST,
+            architecture="Net",
+            parameters=12,
+            toolchain={"torch": "2.9"},
         ),
         parity=records.ParityVerdicts(onnx="pass", torchscript="not-checked"),
         metadata={"accuracy": 0.99, "classes": ["a", None]},

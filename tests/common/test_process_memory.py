@@ -1,10 +1,14 @@
 """Memory settings of a build: the host's garbage collector is left as it was."""
 
 import gc
+import sys
 
+import numpy as np
 import pytest
 
-from packager.common.process_memory import freeze_garbage_collector, pause_garbage_collection
+from packager.common.process_memory import freeze_garbage_collector, get_transient_bytes, pause_garbage_collection
+
+BLOCK_BYTES = 1 << 27
 
 
 @pytest.fixture
@@ -24,3 +28,10 @@ def test_the_collector_is_enabled_again_and_only_what_the_host_froze_stays_froze
         freeze_garbage_collector()
     assert gc.isenabled()
     assert (gc.get_freeze_count() > 0) == frozen_by_host
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how large a process was")
+def test_memory_that_was_freed_since_the_peak_is_transient():
+    block = np.ones(BLOCK_BYTES, np.uint8)  # mapped by itself, so it is gone at once
+    del block
+    assert get_transient_bytes() > 0.9 * BLOCK_BYTES

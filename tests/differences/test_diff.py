@@ -284,23 +284,23 @@ def test_swapping_the_bundles_swaps_before_and_after(built, retrained, other):
 def test_external_weights_are_compared(built, bundle, declared, golden):
     model = onnx.load(bundle / "model.onnx")
     onnx.save(
-        model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0
+        model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=0
     )  # fmt: skip
     if declared:
         config = config_of(bundle)
-        config["artifacts"]["onnx"]["data"] = {"path": "model.onnx.data", "sha256": "0" * 64}
+        config["artifacts"]["onnx"]["data"] = {"path": "model.onnx_data", "sha256": "0" * 64}
         (bundle / "config.json").write_text(json.dumps(config))
     changed = Path(shutil.copytree(bundle, bundle.parent / "changed"))
-    content = bytearray((changed / "model.onnx.data").read_bytes())
+    content = bytearray((changed / "model.onnx_data").read_bytes())
     content[:4] = np.float32(7).tobytes()
-    (changed / "model.onnx.data").write_bytes(content)
+    (changed / "model.onnx_data").write_bytes(content)
     for folder in (bundle, changed):
         reseal(folder)
     report = packager.diff(bundle, changed)
     (difference,) = section(report, "weights").differences
     assert (difference.change.changed, difference.change.nonfinite) == (1, 0)
     assert text_of(report, "graph") == []
-    golden("\n".join(list(differences(packager.diff(built.bundle, bundle), "graph"))), "model.onnx", "model.onnx.data")
+    golden("\n".join(list(differences(packager.diff(built.bundle, bundle), "graph"))), "model.onnx", "model.onnx_data")
 
 
 # -- damage ---------------------------------------------------------------------------------

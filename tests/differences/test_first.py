@@ -155,11 +155,11 @@ def test_a_file_of_external_weights_differs_in_a_weight(tmp_path, golden):
         (tmp_path / side).mkdir()
         path = tmp_path / side / "model.onnx"
         proto = model(weight=weight, name=f"/{side}")
-        onnx.save(proto, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
-    description = find_first_difference(tmp_path / "a", tmp_path / "b", "model.onnx.data")
+        onnx.save(proto, path, save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+    description = find_first_difference(tmp_path / "a", tmp_path / "b", "model.onnx_data")
     golden(description, "fc.weight", "1", "2")
     (tmp_path / "b" / "model.onnx").unlink()
-    description = find_first_difference(tmp_path / "a", tmp_path / "b", "model.onnx.data")
+    description = find_first_difference(tmp_path / "a", tmp_path / "b", "model.onnx_data")
     mentions(description, "6", "0x00", "0x40", "FileNotFoundError")
 
 

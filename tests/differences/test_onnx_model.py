@@ -260,14 +260,14 @@ def test_external_weights_are_read_from_their_file(tmp_path, golden):
         proto = model()
         proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32([3, last]), "scale"))
         path = tmp_path / name / "model.onnx"
-        onnx.save(proto, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+        onnx.save(proto, path, save_as_external_data=True, location="model.onnx_data", size_threshold=0)
     models = [onnx_model.load_onnx_model(tmp_path / name / "model.onnx") for name in ("before", "after")]
     assert models[0].weights["scale"].external_data
     ((*difference, text),) = weights(*models)
     assert difference == ["scale", "float32[2]", "float32[2]"]
     golden(text, "1", "2", "0.5")
     assert not models[0].weights["scale"].raw_data
-    (tmp_path / "after" / "model.onnx.data").write_bytes(b"")
+    (tmp_path / "after" / "model.onnx_data").write_bytes(b"")
     with pytest.raises(ModelUnreadable):
         weights(*models)
 

@@ -66,9 +66,12 @@ def test_the_bundle_has_the_documented_layout(built):
         "README.md",
         "assets/labels.txt",
         "config.json",
+        "evidence/bom.cdx.json",
         "evidence/build.json",
         "evidence/golden.safetensors",
+        "evidence/parity.intoto.json",
         "evidence/parity.json",
+        "evidence/provenance.intoto.json",
         "model.onnx",
         "model.ts",
     ]
@@ -82,7 +85,7 @@ def test_sha256sum_accepts_the_bundle(built):
         ["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=built.bundle, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": OK\n") == 8
+    assert done.stdout.count(": OK\n") == 11
 
 
 @pytest.mark.parametrize(("name", "path"), [("config", "config.json"), ("parity", "evidence/parity.json")])
@@ -102,6 +105,7 @@ def test_config_json_describes_the_bundle(built, digits):
     assert config["assets"] == ["labels.txt"]
     assert config["source"]["manifest_sha256"] == sha256_file(digits)
     assert config["source"]["checkpoint_sha256"] == sha256_file(digits.parent / "best.pt")
+    assert (config["source"]["architecture"], config["source"]["parameters"]) == ("DigitsCNN", 1650)
     onnx, script = config["artifacts"]["onnx"], config["artifacts"]["torchscript"]
     assert (onnx["path"], onnx["sha256"]) == ("model.onnx", sha256_file(built.bundle / "model.onnx"))
     assert (script["path"], script["sha256"]) == ("model.ts", sha256_file(built.bundle / "model.ts"))
@@ -309,11 +313,11 @@ def test_torchscript_ships_alone_if_no_exporter_works_and_onnx_is_not_required(t
     assert built.parity == {"onnx": "not-checked", "torchscript": "pass"}
     assert config_of(built.bundle)["artifacts"]["onnx"] is None
     assert "model.onnx" not in list_files(built.bundle)
-    report = packager.verify(built.bundle)
+    report = packager.verify(built.bundle, trust_program=True)
     assert report.ok
     (line,) = report.notes
     golden(line)
-    loaded = packager.load(built.bundle)
+    loaded = packager.load(built.bundle, fingerprint=built.fingerprint)
     assert loaded.backend == "torchscript"
     assert loaded(x=np.ones((5, 4), np.float32))["output_0"].shape == (5, 3)
 
@@ -324,7 +328,7 @@ def test_onnx_ships_alone_if_the_manifest_asks_for_no_torchscript(tmp_path, gold
     assert built.parity == {"onnx": "pass", "torchscript": "not-checked"}
     assert "model.ts" not in list_files(built.bundle)
     assert list(stages_of(built.bundle)) == ["export: torchscript, from the trace"]
-    assert packager.verify(built.bundle).ok
+    assert packager.verify(built.bundle, trust_program=True).ok
 
 
 def test_a_module_that_cannot_be_scripted_as_requested_is_refused(tmp_path, golden):
@@ -460,7 +464,7 @@ def test_force_replaces_a_folder_that_is_not_a_bundle(tmp_path):
     (tmp_path / "out" / "net-1.0.0").mkdir(parents=True)
     (tmp_path / "out" / "net-1.0.0" / "other").touch()
     built = packager.build(path, tmp_path / "out", force=True)
-    assert packager.verify(built.bundle).ok
+    assert packager.verify(built.bundle, trust_program=True).ok
     assert os.listdir(tmp_path / "out") == ["net-1.0.0"]
 
 
@@ -514,7 +518,7 @@ def test_a_killed_build_leaves_the_old_bundle_intact_and_the_next_one_cleans_up(
         child.wait()
         child.stdout.close()
         assert child.returncode == -signal.SIGKILL, moment
-        report = packager.verify(out / "digits-cnn-1.0.0")
+        report = packager.verify(out / "digits-cnn-1.0.0", trust_program=True)
         assert report.ok
         visible = [name for name in os.listdir(out) if not name.startswith(".")]
         assert visible == ["digits-cnn-1.0.0"]
@@ -664,7 +668,7 @@ def test_a_right_model_is_not_refused_for_what_its_own_arithmetic_amplifies(tmp_
     text = LINEAR.replace("nn.Linear(4, 3)", layer).replace("self.layer(x)", expression)
     path = project(tmp_path / "p", text, inputs=inputs)
     result = packager.build(path, tmp_path / "dist")
-    assert packager.verify(result.bundle).ok
+    assert packager.verify(result.bundle, trust_program=True).ok
     cases = parity_of(result.bundle)["cases"]
     assert sum("random" in case["fill"] for case in cases) >= 3
 

@@ -59,7 +59,7 @@ def test_twenty_builds_at_once_agree_and_leave_a_sound_cache(tmp_path):
     records = answers([child for _, child in children])
     assert [record["fingerprint"] for record in records] == [alone[name] for name, _ in children]
     for name, path in manifests.items():
-        assert packager.verify(tmp_path / "shared" / f"{name}-1.0.0").ok
+        assert packager.verify(tmp_path / "shared" / f"{name}-1.0.0", trust_program=True).ok
         assert packager.build(path, tmp_path / "again").cached
         assert packager.build(path, tmp_path / "again", cache="verify").fingerprint == alone[name]
     assert sorted(os.listdir(tmp_path / "shared")) == sorted(f"{name}-1.0.0" for name in names)
@@ -100,7 +100,7 @@ def test_a_full_disk_under_the_cache_does_not_stop_the_build(tmp_path, golden):
         pytest.skip(f"no file system may be mounted here: {done.stderr.splitlines()[0]}")
     assert done.returncode == 0, done.stderr
     golden(done.stderr[done.stderr.index("note: ") :].splitlines()[0])
-    assert packager.verify(tmp_path / "out/net-1.0.0").ok
+    assert packager.verify(tmp_path / "out/net-1.0.0", trust_program=True).ok
 
 
 def test_a_cache_that_vanishes_during_a_build_is_created_again(tmp_path, cache_folder):

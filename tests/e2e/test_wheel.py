@@ -11,6 +11,7 @@ import pytest
 from projects import LINEAR, ROOT, project, python
 
 import packager
+from packager.builder.toolchain import digest_toolchain
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +54,16 @@ def test_the_wheel_installs_only_packager(wheel):
         assert f"packager/schemas/{part}.schema.json" in names
     assert "packager/templates/README.md.j2" in names
     assert not [name for name in names if name.endswith(".pyc") or "/tests/" in name]
+
+
+def test_the_provenance_has_the_dirhash_of_the_wheel(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    shell = (
+        "find . -type f -not -path './*.dist-info/*' | cut -c3- | LC_ALL=C sort | xargs -r sha256sum | sha256sum"
+        " | cut -f1 -d' '"
+    )
+    assert run("sh", "-c", shell, cwd=tmp_path).strip() == digest_toolchain()["packager"]
 
 
 def _version():

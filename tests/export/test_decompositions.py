@@ -24,11 +24,17 @@ ENDS = torch.tensor([0, 1, 3], dtype=torch.int32)
 CALLS = {
     "aten::cdist": [((ROWS, OTHER), {}), ((ROWS, OTHER, 1.0), {})],
     "aten::channel_shuffle": [((ROWS.reshape(1, 4, 3, 1), 2), {})],
+    "aten::column_stack": [
+        (([ROWS, POSITIONS],), {}),
+        (([ROWS[:, 0], POSITIONS > 1],), {}),
+        (([torch.tensor(1.5), torch.tensor(2)],), {}),
+    ],
     "aten::copysign.Tensor": [((ROWS, torch.tensor([-0.0, 0.0, -2.0, 3.0])), {})],
     "aten::cummax": [((ROWS, 1), {}), ((ROWS.long(), -2), {})],
     "aten::cummin": [((ROWS, 1), {}), ((ROWS.long(), -2), {})],
     "aten::cumprod": [((ROWS, 0), {}), ((ROWS.int(), 1), {}), ((ROWS.int(), 1), {"dtype": torch.float32})],
     "aten::diff": [((ROWS,), {}), ((ROWS, 2, 0), {}), ((ROWS > 0, 1, 1, ROWS[:, :1] > 0, ROWS[:, :2] > 0), {})],
+    "aten::dstack": [(([ROWS[:, :2], POSITIONS],), {}), (([POSITIONS[0], ROWS[0, :2]],), {})],
     "aten::erfc": [((ROWS,), {})],
     "aten::exp2": [((ROWS,), {})],
     "aten::expm1": [((ROWS,), {})],
@@ -36,6 +42,7 @@ CALLS = {
     "aten::fmin": [((torch.tensor([NAN, 1.0, NAN, -2.0]), torch.tensor([1.0, NAN, NAN, 3.0])), {})],
     "aten::frac": [((ROWS,), {})],
     "aten::histc": [((torch.tensor([-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 9.0]), 4, 0, 2), {})],
+    "aten::hstack": [(([ROWS, POSITIONS],), {}), (([POSITIONS[0], ROWS[0], torch.tensor(2)],), {})],
     "aten::hypot": [((ROWS, OTHER), {})],
     "aten::isclose": [
         ((torch.tensor([1.0, 1.0, INF, NAN]), torch.tensor([1.0 + 1e-6, 1.1, INF, NAN])), {}),
@@ -59,6 +66,7 @@ CALLS = {
         ((ROWS, POSITIONS[:1], -1), {}),
     ],
     "aten::trunc": [((ROWS,), {})],
+    "aten::vstack": [(([ROWS[:, :2], POSITIONS, POSITIONS[0] > 1],), {})],
 }
 GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
 
@@ -107,6 +115,11 @@ class Net(nn.Module):
         return self.part(x, y * self.scale)
 """
 INPUTS = {name: {"dtype": "float32", "shape": ["batch", "length", 4]} for name in "xy"}
+JOINS = (
+    "torch.column_stack((x, y > 0))[:, :1] + torch.hstack((y.long(), x))[:, :1] + torch.vstack((x, y > 0))[:1]"
+    " + torch.dstack((y > 0, x))[..., 3:7] + torch.stack((x > 0, y))[0] + torch.cat((x > 0, y.int(), y))[:1]"
+)
+UNFOLDED = "torch.nn.functional.unfold(torch.cat((x, y[:, :1]), 1)[:, None], (2, 3), 1, (1, 0), (1, 1))"
 EXPRESSIONS = {
     "an alias": "x.swapaxes(1, 2) + torch.special.expm1(y).mT",
     "an alias of an operator that is replaced": "torch.fix(x * 3)",
@@ -119,6 +132,10 @@ EXPRESSIONS = {
     "an order": "x.median(1).values + y.kthvalue(1, 1).values",
     "a search": "torch.searchsorted(x.sort(2).values.contiguous(), y) + torch.isin(x.round(), y.round())",
     "a count of booleans": "(x > 0).cumsum(1) * y",
+    "a size that is folded to": "torch.nn.functional.fold("
+    + UNFOLDED
+    + ", (x.shape[1] + 1, 4), (2, 3), 1, (1, 0), (1, 1))",
+    "tensors of different dtypes": JOINS,
     "an unflattened dim": "x.unflatten(2, (2, 2)).transpose(1, 2).reshape(x.shape[0], -1)",
 }
 
@@ -141,6 +158,17 @@ def test_a_module_is_exported_with_operators_that_the_exporter_lacks(tmp_path, k
 
 def test_torch_export_takes_what_it_lacks_beside_what_only_it_has(tmp_path):
     _check("torch-export", tmp_path, SOURCE.replace("EXPRESSION", "torch.fft.rfft(x).abs() + x.median(2, True).values"))
+
+
+def test_torch_export_joins_tensors_of_different_dtypes(tmp_path):
+    _check("torch-export", tmp_path, SOURCE.replace("EXPRESSION", JOINS))
+
+
+def test_a_program_that_joins_tensors_of_one_dtype_stays_as_it_is():
+    module = torch.nn.Module()
+    module.forward = lambda x: torch.hstack((x, torch.cat((x, x))[:1]))
+    program = torch.export.export(module, (torch.ones(1, 3),))
+    assert decompositions.promote_concatenations(program) is program
 
 
 def test_a_function_with_a_gradient_of_its_own_is_exported_from_the_module(tmp_path):

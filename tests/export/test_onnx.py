@@ -1,5 +1,7 @@
 """Both exporters keep what the manifest and forward() say: names, order, dtypes and dynamic dims."""
 
+import runpy
+
 import architectures
 import numpy as np
 import onnxruntime
@@ -203,11 +205,54 @@ class Net(nn.Module):
         np.testing.assert_allclose(actual, cases[case.name]["output_0"], rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("exporter", ["torchscript", "module", "torch-export"])
+@pytest.mark.parametrize("norm", ["", ", norm=nn.LayerNorm(8)"], ids=["", "norm"])
+def test_a_transformer_encoder_zeroes_padding_as_its_fast_path_does(tmp_path, exporter, norm):
+    text = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2NORM)
+
+    def forward(self, x, valid):
+        return self.encoder(x, src_key_padding_mask=valid == 0)
+"""
+    x = {"dtype": "float32", "shape": ["batch", "length", 8]}
+    valid = {"dtype": "int64", "shape": ["batch", "length"], "range": [1, 2]}  # else a mask is all zeros, which raises
+    path = project(tmp_path, text.replace("NORM", norm), inputs={"x": x, "valid": valid}, dims={"length": {"max": 16}})
+    graph, _, _, _ = export(exporter, path, tmp_path)
+    session = onnxruntime.InferenceSession(graph)
+    torch.manual_seed(0)
+    module = runpy.run_path(str(tmp_path / "model.py"))["Net"]().eval()
+    rows = {
+        "packed": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]],
+        "one row on the left": [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]],
+        "whole": [[1, 1]],
+        "single": [[1]],
+    }
+    outputs = {}
+    for name, mask in rows.items():
+        mask = torch.tensor(mask)
+        inputs = torch.randn(*mask.shape, 8), mask
+        with torch.inference_mode():
+            outputs[name] = module(*inputs)
+        (actual,) = session.run(None, {"x": inputs[0].numpy(), "valid": inputs[1].numpy()})
+        np.testing.assert_allclose(actual, outputs[name], rtol=1e-4, atol=1e-5)
+    assert (outputs["packed"][0, 3:] == 0).all()
+    assert (outputs["one row on the left"][1, 2:] != 0).all()
+
+
 def test_the_fast_path_of_attention_is_on_again_after_an_export_that_fails():
     def fail():
         assert not torch.backends.mha.get_fastpath_enabled()
         raise ZeroDivisionError
 
+    forward = torch.nn.TransformerEncoder.forward
     with pytest.raises(ZeroDivisionError), disable_attention_fast_path():
         fail()
+    assert torch.nn.TransformerEncoder.forward is forward
     assert torch.backends.mha.get_fastpath_enabled()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from projects import LINEAR, project
 
 from packager.common.hashing import sha256_file
 from packager.model import loader
-from packager.model.code_dependencies import CodeDependencies, track_dependencies
+from packager.model.code_dependencies import CodeDependencies, find_imported, track_dependencies
 from packager.project import manifest
 
 STATE = {"layer.weight": torch.zeros(3, 4), "layer.bias": torch.zeros(3)}
@@ -111,6 +112,30 @@ def test_an_entry_of_an_installed_package_counts_by_its_version_and_not_as_a_fil
     assert collect(path).modules == {}
 
 
+LAZY = """
+import sys
+import types
+
+
+class Lazy(types.ModuleType):
+    def __getattr__(self, name):
+        raise ImportError("the target of a lazy import is not installed")
+
+
+class Slotted:
+    __slots__ = ()
+
+
+lazy = sys.modules["library.optional"] = Lazy("library.optional")
+sys.modules["library.slotted"] = Slotted()
+"""
+
+
+def test_a_lazy_module_of_a_library_is_not_asked_for_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    assert collect(project(tmp_path, LAZY + LINEAR, state=STATE)).modules == {"model": "model.py"}
+
+
 def test_a_file_that_the_code_reads_is_part_of_it(tmp_path):
     (tmp_path / "settings").mkdir()
     (tmp_path / "settings/net.json").write_text("{}")
@@ -188,6 +213,15 @@ def test_a_package_that_the_code_uses_counts_by_its_version_even_if_it_was_impor
     version, _, record = dependencies.collect_inputs(tmp_path, sha256_file)["package:iniconfig"].partition(" ")
     assert version[0].isdigit()
     assert len(record) == 12
+
+
+def test_a_module_that_imports_another_when_it_is_asked_for_a_name_is_left_alone(monkeypatch):
+    class Lazy(ModuleType):
+        def __getattr__(self, name):
+            raise ImportError(name)
+
+    monkeypatch.setitem(sys.modules, "lazy_integration", Lazy("lazy_integration"))
+    assert "lazy_integration" not in find_imported({})
 
 
 def test_inputs_are_compared_by_content(tmp_path):

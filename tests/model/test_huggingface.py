@@ -58,6 +58,7 @@ def test_a_folder_that_transformers_wrote_is_built_without_an_entry(saved, tmp_p
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     expected = model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.detach().numpy()
     assert np.allclose(packager.load(result.bundle).run(inputs)["logits"], expected, atol=1e-5)
+    assert packager.load(result.bundle).config["source"]["architecture"] == type(model).__name__
     assert packager.build(path, tmp_path / "dist").cached
     folder = saved[1]
     config = json.loads((folder / "config.json").read_text())

@@ -70,3 +70,39 @@ def test_a_script_module_without_weights_of_its_own_is_refused(tmp_path, golden)
     error = refused(zero_project(tmp_path, SCRIPTED, entry="model.py:frozen"), StateDoesNotFit)
     golden(error.why, "model.py:frozen", "ScriptModule")
     golden(error.hint, "torch.jit.freeze()")
+
+
+WITHOUT_WEIGHTS = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.tensor([1.0, 0.0, -1.0, 2.0]), persistent=False)
+
+    def forward(self, x):
+        return x / x.abs().amax(1, keepdim=True).clamp_min(0.1) + self.shift
+"""
+
+
+def test_a_module_without_weights_is_built_from_an_empty_state_dict(tmp_path):
+    path = project(tmp_path, WITHOUT_WEIGHTS)
+    assert load(path).parameters == 0
+    bundle = packager.load(packager.build(path, tmp_path / "out").bundle)
+    output = bundle.run({"x": np.array([[2, 1, 0, -4]], np.float32)})["output_0"]
+    np.testing.assert_allclose(output, [[1.5, 0.25, -1, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"strict": False}, {"allow_missing": ["*"]}, {}], ids=str)
+def test_an_empty_state_dict_of_a_module_with_weights_is_refused(tmp_path, golden, settings):
+    path = project(tmp_path, state={}, checkpoint={"path": "best.pt", **settings})
+    error = refused(path, WeightsNotFound)
+    assert error.where.endswith(": checkpoint.weights")
+    golden(error.why, "layer.weight", "layer.bias")
+
+
+def test_a_tensor_that_a_module_without_weights_has_no_place_for_is_refused(tmp_path):
+    path = project(tmp_path, WITHOUT_WEIGHTS, state={"scale": torch.ones(1)})
+    refused(path, StateDoesNotFit)

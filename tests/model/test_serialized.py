@@ -46,7 +46,10 @@ def test_a_program_is_built_without_an_entry(tmp_path, net, form):
     assert result.parity == {"onnx": "pass", "torchscript": "pass"}
     x = np.random.default_rng(0).random((5, 4), dtype=np.float32)
     expected = net(torch.from_numpy(x)).detach().numpy()
-    assert np.allclose(packager.load(result.bundle).run({"x": x})["output_0"], expected, atol=1e-6)
+    bundle = packager.load(result.bundle)
+    assert np.allclose(bundle.run({"x": x})["output_0"], expected, atol=1e-6)
+    architecture = "GraphModule" if form == "exported" else "Sequential"  # an exported program does not keep the class
+    assert bundle.config["source"]["architecture"] == architecture
 
 
 @pytest.mark.parametrize(("form", "kind"), [("traced", "TorchScript"), ("exported", "an exported program")])

@@ -33,22 +33,29 @@ def shared(level: str, architecture: Architecture, folder: Path) -> Path:
     return made[0].parent if made else build(architecture, level, target)
 
 
-def copy(bundle: Path, target: Path, *, torchscript: bool = True) -> Path:
-    """Copy a bundle to break it; without TorchScript, it is verified in a fraction of the time."""
-    found = Path(shutil.copytree(bundle, target))
-    if not torchscript:
-        (found / layout.TORCHSCRIPT).unlink()
-        config = _config(found)
-        parity = records.ParityRecord.model_validate_json((found / layout.PARITY).read_bytes())
-        artifacts = config.artifacts.model_copy(update={"torchscript": None})
-        unchecked = parity.backends["torchscript"].model_copy(update={"verdict": "not-checked"})
-        backends = {**parity.backends, "torchscript": unchecked}
-        verdicts = config.parity.model_copy(update={"torchscript": "not-checked"})
-        changed = config.model_copy(update={"artifacts": artifacts, "parity": verdicts})
-        (found / layout.CONFIG).write_bytes(changed.to_bytes())
-        (found / layout.PARITY).write_bytes(parity.model_copy(update={"backends": backends}).to_bytes())
-        seal(found)
-    return found
+def copy(bundle: Path, target: Path, *, fallback: bool = True) -> Path:
+    """Copy a bundle to break it; without its fallback, it is verified in a fraction of the time."""
+    copied = Path(shutil.copytree(bundle, target))
+    if not fallback:
+        _remove_fallback(copied)
+        seal(copied)
+    return copied
+
+
+def _remove_fallback(bundle: Path) -> None:
+    """Remove the TorchScript file or the exported program of a bundle, as if the build had left it out."""
+    config = _config(bundle)
+    parity = records.ParityRecord.model_validate_json((bundle / layout.PARITY).read_bytes())
+    backends = {name: verdict for name, verdict in parity.backends.items() if name != "torch-export"}
+    if config.artifacts.torchscript is not None:
+        backends["torchscript"] = backends["torchscript"].model_copy(update={"verdict": "not-checked"})
+    for name in (layout.TORCHSCRIPT, layout.EXPORTED_PROGRAM):
+        (bundle / name).unlink(missing_ok=True)
+    artifacts = config.artifacts.model_copy(update={"torchscript": None, "torch_export": None})
+    verdicts = config.parity.model_copy(update={"torchscript": "not-checked", "torch_export": None})
+    changed = config.model_copy(update={"artifacts": artifacts, "parity": verdicts})
+    (bundle / layout.CONFIG).write_bytes(changed.to_bytes())
+    (bundle / layout.PARITY).write_bytes(parity.model_copy(update={"backends": backends}).to_bytes())
 
 
 def put(bundle: Path, model: onnx.ModelProto) -> None:
@@ -73,9 +80,11 @@ def reseal(bundle: Path) -> str:
     return seal(bundle)
 
 
-def found(report: packager.VerifyReport, backend: str = "onnx") -> bool:
+def is_refused(report: packager.VerifyReport, backend: str = "onnx") -> bool:
     """Return whether a mutant is refused; a wrong seal would be a defect of these tests, and is an assertion error."""
-    assert report.integrity.is_intact and not any("digest" in one or "FINGERPRINT" in one for one in report.structure)
+    assert report.integrity.is_intact and not any(
+        "digest" in problem or "FINGERPRINT" in problem for problem in report.structure
+    )
     return bool(report.structure) or report.parity[backend] == "fail"
 
 

@@ -20,10 +20,10 @@ def onnx_of(shared):
     """A function that returns the graph of a bundle and the oracle of its mutants."""
     oracles = {}
 
-    def found(architecture, level):
+    def graph_and_oracle(architecture, level):
         bundle = shared(architecture, level)
         if bundle not in oracles:
             oracles[bundle] = OnnxOracle(architecture, bundle)
         return onnx.load(bundle / layout.ONNX), oracles[bundle]
 
-    return found
+    return graph_and_oracle

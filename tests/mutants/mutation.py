@@ -1,18 +1,24 @@
-"""Mutations: a way to be wrong, the places of a graph that it fits, and mutants at a few of those places."""
+"""Mutations: a way to be wrong, the locations of a graph that it fits, and mutants at a few of those locations."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+Sizes = Mapping[str, int]
+
 
 class View:
-    """A graph that can be edited: its nodes and constants, with those of its subgraphs, in order."""
+    """A graph that can be edited: its nodes and constants, with those of its subgraphs, in order.
 
-    def __init__(self, model: ModelProto) -> None:
+    `examples` are two valid choices of sizes for the named dims; the first is the one that a careless tool would keep.
+    """
+
+    def __init__(self, model: ModelProto, examples: Sequence[Sizes]) -> None:
         self.model = model
+        self.examples = examples
         self.graph = model.graph
         self.graphs = list(_graphs(model.graph))
         self.nodes = [node for graph in self.graphs for node in graph.node]
@@ -43,15 +49,15 @@ class View:
     def insert_after(self, index: int, *made: NodeProto) -> None:
         """Insert nodes after a node: its output is their input `before`, and `after` is read in its place."""
         node = self.nodes[index]
-        graph = next(one for one in self.graphs if any(node is other for other in one.node))
+        graph = next(graph for graph in self.graphs if any(node is other for other in graph.node))
         old = node.output[0]
         node.output[0] = f"{old}_before"
-        for one in made:
-            one.input[:] = [f"{old}_before" if name == "before" else f"{old}_{name}" for name in one.input]
-            one.output[:] = [old if name == "after" else f"{old}_{name}" for name in one.output]
+        for new in made:
+            new.input[:] = [f"{old}_before" if name == "before" else f"{old}_{name}" for name in new.input]
+            new.output[:] = [old if name == "after" else f"{old}_{name}" for name in new.output]
         position = next(number for number, other in enumerate(graph.node) if other is node)
-        for offset, one in enumerate(made, start=1):
-            graph.node.insert(position + offset, one)
+        for offset, new in enumerate(made, start=1):
+            graph.node.insert(position + offset, new)
 
 
 Edit = Callable[[View], None]
@@ -63,29 +69,29 @@ class Mutant:
     """A copy of a graph that is changed in one place: by which mutation, and where."""
 
     mutation: str
-    place: str
+    location: str
     model: ModelProto = field(repr=False)
 
     def __str__(self) -> str:
-        return f"{self.mutation}, at {self.place}"
+        return f"{self.mutation}, at {self.location}"
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One way to be wrong. `sites` finds the places that it fits, each with the edit that breaks a copy there."""
+    """One way to be wrong. `sites` finds the locations that it fits, each with the edit that breaks a copy there."""
 
     name: str
     sites: Sites
 
-    def apply(self, model: ModelProto, most: int = 3) -> Iterator[Mutant]:
-        """Yield mutants of a graph at up to `most` of the places that fit; the graph itself stays as it is."""
-        found = list(self.sites(View(model)))
-        chosen = sorted({round(one) for one in np.linspace(0, len(found) - 1, most)}) if found else []
-        for place, edit in (found[one] for one in chosen):
+    def apply(self, model: ModelProto, examples: Sequence[Sizes], most: int = 3) -> Iterator[Mutant]:
+        """Yield mutants of a graph at up to `most` of the locations that fit; the graph itself stays as it is."""
+        sites = list(self.sites(View(model, examples)))
+        chosen = sorted({round(index) for index in np.linspace(0, len(sites) - 1, most)}) if sites else []
+        for location, edit in (sites[index] for index in chosen):
             copy = ModelProto()
             copy.CopyFrom(model)
-            edit(View(copy))
-            yield Mutant(self.name, place, copy)
+            edit(View(copy, examples))
+            yield Mutant(self.name, location, copy)
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -102,12 +108,12 @@ def label(node: NodeProto) -> str:
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """Return the value of a node's attribute."""
-    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
+    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
 
 
 def set_attribute(node: NodeProto, name: str, value: Any) -> None:
     """Set a node's attribute; None removes it."""
-    kept = [one for one in node.attribute if one.name != name]
+    kept = [item for item in node.attribute if item.name != name]
     del node.attribute[:]
     node.attribute.extend(kept)
     if value is not None:

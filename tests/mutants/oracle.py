@@ -25,7 +25,7 @@ from packager.project.manifest import InputSpec
 MUST = 10.0
 """A mutant must be found if its effect is more than this many noise floors on some valid input."""
 
-_ROWS = 320
+ROWS = 320
 _STEADY = 5.0
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], Mapping[str, np.ndarray]]
@@ -73,8 +73,9 @@ def smalls(arrays: Sequence[np.ndarray]) -> list[float]:
         values, counts = np.unique(np.abs(array[np.isfinite(array) & (array != 0)]), return_counts=True)
         single = counts <= max(2, counts.sum() / 16)
         kept.append(np.repeat(values[single], counts[single]) if single.any() else values)
-    overall, *own = [float(np.quantile(one, 0.25)) if one.size else 0.0 for one in (np.concatenate(kept), *kept)]
-    return [max(overall, one) for one in own]
+    quartiles = [float(np.quantile(values, 0.25)) if values.size else 0.0 for values in (np.concatenate(kept), *kept)]
+    overall, *own = quartiles
+    return [max(overall, quartile) for quartile in own]
 
 
 class Oracle:
@@ -84,10 +85,13 @@ class Oracle:
         self._inputs = inputs
         self._noise = noise
         self._expected = [run(feed) for feed in inputs]
-        self._small = {name: smalls([one[name] for one in self._expected]) for name in self._expected[0]}
+        self._small = {name: smalls([outputs[name] for outputs in self._expected]) for name in self._expected[0]}
         apart = [[self._floors(number, other(feed)) for other in again] for number, feed in enumerate(inputs)]
-        self._steady = [{name: _steady([one[name] for one in found]) for name in found[0]} for found in apart]
-        self.left_aside = sum(int((~rows).sum()) for one in self._steady for rows in one.values())
+        self._steady = [
+            {name: _steady([errors[name] for errors in evaluations]) for name in evaluations[0]}
+            for evaluations in apart
+        ]
+        self.left_aside = sum(int((~rows).sum()) for steady in self._steady for rows in steady.values())
 
     def effect(self, run: Run) -> Effect:
         """Return the effect of a mutant; infinite if it does not run, or returns other names, dtypes or shapes."""
@@ -99,8 +103,8 @@ class Oracle:
                 return Effect(np.inf, f"it does not run: {' '.join(str(error).split())[:80]}")
             if _form(actual) != _form(expected):
                 return Effect(np.inf, f"names, dtypes or shapes on input {number}")
-            for name, found in self._floors(number, actual).items():
-                largest = float(found[self._steady[number][name]].max(initial=0.0))
+            for name, errors in self._floors(number, actual).items():
+                largest = float(errors[self._steady[number][name]].max(initial=0.0))
                 if largest > worst.floors:
                     worst = Effect(largest, f"{name} on input {number}")
         return worst
@@ -114,7 +118,7 @@ class Oracle:
 
 def _steady(apart: Sequence[np.ndarray]) -> np.ndarray:
     """Return the rows on which all of these are within a few noise floors; for a scalar, whether it is."""
-    elements = np.all([one <= _STEADY for one in apart], axis=0)
+    elements = np.all([errors <= _STEADY for errors in apart], axis=0)
     return np.asarray(elements.reshape(*elements.shape[:1], -1).all(axis=-1) if elements.ndim else elements)
 
 
@@ -125,11 +129,11 @@ def _form(outputs: Arrays) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
 def noise(bundle: Path) -> dict[str, float]:
     """Return the noise floor of each output, the median of its cases; 0 for outputs that must match exactly."""
     record = json.loads((bundle / layout.PARITY).read_text())
-    found = {}
-    for name, one in record["tolerance"].items():
+    floors_by_output = {}
+    for name, tolerance in record["tolerance"].items():
         limits = [case["outputs"][name]["rtol"] for case in record["cases"]]
-        found[name] = float(np.median(limits)) / (one["multiple"] or 1)
-    return found
+        floors_by_output[name] = float(np.median(limits)) / (tolerance["multiple"] or 1)
+    return floors_by_output
 
 
 class Session:
@@ -144,12 +148,13 @@ class Session:
             options.graph_optimization_level = level
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.signature = [
-            (one.name, one.type, one.shape) for one in (*self._session.get_inputs(), *self._session.get_outputs())
+            (value.name, value.type, value.shape)
+            for value in (*self._session.get_inputs(), *self._session.get_outputs())
         ]
 
     def run(self, feed: Arrays) -> dict[str, np.ndarray]:
         """Run the model on arrays by input name; returns arrays by output name."""
-        names = [one.name for one in self._session.get_outputs()]
+        names = [output.name for output in self._session.get_outputs()]
         return dict(zip(names, self._session.run(None, dict(feed)), strict=True))
 
 
@@ -169,13 +174,13 @@ def moved_weights(content: bytes, seed: int) -> bytes:
 class OnnxOracle:
     """The oracle of the ONNX model in a bundle."""
 
-    def __init__(self, architecture: Architecture, bundle: Path) -> None:
+    def __init__(self, architecture: Architecture, bundle: Path, rows: int = ROWS) -> None:
         content = (bundle / layout.ONNX).read_bytes()
         self._original = Session(content)
         plain = Session(content, Level.ORT_DISABLE_ALL)
         moved = [Session(moved_weights(content, seed)) for seed in (0, 1)]
-        again = [one.run for one in (plain, *moved)]
-        self.oracle = Oracle(list(draw(architecture)), noise(bundle), self._original.run, again)
+        again = [session.run for session in (plain, *moved)]
+        self.oracle = Oracle(list(draw(architecture, rows)), noise(bundle), self._original.run, again)
 
     def effect(self, model: ModelProto) -> Effect:
         """Return the effect of a mutant; infinite if it does not load, or declares other inputs or outputs."""
@@ -193,11 +198,11 @@ class OnnxOracle:
 _FILLS = ("random", "random", "random", "ends", "sparse", "low", "high", "large")
 
 
-def draw(architecture: Architecture, seed: int = 1) -> Iterator[dict[str, np.ndarray]]:
-    """Draw inputs of many sizes until there are 320 rows: random, at the ends of the range, sparse, constant."""
+def draw(architecture: Architecture, rows: int = ROWS, seed: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    """Draw inputs of many sizes until there are enough rows: random, at the ends of the range, sparse, constant."""
     generator = np.random.default_rng(seed)
-    rows = number = 0
-    while rows < _ROWS:
+    drawn = number = 0
+    while drawn < rows:
         sizes = {
             name: int(generator.integers(limits["min"], limits["max"], endpoint=True))
             for name, limits in architecture.dims.items()
@@ -210,7 +215,7 @@ def draw(architecture: Architecture, seed: int = 1) -> Iterator[dict[str, np.nda
             for name, spec in architecture.inputs.items()
         }
         yield feed
-        rows += sizes.get("batch", 1)
+        drawn += sizes.get("batch", 1)
         number += 1
 
 

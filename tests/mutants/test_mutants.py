@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 import scripts
+import zoo
 from architectures import ARCHITECTURES
 from mutations import MUTATIONS
-from oracle import Oracle, Session, draw, floors, noise, smalls
+from oracle import OnnxOracle, Oracle, Session, draw, floors, noise, smalls
 
 import packager
 from packager.bundle import layout
@@ -18,6 +19,8 @@ from packager.runtime.torchscript_backend import TorchScriptBackend
 
 FEW = [(architectures.CONVNET, "optimized"), (architectures.LSTM, "as exported")]
 ALL = [(architecture, level) for architecture in ARCHITECTURES for level in bundles.LEVELS]
+OF_LIBRARIES = [model for model in zoo.ARCHITECTURES if model.name.startswith("transformers-")]
+UNSTORED = pytest.mark.xfail(strict=True, reason="the bundle's 10 MB of evidence have no case with the largest token")
 SCRIPTED = [architectures.RESNET, architectures.BERT, architectures.LSTM, architectures.UNET, architectures.DETECTOR]
 
 
@@ -25,31 +28,31 @@ def identifiers(values):
     return [f"{architecture.name}, {level}" for architecture, level in values]
 
 
-def survivors(bundle, model, oracle, most):
+def survivors(architecture, bundle, model, oracle, most):
     """Return the mutants that `verify` passes, with the effect of each; the bundle is changed."""
     assert packager.verify(bundle).parity["onnx"] == "pass"
-    found = []
+    passing = []
     for mutation in MUTATIONS:
-        for mutant in mutation.apply(model, most):
+        for mutant in mutation.apply(model, architecture.examples, most):
             bundles.put(bundle, mutant.model)
-            if not bundles.found(packager.verify(bundle)):
-                found.append((mutant, oracle.effect(mutant.model)))
-    return found
+            if not bundles.is_refused(packager.verify(bundle)):
+                passing.append((mutant, oracle.effect(mutant.model)))
+    return passing
 
 
-def missed(found):
+def missed(passing):
     """Return a line for each survivor that must be found."""
     return "".join(
         f"\n  {mutant}: {effect.floors:.3g} noise floors, {effect.where}"
-        for mutant, effect in found
+        for mutant, effect in passing
         if effect.must_be_found
     )
 
 
 @pytest.mark.parametrize(("architecture", "level"), FEW, ids=identifiers(FEW))
-def test_a_mutant_at_a_place_of_each_kind_is_found(architecture, level, shared, onnx_of, tmp_path):
-    bundle = bundles.copy(shared(architecture, level), tmp_path / "copy", torchscript=False)
-    assert missed(survivors(bundle, *onnx_of(architecture, level), most=1)) == ""
+def test_a_mutant_at_a_location_of_each_kind_is_found(architecture, level, shared, onnx_of, tmp_path):
+    bundle = bundles.copy(shared(architecture, level), tmp_path / "copy", fallback=False)
+    assert missed(survivors(architecture, bundle, *onnx_of(architecture, level), most=1)) == ""
 
 
 @pytest.mark.slow
@@ -57,12 +60,29 @@ def test_a_mutant_at_a_place_of_each_kind_is_found(architecture, level, shared, 
 def test_every_mutant_that_is_ten_noise_floors_off_on_some_valid_input_is_found(
     architecture, level, shared, onnx_of, tmp_path
 ):
-    bundle = bundles.copy(shared(architecture, level), tmp_path / "copy", torchscript=False)
-    assert missed(survivors(bundle, *onnx_of(architecture, level), most=3)) == ""
+    bundle = bundles.copy(shared(architecture, level), tmp_path / "copy", fallback=False)
+    assert missed(survivors(architecture, bundle, *onnx_of(architecture, level), most=3)) == ""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(model, id=model.name, marks=[UNSTORED] if model.name == "transformers-lfm2" else [])
+        for model in OF_LIBRARIES
+    ],
+)
+def test_a_mutant_at_a_location_of_each_kind_is_found_in_a_model_of_a_library(architecture, shared, tmp_path):
+    original = shared(architecture, "optimized")
+    bundle = bundles.copy(original, tmp_path / "copy", fallback=False)
+    oracle = OnnxOracle(architecture, original, rows=64)
+    model = onnx.load(original / layout.ONNX)
+    assert missed(survivors(architecture, bundle, model, oracle, most=1)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
 def test_what_ships_computes_what_was_exported(architecture, shared, onnx_of):
     optimized, oracle = onnx_of(architecture, "optimized")[0], onnx_of(architecture, "as exported")[1]
     # Not by its declared signature: a dim that nobody named may have another name.
@@ -77,7 +97,7 @@ def test_every_mutation_fits_some_architecture_and_changes_a_copy_alone(onnx_of)
         model = onnx_of(architecture, level)[0]
         before = model.SerializeToString()
         for mutation in MUTATIONS:
-            for mutant in mutation.apply(model, 2):
+            for mutant in mutation.apply(model, architecture.examples, 2):
                 assert mutant.model.SerializeToString() != before, mutant
                 fitting.add(mutation.name)
         assert model.SerializeToString() == before
@@ -88,11 +108,22 @@ def test_the_names_of_mutations_are_unique():
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
 
 
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *zoo.ARCHITECTURES], ids=lambda model: model.name)
+def test_the_sizes_of_the_examples_stay_within_the_limits_and_differ_where_these_allow_it(architecture):
+    first, second = architecture.examples
+    dims = {dim for spec in architecture.inputs.values() for dim in spec["shape"] if isinstance(dim, str)}
+    assert set(first) == set(second) == dims
+    for name, limits in architecture.dims.items():
+        assert limits["min"] <= first[name] <= limits["max"] and limits["min"] <= second[name] <= limits["max"]
+        assert first[name] != second[name] or limits["min"] == limits["max"] or first[name] == limits["min"]
+
+
 def test_a_bundle_that_is_sealed_again_without_a_change_passes(shared, tmp_path):
     bundle = bundles.copy(shared(*FEW[0]), tmp_path / "copy")
     bundles.put(bundle, onnx.load(bundle / layout.ONNX))
-    assert packager.verify(bundle).ok
-    assert packager.verify(bundle).parity == {"onnx": "pass", "torchscript": "pass"}
+    report = packager.verify(bundle, trust_program=True)
+    assert report.ok
+    assert report.parity == {"onnx": "pass", "torchscript": "pass"}
 
 
 # -- TorchScript ----------------------------------------------------------------------------
@@ -101,25 +132,25 @@ def test_a_bundle_that_is_sealed_again_without_a_change_passes(shared, tmp_path)
 def script_survivors(architecture, bundle, tmp_path):
     """Return the mutants of model.ts that `verify` passes, with the effect of each."""
     config = packager.load(bundle).config
-    inputs = [(one["name"], one["dtype"]) for one in config["inputs"]]
-    outputs = [one["name"] for one in config["outputs"]]
+    inputs = [(spec["name"], spec["dtype"]) for spec in config["inputs"]]
+    outputs = [spec["name"] for spec in config["outputs"]]
 
     def run(path, optimize=config["artifacts"]["torchscript"]["optimize_for_inference"]):
         return TorchScriptBackend(path, inputs=inputs, output_names=outputs, optimize=optimize).run
 
     original = shutil.copy(bundle / layout.TORCHSCRIPT, tmp_path / "original.ts")
     oracle = Oracle(list(draw(architecture)), noise(bundle), run(original), [run(original, False)])
-    assert packager.verify(bundle).parity["torchscript"] == "pass"
-    count, found = 0, []
+    assert packager.verify(bundle, trust_program=True).parity["torchscript"] == "pass"
+    count, passing = 0, []
     for mutant in scripts.mutants(original, bundle / layout.TORCHSCRIPT):
         count += 1
         bundles.reseal(bundle)
-        report = packager.verify(bundle)
+        report = packager.verify(bundle, trust_program=True)
         assert report.parity["onnx"] == "pass"
-        if not bundles.found(report, "torchscript"):
-            found.append((mutant, oracle.effect(run(bundle / layout.TORCHSCRIPT))))
+        if not bundles.is_refused(report, "torchscript"):
+            passing.append((mutant, oracle.effect(run(bundle / layout.TORCHSCRIPT))))
     assert count > len(scripts.CHANGES)
-    return found
+    return passing
 
 
 def test_a_torchscript_mutant_is_found(shared, tmp_path):
@@ -128,7 +159,7 @@ def test_a_torchscript_mutant_is_found(shared, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", SCRIPTED, ids=lambda one: one.name)
+@pytest.mark.parametrize("architecture", SCRIPTED, ids=lambda architecture: architecture.name)
 def test_every_torchscript_mutant_that_is_ten_noise_floors_off_is_found(architecture, shared, tmp_path):
     bundle = bundles.copy(shared(architecture, "optimized"), tmp_path / "copy")
     assert missed(script_survivors(architecture, bundle, tmp_path)) == ""

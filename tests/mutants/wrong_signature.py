@@ -6,22 +6,13 @@ from functools import partial
 import numpy as np
 import onnx
 import onnxruntime
-from mutation import Edit, Mutation, Sites, View, label
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
-
-EXAMPLE = (2, 9, 10)
-"""The sizes of the named dims, in the order of the inputs, that a careless tool would keep from its example."""
+from mutation import Edit, Mutation, Sites, Sizes, View, label
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 
 def _signature(value: onnx.ValueInfoProto) -> tuple[int, tuple[str | int, ...]]:
     tensor = value.type.tensor_type
     return tensor.elem_type, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
-
-
-def _dims(graph: GraphProto) -> list[str]:
-    """Return the named dims of the inputs, in order."""
-    named = (dim for value in graph.input for dim in _signature(value)[1] if isinstance(dim, str))
-    return list(dict.fromkeys(named))
 
 
 def _inputs_swapped(view: View) -> Iterator[tuple[str, Edit]]:
@@ -47,7 +38,7 @@ def _input_ignored(view: View) -> Iterator[tuple[str, Edit]]:
 
         def edit(copy: View, name: str = value.name, made: NodeProto = made) -> None:
             for node in copy.nodes:
-                node.input[:] = [f"{name}_ignored" if one == name else one for one in node.input]
+                node.input[:] = [f"{name}_ignored" if other == name else other for other in node.input]
             copy.graph.node.insert(0, made)
 
         yield value.name, edit
@@ -55,7 +46,7 @@ def _input_ignored(view: View) -> Iterator[tuple[str, Edit]]:
 
 def _dims_fixed(side: str) -> Sites:
     def sites(view: View) -> Iterator[tuple[str, Edit]]:
-        sizes = dict(zip(_dims(view.graph), EXAMPLE, strict=False))
+        sizes = view.examples[0]
         for number, value in enumerate(getattr(view.graph, side)):
             for axis, dim in enumerate(value.type.tensor_type.shape.dim):
                 if dim.dim_param:
@@ -81,7 +72,7 @@ def _baked(view: View) -> Iterator[tuple[str, Edit]]:
     if not wanted:
         return
     names = [name for name, _ in wanted.values()]
-    first, second = _shapes(view.model, names, EXAMPLE), _shapes(view.model, names, [size + 1 for size in EXAMPLE])
+    first, second = (_shapes(view.model, names, sizes) for sizes in view.examples)
     for index, (name, position) in wanted.items():
         if first[name] != second[name]:
             shape = np.array(first[name], np.int64)
@@ -94,24 +85,23 @@ def _baked(view: View) -> Iterator[tuple[str, Edit]]:
             yield f"{first[name]} in {label(view.nodes[index])}", edit
 
 
-def _shapes(model: ModelProto, names: Sequence[str], sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def _shapes(model: ModelProto, names: Sequence[str], sizes: Sizes) -> dict[str, tuple[int, ...]]:
     """Return the shapes that these tensors have if the named dims have these sizes."""
     probe = ModelProto()
     probe.CopyFrom(model)
     probe.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in {one.name for one in model.graph.output}
+        onnx.ValueInfoProto(name=name) for name in names if name not in {value.name for value in model.graph.output}
     )
-    known = dict(zip(_dims(model.graph), sizes, strict=False))
     feed = {
-        value.name: np.ones([known.get(dim, dim) for dim in shape], helper.tensor_dtype_to_np_dtype(kind))
+        value.name: np.ones([sizes.get(dim, dim) for dim in shape], helper.tensor_dtype_to_np_dtype(kind))
         for value in model.graph.input
         for kind, shape in [_signature(value)]
     }
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    found = onnxruntime.InferenceSession(probe.SerializeToString(), options).run(list(names), feed)
-    return {name: array.shape for name, array in zip(names, found, strict=True)}
+    arrays = onnxruntime.InferenceSession(probe.SerializeToString(), options).run(list(names), feed)
+    return {name: array.shape for name, array in zip(names, arrays, strict=True)}
 
 
 def _output_dropped(view: View) -> Iterator[tuple[str, Edit]]:
@@ -153,13 +143,13 @@ def _outputs_swapped(view: View) -> Iterator[tuple[str, Edit]]:
     for number, first in enumerate(values):
         for second in values[number + 1 :]:
 
-            def edit(copy: View, one: str = first.name, two: str = second.name) -> None:
-                _rename(copy, {one: two, two: one})
+            def edit(copy: View, left: str = first.name, right: str = second.name) -> None:
+                _rename(copy, {left: right, right: left})
                 types = {value.name: value.SerializeToString() for value in copy.graph.output}
                 for value in copy.graph.output:
-                    if value.name in (one, two):
+                    if value.name in (left, right):
                         name = value.name
-                        value.ParseFromString(types[two if name == one else one])
+                        value.ParseFromString(types[right if name == left else left])
                         value.name = name
 
             yield f"{first.name} and {second.name}", edit

@@ -45,6 +45,14 @@ def test_cases_beyond_the_budget_are_left_out_and_smaller_ones_fill_it():
     assert groups["float64_cases"] == ["002", "004", "000", "001"]
 
 
+def test_constant_values_run_in_float64_only_after_all_others():
+    cases = case("000", 2), case("001", 1), case("002", 3, kinds=("low", "random")), case("003", 2, kinds=("low",))
+    groups = chosen(*cases, example="000", probe="001", budget=2 * FLOAT64_PRICE * 6)
+    assert groups["float64_cases"] == ["002", "000", "001"]
+    groups = chosen(*cases, example="000", probe="001", budget=2 * FLOAT64_PRICE * 8)
+    assert groups["float64_cases"] == ["002", "000", "001", "003"]
+
+
 def test_the_smallest_case_runs_in_float64_whatever_it_costs_and_nothing_else_does():
     cases = case("000", 2), case("001", 1), case("002", 3), case("003", 1, kinds=("low",))
     groups = chosen(*cases, example="000", probe="001", budget=1)

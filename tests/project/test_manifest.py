@@ -1,6 +1,7 @@
 """Load package.yaml as a validated manifest, or report all problems of the file at once."""
 
 import hashlib
+import os
 
 import pytest
 import yaml
@@ -213,6 +214,22 @@ def test_a_folder_is_not_a_manifest(tmp_path, monkeypatch, golden):
     with pytest.raises(PackagerError) as caught:
         load_manifest("package.yaml")
     golden(caught.value.why, "package.yaml/other.yml", "package.yaml/package.yaml")
+
+
+def test_a_pipe_is_not_a_manifest_and_is_not_waited_for(tmp_path, monkeypatch, golden):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("package.yaml")
+    with pytest.raises(PackagerError) as caught:
+        load_manifest("package.yaml")
+    golden(render_error(caught.value), "error[manifest-unreadable]", "package.yaml")
+
+
+def test_a_manifest_of_megabytes_is_refused_unread(tmp_path, monkeypatch, golden):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "package.yaml").write_text(f"name: net\n# {'x' * (1 << 20)}\n")
+    with pytest.raises(PackagerError) as caught:
+        load_manifest("package.yaml")
+    golden(render_error(caught.value), "error[manifest-unreadable]", "package.yaml")
 
 
 def test_a_file_that_is_not_utf_8_is_not_a_manifest(tmp_path, monkeypatch, golden):

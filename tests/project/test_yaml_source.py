@@ -180,7 +180,33 @@ def test_aliases_that_expand_to_billions_of_values_are_refused(golden):
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     with pytest.raises(YamlError) as refused:
         parse_yaml("\n".join(levels))
-    golden(refused.value.message, "100000")
+    golden(refused.value.message, "10000")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [" + 20_000 * "x," + "]",
+        "".join(f"k{number}: 1\n" for number in range(20_000)),
+        "a: &a '" + "x" * 10_000 + "'\nb: [" + 5000 * "*a," + "]",
+        "a: " + 150 * "[" + 150 * "]",
+        "".join(" " * depth + "a:\n" for depth in range(150)),
+        "a: 0x" + 5000 * "f",
+    ],
+    ids=["values", "keys", "a long text repeated by aliases", "lists in lists", "mappings in mappings", "digits"],
+)
+def test_text_that_expands_to_more_than_a_manifest_holds_is_refused(text, golden):
+    with pytest.raises(YamlError) as refused:
+        parse_yaml(text)
+    golden(refused.value.message)
+
+
+def test_many_values_are_refused_before_the_rest_is_read():
+    """PyYAML takes half a minute for a million values, and reads them all before it returns any."""
+    text = "a: [" + 400_000 * "x," + "\nb: ["
+    with pytest.raises(YamlError) as refused:
+        parse_yaml(text)
+    assert refused.value.message.startswith("more than")  # and not that the list has no end
 
 
 @pytest.mark.parametrize("text", ['a: 1\nb: "\\ud800"', 'a: 1\n"\\ud800": 2'])

@@ -209,7 +209,7 @@ def broken(bundle):
 
 def test_torchscript_is_the_fallback_and_a_warning_says_why(broken, eager, caplog):
     with caplog.at_level(logging.WARNING, logger="packager"):
-        bundle = packager.load(broken)
+        bundle = packager.load(broken, trust_program=True)
     assert bundle.backend == "torchscript"
     assert len(caplog.records) == 1
     message = caplog.records[0].getMessage()
@@ -237,7 +237,7 @@ def test_two_broken_models_are_both_named(broken):
     (broken / "model.ts").write_bytes(b"not a model")
     reseal(broken)
     with pytest.raises(BackendUnavailable) as caught:
-        packager.load(broken)
+        packager.load(broken, trust_program=True)
     assert [line.partition(":")[0] for line in caught.value.why.splitlines()] == ["onnxruntime", "TorchScript"]
 
 
@@ -247,7 +247,7 @@ def test_a_fallback_without_torch_is_refused(broken, golden):
         "import packager\n"
         "from packager.errors import render_error\n"
         "try:\n"
-        "    packager.load(sys.argv[1])\n"
+        "    packager.load(sys.argv[1], trust_program=True)\n"
         "except packager.PackagerError as error:\n"
         "    print(render_error(error))\n"
     )
@@ -278,7 +278,7 @@ def test_an_archive_is_loaded_like_its_folder_and_leaves_nothing_unpacked(archiv
 
 def test_the_fallback_of_an_archive_runs_after_the_unpacked_folder_is_deleted(broken, eager, caplog, temporary):
     with caplog.at_level(logging.WARNING, logger="packager"):
-        bundle = packager.load(zipped(broken), selftest=True)
+        bundle = packager.load(zipped(broken), selftest=True, trust_program=True)
     assert bundle.backend == "torchscript"
     np.testing.assert_allclose(bundle(image=images(5))["logits"], eager(images(5)), rtol=1e-5, atol=1e-5)
     message = caplog.records[0].getMessage()
@@ -290,10 +290,13 @@ def test_external_weights_stay_loaded_after_the_unpacked_folder_is_deleted(bundl
 
     model = onnx.load(bundle / "model.onnx")
     (bundle / "model.onnx").unlink()
-    onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+    config = json.loads((bundle / "config.json").read_text())
+    config["artifacts"]["onnx"]["data"] = {"path": "model.onnx_data", "sha256": "0" * 64}
+    (bundle / "config.json").write_text(json.dumps(config))
     reseal(bundle)
     reloaded = packager.load(zipped(bundle), fallback=False)
-    assert (bundle / "model.onnx.data").stat().st_size > 1000
+    assert (bundle / "model.onnx_data").stat().st_size > 1000
     shutil.rmtree(bundle)
     for count in (1, 16):
         np.testing.assert_allclose(
@@ -321,7 +324,7 @@ def test_an_archive_whose_models_are_both_broken_is_refused_under_its_own_name(b
     reseal(broken)
     path = zipped(broken)
     with pytest.raises(BackendUnavailable) as caught:
-        packager.load(path)
+        packager.load(path, trust_program=True)
     golden(caught.value.message, path)
     assert str(temporary) not in render_error(caught.value)
 
@@ -333,7 +336,7 @@ def test_a_selftest_passes_on_either_backend(bundle):
     assert packager.load(bundle, selftest=True).backend == "onnx"
     (bundle / "model.onnx").write_bytes(b"not a model")
     reseal(bundle)
-    assert packager.load(bundle, selftest=True).backend == "torchscript"
+    assert packager.load(bundle, selftest=True, trust_program=True).backend == "torchscript"
 
 
 def test_a_selftest_refuses_a_model_with_wrong_outputs(bundle, golden):

@@ -117,7 +117,7 @@ def _load_artifact(
     if entry is None and reference is not None:
         entry = look_up(cache, make_case_dependent_key(key, reference))
         stages.add(f"{key.stage} parity")
-    if entry is None:
+    if entry is None or not set(entry.files) <= set(_ARTIFACT_FILES[key.stage]):
         return None
     result = adapter.validate_python(entry.record)
     if not result.is_checked and reference is not None:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packager.common.cache import Cache, delete_quietly, read_record, touch_entry, write_record
+from packager.common.cache import Cache, touch_entry
+from packager.errors import escape_unprintable
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def look_up(cache: Cache, key: CacheKey, *, files: bool = True) -> CacheEntry | 
     """
     print_key_debug(key)
     path = cache.action_path(key.id)
-    content = read_record(path)
+    content = cache.read_record(path)
     if content is None:
         return None
     try:
@@ -70,7 +71,7 @@ def look_up(cache: Cache, key: CacheKey, *, files: bool = True) -> CacheEntry | 
     except (KeyError, TypeError, AttributeError):
         intact = False
     if not intact:
-        delete_quietly(path)
+        cache.delete(path)
         return None
     for used in (path, *(cache.object_path(sha256) for sha256 in entry.files.values())):
         touch_entry(used)
@@ -92,11 +93,11 @@ def put(
     for name, sha256 in entry.files.items():
         cache.add_object(files[name], sha256, digest)
     content = {"stage": key.stage, "inputs": dict(key.inputs), "record": entry.record, "files": entry.files}
-    write_record(cache.action_path(key.id), content)
+    cache.write_record(cache.action_path(key.id), content)
 
 
 def print_key_debug(key: CacheKey) -> None:
     """Print the id and the text that it is the hash of to stderr, if PACKAGER_DEBUG_HASH is 1."""
     if os.environ.get("PACKAGER_DEBUG_HASH") == "1":
         lines = "".join(f"  {line}\n" for line in key.canonical_text().splitlines())
-        print(f"HASH {key.id}\n{lines}", end="", file=sys.stderr)
+        print(escape_unprintable(f"HASH {key.id}\n{lines}", keep_line_breaks=True), end="", file=sys.stderr)

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.builder.incremental import keys
+from packager.builder.incremental.bundle_entry import CheckedBundle, check_bundle_entry
 from packager.builder.incremental.environment import collect_machine, collect_python_version, digest_own_mtimes
 from packager.builder.incremental.keys import FileHasher
-from packager.builder.incremental.store import CacheEntry, CacheKey, look_up
+from packager.builder.incremental.store import CacheKey, look_up
+from packager.bundle import layout
 from packager.bundle.restore import is_restored
 from packager.checkpoint.locate import digest_checkpoint, locate_files
 from packager.common import installed_distributions
@@ -54,8 +56,17 @@ def remember_build(cache: Cache, manifest: Path, name: str, bundle_key: CacheKey
     cache.save_record(_record_key(manifest), content)
 
 
-def find_up_to_date(cache: Cache, manifest: Path, out: Path) -> tuple[str, CacheEntry] | None:
-    """Return the name and the cache entry of the bundle that lies in `out` and that a build would make again.
+@dataclass(frozen=True)
+class BundleInPlace:
+    """A bundle that a build would make again: its folder name, what it is, and the rows of the closing table."""
+
+    name: str
+    bundle: CheckedBundle
+    summary: Mapping[str, str]
+
+
+def find_up_to_date(cache: Cache, manifest: Path, out: Path) -> BundleInPlace | None:
+    """Return the bundle that lies in `out` and that a build would make again.
 
     None if anything has changed, or is unknown. The lockfile must be the one that last agreed with the build.
     """
@@ -71,11 +82,12 @@ def find_up_to_date(cache: Cache, manifest: Path, out: Path) -> tuple[str, Cache
             return None
     except (OSError, UserError):
         return None  # a file is gone or unreadable: the build will report it
-    entry = look_up(cache, CacheKey("bundle", inputs.values), files=False)
-    name = str(record["folder_name"])
+    key, name = CacheKey("bundle", inputs.values), str(record["folder_name"])
+    entry = look_up(cache, key, files=False)
     if entry is None or not is_restored(out / name, entry.files, cache.file_digest):
         return None
-    return name, entry
+    bundle = check_bundle_entry(key, entry, out / name / layout.CONFIG)
+    return None if bundle is None else BundleInPlace(name, bundle, entry.record["summary"])
 
 
 def are_unchanged(recorded: RecordedInputs, sha256: FileHasher) -> bool:

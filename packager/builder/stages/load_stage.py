@@ -9,13 +9,13 @@ from pathlib import Path
 
 # Imported before the manifest's folder is on the path, where a file of the same name would shadow it.
 import onnx as _onnx  # noqa: F401
-import onnxruntime
 import torch
 
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.incremental.environment import count_cores
 from packager.builder.results import ReferenceResult
 from packager.common import process_memory
+from packager.common.ort import onnxruntime
 from packager.export.opsets import check_opset
 from packager.model import host_settings
 from packager.model.code_dependencies import DependencyTracker, track_dependencies

@@ -17,6 +17,7 @@ from packager.common import process_memory
 from packager.common.hashing import sha256_file
 from packager.errors import WeightsNotExercised
 from packager.model.code_dependencies import CodeDependencies
+from packager.model.serialized import SerializedModule
 from packager.parity import coverage, reference
 from packager.parity.cases import signature
 from packager.parity.cases.signature import TensorSpec
@@ -100,6 +101,7 @@ def make_result(
         prefix=loaded.key_match.prefix,
         missing=loaded.key_match.missing,
         unexpected=loaded.key_match.unexpected,
+        architecture=_name_architecture(context, model),
         parameters=loaded.parameters,
         weight_bytes=model.weight_bytes,
         dtype=None if loaded.conversion is None else loaded.conversion.target,
@@ -107,6 +109,16 @@ def make_result(
     )
     machine = MachineInfo(torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     return ReferenceResult(provenance, machine, model.outputs, measured)
+
+
+def _name_architecture(context: BuildContext, model: EagerModel) -> str:
+    """Return the name in the manifest's entry, such as `DigitsCNN`; without an entry, that of the module's class."""
+    module, entry = model.loaded.module, context.project.manifest.model.entry
+    if entry:
+        return entry.rpartition(":")[2]
+    if isinstance(module, SerializedModule):
+        module = module.inner
+    return str(getattr(module, "original_name", type(module).__name__))  # TorchScript keeps the name of the class
 
 
 def _digest_code(folder: Path, files: Mapping[str, str]) -> str:

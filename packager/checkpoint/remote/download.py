@@ -28,6 +28,7 @@ from packager.checkpoint.remote.transport import (
     ResumeOffset,
     TransferInterrupted,
 )
+from packager.common.private_files import open_private
 from packager.errors import DownloadRefused, UrlUnreachable
 
 RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -114,7 +115,7 @@ def _append_stream(
     limit = MAX_UNSIZED_BYTES if version.size is None else version.size
     done, hasher = (stream.offset, resume.hasher) if resume is not None and stream.offset else (0, hashlib.sha256())
     record = DownloadRecord(done, hasher.hexdigest(), version)
-    with path.open("r+b" if done else "wb") as file:
+    with open_private(path, "r+b" if done else "wb") as file:
         if version.size is not None and shutil.disk_usage(path.parent).free < version.size - done:
             raise OSError(errno.ENOSPC, "no space is left")
         file.seek(done)
@@ -175,7 +176,8 @@ def _write_record(partial_path: Path, file: IO[bytes], record: DownloadRecord) -
     """Flush the open partial file, and record how much of it is good."""
     file.flush()
     temporary = partial_path.with_name(f"{partial_path.name}.json.new")
-    temporary.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    with open_private(temporary, "wb") as stream:
+        stream.write(json.dumps(asdict(record)).encode())
     temporary.replace(_record_path(partial_path))
     return record
 

@@ -36,7 +36,9 @@ from packager.checkpoint.locate import (
 from packager.checkpoint.remote import transport, urls
 from packager.checkpoint.remote.download import DownloadRecord, download_file, retry_with_backoff
 from packager.common import file_lock
-from packager.common.cache import Cache, CacheUnavailable, delete_quietly, describe_write_error, open_cache, touch_entry
+from packager.common.cache import Cache, CacheUnavailable, describe_write_error, open_cache, touch_entry
+from packager.common.hashing import sha256_file
+from packager.common.private_files import open_private
 from packager.common.progress import StageName, StageReporter
 from packager.errors import CheckpointDigestWrong, DownloadRefused, PackagerError, UrlNotAFile, UserError
 
@@ -134,7 +136,7 @@ def _find_cached(cache: Cache, sha256: str | None, name: str) -> Path | None:
     except UserError:
         intact = False
     if not intact:
-        delete_quietly(folder)
+        cache.delete(folder)
         return None
     touch_entry(folder)
     return path
@@ -146,8 +148,8 @@ def _lock_incoming_folder(cache: Cache, key: str, stages: StageReporter) -> Iter
     name = key if file_lock.LOCKS_SUPPORTED else f"{key} {os.getpid()}"  # without locks, nothing is shared
     folder = cache.incoming_folder(name)
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("ab") as stream:
+        cache.make_folder(folder)
+        with open_private(folder / "lock", "ab") as stream:
             if not file_lock.lock_file(stream, shared=False, wait=False):
                 stages.report_note("another process is downloading the same checkpoint: waiting for it")
                 file_lock.lock_file(stream, shared=False)
@@ -162,7 +164,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError:
-        shutil.copyfile(source, target)
+        with source.open("rb") as content, open_private(target, "wb") as copy:
+            shutil.copyfileobj(content, copy)
 
 
 # -- downloads --------------------------------------------------------------------------------
@@ -212,7 +215,7 @@ class _Download:
         """Download a file, unless a failed attempt or the previous download left the current version."""
         target, partial_path = self.files / name, self.folder / hashlib.sha256(name.encode()).hexdigest()
         record_path = partial_path.with_suffix(".done")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self.cache.make_folder(target.parent)
         present, source = _read_finished(record_path, target), target
         previous_folder, previous_records = previous
         if present is None and name in previous_records:
@@ -232,7 +235,8 @@ class _Download:
             if source != target:
                 target.unlink(missing_ok=True)
                 _link_or_copy(source, target)
-        record_path.write_text(json.dumps(asdict(record)), encoding="utf-8")
+        with open_private(record_path, "wb") as stream:
+            stream.write(json.dumps(asdict(record)).encode())
         self.records[name] = record
 
     def _previous_download(self) -> tuple[Path, Mapping[str, DownloadRecord]]:
@@ -251,12 +255,12 @@ class _Download:
         path = _find_cached(self.cache, sha256, name)
         if path is None:
             target = self.cache.download_folder(sha256)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self.cache.make_folder(target.parent)
             self.files.rename(target)
             path = target / name
         content = {"sha256": sha256, "files": {file: asdict(record) for file, record in self.records.items()}}
         self.cache.save_record(self._record_name, content)
-        delete_quietly(self.folder)
+        self.cache.delete(self.folder)
         return path
 
     @property
@@ -268,6 +272,6 @@ def _read_finished(record_path: Path, target: Path) -> DownloadRecord | None:
     """Return the record of a complete file that is left of an attempt whose other files failed."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         record = DownloadRecord.from_dict(json.loads(record_path.read_text(encoding="utf-8")))
-        if target.stat().st_size == record.bytes:
+        if target.stat().st_size == record.bytes and sha256_file(target) == record.sha256:
             return record
     return None

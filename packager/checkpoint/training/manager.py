@@ -36,7 +36,14 @@ from packager.checkpoint.training.restore import restore_checkpoint
 from packager.checkpoint.training.retention import Retention
 from packager.checkpoint.training.staging_memory import FileToWrite, StagingMemory, select_local
 from packager.checkpoint.training.write import RunSettings, write_checkpoint
-from packager.errors import CheckpointDamaged, CheckpointNotFound, NoCheckpointYet, PackagerError, RunSettingsWrong
+from packager.errors import (
+    CheckpointDamaged,
+    CheckpointNotFound,
+    NoCheckpointYet,
+    PackagerError,
+    RunSettingsWrong,
+    escape_unprintable,
+)
 
 _ERROR_PREFIXES = {"model": "model", "ema": "ema", "training": ""}
 _KEEP_ALL = Retention()
@@ -228,7 +235,7 @@ class CheckpointManager:
             try:
                 return self._restore_from(path, loop, random, ranks)
             except CheckpointDamaged as error:
-                _log.warning("skipped: %s: %s", error.message, error.why)
+                _log.warning("skipped: %s", escape_unprintable(f"{error.message}: {error.why}", keep_line_breaks=True))
         why = "it holds no checkpoint"
         if candidates:
             why = "every checkpoint in it is damaged"

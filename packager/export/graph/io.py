@@ -9,14 +9,17 @@ form without ever holding all weights in memory.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from packager.export.graph.messages import ExportedGraph
-from packager.export.graph.walk import iter_subgraphs
+from packager.export.graph.walk import iter_subgraphs, list_graph_reads
 
 INLINE_BYTES = 1 << 16
 """Weights up to this size stay in the protobuf, where every pass can use them as constants."""
@@ -74,6 +77,49 @@ def externalize_weights(model: onnx.ModelProto, path: Path) -> None:
                 tensor.ClearField("raw_data")
 
 
+def transpose_weights(model: onnx.ModelProto, folder: Path, path: Path) -> None:
+    """Write the matrices that a model transposes before it multiplies by them transposed into `path`, in place.
+
+    Those are weights in files, which start in `folder`. Each keeps its name, and one at a time is in memory.
+    """
+    reads = Counter(list_graph_reads(model.graph))
+    external = {tensor.name: tensor for tensor in _list_external(model) if len(tensor.dims) == 2}
+    readers = {name: node for node in model.graph.node for name in node.input}
+    nodes = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Transpose" and not node.domain and node.input[0] in external
+        and reads[node.input[0]] == reads[node.output[0]] == 1
+        and node.output[0] in readers and readers[node.output[0]].op_type == "MatMul"
+    ]  # fmt: skip
+    if not nodes:
+        return
+    with path.open("wb") as stream:
+        for node in nodes:
+            weight = external[node.input[0]]
+            if [axis for attribute in node.attribute for axis in attribute.ints] == [0, 1]:
+                continue
+            content = _read_transposed(folder, weight)
+            location = _Location(path.name, _align_to_page(stream), content.nbytes)
+            stream.write(content.data)
+            transposed = model.graph.initializer.add(
+                name=weight.name, data_type=weight.data_type, dims=reversed(weight.dims)
+            )
+            _set_location(transposed, location)
+            model.graph.initializer.remove(weight)
+            reader = readers[node.output[0]]
+            reader.input[list(reader.input).index(node.output[0])] = weight.name
+            model.graph.node.remove(node)
+
+
+def _read_transposed(folder: Path, tensor: onnx.TensorProto) -> NDArray[np.uint8]:
+    """Read a matrix with its axes exchanged, as the bytes of it."""
+    location, (rows, columns) = _get_location(tensor), tensor.dims
+    element = np.dtype((np.void, location.length // (rows * columns)))
+    stored = np.memmap(folder / location.file, element, "r", location.offset, (rows, columns))
+    return np.ascontiguousarray(stored.T).view(np.uint8)
+
+
 def strip_metadata(model: onnx.ModelProto) -> None:
     """Remove everything that tells where and how the graph was made: doc strings, metadata, inferred shapes."""
     model.doc_string = ""
@@ -127,7 +173,7 @@ def count_model_bytes(model: onnx.ModelProto) -> int:
 
 
 def write_graph(model: onnx.ModelProto, folder: Path, path: Path) -> bool:
-    """Write a model to `path`, its weights inside or, if they are many, in `path` + ".data".
+    """Write a model to `path`, its weights inside or, if they are many, in `path` + "_data".
 
     `folder` is where the model's references to weights start. Returns whether the weights are in a file of their own.
     Raises EOFError if a file of weights is too short.
@@ -144,7 +190,7 @@ def write_graph(model: onnx.ModelProto, folder: Path, path: Path) -> bool:
 def _write_with_external_data(model: onnx.ModelProto, folder: Path, path: Path) -> None:
     shipped = onnx.ModelProto()
     shipped.CopyFrom(model)
-    data_path = path.with_name(path.name + ".data")
+    data_path = path.with_name(path.name + "_data")
     with data_path.open("wb") as stream:
         for tensor in _list_external(shipped):
             location = _get_location(tensor)

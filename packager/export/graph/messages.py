@@ -119,7 +119,7 @@ class OptimizeResult:
 
     `before` is the size of the exported graph and `max_abs` its largest error on the job's cases, None where there
     were none. With a `rejection_reason` there is no `summary`; `failed_parity` then tells a graph that was compared
-    and is wrong from one that could not be compared.
+    and is wrong from one that could not be compared, and `failed_cases` names the cases on which its values are.
     """
 
     before: GraphSize
@@ -127,6 +127,7 @@ class OptimizeResult:
     summary: GraphSummary | None
     rejection_reason: str = ""
     failed_parity: bool = False
+    failed_cases: tuple[str, ...] = ()
     max_abs: float | None = None
 
 

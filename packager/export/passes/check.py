@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import onnx
 
+from packager.export.graph import io
 from packager.export.graph.messages import OptimizeJob
 from packager.parity.numerics.verdict import ParityResult
 from packager.runtime.check import check_onnx
+
+_LARGE_BYTES = 1 << 26
+"""The weights that a larger graph transposes are transposed beforehand: onnxruntime holds all of them while it runs."""
 
 
 def find_signature_error(model: onnx.ModelProto, job: OptimizeJob) -> str:
@@ -36,6 +40,11 @@ def check_graph(model: onnx.ModelProto, job: OptimizeJob) -> ParityResult | None
         return None
     # Beside the weights that it refers to, so that onnxruntime maps them and nothing is copied.
     path = job.exported.path.with_name("candidate.onnx")
+    if io.count_model_bytes(model) > _LARGE_BYTES:
+        candidate = onnx.ModelProto()
+        candidate.CopyFrom(model)
+        io.transpose_weights(candidate, path.parent, path.with_name("candidate.weights"))
+        model = candidate
     path.write_bytes(model.SerializeToString())
     return check_onnx(path, job.reference_cases, job.providers, optimize=not job.probe_only)
 

@@ -1,8 +1,9 @@
-"""Clean a graph: remove what tells where and how it was made, and name its dims as the manifest does.
+"""Clean a graph: remove what tells where and how it was made, name its dims, and guard it against a faulty fusion.
 
 Requires: the graph has the inputs and outputs of the job (`check.find_signature_error`).
-Ensures: the same nodes and weights compute the same values; no doc string, metadata, inferred shape, path or source
-line is left; the dims of inputs and outputs are the job's. Changes the model in place.
+Ensures: the same nodes compute the same values; no doc string, metadata, inferred shape, path or source line is left;
+the dims of inputs and outputs are the job's; onnxruntime leaves the padding of max pooling alone (`pad_fusion`).
+Changes the model in place.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import onnx
 
 from packager.export.graph import io
 from packager.export.graph.messages import OptimizeJob
+from packager.export.passes.pad_fusion import prevent_pad_fusion
 
 
 def clean_graph(model: onnx.ModelProto, job: OptimizeJob) -> None:
-    """Strip the metadata of a model in place, and give its inputs and outputs the dims of the job."""
+    """Change a model in place: no metadata, the dims of the job, and paddings that onnxruntime computes as written."""
     io.strip_metadata(model)
     model.graph.name = "model"
     for values, shapes in ((model.graph.input, job.inputs), (model.graph.output, job.outputs)):
         for value in values:
             _set_dims(value, shapes.get(value.name, ()))
+    prevent_pad_fusion(model.graph)
 
 
 def _set_dims(value: onnx.ValueInfoProto, shape: Sequence[str | int | None]) -> None:

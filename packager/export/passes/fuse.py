@@ -27,12 +27,15 @@ def fuse_operators(model: onnx.ModelProto, job: OptimizeJob) -> onnx.ModelProto:
     """Return the fused model, or the given one if nothing can be fused. Raises whatever onnxruntime raises."""
     if not any(node.op_type in _ANCHORS for node in model.graph.node):
         return model
-    from onnxruntime.transformers import optimizer  # imports sympy, which few graphs need
+    from packager.common.ort import onnxruntime  # noqa: F401  # before the next import: without telemetry
+    from onnxruntime.transformers import optimizer  # isort: skip  # imports sympy, which few graphs need
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _rename_tanh_gelus(copy)
     folder = job.exported.path.parent
+    # Otherwise the first fusion puts them into the graph, which every inference of shapes then copies several times.
+    io.transpose_weights(copy, folder, folder / "transposed.weights")
     with _working_directory(folder):  # where onnx looks for the few weights whose values a fusion reads
         # The BERT patterns are the general ones (attention, normalization, Gelu); zero heads: read from the graph.
         optimized = optimizer.optimize_model(copy, model_type="bert", num_heads=0, hidden_size=0, opt_level=0)

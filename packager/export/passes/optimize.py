@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 
 import onnx
-import onnxruntime
 
+from packager.common.ort import onnxruntime
 from packager.export.graph import io
 from packager.export.graph.messages import OptimizeJob
 

@@ -61,7 +61,7 @@ def run_passes(
     if parity is not None and not parity.passed:
         failure = "is not proven" if parity.loaded else "does not load"
         reason = f"the exported graph {failure}: {parity.reason}"
-        return OptimizeResult(before, (), None, reason, failed_parity=parity.loaded)
+        return OptimizeResult(before, (), None, reason, failed_parity=parity.loaded, failed_cases=parity.failed_cases)
     records = []
     names = [name for name in passes if _is_requested(name, job)]
     for name in names:

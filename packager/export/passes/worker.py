@@ -83,7 +83,7 @@ class OnnxWorker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env={**os.environ, **process_memory.WORKER_ENVIRONMENT},
+                env={"ORT_DISABLE_TELEMETRY": "1", **os.environ, **process_memory.WORKER_ENVIRONMENT},
             )
 
     def submit(self, job: OptimizeJob) -> Future[OptimizeResult]:

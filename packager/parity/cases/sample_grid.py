@@ -48,6 +48,11 @@ class InputCase:
         return ", ".join(self.value_kinds) or "data"
 
     @property
+    def is_constant(self) -> bool:
+        """Whether every row has the same value everywhere: zeros, or one end of the range."""
+        return bool(self.value_kinds) and set(self.value_kinds) <= set(generators.CONSTANT_KINDS)
+
+    @property
     def element_count(self) -> int:
         """How many elements all inputs have together."""
         return sum(array.size for array in self.inputs.values())
@@ -140,7 +145,7 @@ def _rank_values(case: InputCase) -> int:
     """Return when a test case is chosen: 0 if its values are varied, 1 if they are random, 2 if they are constant."""
     if set(case.value_kinds) <= {"random", "whole"}:
         return 1
-    return 2 if set(case.value_kinds) <= set(generators.CONSTANT_KINDS) else 0
+    return 2 if case.is_constant else 0
 
 
 def _halve_batch(project: Project, case: InputCase) -> Iterator[InputCase]:

@@ -139,7 +139,7 @@ def _make_diagnosis(
     uncalled = _find_uncalled_module(fault.nodes, module, runs.called)
     if uncalled:
         lines.append(f"the graph runs {uncalled}, which the module did not run on this case")
-    lines += _find_pitfalls(project, module, runs.failing.reference_case.inputs)
+    lines += _find_pitfalls(project, runs.failing.reference_case.inputs)
     has_repro = False
     if target is not None and fault.reproduces:
         has_repro, outcome = _write_repro(target, fault, runs.suspect.graph)
@@ -184,24 +184,18 @@ def _find_uncalled_module(nodes: Sequence[onnx.NodeProto], module: torch.nn.Modu
     return ""
 
 
-def _find_pitfalls(project: Project, module: torch.nn.Module, inputs: Mapping[str, Array]) -> list[str]:
-    """List what this module does on this case that only PyTorch defines, with what to write instead."""
-    pitfalls = []
+def _find_pitfalls(project: Project, inputs: Mapping[str, Array]) -> list[str]:
+    """List what this case has that only PyTorch defines the result of, with what to write instead."""
     specs = project.manifest.inputs
     zeros = [
         name
         for name, array in inputs.items()
         if generators.has_mask([specs[name]]) and array.size and not array.any(axis=-1).all()
     ]
-    if zeros:
-        remedy = "mask | ~mask.any(-1, keepdim=True) in forward() attends to every position instead"
-        pitfalls.append(
-            f"{zeros[0]} has a row of zeros on this case, where attention has nothing to attend to: {remedy}"
-        )
-    nested = torch.backends.mha.get_fastpath_enabled()
-    if nested and any(getattr(submodule, "use_nested_tensor", False) for submodule in module.modules()):
-        pitfalls.append("nn.TransformerEncoder zeroes padded positions, unless it has enable_nested_tensor=False")
-    return pitfalls
+    if not zeros:
+        return []
+    remedy = "mask | ~mask.any(-1, keepdim=True) in forward() attends to every position instead"
+    return [f"{zeros[0]} has a row of zeros on this case, where attention has nothing to attend to: {remedy}"]
 
 
 def _get_module_scope(node: onnx.NodeProto) -> list[str]:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 
+from packager.common.ort import onnxruntime
 from packager.common.sanitize import sanitize_message
 from packager.export.graph import walk
 from packager.parity.diagnosis.activations import INPUT_OPERATOR, Activation, Activations, ActivationsUnavailable

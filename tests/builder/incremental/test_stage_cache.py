@@ -53,7 +53,7 @@ PASSED = ParityResult(
 KEPT = StageRecord("export: torch-export", True, "pass", "", 5, 4, 100, 90, 1e-7)
 REJECTED = StageRecord("export: torchscript, from the trace", False, "fail", "scores[0]: wrong", 0, 0, 0, 0, None)
 UNSUPPORTED = replace(REJECTED, verdict="not-checked", reason="UnsupportedOperatorError")
-FILES = {"model.onnx": b"graph", "model.onnx.data": b"weights", "model.ts": b"program"}
+FILES = {"model.onnx": b"graph", "model.onnx_data": b"weights", "model.ts": b"program"}
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,12 @@ def make_results(project, **stages):
         ChannelCoverage(10, 9, {"layer.weight": UnexercisedChannels(1, 3, (2,))}, "by gradients", {"scores": 0}),
     )
     provenance = Provenance(
-        "c" * 64, "d" * 64, ("model.py",), "model", "module.", ("bias",), (), 6, 24, None, "the module"
+        "c" * 64, "d" * 64, ("model.py",), "model", "module.", ("bias",), (), "Net", 6, 24, None, "the module"
     )
     specialized = SpecializedControlFlow(("model.py:3",), ("transformers/a.py:4",), ("model.py:5",))
     digests = {path: records.OnnxData(path=path, sha256="a" * 64) for path in FILES}
     onnx = records.OnnxArtifact(
-        path="model.onnx", sha256="b" * 64, data=digests["model.onnx.data"], opset=20, ir_version=10,
+        path="model.onnx", sha256="b" * 64, data=digests["model.onnx_data"], opset=20, ir_version=10,
         domains={"": 20}, nodes=4,
     )  # fmt: skip
     script = records.TorchScriptArtifact(path="model.ts", sha256="e" * 64, method="script", optimize_for_inference=True)
@@ -188,7 +188,7 @@ def test_float64_outputs_come_back_in_float64_and_only_where_there_were_any(buil
 
 
 def test_a_bundle_without_a_graph_comes_back_without_one(build):
-    for path in ("model.onnx", "model.onnx.data"):
+    for path in ("model.onnx", "model.onnx_data"):
         build.writer.remove_file(path)
     results = make_results(build.project(), onnx=ArtifactResult(None, None, (UNSUPPORTED,), outputs=OUTPUTS))
     build.write(results)
@@ -223,7 +223,7 @@ def test_an_artifact_that_the_cases_decided_on_is_found_only_with_them(build):
         cached = build.load(parity={"samples": 40})
         assert getattr(cached, stage) is None
         assert cached.stages == {other}
-        assert set(cached.files) == ({"model.ts"} if stage == "onnx" else {"model.onnx", "model.onnx.data"})
+        assert set(cached.files) == ({"model.ts"} if stage == "onnx" else {"model.onnx", "model.onnx_data"})
 
 
 def test_a_change_of_the_exporter_leaves_the_other_stages(build):
@@ -297,7 +297,7 @@ def test_the_parity_of_an_artifact_is_written_apart_from_it(build):
         "reference": {"outputs.safetensors"},
         "torchscript": {"model.ts"},
         "torchscript parity": set(),
-        "onnx": {"model.onnx", "model.onnx.data"},
+        "onnx": {"model.onnx", "model.onnx_data"},
         "onnx parity": set(),
     }
     entries = {write.key.stage: write.entry for write in writes}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packager.builder.incremental.store import CacheEntry, CacheKey, look_up, put
-from packager.common.cache import Cache, write_record
+from packager.common.cache import Cache
 from packager.common.hashing import sha256_file
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -99,7 +99,7 @@ def test_the_files_are_not_checked_unless_they_are_needed(cache, tmp_path):
 
 def test_a_record_of_a_different_shape_is_unknown(cache):
     key = CacheKey("stage", {"a": "1"})
-    write_record(cache.action_path(key.id), {"nothing": "of use"})
+    cache.write_record(cache.action_path(key.id), {"nothing": "of use"})
     assert look_up(cache, key) is None
 
 

@@ -81,7 +81,9 @@ def test_every_input_of_a_bundle_is_evaluated_again_unless_it_follows_from_one_t
 @pytest.mark.parametrize("name", ["weather", "weather:today", "checkpoint.mtime", "code:nowhere", "model.mtime"])
 def test_an_input_of_an_unknown_kind_counts_as_changed(built, name):
     values = built.inputs.values
-    assert find_with_values(built, values) == ("net-1.0.0", built.entry)
+    found = find_with_values(built, values)
+    assert found is not None
+    assert (found.name, found.summary) == ("net-1.0.0", built.entry.record["summary"])
     assert find_with_values(built, {**values, name: "sunny"}) is None
 
 

@@ -58,7 +58,7 @@ def test_a_last_pass_that_breaks_parity_is_dropped_when_the_graph_that_ships_is_
     manifest = project(tmp_path, text, inputs=FLOATS)
     monkeypatch.setattr(worker, "OnnxWorker", WorkerInThisProcess)
     built = packager.build(manifest, tmp_path / "out", cache="off")
-    assert packager.verify(built.bundle).ok
+    assert packager.verify(built.bundle, trust_program=True).ok
     record = json.loads((built.bundle / "evidence/parity.json").read_text())
     stages = {stage["name"]: stage for stage in record["stages"]}
     assert (stages["optimize"]["kept"], stages["optimize"]["verdict"]) == (False, "fail")
@@ -200,4 +200,4 @@ def test_a_size_that_forward_turns_into_a_float_stays_dynamic_with_torch_export(
     text = LINEAR.replace("self.layer(x)", "self.layer(x) * float(x.shape[0])")
     settings = {"export": {"exporter": "torch-export"}, "torchscript": {"method": "none"}}
     bundle = packager.build(project(tmp_path, text, **settings), tmp_path / "out").bundle
-    assert packager.verify(bundle).ok
+    assert packager.verify(bundle, trust_program=True).ok

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from messages import carries, mentions
-from projects import LINEAR, package, project, python, reseal
+from projects import LINEAR, environment_without_torch, package, project, python, reseal
 
 import packager
 from packager.builder.results import LeftOut, describe_left_out
@@ -58,9 +58,10 @@ def returning(*lines):
 NOT_TRACED = returning(
     NO_CODE,
     "q = torch.stack([y, y + x[:, :3]], 1)[:, None]",
-    "return nn.functional.scaled_dot_product_attention(q, q, q, is_causal=q.shape[2] > 1)",
+    "assert (q.shape[2] / 1).is_integer()",
+    "return nn.functional.scaled_dot_product_attention(q, q, q)",
 )
-"""In a trace, a size is a tensor, and `is_causal` must be a bool."""
+"""In a trace, a size is a tensor, which has no `is_integer`."""
 BRANCH = returning("return torch.cond(x.sum() > 0, lambda v: v * 2, lambda v: v - 1, (y,))")
 """torch.jit knows no torch.cond."""
 TRACED_WRONG = returning(NO_CODE, "return y * torch.sym_float(x.shape[0])")
@@ -134,7 +135,7 @@ def test_a_program_that_torchscript_cannot_save_is_shipped_as_an_exported_progra
 
 
 def test_an_exported_program_is_replayed_by_verify(exported):
-    report = packager.verify(exported[0].bundle)
+    report = packager.verify(exported[0].bundle, trust_program=True)
     assert report.ok
     assert report.parity == {"onnx": "pass", "torchscript": "not-checked", "torch-export": "pass"}
     (note,) = report.notes
@@ -145,7 +146,7 @@ def test_an_exported_program_is_loaded_where_onnx_is_not(exported, broken, caplo
     x = np.random.default_rng(0).random((7, 4), dtype=np.float32)
     expected = packager.load(exported[0].bundle)(x=x)["output_0"]
     with caplog.at_level(logging.WARNING, logger="packager"):
-        loaded = packager.load(broken, selftest=True)
+        loaded = packager.load(broken, selftest=True, trust_program=True)
     assert loaded.backend == "torch-export"
     mentions(caplog.records[-1].getMessage(), "net-1.0.0", "torch.export", "onnxruntime")
     np.testing.assert_allclose(loaded(x=x)["output_0"], expected, atol=1e-6)
@@ -158,7 +159,7 @@ def test_an_exported_program_that_holds_more_than_a_program_is_not_loaded(broken
     (broken / "model.pt2").write_bytes((broken / "model.pt2").read_bytes() + b"more")
     reseal(broken)
     with pytest.raises(BackendUnavailable) as caught:
-        packager.load(broken)
+        packager.load(broken, trust_program=True)
     mentions(caught.value.why, "onnxruntime", "torch.export", "archive")
 
 
@@ -170,24 +171,23 @@ def test_a_changed_exported_program_fails_the_replay(exported, tmp_path):
     config["artifacts"]["torch-export"]["sha256"] = sha256_file(bundle / "model.pt2")
     (bundle / "config.json").write_text(json.dumps(config))
     reseal(bundle)
-    report = packager.verify(bundle)
+    report = packager.verify(bundle, trust_program=True)
     assert report.parity == {"onnx": "pass", "torchscript": "not-checked", "torch-export": "fail"}
     assert not report.ok
     sections = {section.name: section.differences for section in packager.diff(exported[0].bundle, bundle).sections}
     assert [difference.where for difference in sections["torchscript"]] == ["model.pt2.sha256"]
 
 
-def test_without_torch_an_exported_program_is_not_checked_and_not_loaded(exported, broken):
+def test_without_torch_an_exported_program_is_not_checked_and_not_loaded(exported, broken, tmp_path):
     code = (
-        "import sys, json; sys.modules['torch'] = None\n"
-        "import packager\n"
-        "print(json.dumps(packager.verify(sys.argv[1]).as_json()))\n"
+        "import sys, json, packager\n"
+        "print(json.dumps(packager.verify(sys.argv[1], trust_program=True).as_json()))\n"
         "try:\n"
-        "    packager.load(sys.argv[2])\n"
+        "    packager.load(sys.argv[2], trust_program=True)\n"
         "except packager.PackagerError as error:\n"
         "    print(json.dumps([error.why, error.hint]))\n"
     )
-    done = python(code, exported[0].bundle, broken)
+    done = python(code, exported[0].bundle, broken, env=environment_without_torch(tmp_path / "without"))
     assert done.returncode == 0, done.stderr
     report, (why, hint) = map(json.loads, done.stdout.splitlines())
     assert report["ok"]
@@ -208,7 +208,7 @@ def test_an_exported_program_from_the_cache_is_checked_on_new_cases(tmp_path):
     built, _ = build(tmp_path, SPARSEMAX, parity={"samples": 40})
     assert {"reference", "torchscript", "onnx"} <= set(built.stages)
     assert not {"trace", "export"} & set(built.stages)
-    assert packager.verify(built.bundle).parity["torch-export"] == "pass"
+    assert packager.verify(built.bundle, trust_program=True).parity["torch-export"] == "pass"
     built, _ = build(tmp_path, SPARSEMAX, parity={"samples": 40}, description="Different")
     assert set(built.stages) == {"reference", "torchscript", "onnx", "bundle"}
     assert built.recalled == {"reference", "torchscript", "onnx"}
@@ -222,17 +222,17 @@ def test_a_module_that_can_be_neither_traced_nor_scripted_ships_onnx_and_an_expo
     stages = stages_of(built.bundle)
     assert stages["export: torch-export"] == "pass"
     assert (stages["torchscript: trace"], stages["torchscript: script"]) == ("not-checked", "not-checked")
-    mentions(next(note for note in notes if carries(note, "exported program")), "trace", "is_causal", "script")
+    mentions(next(note for note in notes if carries(note, "exported program")), "trace", "is_integer", "script")
     unchecked = read(built.bundle, "evidence/parity.json")["not_checked"]
     assert len([item for item in unchecked if carries(item, "traced")]) == 1
     assert not [note for note in notes if carries(note, "control flow")]
-    assert packager.verify(built.bundle).ok
+    assert packager.verify(built.bundle, trust_program=True).ok
 
 
 def test_a_branch_on_data_is_kept_by_both_artifacts(tmp_path):
     built, _ = build(tmp_path, BRANCH)
     assert built.parity == {"onnx": "pass", "torchscript": "not-checked", "torch-export": "pass"}
-    assert packager.verify(built.bundle).ok
+    assert packager.verify(built.bundle, trust_program=True).ok
 
 
 def test_the_causes_of_a_failed_trace_and_of_a_failed_export_are_all_named(tmp_path):
@@ -240,7 +240,7 @@ def test_the_causes_of_a_failed_trace_and_of_a_failed_export_are_all_named(tmp_p
     with pytest.raises(ExportFailed) as caught:
         build(tmp_path, source)
     trace, script, export = (problem.message for problem in caught.value.problems)
-    mentions(trace, "torchscript, from the trace", "is_causal")
+    mentions(trace, "torchscript, from the trace", "is_integer")
     mentions(script, "torchscript, from the script", "__float__")
     mentions(export, "torch-export", "lgamma")
 
@@ -280,7 +280,7 @@ def test_onnx_ships_alone_where_no_fallback_is_proven(alone):
     mentions(built.facts["fallback"], "none", "Sparsemax", "GuardOnDataDependentSymNode")
     for text in (note, (built.bundle / "README.md").read_text()):
         mentions(text, "fallback", "Sparsemax", "GuardOnDataDependentSymNode")
-    assert packager.verify(built.bundle).ok
+    assert packager.verify(built.bundle, trust_program=True).ok
 
 
 class Scaled(torch.nn.Module):
@@ -313,7 +313,7 @@ def test_an_exported_program_that_is_wrong_is_left_out_with_its_verdict(tmp_path
     assert stages_of(built.bundle)["torch-export: exported program"] == "fail"
     mentions(next(note for note in notes if carries(note, "alone")), "the exported program does not pass", "PyTorch")
     assert "- torch-export, wrong: the exported program does not pass" in (built.bundle / "README.md").read_text()
-    assert packager.verify(built.bundle).ok
+    assert packager.verify(built.bundle, trust_program=True).ok
     rebuilt, _ = build(tmp_path, SPARSEMAX, description="Different")
     assert rebuilt.recalled == {"reference", "torchscript", "onnx"}
 
@@ -353,7 +353,7 @@ def test_a_malformed_reason_is_refused_by_verify_and_does_not_crash_the_loader(a
     bundle = Path(shutil.copytree(alone[0].bundle, tmp_path / "net-1.0.0"))
     (bundle / "config.json").write_text(json.dumps({**read(bundle), "left_out": left_out}))
     reseal(bundle)
-    assert not packager.verify(bundle).ok
+    assert not packager.verify(bundle, trust_program=True).ok
     if left_out != {"onnx": {"reason": "x"}}:
         with pytest.raises(NotABundle):
             packager.load(bundle)
@@ -367,7 +367,7 @@ def test_a_malformed_entry_for_an_exported_program_is_refused(exported, tmp_path
         json.dumps({**config, "artifacts": {**config["artifacts"], "torch-export": entry}})
     )
     reseal(bundle)
-    report = packager.verify(bundle)
+    report = packager.verify(bundle, trust_program=True)
     assert not report.ok
     assert report.parity == {"onnx": "not-checked", "torchscript": "not-checked", "torch-export": "not-checked"}
 
@@ -430,10 +430,10 @@ def test_an_exported_program_ships_alone_if_no_exporter_works_and_onnx_is_not_re
     built, notes = build(tmp_path, source, export={"required": False})
     assert built.parity == {"onnx": "not-checked", "torchscript": "not-checked", "torch-export": "pass"}
     mentions(next(note for note in notes if carries(note, "export.required")), "exported program")
-    loaded = packager.load(built.bundle)
+    loaded = packager.load(built.bundle, fingerprint=built.fingerprint)
     assert loaded.backend == "torch-export"
     assert loaded(x=np.ones((5, 4), np.float32))["output_0"].shape == (5, 3)
-    assert packager.verify(built.bundle).ok
+    assert packager.verify(built.bundle, trust_program=True).ok
 
 
 # -- the words ------------------------------------------------------------------------------
@@ -463,4 +463,4 @@ def test_the_weights_of_a_large_model_are_not_packed_a_second_time(tmp_path, mon
     stages = json.loads((bundle / "evidence/parity.json").read_text())["stages"]
     forms = [stage["name"] for stage in stages if "freeze" in stage["name"]]
     assert [("optimize for inference" in form) for form in forms] == [not is_large]
-    assert packager.verify(bundle).ok
+    assert packager.verify(bundle, trust_program=True).ok

@@ -941,3 +941,37 @@ def test_whatever_fsspec_opens_is_read_even_a_chain(tmp_path):
     with served.serving({"all.zip": (tmp_path / "all.zip").read_bytes()}) as server:
         read = checkpoint.read(f"zip://inner/m.safetensors::{server.url('all.zip')}")
     assert torch.equal(read.state["layer.weight"], weights()["layer.weight"])
+
+
+# -- what others may do -----------------------------------------------------------------------
+
+
+def test_a_download_is_for_the_user_alone():
+    before = os.umask(0)
+    try:
+        with served.serving({"m.bin": LARGE}) as server:
+            assert fetch(server.url("m.bin")) == LARGE
+    finally:
+        os.umask(before)
+    folder = open_cache().folder
+    assert [path for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077] == []
+    assert any(path.stat().st_size == len(LARGE) for path in everything_in(folder))
+
+
+def test_a_finished_file_of_an_earlier_attempt_is_hashed_before_it_is_used():
+    """Its record says which digest it has, and a pin was compared with that."""
+    forged = bytes(len(LARGE))
+    with served.serving({"m.bin": LARGE}) as server:
+        cache = open_cache()
+        folder = cache.incoming_folder(sha256(LARGE))
+        cache.make_folder(folder / "files")
+        (folder / "files/m.bin").write_bytes(forged)
+        version = {"size": len(LARGE), "marks": {}}
+        record = {"bytes": len(LARGE), "sha256": sha256(LARGE), "version": version}
+        (folder / f"{sha256(b'm.bin')}.done").write_text(json.dumps(record))
+        done = folder / f"{sha256(b'm.bin')}.done", folder / "files/m.bin"
+        assert remote._read_finished(*done) is None
+        (folder / "files/m.bin").write_bytes(LARGE)
+        assert remote._read_finished(*done) is not None
+        (folder / "files/m.bin").write_bytes(forged)
+        assert fetch(server.url("m.bin"), sha256(LARGE)) == LARGE

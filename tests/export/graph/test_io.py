@@ -35,3 +35,48 @@ def test_a_file_of_weights_that_ends_early_is_an_error(tmp_path):
         stream.truncate(1000)
     with pytest.raises(EOFError):
         io.write_graph(model, tmp_path, tmp_path / "model.onnx")
+
+
+def product_with_transposed(tmp_path, *readers, perm=(1, 0)):
+    """Return a model that multiplies by a large transposed weight; `readers` are more nodes. Also the values."""
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    values = np.arange(200 * 150, dtype=np.float32).reshape(200, 150)
+    nodes = [
+        helper.make_node("Transpose", ["weight"], ["transposed"], perm=perm),
+        helper.make_node("MatMul", ["x", "transposed"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        [*nodes, *readers],
+        "g",
+        [helper.make_tensor_value_info("x", floats, ["batch", 150 if perm == (1, 0) else 200])],
+        [helper.make_tensor_value_info("y", floats, ["batch", None])],
+        [onnx.numpy_helper.from_array(values, "weight")],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "raw.onnx")
+    return io.load_graph(ExportedGraph(tmp_path / "raw.onnx")), values
+
+
+def test_a_weight_that_is_transposed_before_a_product_is_written_transposed(tmp_path):
+    model, values = product_with_transposed(tmp_path)
+    io.transpose_weights(model, tmp_path, tmp_path / "transposed.weights")
+    assert [(node.op_type, list(node.input)) for node in model.graph.node] == [("MatMul", ["x", "weight"])]
+    (weight,) = model.graph.initializer
+    assert not weight.raw_data and list(weight.dims) == [150, 200]
+    onnx.load_external_data_for_model(model, str(tmp_path))
+    assert np.array_equal(onnx.numpy_helper.to_array(model.graph.initializer[0]), values.T)
+
+
+@pytest.mark.parametrize(
+    ("readers", "perm"),
+    [
+        ([onnx.helper.make_node("Abs", ["weight"], ["a"])], (1, 0)),
+        ([onnx.helper.make_node("Abs", ["transposed"], ["a"])], (1, 0)),
+        ([], (0, 1)),
+    ],
+    ids=["the weight is read as it is", "something else reads it transposed", "the axes stay"],
+)
+def test_other_weights_stay_as_they_are(tmp_path, readers, perm):
+    model, _ = product_with_transposed(tmp_path, *readers, perm=perm)
+    before = model.SerializeToString()
+    io.transpose_weights(model, tmp_path, tmp_path / "transposed.weights")
+    assert model.SerializeToString() == before

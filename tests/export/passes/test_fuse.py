@@ -50,11 +50,12 @@ def test_weights_that_no_fusion_reads_stay_in_their_file(tmp_path, monkeypatch):
     """Otherwise a graph with more than 2 GB of them would not be a protobuf any more."""
     helper, floats = onnx.helper, onnx.TensorProto.FLOAT
     nodes = [
-        helper.make_node("MatMul", ["x", "weight"], ["product"]),
+        helper.make_node("Transpose", ["weight"], ["transposed"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "transposed"], ["product"]),
         helper.make_node("Add", ["product", "bias"], ["sum"]),
         helper.make_node("Gelu", ["sum"], ["y"]),
     ]
-    weights = {"weight": np.ones((128, 256), np.float32), "bias": np.ones(256, np.float32)}
+    weights = {"weight": np.ones((256, 128), np.float32), "bias": np.ones(256, np.float32)}
     graph = helper.make_graph(
         nodes,
         "graph",
@@ -74,6 +75,6 @@ def test_weights_that_no_fusion_reads_stay_in_their_file(tmp_path, monkeypatch):
     assert [node.op_type for node in fused.graph.node] == ["MatMul", "BiasGelu"]
     (weight,) = [tensor for tensor in fused.graph.initializer if tensor.name == "weight"]
     assert not weight.raw_data
-    assert {entry.key: entry.value for entry in weight.external_data}["location"] == "raw.onnx.weights"
+    assert {entry.key: entry.value for entry in weight.external_data}["location"] == "transposed.weights"
     assert (tmp_path / "fused.weights").stat().st_size == 0
     assert Path.cwd() == tmp_path.parent

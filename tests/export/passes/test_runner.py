@@ -14,7 +14,7 @@ from packager.export import onnx as exporters
 from packager.export import torchscript
 from packager.export.graph import io, walk
 from packager.export.graph.messages import OptimizeJob
-from packager.export.passes import runner
+from packager.export.passes import check, runner
 from packager.model import loader
 from packager.model.inputs import bind_inputs
 from packager.parity import reference
@@ -131,6 +131,16 @@ def test_every_pass_is_recorded_and_the_graph_gets_smaller(exported):
     session = check_outputs(exported)
     assert [value.shape for value in session.get_outputs()] == [["batch", "length", 32], ["batch", "length", 600]]
     assert [value.name for value in session.get_outputs()] == ["hidden", "scores"]
+
+
+def test_a_large_graph_is_checked_with_its_weights_transposed_and_ships_the_same_bytes(traced, monkeypatch):
+    result, shipped = run(traced), traced.output_path.read_bytes()
+    candidate = traced.exported.path.with_name("candidate.weights")
+    assert not candidate.exists()
+    monkeypatch.setattr(check, "_LARGE_BYTES", 0)
+    assert run(traced) == result
+    assert traced.output_path.read_bytes() == shipped
+    assert candidate.stat().st_size == 4 * 32 * 600
 
 
 def test_normalization_becomes_one_operator(traced):
@@ -319,7 +329,7 @@ def test_weights_over_the_threshold_go_into_a_file_of_their_own(traced, monkeypa
     size = traced.output_path.stat().st_size
     monkeypatch.setattr(io, "EXTERNAL_DATA_BYTES", 1 << 16)
     result = run(traced)
-    data = traced.output_path.with_name("model.onnx.data")
+    data = traced.output_path.with_name("model.onnx_data")
     try:
         assert result.summary.external_data
         assert not whole.summary.external_data
@@ -329,7 +339,7 @@ def test_weights_over_the_threshold_go_into_a_file_of_their_own(traced, monkeypa
         external = [tensor for tensor in model.graph.initializer if tensor.external_data]
         for tensor in external:
             entries = {entry.key: entry.value for entry in tensor.external_data}
-            assert entries["location"] == "model.onnx.data"
+            assert entries["location"] == "model.onnx_data"
             assert int(entries["offset"]) % 4096 == 0
         assert external
         check_outputs(traced)

@@ -1,0 +1,197 @@
+"""Find the external weights of a serialized ONNX model, without onnx: a reader of protobuf's wire format.
+
+An ONNX model may keep weights in other files: a tensor then has a location, an offset and a length. Whoever follows
+them without checking reads any file of the machine. `find_external_tensors` finds them wherever a model may have
+tensors (in subgraphs, functions and attributes too), and accepts those alone that lie inside the one file of a bundle
+and have the length that their shape and dtype ask for.
+
+The field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3), the encoding that
+of https://protobuf.dev/programming-guides/encoding/.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+MAX_NESTING = 100
+"""How deep messages may be nested, as in Google's parser."""
+_MAX_SIZE = 1 << 62
+_MAX_FIELDS = 2_000_000
+_MAX_DIMS = 64
+
+_MESSAGES: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "subgraph", 2: "subgraph"},
+    "graph": {1: "node", 5: "initializer", 15: "sparse"},
+    "subgraph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "subgraph", 10: "tensor", 11: "subgraph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+"""The kind of message in each field that can lead to a tensor, by the kind of message that it is in."""
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_DIMS, _DATA_TYPE, _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14  # of TensorProto
+_EXTERNAL = 1
+
+_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
+"""The size of an element by TensorProto.DataType; dtypes that no bundle has are left out."""
+
+Value = int | memoryview
+
+
+class WeightsUnsafe(ValueError):
+    """The model refers to weights outside of its bundle, or is not valid protobuf."""
+
+
+@dataclass(frozen=True)
+class ExternalTensor:
+    """A weight in the data file: its TensorProto.DataType, its shape, and its bytes from `offset` on."""
+
+    name: str
+    data_type: int
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+def find_external_tensors(model: bytes, data_name: str | None, data_size: int) -> list[ExternalTensor]:
+    """Find the weights that a model keeps in the file `data_name` of `data_size` bytes; None if there is no such file.
+
+    Raises `WeightsUnsafe` for a weight anywhere else, or that is not an initializer of the main graph.
+    """
+    if b"location" not in model:  # the key of the entry that every external tensor has
+        return []
+    tensors: dict[str, ExternalTensor] = {}
+    fields = 0
+    pending: list[tuple[str, memoryview, int]] = [("model", memoryview(model), 0)]
+    while pending:
+        kind, message, depth = pending.pop()
+        if depth > MAX_NESTING:
+            raise WeightsUnsafe(f"the model is nested more than {MAX_NESTING} levels deep")
+        if kind in ("initializer", "tensor"):
+            tensor = _read_tensor(message, data_name, data_size)
+            if tensor is not None and kind == "tensor":
+                raise WeightsUnsafe(f"{tensor.name!r} has external data, and is not a weight of the main graph")
+            if tensor is not None and tensor.name in tensors:
+                raise WeightsUnsafe(f"there are two weights {tensor.name!r}")
+            if tensor is not None:
+                tensors[tensor.name] = tensor
+            continue
+        kinds = _MESSAGES[kind]
+        for field, value in _iter_fields(message):
+            fields += 1
+            if field in kinds and isinstance(value, memoryview):
+                pending.append((kinds[field], value, depth + 1))
+            if fields > _MAX_FIELDS:
+                raise WeightsUnsafe(f"the model has more than {_MAX_FIELDS} fields outside of its weights")
+    return list(tensors.values())
+
+
+def _read_tensor(message: memoryview, data_name: str | None, data_size: int) -> ExternalTensor | None:
+    """Read a TensorProto; return None if its values are inside the model. Raises `WeightsUnsafe`."""
+    name, data_type, location = "", 0, 0
+    dims: list[int] = []
+    entries: dict[str, str] = {}
+    for field, value in _iter_fields(message):
+        if field == _DIMS:
+            dims += [value] if isinstance(value, int) else _read_packed(value)
+        elif field == _DATA_TYPE and isinstance(value, int):
+            data_type = value
+        elif field == _DATA_LOCATION and isinstance(value, int):
+            location = value
+        elif field == _NAME and isinstance(value, memoryview):
+            name = _decode(value)
+        elif field == _EXTERNAL_DATA and isinstance(value, memoryview):
+            pair = {number: _decode(text) for number, text in _iter_fields(value) if isinstance(text, memoryview)}
+            if pair.get(1, "") in entries:
+                raise WeightsUnsafe(f"{name!r} has {pair.get(1, '')!r} twice")
+            entries[pair.get(1, "")] = pair.get(2, "")
+    if location != _EXTERNAL and not entries:
+        return None
+    return _check_tensor(name, data_type, dims, entries, data_name, data_size)
+
+
+def _check_tensor(
+    name: str, data_type: int, dims: list[int], entries: Mapping[str, str], data_name: str | None, data_size: int
+) -> ExternalTensor:
+    shown = f"the weight {name[:100]!r}"
+    location = entries.get("location", "")
+    if location != data_name:
+        raise WeightsUnsafe(f"{shown} is in the file {location[:100]!r}, which is not a file of this bundle")
+    if data_type not in _ITEM_BYTES:
+        raise WeightsUnsafe(f"{shown} has the unsupported dtype {data_type}")
+    if len(dims) > _MAX_DIMS or any(
+        dim >= _MAX_SIZE for dim in dims
+    ):  # negative numbers are large ones, as in the file
+        raise WeightsUnsafe(f"{shown} has an impossible shape")
+    length = math.prod(dims) * _ITEM_BYTES[data_type]
+    offset = _read_number(entries.get("offset", "0"), shown)
+    if "length" in entries and _read_number(entries["length"], shown) != length:
+        raise WeightsUnsafe(f"{shown} has {entries['length']} bytes, and its shape and dtype need {length}")
+    if offset + length > data_size:
+        raise WeightsUnsafe(f"{shown} ends at byte {offset + length} of {data_name}, which has {data_size}")
+    if offset % _ITEM_BYTES[data_type]:
+        raise WeightsUnsafe(f"{shown} is not aligned to its dtype")
+    return ExternalTensor(name, data_type, tuple(dims), offset, length)
+
+
+def _read_number(text: str, shown: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise WeightsUnsafe(f"{shown} has the offset or length {text[:100]!r}")
+    return int(text)
+
+
+def _decode(value: memoryview) -> str:
+    try:
+        return bytes(value).decode()
+    except UnicodeDecodeError:
+        raise WeightsUnsafe("the model contains text that is not UTF-8") from None
+
+
+def _read_packed(value: memoryview) -> list[int]:
+    numbers, position = [], 0
+    while position < len(value):
+        number, position = _read_varint(value, position)
+        numbers.append(number)
+    return numbers
+
+
+def _iter_fields(message: memoryview) -> Iterator[tuple[int, Value]]:
+    """Yield number and value of each field of a message, as far as its type has one. Raises `WeightsUnsafe`."""
+    position = 0
+    while position < len(message):
+        tag, position = _read_varint(message, position)
+        field, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            value, position = _read_varint(message, position)
+            yield field, value
+            continue
+        if wire_type == _BYTES:
+            length, position = _read_varint(message, position)
+        elif wire_type in (_FIXED32, _FIXED64):
+            length = 4 if wire_type == _FIXED32 else 8
+        else:
+            raise WeightsUnsafe("the model is not valid protobuf: it contains a group")
+        if field == 0 or length > len(message) - position:
+            raise WeightsUnsafe("the model is not valid protobuf: a field is longer than its message")
+        if wire_type == _BYTES:
+            yield field, message[position : position + length]
+        position += length
+
+
+def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
+    """Read a number of at most 10 bytes. Returns it with the position after it."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if position >= len(message):
+            break
+        byte = message[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number & 0xFFFF_FFFF_FFFF_FFFF, position
+    raise WeightsUnsafe("the model is not valid protobuf: a number does not end")

@@ -1,0 +1,68 @@
+"""What keeps torch from tracing a module without being part of what the module computes."""
+
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from exporting import export
+from projects import project
+
+from packager.export import exporters
+
+# Without the flag, every row would be an average over all rows instead of those up to its own.
+SOURCE = """
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention as attend
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 12)
+
+    def forward(self, x):
+        q, k, v = self.layer(x).unsqueeze(1).chunk(3, -1)
+        longer = x.shape[1] > 1
+        return attend(q, k, v, is_causal=longer) + F.scaled_dot_product_attention(q, k, v, None, 0.0, longer)
+"""
+INPUTS = {"x": {"dtype": "float32", "shape": ["batch", "length", 4]}}
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "module", "torch-export"])
+def test_attention_whose_is_causal_is_computed_from_a_size_is_exported(tmp_path, exporter):
+    graph, grid, cases, _ = export(exporter, project(tmp_path, SOURCE, inputs=INPUTS), tmp_path)
+    session = onnxruntime.InferenceSession(graph)
+    assert len({case.inputs["x"].shape[1] for case in grid.cases}) > 2
+    for case in grid.cases:
+        (actual,) = session.run(None, {"x": case.inputs["x"]})
+        np.testing.assert_allclose(actual, cases[case.name]["output_0"], rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_replaced_only_for_the_second_attempt_and_wherever_it_was_imported():
+    attention = torch.nn.functional.scaled_dot_product_attention
+    sys.modules[__name__].attend = attention
+    query, attempts = torch.ones(1, 2, 3), []
+
+    def trace():
+        attempts.append((attend, torch.nn.functional.scaled_dot_product_attention))  # noqa: F821 (set above)
+        return attempts[-1][0](query, query, query, is_causal=torch.tensor(True))
+
+    exporters.retry_with_plain_is_causal(trace)
+    assert attempts[0] == (attention, attention)
+    assert attempts[1][0] is attempts[1][1] is not attention
+    assert attend is torch.nn.functional.scaled_dot_product_attention is attention  # noqa: F821 (set above)
+
+
+def test_other_type_errors_are_raised_at_once():
+    attempts = []
+
+    def trace():
+        attempts.append(1)
+        raise TypeError("query must be a tensor")
+
+    with pytest.raises(TypeError, match="query"):
+        exporters.retry_with_plain_is_causal(trace)
+    assert attempts == [1]
