@@ -26,7 +26,7 @@ INTRODUCTION = """\
 Everything that a program may import. All other modules are internal and may change in any version.
 This page is generated from the code by `make api`.
 
-- [`packager`](#packager): build, load, verify and compare bundles
+- [`packager`](#packager): build, load, verify, sign and compare bundles
 - [`packager.checkpoint`](#packagercheckpoint): read checkpoints, and save those of a training loop
 - [`packager.errors`](#packagererrors): the errors
 
@@ -40,7 +40,7 @@ meaning, and the exit status that the command line gives them. The log messages 
 `packager` and `packager.checkpoint`.
 """
 SECTIONS = (
-    ("packager", "Build, load, verify and compare bundles."),
+    ("packager", "Build, load, verify, sign and compare bundles."),
     ("packager.checkpoint", "Read checkpoints, and save those of a training loop ([training.md](training.md))."),
 )
 CREATED_BY_PACKAGER = ("Bundle", "PackagerError")  # a program reads their attributes, and does not construct them

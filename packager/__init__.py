@@ -1,7 +1,7 @@
 """Package one manifest and one PyTorch checkpoint into one proven, self-contained ONNX bundle.
 
-`load` is for services, and needs only numpy and onnxruntime; `build`, `verify` and `diff` do what the commands of the
-same names do. Importing this package imports no other module of it before a name is used.
+`load` is for services, and needs only numpy and onnxruntime; `build`, `verify`, `sign` and `diff` do what the commands
+of the same names do. Importing this package imports no other module of it before a name is used.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from packager.errors import PackagerError
     from packager.runtime.loader import Bundle, load
     from packager.runtime.verify import VerifyReport, verify
+    from packager.signature.sign import SignResult, sign
 
 __all__ = [
-    "Bundle", "BuildResult", "DiffReport", "PackagerError", "VerifyReport", "build", "diff", "load", "verify"
+    "Bundle", "BuildResult", "DiffReport", "PackagerError", "SignResult", "VerifyReport",
+    "build", "diff", "load", "sign", "verify",
 ]  # fmt: skip
 
 _EXPORTS = {
@@ -27,10 +29,12 @@ _EXPORTS = {
     "BuildResult": "packager.builder.build_result",
     "DiffReport": "packager.differences",
     "PackagerError": "packager.errors",
+    "SignResult": "packager.signature.sign",
     "VerifyReport": "packager.runtime.verify",
     "build": "packager.builder.api",
     "diff": "packager.differences",
     "load": "packager.runtime.loader",
+    "sign": "packager.signature.sign",
     "verify": "packager.runtime.verify",
 }
 

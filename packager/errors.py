@@ -670,6 +670,46 @@ class FingerprintWrong(Refused):
         )
 
 
+class SignatureMissing(Refused):
+    code = "signature-missing"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path} is not signed",
+            why="a signer was required, and there is no model.sig",
+            hint="fetch the signed bundle, or ask its publisher to sign it with `package sign`",
+        )
+
+
+class SignatureWrong(Refused):
+    code = "signature-wrong"
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(
+            f"the signature of {path} is not valid",
+            why=why,
+            hint="do not use the bundle; fetch it again, and compare the key with that of its publisher",
+        )
+
+
+class CertificateRefused(Refused):
+    code = "certificate-refused"
+
+    def __init__(self, path: str, subject: str | None, why: str) -> None:
+        super().__init__(
+            f"the certificate that signed {path} is not accepted",
+            why=f"{subject}: {why}" if subject else why,
+            hint="ask the publisher for the root of its certificates, or for a signature with a valid certificate",
+        )
+
+
+class KeyUnusable(UserError):
+    code = "key-unusable"
+
+    def __init__(self, path: str, what: str, why: str, hint: str) -> None:
+        super().__init__(f"cannot use {path} as {what}", why=why, hint=hint)
+
+
 class BackendUnavailable(UserError):
     code = "backend-unavailable"
 
@@ -684,8 +724,9 @@ class ProgramNotTrusted(UserError):
         super().__init__(
             f"cannot load {path}: all that is left is {program}, a program, and the bundle is not trusted",
             why=f"{cause}\n{program} can read and write files as you can, and its digest does not say who wrote it",
-            hint="use an onnxruntime that loads the model; or pin the bundle with fingerprint='h1:…', or trust its "
-            "maker with trust_program=True; on the command line: --fingerprint, --trust-program",
+            hint="use an onnxruntime that loads the model; or pin the bundle with fingerprint='h1:…' or "
+            "public_key='….pem', or trust its maker with trust_program=True; on the command line: --fingerprint, "
+            "--trust-program",
         )
 
 

@@ -166,6 +166,13 @@ BUNDLE = {
     "model-unreadable": errors.ModelUnreadable("dist/net-1.0.0/model.onnx", "ValueError: it holds no graph"),
     "integrity-failed": errors.IntegrityFailed("dist/net-1.0.0", "changed: model.onnx\nnot listed: extra"),
     "fingerprint-wrong": errors.FingerprintWrong("dist/net-1.0.0", FINGERPRINT, OTHER_FINGERPRINT),
+    "signature-missing": errors.SignatureMissing("dist/net-1.0.0"),
+    "signature-wrong": errors.SignatureWrong("dist/net-1.0.0", "it was made for other files\ndifferent: model.onnx"),
+    "certificate-refused": errors.CertificateRefused("dist/net-1.0.0", "CN=Release", "it expired on 2020-01-01"),
+    "certificate-refused--unreadable": errors.CertificateRefused("dist/net-1.0.0", None, "it cannot be read: ASN.1"),
+    "key-unusable": errors.KeyUnusable(
+        "release.pem", "a private key", "it is an RSA key", "openssl genpkey -algorithm EC makes one"
+    ),
     "backend-unavailable": errors.BackendUnavailable(
         "dist/net-1.0.0", "onnxruntime: Load model failed", "load with fallback=True"
     ),

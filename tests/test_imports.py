@@ -4,8 +4,11 @@ import ast
 import json
 import sys
 
+import pki
 import pytest
 from projects import ROOT, python
+
+import packager
 
 HEAVY = {"torch", "onnx", "onnxsim", "onnxscript", "jinja2", "transformers"}
 BUILD_SIDE = tuple(
@@ -71,6 +74,31 @@ def test_loading_an_archive_imports_nothing_heavy_either(archived):
 def test_a_selftest_needs_no_torch_either(built):
     found = imported("import sys, packager\npackager.load(sys.argv[1], selftest=True)", built.bundle)
     assert not found & {*HEAVY, "pydantic"}
+
+
+def test_only_a_key_imports_what_checks_a_signature(bundle, tmp_path):
+    private, public = pki.write_key(tmp_path)
+    packager.sign(bundle, key=private)
+    code = "import sys, packager\npackager.load(sys.argv[1], public_key=sys.argv[2] if sys.argv[2:] else None)"
+    assert not imported(code, bundle) & {"cryptography", "model_signing", "OpenSSL"}
+    found = imported(code, bundle, public)
+    assert "cryptography" in found
+    assert not found & {*HEAVY, "pydantic", "model_signing", "OpenSSL", "securesystemslib", "sigstore"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("model_signing", "sign"), ("OpenSSL", "sign"), ("cryptography", "sign")]
+)
+def test_signing_without_its_extra_says_what_to_install(bundle, tmp_path, missing, extra):
+    private, public = pki.write_key(tmp_path)
+    hide = f"import sys, packager\nsys.modules[{missing!r}] = None\n"
+    done = python(hide + "packager.sign(sys.argv[1], key=sys.argv[2])", bundle, private)
+    assert f"requires {missing}" in done.stderr and f"pip install 'torch-packager[{extra}]'" in done.stderr
+    done = python(hide + "print(packager.load(sys.argv[1], public_key=sys.argv[2]))", bundle, public)
+    if missing == "cryptography":
+        assert "pip install 'torch-packager[verify-signature]'" in done.stderr
+    else:
+        assert "signature-missing" in done.stderr
 
 
 def test_verifying_without_torch_imports_no_onnx_and_no_build_side(built):

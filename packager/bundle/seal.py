@@ -109,6 +109,11 @@ def read_sums(files: BundleFiles) -> Seal:
     return Seal(compute_fingerprint(text), parse_sums(text))
 
 
+def read_signature(files: BundleFiles) -> bytes | None:
+    """Return the bytes of model.sig, None if there is no such file. Raises what `files.read` raises."""
+    return files.read(layout.SIGNATURE, MAX_RECORD_BYTES) if layout.SIGNATURE in files else None
+
+
 def _hold(files: BundleFiles, config: Mapping[str, Any], *, models: bool, evidence: bool, in_child: bool) -> None:
     """Read the ONNX model, map its weights and keep the fallbacks open, and read the evidence.
 

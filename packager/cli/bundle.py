@@ -10,14 +10,24 @@ import click
 
 from packager.cli import console
 from packager.cli.options import PATH, fingerprint_option, json_option, trust_program_option
+from packager.errors import escape_unprintable
 
 if TYPE_CHECKING:
     from packager.runtime.verify import VerifyReport
+    from packager.signature.report import SignatureReport
 
 
 @click.command()
 @click.argument("bundle", type=PATH)
 @fingerprint_option
+@click.option("--public-key", metavar="P", type=PATH, help="Fail unless this key, a PEM file, signed it.")
+@click.option(
+    "--certificate-chain",
+    metavar="C",
+    type=PATH,
+    multiple=True,
+    help="Fail unless a certificate signed it that these PEM files vouch for.",
+)
 @trust_program_option
 @click.option("--no-parity", is_flag=True, help="Do not replay the evidence.")
 @click.option(
@@ -37,6 +47,8 @@ if TYPE_CHECKING:
 def verify(
     bundle: Path,
     fingerprint: str | None,
+    public_key: Path | None,
+    certificate_chain: tuple[Path, ...],
     trust_program: bool,
     no_parity: bool,
     time_limit: float | None,
@@ -53,6 +65,8 @@ def verify(
     report = run(
         bundle,
         fingerprint=fingerprint,
+        public_key=public_key,
+        certificate_chain=certificate_chain,
         trust_program=trust_program,
         parity=not no_parity,
         time_limit=time_limit,
@@ -76,18 +90,33 @@ def verify(
 def _format_report(report: VerifyReport) -> dict[str, str]:
     integrity = report.integrity
     lists = {"missing": integrity.missing, "not listed": integrity.extra, "changed": integrity.changed}
+    signature = report.signature
     if report.structure:
         structure = "FAIL: " + "; ".join(report.structure)
     else:
-        structure = "pass" if integrity.is_intact else "not-checked"
+        trusted = signature is None or signature.verdict != "fail"
+        structure = "pass" if integrity.is_intact and trusted else "not-checked"
     return {
         "fingerprint": report.fingerprint or "unknown",
         "integrity": "pass" if integrity.is_intact else "FAIL",
         **{f"  {title}": ", ".join(paths) for title, paths in lists.items() if paths},
+        **(_format_signature(signature) if signature is not None else {}),
         "structure": structure,
         **{f"parity {name}": "FAIL" if verdict == "fail" else verdict for name, verdict in report.parity.items()},
         **{f"rebuilt {path}": difference or "the same bytes" for path, difference in report.rebuild.items()},
     }
+
+
+def _format_signature(signature: SignatureReport) -> dict[str, str]:
+    rows = {"signature": signature.verdict}
+    if signature.error is not None:
+        why = signature.error.why or signature.error.message
+        rows = {"signature": "\n".join(["FAIL: " + signature.error.code, *why.splitlines()])}
+    if signature.signer is not None:
+        rows["  key"] = signature.signer.key_id
+        if signature.signer.subject is not None:
+            rows["  subject"] = escape_unprintable(signature.signer.subject)  # one line, whatever is in it
+    return rows
 
 
 @click.command()

@@ -22,7 +22,7 @@ from packager.bundle.config import list_artifacts, read_config
 from packager.bundle.files import BundleFiles, open_bundle
 from packager.bundle.fingerprint import SumsMalformed, check_fingerprint_syntax
 from packager.bundle.onnx_wire import WeightsUnsafe
-from packager.bundle.seal import MAX_RECORD_BYTES, check_bundle, read_sums
+from packager.bundle.seal import MAX_RECORD_BYTES, Seal, check_bundle, read_signature, read_sums
 from packager.errors import (
     BackendUnavailable,
     DataDoesNotFit,
@@ -37,6 +37,7 @@ from packager.errors import (
 )
 from packager.runtime.bundled_onnx import open_bundled_onnx
 from packager.runtime.trust import PROGRAM_TITLES, trusts_program
+from packager.signature.verify import check_signature, read_trust
 
 if TYPE_CHECKING:
     from packager.runtime.exported_program_backend import ExportedProgramBackend
@@ -93,6 +94,7 @@ def load(
     path: str | Path,
     *,
     fingerprint: str | None = None,
+    public_key: str | Path | bytes | None = None,
     verify: bool = True,
     fallback: bool = True,
     trust_program: bool = False,
@@ -103,32 +105,38 @@ def load(
     """Load a bundle from its folder or its archive.
 
     - `fingerprint`: the `h1:…` that the bundle must have; None accepts any bundle.
-    - `verify`: check the seal first, with the digest of every file.
+    - `public_key`: the key that must have signed the bundle, a PEM file or PEM as bytes; None accepts any bundle.
+    - `verify`: check the seal first, with the digest of every file; a fingerprint or key always does.
     - `fallback`: use the bundle's TorchScript model or exported program if the ONNX model does not load. Both are
-      programs, and run only if `fingerprint` pins the bundle or `trust_program` is true.
+      programs, and run only if `fingerprint` or `public_key` pins the bundle, or `trust_program` is true.
     - `trust_program`: trust whoever made the bundle: its program can read and write files as you can.
     - `providers`: execution providers of onnxruntime, in order of preference; None means those of the manifest.
     - `threads`: number of intra-op threads; None leaves the choice to onnxruntime.
     - `selftest`: run one test case of the bundle and compare the outputs with PyTorch's.
 
     Raises `NotABundle`, `ArchiveRefused`, `BundleSchemaUnknown`, `IntegrityFailed`, `FingerprintMalformed`,
-    `FingerprintWrong`, `BackendUnavailable`, `ProgramNotTrusted` or `SelftestFailed`.
+    `FingerprintWrong`, `BackendUnavailable`, `ProgramNotTrusted` or `SelftestFailed`; with a key also `KeyUnusable`,
+    `SignatureMissing`, `SignatureWrong`, or `ExtraMissing` if `cryptography` is not installed.
     """
     check_fingerprint_syntax(fingerprint)
+    trust = read_trust(public_key)
     with open_bundle(path) as files:
-        check_digests = verify or fingerprint is not None
-        config, actual = _check_files(files, check_digests=check_digests, evidence=selftest)
+        check_digests = verify or fingerprint is not None or trust is not None
+        config, seal = _check_files(files, check_digests=check_digests, evidence=selftest)
+        actual, signer = seal.fingerprint, None
         if fingerprint is not None and fingerprint != actual:
             raise FingerprintWrong(str(files.path), fingerprint, actual)
-        trusted = trusts_program(fingerprint=fingerprint, trust_program=trust_program)
+        if trust is not None:
+            signer = check_signature(read_signature(files), seal.sums, actual, trust, str(files.path))
+        trusted = trusts_program(fingerprint=fingerprint, signer=signer, trust_program=trust_program)
         backend = _open_backend(files, config, fallback=fallback, trusted=trusted, providers=providers, threads=threads)
         if selftest:
             _run_selftest(files, backend)
     return Bundle(Path(path), config, actual, backend)
 
 
-def _check_files(files: BundleFiles, *, check_digests: bool, evidence: bool) -> tuple[dict[str, Any], str]:
-    """Check the files against SHA256SUMS, and read config.json. Returns it with the fingerprint.
+def _check_files(files: BundleFiles, *, check_digests: bool, evidence: bool) -> tuple[dict[str, Any], Seal]:
+    """Check the files against SHA256SUMS, and read config.json. Returns it with the seal.
 
     Raises `IntegrityFailed`, `NotABundle` or `BundleSchemaUnknown`.
     """
@@ -148,7 +156,7 @@ def _check_files(files: BundleFiles, *, check_digests: bool, evidence: bool) -> 
     for artifact, _ in list_artifacts(config):
         if artifact not in seal.sums:
             raise IntegrityFailed(path, f"{layout.CONFIG} names {artifact}, which {layout.SUMS} does not list")
-    return config, seal.fingerprint
+    return config, seal
 
 
 def _open_backend(

@@ -20,13 +20,15 @@ from packager.bundle import layout, records
 from packager.bundle.config import list_artifacts
 from packager.bundle.files import BundleFiles, open_bundle
 from packager.bundle.fingerprint import Integrity, check_fingerprint_syntax
-from packager.bundle.seal import MAX_RECORD_BYTES, check_bundle
+from packager.bundle.seal import MAX_RECORD_BYTES, Seal, check_bundle, read_signature
 from packager.common.strict_json import parse_strict_json
 from packager.errors import IntegrityFailed, PackagerError, escape_unprintable
 from packager.provenance import documents
 from packager.runtime.replay import Limits, ReplayResult, replay
 from packager.runtime.replay_messages import ReplayRequest
 from packager.runtime.trust import trusts_program
+from packager.signature.report import SignatureReport
+from packager.signature.verify import Trust, read_trust, report_signature
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class VerifyReport:
 
     - `integrity`: the differences between the files and SHA256SUMS.
     - `structure`: one line for each problem in the records.
+    - `signature`: whether a signature was checked, and who signed; None for an unsigned bundle that need not be signed.
     - `parity`: pass, fail or not-checked for each backend; `notes` say why.
     - `rebuild`: the first difference of each file from a rebuilt bundle; empty if the bytes are the same.
     """
@@ -45,10 +48,16 @@ class VerifyReport:
     parity: Mapping[str, str]
     notes: tuple[str, ...] = field(default=())
     rebuild: Mapping[str, str] = field(default_factory=dict)
+    signature: SignatureReport | None = None
 
     @property
     def ok(self) -> bool:
-        """Return whether the bundle passes: intact, well formed, no failed parity, and rebuilt with the same bytes."""
+        """Return whether the bundle passes.
+
+        It is intact and well formed, neither its signature nor parity failed, and it was rebuilt with the same bytes.
+        """
+        if self.signature is not None and self.signature.verdict == "fail":
+            return False
         same = all(not difference or layout.is_machine_dependent(path) for path, difference in self.rebuild.items())
         return self.integrity.is_intact and not self.structure and "fail" not in self.parity.values() and same
 
@@ -70,6 +79,7 @@ class VerifyReport:
             "parity": dict(self.parity),
             "notes": list(self.notes),
             **({"rebuild": dict(self.rebuild)} if self.rebuild else {}),
+            **({"signature": self.signature.as_json()} if self.signature is not None else {}),
         }
 
 
@@ -77,19 +87,32 @@ Record = TypeVar("Record", bound=pydantic.BaseModel)
 
 _BACKENDS = ("onnx", "torchscript")  # and torch-export, in a bundle with an exported program
 _MALFORMED = "parity: not checked, because the bundle is malformed"
+_UNTRUSTED = "structure and parity: not checked, because the signature is wrong"
 _NOT_TRUSTED = (
-    "not run: it is a program, and the bundle is neither pinned with --fingerprint nor trusted with --trust-program"
+    "not run: it is a program, and the bundle is neither pinned with --fingerprint, --public-key or "
+    "--certificate-chain nor trusted with --trust-program"
 )
 _DEFAULT_SECONDS, _SECONDS_PER_MEGABYTE = 300, 0.1
 _DEFAULT_MEGABYTES, _MEGABYTES_PER_MEGABYTE = 2000, 6
 
 
 @dataclass(frozen=True)
+class _Demands:
+    """The fingerprint that a bundle must have, and who must have signed it; None accepts any."""
+
+    fingerprint: str | None = None
+    trust: Trust | None = None
+
+
+@dataclass(frozen=True)
 class _ParityOptions:
-    """Whether to replay the evidence, with the programs too or not, and within which limits; None takes the default."""
+    """Whether to replay the evidence, with the programs of any bundle or not, and within which limits.
+
+    A limit that is None takes the default.
+    """
 
     replay: bool
-    trusted: bool = False
+    trust_program: bool = False
     seconds: float | None = None
     megabytes: float | None = None
 
@@ -98,6 +121,8 @@ def verify(
     bundle: str | Path,
     *,
     fingerprint: str | None = None,
+    public_key: str | Path | bytes | None = None,
+    certificate_chain: str | Path | Sequence[str | Path] = (),
     trust_program: bool = False,
     parity: bool = True,
     time_limit: float | None = None,
@@ -106,61 +131,80 @@ def verify(
     """Verify a bundle, given as a folder or an archive.
 
     - `fingerprint`: the `h1:…` that the bundle must have; None accepts any.
+    - `public_key`: the key that must have signed the bundle, a PEM file or PEM as bytes.
+    - `certificate_chain`: PEM files with certificates that must vouch for the signer's, the root among them.
     - `trust_program`: trust whoever made the bundle, and run its TorchScript model or exported program too: it can
-      read and write files as you can. Without it, they run only if `fingerprint` pins the bundle.
+      read and write files as you can. Without it, they run only if `fingerprint`, `public_key` or
+      `certificate_chain` pins the bundle.
     - `parity`: run the models on the golden cases, in a child process.
     - `time_limit`: seconds that the models may take together; None means 300, and 0.1 more per MB of the bundle.
     - `memory_limit`: MB that they may take; None means 2,000, and six times the size of the bundle.
 
-    Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` if there is no bundle to verify,
-    `IntegrityFailed` if the archive or its config.json is damaged, and `FingerprintMalformed`.
+    Raises `NotABundle`, `ArchiveRefused` or `BundleSchemaUnknown` if there is no bundle to verify, `IntegrityFailed`
+    if the archive or its config.json is damaged, `FingerprintMalformed`, `KeyUnusable`, and `ExtraMissing` if a
+    signature is to be checked and `cryptography` is not installed.
     """
     check_fingerprint_syntax(fingerprint)
-    trusted = trusts_program(fingerprint=fingerprint, trust_program=trust_program)
+    demands = _Demands(fingerprint, read_trust(public_key, certificate_chain))
     with open_bundle(bundle) as files:
-        return _verify_files(files, fingerprint, _ParityOptions(parity, trusted, time_limit, memory_limit))
+        return _verify_files(files, demands, _ParityOptions(parity, trust_program, time_limit, memory_limit))
 
 
 def verify_staged(folder: Path, sha256: Callable[[Path], str]) -> VerifyReport:
     """Verify the folder of a bundle that was just written, without parity; `sha256` knows the digests of its files."""
     with open_bundle(folder) as files:
-        return _verify_files(files, None, _ParityOptions(False), lambda path: sha256(folder / path))
+        return _verify_files(files, _Demands(), _ParityOptions(False), lambda path: sha256(folder / path))
 
 
 def _verify_files(
     files: BundleFiles,
-    fingerprint: str | None,
+    demands: _Demands,
     options: _ParityOptions,
     sha256: Callable[[str], str] | None = None,
 ) -> VerifyReport:
     checked = check_bundle(files, models=options.replay, evidence=True, in_child=True, sha256=sha256)
     seal, raw_config = checked.seal, checked.config
+    signature = _check_signature(files, seal, demands.trust)
     backends = [*_BACKENDS, *(["torch-export"] if _has_exported_program(raw_config) else [])]
     not_checked = dict.fromkeys(backends, "not-checked")
 
     def report(problems: Sequence[str], verdicts: Mapping[str, str], *notes: str) -> VerifyReport:
-        return VerifyReport(seal.fingerprint, seal.integrity, tuple(problems), verdicts, notes)
+        if signature is not None and signature.verdict == "not-checked" and demands.trust is None:
+            notes += ("signature: not checked, because no public key and no certificates were given",)
+        return VerifyReport(seal.fingerprint, seal.integrity, tuple(problems), verdicts, notes, signature=signature)
 
     problems = list(seal.problems)
-    if fingerprint is not None and fingerprint != seal.fingerprint:
-        problems.append(f"the fingerprint is {seal.fingerprint}, expected {fingerprint}")
+    if demands.fingerprint is not None and demands.fingerprint != seal.fingerprint:
+        problems.append(f"the fingerprint is {seal.fingerprint}, expected {demands.fingerprint}")
     if not seal.integrity.is_intact or problems:
         return report(problems, not_checked, "parity: not checked, because the files or their fingerprint are wrong")
+    if signature is not None and signature.error is not None:
+        return report((), not_checked, f"signature: {signature.error.hint}", _UNTRUSTED)
     if raw_config is None or checked.config_problem:
         return report([str(checked.config_problem)], not_checked, _MALFORMED)
-    problems = _check_structure(files, raw_config, seal.sums)
+    problems = check_structure(files, raw_config, seal.sums)
     if problems:
         return report(problems, not_checked, _MALFORMED)
     if not options.replay:
         return report((), not_checked, "parity: not requested")
-    result = _replay(files, raw_config, options)
+    signer = signature.signer if signature is not None else None
+    trusted = trusts_program(fingerprint=demands.fingerprint, signer=signer, trust_program=options.trust_program)
+    result = _replay(files, raw_config, options, trusted=trusted)
     if result.answer.evidence_problem:
         note = f"evidence: {result.answer.evidence_problem}"
         return report(result.answer.problems, dict.fromkeys(backends, "fail"), note)
     if result.answer.problems:
         return report(result.answer.problems, not_checked, _MALFORMED)
-    verdicts, notes = _judge(raw_config, backends, result, trusted=options.trusted)
+    verdicts, notes = _judge(raw_config, backends, result, trusted=trusted)
     return report((), verdicts, *notes)
+
+
+def _check_signature(files: BundleFiles, seal: Seal, trust: Trust | None) -> SignatureReport | None:
+    """Check model.sig against the seal if that is intact; otherwise there is nothing that it could be checked with."""
+    if not seal.is_intact:
+        expected = trust is not None or layout.SIGNATURE in files
+        return SignatureReport("not-checked") if expected else None
+    return report_signature(read_signature(files), seal.sums, seal.fingerprint, trust, str(files.path))
 
 
 def _has_exported_program(raw_config: Mapping[str, Any] | None) -> bool:
@@ -168,7 +212,7 @@ def _has_exported_program(raw_config: Mapping[str, Any] | None) -> bool:
     return isinstance(artifacts, dict) and artifacts.get("torch-export") is not None
 
 
-def _check_structure(files: BundleFiles, raw_config: Mapping[str, Any], sums: Mapping[str, str]) -> list[str]:
+def check_structure(files: BundleFiles, raw_config: Mapping[str, Any], sums: Mapping[str, str]) -> list[str]:
     """Check the records against their models, and against the files that they name. Returns one line per problem."""
     try:
         config = records.BundleConfig.model_validate(raw_config)
@@ -212,11 +256,10 @@ def _read_record(files: BundleFiles, path: str, model: type[Record]) -> Record:
     return model.model_validate_json(content)
 
 
-def _replay(files: BundleFiles, config: Mapping[str, Any], options: _ParityOptions) -> ReplayResult:
+def _replay(files: BundleFiles, config: Mapping[str, Any], options: _ParityOptions, *, trusted: bool) -> ReplayResult:
     """Run the models in a child: ONNX, and the programs if they are trusted."""
     artifacts = {
-        backend: artifact if backend == "onnx" or options.trusted else None
-        for backend, artifact in config["artifacts"].items()
+        backend: artifact if backend == "onnx" or trusted else None for backend, artifact in config["artifacts"].items()
     }
     config = {**config, "artifacts": artifacts}
     paths = [layout.PARITY, layout.GOLDEN, *(path for path, _ in list_artifacts(config))]

@@ -29,7 +29,7 @@ def field(name):
 def test_pyproject_and_the_installed_distribution_have_one_name():
     assert field("name") == installed_distributions.DISTRIBUTION == NAME
     assert metadata.distribution(NAME).version == field("version")
-    assert f'"{NAME}[build,remote]"' in (ROOT / "pyproject.toml").read_text()
+    assert f'"{NAME}[build,remote,sign]"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_no_text_says_to_install_the_unrelated_project_named_packager():

@@ -3,12 +3,13 @@
 import json
 
 import numpy as np
+import pki
 import pytest
 import torch
 from projects import package, update_digests
 
 import packager
-from packager.errors import BackendUnavailable, ProgramNotTrusted, render_error
+from packager.errors import BackendUnavailable, ProgramNotTrusted, SignatureWrong, render_error
 
 PRECIOUS = b"the user's own file"
 
@@ -113,6 +114,46 @@ def test_verify_runs_the_program_of_a_trusted_bundle(hostile, precious, how):
     report = packager.verify(hostile, **({"fingerprint": fingerprint} if how == "pinned" else {"trust_program": True}))
     assert report.parity == {"onnx": "pass", "torchscript": "fail"}  # it returns zeros
     assert precious.read_bytes() == 8 * b"X" + PRECIOUS[8:]
+
+
+def test_load_runs_the_program_of_a_bundle_whose_signer_was_asked_for(cornered, precious, tmp_path):
+    private, public = pki.write_key(tmp_path)
+    packager.sign(cornered, key=private)
+    with pytest.raises(ProgramNotTrusted):
+        packager.load(cornered)  # a signature that nobody checked pins nothing
+    bundle = packager.load(cornered, public_key=public, verify=False)
+    assert bundle.backend == "torchscript"
+    bundle.run({"image": np.zeros((2, 1, 8, 8), np.float32)})
+    assert precious.read_bytes() == 8 * b"X" + PRECIOUS[8:]
+
+
+@pytest.mark.parametrize("how", ["key", "certificate"])
+def test_verify_runs_the_program_of_a_bundle_whose_signer_was_asked_for(hostile, precious, tmp_path, how):
+    authorities = pki.Authorities(tmp_path)
+    private, public = pki.write_key(tmp_path)
+    if how == "key":
+        packager.sign(hostile, key=private)
+        signer = {"public_key": public}
+    else:
+        certificates = [authorities.certify(), authorities.intermediate_file]
+        packager.sign(hostile, key=authorities.key_file, certificates=certificates)
+        signer = {"certificate_chain": authorities.root_file}
+    assert packager.verify(hostile).parity == {"onnx": "pass", "torchscript": "not-checked"}
+    assert precious.read_bytes() == PRECIOUS
+    assert packager.verify(hostile, **signer).parity == {"onnx": "pass", "torchscript": "fail"}  # it returns zeros
+    assert precious.read_bytes() == 8 * b"X" + PRECIOUS[8:]
+
+
+def test_no_program_of_a_bundle_is_run_that_someone_else_signed(cornered, precious, tmp_path):
+    (tmp_path / "other").mkdir()
+    packager.sign(cornered, key=pki.write_key(tmp_path / "other")[0])
+    fingerprint, public = update_digests(cornered), pki.write_key(tmp_path)[1]
+    for trust in ({}, {"fingerprint": fingerprint}, {"trust_program": True}):
+        report = packager.verify(cornered, public_key=public, **trust)
+        assert report.parity == {"onnx": "not-checked", "torchscript": "not-checked"}
+        with pytest.raises(SignatureWrong):
+            packager.load(cornered, public_key=public, **trust)
+    assert precious.read_bytes() == PRECIOUS
 
 
 def test_trust_does_not_override_that_no_fallback_is_wanted(cornered, precious):

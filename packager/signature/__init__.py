@@ -1,0 +1,1 @@
+"""Sign bundles in the OpenSSF Model Signing format, and check who signed one."""
