@@ -19,7 +19,7 @@ from packager.cli.main import cli
 from packager.errors import PackagerError, Refused, UserError
 from packager.project import manifest
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BASE = {
     "schema": 1,
@@ -48,6 +48,19 @@ def blocks(*languages):
 def prose(page):
     """Return the text of a page without fenced blocks, as they contain no links or headings."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+# -- docs/security.md -----------------------------------------------------------------------
+
+
+def test_every_attack_names_a_test_that_exists():
+    text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    table = text.partition("## Attacks, and the test of each")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    tests = [re.search(r"`(test_\w+)` in (tests/\S+\.py) \|$", row) for row in rows]
+    assert len(rows) > 20 and all(tests)
+    missing = [test[1] for test in tests if f"def {test[1]}(" not in (ROOT / test[2]).read_text(encoding="utf-8")]
+    assert missing == []
 
 
 # -- docs/errors.md -------------------------------------------------------------------------
