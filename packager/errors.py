@@ -726,7 +726,7 @@ class ProgramNotTrusted(UserError):
             why=f"{cause}\n{program} can read and write files as you can, and its digest does not say who wrote it",
             hint="use an onnxruntime that loads the model; or pin the bundle with fingerprint='h1:…' or "
             "public_key='….pem', or trust its maker with trust_program=True; on the command line: --fingerprint, "
-            "--trust-program",
+            "--public-key, --trust-program",
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from packager.cli import console
-from packager.cli.options import PATH, fingerprint_option, json_option, trust_program_option
+from packager.cli.options import PATH, fingerprint_option, json_option, public_key_option, trust_program_option
 from packager.errors import escape_unprintable
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=PATH)
 @fingerprint_option
-@click.option("--public-key", metavar="P", type=PATH, help="Fail unless this key, a PEM file, signed it.")
+@public_key_option
 @click.option(
     "--certificate-chain",
     metavar="C",
@@ -147,12 +147,22 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 )
 @click.option("--output", "target", metavar="Y.npz", type=PATH, help="Write the outputs to this file, by name.")
 @fingerprint_option
+@public_key_option
 @trust_program_option
-def run(bundle: Path, source: Path, target: Path | None, fingerprint: str | None, trust_program: bool) -> None:
+def run(
+    bundle: Path,
+    source: Path,
+    target: Path | None,
+    fingerprint: str | None,
+    public_key: Path | None,
+    trust_program: bool,
+) -> None:
     """Run one prediction with BUNDLE, a folder or .zip."""
+    from packager.runtime.loader import load
     from packager.runtime.predict import predict
 
-    for line in predict(bundle, source, target, fingerprint=fingerprint, trust_program=trust_program):
+    loaded = load(bundle, fingerprint=fingerprint, public_key=public_key, trust_program=trust_program)
+    for line in predict(loaded, source, target):
         console.print_line(line)
 
 

@@ -8,19 +8,16 @@ import numpy as np
 
 from packager.common.array_files import read_arrays
 from packager.errors import OutputRefused
-from packager.runtime.loader import load
+from packager.runtime.loader import Bundle
 
 
-def predict(
-    bundle: Path, source: Path, target: Path | None, *, fingerprint: str | None = None, trust_program: bool = False
-) -> list[str]:
+def predict(bundle: Bundle, source: Path, target: Path | None) -> list[str]:
     """Run a bundle on the arrays in `source` (.npz or .safetensors), and write the outputs to `target` as .npz.
 
-    `fingerprint` and `trust_program` are those of `load`. Returns one line per output: dtype and shape, with the values
-    if there are at most 50. Raises `DataDoesNotFit`, `OutputRefused`, and the errors of `load`.
+    Returns one line per output: dtype and shape, with the values if there are at most 50. Raises `DataDoesNotFit` and
+    `OutputRefused`.
     """
-    loaded = load(bundle, fingerprint=fingerprint, trust_program=trust_program)
-    outputs = loaded.run(read_arrays(source, str(source)))
+    outputs = bundle.run(read_arrays(source, str(source)))
     if target is not None:
         try:
             with target.open("wb") as stream:

@@ -6,6 +6,7 @@ import pty
 import subprocess
 import sys
 
+import numpy as np
 import pki
 import pytest
 from messages import mentions
@@ -30,6 +31,17 @@ def test_sign_prints_who_signed_what(command, bundle, built, keys, tmp_path):
     record = json.loads(out)
     assert (record["bundle"], record["fingerprint"]) == (str(bundle), built.fingerprint)
     assert record["signature"]["subject"] == "CN=signer" and len(record["signature"]["key_id"]) == 64
+
+
+def test_run_refuses_a_bundle_that_another_key_signed(command, bundle, keys, tmp_path):
+    np.savez(tmp_path / "x.npz", image=np.zeros((1, 1, 8, 8), np.float32))
+    command("sign", bundle, "--key", keys[0])
+    status, out, _ = command("run", bundle, "--input", tmp_path / "x.npz", "--public-key", keys[1])
+    assert status == 0 and out.startswith("logits: float32[1, 10]")
+    _, other = pki.write_key(tmp_path, "other")
+    status, out, err = command("run", bundle, "--input", tmp_path / "x.npz", "--public-key", other)
+    assert (status, out) == (1, "")
+    mentions(err, "error[signature-wrong]")
 
 
 def test_verify_prints_who_signed(command, bundle, keys, tmp_path):

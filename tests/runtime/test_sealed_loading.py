@@ -350,7 +350,7 @@ def test_load_verify_and_run_leave_the_home_folder_empty(built, archived, tmp_pa
         "os.environ.pop('ORT_DISABLE_TELEMETRY', None)\n"
         "import packager\nfrom packager.runtime.predict import predict\nfrom pathlib import Path\n"
         "packager.load(sys.argv[1], selftest=True)\nassert packager.verify(sys.argv[2]).ok\n"
-        "predict(Path(sys.argv[1]), Path(sys.argv[3]), None)\n"
+        "predict(packager.load(sys.argv[1]), Path(sys.argv[3]), None)\n"
     )
     process = python(code, built.bundle, archived, tmp_path / "x.npz")
     assert process.returncode == 0, process.stderr
