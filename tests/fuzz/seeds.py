@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,11 +13,11 @@ import projects
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
+from fuzz import targets
+from fuzz.targets import Target, World
 from onnx import TensorProto, helper
 
 import packager
-from fuzz import targets
-from fuzz.targets import Target, World
 from packager.bundle import layout
 from packager.bundle.archive import write_archive
 from packager.checkpoint.sharded_index import Piece, PieceIndex, TensorPieces
@@ -31,6 +32,7 @@ TRAINED = {"state_dict": STATE, "epoch": 3, "hyper_parameters": {"lr": 0.1}, "lo
 
 def make_world(folder: Path) -> World:
     """Build a small bundle in an empty folder, sign a copy of it, and load it."""
+    os.environ.setdefault("PACKAGER_CACHE", str(folder / "cache"))
     built = packager.build(projects.project(folder / "project"), folder / "out").bundle
     write_archive(built, folder / "net.zip")
     signed = Path(shutil.copytree(built, folder / "signed" / built.name))
