@@ -223,6 +223,8 @@ class _CheckpointReader:
         if len(set(names)) < len(names):
             duplicate = Counter(names).most_common(1)[0][0]
             raise self._unreadable(path, f"its entry {duplicate} occurs twice")
+        if sum(name.lower().endswith("data.pkl") for name in names) > 1:  # torch ignores case
+            raise self._unreadable(path, "it has several entries data.pkl, and torch.save writes one")
         if sum(entry.file_size for entry in entries) > size:
             raise self._unreadable(path, "its entries claim more bytes than the file has")
 

@@ -622,3 +622,19 @@ def test_a_long_string_beside_the_weights_is_read(tmp_path, zipped):
     saved = {"state_dict": collections.OrderedDict(STATE), "hyper_parameters": settings, "loss": np.float64(0.5)}
     torch.save(saved, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
     assert set(checkpoint.read(tmp_path / "best.pt").state) == set(STATE)
+
+
+@pytest.mark.parametrize("name", ["archive/a_data.pkl", "archive/DATA.PKL", "other/data.pkl"])
+def test_a_second_pickle_does_not_hide_the_one_that_torch_reads(tmp_path, name):
+    torch.save({**STATE, "value": bytearray(10)}, tmp_path / "hidden.pt")
+    torch.save(STATE, tmp_path / "shown.pt")
+    with zipfile.ZipFile(tmp_path / "hidden.pt") as hidden, zipfile.ZipFile(tmp_path / "shown.pt") as shown:
+        entries = {f"archive/{entry.partition('/')[2]}": hidden.read(entry) for entry in hidden.namelist()}
+        decoy = shown.read("shown/data.pkl")
+    with zipfile.ZipFile(tmp_path / "best.pt", "w") as archive:
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr(name, decoy)
+        for entry, content in entries.items():
+            if entry != "archive/byteorder":
+                archive.writestr(entry, content)
+    mentions(refusal(tmp_path / "best.pt").why, "several entries data.pkl")
