@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test slow check lint schemas api picture minilm repeat bench parity models models-sample clean
+.PHONY: demo test slow fuzz check lint schemas api picture minilm repeat bench parity models models-sample clean
 
 # What a build needs, and the digits. Few of the modules are ever imported: the first import writes a module's bytecode.
 $(VENV)/.build: pyproject.toml constraints.txt
@@ -59,6 +59,9 @@ $(VENV)/.scanners: $(VENV)/.build tests/scanners.txt
 
 slow: $(VENV)/.ready $(VENV)/.scanners  ## the slow tests
 	$(PYTEST) -m slow
+
+fuzz: $(VENV)/.ready  ## mutate bundles, archives, checkpoints and manifests, and fail on a crash, a hang or an accepted change
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run --mutations 50000
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

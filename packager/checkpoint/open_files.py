@@ -194,6 +194,8 @@ class _CheckpointReader:
             self._check_archive(source, path, size)
         if not self.trust_pickle and pickle_errors.contains_bytearray(source, zipped=zipped):
             raise self._unreadable(path, "it creates a bytearray, which may be of any size: save it as a tensor")
+        if not self.trust_pickle and pickle_errors.has_unusable_call(source, zipped=zipped):
+            raise self._unreadable(path, "it calls something that is not a function, or names one of absurd length")
 
     def _check_archive(self, source: Path | IO[bytes], path: Path, size: int) -> None:
         """Refuse an archive that torch.save would not write."""
@@ -221,6 +223,8 @@ class _CheckpointReader:
         if len(set(names)) < len(names):
             duplicate = Counter(names).most_common(1)[0][0]
             raise self._unreadable(path, f"its entry {duplicate} occurs twice")
+        if sum(name.lower().endswith("data.pkl") for name in names) > 1:  # torch ignores case
+            raise self._unreadable(path, "it has several entries data.pkl, and torch.save writes one")
         if sum(entry.file_size for entry in entries) > size:
             raise self._unreadable(path, "its entries claim more bytes than the file has")
 
@@ -269,5 +273,5 @@ def _safe_globals() -> list[Any]:
 def _encode_latin1(text: str, encoding: str) -> bytes:
     """Encode as the old protocols of pickle write bytes; refuse other encodings, which would be looked up."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes are encoded as {encoding!r}")
+        raise pickle.UnpicklingError(f"bytes are encoded as {encoding[:100]!r}")
     return text.encode("latin1")

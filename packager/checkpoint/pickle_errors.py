@@ -28,6 +28,9 @@ import torch
 _LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # follows the first few operations of the legacy format
 _HEAD_BYTES = 24
 _MAX_PROTOCOL = 3
+_MAX_NAME_CHARACTERS = 1000
+_RUN_BYTES = 4000  # without whitespace: memo indexes and lengths are whitespace often enough to make it rare
+_UNSUPPORTED = ("GET", "PUT")  # by torch, like everything above `_MAX_PROTOCOL`
 _LEGACY_PICKLE_COUNT = 5  # magic number, version, system, content, keys of the storages that follow
 _SAFE_PREFIXES = (
     "torch.", "collections.", "numpy.", "_codecs.", "pathlib.", "argparse.", "builtins.set", "__builtin__.set",
@@ -65,6 +68,19 @@ def contains_bytearray(source: Path | IO[bytes], *, zipped: bool) -> bool:
         with source.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             if mapped.find(b"bytearray") >= 0:
                 return any(_references_bytearray(stream) for _ in range(_LEGACY_PICKLE_COUNT))
+    return False
+
+
+def has_unusable_call(source: Path | IO[bytes], *, zipped: bool) -> bool:
+    """Tell whether a pickle names something of absurd length, or calls a value that is no function.
+
+    torch refuses both, and puts the name or value into its message, which it searches with a regular expression in
+    time quadratic in the length: hours for 1 MB. Returns False for other damage, which loading it reports.
+    """
+    with contextlib.suppress(Exception):  # zipfile raises several unrelated classes for damaged bytes
+        if zipped and max(map(len, _read_data_pickle(source).split()), default=0) < _RUN_BYTES:
+            return False
+        return any(_has_unusable_call(stream) for stream in _iterate_pickles(source, zipped=zipped))
     return False
 
 
@@ -160,6 +176,48 @@ def _iterate_globals(stream: IO[bytes]) -> Iterator[str]:
             pushed = memo.get(argument) if opcode.name in ("GET", "BINGET", "LONG_BINGET") else argument
             if isinstance(pushed, str):
                 strings.append(pushed)
+
+
+def _has_unusable_call(stream: IO[bytes]) -> bool:
+    """Follow the stack of a pickle in torch's protocols, on which True stands for a class or function."""
+    stack: list[bool | None] = []  # None is a mark
+    memo: dict[Any, bool | None] = {}
+    start = stream.tell()
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            start = stream.tell()
+            if opcode.proto > _MAX_PROTOCOL or opcode.name in _UNSUPPORTED:
+                return False  # torch stops here, with a short message
+            if opcode.name == "GLOBAL" and len(str(argument)) > _MAX_NAME_CHARACTERS:
+                return True
+            if opcode.name in ("REDUCE", "NEWOBJ") and not stack[-2]:
+                return True
+            if opcode.name in ("BINPUT", "LONG_BINPUT"):
+                memo[argument] = stack[-1]
+            elif opcode.name in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[argument])
+            else:
+                _apply(opcode, stack)
+    except (ValueError, LookupError):
+        stream.seek(start)  # pickletools cannot read a name that is not ASCII, and torch can
+        return stream.read(1) == b"c" and len(stream.readline() + stream.readline()) > _MAX_NAME_CHARACTERS
+    return False
+
+
+def _apply(opcode: pickletools.OpcodeInfo, stack: list[bool | None]) -> None:
+    """Apply the effect of an operation on the stack. Raises LookupError if the stack is too short.
+
+    A persistent id counts as a function: in torch's legacy format, it may be the class of a module.
+    """
+    operands = [operand.name for operand in opcode.stack_before]
+    if "mark" in operands:
+        while stack.pop() is not None:
+            pass
+        operands = operands[: operands.index("mark")]
+    for _ in operands:
+        stack.pop()
+    for result in opcode.stack_after:
+        stack.append(None if result.name == "mark" else opcode.name in ("GLOBAL", "BINPERSID"))
 
 
 def _is_foreign(name: str) -> bool:

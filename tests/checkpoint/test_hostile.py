@@ -1,14 +1,20 @@
 """Files that mean harm, or are broken: refused with the cause, and nothing in them is run."""
 
+import argparse
+import collections
 import contextlib
 import functools
 import io
 import json
 import os
+import pathlib
 import pickle
+import pickletools
 import shutil
+import time
 import zipfile
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -575,3 +581,60 @@ def test_any_change_of_bytes_is_read_or_refused(scratch, data):
     path.write_bytes(content)
     with contextlib.suppress(CheckpointUnreadable, CheckpointNeedsCode, CheckpointNotFound, WeightsNotFound):
         checkpoint.read(path if kind in contents() else path.parent)
+
+
+LONG = b"A" * 200_000
+LONG_CALLS = {
+    "a name": b"\x80\x02ccollections\n" + LONG + b"\n.",
+    "a name that is not ASCII": b"\x80\x02ccollections\n" + "\u00e9".encode() * 100_000 + b"\n.",
+    "a string": b"\x80\x02X" + len(LONG).to_bytes(4, "little") + LONG + b")R.",
+    "a string from the memo": b"\x80\x02X" + len(LONG).to_bytes(4, "little") + LONG + b"q\x00]h\x00)\x81.",
+    "a list": b"\x80\x02](X" + len(LONG).to_bytes(4, "little") + LONG + b"e)R.",
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("content", LONG_CALLS.values(), ids=LONG_CALLS)
+def test_a_call_of_something_long_is_refused_at_once(tmp_path, content, zipped):
+    """Found by fuzzing: torch searches its own message in time quadratic in its length."""
+    path = tmp_path / "best.pt"
+    torch.save(STATE, path, _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(path) as good:
+            entries = {name: good.read(name) for name in good.namelist()}
+        with zipfile.ZipFile(path, "w") as other:
+            for name, entry in entries.items():
+                other.writestr(name, content if name.endswith("data.pkl") else entry)
+    else:
+        stream = io.BytesIO(path.read_bytes())
+        for _ in range(3):
+            for _ in pickletools.genops(stream):
+                pass
+        path.write_bytes(stream.getvalue()[: stream.tell()] + content)
+    start = time.process_time()
+    mentions(refusal(path).why, "calls something that is not a function")
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_long_string_beside_the_weights_is_read(tmp_path, zipped):
+    settings = {"vocabulary": LONG.decode(), "args": argparse.Namespace(lr=0.1), "run": pathlib.PurePosixPath("runs/1")}
+    saved = {"state_dict": collections.OrderedDict(STATE), "hyper_parameters": settings, "loss": np.float64(0.5)}
+    torch.save(saved, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
+    assert set(checkpoint.read(tmp_path / "best.pt").state) == set(STATE)
+
+
+@pytest.mark.parametrize("name", ["archive/a_data.pkl", "archive/DATA.PKL", "other/data.pkl"])
+def test_a_second_pickle_does_not_hide_the_one_that_torch_reads(tmp_path, name):
+    torch.save({**STATE, "value": bytearray(10)}, tmp_path / "hidden.pt")
+    torch.save(STATE, tmp_path / "shown.pt")
+    with zipfile.ZipFile(tmp_path / "hidden.pt") as hidden, zipfile.ZipFile(tmp_path / "shown.pt") as shown:
+        entries = {f"archive/{entry.partition('/')[2]}": hidden.read(entry) for entry in hidden.namelist()}
+        decoy = shown.read("shown/data.pkl")
+    with zipfile.ZipFile(tmp_path / "best.pt", "w") as archive:
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr(name, decoy)
+        for entry, content in entries.items():
+            if entry != "archive/byteorder":
+                archive.writestr(entry, content)
+    mentions(refusal(tmp_path / "best.pt").why, "several entries data.pkl")
