@@ -90,6 +90,10 @@ class Cache:
     def make_folder(self, path: Path) -> None:
         """Create a folder of the cache, and those above it, unless they exist. Raises OSError if one is not private."""
         folder = self.folder
+        if not folder.exists():  # somebody has deleted the cache since it was opened, and its key with it
+            make_private_root(folder.parent)
+            make_private_folder(folder)
+            self._key = _load_key(folder / _KEY_FILE)
         for name in path.relative_to(self.folder).parts:
             folder = folder / name
             make_private_folder(folder)

@@ -90,7 +90,7 @@ def test_a_full_disk_under_the_cache_does_not_stop_the_build(tmp_path, golden):
     cache = tmp_path / "small"
     cache.mkdir()
     script = (
-        f"mount -t tmpfs -o size=16k none {cache} && exec {sys.executable} -m packager build {path} -o {tmp_path}/out"
+        f"mount -t tmpfs -o size=16k,mode=0700 none {cache} && exec {sys.executable} -m packager build {path} -o {tmp_path}/out"
     )
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
