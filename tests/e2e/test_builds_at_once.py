@@ -89,9 +89,8 @@ def test_a_full_disk_under_the_cache_does_not_stop_the_build(tmp_path, golden):
     path = project(tmp_path / "project", LINEAR)
     cache = tmp_path / "small"
     cache.mkdir()
-    script = (
-        f"mount -t tmpfs -o size=16k,mode=0700 none {cache} && exec {sys.executable} -m packager build {path} -o {tmp_path}/out"
-    )
+    build = f"{sys.executable} -m packager build {path} -o {tmp_path}/out"
+    script = f"mount -t tmpfs -o size=16k,mode=0700 none {cache} && exec {build}"
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
         capture_output=True, text=True, env={**os.environ, "PACKAGER_CACHE": str(cache)},
