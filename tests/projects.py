@@ -36,6 +36,21 @@ class Net(nn.Module):
         return self.layer(x)
 """
 
+SAVED_AS_PROGRAM = (
+    LINEAR.replace("self.layer(x)", "Doubled.apply(self.layer(x))")
+    + """
+
+class Doubled(torch.autograd.Function):  # TorchScript cannot save a Python operator
+    @staticmethod
+    def forward(context, x):
+        return x * 2
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * 2
+"""
+)
+
 RECURRENT = """
 import torch
 from torch import nn

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from packager.bundle.archive import copy_files, write_archive
 from packager.bundle.files import ARCHIVE_SUFFIX, BundleFiles, is_archive, open_bundle
-from packager.bundle.seal import check_bundle
+from packager.bundle.seal import check_intact
 from packager.bundle.writer import stage_bundle, translate_os_errors
 from packager.errors import IntegrityFailed, NotABundle, OutputRefused
 
@@ -59,12 +59,8 @@ def unpack_bundle(archive: Path, target: Path, *, force: bool) -> str:
 
 
 def _check_intact(files: BundleFiles) -> str:
-    checked = check_bundle(files, models=False, evidence=False)
-    if not checked.seal.is_intact:
-        raise IntegrityFailed(str(files.path), checked.seal.describe())
-    if checked.config_problem:
-        raise NotABundle(str(files.path), checked.config_problem)
-    return checked.seal.fingerprint
+    _, seal = check_intact(files, models=False, evidence=False)
+    return seal.fingerprint
 
 
 def _check_target(target: Path, *, force: bool) -> None:

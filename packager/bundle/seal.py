@@ -20,7 +20,7 @@ from packager.bundle.config import (
 from packager.bundle.files import BundleFiles
 from packager.bundle.fingerprint import Integrity, SumsMalformed, compute_fingerprint, parse_sums
 from packager.common.hashing import map_on_cores
-from packager.errors import IntegrityFailed, escape_unprintable
+from packager.errors import IntegrityFailed, NotABundle, escape_unprintable
 
 _MAX_SUMS_BYTES = 16 << 20
 _MAX_FINGERPRINT_BYTES = 1000
@@ -96,6 +96,19 @@ def check_bundle(
     if config is not None and problem is None:
         _hold(files, config, models=models, evidence=evidence, in_child=in_child)
     return CheckedBundle(_compare_files(files, seal, digest), config, problem)
+
+
+def check_intact(files: BundleFiles, *, models: bool, evidence: bool) -> tuple[dict[str, Any], Seal]:
+    """Return config.json and the seal of a bundle that is intact. The arguments are those of `check_bundle`.
+
+    Raises `IntegrityFailed` if it is not, `NotABundle` if config.json is malformed, and what `check_bundle` raises.
+    """
+    checked = check_bundle(files, models=models, evidence=evidence)
+    if not checked.seal.is_intact:
+        raise IntegrityFailed(str(files.path), checked.seal.describe())
+    if checked.config is None or checked.config_problem:
+        raise NotABundle(str(files.path), str(checked.config_problem))
+    return checked.config, checked.seal
 
 
 def read_sums(files: BundleFiles) -> Seal:

@@ -22,7 +22,7 @@ from packager.bundle.config import list_artifacts, read_config
 from packager.bundle.files import BundleFiles, open_bundle
 from packager.bundle.fingerprint import SumsMalformed, check_fingerprint_syntax
 from packager.bundle.onnx_wire import WeightsUnsafe
-from packager.bundle.seal import MAX_RECORD_BYTES, Seal, check_bundle, read_signature, read_sums
+from packager.bundle.seal import MAX_RECORD_BYTES, Seal, check_intact, read_signature, read_sums
 from packager.errors import (
     BackendUnavailable,
     DataDoesNotFit,
@@ -142,12 +142,7 @@ def _check_files(files: BundleFiles, *, check_digests: bool, evidence: bool) -> 
     """
     path = str(files.path)
     if check_digests:
-        checked = check_bundle(files, models=True, evidence=evidence)
-        seal, config = checked.seal, checked.config
-        if not seal.is_intact:
-            raise IntegrityFailed(path, seal.describe())
-        if config is None or checked.config_problem:
-            raise NotABundle(path, str(checked.config_problem))
+        config, seal = check_intact(files, models=True, evidence=evidence)
     else:
         try:
             seal, config = read_sums(files), read_config(files)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from packager.bundle import layout
 from packager.bundle.archive import open_as_folder, write_archive
 from packager.bundle.files import is_archive, open_bundle
-from packager.bundle.seal import check_bundle, read_signature
+from packager.bundle.seal import check_intact, read_signature
 from packager.errors import ExtraMissing, IntegrityFailed, KeyUnusable, OutputRefused
 from packager.runtime.verify import check_structure
 from packager.signature.report import Signer
@@ -89,12 +89,7 @@ def _check_bundle(folder: Path) -> tuple[str, Mapping[str, str], str]:
     """Return NAME-VERSION, the digests in SHA256SUMS and the fingerprint of a bundle that is intact and well formed."""
     path = str(folder)
     with open_bundle(folder) as files:
-        checked = check_bundle(files, models=False, evidence=True)
-        seal, config = checked.seal, checked.config
-        if not seal.is_intact:
-            raise IntegrityFailed(path, seal.describe())
-        if config is None or checked.config_problem:
-            raise IntegrityFailed(path, str(checked.config_problem))
+        config, seal = check_intact(files, models=False, evidence=True)
         signature = report_signature(read_signature(files), seal.sums, seal.fingerprint, None, path)
         if signature is not None and signature.error is not None:  # what is there is no signature: it is not replaced
             raise IntegrityFailed(path, str(signature.error.why))

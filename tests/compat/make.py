@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import pki  # noqa: E402 (the path comes first)
-from projects import LINEAR, project  # noqa: E402
+from projects import LINEAR, SAVED_AS_PROGRAM, project  # noqa: E402
 
 import packager  # noqa: E402
 
@@ -31,21 +31,6 @@ class Net(nn.Module):
         return self.table(tokens)
 """
 
-DOUBLED = (
-    LINEAR.replace("self.layer(x)", "Doubled.apply(self.layer(x))")
-    + """
-
-class Doubled(torch.autograd.Function):  # TorchScript cannot save a Python operator
-    @staticmethod
-    def forward(context, x):
-        return x * 2
-
-    @staticmethod
-    def backward(context, gradient):
-        return gradient * 2
-"""
-)
-
 
 def main() -> None:
     """Build the bundles as archives, and sign one. The private key is not kept."""
@@ -58,7 +43,7 @@ def main() -> None:
         (work / "torchscript/labels.txt").write_text("a\nb\nc\n")
         manifests = {
             "torchscript": project(work / "torchscript", LINEAR, name="torchscript", assets=["labels.txt"]),
-            "exported-program": project(work / "exported-program", DOUBLED, name="exported-program"),
+            "exported-program": project(work / "exported-program", SAVED_AS_PROGRAM, name="exported-program"),
             "onnx": project(work / "onnx", TOKENS, name="onnx", inputs=tokens, torchscript={"method": "none"}),
         }
         for name, manifest in manifests.items():

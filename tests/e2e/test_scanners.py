@@ -11,36 +11,12 @@ from pathlib import Path
 import onnx
 import projects
 import pytest
-from projects import project, reseal
+from projects import SAVED_AS_PROGRAM, project, reseal
 
 import packager
 
 SCANNERS = Path(sys.prefix) / "scanners/bin"
 ENVIRONMENT = {**os.environ, "PROMPTFOO_DISABLE_TELEMETRY": "1", "COLUMNS": "200"}
-SAVED_AS_PROGRAM = """
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return Scaled.apply(self.layer(x))
-
-
-class Scaled(torch.autograd.Function):  # TorchScript cannot save a Python operator
-    @staticmethod
-    def forward(context, x):
-        return x * 2
-
-    @staticmethod
-    def backward(context, gradient):
-        return gradient * 2
-"""
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not SCANNERS.is_dir(), reason="make slow installs the scanners of tests/scanners.txt"),
