@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 CHUNK_BYTES = 1 << 20
-_READ_AHEAD_BYTES = 8 << 20  # a smaller range is read and hashed in turn: a thread would cost more than it saves
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,14 +27,15 @@ def sha256_file(path: Path) -> str:
 
 
 def digest_range(descriptor: int, offset: int, size: int, *, with_crc: bool = False) -> tuple[str, int]:
-    """Hash a range of an open file, reading ahead in a second thread if it is large.
+    """Hash a range of an open file. The system reads ahead meanwhile: a thread of ours costs more than it saves.
 
     Returns the SHA-256 in hex, and the CRC-32, which is 0 unless `with_crc`. If the file has become shorter, the digest
     is that of the bytes left, which differs. Raises OSError.
     """
     digest, crc = hashlib.sha256(), 0
-    chunks = _read(descriptor, offset, size)
-    for chunk in _read_ahead(chunks) if size >= _READ_AHEAD_BYTES else chunks:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_SEQUENTIAL)
+    for chunk in _read(descriptor, offset, size):
         digest.update(chunk)  # without the interpreter lock, as are the reads
         crc = zlib.crc32(chunk, crc) if with_crc else 0
     return digest.hexdigest(), crc
@@ -53,14 +53,6 @@ def read_range(descriptor: int, offset: int, size: int) -> bytes:
 def _read(descriptor: int, offset: int, size: int) -> Iterator[bytes]:
     for start in range(0, size, CHUNK_BYTES):
         yield read_range(descriptor, offset + start, min(CHUNK_BYTES, size - start))
-
-
-def _read_ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(next, chunks, None)
-        while (chunk := following.result()) is not None:
-            following = reader.submit(next, chunks, None)
-            yield chunk
 
 
 def map_on_cores(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
