@@ -1,0 +1,72 @@
+"""Run the service with uvicorn: sockets, signals, and a shutdown that lets what runs finish.
+
+A signal first makes the readiness fail, so that a load balancer sends nothing new, and the server goes on for a while.
+Then it closes its sockets, finishes the requests that it has, and ends with status 0. A second signal skips the wait.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+
+from packager.errors import AddressUnusable
+from packager.serving.asgi import App
+
+_BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 75
+
+
+class Server(uvicorn.Server):
+    """A server for one app; `drain_seconds` is the time between the end of its readiness and that of its sockets."""
+
+    def __init__(self, app: App, *, drain_seconds: float = 0.0, shutdown_seconds: float = 30.0) -> None:
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            loop="uvloop",
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=int(shutdown_seconds),
+        )
+        super().__init__(config)
+        self._app = app
+        self._drain_seconds = drain_seconds
+        self._exit_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop being ready, and exit after the time for draining; at once for Ctrl-C or a second signal."""
+        if self._exit_at is None and sig != signal.SIGINT:
+            self._exit_at = time.monotonic() + self._drain_seconds
+        else:
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
+        self._app.service.is_ready = False
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to exit; uvicorn asks ten times a second."""
+        if self._exit_at is not None and time.monotonic() >= self._exit_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an address; port 0 takes any that is free. Raises `AddressUnusable`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise AddressUnusable(host, port, str(error.strerror or error)) from None
+    return listener

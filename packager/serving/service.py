@@ -1,0 +1,300 @@
+"""The routes of the protocol: a request in, an answer out, whatever server is in front.
+
+`Service.handle` takes a request with its whole body and a function that takes the answer, once: at once, or when the
+model has run. All of it happens in the thread of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import simdjson
+
+from packager.errors import DataDoesNotFit, InferenceFailed, PackagerError
+from packager.serving import metadata
+from packager.serving.access_log import is_traceparent, log_request
+from packager.serving.batching import Arrays
+from packager.serving.compression import choose_coding, compress, decompress
+from packager.serving.messages import Rejected, Request, Respond, Response, error_response, json_response
+from packager.serving.metrics import CONTENT_TYPE, HttpDurations, render_metrics
+from packager.serving.models import Model, Models
+from packager.serving.protocol import INFERENCE_HEADER, InferRequest, decode_request, encode_response
+from packager.serving.settings import Settings
+
+_INFER_JSON = ((b"content-type", b"application/json"),)
+_OK = Response(200, (), ())
+_log = logging.getLogger("packager.serving")
+
+
+class Exchange:
+    """A request that is being answered."""
+
+    __slots__ = ("request", "respond", "route", "service", "started")
+
+    def __init__(self, service: Service, request: Request, respond: Respond, route: str) -> None:
+        self.service = service
+        self.request = request
+        self.respond = respond
+        self.route = route
+        self.started = time.perf_counter()
+
+    def answer(self, response: Response, error: str | None = None) -> None:
+        """Send the answer, and count it; `error` is for the log."""
+        traceparent = self.request.headers.get(b"traceparent")
+        if traceparent is not None and is_traceparent(traceparent):
+            response = response._replace(headers=(*response.headers, (b"traceparent", traceparent)))
+        self.respond(response)
+        seconds = time.perf_counter() - self.started
+        method = self.request.method if self.request.method in _METHODS else "_OTHER"
+        self.service.durations.record(method, self.route, response.status, seconds)
+        if response.status >= 500 or self.service.settings.access_log:
+            level = logging.WARNING if response.status >= 500 else logging.INFO
+            log_request(self.request, response.status, seconds, level, error)
+
+    def reject(self, error: Rejected) -> None:
+        """Answer with an error."""
+        self.answer(error_response(error), error.message)
+
+
+class Route(NamedTuple):
+    """A route: its name in metrics, its method, and what answers it."""
+
+    template: str
+    method: str
+    handler: Callable[[Exchange], None]
+
+
+_METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
+
+
+class Service:
+    """The models with their routes. `is_ready` is false as soon as the server is asked to stop."""
+
+    def __init__(self, models: Models, settings: Settings) -> None:
+        self.models = models
+        self.settings = settings
+        self.durations = HttpDurations()
+        self.is_ready = True
+        self._is_loading = False
+        self._infer_models: dict[str, Model] = {}
+        """Models by the path of their infer route: what was looked up since the last load or unload."""
+
+    def handle(self, request: Request, respond: Respond) -> None:
+        """Answer a request: call `respond` once, now or later. Nothing is raised."""
+        model = self._infer_models.get(request.path)
+        if model is not None and request.method == "POST":
+            self._infer(model, Exchange(self, request, respond, _INFER))
+            return
+        exchange = Exchange(self, request, respond, "")
+        try:
+            route = self._find_route(request.path)
+            exchange.route = route.template
+            if route.method != request.method and (route.method, request.method) != ("GET", "HEAD"):
+                raise Rejected(405, "Method Not Allowed", ((b"allow", route.method.encode()),))
+            route.handler(exchange)
+        except Rejected as error:
+            exchange.reject(error)
+        except Exception:
+            _log.exception("a bug in packager: %s %.200r", request.method, request.path)
+            exchange.reject(Rejected(500, "internal error"))
+
+    # -- routes -----------------------------------------------------------------------------
+
+    def _find_route(self, path: str) -> Route:
+        """Find the route of a path. Raises `Rejected`, 404."""
+        match path.strip("/").split("/"):
+            case ["v2"]:
+                return Route("/v2", "GET", self._server_metadata)
+            case ["v2", "health", "live"]:
+                return Route("/v2/health/live", "GET", lambda exchange: exchange.answer(_OK))
+            case ["v2", "health", "ready"]:
+                return Route("/v2/health/ready", "GET", self._server_ready)
+            case ["v2", "models", "stats"]:
+                return Route("/v2/models/stats", "GET", partial(self._statistics, None, None))
+            case ["v2", "models", name, "versions", version, *rest] if len(rest) < 2:
+                return self._find_model_route(name, version, rest)
+            case ["v2", "models", name, *rest] if len(rest) < 2:
+                return self._find_model_route(name, None, rest)
+            case ["v2", "repository", "index"]:
+                return Route("/v2/repository/index", "POST", self._repository_index)
+            case ["v2", "repository", "models", name, "load"]:
+                return Route("/v2/repository/models/{model}/load", "POST", partial(self._load, name))
+            case ["v2", "repository", "models", name, "unload"]:
+                return Route("/v2/repository/models/{model}/unload", "POST", partial(self._unload, name))
+            case ["metrics"]:
+                return Route("/metrics", "GET", self._metrics)
+        raise Rejected(404, "Not Found")
+
+    def _find_model_route(self, name: str, version: str | None, rest: list[str]) -> Route:
+        template = "/v2/models/{model}" + ("/versions/{version}" if version is not None else "")
+        match rest:
+            case []:
+                return Route(template, "GET", partial(self._model_metadata, name, version))
+            case ["ready"]:
+                return Route(f"{template}/ready", "GET", partial(self._model_ready, name, version))
+            case ["stats"]:
+                return Route(f"{template}/stats", "GET", partial(self._statistics, name, version))
+            case ["config"]:
+                return Route(f"{template}/config", "GET", partial(self._configuration, name, version))
+            case ["infer"]:
+                return Route(_INFER, "POST", partial(self._find_and_infer, name, version))
+        raise Rejected(404, "Not Found")
+
+    # -- infer ------------------------------------------------------------------------------
+
+    def _find_and_infer(self, name: str, version: str | None, exchange: Exchange) -> None:
+        model = self.models.get(name, version)
+        if len(self._infer_models) < 10_000:  # several paths may lead to one model
+            self._infer_models[exchange.request.path] = model
+        self._infer(model, exchange)
+
+    def _infer(self, model: Model, exchange: Exchange) -> None:
+        request = exchange.request
+        headers, body = request.headers, request.body
+        try:
+            coding = headers.get(b"content-encoding")
+            if coding is not None:
+                body = decompress(body, coding, self.settings.max_request_bytes)
+            infer_request = decode_request(body, headers.get(INFERENCE_HEADER), model.signature)
+        except Rejected as error:
+            model.statistics.invalid += 1
+            exchange.reject(error)
+            return
+        try:
+            model.submit(infer_request, partial(_answer_infer, model, infer_request, exchange))
+        except Rejected as error:
+            exchange.reject(error)
+
+    # -- the server -------------------------------------------------------------------------
+
+    def _server_metadata(self, exchange: Exchange) -> None:
+        exchange.answer(json_response(200, metadata.describe_server(self.settings)))
+
+    def _server_ready(self, exchange: Exchange) -> None:
+        if not self.is_ready:
+            raise Rejected(503, "the server is stopping")
+        exchange.answer(_OK)
+
+    def _metrics(self, exchange: Exchange) -> None:
+        body = render_metrics(list(self.models), self.durations)
+        exchange.answer(Response(200, ((b"content-type", CONTENT_TYPE),), (body,)))
+
+    # -- a model ----------------------------------------------------------------------------
+
+    def _model_metadata(self, name: str, version: str | None, exchange: Exchange) -> None:
+        model = self.models.get(name, version)
+        exchange.answer(json_response(200, metadata.describe_model(model, self.models.versions(name))))
+
+    def _model_ready(self, name: str, version: str | None, exchange: Exchange) -> None:
+        self.models.get(name, version)
+        self._server_ready(exchange)
+
+    def _configuration(self, name: str, version: str | None, exchange: Exchange) -> None:
+        exchange.answer(json_response(200, metadata.describe_configuration(self.models.get(name, version))))
+
+    def _statistics(self, name: str | None, version: str | None, exchange: Exchange) -> None:
+        models = list(self.models) if name is None else [self.models.get(name, version)]
+        if name is not None and version is None:
+            models = self.models.versions(name)
+        statistics = [metadata.describe_statistics(model) for model in models]
+        exchange.answer(json_response(200, {"model_stats": statistics}))
+
+    # -- the repository ---------------------------------------------------------------------
+
+    def _repository_index(self, exchange: Exchange) -> None:
+        index = self.models.index()
+        if _wants_ready_only(exchange.request.body):
+            index = [entry for entry in index if entry["state"] == "READY"]
+        exchange.answer(json_response(200, index))
+
+    def _load(self, name: str, exchange: Exchange) -> None:
+        """Load all versions of a model again, in a thread, and answer when they are served."""
+        self._check_control()
+        if self._is_loading:
+            raise Rejected(503, "a model is being loaded; try again", ((b"retry-after", b"1"),))
+        self._is_loading = True
+        future = asyncio.get_running_loop().run_in_executor(None, self.models.read, name)
+        future.add_done_callback(partial(self._finish_load, name, exchange))
+
+    def _finish_load(self, name: str, exchange: Exchange, future: asyncio.Future[list[tuple[str, Model]]]) -> None:
+        self._is_loading = False
+        try:
+            self.models.put(future.result())
+        except Rejected as error:
+            exchange.reject(error)
+        except PackagerError as error:
+            exchange.reject(Rejected(400, f"failed to load '{name}': {error.message}"))
+        except Exception:
+            _log.exception("a bug in packager: loading %.200r", name)
+            exchange.reject(Rejected(500, "internal error"))
+        else:
+            self._infer_models.clear()
+            exchange.answer(_OK)
+
+    def _unload(self, name: str, exchange: Exchange) -> None:
+        self._check_control()
+        self.models.unload(name)
+        self._infer_models.clear()
+        exchange.answer(_OK)
+
+    def _check_control(self) -> None:
+        if not self.settings.model_control:
+            raise Rejected(403, "explicit model load / unload is not allowed; the option --model-control allows it")
+
+
+_INFER = "/v2/models/{model}/infer"
+
+
+def _answer_infer(model: Model, request: InferRequest, exchange: Exchange, result: Arrays | Exception) -> None:
+    """Answer an infer request with its outputs, or with the exception of its run."""
+    if isinstance(result, Exception):
+        exchange.reject(_explain_failure(model, result))
+        return
+    try:
+        parts, json_length = encode_response(model.version, request, result, model.signature)
+    except Rejected as error:
+        exchange.reject(error)
+        return
+    headers: tuple[tuple[bytes, bytes], ...] = _INFER_JSON
+    if json_length is not None:
+        length = b"%d" % json_length
+        headers = ((b"content-type", b"application/octet-stream"), (INFERENCE_HEADER, length))
+    accepted = exchange.request.headers.get(b"accept-encoding")
+    coding = None if accepted is None else choose_coding(accepted)
+    if coding is not None:
+        parts = (compress(parts, coding),)
+        headers = (*headers, (b"content-encoding", coding), (b"vary", b"accept-encoding"))
+    exchange.answer(Response(200, headers, parts))
+
+
+def _explain_failure(model: Model, error: Exception) -> Rejected:
+    """Return the answer to a request whose run failed: 400 if its values are the cause, else 500."""
+    if isinstance(error, Rejected):
+        return error
+    if isinstance(error, DataDoesNotFit):
+        return Rejected(400, f"{error.where}: {error.why}")
+    if isinstance(error, InferenceFailed):
+        # onnxruntime's InvalidArgument and torch's IndexError: an index outside its table, for example.
+        of_values = type(error.__cause__).__name__ in ("InvalidArgument", "IndexError")
+        return Rejected(400 if of_values else 500, f"{error.message}: {error.why}"[:1000])
+    _log.error("running %s %s failed", model.name, model.version, exc_info=error)
+    return Rejected(500, "internal error")
+
+
+def _wants_ready_only(body: bytes) -> bool:
+    """Read `ready` from the body of a repository index request, which may be empty. Raises `Rejected`, 400."""
+    if not body.strip():
+        return False
+    try:
+        document = simdjson.Parser().parse(body, True)
+    except ValueError:
+        raise Rejected(400, "failed to parse the request JSON") from None
+    ready = document.get("ready", False) if isinstance(document, dict) else None
+    if not isinstance(ready, bool):
+        raise Rejected(400, "Invalid value for 'ready': expected a boolean")
+    return ready
