@@ -1,8 +1,8 @@
 """Run the requests to one model: in order, joined along the batch dim, in worker threads, within limits.
 
-Requests that wait are joined if all their dims but the batch dim are equal: nothing is padded. They were checked before,
-so that one cannot fail the others; if a joined run fails all the same, each of its requests runs alone. While one batch
-runs, the next one collects: under load, batches form without any delay.
+Requests that wait are joined if all their dims but the batch dim are equal: nothing is padded. They were checked
+before, so that one cannot fail the others; if a joined run fails all the same, each of its requests runs alone. While
+one batch runs, the next one collects: under load, batches form without any delay.
 
 Runs of so few elements that they took less than a thread switch is worth run in the thread of the event loop itself.
 That is learnt from the runs so far. Apart from `_execute`, everything here happens in that thread.
@@ -13,49 +13,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from packager.serving.jobs import Arrays, Job
 from packager.serving.messages import Rejected
 from packager.serving.settings import Settings
 from packager.serving.statistics import RunTimes, Statistics
 
-Array = NDArray[Any]
-Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Arrays]
-Done = Callable[[Arrays | Exception], None]
 
 _QUICK_NS = 500_000
 """A run that is expected to take less time than this blocks the event loop: switching threads costs about a tenth."""
-
-
-class Job:
-    """A request that waits or runs: `done` is called once, in the thread of the event loop.
-
-    `size` is the request's own batch, and `key` is equal for requests that may be joined; None never is.
-    """
-
-    __slots__ = ("deadline", "done", "elements", "finished", "inputs", "key", "queued_at", "size")
-
-    def __init__(self, inputs: Arrays, size: int, key: object, done: Done) -> None:
-        self.inputs = inputs
-        self.elements = sum([array.size for array in inputs.values()])
-        self.size = size
-        self.key = key
-        self.done = done
-        self.finished = False
-        self.queued_at = 0
-        self.deadline = 0.0
-
-    def finish(self, result: Arrays | Exception) -> None:
-        """Pass the result on, unless the job has ended at its time limit."""
-        if not self.finished:
-            self.finished = True
-            self.done(result)
 
 
 class Batcher:
@@ -162,7 +133,7 @@ class Batcher:
         """Run jobs in a worker thread, and pass the results to the event loop's."""
         results, times = self._execute(jobs)
         try:
-            loop.call_soon_threadsafe(self._finish_work, jobs, results, times, loop)
+            loop.call_soon_threadsafe(self._finish_work, jobs, results, times)
         except RuntimeError:  # the event loop was closed meanwhile: nobody waits for the results
             return
 
@@ -171,11 +142,10 @@ class Batcher:
         jobs: Sequence[Job],
         results: Sequence[Arrays | Exception],
         times: RunTimes,
-        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._running.remove(jobs)
-        if self._groups:
-            self._schedule(loop)
+        if self._groups and self._loop is not None:
+            self._schedule(self._loop)
         self._finish(jobs, results, times)
 
     def _execute(self, jobs: Sequence[Job]) -> tuple[Sequence[Arrays | Exception], RunTimes]:
@@ -241,11 +211,12 @@ def _count_elements(jobs: Sequence[Job]) -> int:
     return sum([job.elements for job in jobs])
 
 
-def _split(outputs: Arrays, sizes: Sequence[int]) -> list[Arrays]:
+def _split(outputs: Arrays, sizes: Sequence[int]) -> Sequence[Arrays]:
     """Split the outputs of a joined run by the batch of each request. Raises ValueError if they do not add up."""
     if any(array.shape[0] != sum(sizes) for array in outputs.values()):
         raise ValueError("the outputs have a different batch than the inputs")
-    results, start = [], 0
+    results: list[Arrays] = []
+    start = 0
     for size in sizes:
         results.append({name: array[start : start + size] for name, array in outputs.items()})
         start += size

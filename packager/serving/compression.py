@@ -15,7 +15,7 @@ _LEVEL = 1
 
 
 def decompress(body: bytes, coding: bytes, limit: int) -> bytes:
-    """Undo a Content-Encoding. Raises `Rejected`: 413 beyond `limit` bytes, 415 for an unknown coding, 400 otherwise."""
+    """Undo a Content-Encoding. Raises `Rejected`: 413 beyond `limit` bytes, 415 for an unknown coding, else 400."""
     coding = coding.strip().lower()
     if coding in (b"", b"identity"):
         return body

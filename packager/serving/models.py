@@ -13,7 +13,8 @@ from pathlib import Path
 
 from packager.errors import ModelServedTwice
 from packager.runtime.loader import Bundle, load
-from packager.serving.batching import Arrays, Batcher, Done, Job
+from packager.serving.batching import Batcher
+from packager.serving.jobs import Arrays, Done, Job
 from packager.serving.messages import Rejected
 from packager.serving.protocol import InferRequest
 from packager.serving.row_independence import rows_are_independent
@@ -120,8 +121,9 @@ class Models:
         models = [model for key, model in self._models.items() if key[0] == name]
         return sorted(models, key=lambda model: version_order(model.version))
 
-    def __iter__(self) -> Iterable[Model]:  # type: ignore[override]
-        return iter(self._models.values())
+    def all(self) -> list[Model]:
+        """Return all loaded versions of all models."""
+        return list(self._models.values())
 
     def index(self) -> list[Mapping[str, str]]:
         """List every version that is or can be loaded, with its state as Triton has it."""

@@ -157,7 +157,7 @@ def _decode_json_tensor(tensor: simdjson.Object, keys: list[str], spec: TensorSp
 
 
 def _flatten(data: simdjson.Array, spec: TensorSpec) -> Array:
-    """Flatten nested arrays of numbers. Raises TypeError, ValueError or FloatingPointError for one that does not fit."""
+    """Flatten nested arrays of numbers. Raises TypeError, ValueError or FloatingPointError if one does not fit."""
     kind, dtype = spec.dtype.kind, spec.dtype
     if kind == "b":
         return np.array(_flatten_bools(data), dtype=np.bool_)
@@ -167,7 +167,11 @@ def _flatten(data: simdjson.Array, spec: TensorSpec) -> Array:
             return wide
         with np.errstate(over="raise", under="ignore"):
             return wide.astype(dtype)
-    wide_integers = np.frombuffer(data.as_buffer(of_type=kind), np.int64 if kind == "i" else np.uint64)
+    wide_integers: Array
+    if kind == "i":
+        wide_integers = np.frombuffer(data.as_buffer(of_type="i"), np.int64)
+    else:
+        wide_integers = np.frombuffer(data.as_buffer(of_type="u"), np.uint64)
     if dtype.itemsize == 8:
         return wide_integers
     limits = np.iinfo(dtype)
@@ -250,19 +254,19 @@ def _read_objects(parent: simdjson.Object, key: str) -> list[simdjson.Object]:
         raise Rejected(400, f"the request JSON lacks '{key}'") from None
     if value.__class__ is not simdjson.Array:
         raise Rejected(400, f"'{key}' is not an array")
-    objects = list(value)
+    objects: list[Any] = list(value)
     if any(item.__class__ is not simdjson.Object for item in objects):
         raise Rejected(400, f"'{key}' has an item that is not an object")
     return objects
 
 
-def _read_parameters(parent: simdjson.Object) -> dict[str, object]:
+def _read_parameters(parent: simdjson.Object) -> dict[str, Any]:
     parameters = parent["parameters"]
     if parameters is None:
         return {}
     if parameters.__class__ is not simdjson.Object:
         raise Rejected(400, "'parameters' is not an object")
-    values: dict[str, object] = parameters.as_dict()
+    values: dict[str, Any] = parameters.as_dict()
     for key in values:
         if key.startswith("shared_memory_"):
             raise Rejected(400, "shared memory is not enabled; the server's option --shared-memory enables it")
@@ -289,7 +293,7 @@ def _read_shape(tensor: simdjson.Object, keys: list[str], name: str) -> list[int
         raise Rejected(400, f"input '{name}' lacks the array 'shape'")
     if len(value) > 64:
         raise Rejected(400, f"'shape' of input '{name}' has {len(value)} dims")
-    shape: list[int] = value.as_list()
+    shape: list[Any] = value.as_list()
     for dim in shape:
         if dim.__class__ is not int or not 0 <= dim <= _MAX_DIM:
             raise Rejected(400, f"'shape' of input '{name}' has an invalid dim: {_show(dim)}")
@@ -327,7 +331,7 @@ def encode_response(
         if binary:
             texts.append(b'%s,"parameters":{"binary_data_size":%d}}' % (head, array.nbytes))
             if array.nbytes:
-                tensors.append(memoryview(array).cast("B"))
+                tensors.append(array.data.cast("B"))
         else:
             texts.append(b'%s,"data":%s}' % (head, _encode_json_tensor(array, spec)))
     names: dict[str, str] = {"model_name": signature.model, "model_version": version}

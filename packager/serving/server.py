@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._exit_at: float | None = None
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (of uvicorn)
         """Stop being ready, and exit after the time for draining; at once for Ctrl-C or a second signal."""
         if self._exit_at is None and sig != signal.SIGINT:
             self._exit_at = time.monotonic() + self._drain_seconds

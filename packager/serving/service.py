@@ -18,8 +18,8 @@ import simdjson
 from packager.errors import DataDoesNotFit, InferenceFailed, PackagerError
 from packager.serving import metadata
 from packager.serving.access_log import is_traceparent, log_request
-from packager.serving.batching import Arrays
 from packager.serving.compression import choose_coding, compress, decompress
+from packager.serving.jobs import Arrays
 from packager.serving.messages import Rejected, Request, Respond, Response, error_response, json_response
 from packager.serving.metrics import CONTENT_TYPE, HttpDurations, render_metrics
 from packager.serving.models import Model, Models
@@ -99,7 +99,7 @@ class Service:
             route.handler(exchange)
         except Rejected as error:
             exchange.reject(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 (a server goes on; the traceback is in its log)
             _log.exception("a bug in packager: %s %.200r", request.method, request.path)
             exchange.reject(Rejected(500, "internal error"))
 
@@ -181,7 +181,7 @@ class Service:
         exchange.answer(_OK)
 
     def _metrics(self, exchange: Exchange) -> None:
-        body = render_metrics(list(self.models), self.durations)
+        body = render_metrics(self.models.all(), self.durations)
         exchange.answer(Response(200, ((b"content-type", CONTENT_TYPE),), (body,)))
 
     # -- a model ----------------------------------------------------------------------------
@@ -198,7 +198,7 @@ class Service:
         exchange.answer(json_response(200, metadata.describe_configuration(self.models.get(name, version))))
 
     def _statistics(self, name: str | None, version: str | None, exchange: Exchange) -> None:
-        models = list(self.models) if name is None else [self.models.get(name, version)]
+        models = self.models.all() if name is None else [self.models.get(name, version)]
         if name is not None and version is None:
             models = self.models.versions(name)
         statistics = [metadata.describe_statistics(model) for model in models]
@@ -229,7 +229,7 @@ class Service:
             exchange.reject(error)
         except PackagerError as error:
             exchange.reject(Rejected(400, f"failed to load '{name}': {error.message}"))
-        except Exception:
+        except Exception:  # noqa: BLE001 (likewise)
             _log.exception("a bug in packager: loading %.200r", name)
             exchange.reject(Rejected(500, "internal error"))
         else:

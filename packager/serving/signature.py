@@ -26,7 +26,8 @@ _DATATYPES = {
 class TensorSpec:
     """An input or output: `datatype` as in the protocol, `wire` and `dtype` as numpy's.
 
-    `wire` is the dtype of its bytes in a request, `dtype` the one that the bundle takes: bfloat16 is uint16 and float32.
+    `wire` is the dtype of its bytes in a request, `dtype` the one that the bundle takes; for bfloat16, they are uint16
+    and float32.
     """
 
     name: str

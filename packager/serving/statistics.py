@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from packager.serving.batching import Job
+from packager.serving.jobs import Job
 
 _MAX_SIZES = 1000
 """Different batches that are counted each by itself: clients choose them."""
@@ -30,8 +29,8 @@ class Statistics:
     """The counters of one version of a model; durations are in nanoseconds and counted once for each request."""
 
     __slots__ = (
-        "compute_infer", "compute_input", "compute_output", "executions", "fail_ns", "failures", "inferences", "invalid",
-        "last_inference", "queue", "rejected", "runs_by_size", "success", "success_ns", "timed_out",
+        "compute_infer", "compute_input", "compute_output", "executions", "fail_ns", "failures", "inferences",
+        "invalid", "last_inference", "queue", "rejected", "runs_by_size", "success", "success_ns", "timed_out",
     )  # fmt: skip
 
     def __init__(self) -> None:
