@@ -14,7 +14,7 @@ _LEVEL = 1
 """Of compression: tensors shrink little, and more effort costs more time than the bytes take on a network."""
 
 
-def decompress(body: bytes, coding: bytes, limit: int) -> bytes:
+def decompress(body: bytes | bytearray, coding: bytes, limit: int) -> bytes | bytearray:
     """Undo a Content-Encoding. Raises `Rejected`: 413 beyond `limit` bytes, 415 for an unknown coding, else 400."""
     coding = coding.strip().lower()
     if coding in (b"", b"identity"):

@@ -17,7 +17,7 @@ class Request(NamedTuple):
     method: str
     path: str
     headers: Mapping[bytes, bytes]
-    body: bytes
+    body: bytes | bytearray
 
 
 class Response(NamedTuple):

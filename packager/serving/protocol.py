@@ -53,7 +53,7 @@ class InferBody(NamedTuple):
 # -- requests -------------------------------------------------------------------------------
 
 
-def decode_request(body: bytes, header: bytes | None, signature: Signature) -> InferRequest:
+def decode_request(body: bytes | bytearray, header: bytes | None, signature: Signature) -> InferRequest:
     """Decode the body of a request; `header` is the value of `Inference-Header-Content-Length`.
 
     Names, dtypes, shapes and the limits of dims are checked. Raises `Rejected`.
@@ -70,7 +70,7 @@ def decode_request(body: bytes, header: bytes | None, signature: Signature) -> I
     return _parse(view[:length], view[length:], signature)
 
 
-def _parse(text: bytes | memoryview, tail: memoryview, signature: Signature) -> InferRequest:
+def _parse(text: bytes | bytearray | memoryview, tail: memoryview, signature: Signature) -> InferRequest:
     try:
         return _decode(text, tail, signature)
     except UnicodeDecodeError:
@@ -79,7 +79,7 @@ def _parse(text: bytes | memoryview, tail: memoryview, signature: Signature) -> 
         raise Rejected(400, f"failed to parse the request JSON: {str(error).partition(':')[0]}") from None
 
 
-def _decode(text: bytes | memoryview, tail: memoryview, signature: Signature) -> InferRequest:
+def _decode(text: bytes | bytearray | memoryview, tail: memoryview, signature: Signature) -> InferRequest:
     document = simdjson.Parser().parse(text)  # a parser costs nothing; one that is kept keeps its largest buffers too
     if document.__class__ is not simdjson.Object:
         raise Rejected(400, "the request JSON is not an object")

@@ -6,18 +6,21 @@ Then it closes its sockets, finishes the requests that it has, and ends with sta
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import time
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
 from packager.errors import AddressUnusable
 from packager.serving.asgi import App
+from packager.serving.http_protocol import HttpProtocol
 
 _BACKLOG = 2048
-_KEEP_ALIVE_SECONDS = 75
 
 
 class Server(uvicorn.Server):
@@ -26,16 +29,15 @@ class Server(uvicorn.Server):
     def __init__(self, app: App, *, drain_seconds: float = 0.0, shutdown_seconds: float = 30.0) -> None:
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=cast("type[asyncio.Protocol]", partial(HttpProtocol, app)),
             loop="uvloop",
             ws="none",
             log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
-            date_header=False,
             backlog=_BACKLOG,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            proxy_headers=False,
             timeout_graceful_shutdown=int(shutdown_seconds),
         )
         super().__init__(config)

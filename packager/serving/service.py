@@ -103,6 +103,10 @@ class Service:
             _log.exception("a bug in packager: %s %.200r", request.method, request.path)
             exchange.reject(Rejected(500, "internal error"))
 
+    def count_refused(self, status: int) -> None:
+        """Count a request that a server refused before it was complete."""
+        self.durations.record("_OTHER", "", status, 0.0)
+
     # -- routes -----------------------------------------------------------------------------
 
     def _find_route(self, path: str) -> Route:
@@ -286,7 +290,7 @@ def _explain_failure(model: Model, error: Exception) -> Rejected:
     return Rejected(500, "internal error")
 
 
-def _wants_ready_only(body: bytes) -> bool:
+def _wants_ready_only(body: bytes | bytearray) -> bool:
     """Read `ready` from the body of a repository index request, which may be empty. Raises `Rejected`, 400."""
     if not body.strip():
         return False

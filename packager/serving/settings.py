@@ -13,6 +13,7 @@ class Settings:
 
     - `max_request_bytes`: the largest request body, before and after decompression; a larger one is answered with 413.
     - `max_buffered_bytes`: the bodies of all requests that are received or waiting, together; beyond it, 503.
+    - `max_connections`: connections at the same time; beyond it, 503. An ASGI server has a setting of its own.
     - `max_queue`: requests that may wait for a model; beyond it, 503.
     - `time_limit`: seconds that a request may wait and run, then 504; and that its body may take to arrive, then 408.
     - `batch_delay`: seconds that a request waits for others to join it; with 0, those that wait anyway are joined.
@@ -27,6 +28,7 @@ class Settings:
 
     max_request_bytes: int = 64 * MIB
     max_buffered_bytes: int = 512 * MIB
+    max_connections: int = 1000
     max_queue: int = 256
     time_limit: float = 60.0
     batch_delay: float = 0.0
