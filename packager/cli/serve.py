@@ -30,13 +30,9 @@ _MIB = 1 << 20
     help="Let a request wait for others to join it.",
 )
 @click.option(
-    "--instances",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, 1024),
-    help="Runs of a model at the same time.",
+    "--instances", type=click.IntRange(1, 1024), help="Runs of a model at the same time. [default: the cores, up to 8]"
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads for one run. [default: the loader's]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads for one run. [default: cores / instances]")
 @click.option(
     "--queue", default=256, show_default=True, type=click.IntRange(min=1), help="Requests that may wait for a model."
 )
@@ -79,7 +75,7 @@ def serve(
     port: int,
     max_batch: int | None,
     batch_delay: float,
-    instances: int,
+    instances: int | None,
     threads: int | None,
     queue: int,
     time_limit: float,
@@ -107,6 +103,7 @@ def serve(
         from packager.serving.service import Service
         from packager.serving.settings import Settings
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    defaults = Settings()
     settings = Settings(
         max_request_bytes=int(request_limit * _MIB),
         max_buffered_bytes=max(512 * _MIB, int(8 * request_limit * _MIB)),
@@ -114,7 +111,7 @@ def serve(
         time_limit=time_limit,
         batch_delay=batch_delay / 1000,
         max_batch=max_batch,
-        instances=instances,
+        instances=instances or defaults.instances,
         threads=threads,
         model_control=_is_loopback(host) if model_control is None else model_control,
         access_log=access_log,

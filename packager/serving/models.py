@@ -34,7 +34,7 @@ class Source:
     public_key: Path | None = None
     trust_program: bool = False
 
-    def load(self, threads: int | None) -> Bundle:
+    def load(self, threads: int) -> Bundle:
         """Load the bundle. Raises what `packager.load` raises."""
         return load(
             self.path,
@@ -96,7 +96,7 @@ class Models:
         self._settings = settings
         self._sources: dict[tuple[str, str], Source] = {}
         self._models: dict[tuple[str, str], Model] = {}
-        bundles = [(source, source.load(settings.threads)) for source in sources]
+        bundles = [(source, source.load(settings.threads_of_a_run)) for source in sources]
         for source, bundle in [*bundles, *((Source(bundle.path), bundle) for bundle in loaded)]:
             key = (bundle.name, bundle.version)
             if key in self._sources:
@@ -143,7 +143,7 @@ class Models:
             raise Rejected(404, f"failed to load '{name}', no version is available")
         models = []
         for key in keys:
-            model = Model(self._sources[key].load(self._settings.threads), self._settings)
+            model = Model(self._sources[key].load(self._settings.threads_of_a_run), self._settings)
             if model.name != name:
                 raise Rejected(400, f"failed to load '{name}': {self._sources[key].path} holds '{model.name}' now")
             models.append((key[1], model))

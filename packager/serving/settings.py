@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 
 MIB = 1 << 20
 
@@ -18,8 +19,9 @@ class Settings:
     - `time_limit`: seconds that a request may wait and run, then 504; and that its body may take to arrive, then 408.
     - `batch_delay`: seconds that a request waits for others to join it; with 0, those that wait anyway are joined.
     - `max_batch`: the largest joined batch; None leaves it to the limit of the dim in the bundle. 1 joins nothing.
-    - `instances`: runs of one model at the same time, each in a thread of its own.
-    - `threads`: threads that onnxruntime uses for one run; None leaves the choice to the loader.
+    - `instances`: runs of one model at the same time, each in a thread of its own. The default is one for each core, up
+      to 8: several small runs use the cores better than one large run. 1 is best for a single client.
+    - `threads`: threads that onnxruntime uses for one run. The default divides the cores among the instances.
     - `model_control`: let clients load and unload the bundles that the server was started with.
     - `shared_memory`: let clients register regions of this machine's shared memory, by any name (`/dev/shm`).
     - `access_log`: write a line of JSON for every request, not only for those that end with 500 or more.
@@ -33,9 +35,22 @@ class Settings:
     time_limit: float = 60.0
     batch_delay: float = 0.0
     max_batch: int | None = None
-    instances: int = 1
+    instances: int = field(default_factory=lambda: min(count_cores(), 8))
     threads: int | None = None
     model_control: bool = False
     shared_memory: bool = False
     access_log: bool = False
     server_name: str = "triton"
+
+    @property
+    def threads_of_a_run(self) -> int:
+        """The number of threads of one run."""
+        return self.threads or max(1, count_cores() // self.instances)
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows have no such call
+        return os.cpu_count() or 1
