@@ -65,6 +65,9 @@ _MIB = 1 << 20
     default=None,
     help="Let clients load and unload models. [default: only on a loopback address]",
 )
+@click.option(
+    "--shared-memory", is_flag=True, help="Let clients name shared memory of this machine, any of this user's."
+)
 @click.option("--access-log", is_flag=True, help="Log every request, as a line of JSON on stderr.")
 @click.option("--fingerprint", "fingerprints", metavar="h1:…", multiple=True, help="Of each bundle, in their order.")
 @public_key_option
@@ -82,6 +85,7 @@ def serve(
     request_limit: float,
     drain: float,
     model_control: bool | None,
+    shared_memory: bool,
     access_log: bool,
     fingerprints: tuple[str, ...],
     public_key: Path | None,
@@ -114,6 +118,7 @@ def serve(
         instances=instances or defaults.instances,
         threads=threads,
         model_control=_is_loopback(host) if model_control is None else model_control,
+        shared_memory=shared_memory,
         access_log=access_log,
     )
     pins = fingerprints or (None,) * len(bundles)

@@ -20,6 +20,7 @@ import simdjson
 from numpy.typing import NDArray
 
 from packager.serving.messages import Rejected
+from packager.serving.shared_memory import SharedMemory
 from packager.serving.signature import Signature, TensorSpec
 
 Array = NDArray[Any]
@@ -29,10 +30,12 @@ _MAX_DIM = 1 << 62
 
 
 class RequestedOutput(NamedTuple):
-    """An output that a request asks for, as bytes after the JSON or in it."""
+    """An output that a request asks for: in JSON, as bytes after it, or written to `memory`."""
 
     name: str
     binary: bool
+    memory: memoryview | None = None
+    region: str = ""
 
 
 class InferRequest(NamedTuple):
@@ -53,33 +56,39 @@ class InferBody(NamedTuple):
 # -- requests -------------------------------------------------------------------------------
 
 
-def decode_request(body: bytes | bytearray, header: bytes | None, signature: Signature) -> InferRequest:
+def decode_request(
+    body: bytes | bytearray, header: bytes | None, signature: Signature, shared_memory: SharedMemory
+) -> InferRequest:
     """Decode the body of a request; `header` is the value of `Inference-Header-Content-Length`.
 
     Names, dtypes, shapes and the limits of dims are checked. Raises `Rejected`.
     """
     view = memoryview(body)
     if header is None:
-        return _parse(body, view[:0], signature)
+        return _parse(body, view[:0], signature, shared_memory)
     length = int(header) if header.isdigit() and len(header) < 12 else -1
     if not 0 <= length <= len(body):
         text = header[:40].decode("latin-1")
         raise Rejected(400, f"inference header size should be in range (0, {len(body)}), got: {text}")
     if length == 0:
         return _decode_raw(view, signature)
-    return _parse(view[:length], view[length:], signature)
+    return _parse(view[:length], view[length:], signature, shared_memory)
 
 
-def _parse(text: bytes | bytearray | memoryview, tail: memoryview, signature: Signature) -> InferRequest:
+def _parse(
+    text: bytes | bytearray | memoryview, tail: memoryview, signature: Signature, shared_memory: SharedMemory
+) -> InferRequest:
     try:
-        return _decode(text, tail, signature)
+        return _decode(text, tail, signature, shared_memory)
     except UnicodeDecodeError:
         raise Rejected(400, "the request JSON is not valid UTF-8") from None
     except ValueError as error:  # of simdjson: everything else is checked
         raise Rejected(400, f"failed to parse the request JSON: {str(error).partition(':')[0]}") from None
 
 
-def _decode(text: bytes | bytearray | memoryview, tail: memoryview, signature: Signature) -> InferRequest:
+def _decode(
+    text: bytes | bytearray | memoryview, tail: memoryview, signature: Signature, shared_memory: SharedMemory
+) -> InferRequest:
     document = simdjson.Parser().parse(text)  # a parser costs nothing; one that is kept keeps its largest buffers too
     if document.__class__ is not simdjson.Object:
         raise Rejected(400, "the request JSON is not an object")
@@ -88,19 +97,19 @@ def _decode(text: bytes | bytearray | memoryview, tail: memoryview, signature: S
     if request_id is not None and request_id.__class__ is not str:
         raise Rejected(400, "'id' is not a string")
     parameters = _read_parameters(document) if "parameters" in keys else {}
-    inputs, end = _decode_inputs(_read_objects(document, "inputs"), tail, signature)
+    inputs, end = _decode_inputs(_read_objects(document, "inputs"), tail, signature, shared_memory)
     if end != len(tail):
         raise Rejected(400, f"unexpected additional input data for model '{signature.model}'")
     binary = _read_flag(parameters, "binary_data_output", default=False)
     if "outputs" in keys and (requested := _read_objects(document, "outputs")):
-        outputs = _decode_outputs(requested, signature, binary)
+        outputs = _decode_outputs(requested, signature, binary, shared_memory)
     else:
         outputs = [RequestedOutput(name, binary) for name in signature.outputs]
     return InferRequest(request_id, inputs, outputs)
 
 
 def _decode_inputs(
-    tensors: Iterable[simdjson.Object], tail: memoryview, signature: Signature
+    tensors: Iterable[simdjson.Object], tail: memoryview, signature: Signature, shared_memory: SharedMemory
 ) -> tuple[dict[str, Array], int]:
     """Decode the inputs; returns arrays by name, and how many bytes of `tail` they take."""
     arrays: dict[str, Array] = {}
@@ -121,6 +130,10 @@ def _decode_inputs(
         shape = _read_shape(tensor, keys, name)
         signature.check_shape(spec, shape, sizes)
         parameters = _read_parameters(tensor) if "parameters" in keys else {}
+        if "shared_memory_region" in parameters:
+            data = memoryview(bytes(shared_memory.locate(parameters)))
+            arrays[name] = _view_tensor(data, spec, shape, signature.model)
+            continue
         byte_size = parameters.get("binary_data_size")
         if byte_size is None:
             arrays[name] = _decode_json_tensor(tensor, keys, spec, shape)
@@ -230,7 +243,7 @@ def _decode_raw(data: memoryview, signature: Signature) -> InferRequest:
 
 
 def _decode_outputs(
-    tensors: Iterable[simdjson.Object], signature: Signature, binary_default: bool
+    tensors: Iterable[simdjson.Object], signature: Signature, binary_default: bool, shared_memory: SharedMemory
 ) -> list[RequestedOutput]:
     outputs: list[RequestedOutput] = []
     for tensor in tensors:
@@ -243,7 +256,12 @@ def _decode_outputs(
         parameters = _read_parameters(tensor) if "parameters" in keys else {}
         if parameters.get("classification"):
             raise Rejected(400, f"output '{name}' asks for a classification, which is not supported")
-        outputs.append(RequestedOutput(name, _read_flag(parameters, "binary_data", default=binary_default)))
+        binary = _read_flag(parameters, "binary_data", default=binary_default)
+        if "shared_memory_region" in parameters:
+            memory = shared_memory.locate(parameters)
+            outputs.append(RequestedOutput(name, False, memory, parameters["shared_memory_region"]))
+        else:
+            outputs.append(RequestedOutput(name, binary))
     return outputs
 
 
@@ -267,9 +285,6 @@ def _read_parameters(parent: simdjson.Object) -> dict[str, Any]:
     if parameters.__class__ is not simdjson.Object:
         raise Rejected(400, "'parameters' is not an object")
     values: dict[str, Any] = parameters.as_dict()
-    for key in values:
-        if key.startswith("shared_memory_"):
-            raise Rejected(400, "shared memory is not enabled; the server's option --shared-memory enables it")
     return values
 
 
@@ -320,15 +335,20 @@ def encode_response(
 ) -> InferBody:
     """Encode the outputs that a request asked for.
 
-    Raises `Rejected` for NaN and infinities in an output that was not asked for as binary data: JSON has neither.
+    Raises `Rejected`, 400, for NaN and infinities in an output that was not asked for as binary data, because JSON has
+    neither, and for shared memory that is too small.
     """
     texts: list[bytes] = []
     tensors: list[memoryview] = []
-    for name, binary in request.outputs:
+    for name, binary, memory, region in request.outputs:
         spec = signature.outputs[name]
         array = np.ascontiguousarray(outputs[name], spec.wire)
         head = orjson.dumps({"name": name, "datatype": spec.datatype, "shape": outputs[name].shape})[:-1]
-        if binary:
+        if memory is not None:
+            _write_to_memory(array, memory, spec)
+            parameters = {"shared_memory_region": region, "shared_memory_byte_size": array.nbytes}
+            texts.append(b'%s,"parameters":%s}' % (head, orjson.dumps(parameters)))
+        elif binary:
             texts.append(b'%s,"parameters":{"binary_data_size":%d}}' % (head, array.nbytes))
             if array.nbytes:
                 tensors.append(array.data.cast("B"))
@@ -341,6 +361,13 @@ def encode_response(
     if any(output.binary for output in request.outputs):
         return InferBody((text, *tensors), len(text))
     return InferBody((text,), None)
+
+
+def _write_to_memory(array: Array, memory: memoryview, spec: TensorSpec) -> None:
+    if len(memory) < array.nbytes:
+        message = f"shared memory size specified with the request for output '{spec.name}' ({len(memory)} bytes)"
+        raise Rejected(400, f"{message} should be at least {array.nbytes} bytes to hold the results")
+    memory[: array.nbytes] = array.tobytes()
 
 
 def _encode_json_tensor(array: Array, spec: TensorSpec) -> bytes:

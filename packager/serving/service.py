@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import simdjson
+import orjson
 
 from packager.errors import DataDoesNotFit, InferenceFailed, PackagerError
 from packager.serving import metadata
@@ -25,8 +25,10 @@ from packager.serving.metrics import CONTENT_TYPE, HttpDurations, render_metrics
 from packager.serving.models import Model, Models
 from packager.serving.protocol import INFERENCE_HEADER, InferRequest, decode_request, encode_response
 from packager.serving.settings import Settings
+from packager.serving.shared_memory import SharedMemory
 
 _INFER_JSON = ((b"content-type", b"application/json"),)
+_MAX_SMALL_BYTES = 1 << 16
 _OK = Response(200, (), ())
 _log = logging.getLogger("packager.serving")
 
@@ -79,6 +81,7 @@ class Service:
         self.models = models
         self.settings = settings
         self.durations = HttpDurations()
+        self.shared_memory = SharedMemory(enabled=settings.shared_memory)
         self.is_ready = True
         self._is_loading = False
         self._infer_models: dict[str, Model] = {}
@@ -130,6 +133,8 @@ class Service:
                 return Route("/v2/repository/models/{model}/load", "POST", partial(self._load, name))
             case ["v2", "repository", "models", name, "unload"]:
                 return Route("/v2/repository/models/{model}/unload", "POST", partial(self._unload, name))
+            case ["v2", "systemsharedmemory" | "cudasharedmemory" as kind, *rest]:
+                return self._find_memory_route(kind, rest)
             case ["metrics"]:
                 return Route("/metrics", "GET", self._metrics)
         raise Rejected(404, "Not Found")
@@ -149,6 +154,33 @@ class Service:
                 return Route(_INFER, "POST", partial(self._find_and_infer, name, version))
         raise Rejected(404, "Not Found")
 
+    def _find_memory_route(self, kind: str, rest: list[str]) -> Route:
+        name, action = None, rest[-1] if rest else ""
+        if len(rest) == 3 and rest[0] == "region":
+            name = rest[1]
+        elif len(rest) != 1 or action == "register":
+            raise Rejected(404, "Not Found")
+        template = f"/v2/{kind}{'' if name is None else '/region/{region}'}/{action}"
+        match kind, action:
+            case _, "status":
+                regions = self.shared_memory.describe(name) if kind == "systemsharedmemory" else []
+                return Route(template, "GET", lambda exchange: exchange.answer(json_response(200, regions)))
+            case "systemsharedmemory", "register" if name is not None:
+                return Route(template, "POST", partial(self._register_memory, name))
+            case "systemsharedmemory", "unregister":
+                return Route(template, "POST", partial(self._unregister_memory, name))
+            case "cudasharedmemory", "unregister":  # there is none
+                return Route(template, "POST", lambda exchange: exchange.answer(_OK))
+        raise Rejected(404, "Not Found" if kind == "systemsharedmemory" else "GPUs are not supported")
+
+    def _register_memory(self, name: str, exchange: Exchange) -> None:
+        self.shared_memory.register(name, _parse_small(exchange.request.body))
+        exchange.answer(_OK)
+
+    def _unregister_memory(self, name: str | None, exchange: Exchange) -> None:
+        self.shared_memory.unregister(name)
+        exchange.answer(_OK)
+
     # -- infer ------------------------------------------------------------------------------
 
     def _find_and_infer(self, name: str, version: str | None, exchange: Exchange) -> None:
@@ -164,7 +196,7 @@ class Service:
             coding = headers.get(b"content-encoding")
             if coding is not None:
                 body = decompress(body, coding, self.settings.max_request_bytes)
-            infer_request = decode_request(body, headers.get(INFERENCE_HEADER), model.signature)
+            infer_request = decode_request(body, headers.get(INFERENCE_HEADER), model.signature, self.shared_memory)
         except Rejected as error:
             model.statistics.invalid += 1
             exchange.reject(error)
@@ -294,11 +326,16 @@ def _wants_ready_only(body: bytes | bytearray) -> bool:
     """Read `ready` from the body of a repository index request, which may be empty. Raises `Rejected`, 400."""
     if not body.strip():
         return False
-    try:
-        document = simdjson.Parser().parse(body, True)
-    except ValueError:
-        raise Rejected(400, "failed to parse the request JSON") from None
+    document = _parse_small(body)
     ready = document.get("ready", False) if isinstance(document, dict) else None
     if not isinstance(ready, bool):
         raise Rejected(400, "Invalid value for 'ready': expected a boolean")
     return ready
+
+
+def _parse_small(body: bytes | bytearray) -> object:
+    """Parse the JSON of a request that has no tensors. Raises `Rejected`, 400."""
+    try:
+        return orjson.loads(body[:_MAX_SMALL_BYTES])
+    except ValueError:
+        raise Rejected(400, "failed to parse the request JSON") from None
