@@ -82,7 +82,7 @@ def _parse(
         return _decode(text, tail, signature, shared_memory)
     except UnicodeDecodeError:
         raise Rejected(400, "the request JSON is not valid UTF-8") from None
-    except ValueError as error:  # of simdjson: everything else is checked
+    except (ValueError, RuntimeError) as error:  # of simdjson: everything else is checked
         raise Rejected(400, f"failed to parse the request JSON: {str(error).partition(':')[0]}") from None
 
 

@@ -62,6 +62,11 @@ class Exchange:
         """Answer with an error."""
         self.answer(error_response(error), error.message)
 
+    def report_bug(self) -> None:
+        """Log the exception that is being handled, and answer without its details."""
+        _log.exception("a bug in packager: %s %.200r", self.request.method, self.request.path)
+        self.reject(Rejected(500, "internal error"))
+
 
 class Route(NamedTuple):
     """A route: its name in metrics, its method, and what answers it."""
@@ -89,12 +94,13 @@ class Service:
 
     def handle(self, request: Request, respond: Respond) -> None:
         """Answer a request: call `respond` once, now or later. Nothing is raised."""
-        model = self._infer_models.get(request.path)
-        if model is not None and request.method == "POST":
-            self._infer(model, Exchange(self, request, respond, _INFER))
-            return
-        exchange = Exchange(self, request, respond, "")
+        exchange = Exchange(self, request, respond, _INFER)
         try:
+            model = self._infer_models.get(request.path)
+            if model is not None and request.method == "POST":
+                self._infer(model, exchange)
+                return
+            exchange.route = ""
             route = self._find_route(request.path)
             exchange.route = route.template
             if route.method != request.method and (route.method, request.method) != ("GET", "HEAD"):
@@ -103,8 +109,7 @@ class Service:
         except Rejected as error:
             exchange.reject(error)
         except Exception:  # noqa: BLE001 (a server goes on; the traceback is in its log)
-            _log.exception("a bug in packager: %s %.200r", request.method, request.path)
-            exchange.reject(Rejected(500, "internal error"))
+            exchange.report_bug()
 
     def count_refused(self, status: int) -> None:
         """Count a request that a server refused before it was complete."""
@@ -118,7 +123,7 @@ class Service:
             case ["v2"]:
                 return Route("/v2", "GET", self._server_metadata)
             case ["v2", "health", "live"]:
-                return Route("/v2/health/live", "GET", lambda exchange: exchange.answer(_OK))
+                return Route("/v2/health/live", "GET", _answer_live)
             case ["v2", "health", "ready"]:
                 return Route("/v2/health/ready", "GET", self._server_ready)
             case ["v2", "models", "stats"]:
@@ -212,9 +217,12 @@ class Service:
         exchange.answer(json_response(200, metadata.describe_server(self.settings)))
 
     def _server_ready(self, exchange: Exchange) -> None:
-        if not self.is_ready:
-            raise Rejected(503, "the server is stopping")
-        exchange.answer(_OK)
+        exchange.answer(self._readiness({}))
+
+    def _readiness(self, name: dict[str, str]) -> Response:
+        if self.is_ready:
+            return json_response(200, {**name, "ready": True})
+        return json_response(503, {**name, "ready": False, "error": "the server is stopping"})
 
     def _metrics(self, exchange: Exchange) -> None:
         body = render_metrics(self.models.all(), self.durations)
@@ -228,7 +236,7 @@ class Service:
 
     def _model_ready(self, name: str, version: str | None, exchange: Exchange) -> None:
         self.models.get(name, version)
-        self._server_ready(exchange)
+        exchange.answer(self._readiness({"name": name}))
 
     def _configuration(self, name: str, version: str | None, exchange: Exchange) -> None:
         exchange.answer(json_response(200, metadata.describe_configuration(self.models.get(name, version))))
@@ -251,6 +259,11 @@ class Service:
     def _load(self, name: str, exchange: Exchange) -> None:
         """Load all versions of a model again, in a thread, and answer when they are served."""
         self._check_control()
+        if exchange.request.body.strip():
+            document = _parse_small(exchange.request.body)
+            parameters = document.get("parameters") if isinstance(document, dict) else None
+            if not isinstance(document, dict) or parameters:
+                raise Rejected(400, f"failed to load '{name}': a bundle is loaded as it is, without parameters")
         if self._is_loading:
             raise Rejected(503, "a model is being loaded; try again", ((b"retry-after", b"1"),))
         self._is_loading = True
@@ -266,8 +279,7 @@ class Service:
         except PackagerError as error:
             exchange.reject(Rejected(400, f"failed to load '{name}': {error.message}"))
         except Exception:  # noqa: BLE001 (likewise)
-            _log.exception("a bug in packager: loading %.200r", name)
-            exchange.reject(Rejected(500, "internal error"))
+            exchange.report_bug()
         else:
             self._infer_models.clear()
             exchange.answer(_OK)
@@ -283,6 +295,10 @@ class Service:
             raise Rejected(403, "explicit model load / unload is not allowed; the option --model-control allows it")
 
 
+def _answer_live(exchange: Exchange) -> None:
+    exchange.answer(json_response(200, {"live": True}))
+
+
 _INFER = "/v2/models/{model}/infer"
 
 
@@ -295,6 +311,9 @@ def _answer_infer(model: Model, request: InferRequest, exchange: Exchange, resul
         parts, json_length = encode_response(model.version, request, result, model.signature)
     except Rejected as error:
         exchange.reject(error)
+        return
+    except Exception:  # noqa: BLE001 (the other requests of the batch get their answers)
+        exchange.report_bug()
         return
     headers: tuple[tuple[bytes, bytes], ...] = _INFER_JSON
     if json_length is not None:

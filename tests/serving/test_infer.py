@@ -233,7 +233,8 @@ def test_a_request_that_does_not_fit_is_refused_with_the_reason(served, document
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"nonsense", b'{"inputs": [}', b"\xff\xfe", b'{"inputs": "\xff"}', b"[" * 100_000,
+        b'{"a": -9223372036854775809, "inputs": []}', b'{"inputs": [18446744073709551616]}', b"", b"{", b"nonsense",
+        b'{"inputs": [}', b"\xff\xfe", b'{"inputs": "\xff"}', b"[" * 100_000,
         b'{"inputs":' * 2000, b'{"inputs": [{"name": "\\ud800"}]}', b'{"inputs": [NaN]}', b"\x00" * 10, b"{}{}",
     ],
 )  # fmt: skip

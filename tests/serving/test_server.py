@@ -66,7 +66,7 @@ def test_readiness_ends_first_and_requests_are_answered_until_the_sockets_close(
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         status, body = ask(port, "GET", "/v2/health/ready")
-        assert (status, json.loads(body)) == (503, {"error": "the server is stopping"})
+        assert (status, json.loads(body)) == (503, {"ready": False, "error": "the server is stopping"})
         assert ask(port, "GET", "/v2/health/live")[0] == 200
         assert ask(port, "GET", "/v2/models/simple/ready")[0] == 503
         assert infer(port) == 200

@@ -20,9 +20,16 @@ def test_the_server_describes_itself(served):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", "/v2/models/simple/ready"])
-def test_health_is_a_status_without_a_body(served, path):
-    assert served.ask("GET", path)[::2] == (200, b"")
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/simple/ready", {"name": "simple", "ready": True}),
+    ],
+)
+def test_health_is_a_status_and_the_json_that_kserve_reads(served, path, answer):
+    assert served.get(path) == (200, answer)
     assert served.ask("HEAD", path)[::2] == (200, b"")
 
 
@@ -210,6 +217,13 @@ def test_only_bundles_named_at_the_start_are_loaded(serve, simple, action):
         status, _, body = server.ask("POST", f"/v2/repository/models/{name}/{action}")
         assert status == 404
         assert "error" in json.loads(body)
+
+
+@pytest.mark.parametrize("body", ['{"parameters": {"config": "{}"}}', '{"parameters": {"file:1/m": ""}}', "[]", "{"])
+def test_a_model_is_loaded_without_changes(serve, simple, body):
+    status, _, body = serve(simple, model_control=True).ask("POST", "/v2/repository/models/simple/load", body)
+    assert status == 400
+    assert json.loads(body)["error"]
 
 
 @pytest.mark.parametrize("action", ["load", "unload"])
