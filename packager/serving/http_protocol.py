@@ -16,14 +16,17 @@ from typing import Any, cast
 from packager.serving.asgi import App
 from packager.serving.chunks import ChunkDecoder
 from packager.serving.http_head import HEADS, MAX_HEAD_BYTES, Head, parse_head
-from packager.serving.messages import Rejected, Request, Response, error_response
+from packager.serving.messages import Header, Rejected, Request, Response, error_response
 
 _KEEP_ALIVE_SECONDS = 75.0
 _LINGER_SECONDS = 2.0
 _LARGE_BODY = 64 << 10
 _MAX_BUFFERED = 64 << 10
+_MAX_BLOCKS = 1024
 _NEVER = float("inf")
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+_BLOCKS: dict[tuple[int, tuple[Header, ...]], bytes] = {}
+"""The first lines of answers by status and headers."""
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -251,9 +254,8 @@ class HttpProtocol(asyncio.Protocol):
     def _write(self, response: Response) -> None:
         parts = response.parts
         length = len(parts[0]) if len(parts) == 1 else sum([len(part) for part in parts])
-        head: list[bytes | memoryview] = [_STATUS_LINES[response.status]]
-        for name, value in response.headers:
-            head += (name, b": ", value, b"\r\n")
+        status_and_headers = _BLOCKS.get((response.status, response.headers)) or _make_block(response)
+        head: list[bytes | memoryview] = [status_and_headers]
         for name, value in self._state.default_headers:
             head += (name, b": ", value, b"\r\n")
         if not self._keep_alive:
@@ -294,3 +296,12 @@ class HttpProtocol(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._check_deadline()
+
+
+def _make_block(response: Response) -> bytes:
+    if len(_BLOCKS) >= _MAX_BLOCKS:
+        _BLOCKS.clear()
+    lines = [b"%s: %s\r\n" % header for header in response.headers]
+    block = _STATUS_LINES[response.status] + b"".join(lines)
+    _BLOCKS[response.status, response.headers] = block
+    return block

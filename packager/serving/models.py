@@ -14,11 +14,13 @@ from pathlib import Path
 from packager.errors import ModelServedTwice
 from packager.runtime.loader import Bundle, load
 from packager.serving.batching import Batcher
+from packager.serving.decoding import InferRequest, RequestDecoder
+from packager.serving.encoding import ResponseEncoder
 from packager.serving.jobs import Arrays, Done, Job
 from packager.serving.messages import Rejected
-from packager.serving.protocol import InferRequest
 from packager.serving.row_independence import rows_are_independent
 from packager.serving.settings import Settings
+from packager.serving.shared_memory import SharedMemory
 from packager.serving.signature import Signature, read_signature
 from packager.serving.statistics import Statistics
 
@@ -48,11 +50,13 @@ class Source:
 class Model:
     """One version of a model: a loaded bundle with its queue and counters."""
 
-    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+    def __init__(self, bundle: Bundle, settings: Settings, shared_memory: SharedMemory) -> None:
         self.bundle = bundle
         self.name = bundle.name
         self.version = bundle.version
         self.signature: Signature = read_signature(bundle.config)
+        self.decoder = RequestDecoder(self.signature, shared_memory)
+        self.encoder = ResponseEncoder(self.signature, bundle.version)
         self.statistics = Statistics()
         self.platform = {"onnx": "onnxruntime_onnx"}.get(bundle.backend, "pytorch_libtorch")
         largest = self._find_largest_batch(bundle, settings)
@@ -94,6 +98,7 @@ class Models:
 
     def __init__(self, sources: Sequence[Source], settings: Settings, loaded: Iterable[Bundle] = ()) -> None:
         self._settings = settings
+        self.shared_memory = SharedMemory(enabled=settings.shared_memory)
         self._sources: dict[tuple[str, str], Source] = {}
         self._models: dict[tuple[str, str], Model] = {}
         bundles = [(source, source.load(settings.threads_of_a_run)) for source in sources]
@@ -102,7 +107,7 @@ class Models:
             if key in self._sources:
                 raise ModelServedTwice(bundle.name, bundle.version, str(self._sources[key].path), str(source.path))
             self._sources[key] = source
-            self._models[key] = Model(bundle, settings)
+            self._models[key] = Model(bundle, settings, self.shared_memory)
 
     def get(self, name: str, version: str | None = None) -> Model:
         """Return a model by name, and by version or the highest one. Raises `Rejected`, 404."""
@@ -143,7 +148,7 @@ class Models:
             raise Rejected(404, f"failed to load '{name}', no version is available")
         models = []
         for key in keys:
-            model = Model(self._sources[key].load(self._settings.threads_of_a_run), self._settings)
+            model = Model(self._sources[key].load(self._settings.threads_of_a_run), self._settings, self.shared_memory)
             if model.name != name:
                 raise Rejected(400, f"failed to load '{name}': {self._sources[key].path} holds '{model.name}' now")
             models.append((key[1], model))

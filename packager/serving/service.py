@@ -19,13 +19,12 @@ from packager.errors import DataDoesNotFit, InferenceFailed, PackagerError
 from packager.serving import metadata
 from packager.serving.access_log import is_traceparent, log_request
 from packager.serving.compression import choose_coding, compress, decompress
+from packager.serving.decoding import INFERENCE_HEADER, InferRequest
 from packager.serving.jobs import Arrays
 from packager.serving.messages import Rejected, Request, Respond, Response, error_response, json_response
 from packager.serving.metrics import CONTENT_TYPE, HttpDurations, render_metrics
 from packager.serving.models import Model, Models
-from packager.serving.protocol import INFERENCE_HEADER, InferRequest, decode_request, encode_response
 from packager.serving.settings import Settings
-from packager.serving.shared_memory import SharedMemory
 
 _INFER_JSON = ((b"content-type", b"application/json"),)
 _MAX_SMALL_BYTES = 1 << 16
@@ -86,7 +85,6 @@ class Service:
         self.models = models
         self.settings = settings
         self.durations = HttpDurations()
-        self.shared_memory = SharedMemory(enabled=settings.shared_memory)
         self.is_ready = True
         self._is_loading = False
         self._infer_models: dict[str, Model] = {}
@@ -168,7 +166,7 @@ class Service:
         template = f"/v2/{kind}{'' if name is None else '/region/{region}'}/{action}"
         match kind, action:
             case _, "status":
-                regions = self.shared_memory.describe(name) if kind == "systemsharedmemory" else []
+                regions = self.models.shared_memory.describe(name) if kind == "systemsharedmemory" else []
                 return Route(template, "GET", lambda exchange: exchange.answer(json_response(200, regions)))
             case "systemsharedmemory", "register" if name is not None:
                 return Route(template, "POST", partial(self._register_memory, name))
@@ -179,11 +177,11 @@ class Service:
         raise Rejected(404, "Not Found" if kind == "systemsharedmemory" else "GPUs are not supported")
 
     def _register_memory(self, name: str, exchange: Exchange) -> None:
-        self.shared_memory.register(name, _parse_small(exchange.request.body))
+        self.models.shared_memory.register(name, _parse_small(exchange.request.body))
         exchange.answer(_OK)
 
     def _unregister_memory(self, name: str | None, exchange: Exchange) -> None:
-        self.shared_memory.unregister(name)
+        self.models.shared_memory.unregister(name)
         exchange.answer(_OK)
 
     # -- infer ------------------------------------------------------------------------------
@@ -201,7 +199,7 @@ class Service:
             coding = headers.get(b"content-encoding")
             if coding is not None:
                 body = decompress(body, coding, self.settings.max_request_bytes)
-            infer_request = decode_request(body, headers.get(INFERENCE_HEADER), model.signature, self.shared_memory)
+            infer_request = model.decoder.decode(body, headers.get(INFERENCE_HEADER))
         except Rejected as error:
             model.statistics.invalid += 1
             exchange.reject(error)
@@ -308,7 +306,7 @@ def _answer_infer(model: Model, request: InferRequest, exchange: Exchange, resul
         exchange.reject(_explain_failure(model, result))
         return
     try:
-        parts, json_length = encode_response(model.version, request, result, model.signature)
+        parts, json_length = model.encoder.encode(request, result)
     except Rejected as error:
         exchange.reject(error)
         return
