@@ -57,7 +57,14 @@ $(VENV)/.scanners: $(VENV)/.build tests/scanners.txt
 	$(VENV)/scanners/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/scanners.txt
 	@touch $@
 
-slow: $(VENV)/.ready $(VENV)/.scanners  ## the slow tests
+# Clients of the server likewise. MLServer is there for its OpenAPI document alone.
+$(VENV)/.clients: $(VENV)/.build tests/serving/clients.txt
+	$(PYTHON) -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/serving/clients.txt
+	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps mlserver==1.7.1
+	@touch $@
+
+slow: $(VENV)/.ready $(VENV)/.scanners $(VENV)/.clients  ## the slow tests
 	$(PYTEST) -m slow
 
 fuzz: $(VENV)/.ready  ## mutate bundles, archives, checkpoints and manifests, and fail on a crash, a hang or an accepted change

@@ -20,6 +20,7 @@ _MIB = 1 << 20
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=PATH)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--reuse-port", is_flag=True, help="Share the port with other processes of this command.")
 @click.option("--max-batch", type=click.IntRange(min=1), help="The largest batch. [default: the bundle's limit]")
 @click.option(
     "--batch-delay",
@@ -76,6 +77,7 @@ def serve(
     bundles: tuple[Path, ...],
     host: str,
     port: int,
+    reuse_port: bool,
     max_batch: int | None,
     batch_delay: float,
     instances: int | None,
@@ -107,7 +109,6 @@ def serve(
         from packager.serving.service import Service
         from packager.serving.settings import Settings
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    defaults = Settings()
     settings = Settings(
         max_request_bytes=int(request_limit * _MIB),
         max_buffered_bytes=max(512 * _MIB, int(8 * request_limit * _MIB)),
@@ -115,7 +116,7 @@ def serve(
         time_limit=time_limit,
         batch_delay=batch_delay / 1000,
         max_batch=max_batch,
-        instances=instances or defaults.instances,
+        instances=instances,
         threads=threads,
         model_control=_is_loopback(host) if model_control is None else model_control,
         shared_memory=shared_memory,
@@ -124,7 +125,7 @@ def serve(
     pins = fingerprints or (None,) * len(bundles)
     sources = [Source(path, pin, public_key, trust_program) for path, pin in zip(bundles, pins, strict=True)]
     app = App(Service(Models(sources, settings), settings))
-    listener = bind(host, port)
+    listener = bind(host, port, reuse_port=reuse_port)
     address = f"[{host}]" if ":" in host else host
     console.print_line(f"http://{address}:{listener.getsockname()[1]}")
     sys.stdout.flush()

@@ -40,7 +40,8 @@ class Batcher:
         self._groups: dict[object, deque[Job]] = {}
         self._waiting = 0
         self._running: list[Sequence[Job]] = []
-        self._threads = ThreadPoolExecutor(settings.instances, thread_name_prefix="packager-serving")
+        self._instances = settings.instances_or_default
+        self._threads = ThreadPoolExecutor(self._instances, thread_name_prefix="packager-serving")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dispatch_scheduled = False
         self._delay_timer: asyncio.TimerHandle | None = None
@@ -75,7 +76,7 @@ class Batcher:
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """Dispatch once the event loop has read what arrived at the same time."""
-        if not self._dispatch_scheduled and len(self._running) < self._settings.instances:
+        if not self._dispatch_scheduled and len(self._running) < self._instances:
             self._dispatch_scheduled = True
             loop.call_soon(self._dispatch, loop)
 
@@ -84,7 +85,7 @@ class Batcher:
         if self._delay_timer is not None:
             self._delay_timer.cancel()
             self._delay_timer = None
-        while self._groups and len(self._running) < self._settings.instances:
+        while self._groups and len(self._running) < self._instances:
             jobs = self._take_batch(loop)
             if not jobs:
                 return

@@ -101,7 +101,7 @@ class Models:
         self.shared_memory = SharedMemory(enabled=settings.shared_memory)
         self._sources: dict[tuple[str, str], Source] = {}
         self._models: dict[tuple[str, str], Model] = {}
-        bundles = [(source, source.load(settings.threads_of_a_run)) for source in sources]
+        bundles = [(source, source.load(settings.threads_or_default)) for source in sources]
         for source, bundle in [*bundles, *((Source(bundle.path), bundle) for bundle in loaded)]:
             key = (bundle.name, bundle.version)
             if key in self._sources:
@@ -148,7 +148,9 @@ class Models:
             raise Rejected(404, f"failed to load '{name}', no version is available")
         models = []
         for key in keys:
-            model = Model(self._sources[key].load(self._settings.threads_of_a_run), self._settings, self.shared_memory)
+            model = Model(
+                self._sources[key].load(self._settings.threads_or_default), self._settings, self.shared_memory
+            )
             if model.name != name:
                 raise Rejected(400, f"failed to load '{name}': {self._sources[key].path} holds '{model.name}' now")
             models.append((key[1], model))

@@ -61,12 +61,17 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on an address; port 0 takes any that is free. Raises `AddressUnusable`."""
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """Return a socket that listens on an address; port 0 takes any that is free. Raises `AddressUnusable`.
+
+    With `reuse_port`, several processes may listen on one port, and the kernel divides the connections among them.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:

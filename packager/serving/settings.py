@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 MIB = 1 << 20
 
@@ -19,8 +19,8 @@ class Settings:
     - `time_limit`: seconds that a request may wait and run, then 504; and that its body may take to arrive, then 408.
     - `batch_delay`: seconds that a request waits for others to join it; with 0, those that wait anyway are joined.
     - `max_batch`: the largest joined batch; None leaves it to the limit of the dim in the bundle. 1 joins nothing.
-    - `instances`: runs of one model at the same time, each in a thread of its own. The default is one for each core, up
-      to 8: several small runs use the cores better than one large run. 1 is best for a single client.
+    - `instances`: runs of one model at the same time, each in a thread of its own. The default is one for each core,
+      up to 8: several small runs use the cores better than one large run. 1 is best for a single client.
     - `threads`: threads that onnxruntime uses for one run. The default divides the cores among the instances.
     - `model_control`: let clients load and unload the bundles that the server was started with.
     - `shared_memory`: let clients register regions of this machine's shared memory, by any name (`/dev/shm`).
@@ -35,7 +35,7 @@ class Settings:
     time_limit: float = 60.0
     batch_delay: float = 0.0
     max_batch: int | None = None
-    instances: int = field(default_factory=lambda: min(count_cores(), 8))
+    instances: int | None = None
     threads: int | None = None
     model_control: bool = False
     shared_memory: bool = False
@@ -43,9 +43,14 @@ class Settings:
     server_name: str = "triton"
 
     @property
-    def threads_of_a_run(self) -> int:
+    def instances_or_default(self) -> int:
+        """The number of runs of one model at the same time."""
+        return self.instances or min(count_cores(), 8)
+
+    @property
+    def threads_or_default(self) -> int:
         """The number of threads of one run."""
-        return self.threads or max(1, count_cores() // self.instances)
+        return self.threads or max(1, count_cores() // self.instances_or_default)
 
 
 def count_cores() -> int:
