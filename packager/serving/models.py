@@ -16,7 +16,7 @@ from packager.runtime.loader import Bundle, load
 from packager.serving.batching import Batcher
 from packager.serving.decoding import InferRequest, RequestDecoder
 from packager.serving.encoding import ResponseEncoder
-from packager.serving.jobs import Arrays, Done, Job
+from packager.serving.jobs import Done, Job
 from packager.serving.messages import Rejected
 from packager.serving.row_independence import rows_are_independent
 from packager.serving.settings import Settings
@@ -61,7 +61,7 @@ class Model:
         self.platform = {"onnx": "onnxruntime_onnx"}.get(bundle.backend, "pytorch_libtorch")
         largest = self._find_largest_batch(bundle, settings)
         self.joins = largest is None or largest > 1
-        self.batcher = Batcher(self._run, settings, self.statistics, largest=largest)
+        self.batcher = Batcher(bundle.run, settings, self.statistics, largest=largest)
 
     def _find_largest_batch(self, bundle: Bundle, settings: Settings) -> int | None:
         """Return the largest batch that requests may be joined to: 1 where they may not, None without a limit."""
@@ -70,9 +70,6 @@ class Model:
             return 1
         sizes = [size for size in (self.signature.dims[dim].largest, settings.max_batch) if size is not None]
         return min(sizes, default=None)
-
-    def _run(self, inputs: Arrays) -> Arrays:
-        return self.bundle.run(inputs)
 
     def submit(self, request: InferRequest, done: Done) -> None:
         """Run a request when its turn comes, and pass the outputs or an exception to `done`.

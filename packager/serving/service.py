@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -87,6 +88,7 @@ class Service:
         self.durations = HttpDurations()
         self.is_ready = True
         self._is_loading = False
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="packager-loading")
         self._infer_models: dict[str, Model] = {}
         """Models by the path of their infer route: what was looked up since the last load or unload."""
 
@@ -265,7 +267,7 @@ class Service:
         if self._is_loading:
             raise Rejected(503, "a model is being loaded; try again", ((b"retry-after", b"1"),))
         self._is_loading = True
-        future = asyncio.get_running_loop().run_in_executor(None, self.models.read, name)
+        future = asyncio.get_running_loop().run_in_executor(self._loader, self.models.read, name)
         future.add_done_callback(partial(self._finish_load, name, exchange))
 
     def _finish_load(self, name: str, exchange: Exchange, future: asyncio.Future[list[tuple[str, Model]]]) -> None:

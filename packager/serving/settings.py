@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+
+from packager.common.hashing import count_usable_cores
 
 MIB = 1 << 20
 
@@ -45,17 +46,9 @@ class Settings:
     @property
     def instances_or_default(self) -> int:
         """The number of runs of one model at the same time."""
-        return self.instances or min(count_cores(), 8)
+        return self.instances or min(count_usable_cores(), 8)
 
     @property
     def threads_or_default(self) -> int:
         """The number of threads of one run."""
-        return self.threads or max(1, count_cores() // self.instances_or_default)
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows have no such call
-        return os.cpu_count() or 1
+        return self.threads or max(1, count_usable_cores() // self.instances_or_default)

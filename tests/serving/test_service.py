@@ -1,7 +1,10 @@
 """The routes of the protocol, asked over a real socket."""
 
+import gc
 import json
 import re
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -244,3 +247,20 @@ def test_a_load_that_fails_leaves_the_model_in_place(serve, linear_bundle, tmp_p
     assert status == 400
     assert "failed to load 'net'" in json.loads(body)["error"]
     assert server.infer("net", {"x": np.ones((1, 4), np.float32)})[0] == 200
+
+
+def test_a_model_that_was_replaced_is_freed_at_once(serve, simple):
+
+    server = serve(simple, model_control=True)
+    models = server.app.service.models
+    old = weakref.ref(models.get("simple"))
+    assert server.infer("simple", {"INPUT0": COUNT, "INPUT1": ONES})[0] == 200
+    gc.disable()
+    try:
+        assert server.ask("POST", "/v2/repository/models/simple/load")[0] == 200
+        deadline = time.monotonic() + 5
+        while old() is not None and time.monotonic() < deadline:  # a timer holds it for a second
+            time.sleep(0.05)
+        assert old() is None
+    finally:
+        gc.enable()
