@@ -40,7 +40,7 @@ PEERS = HERE / "serving_peers"
 CLIENTS, REQUESTS = 16, 16
 CORES = count_usable_cores()
 PACKAGES = {
-    "mlserver": ["mlserver==1.7.1"],
+    "mlserver": ["mlserver==1.7.1", "uvloop<0.22"],  # its workers do not start with a newer one
     "bentoml": ["bentoml==1.4.*"],
     "mosec": ["mosec==0.9.*"],
 }
@@ -258,15 +258,17 @@ print(best)
 Key = tuple[str, str, str, int]  # case, encoding, server, workers
 
 
-def contenders(encoding: str) -> list[tuple[str, int]]:
+def contenders(encoding: str, chosen: str) -> list[tuple[str, int]]:
     servers = ["packager", "mosec"] if encoding == "binary" else ["packager", "mlserver", "bentoml", "mosec"]
-    return [(server, workers) for server in servers for workers in sorted({1, CORES})]
+    return [(server, workers) for server in servers if server in chosen.split(",") for workers in sorted({1, CORES})]
 
 
-def run_round(load: Path, cases: list[Case], seconds: float, results: dict[Key, list[dict[str, float]]]) -> None:
+def run_round(
+    load: Path, cases: list[Case], seconds: float, chosen: str, results: dict[Key, list[dict[str, float]]]
+) -> None:
     for case in cases:
         for encoding in ("json", "binary"):
-            for server, workers in contenders(encoding):
+            for server, workers in contenders(encoding, chosen):
                 path = PATHS.get(server, f"/v2/models/{case.config['name']}/infer")
                 files = write_requests(server, encoding, case, path)
                 try:
@@ -310,6 +312,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="digits,minilm-16,minilm-128")
+    parser.add_argument("--servers", default="packager,mlserver,bentoml,mosec")
     parser.add_argument("--digits", type=Path, default=ROOT / "examples/digits/dist/digits-cnn-1.0.0")
     parser.add_argument("--minilm", type=Path, default=ROOT / "examples/minilm/dist/minilm-1.0.0")
     parser.add_argument("--no-report", action="store_true", help="leave docs/benchmarks.md as it is")
@@ -323,7 +326,7 @@ def main() -> None:
         for case in cases:
             raw.setdefault(case.name, []).append(rows_per_second(case))
             print(case.name, "onnxruntime alone", f"{raw[case.name][-1]:.0f} rows/s", flush=True)
-        run_round(load, cases, arguments.seconds, results)
+        run_round(load, cases, arguments.seconds, arguments.servers, results)
     table = summarize(results, raw)
     print(table)
     if not arguments.no_report:

@@ -98,17 +98,25 @@ class Batcher:
             self._threads.submit(self._work, jobs, loop)
 
     def _take_batch(self, loop: asyncio.AbstractEventLoop) -> list[Job]:
-        """Remove the next jobs to run together from the queue; none if they had better wait for others."""
+        """Remove the next jobs to run together from the queue; none if they had better wait for others.
+
+        They are no more than the share of one instance: if one had nearly all, the few others would run many times
+        before those had their answers.
+        """
         key = next((key for key, group in self._groups.items() if self._is_due(group)), None)
         if key is None:
             self._wait_for_delay(loop)
             return []
         group = self._groups.pop(key)
         jobs = [group.popleft()]
-        size = jobs[0].size
+        size, elements = jobs[0].size, jobs[0].elements
+        share = -(-self.pending // self._instances)
         while group and (self._largest is None or size + group[0].size <= self._largest):
+            if len(jobs) >= share and elements > self._quick_elements:
+                break
             jobs.append(group.popleft())
             size += jobs[-1].size
+            elements += jobs[-1].elements
         self._waiting -= len(jobs)
         if group:
             self._groups[key] = group  # at the end: the others have their turn first

@@ -1,8 +1,8 @@
 """The body of an infer request to arrays by name: the Open Inference Protocol v2.
 
 A body is JSON, or JSON followed by tensors as bytes if the header `Inference-Header-Content-Length` says how long the
-JSON is (Triton's binary tensor data extension). Clients that send tensors as bytes repeat their JSON, so what it says
-is remembered by its bytes.
+JSON is (Triton's binary tensor data extension). Clients repeat everything but the numbers, so what the rest of the JSON
+says is remembered by its bytes: as a plan for the bytes that follow it, or as a template with gaps for arrays.
 
 https://github.com/kserve/open-inference-protocol and
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -11,6 +11,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ INFERENCE_HEADER = b"inference-header-content-length"
 _MAX_DIM = 1 << 62
 _MAX_REMEMBERED = 256
 _MAX_REMEMBERED_BYTES = 4096
+_DATA = b'"data":'
+_NUMBERS = re.compile(rb'"data":(\s*\[[-+0-9.eE,\[\]\s]*\])')
 
 
 class RequestedOutput(NamedTuple):
@@ -61,6 +64,21 @@ class _Plan(NamedTuple):
     size: int
 
 
+class _Gap(NamedTuple):
+    """Where an input is in a template: the text that follows its numbers."""
+
+    spec: TensorSpec
+    shape: Sequence[int]
+    following: bytes
+
+
+class _Template(NamedTuple):
+    """JSON around the numbers of all inputs, in the order of the document."""
+
+    gaps: Sequence[_Gap]
+    outputs: Sequence[RequestedOutput]
+
+
 class RequestDecoder:
     """Decodes the requests to one model: names, dtypes, shapes and the limits of dims are checked."""
 
@@ -68,12 +86,14 @@ class RequestDecoder:
         self._signature = signature
         self._shared_memory = shared_memory
         self._plans: dict[bytes, _Plan] = {}
+        self._templates: dict[bytes, _Template] = {}
+        """By the text before the first gap."""
 
     def decode(self, body: bytes | bytearray, header: bytes | None) -> InferRequest:
         """Decode a body; `header` is the value of `Inference-Header-Content-Length`. Raises `Rejected`."""
         view = memoryview(body)
         if header is None:
-            return self._parse(body, view[:0])
+            return self._fill_template(body) or self._parse(body, view[:0])
         length = int(header) if header.isdigit() and len(header) < 12 else -1
         if not 0 <= length <= len(body):
             text = header[:40].decode("latin-1")
@@ -106,7 +126,8 @@ class RequestDecoder:
             raise Rejected(400, "'id' is not a string")
         parameters = _read_parameters(document) if "parameters" in keys else {}
         parts: list[_Part] = []
-        inputs, end = self._decode_inputs(_read_objects(document, "inputs"), tail, parts)
+        order: list[tuple[TensorSpec, Sequence[int]]] = []
+        inputs, end = self._decode_inputs(_read_objects(document, "inputs"), tail, parts, order)
         if end != len(tail):
             raise Rejected(400, f"unexpected additional input data for model '{self._signature.model}'")
         binary = _read_flag(parameters, "binary_data_output", default=False)
@@ -114,26 +135,81 @@ class RequestDecoder:
             outputs = self._decode_outputs(requested, binary)
         else:
             outputs = [RequestedOutput(name, binary) for name in self._signature.outputs]
-        if request_id is None and len(parts) == len(inputs) and len(text) <= _MAX_REMEMBERED_BYTES:
-            self._remember(bytes(text), parts, outputs, end)
+        if request_id is None and all(output.memory is None for output in outputs):  # memory can be unregistered
+            if len(parts) == len(inputs) and len(text) <= _MAX_REMEMBERED_BYTES:
+                self._remember_plan(bytes(text), parts, outputs, end)
+            elif len(order) == len(inputs):
+                self._remember_template(text, order, outputs)
         return InferRequest(request_id, inputs, outputs)
 
-    def _remember(self, text: bytes, parts: Sequence[_Part], outputs: Sequence[RequestedOutput], size: int) -> None:
-        if any(output.memory is not None for output in outputs):  # which can be unregistered
-            return
+    # -- what is remembered -----------------------------------------------------------------
+
+    def _remember_plan(
+        self, text: bytes, parts: Sequence[_Part], outputs: Sequence[RequestedOutput], size: int
+    ) -> None:
         if len(self._plans) >= _MAX_REMEMBERED:
             self._plans.clear()
         names = list(self._signature.inputs)
         self._plans[text] = _Plan(sorted(parts, key=lambda part: names.index(part.spec.name)), outputs, size)
 
+    def _remember_template(
+        self,
+        text: bytes | bytearray,
+        order: Sequence[tuple[TensorSpec, Sequence[int]]],
+        outputs: Sequence[RequestedOutput],
+    ) -> None:
+        """Remember the text around the numbers, if it is certain where they are.
+
+        Without backslashes, the bytes `"data"` are a string of that value. There is one in each input, the key of its
+        numbers; if there are no more, they are those keys.
+        """
+        spans = [match.span(1) for match in _NUMBERS.finditer(text)]
+        if len(spans) != len(order) or text.count(b'"data"') != len(order) or b"\\" in text:
+            return
+        ends = [start for start, _ in spans[1:]] + [len(text)]
+        following = [bytes(text[end:start]) for (_, end), start in zip(spans, ends, strict=True)]
+        before = bytes(text[: spans[0][0]])
+        if len(before) + sum(map(len, following)) > _MAX_REMEMBERED_BYTES:
+            return
+        if len(self._templates) >= _MAX_REMEMBERED:
+            self._templates.clear()
+        gaps = [_Gap(spec, shape, rest) for (spec, shape), rest in zip(order, following, strict=True)]
+        self._templates[before] = _Template(gaps, outputs)
+
+    def _fill_template(self, text: bytes | bytearray) -> InferRequest | None:
+        """Decode a request with a template; None if there is none for it. Raises `Rejected`."""
+        position = text.find(_DATA, 0, _MAX_REMEMBERED_BYTES) + len(_DATA)
+        template = self._templates.get(bytes(text[:position]))
+        if template is None:
+            return None
+        inputs = {}
+        try:
+            for spec, shape, following in template.gaps:
+                end = text.find(following, position)
+                if end < 0:
+                    return None
+                inputs[spec.name] = parse_json_tensor(simdjson.Parser().parse(text[position:end]), spec, shape)
+                position = end + len(following)
+        except (ValueError, RuntimeError):  # no JSON: the whole is parsed to see what is wrong
+            return None
+        if position != len(text):
+            return None
+        if len(inputs) > 1:
+            inputs = {name: inputs[name] for name in self._signature.inputs}
+        return InferRequest(None, inputs, template.outputs)
+
     # -- inputs -----------------------------------------------------------------------------
 
     def _decode_inputs(
-        self, tensors: Iterable[simdjson.Object], tail: memoryview, parts: list[_Part]
+        self,
+        tensors: Iterable[simdjson.Object],
+        tail: memoryview,
+        parts: list[_Part],
+        order: list[tuple[TensorSpec, Sequence[int]]],
     ) -> tuple[dict[str, Array], int]:
         """Decode the inputs; returns arrays by name, and how many bytes of `tail` they take.
 
-        `parts` collects those that are among these bytes.
+        `parts` collects those that are among these bytes, and `order` those that are in JSON.
         """
         signature = self._signature
         arrays: dict[str, Array] = {}
@@ -153,6 +229,7 @@ class RequestDecoder:
                 arrays[spec.name] = view_tensor(data, spec, shape, signature.model)
             elif byte_size is None:
                 arrays[spec.name] = parse_json_tensor(tensor["data"] if "data" in keys else None, spec, shape)
+                order.append((spec, shape))
             else:
                 if "data" in keys:
                     raise Rejected(400, f"input '{spec.name}' has both 'data' and 'binary_data_size'")

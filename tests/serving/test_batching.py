@@ -37,12 +37,12 @@ class Model:
         return {"y": inputs["x"] * 2}
 
 
-def drive(model, requests, *, largest=None, **settings):
+def drive(model, requests, *, largest=None, instances=1, **settings):
     """Submit requests, lists of numbers with a key, at the same time; returns their results in order."""
 
     async def submit_all():
         loop = asyncio.get_running_loop()
-        batcher = Batcher(model, Settings(**settings), Statistics(), largest=largest)
+        batcher = Batcher(model, Settings(instances=instances, **settings), Statistics(), largest=largest)
         futures = []
         for numbers, key in requests:
             future = loop.create_future()
@@ -68,20 +68,26 @@ def test_requests_that_wait_are_joined():
 def test_a_batch_counts_the_rows_of_its_requests():
     model = Model()
     requests = [([1, 2], 0), ([3, 4], 0), ([5], 0), ([6, 7, 8], 0)]
-    assert drive(model, requests, largest=4, instances=1) == [[2, 4], [6, 8], [10], [12, 14, 16]]
+    assert drive(model, requests, largest=4) == [[2, 4], [6, 8], [10], [12, 14, 16]]
     assert model.batches == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def test_instances_share_what_waits():
+    model = Model(seconds=0.2)
+    drive(model, [([number], 0) for number in range(16)], instances=2)
+    assert sorted(map(len, model.batches)) == [8, 8]
 
 
 def test_a_request_larger_than_the_largest_batch_runs_alone():
     model = Model()
-    assert drive(model, [([1], 0), ([2, 3, 4], 0)], largest=2, instances=1) == [[2], [4, 6, 8]]
+    assert drive(model, [([1], 0), ([2, 3, 4], 0)], largest=2) == [[2], [4, 6, 8]]
     assert model.batches == [[1], [2, 3, 4]]
 
 
 def test_requests_with_different_keys_or_none_are_not_joined():
     model = Model()
     requests = [([1], 0), ([2], 1), ([3], 0), ([4], None), ([5], None), ([6], 1)]
-    assert drive(model, requests, instances=1) == [[2], [4], [6], [8], [10], [12]]
+    assert drive(model, requests) == [[2], [4], [6], [8], [10], [12]]
     assert sorted(model.batches) == [[1, 3], [2, 6], [4], [5]]
 
 
@@ -132,7 +138,7 @@ def test_a_request_waits_for_others_for_as_long_as_the_delay():
     async def submit():
         loop = asyncio.get_running_loop()
         model = Model()
-        batcher = Batcher(model, Settings(batch_delay=0.3), Statistics(), largest=3)
+        batcher = Batcher(model, Settings(batch_delay=0.3, instances=1), Statistics(), largest=3)
         futures = [loop.create_future() for _ in range(4)]
         started = time.monotonic()
         for number, future in enumerate(futures):
@@ -202,7 +208,7 @@ def test_a_model_whose_rows_depend_on_each_other_answers_each_request_alone(serv
 
 
 def test_many_clients_get_their_own_answers(serve, tokens, json_arrays):
-    server = serve(tokens)
+    server = serve(tokens, batch_delay=0.02)
     bundle = packager.load(tokens)
 
     def client(seed):

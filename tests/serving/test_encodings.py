@@ -197,6 +197,70 @@ def test_a_remembered_request_with_other_bytes_is_refused_as_a_new_one_is():
             decoder.decode(wrong, header)
 
 
+NUMBERS = st.lists(st.integers(-9, 9), min_size=2, max_size=2)
+
+
+def pair_in_json(a, b, style, batch):
+    """Return a request in JSON whose keys and blanks are in one of several orders."""
+    tensors = [{"name": name, "datatype": "FP32", "shape": [batch, 2], "data": data} for name, data in (a, b)]
+    if style & 1:
+        tensors = [{"data": tensor["data"], **tensor} for tensor in tensors]
+    if style & 2:
+        tensors[0]["parameters"] = {"data": [1, 2]}
+    if style & 4:
+        tensors[0]["parameters"] = {"x": "data"}
+    text = json.dumps({"inputs": tensors}, separators=None if style & 8 else (",", ":"), indent=style & 16 or None)
+    if style & 32:
+        text = text.replace('"data"', '"d\\u0061ta"', 1)
+    return text.replace('"data":', '"data" :', 1).encode() if style & 64 else text.encode()
+
+
+@given(
+    requests=st.lists(
+        st.tuples(st.permutations(["a", "b"]), NUMBERS, NUMBERS, st.integers(0, 127), st.booleans(), st.booleans()),
+        min_size=1, max_size=8,
+    )
+)  # fmt: skip
+def test_a_remembered_template_is_filled_as_the_whole_is_parsed(requests):
+    signature = read_signature(PAIR)
+    decoder = RequestDecoder(signature, SharedMemory(enabled=False))
+    for names, first, second, style, is_cut, is_nested in requests:
+        data = [[first[:1] if is_cut else first], second] if is_nested else [first[:1] if is_cut else first, second]
+        text = pair_in_json((names[0], data[0]), (names[1], data[1]), style, 1)
+        for _ in range(2):
+            outcomes = []
+            for each in (decoder, RequestDecoder(signature, SharedMemory(enabled=False))):
+                try:
+                    inputs = each.decode(text, None).inputs
+                    outcomes.append([(name, array.tolist()) for name, array in inputs.items()])
+                except Rejected as error:
+                    outcomes.append(error.message)
+            assert outcomes[0] == outcomes[1]
+            if not is_cut:
+                expected = dict(zip(names, (first, second), strict=True))
+                assert outcomes[0] == [(name, [expected[name]]) for name in ("a", "b")]
+
+
+@pytest.mark.parametrize(
+    "data", ["[1,2", "1,2]", "[1,2]]", "[[1,2]", "[1,,2]", "[1,2],", "{}", "", "null", "[1,2]}", '[1,"2"]', "[1,2][3]"]
+)
+def test_a_template_takes_nothing_but_whole_arrays(data):
+    decoder = RequestDecoder(signature_of("float32", [2]), SharedMemory(enabled=False))
+    text = '{"inputs":[{"name":"x","datatype":"FP32","shape":[2],"data":%s}]}'
+    assert decoder.decode((text % "[1,2]").encode(), None).inputs["x"].tolist() == [1, 2]
+    assert len(decoder._templates) == 1
+    with pytest.raises(Rejected):
+        decoder.decode((text % data).encode(), None)
+
+
+def test_a_template_is_used():
+    decoder = RequestDecoder(signature_of("float32", [2]), SharedMemory(enabled=False))
+    text = '{"inputs":[{"name":"x","datatype":"FP32","shape":[2],"data":[%d,2]}]}'
+    decoder.decode((text % 1).encode(), None)
+    decoder._parse = None
+    assert decoder.decode((text % 7).encode(), None).inputs["x"].tolist() == [7, 2]
+
+
 def test_what_is_remembered_is_bounded():
     decoder = RequestDecoder(read_signature(PAIR), SharedMemory(enabled=False))
     encoder = ResponseEncoder(signature_of("int8", ["n"]), "1.0.0")
@@ -208,7 +272,11 @@ def test_what_is_remembered_is_bounded():
         for _ in range(3):
             request = InferRequest(None, {}, [RequestedOutput("y", True)])
             encoder.encode(request, {"y": np.ones(3 * number + _, np.int8)})
+        text = '{"inputs":[{"name":"%s","datatype":"FP32","shape":[1,2],"data":[1,2]},%s{"name":"%s",'
+        text = text % ("a", " " * number, "b") + '"datatype":"FP32","shape":[1,2],"data":[1,2]}]}'
+        decoder.decode(f"{' ' * number}{text}".encode(), None)
     assert len(decoder._plans) <= 256
+    assert 0 < len(decoder._templates) <= 256
     assert len(encoder._heads) <= 1024
 
 
