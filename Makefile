@@ -94,6 +94,7 @@ bench: $(VENV)/.ready $(VENV)/.examples  ## the figures of docs/benchmarks.md, a
 	$(BIN)/python benchmarks/checkpoint_stall.py
 	$(BIN)/python benchmarks/hashing.py
 	$(BIN)/python benchmarks/parity_cost.py
+	$(BIN)/python benchmarks/serving.py
 
 parity:  ## break bundles, and count what is found, in docs/parity.md; takes hours, and continues where it was stopped
 	$(PYTHON) benchmarks/models/environment.py

@@ -18,10 +18,14 @@ _MIB = 1 << 20
 
 @click.command()
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=PATH)
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port", default=8000, show_default=True, metavar="N", type=click.IntRange(0, 65535), help="0 takes a free one."
+)
 @click.option("--reuse-port", is_flag=True, help="Share the port with other processes of this command.")
-@click.option("--max-batch", type=click.IntRange(min=1), help="The largest batch. [default: the bundle's limit]")
+@click.option(
+    "--max-batch", metavar="N", type=click.IntRange(min=1), help="The largest batch. [default: the bundle's limit]"
+)
 @click.option(
     "--batch-delay",
     metavar="MS",
@@ -31,11 +35,21 @@ _MIB = 1 << 20
     help="Let a request wait for others to join it.",
 )
 @click.option(
-    "--instances", type=click.IntRange(1, 1024), help="Runs of a model at the same time. [default: the cores, up to 8]"
+    "--instances",
+    metavar="N",
+    type=click.IntRange(1, 1024),
+    help="Runs of a model at the same time. [default: the cores, up to 8]",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads for one run. [default: cores / instances]")
 @click.option(
-    "--queue", default=256, show_default=True, type=click.IntRange(min=1), help="Requests that may wait for a model."
+    "--threads", metavar="N", type=click.IntRange(min=1), help="Threads for one run. [default: cores / instances]"
+)
+@click.option(
+    "--queue",
+    metavar="N",
+    default=256,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Requests that may wait for a model.",
 )
 @click.option(
     "--time-limit",
