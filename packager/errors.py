@@ -717,6 +717,13 @@ class BackendUnavailable(UserError):
         super().__init__(f"cannot load {path}", why=why, hint=hint)
 
 
+class ArgumentWrong(UserError):
+    code = "argument-wrong"
+
+    def __init__(self, argument: str, why: str, hint: str | None = None) -> None:
+        super().__init__(f"the argument {argument} cannot be used", where=argument, why=why, hint=hint)
+
+
 class ProgramNotTrusted(UserError):
     code = "program-not-trusted"
 
@@ -749,7 +756,7 @@ class InferenceFailed(UserError):
         super().__init__(
             f"the {backend} model failed on these values",
             why=" ".join(str(error).split()),
-            hint="keep the values within the ranges of the manifest; config.json has shapes and dtypes, but no ranges",
+            hint="keep the values within the ranges in config.json; check_values=True compares them first",
         )
 
 

@@ -173,6 +173,7 @@ BUNDLE = {
     "key-unusable": errors.KeyUnusable(
         "release.pem", "a private key", "it is an RSA key", "openssl genpkey -algorithm EC makes one"
     ),
+    "argument-wrong": errors.ArgumentWrong("threads", "it is '2'", "pass a whole number from 1, or None"),
     "backend-unavailable": errors.BackendUnavailable(
         "dist/net-1.0.0", "onnxruntime: Load model failed", "load with fallback=True"
     ),

@@ -1,9 +1,9 @@
-"""Find the external weights of a serialized ONNX model, without onnx: a reader of protobuf's wire format.
+"""Find and move the external weights of a serialized ONNX model, without onnx, in protobuf's wire format.
 
 An ONNX model may keep weights in other files: a tensor then has a location, an offset and a length. Whoever follows
 them without checking reads any file of the machine. `find_external_tensors` finds them wherever a model may have
 tensors (in subgraphs, functions and attributes too), and accepts those alone that lie inside the one file of a bundle
-and have the length that their shape and dtype ask for.
+and have the length that their shape and dtype ask for. `move_tensors` makes them refer to another file.
 
 The field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3), the encoding that
 of https://protobuf.dev/programming-guides/encoding/.
@@ -12,8 +12,10 @@ of https://protobuf.dev/programming-guides/encoding/.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+
+from packager.common.protobuf_wire import encode_bytes
 
 MAX_NESTING = 100
 """How deep messages may be nested, as in Google's parser."""
@@ -34,6 +36,7 @@ _MESSAGES: Mapping[str, Mapping[int, str]] = {
 """The kind of message in each field that can lead to a tensor, by the kind of message that it is in."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_GRAPH, _INITIALIZER = 7, 5  # of ModelProto and of GraphProto
 _DIMS, _DATA_TYPE, _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14  # of TensorProto
 _EXTERNAL = 1
 
@@ -91,6 +94,41 @@ def find_external_tensors(model: bytes, data_name: str | None, data_size: int) -
     return list(tensors.values())
 
 
+def move_tensors(model: bytes, location: str, shift: int) -> bytes:
+    """Return a model whose external weights are in the file `location`, each `shift` bytes later than before.
+
+    `find_external_tensors` must have accepted the model, so that all external tensors are weights of the main graph.
+    """
+
+    def move_weights(graph: memoryview) -> bytes:
+        return _replace_field(graph, _INITIALIZER, lambda tensor: _move_tensor(tensor, location, shift))
+
+    return _replace_field(memoryview(model), _GRAPH, move_weights)
+
+
+def _move_tensor(tensor: memoryview, location: str, shift: int) -> bytes:
+    entries: dict[str, str] = {}
+    kept = []
+    for field, value, encoded in _iter_encoded_fields(tensor):
+        if field == _EXTERNAL_DATA and isinstance(value, memoryview):
+            entries.update([_read_entry(value)])
+        else:
+            kept.append(encoded)
+    if not entries:
+        return bytes(tensor)
+    entries |= {"location": location, "offset": str(int(entries.get("offset", "0")) + shift)}
+    pairs = [encode_bytes(1, key.encode()) + encode_bytes(2, text.encode()) for key, text in entries.items()]
+    return b"".join([*kept, *(encode_bytes(_EXTERNAL_DATA, pair) for pair in pairs)])
+
+
+def _replace_field(message: memoryview, field: int, replace: Callable[[memoryview], bytes]) -> bytes:
+    """Copy a message with the messages in one of its fields replaced."""
+    return b"".join(
+        encode_bytes(field, replace(value)) if number == field and isinstance(value, memoryview) else encoded
+        for number, value, encoded in _iter_encoded_fields(message)
+    )
+
+
 def _read_tensor(message: memoryview, data_name: str | None, data_size: int) -> ExternalTensor | None:
     """Read a TensorProto; return None if its values are inside the model. Raises `WeightsUnsafe`."""
     name, data_type, location = "", 0, 0
@@ -106,13 +144,19 @@ def _read_tensor(message: memoryview, data_name: str | None, data_size: int) -> 
         elif field == _NAME and isinstance(value, memoryview):
             name = _decode(value)
         elif field == _EXTERNAL_DATA and isinstance(value, memoryview):
-            pair = {number: _decode(text) for number, text in _iter_fields(value) if isinstance(text, memoryview)}
-            if pair.get(1, "") in entries:
-                raise WeightsUnsafe(f"{name!r} has {pair.get(1, '')!r} twice")
-            entries[pair.get(1, "")] = pair.get(2, "")
+            key, text = _read_entry(value)
+            if key in entries:
+                raise WeightsUnsafe(f"{name!r} has {key!r} twice")
+            entries[key] = text
     if location != _EXTERNAL and not entries:
         return None
     return _check_tensor(name, data_type, dims, entries, data_name, data_size)
+
+
+def _read_entry(message: memoryview) -> tuple[str, str]:
+    """Read a StringStringEntryProto: a key and its value."""
+    pair = {number: _decode(text) for number, text in _iter_fields(message) if isinstance(text, memoryview)}
+    return pair.get(1, ""), pair.get(2, "")
 
 
 def _check_tensor(
@@ -162,13 +206,24 @@ def _read_packed(value: memoryview) -> list[int]:
 
 def _iter_fields(message: memoryview) -> Iterator[tuple[int, Value]]:
     """Yield number and value of each field of a message, as far as its type has one. Raises `WeightsUnsafe`."""
+    for field, value, _ in _iter_encoded_fields(message):
+        if value is not None:
+            yield field, value
+
+
+def _iter_encoded_fields(message: memoryview) -> Iterator[tuple[int, Value | None, memoryview]]:
+    """Yield number, value and encoding of each field of a message; fixed-size numbers have no value here.
+
+    Raises `WeightsUnsafe`.
+    """
     position = 0
     while position < len(message):
+        start = position
         tag, position = _read_varint(message, position)
         field, wire_type = tag >> 3, tag & 7
         if wire_type == _VARINT:
             value, position = _read_varint(message, position)
-            yield field, value
+            yield field, value, message[start:position]
             continue
         if wire_type == _BYTES:
             length, position = _read_varint(message, position)
@@ -178,9 +233,9 @@ def _iter_fields(message: memoryview) -> Iterator[tuple[int, Value]]:
             raise WeightsUnsafe("the model is not valid protobuf: it contains a group")
         if field == 0 or length > len(message) - position:
             raise WeightsUnsafe("the model is not valid protobuf: a field is longer than its message")
-        if wire_type == _BYTES:
-            yield field, message[position : position + length]
+        content = message[position : position + length] if wire_type == _BYTES else None
         position += length
+        yield field, content, message[start:position]
 
 
 def _read_varint(message: memoryview, position: int) -> tuple[int, int]:

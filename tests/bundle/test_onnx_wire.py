@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from packager.bundle.onnx_wire import ExternalTensor, WeightsUnsafe, find_external_tensors
+from packager.bundle.onnx_wire import ExternalTensor, WeightsUnsafe, find_external_tensors, move_tensors
 
 DATA, SIZE = "model.onnx_data", 4096
 
@@ -176,3 +176,29 @@ def test_changed_bytes_give_weights_inside_the_file_or_are_refused(data):
 def test_arbitrary_bytes_are_refused_or_have_no_weights(content):
     with contextlib.suppress(WeightsUnsafe):
         assert find(content + b"location") == []
+
+
+# -- moving ---------------------------------------------------------------------------------
+
+
+def test_moved_weights_are_the_same_tensors_elsewhere():
+    inline = onnx.numpy_helper.from_array(np.ones(3, np.float32), "inline")
+    node = helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(np.ones(2, np.float32)))
+    unusual = external("b", (), TensorProto.BFLOAT16, offset=None, length=None, checksum="x")
+    proto = model(external(), inline, unusual, nodes=[node])
+    moved = onnx.load_from_string(move_tensors(proto.SerializeToString(), "proc/self/fd/300", 8192))
+    expected = onnx.ModelProto()
+    expected.CopyFrom(proto)
+    for tensor, offset in ((expected.graph.initializer[0], "8256"), (expected.graph.initializer[2], "8192")):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        del tensor.external_data[:]
+        for key, value in {**entries, "location": "proc/self/fd/300", "offset": offset}.items():
+            tensor.external_data.add(key=key, value=value)
+    assert moved == expected
+
+
+@given(st.binary(max_size=200), st.integers(0, 1 << 40))
+def test_a_model_without_external_weights_moves_nothing(content, shift):
+    inline = onnx.numpy_helper.from_array(np.frombuffer(content, np.uint8), "inline")
+    plain = model(inline).SerializeToString()
+    assert move_tensors(plain, "elsewhere", shift) == plain
