@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 _SUPPORTED_SCHEMA = "this version of packager supports schema 1"
@@ -129,6 +128,8 @@ def did_you_mean(name: str, candidates: Sequence[str]) -> str | None:
 
 def find_close_name(name: str, candidates: Sequence[str]) -> str | None:
     """Return the hint for an unknown name if a candidate is close to it, otherwise None."""
+    from difflib import get_close_matches
+
     closest = get_close_matches(name, candidates, n=1, cutoff=0.6)
     return f"did you mean {closest[0]!r}?" if closest else None
 

@@ -7,7 +7,6 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,6 +56,8 @@ def _read(descriptor: int, offset: int, size: int) -> Iterator[bytes]:
 
 def map_on_cores(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Apply a function that releases the interpreter lock, such as a digest, to all items on all usable cores."""
+    from concurrent.futures import ThreadPoolExecutor  # takes longer to import than a small bundle takes to hash
+
     with ThreadPoolExecutor(count_usable_cores()) as threads:
         return list(threads.map(function, items))
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from packager.bundle.files import BundleFiles
 from packager.bundle.onnx_wire import ExternalTensor, WeightsUnsafe, find_external_tensors, move_tensors
-from packager.common.ort import onnxruntime
-from packager.runtime.onnx_backend import ExternalWeights, OnnxBackend, Provider
+from packager.runtime.session_settings import SessionSettings
+
+if TYPE_CHECKING:
+    from packager.common.ort import onnxruntime
+    from packager.runtime.onnx_backend import OnnxBackend
 
 _DESCRIPTORS = "proc/self/fd"
 _BFLOAT16 = 16
@@ -32,33 +34,40 @@ _DTYPES = {
 
 
 def open_bundled_onnx(
-    files: BundleFiles,
-    artifact: Mapping[str, Any],
-    *,
-    providers: Sequence[Provider],
-    threads: int | None,
-    options: Mapping[str, Any] | None = None,
+    files: BundleFiles, artifact: Mapping[str, Any], providers: Sequence[str], settings: SessionSettings
 ) -> OnnxBackend:
-    """Open the ONNX model that config.json describes as `artifact`.
+    """Open the ONNX model that config.json describes as `artifact`; `providers` are those that it declares.
 
-    External weights are hashed while the session is made: they are numbers, and nothing parses them. Raises
-    `WeightsUnsafe` if the model refers to weights outside of its data file, `IntegrityFailed` if a file does not have
-    the digest that `files` expects, and whatever onnxruntime raises.
+    External weights are hashed while onnxruntime is imported and the session is made: they are numbers, and nothing
+    parses them. Raises `WeightsUnsafe` if the model refers to weights outside of its data file, `IntegrityFailed` if a
+    file does not have the digest that `files` expects, RuntimeError if this machine has none of the providers, and
+    whatever onnxruntime raises.
     """
-    model = files.read(artifact["path"])
     data = artifact.get("data")
-    make = partial(OnnxBackend, providers=providers, threads=threads, options=options)
     if data is None:
+        model = files.read(artifact["path"])
         find_external_tensors(model, None, 0)
-        return make(model)
+        return _prepare(providers, settings)(model)
+    from concurrent.futures import ThreadPoolExecutor
+
     path = data["path"]
-    tensors = find_external_tensors(model, path, files.locate(path).size)
+    size = files.locate(path).size
     with ThreadPoolExecutor(1) as executor:
         check = executor.submit(files.check, path)
         try:
+            model = files.read(artifact["path"])
+            tensors = find_external_tensors(model, path, size)
+            make = _prepare(providers, settings)
             return _open_mapped(files, path, model, make) or _open_copied(files, path, model, tensors, make)
         finally:
             check.result()  # weights that are not those of the bundle explain whatever went wrong
+
+
+def _prepare(providers: Sequence[str], settings: SessionSettings) -> Callable[..., OnnxBackend]:
+    from packager.runtime.onnx_backend import OnnxBackend
+
+    usable = settings.choose_providers(providers)
+    return partial(OnnxBackend, providers=usable, threads=settings.threads, options=settings.options)
 
 
 def _open_mapped(files: BundleFiles, path: str, model: bytes, make: Callable[..., OnnxBackend]) -> OnnxBackend | None:
@@ -68,6 +77,8 @@ def _open_mapped(files: BundleFiles, path: str, model: bytes, make: Callable[...
     if not Path("/", link).exists():  # follows the link, as onnxruntime will
         return None
     try:
+        from packager.runtime.onnx_backend import ExternalWeights
+
         return make(move_tensors(model, link, location.offset), weights=ExternalWeights(folder="/"))
     except Exception as error:
         if "external data" in str(error).lower():  # the file was deleted or moved in the meantime
@@ -79,6 +90,8 @@ def _open_copied(
     files: BundleFiles, path: str, model: bytes, tensors: Sequence[ExternalTensor], make: Callable[..., OnnxBackend]
 ) -> OnnxBackend:
     """Give onnxruntime a mapping of the weights, which it copies."""
+    from packager.runtime.onnx_backend import ExternalWeights
+
     content = files.map(path)
     values = {tensor.name: _map_weight(tensor, content) for tensor in tensors}
     backend = make(model, weights=ExternalWeights(values=values))
@@ -88,6 +101,8 @@ def _open_copied(
 
 
 def _map_weight(tensor: ExternalTensor, content: memoryview) -> onnxruntime.OrtValue:
+    from packager.common.ort import onnxruntime
+
     try:
         array = np.ndarray(tensor.shape, "<" + _DTYPES[tensor.data_type], buffer=content, offset=tensor.offset)
     except (ValueError, TypeError) as error:  # numpy allows fewer dims than ONNX, and no size beyond the address space

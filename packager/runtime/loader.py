@@ -40,13 +40,12 @@ from packager.errors import (
 )
 from packager.runtime.bundled_onnx import open_bundled_onnx
 from packager.runtime.input_checks import InputChecks
-from packager.runtime.onnx_backend import OnnxBackend, Provider
 from packager.runtime.session_settings import SessionSettings, check_settings
 from packager.runtime.trust import PROGRAM_TITLES, trusts_program
-from packager.signature.verify import check_signature, read_trust
 
 if TYPE_CHECKING:
     from packager.runtime.exported_program_backend import ExportedProgramBackend
+    from packager.runtime.onnx_backend import OnnxBackend, Provider
     from packager.runtime.torchscript_backend import TorchScriptBackend
 
     Backend = OnnxBackend | TorchScriptBackend | ExportedProgramBackend
@@ -92,7 +91,7 @@ class Bundle:
         self.inputs: list[dict[str, Any]] = config["inputs"]
         self.outputs: list[dict[str, Any]] = config["outputs"]
         self.backend: str = backend.name
-        self.providers: tuple[str, ...] = tuple(backend.providers) if isinstance(backend, OnnxBackend) else ()
+        self.providers: tuple[str, ...] = tuple(backend.providers) if backend.name == "onnx" else ()
         self._checks = InputChecks(config)
         self._opening = replace(opening, fingerprint=fingerprint)
         self._backend: Backend | None = backend
@@ -165,7 +164,7 @@ class Bundle:
 
     def _forget_threads(self) -> None:
         """Drop a session whose threads exist in the parent process only; one without threads goes on working."""
-        if isinstance(self._backend, OnnxBackend) and self._backend.threads != 1:
+        if self._backend is not None and self._backend.name == "onnx" and self._backend.threads != 1:
             self._backend.leak()
             self._backend, self._lock = None, threading.Lock()
 
@@ -230,8 +229,11 @@ def load(
 
 
 def _open(opening: _Opening, *, public_key: str | Path | bytes | None = None, selftest: bool = False) -> Bundle:
-    trust = read_trust(public_key)
-    fingerprint = opening.fingerprint
+    trust, fingerprint = None, opening.fingerprint
+    if public_key is not None:
+        from packager.signature.verify import check_signature, read_trust
+
+        trust = read_trust(public_key)
     with open_bundle(opening.path) as files:
         pinned = fingerprint is not None or trust is not None
         config, seal = _check_files(files, verify=opening.verify or pinned, evidence=selftest)
@@ -274,10 +276,7 @@ def _open_backend(files: BundleFiles, config: Mapping[str, Any], opening: _Openi
     onnx = artifacts["onnx"]
     if onnx is not None:
         try:
-            providers = settings.choose_providers(config["providers"])
-            return open_bundled_onnx(
-                files, onnx, providers=providers, threads=settings.threads, options=settings.options
-            )
+            return open_bundled_onnx(files, onnx, config["providers"], settings)
         except WeightsUnsafe as error:
             raise NotABundle(path, f"{onnx['path']}: {error}") from None
         except PackagerError:
@@ -331,7 +330,7 @@ def _open_fallback(
 
 
 def _run_into(backend: Backend, arrays: Mapping[str, Array], out: Mapping[str, Array]) -> dict[str, Array]:
-    if isinstance(backend, OnnxBackend):
+    if backend.name == "onnx":
         return backend.run_into(arrays, out)
     outputs = backend.run(arrays)
     for name, array in out.items():

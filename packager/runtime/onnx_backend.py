@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ class OnnxBackend:
     `inputs` and `outputs` list name, numpy dtype and shape of each tensor as the model declares them.
     """
 
-    name = "onnx"
+    name: Literal["onnx"] = "onnx"
 
     def __init__(
         self,

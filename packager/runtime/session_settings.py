@@ -1,15 +1,19 @@
-"""Check what a caller asks of onnxruntime before a bundle is opened: a wrong setting must not look like a bad model."""
+"""Check what a caller asks of onnxruntime before a bundle is opened: a wrong setting must not look like a bad model.
+
+onnxruntime is imported only where it is asked: importing it takes as long as hashing a small model, and runs beside it.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from packager.common.ort import onnxruntime
 from packager.errors import ArgumentWrong, did_you_mean
-from packager.runtime.onnx_backend import Provider, find_available_providers, get_provider_name
+
+if TYPE_CHECKING:
+    from packager.runtime.onnx_backend import Provider
 
 _log = logging.getLogger("packager")
 
@@ -27,15 +31,18 @@ _OURS = {
 class SessionSettings:
     """What a caller asked of onnxruntime. `providers` that are None are those of the manifest."""
 
-    providers: tuple[Provider, ...] | None
-    threads: int | None
-    options: dict[str, Any]
+    providers: tuple[Provider, ...] | None = None
+    threads: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def choose_providers(self, declared: Sequence[str]) -> list[Provider]:
         """Return the providers to use: those asked for, or else `declared`, as far as this machine has them.
 
         Logs a warning if the first one is missing, and raises RuntimeError if all of them are.
         """
+        from packager.common.ort import onnxruntime
+        from packager.runtime.onnx_backend import find_available_providers, get_provider_name
+
         wanted: Sequence[Provider] = declared if self.providers is None else self.providers
         usable = find_available_providers(wanted)
         if not usable:
@@ -65,6 +72,9 @@ def check_settings(
 
 
 def _check_providers(providers: Sequence[Provider]) -> tuple[Provider, ...]:
+    from packager.common.ort import onnxruntime
+    from packager.runtime.onnx_backend import get_provider_name
+
     known = onnxruntime.get_all_providers()
     if isinstance(providers, str) or not isinstance(providers, Sequence) or not providers:
         raise ArgumentWrong("providers", f"it is {providers!r}", "pass a list, such as ['CPUExecutionProvider']")
@@ -84,6 +94,8 @@ def _check_options(session_options: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     if not isinstance(session_options, Mapping):
         raise ArgumentWrong("session_options", f"it is {session_options!r}", "pass a dict of names and values")
+    from packager.common.ort import onnxruntime
+
     trial = onnxruntime.SessionOptions()
     attributes = [name for name in dir(trial) if not name.startswith("_") and not callable(getattr(trial, name))]
     for name, value in session_options.items():

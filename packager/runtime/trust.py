@@ -6,7 +6,10 @@ files of this bundle, and not who wrote them.
 
 from __future__ import annotations
 
-from packager.signature.report import Signer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from packager.signature.report import Signer
 
 PROGRAM_TITLES = {"torchscript": "TorchScript", "torch-export": "torch.export"}
 """The artifacts that are programs, in the order in which `load` tries them, and what their formats are called."""

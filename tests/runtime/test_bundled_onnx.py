@@ -14,6 +14,7 @@ from packager.bundle.files import Location, adopt_files, open_bundle
 from packager.errors import IntegrityFailed
 from packager.runtime import bundled_onnx
 from packager.runtime.bundled_onnx import open_bundled_onnx
+from packager.runtime.session_settings import SessionSettings
 
 ARTIFACT = {"path": "model.onnx", "data": {"path": "model.onnx_data"}}
 SIZE = 1 << 19  # of the weight: 2 MB
@@ -42,7 +43,7 @@ def predict(backend):
 
 
 def open_model(files):
-    return open_bundled_onnx(files, ARTIFACT, providers=["CPUExecutionProvider"], threads=1)
+    return open_bundled_onnx(files, ARTIFACT, ["CPUExecutionProvider"], SessionSettings(threads=1))
 
 
 @pytest.mark.parametrize("archived", [False, True])
