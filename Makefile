@@ -57,7 +57,13 @@ $(VENV)/.scanners: $(VENV)/.build tests/scanners.txt
 	$(VENV)/scanners/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/scanners.txt
 	@touch $@
 
-slow: $(VENV)/.ready $(VENV)/.scanners  ## the slow tests
+# The oldest onnxruntime that a service may have, beside everything else of the environment.
+$(VENV)/.old-onnxruntime: $(VENV)/.build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps \
+	    --target $(VENV)/old-onnxruntime onnxruntime==1.23.2
+	@touch $@
+
+slow: $(VENV)/.ready $(VENV)/.scanners $(VENV)/.old-onnxruntime  ## the slow tests
 	$(PYTEST) -m slow
 
 fuzz: $(VENV)/.ready  ## mutate bundles, archives, checkpoints and manifests, and fail on a crash, a hang or an accepted change

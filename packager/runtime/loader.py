@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -282,7 +284,7 @@ def _open_backend(files: BundleFiles, config: Mapping[str, Any], opening: _Openi
         except PackagerError:
             raise
         except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes for a model it refuses)
-            cause = f"onnxruntime: {onnx['path']}: {_first_line(error)}"
+            cause = f"onnxruntime: {onnx['path']}: {_explain_onnxruntime(error, onnx)}"
         finally:
             files.release(onnx["path"])
     programs = [artifacts[kind] for kind in PROGRAM_TITLES if artifacts.get(kind) is not None]
@@ -338,6 +340,16 @@ def _run_into(backend: Backend, arrays: Mapping[str, Array], out: Mapping[str, A
             raise ValueError(f"{name} has the shape {list(outputs[name].shape)}, and the array {list(array.shape)}")
         np.copyto(array, outputs[name])
     return {**outputs, **out}
+
+
+def _explain_onnxruntime(error: Exception, onnx: Mapping[str, Any]) -> str:
+    """Return why onnxruntime refuses a model; of an opset that is too new it says so at the end of a long line."""
+    limit = re.search(r"Current official support for domain (\S+) is till opset (\d+)", str(error))
+    if limit is None:
+        return _first_line(error)
+    domain, opset = limit.groups()
+    version = sys.modules["onnxruntime"].__version__
+    return f"it has opset {onnx['domains'].get(domain)} of {domain}, and onnxruntime {version} supports up to {opset}"
 
 
 def _first_line(error: Exception) -> str:
