@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -27,30 +25,21 @@ from packager.bundle import layout
 from packager.bundle.config import list_artifacts, read_config
 from packager.bundle.files import BundleFiles, open_bundle
 from packager.bundle.fingerprint import SumsMalformed, check_fingerprint_syntax
-from packager.bundle.onnx_wire import WeightsUnsafe
-from packager.bundle.seal import MAX_RECORD_BYTES, Seal, check_intact, check_listed, read_signature, read_sums
+from packager.bundle.seal import Seal, check_intact, check_listed, read_signature, read_sums
 from packager.errors import (
     ArgumentWrong,
-    BackendUnavailable,
     FingerprintWrong,
     InferenceFailed,
     IntegrityFailed,
-    NotABundle,
-    PackagerError,
-    ProgramNotTrusted,
-    SelftestFailed,
 )
-from packager.runtime.bundled_onnx import open_bundled_onnx
+from packager.runtime.backends import FallbackRules, open_backend
 from packager.runtime.input_checks import InputChecks
 from packager.runtime.session_settings import SessionSettings, check_settings
-from packager.runtime.trust import PROGRAM_TITLES, trusts_program
+from packager.runtime.trust import trusts_program
 
 if TYPE_CHECKING:
-    from packager.runtime.exported_program_backend import ExportedProgramBackend
-    from packager.runtime.onnx_backend import OnnxBackend, Provider
-    from packager.runtime.torchscript_backend import TorchScriptBackend
-
-    Backend = OnnxBackend | TorchScriptBackend | ExportedProgramBackend
+    from packager.runtime.backends import Backend
+    from packager.runtime.onnx_backend import Provider
 
 Array = NDArray[np.generic]
 Verify = bool | Literal["all"]
@@ -245,9 +234,8 @@ def _open(opening: _Opening, *, public_key: str | Path | bytes | None = None, se
         if trust is not None:
             signer = check_signature(read_signature(files), seal.sums, actual, trust, str(files.path))
             trusted = trusts_program(signer=signer, trust_program=trusted)
-        backend = _open_backend(files, config, opening, trusted=trusted)
-        if selftest:
-            _run_selftest(files, backend)
+        rules = FallbackRules(allowed=opening.fallback, trusted=trusted)
+        backend = open_backend(files, config, opening.settings, rules, selftest=selftest)
     return Bundle(config, actual, backend, replace(opening, trusted=trusted))
 
 
@@ -272,65 +260,6 @@ def _check_files(files: BundleFiles, *, verify: Verify, evidence: bool) -> tuple
     return config, seal
 
 
-def _open_backend(files: BundleFiles, config: Mapping[str, Any], opening: _Opening, *, trusted: bool) -> Backend:
-    artifacts, path, settings = config["artifacts"], str(files.path), opening.settings
-    cause = "the bundle has no ONNX model"
-    onnx = artifacts["onnx"]
-    if onnx is not None:
-        try:
-            return open_bundled_onnx(files, onnx, config["providers"], settings)
-        except WeightsUnsafe as error:
-            raise NotABundle(path, f"{onnx['path']}: {error}") from None
-        except PackagerError:
-            raise
-        except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes for a model it refuses)
-            cause = f"onnxruntime: {onnx['path']}: {_explain_onnxruntime(error, onnx)}"
-        finally:
-            files.release(onnx["path"])
-    programs = [artifacts[kind] for kind in PROGRAM_TITLES if artifacts.get(kind) is not None]
-    if not programs:
-        left_out = [f"{kind}: {entry['reason']}" for kind, entry in config.get("left_out", {}).items()]
-        why = "\n".join([cause, "the bundle has no fallback", *left_out])
-        raise BackendUnavailable(path, why, "use the onnxruntime it was built with")
-    if not opening.fallback:
-        raise BackendUnavailable(path, cause, "load with fallback=True")
-    if not trusted:
-        raise ProgramNotTrusted(path, programs[0]["path"], cause)
-    backend = _open_fallback(files, config, cause)
-    folder = layout.folder_name(config["name"], config["version"])
-    _log.warning("%s falls back to %s: %s", folder, PROGRAM_TITLES[backend.name], cause)
-    return backend
-
-
-def _open_fallback(
-    files: BundleFiles, config: Mapping[str, Any], cause: str
-) -> TorchScriptBackend | ExportedProgramBackend:
-    """Open the TorchScript model or exported program of a bundle.
-
-    `cause` says why the ONNX model is not used. Raises `BackendUnavailable` if torch is not installed or cannot
-    load the model.
-    """
-    script, program = config["artifacts"]["torchscript"], config["artifacts"].get("torch-export")
-    title = "TorchScript" if script is not None else "torch.export"
-    try:
-        from packager.runtime.exported_program_backend import ExportedProgramBackend
-        from packager.runtime.torchscript_backend import TorchScriptBackend
-    except ImportError as error:
-        why = f"{cause}\nthe {title} fallback needs torch: {error}"
-        raise BackendUnavailable(str(files.path), why, "pip install torch") from None
-    inputs = [(tensor["name"], tensor["dtype"]) for tensor in config["inputs"]]
-    names = [tensor["name"] for tensor in config["outputs"]]
-    content = files.read((program if script is None else script)["path"])
-    try:
-        if script is None:
-            return ExportedProgramBackend(content, inputs=inputs, output_names=names)
-        optimize = script["optimize_for_inference"]
-        return TorchScriptBackend(content, inputs=inputs, output_names=names, optimize=optimize)
-    except Exception as error:  # noqa: BLE001 (torch raises unrelated classes for a program of a different version)
-        why = f"{cause}\n{title}: {_first_line(error)}"
-        raise BackendUnavailable(str(files.path), why, "use the torch it was built with") from None
-
-
 def _run_into(backend: Backend, arrays: Mapping[str, Array], out: Mapping[str, Array]) -> dict[str, Array]:
     if backend.name == "onnx":
         return backend.run_into(arrays, out)
@@ -340,33 +269,3 @@ def _run_into(backend: Backend, arrays: Mapping[str, Array], out: Mapping[str, A
             raise ValueError(f"{name} has the shape {list(outputs[name].shape)}, and the array {list(array.shape)}")
         np.copyto(array, outputs[name])
     return {**outputs, **out}
-
-
-def _explain_onnxruntime(error: Exception, onnx: Mapping[str, Any]) -> str:
-    """Return why onnxruntime refuses a model; of an opset that is too new it says so at the end of a long line."""
-    limit = re.search(r"Current official support for domain (\S+) is till opset (\d+)", str(error))
-    if limit is None:
-        return _first_line(error)
-    domain, opset = limit.groups()
-    version = sys.modules["onnxruntime"].__version__
-    return f"it has opset {onnx['domains'].get(domain)} of {domain}, and onnxruntime {version} supports up to {opset}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _run_selftest(files: BundleFiles, backend: Backend) -> None:
-    from packager.bundle.evidence import EvidenceMalformed, parse_reference_cases
-    from packager.parity.numerics.verdict import check_parity
-
-    path = str(files.path)
-    parity, golden = files.read(layout.PARITY, MAX_RECORD_BYTES), files.read(layout.GOLDEN)
-    try:
-        result = check_parity(backend.run, parse_reference_cases(parity, golden, first_only=True))
-    except EvidenceMalformed as error:
-        raise SelftestFailed(path, f"evidence: {error}") from None
-    except Exception as error:  # noqa: BLE001 (a model raises anything for evidence that does not fit it)
-        raise SelftestFailed(path, f"{type(error).__name__}: {_first_line(error)}") from None
-    if not result.passed:
-        raise SelftestFailed(path, result.reason)

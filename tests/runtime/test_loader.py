@@ -350,6 +350,23 @@ def test_a_selftest_refuses_a_model_with_wrong_outputs(bundle, golden):
     assert caught.value.why.startswith("logits[")
 
 
+def test_a_model_that_fails_its_selftest_takes_a_trusted_fallback_and_says_why(bundle, eager, caplog):
+    import onnx
+
+    model = onnx.load(bundle / "model.onnx")
+    for weight in model.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + 1, weight.name))
+    onnx.save(model, bundle / "model.onnx")
+    reseal(bundle)
+    with pytest.raises(SelftestFailed):
+        packager.load(bundle, selftest=True, trust_program=True, fallback=False)
+    loaded = packager.load(bundle, selftest=True, trust_program=True)
+    assert loaded.backend == "torchscript"
+    mentions(caplog.messages[-1], "self-test", "model.onnx", "logits[")
+    np.testing.assert_allclose(loaded(image=images(2))["logits"], eager(images(2)), rtol=1e-5, atol=1e-5)
+
+
 def test_a_selftest_refuses_malformed_evidence(bundle):
     (bundle / "evidence/golden.safetensors").write_bytes(b"")
     reseal(bundle)
