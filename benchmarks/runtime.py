@@ -2,8 +2,8 @@
 
     python benchmarks/runtime.py [--runs 15] [--large GIGABYTES] [--json FILE]
 
-- cold start: from the start of the process to the first prediction, wall-clock, medians of runs in turn. The plain script
-  has the weights inside the model, as exporters write them, and checks nothing; packager verifies.
+- cold start: from the start of the process to the first prediction, wall-clock, medians of runs in turn. The plain
+  script has the weights inside the model, as exporters write them, and checks nothing; packager verifies.
 - a call: what `Bundle.run` adds to `session.run` on the same session, in microseconds.
 - workers: the memory of four processes that have the same bundle, as the sum of their proportional set sizes (PSS),
   against one.
@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import shutil
@@ -86,6 +87,8 @@ def main() -> None:
     parser.add_argument("--large", type=float, default=0, help="also a model of so many GB")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    compileall.compile_dir(ROOT / "packager", quiet=2)  # as an installed package is
     with tempfile.TemporaryDirectory(dir=ROOT / "benchmarks" / "work") as folder:
         cases = {
             "digits": prepare_example("digits", {"image": np.zeros((1, 1, 8, 8), np.float32)}, Path(folder)),
@@ -120,7 +123,8 @@ def prepare_synthetic(gigabytes: float, folder: Path) -> tuple[Path, Path, Path]
     project.mkdir()
     layers = max(1, int(gigabytes * 1e9 / 2 / 4 / 1024**2))
     (project / "model.py").write_text(
-        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self, layers, rows):\n        super().__init__()\n"
+        "import torch\n\n\nclass Net(torch.nn.Module):\n"
+        "    def __init__(self, layers, rows):\n        super().__init__()\n"
         "        self.table = torch.nn.Embedding(rows, 1024)\n"
         "        self.layers = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(layers)))\n\n"
         "    def forward(self, ids):\n        return self.layers(self.table(ids))\n"
