@@ -24,7 +24,7 @@ from packager.bundle.fingerprint import Integrity, SumsMalformed, compute_finger
 from packager.common.hashing import map_on_cores
 from packager.errors import IntegrityFailed, NotABundle, escape_unprintable
 
-_MAX_SUMS_BYTES = 16 << 20
+_MAX_SUMS_BYTES = 4 << 20  # 10,000 lines of 400 bytes
 _MAX_FINGERPRINT_BYTES = 1000
 MAX_RECORD_BYTES = 16 << 20
 """The largest parity.json, build.json or model.sig that is read."""

@@ -56,6 +56,7 @@ VERSION_PATTERN = (
     r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$"
 )
 
+_MAX_COMPARED_NAMES = 20
 _MAX_BYTES = 1 << 20  # PyYAML reads 3 MB of text in a second
 _HINTS_BY_PATTERN = {
     DECISION_PATTERN: "write argmax, top-5, rank, or threshold 0.5",
@@ -379,7 +380,8 @@ def _find_contradictions(manifest: Manifest, path: Path, document: yaml_source.Y
     input_dims = list(manifest.dim_limits())
     for name in manifest.dims:
         if name not in input_dims:
-            report(("dims", name), f"no input has a dim {name!r}", did_you_mean(name, input_dims))
+            similar = did_you_mean(name, input_dims) if len(problems) < _MAX_COMPARED_NAMES else None
+            report(("dims", name), f"no input has a dim {name!r}", similar)
     for name in manifest.outputs or []:
         if name in manifest.inputs:
             report(("outputs",), f"{name!r} is also the name of an input", "rename the output")

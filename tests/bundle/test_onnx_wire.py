@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import tracemalloc
 
 import numpy as np
 import onnx
@@ -202,3 +203,30 @@ def test_a_model_without_external_weights_moves_nothing(content, shift):
     inline = onnx.numpy_helper.from_array(np.frombuffer(content, np.uint8), "inline")
     plain = model(inline).SerializeToString()
     assert move_tensors(plain, "elsewhere", shift) == plain
+
+
+def test_empty_nodes_take_no_memory_and_are_not_mistaken_for_weights():
+    content = field(2, b"location") + field(7, field(1, b"") * 500_000)
+    tracemalloc.start()
+    try:
+        assert find(content) == []
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_tensor_of_millions_of_dims_is_refused_without_reading_them():
+    tensor = field(1, b"\x01" * 3_000_000) + b"\x70\x01"
+    refused(field(2, b"location") + field(7, field(5, tensor)), "impossible shape")
+    refused(field(2, b"location") + field(7, field(5, b"\x08\x01" * 65 + b"\x70\x01")), "impossible shape")
+
+
+def test_a_tensor_of_millions_of_fields_is_refused():
+    refused(field(2, b"location") + field(7, field(5, b"\x10\x01" * 3_000_000)), "fields")
+
+
+def test_too_many_weights_are_refused(monkeypatch):
+    monkeypatch.setattr("packager.bundle.onnx_wire._MAX_WEIGHTS", 2)
+    weights = [external(f"w{number}") for number in range(3)]
+    assert len(find(model(*weights[:2]))) == 2
+    refused(model(*weights), "more than 2 weights")
