@@ -1,0 +1,58 @@
+"""Whether a server may join the requests of several clients into one batch.
+
+A named dim in front of every input and output looks like a batch, but a sequence without a batch looks the same, and
+so do the nodes of a graph. Whoever joins requests relies on one fact: a batch computes what its parts compute alone.
+Therefore it is measured, on test cases of the bundle's evidence with two rows or more: each is cut in two, both parts
+are run alone, and the joined outputs must match PyTorch's for the whole case within the tolerance of the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packager.parity.numerics.verdict import ReferenceCase, check_parity
+
+_MAX_CASES = 4
+
+Array = NDArray[np.generic]
+Runner = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+def find_leading_dim(config: Mapping[str, Any]) -> str | None:
+    """Return the named dim that every input and output begins with, None if there is no such dim.
+
+    A dim that must be larger than one is none either: servers send single rows.
+    """
+    shapes = [tensor["shape"] for tensor in (*config["inputs"], *config["outputs"])]
+    leading = {shape[0] if shape else None for shape in shapes}
+    dim = next(iter(leading))
+    if len(leading) > 1 or not isinstance(dim, str) or any(dim in shape[1:] for shape in shapes):
+        return None
+    return dim if config["dims"][dim]["min"] <= 1 else None
+
+
+def check_rows_are_independent(run: Runner, cases: Sequence[ReferenceCase], dim: str) -> str | None:
+    """Say why requests must not be joined along `dim`; None if they may be.
+
+    `run` is the model, and `cases` are those of the evidence.
+    """
+    usable = [case for case in cases if case.sizes.get(dim, 0) > 1]
+    if not usable:
+        return f"the evidence has no test case with two rows of {dim}, which would show that rows are independent"
+    usable.sort(key=lambda case: sum(array.size for array in case.inputs.values()))
+
+    def run_parts(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        rows = len(next(iter(inputs.values())))
+        parts = [run({name: array[part] for name, array in inputs.items()}) for part in _cut(rows)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    result = check_parity(run_parts, usable[:_MAX_CASES])
+    return None if result.passed else f"rows of {dim} depend on each other: {result.reason}"
+
+
+def _cut(rows: int) -> tuple[slice, slice]:
+    return slice(0, 1), slice(1, rows)

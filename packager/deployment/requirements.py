@@ -1,0 +1,22 @@
+"""requirements.txt of an export: what the bundle needs to run, in the versions that it was proven with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from packager.deployment.source import BundleSource
+
+
+def format_requirements(source: BundleSource, *, extra: str = "", others: Sequence[str] = ()) -> bytes:
+    """Return requirements.txt: torch-packager with an extra, the backend, and `others` as they are.
+
+    onnxruntime and numpy are pinned to the versions that parity was proven with; a bundle that has no ONNX model also
+    needs its torch.
+    """
+    tools = ["onnxruntime", "numpy"]
+    if source.config["artifacts"]["onnx"] is None:
+        tools.append("torch")
+    name, _, version = source.get_pin("packager").partition("==")
+    packager = (f"{name}[{extra}]" if extra else name) + (f"=={version}" if version else "")
+    lines = [f"# What {source.title} was proven with.", packager, *map(source.get_pin, tools), *others]
+    return "".join(f"{line}\n" for line in lines).encode()
