@@ -130,7 +130,7 @@ def reseal(bundle, *, documents=True):
     return compute_fingerprint(text)
 
 
-def with_external_weights(bundle, target):
+def with_external_weights(bundle, target, size_threshold=0):
     """Copy a bundle and move the weights of its ONNX model to model.onnx_data, the name of Hugging Face's loaders."""
     import onnx  # not for the tests that need no project
 
@@ -140,7 +140,13 @@ def with_external_weights(bundle, target):
     copy = Path(shutil.copytree(bundle, target))
     model = onnx.load(copy / "model.onnx")
     (copy / "model.onnx").unlink()
-    onnx.save(model, copy / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+    onnx.save(
+        model,
+        copy / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx_data",
+        size_threshold=size_threshold,
+    )
     config = json.loads((copy / "config.json").read_text())
     artifact = config["artifacts"]["onnx"]
     artifact["sha256"] = sha256_file(copy / "model.onnx")

@@ -30,7 +30,7 @@ def write_bentoml(source: BundleSource) -> Deployment:
         "service": f"service:{class_name}",
         "name": name,
         "include": ["service.py", "bundle/**"],
-        "python": {"requirements_txt": "./requirements.txt"},
+        "python": {"requirements_txt": "./requirements.txt", "lock_packages": False},  # they are pinned already
     }
     files = {
         "service.py": service,
