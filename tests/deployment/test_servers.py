@@ -273,8 +273,21 @@ def ray(scores, tmp_path_factory):
             yield url
 
 
-@pytest.mark.parametrize("framework", ["bentoml", "ray"])
-def test_a_service_answers_what_the_bundle_computes(scores, framework, request):
+UNFIT = {
+    "a fraction": {"mask": [[0.5, 1, 1, 1]]},
+    "text": {"mask": [["1", "1", "1", "1"]]},
+    "too large": {"mask": [[2**70, 1, 1, 1]]},
+    "a wrong shape": {"mask": [[1, 1, 1]]},
+    "ragged": {"x": [[1, 2, 3, 4], [5]]},
+    "empty": {"x": []},
+    "null": {"x": None},
+    "too many rows": {"x": 7 * [[1, 2, 3, 4]], "mask": 7 * [[1, 1, 1, 1]]},
+}
+NO_REQUESTS = {"cut": b"{", "a list": b"[]", "binary": b"\xff", "an input is missing": b'{"x": [[1, 2, 3, 4]]}'}
+
+
+@pytest.mark.parametrize("framework", ["bentoml", "ray"])  # one test: another process would start them once more
+def test_a_service_answers_what_the_bundle_computes_and_refuses_what_does_not_fit(scores, framework, request):
     url, bundle = request.getfixturevalue(framework), packager.load(scores)
     for rows in (1, 3):
         status, outputs = post(url, as_lists(arrays(rows)))
@@ -283,35 +296,11 @@ def test_a_service_answers_what_the_bundle_computes(scores, framework, request):
         assert list(outputs) == list(expected)
         for name, array in expected.items():
             np.testing.assert_array_equal(np.array(outputs[name], array.dtype), array)
-
-
-@pytest.mark.parametrize("framework", ["bentoml", "ray"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"mask": [[0.5, 1, 1, 1]]},
-        {"mask": [["1", "1", "1", "1"]]},
-        {"mask": [[2**70, 1, 1, 1]]},
-        {"mask": [[1, 1, 1]]},
-        {"x": [[1, 2, 3, 4], [5]]},
-        {"x": []},
-        {"x": None},
-        {"x": 7 * [[1, 2, 3, 4]], "mask": 7 * [[1, 1, 1, 1]]},
-    ],
-    ids=["fraction", "text", "too large", "shape", "ragged", "empty", "null", "too many rows"],
-)
-def test_a_service_refuses_what_does_not_fit_the_model(framework, change, request):
-    status, body = post(request.getfixturevalue(framework), {**as_lists(arrays(1)), **change})
-    assert status == 400, body
-    assert "error" in json.dumps(body) and "Traceback" not in json.dumps(body)
-
-
-@pytest.mark.parametrize("framework", ["bentoml", "ray"])
-@pytest.mark.parametrize(
-    "body", [b"{", b"[]", b"\xff", b'{"x": [[1, 2, 3, 4]]}'], ids=["cut", "list", "binary", "missing"]
-)
-def test_a_service_refuses_a_body_that_is_no_request(framework, body, request):
-    assert post(request.getfixturevalue(framework), body)[0] == 400
+    answers = {kind: post(url, {**as_lists(arrays(1)), **change}) for kind, change in UNFIT.items()}
+    answers |= {kind: post(url, body) for kind, body in NO_REQUESTS.items()}
+    assert {kind: status for kind, (status, _) in answers.items()} == dict.fromkeys(answers, 400)
+    assert [kind for kind, (_, body) in answers.items() if "error" not in json.dumps(body)] == []
+    assert post(url, as_lists(arrays(3)))[1] == outputs
 
 
 def test_bentoml_builds_a_bento_that_has_the_whole_bundle(scores, tmp_path):
