@@ -16,7 +16,6 @@ from packager.bundle.files import BundleFiles, open_bundle
 from packager.bundle.seal import MAX_RECORD_BYTES, check_intact
 from packager.common.strict_json import parse_strict_json
 from packager.errors import IntegrityFailed, NotABundle
-from packager.project.manifest import NAME_PATTERN, VERSION_PATTERN
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def open_source(path: Path) -> Iterator[BundleSource]:
     """Open a bundle and check its seal. Raises what `check_intact` raises, and `NotABundle` for an unusable name."""
     with open_bundle(path) as checked, open_bundle(path) as copies:
         config, seal = check_intact(checked, models=True, evidence=True)
-        for field, pattern in (("name", NAME_PATTERN), ("version", VERSION_PATTERN)):
+        for field, pattern in (("name", layout.NAME_PATTERN), ("version", layout.VERSION_PATTERN)):
             if not re.fullmatch(pattern, config[field]):  # it becomes part of paths and of programs
                 raise NotABundle(str(path), f"{layout.CONFIG} has the {field} {config[field][:100]!r}")
         yield BundleSource(checked, copies, config, seal.sums, seal.fingerprint)

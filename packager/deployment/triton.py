@@ -15,15 +15,16 @@ that the model declares, so they are read from the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packager.bundle import layout
 from packager.bundle.evidence import EvidenceMalformed, parse_reference_cases
+from packager.bundle.onnx_wire import WeightsUnsafe
 from packager.bundle.seal import MAX_RECORD_BYTES
 from packager.deployment.batching import check_rows_are_independent, find_leading_dim
 from packager.deployment.source import BundleSource, Deployment
-from packager.errors import DeploymentUnsupported, IntegrityFailed
+from packager.errors import DeploymentUnsupported, IntegrityFailed, NotABundle, PackagerError
 from packager.runtime.bundled_onnx import open_bundled_onnx
 from packager.runtime.onnx_backend import OnnxBackend
 
@@ -45,18 +46,24 @@ def write_triton(source: BundleSource) -> Deployment:
     """Return the files of a model repository. Raises `DeploymentUnsupported` and `IntegrityFailed`."""
     if source.config["artifacts"]["onnx"] is None:
         raise DeploymentUnsupported(source.title, "triton", "it has no ONNX model")
-    try:
-        model = open_bundled_onnx(
-            source.checked, source.config["artifacts"]["onnx"], providers=source.config["providers"], threads=None
-        )
-    except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes for a model it refuses)
-        why = f"onnxruntime: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-        raise DeploymentUnsupported(source.title, "triton", why) from None
+    model = _open_model(source, source.config["artifacts"]["onnx"])
     _check_sizes(source, model)
     max_batch_size, zero_because = _choose_max_batch_size(source, model)
     files = source.list_onnx(f"{source.name}/1")
     files[f"{source.name}/config.pbtxt"] = _format_config(source, model, max_batch_size, zero_because).encode()
     return Deployment(files, (f"max_batch_size is 0: {zero_because}",) if zero_because else ())
+
+
+def _open_model(source: BundleSource, artifact: Mapping[str, Any]) -> OnnxBackend:
+    try:
+        return open_bundled_onnx(source.checked, artifact, providers=source.config["providers"], threads=None)
+    except WeightsUnsafe as error:
+        raise NotABundle(str(source.checked.path), f"{artifact['path']}: {error}") from None
+    except PackagerError:
+        raise
+    except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes for a model it refuses)
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DeploymentUnsupported(source.title, "triton", f"onnxruntime: {first_line}") from None
 
 
 def _check_sizes(source: BundleSource, model: OnnxBackend) -> None:
