@@ -5,11 +5,13 @@ import json
 import shutil
 import sysconfig
 import tempfile
+from ctypes.util import find_library
 from pathlib import Path
 
 import numpy as np
 import pytest
 import servers
+from nets import SCORES, SCORES_INPUTS
 from projects import project, with_external_weights
 from servers import BIN, HOST, free_port, get, post, run, server
 
@@ -22,21 +24,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not BIN.is_dir(), reason="make slow installs the servers of tests/deployment.txt"),
 ]
-
-SCORES = """
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x, mask):
-        y = self.layer(x * mask.float())
-        return {"classes": y, "score": y.sum(-1), "sign": y > 0}
-"""
 
 OVER_TIME = """
 import torch
@@ -73,11 +60,7 @@ class Net(nn.Module):
 def scores(tmp_path_factory):
     """Return a bundle with two inputs, and outputs of every shape that a batch may have."""
     folder = tmp_path_factory.mktemp("scores")
-    inputs = {
-        "x": {"dtype": "float32", "shape": ["batch", 4]},
-        "mask": {"dtype": "int64", "shape": ["batch", 4], "range": [0, 2]},
-    }
-    manifest = project(folder, SCORES, inputs=inputs, name="scores", dims={"batch": {"min": 1, "max": 6}})
+    manifest = project(folder, SCORES, inputs=SCORES_INPUTS, name="scores", dims={"batch": {"min": 1, "max": 6}})
     return packager.build(manifest, folder / "dist").bundle
 
 
@@ -153,6 +136,8 @@ def test_tritons_protobuf_reads_the_config_as_it_was_meant(scores, tmp_path):
 @pytest.fixture(scope="module")
 def triton(scores, over_time, built, tmp_path_factory):
     """Serve the repositories of three bundles with a Triton, and return its address."""
+    if find_library(f"python{sysconfig.get_python_version()}") is None:
+        pytest.skip("the Python backend of Triton is linked with libpython, which this machine lacks")
     folder = tmp_path_factory.mktemp("triton")
     wheel = next((servers.ENVIRONMENT / "lib").glob("python*/site-packages"))
     shutil.copytree(wheel / "pytriton/tritonserver/backends/python", folder / "backends/python")

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import onnxruntime
 import pytest
+from nets import SCORES, SCORES_INPUTS
 from projects import project, reseal, with_external_weights
 
 import packager
@@ -16,21 +17,6 @@ from packager.deployment import batching
 from packager.deployment.exporter import export_bundle
 from packager.parity.numerics.compare import ElementTolerance
 from packager.parity.numerics.verdict import ReferenceCase
-
-SCORES = """
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x, mask):
-        y = self.layer(x * mask.float())
-        return {"classes": y, "score": y.sum(-1), "sign": y > 0}
-"""
 
 OVER_TIME = """
 import torch
@@ -79,11 +65,8 @@ def scores(tmp_path_factory):
     return export(
         tmp_path_factory.mktemp("scores"),
         SCORES,
-        inputs={
-            "x": {"dtype": "float32", "shape": ["n", 4]},
-            "mask": {"dtype": "int64", "shape": ["n", 4], "range": [0, 2]},
-        },
-        dims={"n": {"min": 1, "max": 6}},
+        inputs=SCORES_INPUTS,
+        dims={"batch": {"min": 1, "max": 6}},
     )
 
 
