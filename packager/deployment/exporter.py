@@ -2,7 +2,7 @@
 
 An export has a record, packager-export.json, with the bundle's fingerprint and the SHA-256 of every file. It shows
 that a folder is an earlier export, and whether anything was added or changed by hand; an untouched one is replaced. It
-has no time and no path of this machine: the same bundle gives the same bytes.
+has no time and no path of this machine: the same bundle gives the same bytes with the same version of packager.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from packager.bundle.fingerprint import check_fingerprint_syntax, list_files, regular_file_digest
+from packager.bundle.names import describe_set_problem
 from packager.bundle.writer import stage_folder, translate_os_errors
 from packager.common.strict_json import parse_strict_json
 from packager.deployment.bentoml import write_bentoml
@@ -91,6 +92,8 @@ def export_bundle(
             raise ProgramNotTrusted(str(bundle), program["path"], "the bundle has no ONNX model")
         if RECORD in deployment.files:
             raise DeploymentUnsupported(source.title, target, f"it has an asset with the name {RECORD}")
+        if problem := describe_set_problem(sorted(deployment.files)):
+            raise DeploymentUnsupported(source.title, target, problem)
         try:
             with translate_os_errors(folder_path), stage_folder(folder_path.parent, folder_path.name) as staging:
                 _write_files(source, target, deployment.files, staging / "bundle")

@@ -1,8 +1,8 @@
 """A folder for the Hugging Face Hub, which optimum's ORTModel classes load.
 
-config.json, tokenizer.json, …   the bundle's assets: the folder with transformers' config.json becomes the root
-onnx/model.onnx                  and onnx/model.onnx_data beside it
-README.md                        the model card, unless it is among the assets
+- config.json, tokenizer.json and so on: the bundle's assets; the folder with transformers' config.json becomes the root
+- onnx/model.onnx, and onnx/model.onnx_data beside it
+- README.md: the model card, unless it is among the assets
 """
 
 from __future__ import annotations
@@ -104,10 +104,9 @@ def _make_metadata(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _list_errors(source: BundleSource) -> list[str]:
     """Return a row of the table for each output: the largest error against PyTorch, and its share of the tolerance."""
-    parity = parse_strict_json(source.read(layout.PARITY))
-    outputs = parity["backends"]["onnx"]["outputs"]
+    onnx = source.get_parity().backends["onnx"]
     return [
-        f"| `{name}` | {errors['max_abs']:.3g} | {errors['of_limit'] * 100:.2g} % |" for name, errors in outputs.items()
+        f"| `{name}` | {errors.max_abs:.3g} | {errors.of_limit * 100:.2g} % |" for name, errors in onnx.outputs.items()
     ]
 
 
@@ -117,6 +116,7 @@ def _choose_class(record: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     architectures = config.get("architectures")
     for architecture in architectures if isinstance(architectures, list) else ():
         task = str(architecture).partition("For")[2]
-        if task in _TASKS and ({"logits"} <= outputs or {"start_logits", "end_logits"} <= outputs):
+        expected = {"start_logits", "end_logits"} if task == "QuestionAnswering" else {"logits"}
+        if task in _TASKS and expected <= outputs:
             return f"ORTModelFor{task}"
     return "ORTModelForFeatureExtraction" if "last_hidden_state" in outputs else "ORTModelForCustomTasks"

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from packager.common.installed_distributions import DISTRIBUTION, tool_version
 from packager.deployment.source import BundleSource
 
 
 def format_requirements(source: BundleSource, *, extra: str = "", others: Sequence[str] = ()) -> bytes:
     """Return requirements.txt: torch-packager with an extra, the backend, and `others` as they are.
 
-    onnxruntime and numpy are pinned to the versions that parity was proven with; a bundle that has no ONNX model also
-    needs its torch.
+    torch-packager is the one that exports, whose API the texts use. onnxruntime and numpy are pinned to the versions
+    that parity was proven with; a bundle that has no ONNX model also needs its torch.
     """
     tools = ["onnxruntime", "numpy"]
     if source.config["artifacts"]["onnx"] is None:
         tools.append("torch")
-    name, _, version = source.get_pin("packager").partition("==")
-    packager = (f"{name}[{extra}]" if extra else name) + (f"=={version}" if version else "")
-    lines = [f"# What {source.title} was proven with.", packager, *map(source.get_pin, tools), *others]
+    version = tool_version("packager")
+    packager = DISTRIBUTION + (f"[{extra}]" if extra else "") + (f"=={version}" if version else "")
+    lines = [
+        f"# For {source.title}: the versions that its parity was proven with.",
+        packager,
+        *map(source.get_pin, tools),
+        *others,
+    ]
     return "".join(f"{line}\n" for line in lines).encode()

@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from packager.bundle import layout
 from packager.bundle.archive import copy_file
 from packager.bundle.files import BundleFiles, open_bundle
+from packager.bundle.records import BuildRecord, ParityRecord
 from packager.bundle.seal import MAX_RECORD_BYTES, check_intact
 from packager.common.strict_json import parse_strict_json
 from packager.errors import IntegrityFailed, NotABundle
@@ -25,6 +26,7 @@ class FromBundle:
     path: str
 
 
+Record = TypeVar("Record", BuildRecord, ParityRecord)
 Files = Mapping[str, bytes | FromBundle]
 """The files of an export by their path in its folder."""
 
@@ -100,15 +102,25 @@ class BundleSource:
 
     def get_pin(self, tool: str) -> str:
         """Return the version of a tool that the bundle was built with as `TOOL==VERSION`, TOOL if it is unknown."""
-        distribution = "torch-packager" if tool == "packager" else tool
         version = str(self.config["source"]["toolchain"].get(tool, "")).partition("+")[0]
-        return f"{distribution}=={version}" if re.fullmatch(r"[0-9][0-9A-Za-z.]*", version) else distribution
+        return f"{tool}=={version}" if re.fullmatch(r"[0-9][0-9A-Za-z.]*", version) else tool
 
     def get_python(self) -> str:
-        """Return the version of Python that the bundle was built with, such as 3.11."""
-        version = str(parse_strict_json(self.read(layout.BUILD))["python"])
-        match = re.match(r"3\.\d+", version)
-        return match[0] if match else "3.11"
+        """Return the version of Python that the bundle was built with, such as 3.11. Raises `NotABundle`."""
+        match = re.match(r"3\.[0-9]+", self._read_record(layout.BUILD, BuildRecord).python)
+        if match is None:
+            raise NotABundle(str(self.copies.path), f"{layout.BUILD} has no version of Python 3")
+        return match[0]
+
+    def get_parity(self) -> ParityRecord:
+        """Return parity.json. Raises `NotABundle` if it is malformed."""
+        return self._read_record(layout.PARITY, ParityRecord)
+
+    def _read_record(self, path: str, kind: type[Record]) -> Record:
+        try:
+            return kind.model_validate(parse_strict_json(self.read(path)))
+        except (ValueError, RecursionError):
+            raise NotABundle(str(self.copies.path), f"{path} is malformed") from None
 
 
 @contextlib.contextmanager

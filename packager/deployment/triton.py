@@ -47,7 +47,7 @@ def write_triton(source: BundleSource) -> Deployment:
     if source.config["artifacts"]["onnx"] is None:
         raise DeploymentUnsupported(source.title, "triton", "it has no ONNX model")
     model = _open_model(source, source.config["artifacts"]["onnx"])
-    _check_sizes(source, model)
+    _check_tensors(source, model)
     max_batch_size, zero_because = _choose_max_batch_size(source, model)
     files = source.list_onnx(f"{source.name}/1")
     files[f"{source.name}/config.pbtxt"] = _format_config(source, model, max_batch_size, zero_because).encode()
@@ -66,8 +66,10 @@ def _open_model(source: BundleSource, artifact: Mapping[str, Any]) -> OnnxBacken
         raise DeploymentUnsupported(source.title, "triton", f"onnxruntime: {first_line}") from None
 
 
-def _check_sizes(source: BundleSource, model: OnnxBackend) -> None:
-    for name, _, shape in (*model.inputs, *model.outputs):
+def _check_tensors(source: BundleSource, model: OnnxBackend) -> None:
+    for name, dtype, shape in (*model.inputs, *model.outputs):
+        if dtype not in _DATA_TYPES:
+            raise DeploymentUnsupported(source.title, "triton", f"{name} has the dtype {dtype}")
         if 0 in shape:
             raise DeploymentUnsupported(source.title, "triton", f"{name} is always empty, and Triton has no dims of 0")
 

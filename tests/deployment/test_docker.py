@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib import metadata
 
 import pytest
 from projects import reseal
@@ -41,7 +42,7 @@ def test_requirements_are_pinned_to_what_parity_was_proven_with(built, tmp_path)
     export_bundle(built.bundle, "docker", tmp_path / "out")
     lines = (tmp_path / "out/requirements.txt").read_text().splitlines()[1:]
     assert lines == [
-        f"torch-packager[serve]=={toolchain['packager']}",
+        f"torch-packager[serve]=={metadata.version('torch-packager')}",
         f"onnxruntime=={toolchain['onnxruntime']}",
         f"numpy=={toolchain['numpy']}",
     ]

@@ -8,7 +8,7 @@ from projects import reseal
 
 from packager.bundle.fingerprint import list_files
 from packager.deployment.exporter import RECORD, export_bundle
-from packager.errors import DeploymentUnsupported
+from packager.errors import DeploymentUnsupported, PackagerError
 
 BERT = '{"model_type": "bert", "architectures": ["BertForSequenceClassification"]}'
 
@@ -68,6 +68,25 @@ def test_an_asset_never_takes_the_place_of_the_model(bundle, tmp_path):
     assert "onnx/model.onnx" in caught.value.why
 
 
+@pytest.mark.parametrize("names", [["hub/a", "a/b"], ["hub/Readme.md", "x"], ["hub/onnx", "x"]])
+def test_assets_that_cannot_all_be_files_of_one_folder_are_refused(bundle, tmp_path, names):
+    with_assets(bundle, {"hub/config.json": BERT, **dict.fromkeys(names, "text")})
+    with pytest.raises(DeploymentUnsupported):
+        export_bundle(bundle, "huggingface", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", "[", '{"backends": {}}'])
+def test_evidence_that_is_malformed_is_no_bug_of_ours(bundle, tmp_path, content):
+    with_assets(bundle, {"config.json": BERT})
+    for path in ("parity.json", "build.json"):
+        (bundle / "evidence" / path).write_text(content)
+    reseal(bundle, documents=False)
+    for target in ("huggingface", "docker", "triton"):
+        with pytest.raises(PackagerError):
+            export_bundle(bundle, target, tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", [RECORD, f"hub/{RECORD}"])
 def test_an_asset_never_takes_the_place_of_the_record(bundle, tmp_path, name):
     with_assets(bundle, {f"{name.rpartition('/')[0] or '.'}/config.json".removeprefix("./"): BERT, name: "{}"})
@@ -116,6 +135,7 @@ def test_a_card_among_the_assets_is_kept(bundle, tmp_path):
         (["BertForSequenceClassification"], ["logits"], "ORTModelForSequenceClassification"),
         (["BertForSequenceClassification"], ["scores"], "ORTModelForCustomTasks"),
         (["BertForQuestionAnswering"], ["start_logits", "end_logits"], "ORTModelForQuestionAnswering"),
+        (["BertForQuestionAnswering"], ["logits"], "ORTModelForCustomTasks"),
         (["BertModel"], ["last_hidden_state"], "ORTModelForFeatureExtraction"),
         (None, ["embedding"], "ORTModelForCustomTasks"),
         ("BertForMaskedLM", ["logits"], "ORTModelForCustomTasks"),

@@ -175,6 +175,8 @@ def test_external_weights_lie_beside_the_model_under_their_own_name(built, tmp_p
         ([["n", 4]], [["n", 3]], 1, "n"),
         ([["n", 4], ["n"]], [["n"]], 0, "n"),
         ([["n", 4]], [["n", 3]], 2, None),
+        ([], [], 1, None),
+        ([], [["k", 3]], 1, None),
         ([["n", 4], [2, "m"]], [["n", 3]], 1, None),
         ([["n", 4], []], [["n", 3]], 1, None),
         ([["n", 4]], [["n", 3], []], 1, None),
@@ -214,7 +216,15 @@ def make_case(function, rows):
 def test_rows_are_independent_if_parts_compute_what_the_whole_does(function, independent):
     cases = [make_case(function, rows) for rows in (1, 2, 5)]
     why = batching.check_rows_are_independent(function, cases, "n")
-    assert why is None if independent else why.startswith("rows of n depend on each other")
+    assert why is None if independent else why == "rows of n depend on each other"
+
+
+def test_evidence_that_does_not_fit_the_model_shows_nothing_about_a_batch():
+    def double(inputs):
+        return {"y": inputs["z"] * 2}
+
+    case = make_case(lambda inputs: {"y": inputs["x"]}, 3)
+    assert "cannot be run: KeyError" in batching.check_rows_are_independent(double, [case], "n")
 
 
 def test_without_a_case_of_two_rows_nothing_is_known_about_a_batch():
