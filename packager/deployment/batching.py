@@ -1,8 +1,8 @@
 """Whether a server may join the requests of several clients into one batch.
 
 A named dim in front of every input and output looks like a batch, but a sequence without a batch looks the same, and
-so do the nodes of a graph. Whoever joins requests relies on one fact: a batch computes what its parts compute alone.
-Therefore it is measured, on test cases of the bundle's evidence with two rows or more: each is cut in two, both parts
+so do the nodes of a graph. A server that joins requests relies on one fact: a batch gives what its parts give alone.
+This is measured, on test cases of the bundle's evidence with two rows or more: each is cut in two, both parts
 are run alone, and the joined outputs must match PyTorch's for the whole case within the tolerance of the bundle.
 """
 

@@ -44,7 +44,7 @@ _CHOOSE_FOLDER, _MOVE_OR_FORCE = "choose another folder", "move it away, or use 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written: the folder, the bundle's fingerprint, the paths of all files below the folder, and notes."""
+    """The outcome of an export: the folder, the fingerprint, the paths of all files below the folder, and notes."""
 
     folder: str
     target: str

@@ -16,7 +16,7 @@ _MAX_LINE = 120
 def render_template(template: str, /, **values: str) -> bytes:
     """Fill the `$placeholders` of a file in templates/; `$$` is a dollar sign. Returns UTF-8.
 
-    A value goes into the text as it is: whoever calls has to quote it for the language of the template.
+    A value goes into the text as it is: the caller quotes it for the language of the template.
     """
     text = (data_folder("templates") / template).read_text(encoding="utf-8")
     return string.Template(text).substitute(values).encode()
