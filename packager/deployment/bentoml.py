@@ -5,7 +5,7 @@ from __future__ import annotations
 from packager.deployment.names import make_class_name, make_resource_name
 from packager.deployment.python_service import get_array_dtypes, get_load_options, render_array_function
 from packager.deployment.render import dump_yaml, render_template
-from packager.deployment.requirements import format_requirements
+from packager.deployment.requirements import describe_other_providers, format_requirements
 from packager.deployment.source import BundleSource, Deployment
 
 _REQUIREMENT = "bentoml>=1.4,<2"
@@ -37,4 +37,4 @@ def write_bentoml(source: BundleSource) -> Deployment:
         "bentofile.yaml": dump_yaml(bentofile, [f"{source.title}, {source.fingerprint}"]),
         "requirements.txt": format_requirements(source, others=[_REQUIREMENT]),
     }
-    return Deployment({**files, **source.list_all("bundle")})
+    return Deployment({**files, **source.list_all("bundle")}, describe_other_providers(source))

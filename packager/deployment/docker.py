@@ -9,19 +9,25 @@ from __future__ import annotations
 import json
 
 from packager.deployment.render import render_template
-from packager.deployment.requirements import format_requirements
+from packager.deployment.requirements import describe_other_providers, format_requirements
 from packager.deployment.source import BundleSource, Deployment
 from packager.errors import DeploymentUnsupported
 
 PORT = 8000
-_CPU = ["CPUExecutionProvider"]
+_CPU = "CPUExecutionProvider"
 
 
 def write_docker(source: BundleSource) -> Deployment:
-    """Return the files of an image's context. Raises `DeploymentUnsupported` for a bundle without an ONNX model."""
+    """Return the files of an image's context.
+
+    Raises `DeploymentUnsupported` for a bundle without an ONNX model, or that was not built for the CPU.
+    """
     if source.config["artifacts"]["onnx"] is None:
         why = "it has no ONNX model, and its fallback needs torch, which the image lacks"
         raise DeploymentUnsupported(source.title, "docker", why, "export it for bentoml or ray-serve")
+    if _CPU not in source.config["providers"]:
+        why = f"it was built for {', '.join(source.config['providers'])}, and the image runs on the CPU"
+        raise DeploymentUnsupported(source.title, "docker", why)
     labels = {
         "org.opencontainers.image.title": source.name,
         "org.opencontainers.image.version": source.version,
@@ -42,6 +48,4 @@ def write_docker(source: BundleSource) -> Deployment:
         ".dockerignore": b"*\n!requirements.txt\n!*.whl\n!bundle/\n",
         "requirements.txt": format_requirements(source, extra="serve"),
     }
-    others = [provider for provider in source.config["providers"] if provider not in _CPU]
-    notes = (f"the image runs on the CPU; the bundle was built for {', '.join(others)}",) if others else ()
-    return Deployment({**files, **source.list_all("bundle")}, notes)
+    return Deployment({**files, **source.list_all("bundle")}, describe_other_providers(source))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from packager.deployment.python_service import get_array_dtypes, get_load_options, render_array_function
 from packager.deployment.render import render_template
-from packager.deployment.requirements import format_requirements
+from packager.deployment.requirements import describe_other_providers, format_requirements
 from packager.deployment.source import BundleSource, Deployment
 
 _REQUIREMENT = "ray[serve]>=2.40,<3"
@@ -22,4 +22,6 @@ def write_ray_serve(source: BundleSource) -> Deployment:
         arrays=render_array_function(dtypes),
     )
     requirements = format_requirements(source, others=[_REQUIREMENT])
-    return Deployment({"app.py": app, "requirements.txt": requirements, **source.list_all("bundle")})
+    return Deployment(
+        {"app.py": app, "requirements.txt": requirements, **source.list_all("bundle")}, describe_other_providers(source)
+    )

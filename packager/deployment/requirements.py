@@ -7,6 +7,16 @@ from collections.abc import Sequence
 from packager.common.installed_distributions import DISTRIBUTION, tool_version
 from packager.deployment.source import BundleSource
 
+_CPU = "CPUExecutionProvider"
+
+
+def describe_other_providers(source: BundleSource) -> tuple[str, ...]:
+    """Return a note if the bundle was built for other execution providers than the onnxruntime of the requirements."""
+    others = [provider for provider in source.config["providers"] if provider != _CPU]
+    if not others:
+        return ()
+    return (f"requirements.txt has onnxruntime for the CPU, and the bundle was built for {', '.join(others)}",)
+
 
 def format_requirements(source: BundleSource, *, extra: str = "", others: Sequence[str] = ()) -> bytes:
     """Return requirements.txt: torch-packager with an extra, the backend, and `others` as they are.

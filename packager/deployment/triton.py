@@ -26,7 +26,8 @@ from packager.deployment.batching import check_rows_are_independent, find_leadin
 from packager.deployment.source import BundleSource, Deployment
 from packager.errors import DeploymentUnsupported, IntegrityFailed, NotABundle, PackagerError
 from packager.runtime.bundled_onnx import open_bundled_onnx
-from packager.runtime.onnx_backend import OnnxBackend
+from packager.runtime.onnx_backend import OnnxBackend, find_available_providers
+from packager.runtime.session_settings import SessionSettings
 
 DEFAULT_MAX_BATCH_SIZE = 32
 """The largest batch where the manifest gives the dim no max."""
@@ -55,8 +56,10 @@ def write_triton(source: BundleSource) -> Deployment:
 
 
 def _open_model(source: BundleSource, artifact: Mapping[str, Any]) -> OnnxBackend:
+    providers = source.config["providers"]
+    settings = SessionSettings(providers=tuple(find_available_providers(providers) or _CPU))
     try:
-        return open_bundled_onnx(source.checked, artifact, providers=source.config["providers"], threads=None)
+        return open_bundled_onnx(source.checked, artifact, providers, settings)
     except WeightsUnsafe as error:
         raise NotABundle(str(source.checked.path), f"{artifact['path']}: {error}") from None
     except PackagerError:

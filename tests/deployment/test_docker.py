@@ -8,6 +8,7 @@ import pytest
 from projects import reseal
 
 from packager.deployment.exporter import export_bundle
+from packager.errors import DeploymentUnsupported
 
 
 def instructions(folder):
@@ -69,11 +70,24 @@ def test_the_context_has_what_the_dockerfile_copies_and_nothing_else(built, tmp_
     assert all(re.fullmatch(r"\*\.whl", source) or (tmp_path / "out" / source).exists() for source in copied)
 
 
-def test_a_bundle_for_a_gpu_is_noted(bundle, tmp_path):
+def built_for(bundle, *providers):
     config = json.loads((bundle / "config.json").read_text())
-    config["providers"] = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    config["providers"] = list(providers)
     (bundle / "config.json").write_text(json.dumps(config))
     reseal(bundle)
-    assert export_bundle(bundle, "docker", tmp_path / "out").notes == (
-        "the image runs on the CPU; the bundle was built for CUDAExecutionProvider",
+    return bundle
+
+
+@pytest.mark.parametrize("target", ["docker", "bentoml", "ray-serve"])
+def test_a_bundle_for_a_gpu_is_noted(bundle, tmp_path, target):
+    built_for(bundle, "CUDAExecutionProvider", "CPUExecutionProvider")
+    assert export_bundle(bundle, target, tmp_path / "out").notes == (
+        "requirements.txt has onnxruntime for the CPU, and the bundle was built for CUDAExecutionProvider",
     )
+
+
+def test_a_bundle_that_does_not_run_on_the_cpu_is_refused(bundle, tmp_path):
+    built_for(bundle, "CUDAExecutionProvider")
+    with pytest.raises(DeploymentUnsupported):
+        export_bundle(bundle, "docker", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
