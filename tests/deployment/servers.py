@@ -32,7 +32,7 @@ def run(program, *arguments, **options):
 
 
 @contextlib.contextmanager
-def server(command, url, log, *, cwd=None, seconds=120, **variables):
+def server(command, url, log, *, cwd=None, seconds=200, **variables):
     """Start a server, wait until `url` answers, and end it with everything that it started."""
     environment = {**os.environ, **_QUIET, **{name: str(value) for name, value in variables.items()}}
     with log.open("w") as output:

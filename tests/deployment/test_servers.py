@@ -254,7 +254,7 @@ def ray(scores, tmp_path_factory):
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as temporary:  # sockets need short paths
         command = [BIN / "python", HERE / "ray_driver.py", port, temporary]
         url = f"http://{HOST}:{port}/"
-        with server(command, f"{url}-/healthz", folder / "log", cwd=folder / "out", HOME=folder):
+        with server(command, f"{url}-/healthz", folder / "log", cwd=folder / "out", seconds=400, HOME=folder):
             yield url
 
 
@@ -271,6 +271,7 @@ UNFIT = {
 NO_REQUESTS = {"cut": b"{", "a list": b"[]", "binary": b"\xff", "an input is missing": b'{"x": [[1, 2, 3, 4]]}'}
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("framework", ["bentoml", "ray"])  # one test: another process would start them once more
 def test_a_service_answers_what_the_bundle_computes_and_refuses_what_does_not_fit(scores, framework, request):
     url, bundle = request.getfixturevalue(framework), packager.load(scores)
