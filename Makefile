@@ -63,7 +63,18 @@ $(VENV)/.old-onnxruntime: $(VENV)/.build
 	    --target $(VENV)/old-onnxruntime onnxruntime==1.23.2
 	@touch $@
 
-slow: $(VENV)/.ready $(VENV)/.scanners $(VENV)/.old-onnxruntime  ## the slow tests
+# The servers that exports are made for, in an environment that sees this one: optimum needs transformers < 4.58, and
+# nvidia-pytriton, of which the server alone is used, an older numpy. They start many processes: see .ready.
+PURELIB = python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+$(VENV)/.deployment: $(VENV)/.ready tests/deployment.txt
+	$(PYTHON) -m venv $(VENV)/deployment
+	echo "import site; site.addsitedir('$$($(BIN)/$(PURELIB))')" > $$($(VENV)/deployment/bin/$(PURELIB))/outer.pth
+	$(VENV)/deployment/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/deployment.txt
+	$(VENV)/deployment/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps nvidia-pytriton==0.7.0
+	$(VENV)/deployment/bin/python -m compileall -qq -j 0 $(VENV)/deployment/lib || true
+	@touch $@
+
+slow: $(VENV)/.ready $(VENV)/.scanners $(VENV)/.old-onnxruntime $(VENV)/.deployment  ## the slow tests
 	$(PYTEST) -m slow
 
 fuzz: $(VENV)/.ready  ## mutate bundles, archives, checkpoints and manifests, and fail on a crash, a hang or an accepted change

@@ -738,6 +738,13 @@ class ProgramNotTrusted(UserError):
         )
 
 
+class DeploymentUnsupported(UserError):
+    code = "deployment-unsupported"
+
+    def __init__(self, bundle: str, target: str, why: str, hint: str | None = None) -> None:
+        super().__init__(f"cannot export {bundle} for {target}", why=why, hint=hint)
+
+
 class SelftestFailed(Refused):
     code = "selftest-failed"
 

@@ -180,6 +180,10 @@ BUNDLE = {
     "program-not-trusted": errors.ProgramNotTrusted(
         "dist/net-1.0.0", "model.ts", "onnxruntime: model.onnx: Load model failed"
     ),
+    "deployment-unsupported": errors.DeploymentUnsupported("net-1.0.0", "triton", "it has no ONNX model"),
+    "deployment-unsupported--hint": errors.DeploymentUnsupported(
+        "net-1.0.0", "huggingface", "its assets have no config.json of transformers", "add config.json to `assets`"
+    ),
     "selftest-failed": errors.SelftestFailed("dist/net-1.0.0", "logits[0, 3] in case 000"),
     "inference-failed": errors.InferenceFailed("onnx", RuntimeError("idx=7 must be within\n  [-5, 4]")),
 }

@@ -169,6 +169,12 @@ class BundleFiles:
         """Forget the bytes of a file, so that they are freed once nobody else uses them."""
         self._contents.pop(path, None)
 
+    def close_file(self, path: str) -> None:
+        """Close a file that `locate` opened and nobody uses any more, so that few are open at a time."""
+        location = self._locations.pop(path, None)
+        if location is not None and location.descriptor != self._descriptor:
+            os.close(location.descriptor)
+
     def _hash(self, path: str) -> str:
         content = self._contents.get(path)
         if isinstance(content, bytes):

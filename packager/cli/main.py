@@ -22,6 +22,7 @@ from packager.cli import stdio
 from packager.cli.build import build, vet
 from packager.cli.bundle import diff, pack, run, unpack, verify
 from packager.cli.cache import cache
+from packager.cli.export import export
 from packager.cli.inspect import inspect, schema
 from packager.cli.sign import sign
 from packager.errors import PackagerError, Usage, escape_unprintable, render_error
@@ -33,7 +34,7 @@ def cli() -> None:
     """Turn one manifest and one PyTorch checkpoint into one proven ONNX bundle."""
 
 
-for _command in (build, vet, verify, sign, diff, run, pack, unpack, inspect, schema, cache):
+for _command in (build, vet, verify, sign, diff, run, export, pack, unpack, inspect, schema, cache):
     cli.add_command(_command)
 
 

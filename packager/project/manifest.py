@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from packager.bundle.layout import NAME_PATTERN, VERSION_PATTERN
 from packager.checkpoint.remote import urls
 from packager.errors import (
     ManifestEmpty,
@@ -45,16 +46,8 @@ DType = Literal[
     "uint8", "uint16", "uint32", "uint64",
     "bool",
 ]  # fmt: skip
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 ENTRY_PATTERN = r"^[^:]+:[A-Za-z_][A-Za-z0-9_.]*$"
 DIM_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
-# The expression that https://semver.org publishes for version 2.0.0, without named groups, and with [0-9] instead of
-# \d, which matches the digits of every script in pydantic.
-VERSION_PATTERN = (
-    r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-    r"(-(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
-    r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$"
-)
 
 _MAX_COMPARED_NAMES = 20
 _MAX_BYTES = 1 << 20  # PyYAML reads 3 MB of text in a second
