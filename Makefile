@@ -64,7 +64,24 @@ $(VENV)/.clients: $(VENV)/.build tests/serving/clients.txt
 	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps mlserver==1.7.1
 	@touch $@
 
-slow: $(VENV)/.ready $(VENV)/.scanners $(VENV)/.clients  ## the slow tests
+# The oldest onnxruntime that a service may have, beside everything else of the environment.
+$(VENV)/.old-onnxruntime: $(VENV)/.build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps \
+	    --target $(VENV)/old-onnxruntime onnxruntime==1.23.2
+	@touch $@
+
+# The servers that exports are made for, in an environment that sees this one: optimum needs transformers < 4.58, and
+# nvidia-pytriton, of which the server alone is used, an older numpy. They start many processes: see .ready.
+PURELIB = python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+$(VENV)/.deployment: $(VENV)/.ready tests/deployment.txt
+	$(PYTHON) -m venv $(VENV)/deployment
+	echo "import site; site.addsitedir('$$($(BIN)/$(PURELIB))')" > $$($(VENV)/deployment/bin/$(PURELIB))/outer.pth
+	$(VENV)/deployment/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/deployment.txt
+	$(VENV)/deployment/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps nvidia-pytriton==0.7.0
+	$(VENV)/deployment/bin/python -m compileall -qq -j 0 $(VENV)/deployment/lib || true
+	@touch $@
+
+slow: $(VENV)/.ready $(VENV)/.scanners $(VENV)/.clients $(VENV)/.old-onnxruntime $(VENV)/.deployment  ## the slow tests
 	$(PYTEST) -m slow
 
 fuzz: $(VENV)/.ready  ## mutate bundles, archives, checkpoints and manifests, and fail on a crash, a hang or an accepted change

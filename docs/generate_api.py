@@ -59,7 +59,8 @@ def render() -> str:
 
 def _render_module(module: ModuleType, summary: str) -> str:
     names = sorted(module.__all__, key=lambda name: (inspect.isclass(getattr(module, name)), name.lower()))
-    exported = {name: getattr(module, name) for name in names}
+    values = {name: getattr(module, name) for name in names}
+    exported = {name: value for name, value in values.items() if callable(value)}  # not __version__, not errors
     parts = [f"## `{module.__name__}`\n\n{summary}\n"]
     for name, value in exported.items():
         render_value = _render_class if inspect.isclass(value) else _render_function

@@ -6,11 +6,14 @@ of the same names do. Importing this package imports no other module of it befor
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from packager.common.lazy_import import import_attribute
 
 if TYPE_CHECKING:
+    __version__: str
+    from packager import errors
     from packager.builder.api import build
     from packager.builder.build_result import BuildResult
     from packager.differences import DiffReport, diff
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle", "BuildResult", "DiffReport", "PackagerError", "SignResult", "VerifyReport",
-    "build", "diff", "load", "sign", "verify",
+    "__version__", "build", "diff", "errors", "load", "sign", "verify",
 ]  # fmt: skip
 
 _EXPORTS = {
@@ -40,4 +43,14 @@ _EXPORTS = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("packager.errors")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("torch-packager")
     return import_attribute(name, _EXPORTS, globals())
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

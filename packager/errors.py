@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 _SUPPORTED_SCHEMA = "this version of packager supports schema 1"
@@ -129,6 +128,8 @@ def did_you_mean(name: str, candidates: Sequence[str]) -> str | None:
 
 def find_close_name(name: str, candidates: Sequence[str]) -> str | None:
     """Return the hint for an unknown name if a candidate is close to it, otherwise None."""
+    from difflib import get_close_matches
+
     closest = get_close_matches(name, candidates, n=1, cutoff=0.6)
     return f"did you mean {closest[0]!r}?" if closest else None
 
@@ -717,6 +718,13 @@ class BackendUnavailable(UserError):
         super().__init__(f"cannot load {path}", why=why, hint=hint)
 
 
+class ArgumentWrong(UserError):
+    code = "argument-wrong"
+
+    def __init__(self, argument: str, why: str, hint: str | None = None) -> None:
+        super().__init__(f"the argument {argument} cannot be used", where=argument, why=why, hint=hint)
+
+
 class ProgramNotTrusted(UserError):
     code = "program-not-trusted"
 
@@ -728,6 +736,13 @@ class ProgramNotTrusted(UserError):
             "public_key='….pem', or trust its maker with trust_program=True; on the command line: --fingerprint, "
             "--public-key, --trust-program",
         )
+
+
+class DeploymentUnsupported(UserError):
+    code = "deployment-unsupported"
+
+    def __init__(self, bundle: str, target: str, why: str, hint: str | None = None) -> None:
+        super().__init__(f"cannot export {bundle} for {target}", why=why, hint=hint)
 
 
 class SelftestFailed(Refused):
@@ -749,7 +764,7 @@ class InferenceFailed(UserError):
         super().__init__(
             f"the {backend} model failed on these values",
             why=" ".join(str(error).split()),
-            hint="keep the values within the ranges of the manifest; config.json has shapes and dtypes, but no ranges",
+            hint="keep the values within the ranges in config.json; check_values=True compares them first",
         )
 
 

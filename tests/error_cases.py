@@ -173,11 +173,16 @@ BUNDLE = {
     "key-unusable": errors.KeyUnusable(
         "release.pem", "a private key", "it is an RSA key", "openssl genpkey -algorithm EC makes one"
     ),
+    "argument-wrong": errors.ArgumentWrong("threads", "it is '2'", "pass a whole number from 1, or None"),
     "backend-unavailable": errors.BackendUnavailable(
         "dist/net-1.0.0", "onnxruntime: Load model failed", "load with fallback=True"
     ),
     "program-not-trusted": errors.ProgramNotTrusted(
         "dist/net-1.0.0", "model.ts", "onnxruntime: model.onnx: Load model failed"
+    ),
+    "deployment-unsupported": errors.DeploymentUnsupported("net-1.0.0", "triton", "it has no ONNX model"),
+    "deployment-unsupported--hint": errors.DeploymentUnsupported(
+        "net-1.0.0", "huggingface", "its assets have no config.json of transformers", "add config.json to `assets`"
     ),
     "selftest-failed": errors.SelftestFailed("dist/net-1.0.0", "logits[0, 3] in case 000"),
     "inference-failed": errors.InferenceFailed("onnx", RuntimeError("idx=7 must be within\n  [-5, 4]")),

@@ -130,6 +130,33 @@ def reseal(bundle, *, documents=True):
     return compute_fingerprint(text)
 
 
+def with_external_weights(bundle, target, size_threshold=0):
+    """Copy a bundle and move the weights of its ONNX model to model.onnx_data, the name of Hugging Face's loaders."""
+    import onnx  # not for the tests that need no project
+
+    import packager
+    from packager.common.hashing import sha256_file
+
+    copy = Path(shutil.copytree(bundle, target))
+    model = onnx.load(copy / "model.onnx")
+    (copy / "model.onnx").unlink()
+    onnx.save(
+        model,
+        copy / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx_data",
+        size_threshold=size_threshold,
+    )
+    config = json.loads((copy / "config.json").read_text())
+    artifact = config["artifacts"]["onnx"]
+    artifact["sha256"] = sha256_file(copy / "model.onnx")
+    artifact["data"] = {"path": "model.onnx_data", "sha256": sha256_file(copy / "model.onnx_data")}
+    (copy / "config.json").write_text(json.dumps(config))
+    reseal(copy)
+    assert packager.verify(copy, parity=False).ok
+    return copy
+
+
 def write_documents(bundle, digests):
     """Write the standard documents of a bundle anew; return their digests, or none if the records are malformed."""
     models = {layout.CONFIG: BundleConfig, layout.PARITY: ParityRecord, layout.BUILD: BuildRecord}

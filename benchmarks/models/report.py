@@ -109,8 +109,8 @@ def summarize(models: Sequence[Result], catalogue_size: int, machine: str, *, ti
     ]
     if len({result["name"] for result in models}) < PARTIAL_SHARE * catalogue_size:
         lines.append(
-            "**The run is partial.** The models that were packaged by hand too were drawn at random before any was "
-            "built. The others had been refused by an earlier version, so the share is not that of the catalogue.\n"
+            "**The run is partial.** Its models were drawn at random from the catalogue before any of them was built. "
+            "Seconds are given where a model was packaged by hand too, alone on the machine.\n"
         )
     by_hand = [result["by_hand"]["outcome"] for result in models if result.get("by_hand")]
     if by_hand:
@@ -173,8 +173,8 @@ def render_library(results: Sequence[Result], timings: bool) -> str:
         if timings:
             ratio = time_ratio(result)
             by_hand = (result.get("by_hand") or {}).get("seconds")
-            cells += [f"{result['seconds']:.1f}" if "seconds" in result else "", f"{by_hand:.1f}" if by_hand else "",
-                      f"{ratio:.2f}" if ratio else ""]  # fmt: skip
+            cells += [f"{result['seconds']:.1f}" if by_hand and "seconds" in result else "",
+                      f"{by_hand:.1f}" if by_hand else "", f"{ratio:.2f}" if ratio else ""]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

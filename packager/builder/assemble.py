@@ -13,7 +13,6 @@ from packager.builder import toolchain
 from packager.builder.results import FallbackResult, LeftOut, StageResults, describe_left_out
 from packager.bundle import evidence, layout, readme, records
 from packager.bundle.writer import BundleWriter
-from packager.parity.cases import signature
 from packager.parity.cases.sample_grid import Grid, InputCase
 from packager.parity.cases.signature import TensorSpec
 from packager.parity.numerics.tolerances import NOISE_MULTIPLE
@@ -81,8 +80,14 @@ def _make_config(contents: BundleContents) -> records.BundleConfig:
         description=manifest.description,
         license=manifest.license,
         authors=manifest.authors,
-        inputs=[_make_tensor_record(spec) for spec in signature.make_input_specs(manifest)],
-        outputs=[_make_tensor_record(spec) for spec in results.reference.outputs],
+        inputs=[
+            records.InputRecord(name=name, dtype=spec.dtype, shape=list(spec.shape), range=spec.range)
+            for name, spec in manifest.inputs.items()
+        ],
+        outputs=[
+            records.TensorRecord(name=spec.name, dtype=spec.dtype, shape=list(spec.shape))
+            for spec in results.reference.outputs
+        ],
         dims={name: records.DimRecord(min=dim.min, max=dim.max) for name, dim in manifest.dim_limits().items()},
         artifacts=records.Artifacts(onnx=onnx, torchscript=torchscript, torch_export=exported),
         left_out=_make_left_out_records(results.torchscript),
@@ -120,10 +125,6 @@ def _make_left_out_records(fallback: FallbackResult) -> dict[records.FallbackNam
         )
         for kind, entries in entries_by_kind.items()
     }
-
-
-def _make_tensor_record(spec: TensorSpec) -> records.TensorRecord:
-    return records.TensorRecord(name=spec.name, dtype=spec.dtype, shape=list(spec.shape))
 
 
 def _make_parity_record(contents: BundleContents, golden: frozenset[str]) -> records.ParityRecord:

@@ -20,9 +20,11 @@ from packager.builder.incremental.keys import FileHasher
 from packager.builder.incremental.up_to_date import lockfile_path
 from packager.bundle import layout
 from packager.common import installed_distributions
+from packager.common.strict_json import read_strict_json
 from packager.errors import LockDrifted, LockInvalid, LockMissing, LockSchemaUnknown, LockUnwritable
 from packager.project.manifest import Project
 
+_MAX_VALUES = 30_000  # a line for each file of the code and of the bundle
 _CODE_KINDS = ("code:", "read:")
 
 
@@ -71,7 +73,7 @@ def make_lockfile(
 def read_lockfile(path: Path) -> Lockfile | None:
     """Read a lockfile; None if there is none. Raises `LockInvalid` or `LockSchemaUnknown`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_strict_json(path, _MAX_VALUES)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

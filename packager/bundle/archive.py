@@ -91,18 +91,27 @@ def copy_files(files: BundleFiles, folder: Path) -> dict[str, str]:
     """
     digests = {}
     for path in files.paths:
-        source, target = files.locate(path), folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        with target.open("xb") as stream:
-            for start in range(0, source.size, CHUNK_BYTES):
-                chunk = read_range(source.descriptor, source.offset + start, min(CHUNK_BYTES, source.size - start))
-                stream.write(chunk)
-                digest.update(chunk)
-        digests[path] = digest.hexdigest()
+        digests[path] = copy_file(files, path, folder / path)
         if digests[path] != files.sha256(path):  # checks the CRC too
             raise IntegrityFailed(str(files.path), f"{path} was changed while it was read")
     return digests
+
+
+def copy_file(files: BundleFiles, path: str, target: Path) -> str:
+    """Copy one file of an opened bundle to `target`, which must not exist.
+
+    Returns the SHA-256 in hex of what was written. Raises OSError if it cannot be written, and what `files.locate`
+    raises.
+    """
+    source = files.locate(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with target.open("xb") as stream:
+        for start in range(0, source.size, CHUNK_BYTES):
+            chunk = read_range(source.descriptor, source.offset + start, min(CHUNK_BYTES, source.size - start))
+            stream.write(chunk)
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _archive_member(folder: Path, path: str) -> tuple[str, int, Iterator[bytes]]:

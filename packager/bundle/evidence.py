@@ -7,6 +7,7 @@ the ends of an input's values first, then the smallest; parity.json marks the in
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from packager.bundle import layout
+from packager.common.array_files import Array, check_tensor_count
 from packager.common.strict_json import parse_strict_json
 from packager.parity.numerics.compare import ElementTolerance
 from packager.parity.numerics.decisions import DecisionRule
@@ -92,16 +94,19 @@ def parse_reference_cases(parity: bytes, golden: bytes, *, first_only: bool = Fa
         decisions = {
             name: DecisionRule(rule["rule"], rule["axis"], rule["tie"]) for name, rule in record["decisions"].items()
         }
-        tensors = safetensors.numpy.load(golden)
-        in_order = sorted(tensors.items())
+        check_tensor_count(io.BytesIO(golden))
+        tensors: dict[str, Array] = safetensors.numpy.load(golden)
+        inputs_by_case: dict[str, dict[str, Array]] = {}
+        for key in sorted(key for key in tensors if "/input/" in key):
+            case_name, _, name = key.partition("/input/")
+            inputs_by_case.setdefault(case_name, {})[name] = tensors[key]
         reference_cases = []
         for case in cases[:1] if first_only else cases:
-            head = f"{case['name']}/input/"
             outputs = case["outputs"]
             reference_cases.append(
                 ReferenceCase(
                     case["name"],
-                    {name.removeprefix(head): array for name, array in in_order if name.startswith(head)},
+                    inputs_by_case.get(case["name"], {}),
                     {name: tensors[f"{case['name']}/output/{name}"] for name in outputs},
                     {name: ElementTolerance(output["atol"], output["rtol"]) for name, output in outputs.items()},
                     case["sizes"],

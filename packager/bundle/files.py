@@ -81,6 +81,7 @@ class BundleFiles:
         self._locations: dict[str, Location] = {}
         self._contents: dict[str, bytes | memoryview] = {}
         self._digests: dict[str, str] = {}
+        self._expected: Mapping[str, str] = {}
 
     def __enter__(self) -> BundleFiles:
         return self
@@ -99,6 +100,15 @@ class BundleFiles:
     def __contains__(self, path: str) -> bool:
         return path in self._names
 
+    def expect(self, digests: Mapping[str, str]) -> None:
+        """Let `read` and `check` refuse a file whose SHA-256 is not the one in `digests`, in hex by path."""
+        self._expected = digests
+
+    def check(self, path: str) -> None:
+        """Compare the digest of a file with the expected one, if there is one. Raises `IntegrityFailed`."""
+        if path in self._expected and self.sha256(path) != self._expected[path]:
+            raise self._damaged(f"changed: {path}")
+
     def locate(self, path: str) -> Location:
         """Open a file, if it is not open yet, and return where its bytes are. It stays open until `close`.
 
@@ -111,8 +121,8 @@ class BundleFiles:
     def read(self, path: str, limit: int | None = None) -> bytes:
         """Return the bytes of a file, read once and kept until `release` or `close`.
 
-        Raises `IntegrityFailed` if there are more than `limit`, or if an entry of an archive does not match its
-        CRC, and what `locate` raises.
+        Raises `IntegrityFailed` if there are more than `limit`, if the digest is not the expected one, or if an entry
+        of an archive does not match its CRC, and what `locate` raises.
         """
         content = self._contents.get(path)
         if content is None:
@@ -125,6 +135,7 @@ class BundleFiles:
                 raise _unreadable(self.path, path, error) from None
             self._check_crc(path, content)
             self._hold(path, content)
+            self.check(path)
         return content if isinstance(content, bytes) else bytes(content)
 
     def map(self, path: str) -> memoryview:
@@ -157,6 +168,12 @@ class BundleFiles:
     def release(self, path: str) -> None:
         """Forget the bytes of a file, so that they are freed once nobody else uses them."""
         self._contents.pop(path, None)
+
+    def close_file(self, path: str) -> None:
+        """Close a file that `locate` opened and nobody uses any more, so that few are open at a time."""
+        location = self._locations.pop(path, None)
+        if location is not None and location.descriptor != self._descriptor:
+            os.close(location.descriptor)
 
     def _hash(self, path: str) -> str:
         content = self._contents.get(path)

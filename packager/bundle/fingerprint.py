@@ -82,6 +82,8 @@ def parse_sums(text: str) -> dict[str, str]:
 
     Raises `SumsMalformed` unless the text is exactly what `format_sums` writes.
     """
+    if text.count("\n") > MAX_FILES:
+        raise SumsMalformed(f"there are more than {MAX_FILES} files")
     digests: dict[str, str] = {}
     for number, line in enumerate(text.split("\n")[:-1], start=1):  # splitlines() splits at more than \n
         match = _SUMS_LINE.fullmatch(line)
@@ -91,8 +93,6 @@ def parse_sums(text: str) -> dict[str, str]:
         if problem := describe_path_problem(path):
             raise SumsMalformed(f"line {number}: {problem}")
         digests[path] = digest
-        if number > MAX_FILES:
-            break
     if problem := describe_set_problem(digests):
         raise SumsMalformed(problem)
     if text != format_lines(digests):

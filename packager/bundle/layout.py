@@ -28,6 +28,18 @@ UNSEALED_FILES = frozenset({SUMS, FINGERPRINT, SIGNATURE})
 """The files that the fingerprint does not cover: the sums it is computed from, itself, and its signature."""
 
 
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
+"""The names that a bundle may have."""
+# The expression that https://semver.org publishes for version 2.0.0, without named groups, and with [0-9] instead of
+# \d, which matches the digits of every script in pydantic.
+VERSION_PATTERN = (
+    r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
+    r"(-(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
+    r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$"
+)
+"""The versions that a bundle may have."""
+
+
 def folder_name(name: str, version: str) -> str:
     """Return the folder name of a bundle, NAME-VERSION."""
     return f"{name}-{version}"

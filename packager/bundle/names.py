@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 
 MAX_FILES = 10_000
-"""How many files a bundle may have."""
+"""How many files and folders a bundle may have."""
 MAX_DEPTH = 32
 _MAX_PART_BYTES = 255  # of one name, on the usual file systems
 
@@ -45,21 +45,24 @@ def describe_set_problem(paths: Iterable[str]) -> str | None:
 
     Two names that differ in case only are one file on some systems, and a name cannot be both a file and a folder.
     """
-    spellings: dict[str, str] = {}  # of each folder and file, by what a system that ignores case takes it for
-    files: set[str] = set()
-    for count, path in enumerate(paths, start=1):
-        if count > MAX_FILES:
-            return f"there are more than {MAX_FILES} files"
-        parts = path.split("/")
-        for length in range(1, len(parts) + 1):
-            prefix = "/".join(parts[:length])
-            folded = unicodedata.normalize("NFC", prefix.casefold())
-            earlier = spellings.setdefault(folded, prefix)
-            if earlier != prefix:
+    numbers: dict[tuple[int, str], int] = {}  # of a folder or file, by its parent and what ignoring case makes of it
+    spellings = [""]  # by number, from that of the bundle itself
+    files: set[int] = set()
+    for path in paths:
+        number, parts = 0, path.split("/")
+        for depth, part in enumerate(parts):
+            folded = unicodedata.normalize("NFC", part.casefold())
+            number = numbers.setdefault((number, part if part == folded else folded), len(spellings))
+            if number == len(spellings):
+                spellings.append(part)
+            if len(spellings) > MAX_FILES + 1:
+                return f"there are more than {MAX_FILES} files and folders"
+            if spellings[number] != part:
+                earlier = "/".join([*parts[:depth], spellings[number]])
                 return f"{path[:200]!r} differs from {earlier[:200]!r} in case only"
-            if folded in files:
+            if number in files:
                 return f"{path[:200]!r} takes the place of another file"
-        files.add(folded)
+        files.add(number)
     return None
 
 

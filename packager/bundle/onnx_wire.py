@@ -1,24 +1,27 @@
-"""Find the external weights of a serialized ONNX model, without onnx: a reader of protobuf's wire format.
+"""Find and move the external weights of a serialized ONNX model, without onnx, in protobuf's wire format.
 
 An ONNX model may keep weights in other files: a tensor then has a location, an offset and a length. Whoever follows
 them without checking reads any file of the machine. `find_external_tensors` finds them wherever a model may have
 tensors (in subgraphs, functions and attributes too), and accepts those alone that lie inside the one file of a bundle
-and have the length that their shape and dtype ask for.
+and have the length that their shape and dtype ask for. `move_tensors` makes them refer to another file.
 
-The field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3), the encoding that
-of https://protobuf.dev/programming-guides/encoding/.
+The field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+
+from packager.common.protobuf_wire import FieldReader, ProtobufMalformed, Value, encode_bytes, read_varint
 
 MAX_NESTING = 100
 """How deep messages may be nested, as in Google's parser."""
 _MAX_SIZE = 1 << 62
 _MAX_FIELDS = 2_000_000
+_MAX_WEIGHTS = 100_000
 _MAX_DIMS = 64
 
 _MESSAGES: Mapping[str, Mapping[int, str]] = {
@@ -34,13 +37,13 @@ _MESSAGES: Mapping[str, Mapping[int, str]] = {
 """The kind of message in each field that can lead to a tensor, by the kind of message that it is in."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_GRAPH, _INITIALIZER = 7, 5  # of ModelProto and of GraphProto
 _DIMS, _DATA_TYPE, _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14  # of TensorProto
 _EXTERNAL = 1
+_LOCATION = re.compile(b"location")  # the key of the entry that every external tensor has
 
 _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 """The size of an element by TensorProto.DataType; dtypes that no bundle has are left out."""
-
-Value = int | memoryview
 
 
 class WeightsUnsafe(ValueError):
@@ -63,42 +66,97 @@ def find_external_tensors(model: bytes, data_name: str | None, data_size: int) -
 
     Raises `WeightsUnsafe` for a weight anywhere else, or that is not an initializer of the main graph.
     """
-    if b"location" not in model:  # the key of the entry that every external tensor has
+    if not _LOCATION.search(model):
         return []
     tensors: dict[str, ExternalTensor] = {}
-    fields = 0
-    pending: list[tuple[str, memoryview, int]] = [("model", memoryview(model), 0)]
-    while pending:
-        kind, message, depth = pending.pop()
-        if depth > MAX_NESTING:
-            raise WeightsUnsafe(f"the model is nested more than {MAX_NESTING} levels deep")
-        if kind in ("initializer", "tensor"):
-            tensor = _read_tensor(message, data_name, data_size)
-            if tensor is not None and kind == "tensor":
+    reader = FieldReader(_MAX_FIELDS)
+    try:
+        for kind, message in _iter_tensors(memoryview(model), reader):
+            tensor = _read_tensor(message, reader, data_name, data_size)
+            if tensor is None:
+                continue
+            if kind == "tensor":
                 raise WeightsUnsafe(f"{tensor.name!r} has external data, and is not a weight of the main graph")
-            if tensor is not None and tensor.name in tensors:
+            if tensor.name in tensors:
                 raise WeightsUnsafe(f"there are two weights {tensor.name!r}")
-            if tensor is not None:
-                tensors[tensor.name] = tensor
-            continue
-        kinds = _MESSAGES[kind]
-        for field, value in _iter_fields(message):
-            fields += 1
-            if field in kinds and isinstance(value, memoryview):
-                pending.append((kinds[field], value, depth + 1))
-            if fields > _MAX_FIELDS:
-                raise WeightsUnsafe(f"the model has more than {_MAX_FIELDS} fields outside of its weights")
+            tensors[tensor.name] = tensor
+            if len(tensors) > _MAX_WEIGHTS:
+                raise WeightsUnsafe(f"the model has more than {_MAX_WEIGHTS} weights outside of it")
+    except ProtobufMalformed as error:
+        raise WeightsUnsafe(str(error)) from None
     return list(tensors.values())
 
 
-def _read_tensor(message: memoryview, data_name: str | None, data_size: int) -> ExternalTensor | None:
+def _iter_tensors(model: memoryview, reader: FieldReader) -> Iterator[tuple[str, memoryview]]:
+    """Yield every TensorProto that may have external data, as an "initializer" of the main graph or any other "tensor".
+
+    Only one message of each level is kept open, so that their number takes no memory.
+    """
+    pending = [("model", reader.read(model))]
+    while pending:
+        kind, fields = pending[-1]
+        field, value = next(fields, (0, 0))
+        if field == 0:
+            pending.pop()
+            continue
+        inner = _MESSAGES[kind].get(field)
+        if inner is None or not isinstance(value, memoryview):
+            continue
+        if inner in ("initializer", "tensor"):
+            yield inner, value
+        elif inner != "node" or _LOCATION.search(value):
+            pending.append((inner, reader.read(value)))
+            if len(pending) > MAX_NESTING + 1:
+                raise WeightsUnsafe(f"the model is nested more than {MAX_NESTING} levels deep")
+
+
+def move_tensors(model: bytes, location: str, shift: int) -> bytes:
+    """Return a model whose external weights are in the file `location`, each `shift` bytes later than before.
+
+    `find_external_tensors` must have accepted the model, so that all external tensors are weights of the main graph.
+    """
+
+    def move_weights(graph: memoryview) -> bytes:
+        return _replace_field(graph, _INITIALIZER, lambda tensor: _move_tensor(tensor, location, shift))
+
+    return _replace_field(memoryview(model), _GRAPH, move_weights)
+
+
+def _move_tensor(tensor: memoryview, location: str, shift: int) -> bytes:
+    entries: dict[str, str] = {}
+    kept = []
+    for field, value, encoded in _iter_encoded_fields(tensor):
+        if field == _EXTERNAL_DATA and isinstance(value, memoryview):
+            entries.update([_read_entry(value, FieldReader(_MAX_FIELDS))])
+        else:
+            kept.append(encoded)
+    if not entries:
+        return bytes(tensor)
+    entries |= {"location": location, "offset": str(int(entries.get("offset", "0")) + shift)}
+    pairs = [encode_bytes(1, key.encode()) + encode_bytes(2, text.encode()) for key, text in entries.items()]
+    return b"".join([*kept, *(encode_bytes(_EXTERNAL_DATA, pair) for pair in pairs)])
+
+
+def _replace_field(message: memoryview, field: int, replace: Callable[[memoryview], bytes]) -> bytes:
+    """Copy a message with the messages in one of its fields replaced."""
+    return b"".join(
+        encode_bytes(field, replace(value)) if number == field and isinstance(value, memoryview) else encoded
+        for number, value, encoded in _iter_encoded_fields(message)
+    )
+
+
+def _read_tensor(
+    message: memoryview, reader: FieldReader, data_name: str | None, data_size: int
+) -> ExternalTensor | None:
     """Read a TensorProto; return None if its values are inside the model. Raises `WeightsUnsafe`."""
     name, data_type, location = "", 0, 0
     dims: list[int] = []
     entries: dict[str, str] = {}
-    for field, value in _iter_fields(message):
+    for field, value in reader.read(message):
         if field == _DIMS:
             dims += [value] if isinstance(value, int) else _read_packed(value)
+            if len(dims) > _MAX_DIMS:
+                raise WeightsUnsafe("a weight has an impossible shape")
         elif field == _DATA_TYPE and isinstance(value, int):
             data_type = value
         elif field == _DATA_LOCATION and isinstance(value, int):
@@ -106,13 +164,19 @@ def _read_tensor(message: memoryview, data_name: str | None, data_size: int) -> 
         elif field == _NAME and isinstance(value, memoryview):
             name = _decode(value)
         elif field == _EXTERNAL_DATA and isinstance(value, memoryview):
-            pair = {number: _decode(text) for number, text in _iter_fields(value) if isinstance(text, memoryview)}
-            if pair.get(1, "") in entries:
-                raise WeightsUnsafe(f"{name!r} has {pair.get(1, '')!r} twice")
-            entries[pair.get(1, "")] = pair.get(2, "")
+            key, text = _read_entry(value, reader)
+            if key in entries:
+                raise WeightsUnsafe(f"{name!r} has {key!r} twice")
+            entries[key] = text
     if location != _EXTERNAL and not entries:
         return None
     return _check_tensor(name, data_type, dims, entries, data_name, data_size)
+
+
+def _read_entry(message: memoryview, reader: FieldReader) -> tuple[str, str]:
+    """Read a StringStringEntryProto: a key and its value."""
+    pair = {number: _decode(text) for number, text in reader.read(message) if isinstance(text, memoryview)}
+    return pair.get(1, ""), pair.get(2, "")
 
 
 def _check_tensor(
@@ -124,9 +188,7 @@ def _check_tensor(
         raise WeightsUnsafe(f"{shown} is in the file {location[:100]!r}, which is not a file of this bundle")
     if data_type not in _ITEM_BYTES:
         raise WeightsUnsafe(f"{shown} has the unsupported dtype {data_type}")
-    if len(dims) > _MAX_DIMS or any(
-        dim >= _MAX_SIZE for dim in dims
-    ):  # negative numbers are large ones, as in the file
+    if any(dim >= _MAX_SIZE for dim in dims):  # negative numbers are large ones, as in the file
         raise WeightsUnsafe(f"{shown} has an impossible shape")
     length = math.prod(dims) * _ITEM_BYTES[data_type]
     offset = _read_number(entries.get("offset", "0"), shown)
@@ -153,45 +215,36 @@ def _decode(value: memoryview) -> str:
 
 
 def _read_packed(value: memoryview) -> list[int]:
-    numbers, position = [], 0
-    while position < len(value):
-        number, position = _read_varint(value, position)
+    numbers: list[int] = []
+    position = 0
+    while position < len(value) and len(numbers) <= _MAX_DIMS:
+        number, position = read_varint(value, position)
         numbers.append(number)
     return numbers
 
 
-def _iter_fields(message: memoryview) -> Iterator[tuple[int, Value]]:
-    """Yield number and value of each field of a message, as far as its type has one. Raises `WeightsUnsafe`."""
+def _iter_encoded_fields(message: memoryview) -> Iterator[tuple[int, Value | None, memoryview]]:
+    """Yield number, value and encoding of each field of a message; fixed-size numbers have no value here.
+
+    Raises `ProtobufMalformed`.
+    """
     position = 0
     while position < len(message):
-        tag, position = _read_varint(message, position)
+        start = position
+        tag, position = read_varint(message, position)
         field, wire_type = tag >> 3, tag & 7
         if wire_type == _VARINT:
-            value, position = _read_varint(message, position)
-            yield field, value
+            value, position = read_varint(message, position)
+            yield field, value, message[start:position]
             continue
         if wire_type == _BYTES:
-            length, position = _read_varint(message, position)
+            length, position = read_varint(message, position)
         elif wire_type in (_FIXED32, _FIXED64):
             length = 4 if wire_type == _FIXED32 else 8
         else:
-            raise WeightsUnsafe("the model is not valid protobuf: it contains a group")
+            raise ProtobufMalformed("the model is not valid protobuf: it contains a group")
         if field == 0 or length > len(message) - position:
-            raise WeightsUnsafe("the model is not valid protobuf: a field is longer than its message")
-        if wire_type == _BYTES:
-            yield field, message[position : position + length]
+            raise ProtobufMalformed("the model is not valid protobuf: a field is longer than its message")
+        content = message[position : position + length] if wire_type == _BYTES else None
         position += length
-
-
-def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Read a number of at most 10 bytes. Returns it with the position after it."""
-    number = 0
-    for shift in range(0, 70, 7):
-        if position >= len(message):
-            break
-        byte = message[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number & 0xFFFF_FFFF_FFFF_FFFF, position
-    raise WeightsUnsafe("the model is not valid protobuf: a number does not end")
+        yield field, content, message[start:position]

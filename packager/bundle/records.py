@@ -52,6 +52,14 @@ class TensorRecord(_Record):
     shape: list[int | str | None]
 
 
+class InputRecord(TensorRecord):
+    """One input; its values lie in `range`, low ≤ x < high, in every test case. It is left out if there is none."""
+
+    written_if_set = frozenset({"range"})
+
+    range: Annotated[list[int | float], Field(min_length=2, max_length=2)] | None = None
+
+
 class DimRecord(_Record):
     """The sizes that a dynamic dim may have; without max there is no upper limit."""
 
@@ -157,7 +165,7 @@ class BundleConfig(_Record):
     description: str
     license: str | None
     authors: list[str]
-    inputs: list[TensorRecord]
+    inputs: list[InputRecord]
     outputs: list[TensorRecord]
     dims: dict[str, DimRecord]
     artifacts: Artifacts

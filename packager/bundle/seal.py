@@ -1,7 +1,8 @@
 """Check the seal of an opened bundle: that its files are those of SHA256SUMS, and FINGERPRINT is that of SHA256SUMS.
 
 `load` and `verify` share this one definition of an intact bundle. The order matters: SHA256SUMS is read first, then
-config.json is compared with its digest, and only then parsed; all other files are compared before a model is opened.
+config.json is compared with its digest, and only then parsed. `check_intact` compares all other files then.
+`check_listed` leaves that to those who use a file, so that loading a model does not read what it does not need.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from packager.bundle.config import (
     find_config_problem,
     list_artifacts,
     parse_config,
+    read_config,
 )
 from packager.bundle.files import BundleFiles
 from packager.bundle.fingerprint import Integrity, SumsMalformed, compute_fingerprint, parse_sums
 from packager.common.hashing import map_on_cores
 from packager.errors import IntegrityFailed, NotABundle, escape_unprintable
 
-_MAX_SUMS_BYTES = 16 << 20
+_MAX_SUMS_BYTES = 4 << 20  # 10,000 lines of 400 bytes
 _MAX_FINGERPRINT_BYTES = 1000
 MAX_RECORD_BYTES = 16 << 20
 """The largest parity.json, build.json or model.sig that is read."""
@@ -111,6 +113,22 @@ def check_intact(files: BundleFiles, *, models: bool, evidence: bool) -> tuple[d
     return checked.config, checked.seal
 
 
+def check_listed(files: BundleFiles) -> tuple[dict[str, Any], Seal]:
+    """Check the seal and config.json of a bundle, and the digest of any other file when it is read.
+
+    The names of the files must be those of SHA256SUMS. Returns config.json and the seal. Raises as `check_intact`.
+    """
+    try:
+        seal = read_sums(files)
+    except SumsMalformed as error:
+        raise IntegrityFailed(str(files.path), f"{layout.SUMS}: {error}") from None
+    files.expect(seal.sums)
+    seal = _check_fingerprint(files, replace(seal, integrity=_compare_names(files, seal)))
+    if not seal.is_intact:
+        raise IntegrityFailed(str(files.path), seal.describe())
+    return read_config(files), seal
+
+
 def read_sums(files: BundleFiles) -> Seal:
     """Read SHA256SUMS, and compare nothing. Raises `SumsMalformed`, or `NotABundle` if it cannot be read."""
     try:
@@ -147,20 +165,22 @@ def _hold(files: BundleFiles, config: Mapping[str, Any], *, models: bool, eviden
 
 def _compare_files(files: BundleFiles, seal: Seal, sha256: Callable[[str], str]) -> Seal:
     """Compare every file with SHA256SUMS, on all usable cores, and FINGERPRINT with the fingerprint."""
-    present = {path for path in files.paths if path not in layout.UNSEALED_FILES}
-    listed = sorted((path for path in seal.sums if path in present), key=lambda path: -files.sizes.get(path, 0))
+    names = _compare_names(files, seal)
+    listed = sorted(set(seal.sums) - set(names.missing), key=lambda path: -files.sizes.get(path, 0))
     digests = dict(zip(listed, map_on_cores(sha256, listed), strict=True))
+    changed = tuple(path for path in seal.sums if path in digests and digests[path] != seal.sums[path])
+    return _check_fingerprint(files, replace(seal, integrity=replace(names, changed=changed)))
+
+
+def _compare_names(files: BundleFiles, seal: Seal) -> Integrity:
+    """Return which files SHA256SUMS lists that are missing, and which exist that it does not list."""
+    present = {path for path in files.paths if path not in layout.UNSEALED_FILES}
     extra = {*(present - set(seal.sums)), *files.empty_folders}
     if layout.SIGNATURE in files.sizes:
         files.read(layout.SIGNATURE, MAX_RECORD_BYTES)  # so that the CRC of an archive's entry is checked
     elif layout.SIGNATURE in files:
         extra.add(layout.SIGNATURE)  # a link
-    integrity = Integrity(
-        missing=tuple(sorted(set(seal.sums) - present)),
-        extra=tuple(sorted(extra)),
-        changed=tuple(path for path in seal.sums if path in present and digests[path] != seal.sums[path]),
-    )
-    return _check_fingerprint(files, replace(seal, integrity=integrity))
+    return Integrity(missing=tuple(sorted(set(seal.sums) - present)), extra=tuple(sorted(extra)))
 
 
 def _check_fingerprint(files: BundleFiles, seal: Seal) -> Seal:

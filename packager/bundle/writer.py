@@ -122,14 +122,23 @@ def stage_bundle(out: Path, name: str, *, force: bool) -> Iterator[Path]:
     Raises `OutputRefused` if `out` cannot be written, or if `out/name` exists and is not a bundle, unless `force`.
     An OSError in the block that the user can fix, such as a full disk, becomes `OutputRefused` too.
     """
-    target = out / name
     with translate_os_errors(out):
-        check_bundle_target(target, force=force)
-        with _create_folder(out), _create_locked_folder(out, name) as folder:
-            bundle = folder / "bundle"
-            bundle.mkdir()
+        check_bundle_target(out / name, force=force)
+        with stage_folder(out, name) as folder:
             yield folder
-            _replace_target(bundle, target, folder)
+
+
+@contextlib.contextmanager
+def stage_folder(out: Path, name: str) -> Iterator[Path]:
+    """Yield a private folder beside `out/name`; its subfolder `bundle` replaces `out/name`, whatever that is.
+
+    Raises `OutputRefused` if `out` cannot be created, and OSError.
+    """
+    with _create_folder(out), _create_locked_folder(out, name) as folder:
+        bundle = folder / "bundle"
+        bundle.mkdir()
+        yield folder
+        _replace_target(bundle, out / name, folder)
 
 
 @contextlib.contextmanager

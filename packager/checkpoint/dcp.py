@@ -42,13 +42,16 @@ ChunkReader = Callable[[bytes, Path], Any]
 """Loads a chunk from its bytes; errors name the file."""
 
 
-def read_dcp(located: LocatedCheckpoint, where: str | None, read_chunk: ChunkReader) -> dict[str, Any]:
+def read_dcp(
+    located: LocatedCheckpoint, where: str | None, read_chunk: ChunkReader, max_operations: int
+) -> dict[str, Any]:
     """Return everything in the folder but the optimizer's state, nested as it was saved.
 
+    The pickle in `.metadata` may have `max_operations`.
     Raises `CheckpointUnreadable` or `CheckpointNeedsCode`.
     """
     display_name = str(located.path)
-    metadata = _read_metadata(located.head, display_name, where)
+    metadata = _read_metadata(located.head, display_name, where, max_operations)
     try:
         chunks_by_name: dict[str, list[tuple[Any, Any]]] = {}
         for index, storage in metadata.storage_data.items():
@@ -172,12 +175,22 @@ def _refuse_oversized_memo(content: bytes) -> None:
                 raise ValueError("it claims more values than it has bytes")
 
 
-def _read_metadata(path: Path, display_name: str, where: str | None) -> Any:
+def _refuse_operations(content: bytes, limit: int) -> None:
+    """Refuse a pickle of more operations, each of which takes a byte in the file and up to 80 in memory.
+
+    Raises ValueError.
+    """
+    if len(content) > limit and any(True for _ in itertools.islice(pickletools.genops(content), limit, None)):
+        raise ValueError("it has too many values for the files beside it")
+
+
+def _read_metadata(path: Path, display_name: str, where: str | None, max_operations: int) -> Any:
     try:
         if path.stat().st_size > _MAX_METADATA_BYTES:
             raise ValueError("it is too long")
         content = path.read_bytes()
         _refuse_oversized_memo(content)
+        _refuse_operations(content, max_operations)
         return _RestrictedUnpickler(io.BytesIO(content)).load()
     except _CodeRequired as error:
         why = f".metadata asks for {error}, which torch.distributed.checkpoint does not write; no code was run"

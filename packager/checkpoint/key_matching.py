@@ -11,6 +11,7 @@ module that way.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -25,6 +26,8 @@ Value = TypeVar("Value")
 _RESERVED_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 WRAPPERS = ("module.", *_RESERVED_WRAPPERS, "model.", "net.", "network.")
 _MAX_ROWS = 20  # of a table in an error message
+_MAX_CANDIDATES = 1000  # among which a similar name is looked for
+_MAX_WRAPPERS = 16  # around each other
 
 
 @dataclass(frozen=True)
@@ -194,17 +197,31 @@ def _rename_keys(
 
 def _strip_wrappers(state: Mapping[str, str], names: Collection[str]) -> tuple[str, dict[str, str]]:
     """Return the variant of the keys, and its description, that has the most names in common with the module."""
-    stripped = list(_iterate_stripped(state))
-    # `module.` inside a name: a part of the model was wrapped, or the module has a child of that name.
-    stripped += [(f"{removed}*.module.", _strip_inner_names(variant, ("module.",))) for removed, variant in stripped]
-    children = dict.fromkeys(name.partition(".")[0] + "." for name in names if "." in name)
-    added = [
-        (f"{removed}+{child}", {child + key: value for key, value in variant.items()})
-        for removed, variant in stripped
-        for child in children
-    ]
-    # max() returns the first of equals: stripping less is preferred, and adding comes last.
-    return max([*stripped, *added], key=lambda variant: sum(key in names for key in variant[1]))
+    # max() keeps one variant at a time. Of equals, stripping less is preferred, and adding comes last.
+    _, _, used, variant = max(_iterate_variants(state, names), key=lambda candidate: candidate[:2])
+    return used, variant
+
+
+def _iterate_variants(
+    state: Mapping[str, str], names: Collection[str]
+) -> Iterator[tuple[int, tuple[int, ...], str, dict[str, str]]]:
+    """Yield variants of the keys, each with how many fit, its rank among equals, and its description."""
+    children: dict[str, list[str]] = {}  # of the module, by what they are followed by
+    for name in names:
+        child, _, rest = name.partition(".")
+        if rest:
+            children.setdefault(rest, []).append(f"{child}.")
+    order = list(dict.fromkeys(name.partition(".")[0] + "." for name in names if "." in name))
+    for index, (removed, outer) in enumerate(_iterate_stripped(state)):
+        # `module.` inside a name: a part of the model was wrapped, or the module has a child of that name.
+        inner = _strip_inner_names(outer, ("module.",))
+        for kind, (used, variant) in enumerate([(removed, outer), (f"{removed}*.module.", inner)]):
+            yield sum(key in names for key in variant), (-kind, -index), used, variant
+            counts = Counter(child for key in variant for child in children.get(key, ()))
+            child = max(order, key=counts.__getitem__, default="")
+            if counts[child]:
+                added = {child + key: value for key, value in variant.items()}
+                yield counts[child], (-2, -kind, -index), f"{used}+{child}", added
 
 
 def _iterate_stripped(state: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -213,7 +230,10 @@ def _iterate_stripped(state: Mapping[str, str]) -> Iterator[tuple[str, dict[str,
     current = _strip_inner_names(state, _RESERVED_WRAPPERS)
     removed = ""
     yield removed, current
-    while wrapper := next((prefix for prefix in WRAPPERS if any(key.startswith(prefix) for key in current)), None):
+    for _ in range(_MAX_WRAPPERS):
+        wrapper = next((prefix for prefix in WRAPPERS if any(key.startswith(prefix) for key in current)), None)
+        if wrapper is None:
+            return
         # Not every key has to start with it: a Lightning file holds metrics' buffers beside the model's keys.
         shorter = {key.removeprefix(wrapper): value for key, value in current.items()}
         if len(shorter) < len(current):
@@ -248,7 +268,7 @@ def _format_names(title: str, names: Sequence[str], candidates: Sequence[str], o
         return []
     lines = [f"{title} ({len(names)}):"]
     for name in names[:_MAX_ROWS]:
-        similar = get_close_matches(name, candidates, n=1, cutoff=0.7)
+        similar = get_close_matches(name, candidates[:_MAX_CANDIDATES], n=1, cutoff=0.7)
         lines.append(f"  {name}" + (f"  ({owner} {similar[0]})" if similar else ""))
     return lines + _format_remainder(names)
 
@@ -269,9 +289,10 @@ def _format_remainder(rows: Sequence[object]) -> list[str]:
 
 def _suggest_fix(missing: Sequence[str], unexpected: Sequence[str]) -> str:
     if missing and unexpected:
-        prefixes = {
-            theirs.removesuffix(ours) for theirs in unexpected for ours in missing if theirs.endswith(f".{ours}")
-        }
+        names = set(missing)
+        splits = ((name, name.split(".", _MAX_WRAPPERS)) for name in unexpected)
+        suffixes = ((name, ".".join(parts[skip:])) for name, parts in splits for skip in range(1, len(parts)))
+        prefixes = {name.removesuffix(suffix) for name, suffix in suffixes if suffix in names}
         if len(prefixes) == 1:
             return f"checkpoint.prefix: {prefixes.pop()} strips that from each key; auto finds the prefixes of wrappers"
         return "set checkpoint.prefix if the keys differ by a prefix, or model.kwargs if the modules differ"

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packager.checkpoint import run_folder, sharded_index
-from packager.checkpoint.archive_directory import TOO_MANY_ENTRIES, ZIP_MAGIC, is_directory_too_long
 from packager.checkpoint.safetensors_header import get_metadata, read_header
+from packager.common.archive_directory import TOO_MANY_ENTRIES, ZIP_MAGIC, is_directory_too_long
 from packager.common.hashing import sha256_file
 from packager.common.strict_json import read_strict_json
 from packager.errors import CheckpointNotFound, CheckpointUnreadable
@@ -40,6 +40,7 @@ _USUAL_WEIGHT_NAMES = (
     "pytorch_model.bin", "model.pt", "model.pth",
 )  # fmt: skip
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+_MAX_SHARDS = 10_000
 _SETTLED_NS = 2_000_000_000  # file times can be this coarse: a younger file may change unnoticed
 
 
@@ -162,6 +163,9 @@ def digest_checkpoint(located: LocatedCheckpoint, sha256: Callable[[Path], str])
 def detect_serialized_module(located: LocatedCheckpoint) -> str | None:
     """Return `TorchScript` or `an exported program` if the head is a module with its own forward(), else None."""
     try:
+        with located.head.open("rb") as stream:
+            if is_directory_too_long(stream):  # zipfile finds a directory whatever the first bytes are
+                return None
         with zipfile.ZipFile(located.head) as archive:
             return detect_serialized_module_in(archive.namelist())
     except Exception:  # noqa: BLE001 (zipfile raises several unrelated classes; reading the file reports its damage)
@@ -361,6 +365,8 @@ def read_weight_map(index: Path, display_name: str, where: str | None) -> dict[s
         shards = read_strict_json(index)["weight_map"]
         if not shards or not all(isinstance(name, str) for name in shards.values()):
             raise ValueError("weight_map names no shards")
+        if len(set(shards.values())) > _MAX_SHARDS:
+            raise ValueError(f"weight_map names more than {_MAX_SHARDS} shards")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = str(error) if not isinstance(error, KeyError) else "it has no weight_map"
         raise CheckpointUnreadable(display_name, where, f"{index.name} is not an index of shards: {why}") from None

@@ -29,7 +29,6 @@ import safetensors.torch
 import torch
 
 from packager.checkpoint import dcp, pickle_errors
-from packager.checkpoint.archive_directory import TOO_MANY_ENTRIES, ZIP_MAGIC, is_directory_too_long
 from packager.checkpoint.locate import (
     DCP_METADATA_FILE,
     SHARD_INDEX_SUFFIX,
@@ -43,7 +42,15 @@ from packager.checkpoint.safetensors_header import get_metadata, read_header
 from packager.checkpoint.sharded_index import TensorPieces
 from packager.checkpoint.state_tree import SAFETENSORS_DTYPES
 from packager.checkpoint.state_tree_file import TORCH_DTYPES
+from packager.common.archive_directory import TOO_MANY_ENTRIES, ZIP_MAGIC, is_directory_too_long
 from packager.errors import CheckpointNeedsCode, CheckpointUnreadable
+
+_FREE_OPERATIONS, _BYTES_PER_OPERATION, _BYTES_PER_DCP_OPERATION = 150_000, 64, 16
+"""Of pickles, for all files of a checkpoint together.
+
+An operation is one byte in the file, up to 200 in memory, and two microseconds of time. torch.save writes 33 for a
+tensor, and DCP another 108 in `.metadata`, where the smallest tensor takes 1,800 bytes of files.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,13 @@ def open_checkpoint(located: LocatedCheckpoint, *, trust_pickle: bool, where: st
     `trust_pickle` lets a pickle run code; `where` is the manifest's field that names the checkpoint. Raises
     `CheckpointUnreadable` or `CheckpointNeedsCode`.
     """
-    reader = _CheckpointReader(located, trust_pickle, where)
-    if located.head.name == DCP_METADATA_FILE:
-        return CheckpointContent(dcp.read_dcp(located, where, reader.read_chunk), "torch.distributed.checkpoint", {})
+    size = sum(version.size for version in located.versions.values())
+    is_dcp = located.head.name == DCP_METADATA_FILE
+    max_operations = _FREE_OPERATIONS + size // (_BYTES_PER_DCP_OPERATION if is_dcp else _BYTES_PER_OPERATION)
+    reader = _CheckpointReader(located, trust_pickle, where, _OperationBudget(max_operations))
+    if is_dcp:
+        content = dcp.read_dcp(located, where, reader.read_chunk, max_operations)
+        return CheckpointContent(content, "torch.distributed.checkpoint", {})
     if located.head.name.endswith(SHARD_INDEX_SUFFIX):
         return reader.read_shards()
     if located.head.name.endswith(PIECES_SUFFIX):
@@ -71,13 +82,21 @@ def open_checkpoint(located: LocatedCheckpoint, *, trust_pickle: bool, where: st
     return reader.read_file(located.head)
 
 
+@dataclass
+class _OperationBudget:
+    """How many operations the pickles of a checkpoint may still have, all of them together."""
+
+    remaining: int
+
+
 @dataclass(frozen=True)
 class _CheckpointReader:
-    """The files of one checkpoint; `open_checkpoint` describes the fields."""
+    """The files of one checkpoint, and what may be spent on them; `open_checkpoint` describes the other fields."""
 
     located: LocatedCheckpoint
     trust_pickle: bool
     where: str | None
+    budget: _OperationBudget
 
     def read_file(self, path: Path) -> CheckpointContent:
         """Read one file of weights."""
@@ -192,6 +211,10 @@ class _CheckpointReader:
         """Refuse a file of torch.save that needs more memory than its `size` in bytes; errors name `path`."""
         if zipped:
             self._check_archive(source, path, size)
+        if not self.trust_pickle:
+            self.budget.remaining -= pickle_errors.count_operations(source, self.budget.remaining, zipped=zipped)
+            if self.budget.remaining < 0:
+                raise self._unreadable(path, "it has too many values outside of tensors: save long lists as tensors")
         if not self.trust_pickle and pickle_errors.contains_bytearray(source, zipped=zipped):
             raise self._unreadable(path, "it creates a bytearray, which may be of any size: save it as a tensor")
         if not self.trust_pickle and pickle_errors.has_unusable_call(source, zipped=zipped):

@@ -71,6 +71,18 @@ def contains_bytearray(source: Path | IO[bytes], *, zipped: bool) -> bool:
     return False
 
 
+def count_operations(source: Path | IO[bytes], limit: int, *, zipped: bool) -> int:
+    """Count the operations of a file's pickles, no further than one beyond `limit`, and up to any damage."""
+    count = 0
+    with contextlib.suppress(Exception):  # pickletools and zipfile raise several unrelated classes for damaged bytes
+        for stream in _iterate_pickles(source, zipped=zipped):
+            for _ in pickletools.genops(stream):
+                count += 1
+                if count > limit:
+                    return count
+    return count
+
+
 def has_unusable_call(source: Path | IO[bytes], *, zipped: bool) -> bool:
     """Tell whether a pickle names something of absurd length, or calls a value that is no function.
 

@@ -2,7 +2,7 @@
 
 The format: https://huggingface.co/docs/safetensors. A file is described from its header alone, so the offsets are
 checked here as safetensors checks them when it loads: no gap, no overlap, no more bytes than the file has. A name that
-occurs twice is refused too, although safetensors accepts it.
+occurs twice is refused too, although safetensors accepts it, and so are more tensors than a file of its size has.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from packager.common.strict_json import parse_strict_json
+from packager.common.strict_json import limit_values, parse_strict_json
 
 METADATA_KEY = "__metadata__"
 _MAX_HEADER_BYTES = 10_000_000  # enough for 100,000 tensors; safetensors reads ten times as much
@@ -35,7 +35,7 @@ def read_header(path: Path) -> dict[str, Any]:
         if length > _MAX_HEADER_BYTES:
             raise ValueError("the header is too long")
         try:
-            header = parse_strict_json(stream.read(length))
+            header = parse_strict_json(stream.read(length), limit_values(size))
         except RecursionError:
             raise ValueError("the header is nested too deeply") from None
     if not isinstance(header, dict):

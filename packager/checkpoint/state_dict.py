@@ -43,6 +43,7 @@ from packager.errors import (
 )
 
 MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
+_MAX_NAME_CHARACTERS = 10_000
 _log = logging.getLogger("packager.checkpoint")
 _BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # torch.nn's buffers that checkpoints hold
 
@@ -138,6 +139,9 @@ def _select_state(content: Mapping[Any, Any], weights: str, where: str | None) -
 def _check_tensors(state: Mapping[str, torch.Tensor], path: str, where: str | None) -> None:
     """Refuse tensors that are not plain dense arrays of values."""
     for name, tensor in state.items():
+        if len(name) > _MAX_NAME_CHARACTERS:
+            why = f"a tensor has a name of {len(name)} characters: {name[:50]}…"
+            raise CheckpointUnreadable(path, where, why)
         if tensor.is_meta:
             raise CheckpointUnreadable(path, where, f"{name} has no values: it was saved on the meta device")
         if tensor.layout is not torch.strided or tensor.is_nested:

@@ -1,15 +1,15 @@
 """Describe what a bundle, a checkpoint or an ONNX file contains, as `package inspect --json` prints it.
 
-Every installation can read a bundle and a safetensors file. A PyTorch file requires torch and an ONNX file requires
-onnx; the error says so if they are not installed.
+Every installation can read a bundle, a safetensors file and an ONNX file. A PyTorch file requires torch; the error says
+so if it is not installed.
 """
 
 from __future__ import annotations
 
+import mmap
 import re
 import stat
 import zipfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +34,7 @@ from packager.checkpoint.locate import (
 from packager.checkpoint.metadata import About, describe_contents, describe_run_checkpoint
 from packager.checkpoint.remote import urls
 from packager.checkpoint.safetensors_header import METADATA_KEY, get_metadata, read_header
+from packager.cli.describe_onnx import describe_model
 from packager.common.progress import Listener, StageReporter, ignore_event
 from packager.errors import CheckpointUnreadable, ExtraMissing
 
@@ -77,49 +78,16 @@ def _describe_bundle(files: BundleFiles) -> dict[str, Any]:
 
 def _describe_onnx(path: Path) -> dict[str, Any]:
     try:
-        import onnx
-    except ImportError as error:
-        raise ExtraMissing(error.name or "onnx", "inspecting an ONNX file") from None
-    from google.protobuf.message import DecodeError
-
-    try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError("it is not a regular file")
         if path.stat().st_size >= _MAX_PROTOBUF_BYTES:
             raise OSError("it has more bytes than protobuf allows: 2 GiB")
-        model = onnx.load(str(path), load_external_data=False, format="protobuf")
-    except (DecodeError, OSError, ValueError) as error:
+        if path.stat().st_size == 0:
+            raise OSError("it is empty")
+        with path.open("rb") as stream:
+            return describe_model(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
+    except (OSError, ValueError) as error:
         raise CheckpointUnreadable(str(path), None, f"as ONNX: {error}", "export the model again") from None
-    graph = model.graph
-    if not model.HasField("graph"):  # an empty file is valid protobuf
-        raise CheckpointUnreadable(str(path), None, "as ONNX: it contains no graph", "export the model again")
-    dtypes = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
-    initializers = {initializer.name for initializer in graph.initializer}
-
-    def describe(value: onnx.ValueInfoProto) -> dict[str, Any]:
-        tensor = value.type.tensor_type
-        return {
-            "name": _as_text(value.name),
-            "dtype": dtypes.get(tensor.elem_type, f"unknown ({tensor.elem_type})"),
-            "shape": [_as_text(dim.dim_param) or dim.dim_value for dim in tensor.shape.dim],
-        }
-
-    return {
-        "kind": "onnx",
-        "producer": _as_text(model.producer_name),
-        "ir_version": model.ir_version,
-        "opset": {_as_text(opset.domain) or "ai.onnx": opset.version for opset in model.opset_import},
-        "inputs": [describe(value) for value in graph.input if value.name not in initializers],
-        "outputs": [describe(value) for value in graph.output],
-        "nodes": len(graph.node),
-        "operators": dict(Counter(_as_text(node.op_type) for node in graph.node).most_common()),
-        "initializers": len(graph.initializer),
-    }
-
-
-def _as_text(value: str | bytes) -> str:
-    """Return a string of protobuf, which gives the bytes of one that is not UTF-8."""
-    return value if isinstance(value, str) else value.decode(errors="backslashreplace")
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:

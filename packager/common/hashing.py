@@ -7,7 +7,6 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,14 +56,31 @@ def _read(descriptor: int, offset: int, size: int) -> Iterator[bytes]:
 
 def map_on_cores(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Apply a function that releases the interpreter lock, such as a digest, to all items on all usable cores."""
+    from concurrent.futures import ThreadPoolExecutor  # takes longer to import than a small bundle takes to hash
+
     with ThreadPoolExecutor(count_usable_cores()) as threads:
         return list(threads.map(function, items))
 
 
-def count_usable_cores() -> int:
-    """Return how many cores this process may use: those of its affinity, or of its container's quota."""
+def count_usable_cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process may use, at least 1: those of its affinity, or of its container's quota.
+
+    The quota is the smallest of its cgroup and those above, of version 2 or 1; `root` is where /sys and /proc are.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no cgroup of version 2, or no quota ("max 100000")
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, -(-int(quota) // int(period)))
+    mount = root / "sys/fs/cgroup"
+    groups = {mount}
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::/"):  # of version 2
+                group = mount / line.removeprefix("0::/")
+                groups |= {group, *(parent for parent in group.parents if parent.is_relative_to(mount))}
+    for group in groups:
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or no quota ("max 100000")
+            quota, period = (group / "cpu.max").read_text().split()
+            cores = min(cores, -(-int(quota) // int(period)))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = ((mount / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if int(quota) > 0:
+            cores = min(cores, -(-int(quota) // int(period)))
     return max(1, cores)

@@ -47,6 +47,8 @@ def _iter_problems(value: Any, schema: Mapping[str, Any], field: str, definition
         yield f"{name}: {value!r:.100} is not allowed"
     if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
         yield f"{name}: {value!r:.100} does not match {schema['pattern']}"
+    if isinstance(value, list) and not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+        yield f"{name}: {len(value)} items are not allowed"
     if isinstance(value, list) and "items" in schema:
         for index, item in enumerate(value):
             yield from _iter_problems(item, schema["items"], _join(field, index), definitions)

@@ -7,7 +7,6 @@ Only regular files of the bundle are read: config.json may name a pipe, or a lin
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from packager.bundle import layout
 from packager.bundle.config import read_config
 from packager.bundle.files import open_bundle as open_files
 from packager.bundle.fingerprint import SumsMalformed, check_integrity, list_files, read_sums, regular_file_digest
+from packager.common.strict_json import read_strict_json
 from packager.errors import ModelUnreadable, NotABundle
 
 
@@ -67,7 +67,8 @@ class OpenedBundle:
         if not self.digests.get(name):
             raise RecordUnreadable(f"{self.side} has no {name}")
         try:
-            return json.loads((self.folder / name).read_text(encoding="utf-8"))
+            record: object = read_strict_json(self.folder / name)
+            return record
         except (OSError, ValueError, RecursionError) as error:
             raise RecordUnreadable(f"{name} of {self.side} cannot be read: {error}") from None
 

@@ -18,6 +18,7 @@ import torch
 from packager.checkpoint.key_matching import Allowances, Fit, check_key_match
 from packager.checkpoint.locate import HUGGINGFACE_CONFIG_FILE, LocatedCheckpoint
 from packager.checkpoint.state_dict import Checkpoint
+from packager.common.strict_json import check_cost
 from packager.errors import ModelConstructionFailed, TransformersMissing
 from packager.project.manifest import Project
 
@@ -37,6 +38,7 @@ def load_pretrained(
     except ImportError:
         raise TransformersMissing(where, project.checkpoint_display_name) from None
     try:
+        check_cost((located.folder / HUGGINGFACE_CONFIG_FILE).read_bytes())
         with _offline(transformers):
             config = transformers.AutoConfig.from_pretrained(
                 located.folder / HUGGINGFACE_CONFIG_FILE, local_files_only=True, trust_remote_code=False

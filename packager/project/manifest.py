@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from packager.bundle.layout import NAME_PATTERN, VERSION_PATTERN
 from packager.checkpoint.remote import urls
 from packager.errors import (
     ManifestEmpty,
@@ -45,17 +46,10 @@ DType = Literal[
     "uint8", "uint16", "uint32", "uint64",
     "bool",
 ]  # fmt: skip
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 ENTRY_PATTERN = r"^[^:]+:[A-Za-z_][A-Za-z0-9_.]*$"
 DIM_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
-# The expression that https://semver.org publishes for version 2.0.0, without named groups, and with [0-9] instead of
-# \d, which matches the digits of every script in pydantic.
-VERSION_PATTERN = (
-    r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-    r"(-(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
-    r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$"
-)
 
+_MAX_COMPARED_NAMES = 20
 _MAX_BYTES = 1 << 20  # PyYAML reads 3 MB of text in a second
 _HINTS_BY_PATTERN = {
     DECISION_PATTERN: "write argmax, top-5, rank, or threshold 0.5",
@@ -379,7 +373,8 @@ def _find_contradictions(manifest: Manifest, path: Path, document: yaml_source.Y
     input_dims = list(manifest.dim_limits())
     for name in manifest.dims:
         if name not in input_dims:
-            report(("dims", name), f"no input has a dim {name!r}", did_you_mean(name, input_dims))
+            similar = did_you_mean(name, input_dims) if len(problems) < _MAX_COMPARED_NAMES else None
+            report(("dims", name), f"no input has a dim {name!r}", similar)
     for name in manifest.outputs or []:
         if name in manifest.inputs:
             report(("outputs",), f"{name!r} is also the name of an input", "rename the output")

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 FieldPath = tuple[str | int, ...]
-_MAX_VALUES = 10_000  # a few lines of nested aliases can expand to billions of values
+_MAX_VALUES = 5_000  # a few lines of nested aliases can expand to billions of values
 _MAX_CHARACTERS = 4_000_000
 _MAX_DIGITS = 4000
 _MAX_DEPTH = 100  # far below the depth at which pydantic gives up

@@ -45,6 +45,7 @@ _EXPRESSION_FUNCTIONS = frozenset({
     "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "TruncToFloat", "TruncToInt",
     "RoundToInt", "RoundDecimal", "ToFloat", "Identity", "OpaqueUnaryFn_sqrt", "OpaqueUnaryFn_log2",
 })  # fmt: skip
+_MAX_EXPRESSION_CHARACTERS = 10_000
 _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 
 
@@ -131,8 +132,8 @@ def _check_structure(spec: Any) -> None:
 def _check_expression(text: str) -> None:
     """Check the size of a tensor, as sympy's `srepr` writes it: `Add(Symbol('s21', integer=True), Integer(-1))`."""
     try:
-        tree = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError):
+        tree = ast.parse(text, mode="eval").body if len(text) <= _MAX_EXPRESSION_CHARACTERS else None
+    except (SyntaxError, ValueError, MemoryError):  # the last for deep nesting
         tree = None
     if tree is None or not _is_arithmetic(tree):
         raise ArchiveUnsafe(f"the size {text[:100]!r} is not an arithmetic expression")

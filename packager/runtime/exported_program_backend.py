@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -20,7 +21,7 @@ class ExportedProgramBackend:
     torch would run more of than the program.
     """
 
-    name = "torch-export"
+    name: Literal["torch-export"] = "torch-export"
 
     def __init__(
         self, program: Path | bytes, *, inputs: Sequence[tuple[str, str]], output_names: Sequence[str]

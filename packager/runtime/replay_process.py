@@ -99,10 +99,14 @@ def _open_session(files: BundleFiles, config: Mapping[str, Any], send: Send) -> 
         return None, []
     send(Step("onnx", "when the model was opened"))
     from packager.runtime.bundled_onnx import open_bundled_onnx
+    from packager.runtime.onnx_backend import find_available_providers
+    from packager.runtime.session_settings import SessionSettings
 
     path = artifact["path"]
     try:
-        backend = open_bundled_onnx(files, artifact, providers=config["providers"], threads=None)
+        usable = find_available_providers(config["providers"]) or ["CPUExecutionProvider"]
+        settings = SessionSettings(providers=tuple(usable))
+        backend = open_bundled_onnx(files, artifact, config["providers"], settings)
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes; each means: does not load)
         return None, [f"{path} does not load: {_format_error(error)}"]
     finally:

@@ -6,7 +6,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class TorchScriptBackend:
     outputs of this model stay within tolerance with it.
     """
 
-    name = "torchscript"
+    name: Literal["torchscript"] = "torchscript"
 
     def __init__(
         self, program: Path | bytes, *, inputs: Sequence[tuple[str, str]], output_names: Sequence[str], optimize: bool

@@ -6,13 +6,16 @@ files of this bundle, and not who wrote them.
 
 from __future__ import annotations
 
-from packager.signature.report import Signer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from packager.signature.report import Signer
 
 PROGRAM_TITLES = {"torchscript": "TorchScript", "torch-export": "torch.export"}
 """The artifacts that are programs, in the order in which `load` tries them, and what their formats are called."""
 
 
-def trusts_program(*, fingerprint: str | None, signer: Signer | None, trust_program: bool) -> bool:
+def trusts_program(*, fingerprint: str | None = None, signer: Signer | None = None, trust_program: bool) -> bool:
     """Return whether the program of a bundle may run.
 
     It may if the bundle is pinned, or if the caller says so. A `fingerprint` that has been compared pins it, and so

@@ -7,6 +7,7 @@ TorchScript without torch, is reported as not-checked.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from packager.bundle.config import list_artifacts
 from packager.bundle.files import BundleFiles, open_bundle
 from packager.bundle.fingerprint import Integrity, check_fingerprint_syntax
 from packager.bundle.seal import MAX_RECORD_BYTES, Seal, check_bundle, read_signature
+from packager.common.json_schema import find_schema_problem
 from packager.common.strict_json import parse_strict_json
 from packager.errors import IntegrityFailed, PackagerError, escape_unprintable
 from packager.provenance import documents
@@ -250,10 +252,19 @@ def check_structure(files: BundleFiles, raw_config: Mapping[str, Any], sums: Map
 
 
 def _read_record(files: BundleFiles, path: str, model: type[Record]) -> Record:
-    """Read a record of the evidence. Raises ValueError (pydantic's is one), RecursionError or `IntegrityFailed`."""
+    """Read a record of the evidence. Raises ValueError (pydantic's is one), RecursionError or `IntegrityFailed`.
+
+    pydantic collects all errors, a gigabyte for a megabyte of wrong values: a record must fit its schema before.
+    """
     content = files.read(path, MAX_RECORD_BYTES)
-    parse_strict_json(content)
+    if problem := find_schema_problem(parse_strict_json(content), _generate_schema(model)):
+        raise ValueError(f"{path} is malformed: {problem}")
     return model.model_validate_json(content)
+
+
+@functools.cache
+def _generate_schema(model: type[Record]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 def _replay(files: BundleFiles, config: Mapping[str, Any], options: _ParityOptions, *, trusted: bool) -> ReplayResult:

@@ -44,6 +44,7 @@ class Source:
             public_key=self.public_key,
             trust_program=self.trust_program,
             threads=threads,
+            session_options={"session.intra_op.allow_spinning": "0"},  # idle threads would take the other runs' cores
         )
 
 

@@ -19,6 +19,7 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
     "secp384r1": hashes.SHA384(),
     "secp521r1": hashes.SHA512(),
 }
+_MAX_PEM_BYTES = 1 << 20  # hundreds of certificates
 _PUBLIC_KEY, _PRIVATE_KEY = "a public key", "a private key"
 _GENERATE = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 makes one; docs/signing.md has the steps"
 
@@ -115,6 +116,9 @@ def _read_pem(source: str | Path | bytes, what: str) -> tuple[bytes, str]:
     if isinstance(source, bytes):
         return source, "the PEM given"
     try:
+        if Path(source).stat().st_size > _MAX_PEM_BYTES:
+            why = f"it has more than {_MAX_PEM_BYTES} bytes"
+            raise KeyUnusable(str(source), what, why, "name a PEM file with nothing but what is needed")
         return Path(source).read_bytes(), str(source)
     except OSError as error:
         raise KeyUnusable(str(source), what, str(error.strerror), "name a PEM file that you may read") from None

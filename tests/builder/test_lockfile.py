@@ -116,3 +116,12 @@ def test_a_lockfile_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(LockUnwritable) as refused:
         lockfile.write_lockfile(tmp_path / "gone" / "package.lock", LOCK)
     assert (refused.value.why, refused.value.exit_status) == ("No such file or directory", 2)
+
+
+def test_a_lockfile_of_too_many_values_is_refused_unread(tmp_path, monkeypatch):
+    content = lockfile.Lockfile.model_dump(LOCK, by_alias=True) | {"code": {f"{n}": 0 for n in range(30_000)}}
+    (tmp_path / "package.lock").write_text(json.dumps(content))
+    monkeypatch.setattr(lockfile, "Lockfile", None)
+    with pytest.raises(LockInvalid) as caught:
+        lockfile.read_lockfile(tmp_path / "package.lock")
+    assert "values" in caught.value.why

@@ -252,3 +252,38 @@ def test_a_record_that_does_not_match_the_tensors_is_malformed_evidence(evidence
     with pytest.raises(EvidenceMalformed) as caught:
         read_reference_cases(evidence.parent)
     assert cause in str(caught.value)
+
+
+def test_a_case_gets_its_own_inputs_alone(tmp_path):
+    names = ["0", "00", "a case/with a slash"]
+    written = [case(name, inputs={f"x{number}": np.full(2, number)}) for number, name in enumerate(names)]
+    write(tmp_path, written, frozenset(names))
+    cases = read_reference_cases(tmp_path)
+    assert [list(case.inputs) for case in cases] == [["x0"], ["x1"], ["x2"]]
+
+
+def test_golden_files_of_too_many_tensors_are_refused_unread(tmp_path, monkeypatch):
+    written = [case(f"{number}", size=0) for number in range(5001)]
+    write(tmp_path, written, frozenset(case.name for case in written))
+    monkeypatch.setattr("safetensors.numpy.load", None)
+    with pytest.raises(EvidenceMalformed, match="more than 10000"):
+        read_reference_cases(tmp_path)
+
+
+def test_thousands_of_cases_are_not_compared_with_all_tensors(tmp_path):
+    """5,000 cases are looked up in 5,000 names: comparing them took 25 million steps."""
+    written = [case(f"{number}", size=1) for number in range(4999)]
+    write(tmp_path, written, frozenset(case.name for case in written))
+    lookups = []
+
+    class Name(str):
+        def startswith(self, *arguments):
+            lookups.append(self)
+            return super().startswith(*arguments)
+
+    tensors = {Name(f"{number}/input/x"): np.zeros(1) for number in range(4999)}
+    outputs = {f"{number}/output/y": np.zeros(1) for number in range(4999)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("safetensors.numpy.load", lambda _content: {**tensors, **outputs})
+        assert len(read_reference_cases(tmp_path)) == 4999
+    assert not lookups

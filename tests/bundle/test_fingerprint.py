@@ -6,6 +6,7 @@ import os
 import shutil
 import string
 import subprocess
+import tracemalloc
 
 import pytest
 from hypothesis import assume, given
@@ -340,3 +341,31 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch, golden):
     with pytest.raises(NotABundle) as caught:
         check_integrity(tmp_path, {"model.onnx": "0" * 64})
     golden(caught.value.why, "model.onnx")
+
+
+def test_sums_of_thousands_of_deep_folders_are_refused():
+    """Each of 33 folders per line used to be kept as its whole path, sixty times the file in memory."""
+    folders = "/".join("a" * 32)
+    text = "".join(f"{A}  {number:05d}/{folders}\n" for number in range(5000))
+    with pytest.raises(SumsMalformed, match="more than 10000 files and folders"):
+        parse_sums(text)
+    with pytest.raises(SumsMalformed, match="more than 10000 files"):
+        parse_sums("\n" * 2_000_000)
+
+
+def test_long_paths_take_memory_in_proportion():
+    paths = ["/".join([f"{number:03d}", *["p" * 250] * 30]) for number in range(300)]
+    tracemalloc.start()
+    try:
+        assert describe_set_problem(paths) is None
+        assert tracemalloc.get_traced_memory()[1] < 2 * sum(map(len, paths))
+    finally:
+        tracemalloc.stop()
+
+
+def test_names_in_a_set_that_mean_the_same_file_are_refused():
+    assert describe_set_problem(["a/b", "a/c", "b"]) is None
+    assert describe_set_problem(["a/b/c", "a/B/d"]) == "'a/B/d' differs from 'a/b' in case only"
+    assert describe_set_problem(["a", "a"]) == "'a' takes the place of another file"
+    assert describe_set_problem(["a", "a/b"]) == "'a/b' takes the place of another file"
+    assert describe_set_problem(["A/x", "a/x"]) == "'a/x' differs from 'A' in case only"

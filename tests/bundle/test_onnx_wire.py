@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import tracemalloc
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from packager.bundle.onnx_wire import ExternalTensor, WeightsUnsafe, find_external_tensors
+from packager.bundle.onnx_wire import ExternalTensor, WeightsUnsafe, find_external_tensors, move_tensors
 
 DATA, SIZE = "model.onnx_data", 4096
 
@@ -176,3 +177,56 @@ def test_changed_bytes_give_weights_inside_the_file_or_are_refused(data):
 def test_arbitrary_bytes_are_refused_or_have_no_weights(content):
     with contextlib.suppress(WeightsUnsafe):
         assert find(content + b"location") == []
+
+
+# -- moving ---------------------------------------------------------------------------------
+
+
+def test_moved_weights_are_the_same_tensors_elsewhere():
+    inline = onnx.numpy_helper.from_array(np.ones(3, np.float32), "inline")
+    node = helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(np.ones(2, np.float32)))
+    unusual = external("b", (), TensorProto.BFLOAT16, offset=None, length=None, checksum="x")
+    proto = model(external(), inline, unusual, nodes=[node])
+    moved = onnx.load_from_string(move_tensors(proto.SerializeToString(), "proc/self/fd/300", 8192))
+    expected = onnx.ModelProto()
+    expected.CopyFrom(proto)
+    for tensor, offset in ((expected.graph.initializer[0], "8256"), (expected.graph.initializer[2], "8192")):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        del tensor.external_data[:]
+        for key, value in {**entries, "location": "proc/self/fd/300", "offset": offset}.items():
+            tensor.external_data.add(key=key, value=value)
+    assert moved == expected
+
+
+@given(st.binary(max_size=200), st.integers(0, 1 << 40))
+def test_a_model_without_external_weights_moves_nothing(content, shift):
+    inline = onnx.numpy_helper.from_array(np.frombuffer(content, np.uint8), "inline")
+    plain = model(inline).SerializeToString()
+    assert move_tensors(plain, "elsewhere", shift) == plain
+
+
+def test_empty_nodes_take_no_memory_and_are_not_mistaken_for_weights():
+    content = field(2, b"location") + field(7, field(1, b"") * 500_000)
+    tracemalloc.start()
+    try:
+        assert find(content) == []
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_tensor_of_millions_of_dims_is_refused_without_reading_them():
+    tensor = field(1, b"\x01" * 3_000_000) + b"\x70\x01"
+    refused(field(2, b"location") + field(7, field(5, tensor)), "impossible shape")
+    refused(field(2, b"location") + field(7, field(5, b"\x08\x01" * 65 + b"\x70\x01")), "impossible shape")
+
+
+def test_a_tensor_of_millions_of_fields_is_refused():
+    refused(field(2, b"location") + field(7, field(5, b"\x10\x01" * 3_000_000)), "fields")
+
+
+def test_too_many_weights_are_refused(monkeypatch):
+    monkeypatch.setattr("packager.bundle.onnx_wire._MAX_WEIGHTS", 2)
+    weights = [external(f"w{number}") for number in range(3)]
+    assert len(find(model(*weights[:2]))) == 2
+    refused(model(*weights), "more than 2 weights")

@@ -26,9 +26,10 @@ from projects import package, project
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from packager import checkpoint
-from packager.checkpoint.archive_directory import is_directory_too_long
 from packager.checkpoint.safetensors_header import read_header
+from packager.cli.describe import inspect
 from packager.cli.main import _run_command, cli
+from packager.common.archive_directory import is_directory_too_long
 from packager.errors import CheckpointNeedsCode, CheckpointNotFound, CheckpointUnreadable, WeightsNotFound, render_error
 
 STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4), "layer.bias": torch.tensor([1.0, 2.0, 3.0])}
@@ -638,3 +639,97 @@ def test_a_second_pickle_does_not_hide_the_one_that_torch_reads(tmp_path, name):
             if entry != "archive/byteorder":
                 archive.writestr(entry, content)
     mentions(refusal(tmp_path / "best.pt").why, "several entries data.pkl")
+
+
+# -- files that cost far more than they have bytes ------------------------------------------
+
+
+def torch_file(path, operations, *, zipped):
+    """Write what torch.save writes around a pickle of these operations."""
+    content = b"\x80\x02" + operations + b"."
+    if not zipped:
+        torch.save({}, path, _use_new_zipfile_serialization=False)
+        empty = pickle.dumps({}, 2)
+        assert path.read_bytes().count(empty) == 1
+        path.write_bytes(path.read_bytes().replace(empty, content))
+        return path
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", b"3\n")
+    return path
+
+
+OPERATIONS = {"dicts": b"}", "marks": b"(", "tuples": b"N\x85", "names": b"X\1\0\0\0aN"}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_pickle_of_a_million_operations_is_refused_before_torch_reads_it(tmp_path, name, zipped, monkeypatch, golden):
+    operations = b"}" + OPERATIONS[name] * 1_000_000
+    path = torch_file(tmp_path / "best.pt", operations, zipped=zipped)
+    monkeypatch.setattr(torch, "load", None)
+    golden(refusal(path).why)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_model_of_thousands_of_small_tensors_is_read(tmp_path, zipped):
+    state = {f"layers.{number}.weight": torch.zeros(8) for number in range(4000)}
+    torch.save(state, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
+    assert len(checkpoint.read(tmp_path / "best.pt").state) == 4000
+
+
+def test_the_operations_of_all_chunks_are_counted_together(tmp_path):
+    folder = save_distributed(tmp_path / "dcp", [None] * 100_000)
+    assert checkpoint.read(folder).state
+    folder = save_distributed(tmp_path / "several", {f"list{number}": [None] * 100_000 for number in range(3)})
+    mentions(refusal(folder).why, "save long lists as tensors")
+
+
+def test_a_dcp_folder_of_thousands_of_small_tensors_is_read(tmp_path):
+    state = {f"layers.{number}.weight": torch.zeros(4) for number in range(2500)}
+    dcp.save({"model": state}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    assert len(checkpoint.read(tmp_path / "dcp").state) == 2500
+
+
+@pytest.mark.parametrize("item", [b"}", b"N\x85", b"I0x1\n"], ids=["dicts", "tuples", "numbers only C reads"])
+def test_metadata_of_a_million_operations_is_refused_unread(distributed, item, monkeypatch):
+    (distributed / ".metadata").write_bytes(b"\x80\x02" + item * 1_000_000 + b".")
+    monkeypatch.setattr("packager.checkpoint.dcp._RestrictedUnpickler", None)
+    mentions(refusal(distributed).why, ".metadata cannot be read")
+
+
+def test_an_archive_of_too_many_entries_is_refused_unread_wherever_it_begins(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(50_000):
+            archive.writestr(f"archive/data/{number}", b"")
+    (tmp_path / "best.pt").write_bytes(b"junk" + (tmp_path / "many.zip").read_bytes())
+    opened = []
+    monkeypatch.setattr(zipfile, "ZipFile", opened.append)
+    with pytest.raises(CheckpointUnreadable) as caught:
+        inspect(tmp_path / "best.pt")
+    mentions(caught.value.why, "it does not start like a file of torch.save")
+    assert not opened
+
+
+def test_an_index_of_too_many_shards_is_refused(tmp_path):
+    places = {f"t{number}": f"{number}.safetensors" for number in range(10_001)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    mentions(refusal(tmp_path / "model.safetensors.index.json").why, "more than 10000 shards")
+
+
+def test_a_safetensors_file_of_more_tensors_than_its_size_allows_is_refused(tmp_path):
+    tensor = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"tensor{number}": tensor for number in range(50_000)}).encode()
+    (tmp_path / "best.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    mentions(refusal(tmp_path / "best.safetensors").why, "values")
+
+
+def test_a_safetensors_file_of_50_000_tensors_is_described(tmp_path):
+    with (tmp_path / "best.safetensors").open("wb") as stream:
+        header = json.dumps({
+            f"model.layers.{n}.weight": {"dtype": "F32", "shape": [32, 32], "data_offsets": [4096 * n, 4096 * (n + 1)]}
+            for n in range(50_000)
+        }).encode()  # fmt: skip
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.truncate(8 + len(header) + 4096 * 50_000)
+    assert len(read_header(tmp_path / "best.safetensors")) == 50_000

@@ -6,6 +6,7 @@ from messages import mentions
 from projects import project
 
 from packager import checkpoint
+from packager.checkpoint import key_matching
 from packager.errors import StateDoesNotFit, WeightsNotFinite, render_error
 from packager.model import loader
 from packager.project import manifest
@@ -278,3 +279,41 @@ def test_the_error_of_a_module_points_at_the_manifest(tmp_path, golden):
     with pytest.raises(StateDoesNotFit) as caught:
         loaded(path)
     golden(caught.value, f"{path}:6: checkpoint", "layer.bias", "layer.bais", "checkpoint.prefix", "model.kwargs")
+
+
+def test_wrappers_are_stripped_no_deeper_than_any_training_nests_them():
+    """Each level is a copy of all names: a name of ten thousand wrappers would take gigabytes."""
+    weight = torch.zeros(1)
+    assert checkpoint.fit({"module." * 8 + "weight": weight}, {"weight": (1,)}).state == {"weight": weight}
+    with pytest.raises(StateDoesNotFit):
+        checkpoint.fit({"module." * 17 + "weight": weight}, {"weight": (1,)})
+
+
+def test_of_children_that_fit_equally_well_the_first_of_the_module_is_taken():
+    shapes = {"b.weight": (1,), "a.weight": (1,)}
+    with pytest.raises(StateDoesNotFit) as caught:
+        checkpoint.fit({"weight": torch.zeros(1)}, shapes)
+    assert "a.weight" in caught.value.why
+    assert "b.weight" not in caught.value.why
+
+
+def test_similar_names_are_looked_for_among_a_limited_number(monkeypatch):
+    compared = []
+
+    def compare(_name, names, **_options):
+        compared.extend(names)
+        return []
+
+    monkeypatch.setattr(key_matching, "get_close_matches", compare)
+    names = [f"weight_{number}" for number in range(5000)]
+    with pytest.raises(StateDoesNotFit):
+        checkpoint.fit(dict.fromkeys(names, torch.zeros(1)), {f"bias_{number}": (1,) for number in range(5000)})
+    assert len(compared) == 40 * 1000
+
+
+def test_a_common_prefix_of_thousands_of_names_is_suggested():
+    """Comparing each missing name with each unexpected one took minutes."""
+    names = [f"layers.{number}.weight" for number in range(20_000)]
+    with pytest.raises(StateDoesNotFit) as caught:
+        checkpoint.fit({f"student.{name}": torch.zeros(1) for name in names}, dict.fromkeys(names, (1,)))
+    assert "checkpoint.prefix: student." in caught.value.hint

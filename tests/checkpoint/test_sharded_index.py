@@ -3,10 +3,11 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from messages import mentions
 from projects import package
@@ -124,3 +125,57 @@ def test_the_file_of_a_single_rank_is_refused(folder, golden):
     with pytest.raises(CheckpointUnreadable) as caught:
         read(folder / "model.rank-00000.safetensors")
     golden(caught.value.why, "model.pieces.json")
+
+
+BOXES = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=6
+)
+
+
+@given(boxes=BOXES)
+@example(boxes=[(0, 0, 4, 3)])
+@example(boxes=[(0, 0, 2, 3), (2, 0, 2, 3)])
+@example(boxes=[(0, 0, 2, 2), (2, 0, 2, 1), (1, 2, 3, 1), (0, 2, 1, 1), (2, 1, 2, 1)])
+@example(boxes=[(0, 0, 2, 2), (2, 0, 2, 1), (1, 2, 3, 1), (0, 2, 1, 1), (2, 0, 2, 1)])
+def test_pieces_are_accepted_exactly_if_every_element_is_in_one_of_them(tmp_path_factory, boxes):
+    boxes = [(row, column, min(rows, 4 - row), min(columns, 3 - column)) for row, column, rows, columns in boxes]
+    counts = np.zeros((4, 3), int)
+    for row, column, rows, columns in boxes:
+        counts[row : row + rows, column : column + columns] += 1
+    pieces = tuple(Piece("a", (row, column), (rows, columns)) for row, column, rows, columns in boxes)
+    path = tmp_path_factory.mktemp("boxes") / "model.pieces.json"
+    path.write_text(PieceIndex("model", {"w": TensorPieces("F32", (4, 3), pieces)}).to_json())
+    if (counts == 1).all():
+        assert sharded_index.read_piece_index(path).tensors["w"].pieces == pieces
+    else:
+        with pytest.raises(ValueError, match="do not add up"):
+            sharded_index.read_piece_index(path)
+
+
+def index_of(shape, boxes):
+    pieces = tuple(Piece("a", offset, lengths) for offset, lengths in boxes)
+    return PieceIndex("model", {"w": TensorPieces("F32", shape, pieces)}).to_json()
+
+
+def test_pieces_that_lie_side_by_side_are_not_compared_with_each_other(tmp_path):
+    """Each overlaps all others along the first axis, and none along the second: comparing pairs took hours."""
+    count = 30_000
+    boxes = [((number, number), (count, 1)) for number in range(count)]
+    (tmp_path / "model.pieces.json").write_text(index_of((2 * count, count), boxes))
+    with pytest.raises(ValueError, match="do not add up"):
+        sharded_index.read_piece_index(tmp_path / "model.pieces.json")
+
+
+def test_a_tensor_that_is_cut_along_many_dims_is_refused(tmp_path):
+    """It has 2^60 corners."""
+    boxes = [((0,) * 60, (1,) * 60), ((1,) * 60, (1,) * 60)]
+    (tmp_path / "model.pieces.json").write_text(index_of((2,) * 60, boxes))
+    with pytest.raises(ValueError, match="more than 4 dimensions"):
+        sharded_index.read_piece_index(tmp_path / "model.pieces.json")
+
+
+def test_an_index_of_a_thousand_tensors_on_64_ranks_is_read(tmp_path):
+    pieces = tuple(Piece(f"model.rank-{rank:05d}.safetensors", (64 * rank, 0), (64, 4096)) for rank in range(64))
+    index = PieceIndex("model", {f"layers.{n}.weight": TensorPieces("F32", (4096, 4096), pieces) for n in range(1000)})
+    (tmp_path / "model.pieces.json").write_text(index.to_json())
+    assert sharded_index.read_piece_index(tmp_path / "model.pieces.json") == index

@@ -126,7 +126,7 @@ def config():
         description="",
         license=None,
         authors=[],
-        inputs=[records.TensorRecord(name="x", dtype="float32", shape=["batch", 3, None])],
+        inputs=[records.InputRecord(name="x", dtype="float32", shape=["batch", 3, None])],
         outputs=[],
         dims={"batch": records.DimRecord(min=1, max=None)},
         artifacts=records.Artifacts(onnx=artifact, torchscript=None),

@@ -98,7 +98,7 @@ def test_config_json_describes_the_bundle(built, digits):
 
     config = config_of(built.bundle)
     assert (config["schema"], config["name"], config["version"]) == (1, "digits-cnn", "1.0.0")
-    assert config["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
+    assert config["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8], "range": [0, 1]}]
     assert config["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}]
     assert config["dims"] == {"batch": {"min": 1, "max": 16}}
     assert config["parity"] == {"onnx": "pass", "torchscript": "pass"}

@@ -3,15 +3,13 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import onnx
 import projects
 import pytest
-from projects import SAVED_AS_PROGRAM, project, reseal
+from projects import SAVED_AS_PROGRAM, project, with_external_weights
 
 import packager
 
@@ -21,24 +19,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not SCANNERS.is_dir(), reason="make slow installs the scanners of tests/scanners.txt"),
 ]
-
-
-def with_external_weights(bundle, target):
-    """Copy a bundle and move the weights of its ONNX model to model.onnx_data, the name of Hugging Face's loaders."""
-    from packager.common.hashing import sha256_file
-
-    copy = Path(shutil.copytree(bundle, target))
-    model = onnx.load(copy / "model.onnx")
-    (copy / "model.onnx").unlink()
-    onnx.save(model, copy / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=0)
-    config = json.loads((copy / "config.json").read_text())
-    artifact = config["artifacts"]["onnx"]
-    artifact["sha256"] = sha256_file(copy / "model.onnx")
-    artifact["data"] = {"path": "model.onnx_data", "sha256": sha256_file(copy / "model.onnx_data")}
-    (copy / "config.json").write_text(json.dumps(config))
-    reseal(copy)
-    assert packager.verify(copy, parity=False).ok
-    return copy
 
 
 @pytest.fixture(scope="module")

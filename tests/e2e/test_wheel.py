@@ -52,7 +52,9 @@ def test_the_wheel_installs_only_packager(wheel):
     assert {name.split("/")[0] for name in names} == {"packager", f"torch_packager-{_version()}.dist-info"}
     for part in ("manifest", "config", "parity"):
         assert f"packager/schemas/{part}.schema.json" in names
-    assert "packager/templates/README.md.j2" in names
+    templates = {path.name for path in (ROOT / "templates").iterdir()}
+    assert {"README.md.j2", "Dockerfile.tmpl"} < templates
+    assert {f"packager/templates/{name}" for name in templates} < set(names)
     assert not [name for name in names if name.endswith(".pyc") or "/tests/" in name]
 
 

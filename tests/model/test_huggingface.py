@@ -198,3 +198,13 @@ def test_kwargs_without_an_entry_are_refused(tmp_path, golden):
     with pytest.raises(ManifestInvalid) as caught:
         manifest.load_manifest(entryless(tmp_path, model={"kwargs": {"width": 4}}))
     golden(caught.value.problems[0].message, "kwargs")
+
+
+def test_a_config_of_too_many_values_is_refused_before_transformers_reads_it(saved, monkeypatch):
+    _, folder, path = saved
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": dict.fromkeys(range(200_000), "a")}))
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", None)
+    with pytest.raises(ModelConstructionFailed) as caught:
+        load(path)
+    assert "values" in caught.value.why

@@ -619,3 +619,14 @@ def test_any_manifest_written_as_yaml_is_read_as_the_same_manifest(tmp_path_fact
     assert loaded == expected
     assert list(loaded.inputs) == list(expected.inputs)
     assert loaded.model_dump() == expected.model_dump()
+
+
+def test_similar_names_are_looked_for_only_for_the_first_dims_that_no_input_has(read, monkeypatch):
+    """Thousands of dims, each compared with thousands, took hours."""
+    compared = []
+    monkeypatch.setattr("packager.project.manifest.did_you_mean", lambda name, _names: compared.append(name))
+    dims = "".join(f"  d{number}: {{max: 4}}\n" for number in range(1000))
+    with pytest.raises(ManifestInvalid) as caught:
+        read(f"{GOOD}dims:\n{dims}")
+    assert len(caught.value.problems) == 1000
+    assert compared == [f"d{number}" for number in range(20)]

@@ -164,3 +164,11 @@ def test_an_archive_in_another_form_is_refused(saved, tmp_path):
     (tmp_path / "model.pt2").write_bytes(b"")
     with pytest.raises(ArchiveUnsafe, match="malformed"):
         check(tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize(
+    "expression", ["-" * 9000 + "1", "(" * 4000 + "1" + ")" * 4000, f"Add({'1, ' * 100_000})", "1" * 5000]
+)
+def test_a_size_that_costs_the_parser_much_is_refused(saved, tmp_path, expression):
+    with pytest.raises(ArchiveUnsafe, match="not an arithmetic expression"):
+        check(rewrite(saved, tmp_path / "model.pt2", editing(PROGRAM, set_size(expression))))

@@ -569,3 +569,20 @@ def test_a_pipe_in_place_of_the_fingerprint_is_refused_without_blocking(bundle):
     report = packager.verify(bundle)
     assert not report.ok
     mentions(report.structure[0], "FINGERPRINT", "unreadable")
+
+
+@pytest.mark.parametrize("path", [layout.PARITY, layout.BUILD])
+def test_a_record_of_thousands_of_wrong_values_is_refused_for_the_first(bundle, path):
+    """pydantic collects an error for each: a gigabyte for a megabyte."""
+    field = "cases" if path == layout.PARITY else "steps"
+    edit(bundle / path, lambda record: record.update({field: [{"a": 0}] * 20_000}))
+    reseal(bundle)
+    (line,) = packager.verify(bundle, parity=False).structure
+    mentions(line, path, f"{field}.0")
+
+
+def test_a_record_of_too_many_values_is_refused_unparsed(bundle):
+    (bundle / layout.PARITY).write_text("[" + '{"a":0},' * 100_000 + "0]")
+    reseal(bundle)
+    (line,) = packager.verify(bundle, parity=False).structure
+    mentions(line, "values")

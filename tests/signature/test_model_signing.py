@@ -34,7 +34,7 @@ def ours_accepts(bundle, public_key):
     """Return whether `verify` accepts a bundle, and check that `load` does if and only if `verify` does."""
     ok = verify_accepts(bundle, public_key)
     try:
-        packager.load(bundle, public_key=public_key)
+        packager.load(bundle, verify="all", public_key=public_key)
     except PackagerError:
         assert not ok
     else:

@@ -206,7 +206,7 @@ def test_a_key_may_be_given_as_text_of_the_program(bundle, keys):
 
 def test_a_key_makes_load_check_the_files_even_without_verify(bundle, keys):
     packager.sign(bundle, key=keys[0])
-    (bundle / "README.md").write_text("changed")
+    (bundle / "README.md").unlink()
     packager.load(bundle, verify=False)
     with pytest.raises(IntegrityFailed):
         packager.load(bundle, verify=False, public_key=keys[1])
@@ -233,3 +233,12 @@ def test_a_model_sig_that_is_no_file_of_its_size_is_refused(bundle, keys, tmp_pa
     assert caught.value.code in ("signature-wrong", "integrity-failed")
     with pytest.raises(IntegrityFailed, match=r"model\.sig"):
         packager.sign(bundle, key=keys[0])
+
+
+def test_a_pem_file_of_megabytes_is_refused_unread(bundle, tmp_path):
+    path = tmp_path / "chain.pem"
+    path.write_bytes(b"\n" * ((1 << 20) + 1))
+    for trust in ({"public_key": path}, {"certificate_chain": path}):
+        with pytest.raises(KeyUnusable) as caught:
+            packager.verify(bundle, **trust)
+        assert f"more than {1 << 20} bytes" in caught.value.why
