@@ -30,7 +30,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             http=cast("type[asyncio.Protocol]", partial(HttpProtocol, app)),
-            loop="uvloop",
+            loop="auto",  # uvloop, except on Windows
             ws="none",
             log_config=None,
             log_level="warning",

@@ -147,6 +147,21 @@ def test_without_the_option_nothing_is_logged_but_failures(simple):
     assert (record["status"], record["level"], record["trace_id"]) == (504, "warning", TRACE)
 
 
+def test_two_processes_share_a_port(simple):
+    with serving(simple, "--reuse-port", "--drain", "0") as (first, port):
+        command = [sys.executable, "-m", "packager", "serve", simple, "--reuse-port", "--port", str(port)]
+        second = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+        try:
+            assert second.stdout.readline() == f"http://127.0.0.1:{port}\n"
+            assert [infer(port) for _ in range(10)] == [200] * 10
+            first.send_signal(signal.SIGTERM)
+            first.wait(20)
+            assert [infer(port) for _ in range(10)] == [200] * 10
+        finally:
+            second.kill()
+            second.communicate()
+
+
 # -- errors before it starts ----------------------------------------------------------------
 
 
