@@ -325,3 +325,23 @@ def test_unknown_parameters_and_fields_are_ignored(served):
     assert served.ask("POST", PATH, json.dumps(document))[0] == 200
     query = served.ask("POST", f"{PATH}?test_1=1&test_2=2", json.dumps(document))
     assert query[0] == 200
+
+
+@pytest.mark.parametrize("coding", [None, "gzip"])
+def test_large_tensors_go_both_ways(serve, linear_bundle, coding):
+    server = serve(linear_bundle("1.9.0"))
+    x = np.random.default_rng(0).random((60_000, 4), np.float32)
+    small = [server.infer("net", {"x": x[row : row + 1]})[1]["outputs"][0]["data"] for row in (0, 59_999)]
+    body, headers = binary({"x": x}, parameters={"binary_data_output": True})
+    if coding is not None:
+        body = gzip.compress(body, 1)
+        headers = {**headers, "Content-Encoding": coding, "Accept-Encoding": coding}
+    status, headers, body = server.ask("POST", "/v2/models/net/infer", body, headers)
+    assert status == 200
+    body = body if coding is None else gzip.decompress(body)
+    y = parse_binary(headers, body)[1]["y"].view(np.float32)
+    assert y.shape == (60_000, 3)
+    np.testing.assert_allclose(y[[0, -1]], small, rtol=1e-5, atol=1e-6)
+    status, answer = server.infer("net", {"x": x})
+    assert status == 200
+    assert np.array_equal(np.array(answer["outputs"][0]["data"], np.float32).reshape(60_000, 3), y)
