@@ -116,10 +116,12 @@ def render(results: dict[str, dict[str, dict[str, float]]], runs: int) -> str:
     lines = [
         "## Loading and calling a bundle",
         "",
-        f"Measured by benchmarks/runtime.py: medians of {runs} alternating processes, on an {platform.machine()} machine "
-        f"with {os.cpu_count()} cores, Python {platform.python_version()} and onnxruntime {version('onnxruntime')}. "
-        "`plain` is a script with numpy and onnxruntime, and the weights inside the model; it checks nothing. `packager` "
-        "is `packager.load`, which verifies. Both are measured from the start of the process to the first prediction.",
+        f"Measured by benchmarks/runtime.py: medians of {runs} alternating processes, on an {platform.machine()} "
+        f"machine with {os.cpu_count()} cores, Python {platform.python_version()} and onnxruntime "
+        f"{version('onnxruntime')}. "
+        "`plain` is a script with numpy and onnxruntime, and the weights inside the model; it checks nothing. "
+        "`packager` is `packager.load`, which verifies. Both are measured from the start of the process to the first "
+        "prediction.",
         "",
         "| model | plain | packager | ratio | peak memory, plain | packager | ratio |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -136,13 +138,15 @@ def render(results: dict[str, dict[str, dict[str, float]]], runs: int) -> str:
             lines += [
                 "",
                 f"The plain script of {name} maps external weights, as protobuf holds no more than 2 GB. Reading and "
-                f"hashing them takes {start['hash s']:.2f} s; packager takes {start['against plain and hashing']:.2f} × the sum.",
+                f"hashing them takes {start['hash s']:.2f} s. "
+                f"packager takes {start['against plain and hashing']:.2f} × the sum.",
             ]
     call, workers = results["digits"]["call"], results["minilm"]["workers"]
     lines += [
         "",
-        f"A call of the digits model takes {call['run µs']:.1f} µs, where `session.run` takes {call['session.run µs']:.1f}: "
-        f"the checks add {call['added µs']:.1f} µs. With `check_values=True` it takes {call['run(check_values=True) µs']:.1f}, "
+        f"A call of the digits model takes {call['run µs']:.1f} µs, where `session.run` takes "
+        f"{call['session.run µs']:.1f}: the checks add {call['added µs']:.1f} µs. "
+        f"With `check_values=True` it takes {call['run(check_values=True) µs']:.1f}, "
         f"with `out=` {call['run(out=) µs']:.1f}.",
         "",
         "Memory for the weights of MiniLM, as the sum of proportional set sizes, with `threads=1`:",
