@@ -1,6 +1,6 @@
 """Measure loading and calling a bundle against a plain onnxruntime script on the same graph, in one run, as ratios.
 
-    python benchmarks/runtime.py [--runs 15] [--large GIGABYTES] [--json FILE]
+    python benchmarks/runtime.py [--runs 15] [--large GIGABYTES] [--write]
 
 - cold start: from the start of the process to the first prediction, wall-clock, medians of runs in turn. The plain
   script has the weights inside the model, as exporters write them, and checks nothing; packager verifies.
@@ -15,15 +15,18 @@ import argparse
 import compileall
 import json
 import os
+import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from report import put
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--large", type=float, default=0, help="also a model of so many GB")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     arguments = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     compileall.compile_dir(ROOT / "packager", quiet=2)  # as an installed package is
@@ -104,8 +107,57 @@ def main() -> None:
         results["digits"]["call"] = measure_call(cases["digits"][0], cases["digits"][2])
         results["minilm"]["workers"] = measure_workers(cases["minilm"][0], cases["minilm"][2])
     print(json.dumps(results, indent=1))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.write:
+        put("runtime", render(results, arguments.runs))
+
+
+def render(results: dict[str, dict[str, dict[str, float]]], runs: int) -> str:
+    """Return the part of docs/benchmarks.md."""
+    lines = [
+        "## Loading and calling a bundle",
+        "",
+        f"Measured by benchmarks/runtime.py: medians of {runs} alternating processes, on an {platform.machine()} "
+        f"machine with {os.cpu_count()} cores, Python {platform.python_version()} and onnxruntime "
+        f"{version('onnxruntime')}. "
+        "`plain` is a script with numpy and onnxruntime, and the weights inside the model; it checks nothing. "
+        "`packager` is `packager.load`, which verifies. Both are measured from the start of the process to the first "
+        "prediction.",
+        "",
+        "| model | plain | packager | ratio | peak memory, plain | packager | ratio |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, result in results.items():
+        start = result["cold start"]
+        lines.append(
+            f"| {name} | {start['plain s']:.3f} s | {start['packager s']:.3f} s | {start['ratio']:.2f} "
+            f"| {start['plain MB']:.0f} MB | {start['packager MB']:.0f} MB | {start['memory ratio']:.2f} |"
+        )
+    for name, result in results.items():
+        start = result["cold start"]
+        if "hash s" in start:
+            lines += [
+                "",
+                f"The plain script of {name} maps external weights, as protobuf holds no more than 2 GB. Reading and "
+                f"hashing them takes {start['hash s']:.2f} s. "
+                f"packager takes {start['against plain and hashing']:.2f} × the sum.",
+            ]
+    call, workers = results["digits"]["call"], results["minilm"]["workers"]
+    lines += [
+        "",
+        f"A call of the digits model takes {call['run µs']:.1f} µs, where `session.run` takes "
+        f"{call['session.run µs']:.1f}: the checks add {call['added µs']:.1f} µs. "
+        f"With `check_values=True` it takes {call['run(check_values=True) µs']:.1f}, "
+        f"with `out=` {call['run(out=) µs']:.1f}.",
+        "",
+        "Memory for the weights of MiniLM, as the sum of proportional set sizes, with `threads=1`:",
+        "",
+        "| workers | one | four | ratio |",
+        "| --- | --- | --- | --- |",
+    ]
+    for title in (name.removesuffix(", ratio") for name in workers if name.endswith(", ratio")):
+        one, four = workers[f"{title}, one MB"], workers[f"{title}, four MB"]
+        lines.append(f"| {title} | {one:.0f} MB | {four:.0f} MB | {four / one:.2f} |")
+    return "\n".join(lines)
 
 
 def prepare_example(name: str, feed: dict[str, np.ndarray], folder: Path) -> tuple[Path, Path, Path]:
