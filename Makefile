@@ -57,6 +57,13 @@ $(VENV)/.scanners: $(VENV)/.build tests/scanners.txt
 	$(VENV)/scanners/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/scanners.txt
 	@touch $@
 
+# Clients of the server likewise. MLServer is there for its OpenAPI document alone.
+$(VENV)/.clients: $(VENV)/.build tests/serving/clients.txt
+	$(PYTHON) -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/serving/clients.txt
+	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps mlserver==1.7.1
+	@touch $@
+
 # The oldest onnxruntime that a service may have, beside everything else of the environment.
 $(VENV)/.old-onnxruntime: $(VENV)/.build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps \
@@ -74,7 +81,7 @@ $(VENV)/.deployment: $(VENV)/.ready tests/deployment.txt
 	$(VENV)/deployment/bin/python -m compileall -qq -j 0 $(VENV)/deployment/lib || true
 	@touch $@
 
-slow: $(VENV)/.ready $(VENV)/.scanners $(VENV)/.old-onnxruntime $(VENV)/.deployment  ## the slow tests
+slow: $(VENV)/.ready $(VENV)/.scanners $(VENV)/.clients $(VENV)/.old-onnxruntime $(VENV)/.deployment  ## the slow tests
 	$(PYTEST) -m slow
 
 fuzz: $(VENV)/.ready  ## mutate bundles, archives, checkpoints and manifests, and fail on a crash, a hang or an accepted change
@@ -104,6 +111,7 @@ bench: $(VENV)/.ready $(VENV)/.examples  ## the figures of docs/benchmarks.md, a
 	$(BIN)/python benchmarks/checkpoint_stall.py
 	$(BIN)/python benchmarks/hashing.py
 	$(BIN)/python benchmarks/parity_cost.py
+	$(BIN)/python benchmarks/serving.py
 
 parity:  ## break bundles, and count what is found, in docs/parity.md; takes hours, and continues where it was stopped
 	$(PYTHON) benchmarks/models/environment.py

@@ -28,6 +28,7 @@ This page is generated from the code by `make api`.
 
 - [`packager`](#packager): build, load, verify, sign and compare bundles
 - [`packager.checkpoint`](#packagercheckpoint): read checkpoints, and save those of a training loop
+- [`packager.serving`](#packagerserving): serve bundles over HTTP
 - [`packager.errors`](#packagererrors): the errors
 
 Importing `packager` imports neither torch nor onnx. Each name is imported when it is first used.
@@ -37,11 +38,15 @@ ERRORS = """\
 
 One class per error code, all derived from `packager.PackagerError`. [errors.md](errors.md) lists the codes with their
 meaning, and the exit status that the command line gives them. The log messages of the library go to the loggers
-`packager` and `packager.checkpoint`.
+`packager`, `packager.checkpoint` and `packager.serving`.
 """
 SECTIONS = (
     ("packager", "Build, load, verify, sign and compare bundles."),
     ("packager.checkpoint", "Read checkpoints, and save those of a training loop ([training.md](training.md))."),
+    (
+        "packager.serving",
+        "Serve bundles over HTTP, in a service of your own or by `package serve` ([serving.md](serving.md)).",
+    ),
 )
 CREATED_BY_PACKAGER = ("Bundle", "PackagerError")  # a program reads their attributes, and does not construct them
 

@@ -768,6 +768,31 @@ class InferenceFailed(UserError):
         )
 
 
+# -- serving --------------------------------------------------------------------------------
+
+
+class ModelServedTwice(UserError):
+    code = "model-served-twice"
+
+    def __init__(self, name: str, version: str, first: str, second: str) -> None:
+        super().__init__(
+            f"two bundles are {name} {version}",
+            why=f"{first}\n{second}",
+            hint="name each bundle once; bundles of one name need different versions",
+        )
+
+
+class AddressUnusable(UserError):
+    code = "address-unusable"
+
+    def __init__(self, host: str, port: int, why: str) -> None:
+        super().__init__(
+            f"cannot listen on {host}, port {port}",
+            why=why,
+            hint="choose a different --port, or an address of this machine",
+        )
+
+
 # -- the lockfile, the cache and repeated builds ---------------------------------------------
 
 

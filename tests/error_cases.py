@@ -188,6 +188,11 @@ BUNDLE = {
     "inference-failed": errors.InferenceFailed("onnx", RuntimeError("idx=7 must be within\n  [-5, 4]")),
 }
 
+SERVING = {
+    "model-served-twice": errors.ModelServedTwice("net", "1.0.0", "dist/net-1.0.0", "dist/net-1.0.0.zip"),
+    "address-unusable": errors.AddressUnusable("127.0.0.1", 8000, "Address already in use"),
+}
+
 LOCKS_AND_CACHE = {
     "lock-missing": errors.LockMissing("package.lock"),
     "lock-invalid": errors.LockInvalid("package.lock", "name: Field required"),
@@ -219,4 +224,4 @@ TRAINING = {
 
 COMMAND_LINE = {"usage": errors.Usage("No such option '--no-pairty'.", "package verify")}
 
-CASES = MANIFEST | MODULE | CHECKPOINTS | URLS | BUILD | BUNDLE | LOCKS_AND_CACHE | TRAINING | COMMAND_LINE
+CASES = MANIFEST | MODULE | CHECKPOINTS | URLS | BUILD | BUNDLE | SERVING | LOCKS_AND_CACHE | TRAINING | COMMAND_LINE

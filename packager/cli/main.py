@@ -24,6 +24,7 @@ from packager.cli.bundle import diff, pack, run, unpack, verify
 from packager.cli.cache import cache
 from packager.cli.export import export
 from packager.cli.inspect import inspect, schema
+from packager.cli.serve import serve
 from packager.cli.sign import sign
 from packager.errors import PackagerError, Usage, escape_unprintable, render_error
 
@@ -34,7 +35,7 @@ def cli() -> None:
     """Turn one manifest and one PyTorch checkpoint into one proven ONNX bundle."""
 
 
-for _command in (build, vet, verify, sign, diff, run, export, pack, unpack, inspect, schema, cache):
+for _command in (build, vet, verify, sign, diff, run, serve, export, pack, unpack, inspect, schema, cache):
     cli.add_command(_command)
 
 

@@ -102,6 +102,7 @@ def _make_input_targets(world):
     return [
         Target("manifest", (manifest, rich), targets.check_manifest),
         Target("npz", (stream.getvalue(),), targets.check_npz),
+        Target("request", targets.REQUESTS, targets.check_request),
     ]
 
 

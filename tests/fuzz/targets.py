@@ -4,8 +4,10 @@ A target may raise the errors that its parser documents. Everything else is a fi
 sealed bytes that is accepted (`ChangeAccepted`), more than two seconds, or much memory.
 """
 
+import gzip
 import hashlib
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,14 @@ from packager.errors import IntegrityFailed, PackagerError
 from packager.project.manifest import load_manifest
 from packager.runtime.exported_program_archive import ROOT, ArchiveUnsafe, check_archive
 from packager.runtime.loader import Bundle
+from packager.serving.chunks import ChunkDecoder
+from packager.serving.compression import decompress
+from packager.serving.decoding import RequestDecoder
+from packager.serving.encoding import ResponseEncoder
+from packager.serving.http_head import parse_head
+from packager.serving.messages import Rejected
+from packager.serving.shared_memory import SharedMemory
+from packager.serving.signature import read_signature
 from packager.signature.statement import parse_signature
 from packager.signature.verify import Trust, check_signature
 
@@ -34,11 +44,27 @@ class NotWritten(Exception):
     """The path is none that a file system or a bundle takes, so that there is nothing to test."""
 
 
-DOCUMENTED = (PackagerError, EvidenceMalformed, SumsMalformed, WeightsUnsafe, ArchiveUnsafe, NotWritten)
+DOCUMENTED = (PackagerError, EvidenceMalformed, SumsMalformed, WeightsUnsafe, ArchiveUnsafe, Rejected, NotWritten)
 """What a target may raise."""
 
 DATA, DATA_BYTES = "model.onnx_data", 4096
 """The data file of the ONNX seeds."""
+
+
+_HEAD = b"POST /v2/models/net/infer HTTP/1.1\r\nHost: x\r\n"
+_JSON = b'{"inputs":[{"name":"x","shape":[2,4],"datatype":"FP32","data":[1,2,3,4,5.5,6,7,8e1]}]}'
+_BINARY = (
+    b'{"id":"a","inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{"binary_data_size":16}}],'
+    b'"outputs":[{"name":"output_0","parameters":{"binary_data":true}}]}'
+)
+_SQUEEZED = gzip.compress(_JSON, mtime=0)
+REQUESTS = (
+    _HEAD + b"Content-Length: %d\r\n\r\n" % len(_JSON) + _JSON,
+    _HEAD + b"Inference-Header-Content-Length: %d\r\n\r\n" % len(_BINARY) + _BINARY + bytes(16),
+    _HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(_JSON) + _JSON + b"\r\n0\r\n\r\n",
+    _HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(_SQUEEZED) + _SQUEEZED,
+)
+"""Requests to the server for the model of the world."""
 
 
 class ChangeAccepted(AssertionError):
@@ -219,6 +245,41 @@ def _write(world, name, content):
     path = world.work / name
     path.write_bytes(content)
     return path
+
+
+def check_request(world, content):
+    """Receive a request as the server does, run it and encode the answer; what a decoder remembers changes nothing."""
+    head_bytes, separator, body = content.partition(b"\r\n\r\n")
+    head = parse_head(head_bytes + separator)
+    if head.length < 0:
+        decoder, buffer = ChunkDecoder(), bytearray(body)
+        if not decoder.feed(buffer):
+            raise NotWritten  # there is more to come
+        body = bytes(decoder.body)
+    body = decompress(body, head.headers.get(b"content-encoding", b""), 1 << 20)
+    signature = read_signature(world.loaded.config)
+    outcomes = []
+    for decoder in (RequestDecoder(signature, SharedMemory(enabled=False)), _remembering(signature)):
+        try:
+            request = decoder.decode(body, head.headers.get(b"inference-header-content-length"))
+            outputs = world.loaded.run(request.inputs)
+            parts, _ = ResponseEncoder(signature, "1.0.0").encode(request, outputs)
+            outcomes.append(b"".join(parts))
+        except Rejected:  # of several faults, either may be named
+            outcomes.append(None)
+    if outcomes[0] != outcomes[1]:
+        raise ChangeAccepted(f"{outcomes[0]!r} became {outcomes[1]!r}")
+
+
+def _remembering(signature):
+    """Return a decoder that has seen the requests that are mutated."""
+    decoder = RequestDecoder(signature, SharedMemory(enabled=False))
+    for content in REQUESTS:
+        head, _, body = content.partition(b"\r\n\r\n")
+        header = re.search(rb"Inference-Header-Content-Length: (\d+)", head)
+        if b"chunked" not in head and b"gzip" not in head:
+            decoder.decode(body, header and header[1])
+    return decoder
 
 
 def _split(content):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 NAMES = (
     "archive", "folder", "resealed", "sums", "signature", "parity-record", "golden", "onnx-wire", "onnx-inspect",
     "exported-program", "safetensors", "torch", "dcp-metadata", "dcp-chunks", "piece-index", "shard-index", "manifest",
-    "npz",
+    "npz", "request",
 )  # fmt: skip
 JSON = ("resealed", "signature", "parity-record", "exported-program", "piece-index", "shard-index")
 
