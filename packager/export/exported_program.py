@@ -23,7 +23,13 @@ import torch
 from torch.export import ExportedProgram
 
 from packager.common import deterministic_zip
-from packager.export.exporters import ExporterFailed, FlatOutputs, retry_with_plain_is_causal, to_exporter_failed
+from packager.export.exporters import (
+    ExporterFailed,
+    FlatOutputs,
+    retry_with_plain_is_causal,
+    retry_without_is_exporting,
+    to_exporter_failed,
+)
 from packager.export.torchscript import reserve_disk_space
 from packager.project.manifest import DimLimits, Project
 from packager.runtime.exported_program_archive import ROOT
@@ -48,10 +54,9 @@ def export_flat(project: Project, flat: torch.nn.Module, inputs: tuple[torch.Ten
     # It prints half of the graph to stderr when it fails.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _keep_sizes_general():
         for strict in (False, True):
+            run = partial(torch.export.export, flat, inputs, dynamic_shapes=shapes, strict=strict)
             try:
-                return retry_with_plain_is_causal(
-                    partial(torch.export.export, flat, inputs, dynamic_shapes=shapes, strict=strict)
-                )
+                return retry_without_is_exporting(partial(retry_with_plain_is_causal, run))
             except Exception as error:  # noqa: BLE001 (torch.export raises whatever forward() does under its tensors)
                 failure = failure or error
     assert failure is not None

@@ -127,15 +127,55 @@ def _convert_is_causal() -> Iterator[None]:
             options["is_causal"] = bool(options["is_causal"])
         return attention(*arguments[:5], *map(bool, arguments[5:]), **options)  # query to dropout_p, is_causal
 
+    with _replace_function(attention, attend):
+        yield
+
+
+def retry_without_is_exporting(export: Callable[[], T]) -> T:
+    """Call `export`, which runs a module under torch.export; again, if it fails and the module asked whether it is.
+
+    A library may take a branch of its own where `torch.compiler.is_exporting()`, and that branch may be broken: the
+    Autoformer of transformers 5 then makes an attention mask, which its layers do not take.
+    """
+    with _answer_is_exporting(None) as callers:
+        try:
+            return export()
+        except Exception:
+            if not callers:
+                raise
+    with _answer_is_exporting(False):
+        return export()
+
+
+@contextlib.contextmanager
+def _answer_is_exporting(answer: bool | None) -> Iterator[set[str]]:
+    """Answer all modules but those of torch with `answer`, or with the truth if it is None; yield which ones ask."""
+    is_exporting = torch.compiler.is_exporting
+    callers: set[str] = set()
+
+    def reply() -> bool:
+        caller = str(sys._getframe(1).f_globals.get("__name__"))
+        if caller.partition(".")[0] == "torch":
+            return is_exporting()
+        callers.add(caller)
+        return is_exporting() if answer is None else answer
+
+    with _replace_function(is_exporting, reply):
+        yield callers
+
+
+@contextlib.contextmanager
+def _replace_function(function: Callable[..., Any], replacement: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in the place of another, in every module that has imported it."""
     loaded = [vars(module) for name, module in list(sys.modules.items()) if _is_python_module(name, module)]
-    imported = [(names, name) for names in loaded for name, value in list(names.items()) if value is attention]
+    imported = [(names, name) for names in loaded for name, value in list(names.items()) if value is function]
     for names, name in imported:
-        names[name] = attend
+        names[name] = replacement
     try:
         yield
     finally:
         for names, name in imported:
-            names[name] = attention
+            names[name] = function
 
 
 def _is_python_module(name: str, module: object) -> bool:
