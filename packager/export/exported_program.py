@@ -26,6 +26,7 @@ from packager.common import deterministic_zip
 from packager.export.exporters import (
     ExporterFailed,
     FlatOutputs,
+    disable_attention_fast_path,
     retry_with_plain_is_causal,
     retry_without_is_exporting,
     to_exporter_failed,
@@ -44,7 +45,8 @@ def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor
     A dim is exported as if it were at least 2, so that its size does not become a condition. The program still takes
     smaller sizes, and the parity check tries them. Raises `ExporterFailed`.
     """
-    return export_flat(project, FlatOutputs(module, project.manifest.outputs).eval(), inputs)
+    with disable_attention_fast_path():
+        return export_flat(project, FlatOutputs(module, project.manifest.outputs).eval(), inputs)
 
 
 def export_flat(project: Project, flat: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
@@ -101,7 +103,7 @@ def save(program: ExportedProgram, path: Path, folder: Path) -> None:
 
     Raises `ExporterFailed`, and OSError if the disk is full.
     """
-    raw = path.with_name(f"raw-{path.name}")
+    raw, example_inputs = path.with_name(f"raw-{path.name}"), program.example_inputs
     program.example_inputs = None  # they would be a pickle
     reserve_disk_space(raw, sum(tensor.nbytes for tensor in _list_tensors(program)))
     try:
@@ -110,6 +112,8 @@ def save(program: ExportedProgram, path: Path, folder: Path) -> None:
         raise  # the disk failed, not the exporter
     except Exception as error:
         raise to_exporter_failed(error, folder) from error
+    finally:
+        program.example_inputs = example_inputs
     write_canonical(raw, path)
     raw.unlink()
 
