@@ -32,6 +32,7 @@ from packager.export.exporters import (
     FlatOutputs,
     disable_attention_fast_path,
     retry_with_plain_is_causal,
+    speed_up_rewriting,
     to_exporter_failed,
 )
 from packager.export.graph.messages import ExportedGraph
@@ -132,7 +133,7 @@ def export_with_torch_export(
     # It prints its progress to stdout, and half of the graph to stderr when it fails.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            with disable_attention_fast_path():
+            with disable_attention_fast_path(), speed_up_rewriting():
                 program = _run_torch_export(project, module, make_program, names, inputs)
             opset, requested = program.model.opset_imports.get(""), project.manifest.export.opset
             if opset != requested:  # if it cannot convert the graph, it warns and keeps its own opset

@@ -1,5 +1,6 @@
 """What keeps torch from tracing a module without being part of what the module computes."""
 
+import contextlib
 import sys
 
 import numpy as np
@@ -7,9 +8,11 @@ import onnxruntime
 import pytest
 import torch
 from exporting import export
+from onnxscript.rewriter import _matcher
 from projects import project
 
 from packager.export import exporters
+from packager.export import onnx as onnx_exporters
 
 # Without the flag, every row would be an average over all rows instead of those up to its own.
 SOURCE = """
@@ -113,3 +116,42 @@ def test_a_module_that_does_not_ask_is_not_exported_again_and_torch_gets_the_tru
             exporters.retry_without_is_exporting(lambda ask=ask: fail(ask))
         assert attempts == expected
     assert torch.compiler.is_exporting is is_exporting
+
+
+SLICED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 8)
+
+    def forward(self, x):
+        y = torch.relu(self.layer(x))
+        return torch.cat((y[:, :4] * 2, y[:, 4:] + 1, y[:, :3]), 1)
+"""
+
+
+def test_quick_rewriting_gives_the_same_graph_with_fewer_attempts(tmp_path, monkeypatch):
+    matcher, attempts = _matcher.SimplePatternMatcher, []
+    multi_match, match = matcher._multi_match, matcher.match
+
+    def count(self, *arguments, **options):
+        attempts.append(self)
+        return multi_match(self, *arguments, **options)
+
+    monkeypatch.setattr(matcher, "_multi_match", count)
+    graphs, counts = [], []
+    for name in ("quick", "plain"):
+        if name == "plain":
+            monkeypatch.setattr(onnx_exporters, "speed_up_rewriting", contextlib.nullcontext)
+        (tmp_path / name).mkdir()
+        graph, _, _, _ = export("torch-export", project(tmp_path / name, SLICED), tmp_path / name)
+        graphs.append(graph.read_bytes().replace(str(tmp_path / name).encode(), b"folder"))
+        counts.append(len(attempts))
+        attempts.clear()
+    assert graphs[0] == graphs[1]
+    assert 0 < counts[0] < counts[1]
+    assert matcher.match is match
