@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from packager.benchmark.messages import OpenRequest
@@ -110,7 +109,7 @@ def _open_eager(request: OpenRequest) -> Iterator[Backend]:
     from packager.project.manifest import load_manifest
 
     assert request.manifest is not None
-    config = _read_config(request.bundle)
+    config = request.config
     inputs, outputs = _list_signature(config)
     with (
         preflight.fetch_checkpoint(load_manifest(request.manifest), StageReporter(ignore_event)) as project,
@@ -130,11 +129,6 @@ def _open_eager(request: OpenRequest) -> Iterator[Backend]:
             return run
 
         yield Backend(with_threads, notes=() if same else (note,))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    with open_bundle(path) as files:
-        return check_intact(files, models=False, evidence=False)[0]
 
 
 def _list_signature(config: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:

@@ -66,7 +66,7 @@ def measure(
     began = now = time.monotonic()
     longest = 0.0
     while variants and (not rounds or now + longest - began <= seconds):
-        report_round(len(rounds) + 1, max(1, int(seconds / longest)) if rounds else _AIMED_ROUNDS)
+        report_round(len(rounds) + 1, max(1, int(seconds / max(longest, 1e-9))) if rounds else _AIMED_ROUNDS)
         durations = {}
         for variant in order_round(variants, len(rounds)):
             try:

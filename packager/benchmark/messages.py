@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packager.common.array_files import Array
 from packager.errors import PackagerError
@@ -20,7 +20,8 @@ BackendName = Literal["onnx", "torchscript", "torch-export", "eager"]
 class OpenRequest:
     """The first message to a process: what to open.
 
-    - `bundle`, `fingerprint`: the bundle, which has been checked and must not have changed since.
+    - `bundle`, `fingerprint`, `config`: the bundle, which has been checked and must not have changed since, and its
+      config.json.
     - `manifest`: the project of the eager module; None for the other backends.
     - `threads`: the numbers of threads that will be asked for; the last is the one that `Opened` describes.
     - `inputs`: arrays by input name, one mapping for each case.
@@ -29,6 +30,7 @@ class OpenRequest:
     backend: BackendName
     bundle: Path
     fingerprint: str
+    config: Mapping[str, Any]
     manifest: Path | None
     threads: tuple[int, ...]
     inputs: tuple[Mapping[str, Array], ...]

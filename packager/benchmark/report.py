@@ -13,6 +13,7 @@ from packager.benchmark.measure import Measured, Variant
 from packager.benchmark.messages import BackendName
 from packager.benchmark.plan import Plan
 from packager.benchmark.statistics import Comparison, Summary, compare, summarize
+from packager.errors import OutputRefused
 
 BASELINE: BackendName = "onnx"
 """The backend that the others are compared with."""
@@ -101,8 +102,6 @@ class BenchReport:
 
 def save_text(path: Path, text: str) -> None:
     """Write a text to a file. Raises `OutputRefused`."""
-    from packager.errors import OutputRefused
-
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

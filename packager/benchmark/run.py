@@ -16,7 +16,7 @@ from packager.benchmark.report import BenchReport, LoadedBackend
 from packager.benchmark.subject import Subject, open_subject
 from packager.common.array_files import read_arrays
 from packager.common.progress import Listener, StageName, StageReporter, ignore_event
-from packager.errors import BackendUnavailable
+from packager.errors import BackendUnavailable, DataDoesNotFit
 from packager.runtime.trust import PROGRAM_TITLES
 
 _PROGRAMS: tuple[BackendName, ...] = ("torchscript", "torch-export")
@@ -50,7 +50,7 @@ def bench(
     subject = open_subject(bundle, fingerprint=fingerprint, public_key=public_key, trust_program=trust_program)
     sources = subject.cases
     if inputs is not None:
-        sources = (SourceCase(str(inputs), "file", read_arrays(inputs, str(inputs)), is_file=True),)
+        sources = (_read_source(inputs),)
     cores = this_machine.cores
     plan = make_plan(subject.config, sources, batches=batches, sizes=sizes or {}, threads=threads, cores=cores)
     requests, not_measured = choose_backends(subject, plan, manifest)
@@ -66,6 +66,15 @@ def bench(
         hint = "give it more time with --seconds, or choose smaller sizes with --batch and --dim"
         raise BackendUnavailable(str(bundle), _join([*not_measured.items(), *result.skipped.items()]), hint)
     return result
+
+
+def _read_source(path: Path) -> SourceCase:
+    """Read the arrays of a file. Raises `DataDoesNotFit`, also if one has no values."""
+    arrays = read_arrays(path, str(path))
+    empty = [name for name, array in arrays.items() if not array.size]
+    if empty:
+        raise DataDoesNotFit(str(path), f"{empty[0]} is empty, so there is nothing to repeat", "give at least one row")
+    return SourceCase(str(path), "file", arrays, is_file=True)
 
 
 def _start_processes(
@@ -90,7 +99,7 @@ def choose_backends(
     """Choose the backends to open; the second value says why others are not."""
     config = subject.config
     inputs = tuple(case.inputs for case in plan.cases)
-    base = OpenRequest("onnx", subject.path, subject.fingerprint, manifest, plan.threads, inputs)
+    base = OpenRequest("onnx", subject.path, subject.fingerprint, config, manifest, plan.threads, inputs)
     requests: list[OpenRequest] = []
     reasons: dict[BackendName, str] = {}
     if config["artifacts"]["onnx"] is not None:

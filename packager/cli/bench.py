@@ -88,8 +88,9 @@ def bench(
     """
     from packager.benchmark.run import bench as run
 
-    if plot is not None and not plot.parent.is_dir():
-        raise OutputRefused(str(plot), "there is no such folder", "choose another file with --plot", what="the plot")
+    if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
+        why = "it is a folder" if plot.is_dir() else "there is no such folder"
+        raise OutputRefused(str(plot), why, "choose another file with --plot", what="the plot")
     with stdio.redirect_stdout_to_stderr(), console.show_progress(quiet=as_json) as listener:
         report = run(
             bundle,

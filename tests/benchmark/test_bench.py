@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from messages import mentions
-from projects import ANOTHER, environment_without_torch, package, update_digests
+from projects import ANOTHER, IMAGE, environment_without_torch, package, project, update_digests
 
 from packager.benchmark.measure import MIN_ROUNDS
 from packager.benchmark.run import bench
@@ -116,6 +116,30 @@ def test_a_manifest_of_different_weights_is_measured_and_noted(built, digits, tm
     assert any("is not the one that the bundle was built from" in note for note in report.notes)
 
 
+DYING = """
+import os
+import signal
+
+from torch import nn
+
+
+class Net(nn.Module):
+    def forward(self, image):
+        print("forward")
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_module_that_ends_its_process_costs_its_own_figures_and_what_it_prints_stays_off_stdout(built, tmp_path):
+    manifest = project(tmp_path / "dying", DYING, inputs=IMAGE)
+    options = ["--batch", "1", "--threads", "1", "--seconds", "0.05", "--json"]
+    done = package("bench", built.bundle, "--manifest", manifest, *options)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert [row["backend"] for row in record["measurements"]] == ["onnx"]
+    assert record["skipped"] == {"eager, 1 thread, batch=1": "the process ended with SIGKILL"}
+
+
 def test_a_manifest_that_is_wrong_is_an_error_and_not_a_missing_figure(built, tmp_path):
     done = package("bench", built.bundle, "--manifest", tmp_path / "no.yaml", "--json")
     assert done.returncode == 2
@@ -152,6 +176,9 @@ def test_inputs_that_do_not_fit_are_an_error(built, tmp_path):
     np.savez(tmp_path / "x.npz", image=np.zeros((3, 1, 8, 8), np.float64))
     with pytest.raises(DataDoesNotFit, match="float64"):
         bench(built.bundle, inputs=tmp_path / "x.npz", threads=(1,), seconds=0.05)
+    np.savez(tmp_path / "x.npz", image=np.zeros((0, 1, 8, 8), np.float32))
+    with pytest.raises(DataDoesNotFit, match="image is empty"):
+        bench(built.bundle, inputs=tmp_path / "x.npz")
     with pytest.raises(DataDoesNotFit, match="at most 16"):
         bench(built.bundle, batches=(32,))
 
@@ -168,5 +195,6 @@ def test_options_that_make_no_sense_are_usage_errors(built, tmp_path):
     for options in (["--batch", "0"], ["--batch", "1,x"], ["--dim", "batch"], ["--dim", "=3"], ["--seconds", "0"]):
         done = package("bench", built.bundle, *options, "--json")
         assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "usage"), options
-    done = package("bench", built.bundle, "--plot", tmp_path / "no" / "bench.svg", "--json")
-    assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "output-refused")
+    for path in (tmp_path / "no" / "bench.svg", tmp_path):
+        done = package("bench", built.bundle, "--plot", path, "--json")
+        assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "output-refused")
