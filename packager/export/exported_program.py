@@ -14,7 +14,7 @@ import contextlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from packager.project.manifest import DimLimits, Project
 from packager.runtime.exported_program_archive import ROOT
 
 _GENERAL_SIZE = 2  # torch.export specializes what it traces with a size of 0 or 1
+_MAX_CONSTANT_ELEMENTS = 1000
 _RANDOM_ENTRY = ".data/serialization_id"
 
 
@@ -57,12 +58,37 @@ def export_flat(project: Project, flat: torch.nn.Module, inputs: tuple[torch.Ten
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _keep_sizes_general():
         for strict in (False, True):
             run = partial(torch.export.export, flat, inputs, dynamic_shapes=shapes, strict=strict)
+            run = partial(retry_without_is_exporting, partial(retry_with_plain_is_causal, run))
             try:
-                return retry_without_is_exporting(partial(retry_with_plain_is_causal, run))
+                return run() if strict else _retry_with_constants(run)
             except Exception as error:  # noqa: BLE001 (torch.export raises whatever forward() does under its tensors)
                 failure = failure or error
     assert failure is not None
     raise _explain(failure, project.folder) from failure
+
+
+def _retry_with_constants(export: Callable[[], ExportedProgram]) -> ExportedProgram:
+    """Call `export`; again, if it lacks a number, with the values of the tensors that forward() makes of constants.
+
+    A shape or a stride may be in such a tensor, as in `int(torch.tensor([2, 3])[0])`. torch.export remembers the values
+    of tensors with one element only.
+    """
+    from torch._subclasses import fake_tensor
+    from torch.fx.experimental import proxy_tensor
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    modules: tuple[Any, ...] = (fake_tensor, proxy_tensor)
+    limits = [module.CONSTANT_NUMEL_LIMIT for module in modules]
+    try:
+        return export()
+    except GuardOnDataDependentSymNode:
+        for module in modules:
+            module.CONSTANT_NUMEL_LIMIT = _MAX_CONSTANT_ELEMENTS
+    try:
+        return export()
+    finally:
+        for module, limit in zip(modules, limits, strict=True):
+            module.CONSTANT_NUMEL_LIMIT = limit
 
 
 def _explain(failure: Exception, folder: Path) -> ExporterFailed:
