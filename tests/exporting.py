@@ -1,7 +1,9 @@
 """Export a project's module with one of torch's exporters, without the rest of a build."""
 
+from functools import partial
+
+from packager.export import exported_program, torchscript
 from packager.export import onnx as exporters
-from packager.export import torchscript
 from packager.export.graph import io
 from packager.model import loader
 from packager.model.inputs import bind_inputs
@@ -25,7 +27,10 @@ def export(exporter, path, target):
             program = torchscript.trace(model.module, loaded.manifest.outputs, example, loaded.folder)
             raw = exporters.export_from_torchscript(loaded, program, names, example, target / "raw.onnx")
         else:
-            raw = exporters.export_with_torch_export(loaded, model.module, names, example, target / "raw.onnx")
+            make_program = partial(exported_program.export, loaded, model.module, example)
+            raw = exporters.export_with_torch_export(
+                loaded, model.module, make_program, names, example, target / "raw.onnx"
+            )
         io.write_graph(io.load_graph(raw), target, target / "whole.onnx")
         cases = {case.name: reference.run_case(loaded, model, case) for case in grid.cases}
         signed = signature.infer_output_specs(

@@ -71,6 +71,14 @@ def test_loading_an_archive_imports_nothing_heavy_either(archived):
     assert not build_side(found)
 
 
+def test_measuring_a_bundle_imports_libraries_in_the_measuring_processes_alone(built):
+    code = (
+        "import sys; from pathlib import Path; from packager.benchmark.run import bench\n"
+        "bench(Path(sys.argv[1]), trust_program=True, batches=(1,), threads=(1,), seconds=0.05)"
+    )
+    assert not imported(code, built.bundle) & {*HEAVY, "onnxruntime", "pydantic", "yaml", "rich", "click"}
+
+
 def test_a_selftest_needs_no_torch_either(built):
     found = imported("import sys, packager\npackager.load(sys.argv[1], selftest=True)", built.bundle)
     assert not found & {*HEAVY, "pydantic"}

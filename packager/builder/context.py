@@ -14,11 +14,13 @@ from packager.common.hashing import sha256_file
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
     from packager.bundle.writer import BundleWriter
     from packager.checkpoint.locate import LocatedCheckpoint
     from packager.common.cache import Cache
     from packager.common.progress import StageReporter
+    from packager.export.exporters import ExporterFailed
     from packager.export.passes.worker import OnnxWorker
     from packager.model.loader import LoadedModel
     from packager.parity.cases.sample_grid import Grid
@@ -80,6 +82,7 @@ class BuildContext:
     """A build in progress: its request, a scratch folder, the writer of the staged bundle, and the ONNX worker.
 
     `remeasured` keeps the noise of the test cases that were evaluated in every way, by name: both artifacts need it.
+    `exported_programs` keeps the program of torch.export, or why there is none, for the same reason.
     """
 
     request: BuildRequest
@@ -87,6 +90,7 @@ class BuildContext:
     writer: BundleWriter
     worker: OnnxWorker
     remeasured: dict[str, CaseNoise] = field(default_factory=dict)
+    exported_programs: list[ExportedProgram | ExporterFailed] = field(default_factory=list)
 
     @property
     def project(self) -> Project:

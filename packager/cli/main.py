@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from packager.cli import stdio
+from packager.cli.bench import bench
 from packager.cli.build import build, vet
 from packager.cli.bundle import diff, pack, run, unpack, verify
 from packager.cli.cache import cache
@@ -35,7 +36,7 @@ def cli() -> None:
     """Turn one manifest and one PyTorch checkpoint into one proven ONNX bundle."""
 
 
-for _command in (build, vet, verify, sign, diff, run, serve, export, pack, unpack, inspect, schema, cache):
+for _command in (build, vet, verify, sign, diff, run, serve, export, bench, pack, unpack, inspect, schema, cache):
     cli.add_command(_command)
 
 

@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class StageName(str, Enum):
-    """The stages of a build by the names that users read, in progress lines and in `--json`."""
+    """The stages of a build, and of a benchmark, by the names that users read, in progress lines and in `--json`."""
 
     DOWNLOAD = "download"
     IMPORT = "import"
@@ -26,6 +26,8 @@ class StageName(str, Enum):
     CHECK = "check"
     RESTORE = "restore"
     ARCHIVE = "archive"
+    LOAD = "load"
+    MEASURE = "measure"
 
     __str__ = str.__str__  # f"{stage}" differs between versions of Python for an Enum that is a str
 

@@ -2,12 +2,13 @@
 
 ONNX has no operators for complex numbers, and the exporter of torch.export knows a few functions of them
 (https://github.com/pytorch/pytorch/issues/126972). Here the program is run once more under torch.export, with a pair
-of real tensors for each complex one. An operator without a rule gets the complex tensor, and so do Fourier transforms,
-which the exporter has.
+of real tensors for each complex one. An operator without a rule gets the complex tensor, and so do Fourier transforms
+that the exporter has and onnxruntime computes accurately; `packager.export.fourier` has the others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+
+from packager.export import fourier
+
+_TRANSFORMS = ("fft_fft", "fft_ifft", "fft_rfft", "fft_fft2", "fft_fftn", "fft_ifft2", "fft_ifftn", "fft_rfft2",
+               "fft_rfftn", "stft")  # fmt: skip
+"""Operators that transform real numbers to complex ones."""
+
+Step = tuple[Callable[..., Any], Any]
 
 _REAL_DTYPES = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
@@ -28,9 +37,11 @@ class Pair:
 
 
 def has_complex_numbers(program: torch.export.ExportedProgram) -> bool:
-    """Tell whether a value in the program is complex."""
+    """Tell whether a value in the program is complex, or one is in an operator of it."""
     values = [value for node in program.graph.nodes for value in tree_leaves(node.meta.get("val"))]
-    return any(isinstance(value, Tensor) and value.is_complex() for value in values)
+    return any(isinstance(value, Tensor) and value.is_complex() for value in values) or any(
+        node.target == torch.ops.aten.stft.default for node in program.graph.nodes
+    )
 
 
 class RealArithmetic(torch.nn.Module):
@@ -65,7 +76,7 @@ class _Interpreter(torch.fx.Interpreter):
 def _makes_complex(name: str, arguments: Sequence[Any]) -> bool:
     """Tell whether an operator makes complex numbers of real ones."""
     dtypes = [value for value in arguments if isinstance(value, torch.dtype)]
-    return name in ("complex", "polar") or any(dtype.is_complex for dtype in dtypes)
+    return name in ("complex", "polar", *_TRANSFORMS) or any(dtype.is_complex for dtype in dtypes)
 
 
 def _split_result(result: Any) -> Any:
@@ -201,10 +212,44 @@ def _create(operator: Any, *args: Any, dtype: torch.dtype | None = None, **optio
     return real if dtype is not None and not dtype.is_complex else Pair(real, torch.zeros_like(real))
 
 
+def _fourier(*, inverse: bool = False, half: bool = False) -> Callable[..., Any]:
+    """Make the rule of a transform to the whole spectrum of a signal, or to half of it if the signal is real."""
+
+    def apply(operator: Any, signal: Any, n: Any = None, dim: int = -1, norm: fourier.Norm = None) -> Any:
+        real, imag = (signal.real, signal.imag) if isinstance(signal, Pair) else (signal, None)
+        points = real.shape[dim] if n is None else n
+        if not fourier.is_inaccurate(points) or not isinstance(real.shape[dim], int) or not real.is_floating_point():
+            return _split_result(operator(_join(signal), n, dim, norm))
+        count = points // 2 + 1 if half else points
+        return Pair(*fourier.transform(real, imag, points, dim, norm, inverse=inverse, count=count))
+
+    return apply
+
+
+def _each_dim(step: Step, last: Step, *, last_first: bool = True) -> Callable[..., Any]:
+    """Make the rule of a transform along several dims from two along one: `last` is that of the last dim."""
+
+    def apply(_: Any, signal: Any, s: Any = None, dim: Any = None, norm: fourier.Norm = None) -> Any:
+        rank = (signal.real if isinstance(signal, Pair) else signal).dim()
+        dims = list(dim) if dim is not None else list(range(-len(s) if s is not None else -rank, 0))
+        sizes = [None] * len(dims) if s is None else [None if size == -1 else size for size in s]
+        steps = [(*step, size, axis) for size, axis in zip(sizes[:-1], dims[:-1], strict=True)]
+        final = (*last, sizes[-1], dims[-1])
+        for rule, operator, size, axis in [final, *steps] if last_first else [*steps, final]:
+            signal = rule(operator, signal, size, axis, norm)
+        return signal
+
+    return apply
+
+
 def _inverse_real_fourier(
-    operator: Any, spectrum: Pair, n: Any = None, dim: int = -1, norm: str | None = None
+    operator: Any, spectrum: Pair, n: Any = None, dim: int = -1, norm: fourier.Norm = None
 ) -> Tensor:
     """Transform the whole spectrum back if the length is dynamic: onnxruntime reserves the size of half a spectrum."""
+    size = spectrum.real.shape[dim]
+    points = 2 * (size - 1) if n is None else n
+    if fourier.is_inaccurate(points) and isinstance(size, int):
+        return fourier.transform_to_real(spectrum.real, spectrum.imag, points, dim, norm)
     if n is None or isinstance(n, int):
         result: Tensor = operator(_join(spectrum), n, dim, norm)
         return result
@@ -214,6 +259,38 @@ def _inverse_real_fourier(
     real, imag = (half.flip(dim) for half in halves)
     whole = Pair(torch.cat((spectrum.real, real), dim), torch.cat((spectrum.imag, -imag), dim))
     return torch.view_as_real(torch.fft.ifft(_join(whole), dim=dim, norm=norm))[..., 0]
+
+
+def _short_time_fourier(
+    operator: Any,
+    signal: Any,
+    n_fft: int,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: Tensor | None = None,
+    *options: Any,
+    **named_options: Any,
+) -> Any:
+    """Transform overlapping frames of a real signal by a convolution with all of them."""
+    names = ("normalized", "onesided", "return_complex", "align_to_window")
+    given = {**dict(zip(names, options, strict=False)), **named_options}
+    is_plain = given.keys() <= set(names) and given.get("onesided") is not False and not given.get("align_to_window")
+    if isinstance(signal, Pair) or not is_plain or not fourier.is_inaccurate(n_fft) or len(options) > len(names):
+        arguments = (signal, n_fft, hop_length, win_length, window, *options)
+        return _split_result(operator(*_join(arguments), **named_options))
+    hop = n_fft // 4 if hop_length is None else hop_length
+    width = n_fft if win_length is None else win_length
+    frame = _pad_window(window, width, n_fft, signal.dtype)
+    scale = 1 / math.sqrt(n_fft) if given.get("normalized") else 1.0
+    parts = fourier.transform_frames(signal if signal.dim() == 2 else signal[None], n_fft, hop, frame, scale)
+    parts = parts if signal.dim() == 2 else (parts[0][0], parts[1][0])
+    return Pair(*parts) if given.get("return_complex") else torch.stack(parts, -1)
+
+
+def _pad_window(window: Tensor | None, width: int, points: int, dtype: torch.dtype) -> Tensor:
+    """Return a window in the middle of a frame of so many points; None is a window of ones."""
+    window = torch.ones(width, dtype=dtype) if window is None else window
+    return torch.nn.functional.pad(window, ((points - width) // 2, points - width - (points - width) // 2))
 
 
 def _inverse_short_time_fourier(
@@ -234,11 +311,10 @@ def _inverse_short_time_fourier(
         raise NotImplementedError("a complex signal")
     hop = n_fft // 4 if hop_length is None else hop_length
     width = n_fft if win_length is None else win_length
-    window = torch.ones(width, dtype=spectrum.real.dtype) if window is None else window
-    window = torch.nn.functional.pad(window, ((n_fft - width) // 2, n_fft - width - (n_fft - width) // 2))
-    norm = "ortho" if normalized else "backward"
+    window = _pad_window(window, width, n_fft, spectrum.real.dtype)
+    norm: fourier.Norm = "ortho" if normalized else "backward"
     batched = spectrum if spectrum.real.dim() == 3 else Pair(spectrum.real[None], spectrum.imag[None])
-    frames = torch.fft.irfft(_join(batched), n_fft, dim=1, norm=norm) * window[:, None]
+    frames = _inverse_real_fourier(torch.ops.aten.fft_irfft, batched, n_fft, 1, norm) * window[:, None]
     count = frames.shape[-1]
 
     def overlap(blocks: Tensor) -> Tensor:
@@ -265,6 +341,10 @@ _OF_MORE = {
     "select_scatter": (0, 1), "slice_scatter": (0, 1), "stack": (0,), "sub": (0, 1), "sub_": (0, 1), "vstack": (0,),
     "where": (1, 2), "zero_": (0,),
 }  # fmt: skip
+_FORWARD: Step = (_fourier(), torch.ops.aten.fft_fft)
+_INVERSE: Step = (_fourier(inverse=True), torch.ops.aten.fft_ifft)
+_REAL_FORWARD: Step = (_fourier(half=True), torch.ops.aten.fft_rfft)
+_REAL_INVERSE: Step = (_inverse_real_fourier, torch.ops.aten.fft_irfft)
 _RULES: dict[str, Callable[..., Any]] = {
     **{name: _each_part(0) for name in _OF_ONE},
     **{name: _each_part(*positions) for name, positions in _OF_MORE.items()},
@@ -279,7 +359,14 @@ _RULES: dict[str, Callable[..., Any]] = {
     "div_": _in_place(_divide, torch.div),
     "einsum": _einsum,
     "exp": lambda _, value: _polar(_, torch.exp(value.real), value.imag),
+    "fft_fft": _fourier(),
+    "fft_ifft": _fourier(inverse=True),
     "fft_irfft": _inverse_real_fourier,
+    "fft_rfft": _fourier(half=True),
+    **dict.fromkeys(("fft_fft2", "fft_fftn"), _each_dim(_FORWARD, _FORWARD)),
+    **dict.fromkeys(("fft_ifft2", "fft_ifftn"), _each_dim(_INVERSE, _INVERSE)),
+    **dict.fromkeys(("fft_rfft2", "fft_rfftn"), _each_dim(_FORWARD, _REAL_FORWARD)),
+    **dict.fromkeys(("fft_irfft2", "fft_irfftn"), _each_dim(_INVERSE, _REAL_INVERSE, last_first=False)),
     "imag": lambda _, value: value.imag,
     "istft": _inverse_short_time_fourier,
     "mH": lambda _, value: Pair(value.real.mT, -value.imag.mT),
@@ -288,6 +375,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "pow": _power,
     "real": lambda _, value: value.real,
     "reciprocal": lambda _, value: _divide(torch.div, complex(1), value),
+    "stft": _short_time_fourier,
     "square": lambda _, value: _multiply(torch.mul, value, value),
     "tanh": _tanh,
     "view_as_real": lambda _, value: torch.stack((value.real, value.imag), -1),

@@ -14,7 +14,7 @@ import contextlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,20 @@ import torch
 from torch.export import ExportedProgram
 
 from packager.common import deterministic_zip
-from packager.export.exporters import ExporterFailed, FlatOutputs, retry_with_plain_is_causal, to_exporter_failed
+from packager.export.exporters import (
+    ExporterFailed,
+    FlatOutputs,
+    disable_attention_fast_path,
+    retry_with_plain_is_causal,
+    retry_without_is_exporting,
+    to_exporter_failed,
+)
 from packager.export.torchscript import reserve_disk_space
 from packager.project.manifest import DimLimits, Project
 from packager.runtime.exported_program_archive import ROOT
 
 _GENERAL_SIZE = 2  # torch.export specializes what it traces with a size of 0 or 1
+_MAX_CONSTANT_ELEMENTS = 1000
 _RANDOM_ENTRY = ".data/serialization_id"
 
 
@@ -38,7 +46,8 @@ def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor
     A dim is exported as if it were at least 2, so that its size does not become a condition. The program still takes
     smaller sizes, and the parity check tries them. Raises `ExporterFailed`.
     """
-    return export_flat(project, FlatOutputs(module, project.manifest.outputs).eval(), inputs)
+    with disable_attention_fast_path():
+        return export_flat(project, FlatOutputs(module, project.manifest.outputs).eval(), inputs)
 
 
 def export_flat(project: Project, flat: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
@@ -48,14 +57,38 @@ def export_flat(project: Project, flat: torch.nn.Module, inputs: tuple[torch.Ten
     # It prints half of the graph to stderr when it fails.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _keep_sizes_general():
         for strict in (False, True):
+            run = partial(torch.export.export, flat, inputs, dynamic_shapes=shapes, strict=strict)
+            run = partial(retry_without_is_exporting, partial(retry_with_plain_is_causal, run))
             try:
-                return retry_with_plain_is_causal(
-                    partial(torch.export.export, flat, inputs, dynamic_shapes=shapes, strict=strict)
-                )
+                return run() if strict else _retry_with_constants(run)
             except Exception as error:  # noqa: BLE001 (torch.export raises whatever forward() does under its tensors)
                 failure = failure or error
     assert failure is not None
     raise _explain(failure, project.folder) from failure
+
+
+def _retry_with_constants(export: Callable[[], ExportedProgram]) -> ExportedProgram:
+    """Call `export`; again, if it lacks a number, with the values of the tensors that forward() makes of constants.
+
+    A shape or a stride may be in such a tensor, as in `int(torch.tensor([2, 3])[0])`. torch.export remembers the values
+    of tensors with one element only.
+    """
+    from torch._subclasses import fake_tensor
+    from torch.fx.experimental import proxy_tensor
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    modules: tuple[Any, ...] = (fake_tensor, proxy_tensor)
+    limits = [module.CONSTANT_NUMEL_LIMIT for module in modules]
+    try:
+        return export()
+    except GuardOnDataDependentSymNode:
+        for module in modules:
+            module.CONSTANT_NUMEL_LIMIT = _MAX_CONSTANT_ELEMENTS
+    try:
+        return export()
+    finally:
+        for module, limit in zip(modules, limits, strict=True):
+            module.CONSTANT_NUMEL_LIMIT = limit
 
 
 def _explain(failure: Exception, folder: Path) -> ExporterFailed:
@@ -96,7 +129,7 @@ def save(program: ExportedProgram, path: Path, folder: Path) -> None:
 
     Raises `ExporterFailed`, and OSError if the disk is full.
     """
-    raw = path.with_name(f"raw-{path.name}")
+    raw, example_inputs = path.with_name(f"raw-{path.name}"), program.example_inputs
     program.example_inputs = None  # they would be a pickle
     reserve_disk_space(raw, sum(tensor.nbytes for tensor in _list_tensors(program)))
     try:
@@ -105,6 +138,8 @@ def save(program: ExportedProgram, path: Path, folder: Path) -> None:
         raise  # the disk failed, not the exporter
     except Exception as error:
         raise to_exporter_failed(error, folder) from error
+    finally:
+        program.example_inputs = example_inputs
     write_canonical(raw, path)
     raw.unlink()
 

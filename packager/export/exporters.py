@@ -127,19 +127,86 @@ def _convert_is_causal() -> Iterator[None]:
             options["is_causal"] = bool(options["is_causal"])
         return attention(*arguments[:5], *map(bool, arguments[5:]), **options)  # query to dropout_p, is_causal
 
+    with _replace_function(attention, attend):
+        yield
+
+
+def retry_without_is_exporting(export: Callable[[], T]) -> T:
+    """Call `export`, which runs a module under torch.export; again, if it fails and the module asked whether it is.
+
+    A library may take a branch of its own where `torch.compiler.is_exporting()`, and that branch may be broken: the
+    Autoformer of transformers 5 then makes an attention mask, which its layers do not take.
+    """
+    with _answer_is_exporting(None) as callers:
+        try:
+            return export()
+        except Exception:
+            if not callers:
+                raise
+    with _answer_is_exporting(False):
+        return export()
+
+
+@contextlib.contextmanager
+def _answer_is_exporting(answer: bool | None) -> Iterator[set[str]]:
+    """Answer all modules but those of torch with `answer`, or with the truth if it is None; yield which ones ask."""
+    is_exporting = torch.compiler.is_exporting
+    callers: set[str] = set()
+
+    def reply() -> bool:
+        caller = str(sys._getframe(1).f_globals.get("__name__"))
+        if caller.partition(".")[0] == "torch":
+            return is_exporting()
+        callers.add(caller)
+        return is_exporting() if answer is None else answer
+
+    with _replace_function(is_exporting, reply):
+        yield callers
+
+
+@contextlib.contextmanager
+def _replace_function(function: Callable[..., Any], replacement: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in the place of another, in every module that has imported it."""
     loaded = [vars(module) for name, module in list(sys.modules.items()) if _is_python_module(name, module)]
-    imported = [(names, name) for names in loaded for name, value in list(names.items()) if value is attention]
+    imported = [(names, name) for names in loaded for name, value in list(names.items()) if value is function]
     for names, name in imported:
-        names[name] = attend
+        names[name] = replacement
     try:
         yield
     finally:
         for names, name in imported:
-            names[name] = attention
+            names[name] = function
 
 
 def _is_python_module(name: str, module: object) -> bool:
     return isinstance(module, ModuleType) and not name.startswith("torch._C")
+
+
+@contextlib.contextmanager
+def speed_up_rewriting() -> Iterator[None]:
+    """Let the optimizer of torch.onnx match patterns with several outputs only at nodes that may be the first of them.
+
+    onnxscript 0.7 lists all nodes of the graph at every node, for the one rule with such a pattern, which turns two
+    Slices into a Split. On a graph of 8,000 nodes, that took three quarters of the whole export. The result is the
+    same: a node of a different operator fails to match anyway.
+    """
+    from onnxscript.rewriter import _basics, _matcher
+
+    matcher: Any = _matcher.SimplePatternMatcher
+    match = matcher.match
+
+    def match_quickly(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        pattern = self.pattern
+        expected = None if pattern.has_single_output_node else pattern.output_nodes[0].op_identifier()
+        if expected is not None and expected != node.op_identifier():
+            return _basics.MatchResult().fail("a different operator")
+        return match(self, model, graph, node, **options)
+
+    matcher.match = match_quickly
+    try:
+        yield
+    finally:
+        matcher.match = match
 
 
 class FlatOutputs(torch.nn.Module):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from packager.export.exporters import (
     FlatOutputs,
     disable_attention_fast_path,
     retry_with_plain_is_causal,
+    speed_up_rewriting,
     to_exporter_failed,
 )
 from packager.export.graph.messages import ExportedGraph
@@ -116,18 +117,24 @@ def _write_weights(module: torch.nn.Module, path: Path) -> ExportedGraph:
 
 
 def export_with_torch_export(
-    project: Project, module: torch.nn.Module, names: TensorNames, inputs: tuple[torch.Tensor, ...], path: Path
+    project: Project,
+    module: torch.nn.Module,
+    make_program: Callable[[], torch.export.ExportedProgram],
+    names: TensorNames,
+    inputs: tuple[torch.Tensor, ...],
+    path: Path,
 ) -> ExportedGraph:
-    """Trace the module with torch.export and write the graph, weights included, to `path`.
+    """Write the graph of a program of torch.export, weights included, to `path`.
 
-    `inputs` are the arguments of an example call, in the manifest's order. Raises `ExporterFailed`, and OSError if the
-    file cannot be written.
+    `make_program` does what `exported_program.export` does with the module, and is called once. `inputs` are the
+    arguments of an example call, in the manifest's order. Raises `ExporterFailed`, and OSError if the file cannot be
+    written.
     """
     # It prints its progress to stdout, and half of the graph to stderr when it fails.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            with disable_attention_fast_path():
-                program = _run_torch_export(project, module, names, inputs)
+            with disable_attention_fast_path(), speed_up_rewriting():
+                program = _run_torch_export(project, module, make_program, names, inputs)
             opset, requested = program.model.opset_imports.get(""), project.manifest.export.opset
             if opset != requested:  # if it cannot convert the graph, it warns and keeps its own opset
                 raise RuntimeError(f"this model exports with opset {opset}, but export.opset is {requested}")
@@ -141,11 +148,15 @@ def export_with_torch_export(
 
 
 def _run_torch_export(
-    project: Project, module: torch.nn.Module, names: TensorNames, inputs: tuple[torch.Tensor, ...]
+    project: Project,
+    module: torch.nn.Module,
+    make_program: Callable[[], torch.export.ExportedProgram],
+    names: TensorNames,
+    inputs: tuple[torch.Tensor, ...],
 ) -> torch.onnx.ONNXProgram:
     """Export a module; if an operator has no equal in ONNX, again with those decomposed that packager can write.
 
-    torch.onnx gets the program that `exported_program` makes, which keeps dims that torch.onnx would fix. Only if there
+    torch.onnx gets the program of `make_program`, which keeps dims that torch.onnx would fix. Only if there
     is none, because a branch divides the sizes of a dim for instance, does torch.onnx capture the module in its own
     ways; the control flow that this fixes is reported like that of a trace.
     """
@@ -166,7 +177,7 @@ def _run_torch_export(
         return converted
 
     try:
-        program = exported_program.export(project, module, inputs)
+        program = make_program()
     except ExporterFailed as failure:
         try:
             return convert(FlatOutputs(module, project.manifest.outputs).eval())

@@ -107,6 +107,7 @@ def script(module: torch.nn.Module, folder: Path) -> TorchScriptProgram:
         with precision.without_hooks(module):
             scripted = torch.jit.script(module)
     except Exception as error:
+        _forget_compiled_classes()
         raise to_exporter_failed(error, folder) from error
     specialized = SpecializedControlFlow(rounded_size_lines=_find_rounded_sizes(scripted.inlined_graph))
     return TorchScriptProgram("script", scripted, specialized, _has_discrete_decisions(scripted.inlined_graph))
@@ -185,6 +186,19 @@ def _is_decision(node: Any) -> bool:
     if name in _INDEX_OPERATORS:
         return any(value.uses() for value in list(node.outputs())[1:])
     return name in _DECISION_OPERATORS or name.removesuffix("_") in _DECISION_OPERATORS or "quantize" in name
+
+
+def _forget_compiled_classes() -> None:
+    """Let torch.jit compile every class of modules from its beginning the next time.
+
+    It keeps the classes of a module that it could not compile, each with the methods that it had compiled by then. Of
+    the same class a second time, it would say "Can't redefine method", and no more what is wrong with it. torch's own
+    tests forget in the same way (torch/testing/_internal/jit_utils.py).
+    """
+    from torch.jit import _recursive
+
+    recursive: Any = _recursive
+    recursive.concrete_type_store = recursive.ConcreteTypeStore()
 
 
 @functools.cache

@@ -38,7 +38,11 @@ def run_with_rounded_results(project: Project, model: LoadedModel, case: InputCa
 
 
 class _RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's stubs
-    """While active, moves what operators return by one unit in the last place."""
+    """While active, moves what operators return by one unit in the last place.
+
+    Every coefficient of a Fourier transform is a sum of the whole signal, and off by a unit of the largest one: on a
+    constant signal, torch may leave zeros where a different algorithm leaves what rounding makes of them.
+    """
 
     supports_higher_order_operators = True  # such as torch.cond, which runs as a whole
 
@@ -47,17 +51,46 @@ class _RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
         self._generator = torch.Generator().manual_seed(0)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator, and multiply each float result by 1 + eps or 1 - eps, element by element."""
+        """Run the operator, and move each float result up or down by eps, element by element."""
         result = function(*args, **(kwargs or {}))
         if not isinstance(function, torch._ops.OpOverload) or function.is_view:
             return result
-        if function.overloadpacket.__name__.strip("_").removesuffix("_like") in _EXACT_OPERATORS:
+        name = function.overloadpacket.__name__.strip("_").removesuffix("_like")
+        if name in _EXACT_OPERATORS:
             return result
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and _is_rounded(tensor):
-                sign = torch.randint(0, 2, tensor.shape, generator=self._generator).to(tensor.dtype) * 2 - 1
-                tensor.mul_(1 + sign * torch.finfo(tensor.dtype).eps)
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            dims = _find_transformed_dims(name, function, args, kwargs or {})
+            if dims is not None:
+                largest = tensor.abs().amax(dims, keepdim=True).expand_as(tensor)
+                self._move(tensor, torch.stack((largest, largest), -1) if tensor.is_complex() else largest)
+            elif tensor.is_complex() or _is_rounded(tensor):
+                self._move(tensor, None)
         return result
+
+    def _move(self, tensor: torch.Tensor, size: torch.Tensor | None) -> None:
+        """Move a tensor, or both parts of a complex one, up or down by eps times `size`, or itself if it is None."""
+        parts = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        sign = torch.randint(0, 2, parts.shape, generator=self._generator).to(parts.dtype) * 2 - 1
+        step = sign * torch.finfo(parts.dtype).eps
+        if size is None:
+            parts.mul_(1 + step)
+        else:
+            parts.add_(step * size)
+
+
+def _find_transformed_dims(name: str, function: Any, args: Any, kwargs: Any) -> tuple[int, ...] | None:
+    """Return the dims of the result of a Fourier transform that it transforms; none of them stands for all."""
+    if name in ("stft", "istft"):
+        return (-2,) if name == "stft" else (-1,)  # of complex numbers; real pairs, which are deprecated, share a scale
+    if not name.startswith("fft_") or name.endswith(("shift", "freq")):
+        return None
+    schema = function._schema.arguments
+    given = {**{entry.name: entry.default_value for entry in schema}, **kwargs}
+    given.update(zip((entry.name for entry in schema), args, strict=False))
+    dim = given.get("dim")
+    return () if dim is None else tuple(dim) if isinstance(dim, (list, tuple)) else (dim,)
 
 
 def _is_rounded(tensor: torch.Tensor) -> bool:

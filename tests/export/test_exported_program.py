@@ -3,6 +3,7 @@
 import os
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from messages import mentions
@@ -146,3 +147,38 @@ def test_two_inputs_that_share_a_dim_hold_no_conditions_in_python(tmp_path):
     assert backend.run(arrays)["z"].shape == (6, 8)
     with pytest.raises(RuntimeError):
         backend.run({**arrays, "y": torch.rand(6, 4).numpy()})
+
+
+class Constants(torch.nn.Module):
+    """A module that takes numbers from tensors which it makes of constants, and writes to one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.strides = np.array([2, 3])
+
+    def forward(self, x):
+        written = torch.tensor([5, 7])
+        written[0] = 1
+        left, right = torch.from_numpy(self.strides).tolist()
+        return torch.nn.functional.pad(x, [left, right]) * int(torch.tensor([2, 9])[1]) + written.sum()
+
+
+def test_numbers_in_tensors_that_the_module_makes_of_constants_are_known(tmp_path):
+    from torch._subclasses import fake_tensor
+
+    limit = fake_tensor.CONSTANT_NUMEL_LIMIT
+    program = exported_program.export(make_project(tmp_path), Constants(), (torch.rand(2, 4),))
+    for rows in (1, 3):
+        x = torch.rand(rows, 4)
+        torch.testing.assert_close(program.module(check_guards=False)(x)[0], Constants()(x))
+    assert limit == fake_tensor.CONSTANT_NUMEL_LIMIT
+
+
+def test_a_number_that_follows_from_an_input_is_not_fixed(tmp_path):
+    class Repeats(torch.nn.Module):
+        def forward(self, x):
+            return x.repeat(int(torch.tensor([2, 9])[0]) + int(x.sum()), 1)
+
+    program = exported_program.export(make_project(tmp_path), Repeats(), (torch.ones(2, 4),))
+    for x in (torch.ones(2, 4), torch.ones(3, 4)):
+        torch.testing.assert_close(program.module(check_guards=False)(x)[0], Repeats()(x))

@@ -1,6 +1,7 @@
 """Both exporters keep what the manifest and forward() say: names, order, dtypes and dynamic dims."""
 
 import runpy
+from functools import partial
 
 import architectures
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from exporting import export
 from projects import LINEAR, project, python
 
+from packager.export import exported_program, torchscript, weights
 from packager.export import onnx as exporters
-from packager.export import torchscript, weights
 from packager.export.exporters import ExporterFailed, disable_attention_fast_path, silence_exporters
 from packager.model import loader
 from packager.model.inputs import bind_inputs
@@ -172,13 +173,14 @@ def test_an_exporter_that_fails_prints_nothing(tmp_path, capfd):
         example = bind_inputs(loaded, list(sample_grid.build_grid(loaded).example_case.inputs.values()))
         program = torchscript.trace(module, None, example, tmp_path)
         names = exporters.TensorNames(["x"], ["output_0"])
-        for write, source in (
-            (exporters.export_from_torchscript, program),
-            (exporters.export_from_module, module),
-            (exporters.export_with_torch_export, module),
+        make_program = partial(exported_program.export, loaded, module, example)
+        for write in (
+            partial(exporters.export_from_torchscript, loaded, program),
+            partial(exporters.export_from_module, loaded, module),
+            partial(exporters.export_with_torch_export, loaded, module, make_program),
         ):
             with pytest.raises(ExporterFailed, match="linalg_qr"):
-                write(loaded, source, names, example, tmp_path / "raw.onnx")
+                write(names, example, tmp_path / "raw.onnx")
     assert capfd.readouterr() == ("", "")
 
 

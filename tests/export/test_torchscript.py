@@ -131,6 +131,30 @@ def test_a_saved_program_loads_and_computes_the_same(tmp_path, net, fold):
         assert torch.equal(outputs[1], net(x)["max"])
 
 
+class HalfScriptable(torch.nn.Module):
+    def forward(self, x):
+        return self.refused(x)
+
+    def refused(self, x, **options):
+        return x
+
+
+def test_a_script_fails_for_the_same_reason_every_time(tmp_path):
+    causes = []
+    for _ in range(3):
+        with pytest.raises(ExporterFailed) as caught:
+            torchscript.script(torch.nn.Sequential(torch.nn.Linear(4, 4), HalfScriptable()), tmp_path)
+        causes.append(caught.value.cause)
+    assert causes[0].startswith("NotSupportedError") and causes == causes[:1] * 3
+
+
+def test_a_script_that_fails_leaves_the_bytes_of_others_as_they_are(tmp_path):
+    expected = saved(Branch(), tmp_path / "before.ts", method="script")
+    with pytest.raises(ExporterFailed):
+        torchscript.script(HalfScriptable(), tmp_path)
+    assert saved(Branch(), tmp_path / "after.ts", method="script") == expected
+
+
 def test_a_saved_script_keeps_its_branch(tmp_path):
     saved(Branch().eval(), tmp_path / "branch.ts", method="script")
     program = torch.jit.load(tmp_path / "branch.ts")

@@ -89,6 +89,24 @@ def test_rounding_at_random_moves_every_result_but_no_position(opened):
     assert 0.0 < parts[noises.ROUNDED_RESULTS] < 8 * np.finfo(np.float32).eps
 
 
+TRANSFORMS = {
+    "half a spectrum": "torch.fft.rfft(y)",
+    "two dims": "torch.fft.fft2(y[:, None] * y[:, :, None])",
+    "two dims by name": "torch.fft.rfftn(y[:, None] * y[:, :, None], dim=(1, 2))",
+    "frames": "torch.stft(y.repeat(1, 8) ** (torch.arange(24) % 5), 12, return_complex=True)",
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_coefficient_is_as_uncertain_as_the_largest_one_is_large(opened, name):
+    transformed = f"{TRANSFORMS[name]}.abs().clamp_min(1e-12).log10()"
+    text = LINEAR.replace("return self.layer(x)", f"y = self.layer(x)\n        return {transformed}")
+    ordinary, _ = remeasured(opened, text, "random")
+    assert ordinary[noises.ROUNDED_RESULTS] < 1e-4
+    uncertain, _ = remeasured(opened, text.replace("self.layer(x)\n", "self.layer(x) * 0 + 1\n"), "random")
+    assert uncertain[noises.ROUNDED_RESULTS] > 0.1
+
+
 @pytest.mark.parametrize("kind", ["random", "extremes"])
 def test_noise_is_the_same_every_time(opened, kind):
     first, _ = remeasured(opened, NORMALIZED, kind, AUDIO)

@@ -55,7 +55,7 @@ _IMAGES = (
     ("clip-vision", "CLIPVisionModel", "transformers.CLIPVisionConfig(num_hidden_layers=6)", ("last_hidden_state", "pooler_output")),
     ("siglip-vision", "SiglipVisionModel", "transformers.SiglipVisionConfig(num_hidden_layers=6)", ("last_hidden_state", "pooler_output")),
     ("segformer", "SegformerForSemanticSegmentation", "transformers.SegformerConfig()", ("logits",), 512),
-    ("upernet", "UperNetForSemanticSegmentation", "transformers.UperNetConfig(backbone_config=transformers.ConvNextConfig(out_features=['stage1', 'stage2', 'stage3', 'stage4']))", ("logits",), 256),
+    ("upernet", "UperNetForSemanticSegmentation", "transformers.UperNetConfig(backbone_config=transformers.ConvNextConfig(hidden_sizes=[96, 192, 384, 768], out_features=['stage1', 'stage2', 'stage3', 'stage4']))", ("logits",), 256),
     ("beit-segmentation", "BeitForSemanticSegmentation", f"transformers.BeitConfig({SMALL}, out_indices=[2, 3, 4, 5])"),
     ("mask2former", "Mask2FormerForUniversalSegmentation", "transformers.Mask2FormerConfig(backbone_config=transformers.SwinConfig(out_features=['stage1', 'stage2', 'stage3', 'stage4']), encoder_layers=2, decoder_layers=3, num_queries=20)", ("class_queries_logits", "masks_queries_logits"), 256),
     ("maskformer", "MaskFormerForInstanceSegmentation", "transformers.MaskFormerConfig()", ("class_queries_logits", "masks_queries_logits"), 224),

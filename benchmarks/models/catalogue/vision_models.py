@@ -246,7 +246,7 @@ _GENERATORS = (
         outputs=("embeddings",),
     ),
     _image("spandrel-esrgan", "spandrel", "from spandrel.architectures.ESRGAN import RRDBNet\n", "RRDBNet(in_nc=3, out_nc=3, num_filters=32, num_blocks=4)", size=64, outputs=("upscaled",)),
-    _image("spandrel-compact", "spandrel", "from spandrel.architectures.Compact import SRVGGNetCompact\n", "SRVGGNetCompact(num_in_ch=3, num_out_ch=3, num_feat=64, num_conv=16, upscale=4)", size=64, outputs=("upscaled",)),
+    _image("spandrel-compact", "spandrel", "from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact\n", "SRVGGNetCompact(num_in_ch=3, num_out_ch=3, num_feat=64, num_conv=16, upscale=4)", size=64, outputs=("upscaled",)),
     _image("spandrel-swinir", "spandrel", "from spandrel.architectures.SwinIR import SwinIR\n", "SwinIR(img_size=64, embed_dim=60, depths=(2, 2), num_heads=(6, 6), window_size=8, upscale=2, upsampler='pixelshuffledirect')", size=64, outputs=("upscaled",)),
     _image("spandrel-span", "spandrel", "from spandrel.architectures.SPAN import SPAN\n", "SPAN(num_in_ch=3, num_out_ch=3, feature_channels=48, upscale=2)", size=64, outputs=("upscaled",)),
     _image("efficientnet-pytorch-b0", "efficientnet-pytorch", "from efficientnet_pytorch import EfficientNet\n", 'EfficientNet.from_name("efficientnet-b0")', outputs=("logits",)),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch.export import ExportedProgram
+
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.results import ArtifactResult, FallbackResult, LeftOut, describe_left_out
 from packager.builder.stages.second_check import check_twice
@@ -35,8 +37,7 @@ def ship(
     """
     project, path, note = context.project, context.scratch / layout.EXPORTED_PROGRAM, context.reporter.report_note
     try:
-        program = exported_program.export(project, model.loaded.pristine_copy(), model.example)
-        exported_program.save(program, path, project.folder)
+        exported_program.save(make_program(context, model), path, project.folder)
     except ExporterFailed as error:
         failure = LeftOut("torch-export", _FORM, "not-checked", error.cause, error.where)
     else:
@@ -58,6 +59,24 @@ def ship(
         StageRecord(f"torch-export: {_FORM}", False, failure.verdict, failure.reason, 0, 0, 0, 0, None),
     )
     return ArtifactResult(None, None, stages, left_out=left_out)
+
+
+def make_program(context: BuildContext, model: EagerModel) -> ExportedProgram:
+    """Export the module with torch.export, once per build: the fallback and the ONNX graph are made of one program.
+
+    Raises `ExporterFailed`, each time if it failed once.
+    """
+    if not context.exported_programs:
+        try:
+            program = exported_program.export(context.project, model.loaded.pristine_copy(), model.example)
+        except ExporterFailed as error:
+            context.exported_programs.append(ExporterFailed(error.cause, error.where))  # without the frames of the call
+        else:
+            context.exported_programs.append(program)
+    outcome = context.exported_programs[0]
+    if isinstance(outcome, ExporterFailed):
+        raise outcome
+    return outcome
 
 
 def check_staged(context: BuildContext, model: EagerModel, reference: Reference) -> ParityResult:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Literal
 
 from packager.builder.context import BuildContext, EagerModel
+from packager.builder.stages import exported_program_stage
 from packager.builder.stages.torchscript_stage import TracedModel
 from packager.bundle import layout
 from packager.export import control_flow, torchscript
@@ -57,7 +58,8 @@ def export(context: BuildContext, model: EagerModel, traced: TracedModel, export
     label = "torch-export"
     try:
         if exporter == "torch-export":
-            write = partial(exporters.export_with_torch_export, project, loaded.pristine_copy())
+            make_program = partial(exported_program_stage.make_program, context, model)
+            write = partial(exporters.export_with_torch_export, project, loaded.pristine_copy(), make_program)
         elif exporter == "module":
             label = FROM_MODULE
             write = partial(exporters.export_from_module, project, loaded.pristine_copy())

@@ -259,7 +259,7 @@ def _try_programs(
     left_out = [_reject_forms(program, tried)]
     if context.project.manifest.torchscript.method != "auto" or program.method != "trace":
         return tuple(left_out), tried
-    # A script that failed already is not tried again: torch.jit would fail in another way, which is not the cause.
+    # A script that failed already is not tried again: it would fail for the same reason.
     scripted = program if program.script_failure else _script_instead(context, model, program, tried)
     if scripted.script_failure is not None:
         left_out.append(_reject("script", scripted.script_failure))

@@ -294,6 +294,35 @@ class Scaled(torch.nn.Module):
         return self.model(x) * 1.01
 
 
+def test_a_build_exports_the_module_once_for_the_fallback_and_for_onnx(tmp_path, monkeypatch):
+    export, calls = torch.export.export, []
+
+    def count(*arguments, **options):
+        calls.append(options["strict"])
+        return export(*arguments, **options)
+
+    monkeypatch.setattr(torch.export, "export", count)
+    built, _ = build(tmp_path, SPARSEMAX, export={"exporter": "torch-export"})
+    assert built.parity == {"onnx": "pass", "torch-export": "pass", "torchscript": "not-checked"}
+    assert calls == [False]
+
+
+def test_a_module_that_cannot_be_exported_is_not_exported_again_for_onnx(tmp_path, monkeypatch):
+    export, calls = torch.export.export, []
+
+    def fail(*arguments, **options):
+        calls.append(options.get("strict"))
+        if len(calls) > 2:  # torch.onnx captures the module in its own ways
+            return export(*arguments, **options)
+        raise ValueError("no way to export this")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    built, notes = build(tmp_path, SPARSEMAX, export={"exporter": "torch-export"})
+    assert built.parity == {"onnx": "pass", "torchscript": "not-checked"}
+    mentions("\n".join(notes), "no way to export this")
+    assert calls[:2] == [False, True] and len(calls) == 3
+
+
 def test_an_exported_program_that_is_wrong_is_left_out_with_its_verdict(tmp_path, monkeypatch):
     export = exported_program.export
 

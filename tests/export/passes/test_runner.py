@@ -1,6 +1,7 @@
 """Running the passes over an exported graph: each is recorded, and kept only if its graph is better and right."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 from messages import mentions
 from projects import project
 
+from packager.export import exported_program, torchscript
 from packager.export import onnx as exporters
-from packager.export import torchscript
 from packager.export.graph import io, walk
 from packager.export.graph.messages import OptimizeJob
 from packager.export.passes import check, runner
@@ -65,7 +66,10 @@ def export(path, exporter="torchscript"):
             program = torchscript.trace(model.module, None, example, loaded.folder)
             raw = exporters.export_from_torchscript(loaded, program, names, example, target / "raw.onnx")
         else:
-            raw = exporters.export_with_torch_export(loaded, model.module, names, example, target / "raw.onnx")
+            make_program = partial(exported_program.export, loaded, model.module, example)
+            raw = exporters.export_with_torch_export(
+                loaded, model.module, make_program, names, example, target / "raw.onnx"
+            )
         noise = reference.measure_noise(loaded, model, grid, {}, ForwardCost(0, 0.0))
         expected = reference.measure_reference(loaded, model, grid, noise, probe=(), has_discrete_decisions=False)
         outputs = signature.infer_output_specs([(grid.example_case, first), (grid.probe_case, second)])
