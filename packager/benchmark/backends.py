@@ -1,7 +1,7 @@
 """Open a backend in a measuring process: the ONNX model, the fallback, or the eager module. Imports torch if needed.
 
-ONNX is called through `Bundle.run`, and the fallback with the same checks, as a service calls them. The eager module gets
-the same arrays, and gives arrays back.
+ONNX is called through `Bundle.run`, and the fallback with the same checks, as a service calls them. The eager module
+gets the same arrays, and gives arrays back.
 """
 
 from __future__ import annotations
