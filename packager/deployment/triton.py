@@ -7,7 +7,7 @@ Triton's versions are integers, and the highest is served. An export always has 
 is a parameter in config.pbtxt, with its fingerprint.
 
 If `max_batch_size` is above zero, Triton adds a batch dim in front of every `dims`, joins requests along it, and
-accepts no more rows than that. That is right only where `packager.deployment.batching` says so; otherwise
+accepts no more rows than that. That is right only where `packager.runtime.row_independence` says so; otherwise
 `max_batch_size` is zero, and `dims` are the whole shapes. The backend refuses `dims` of an output that are not those
 that the model declares, so they are read from the model.
 """
@@ -22,11 +22,11 @@ from packager.bundle import layout
 from packager.bundle.evidence import EvidenceMalformed, parse_reference_cases
 from packager.bundle.onnx_wire import WeightsUnsafe
 from packager.bundle.seal import MAX_RECORD_BYTES
-from packager.deployment.batching import check_rows_are_independent, find_leading_dim
 from packager.deployment.source import BundleSource, Deployment
 from packager.errors import DeploymentUnsupported, IntegrityFailed, NotABundle, PackagerError
 from packager.runtime.bundled_onnx import open_bundled_onnx
 from packager.runtime.onnx_backend import OnnxBackend, find_available_providers
+from packager.runtime.row_independence import check_rows_are_independent, find_leading_dim
 from packager.runtime.session_settings import SessionSettings
 
 DEFAULT_MAX_BATCH_SIZE = 32

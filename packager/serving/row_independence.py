@@ -1,8 +1,6 @@
-"""Find out whether the rows of a batch are independent of each other, so that requests may be joined.
+"""Ask the evidence of a served bundle whether requests may be joined: see `packager.runtime.row_independence`.
 
-A shape does not say so: `x - x.mean(0)` has the same as `x + 1`, and would mix what different clients sent. The golden
-evidence of a bundle has test inputs with several rows and PyTorch's outputs for them. Requests are joined only if parts
-of these batches, run alone, give the outputs of their rows within the tolerance of the bundle.
+A shape does not say so: `x - x.mean(0)` has the same as `x + 1`, and would mix what different clients sent.
 """
 
 from __future__ import annotations
@@ -15,10 +13,10 @@ from packager.bundle.evidence import EvidenceMalformed, parse_reference_cases
 from packager.bundle.files import open_bundle
 from packager.bundle.fingerprint import SumsMalformed
 from packager.bundle.seal import MAX_RECORD_BYTES, read_sums
-from packager.deployment.batching import check_rows_are_independent
 from packager.errors import PackagerError
 from packager.parity.numerics.verdict import ReferenceCase
 from packager.runtime.loader import Bundle
+from packager.runtime.row_independence import check_rows_are_independent
 
 _log = logging.getLogger("packager.serving")
 
@@ -26,7 +24,7 @@ _log = logging.getLogger("packager.serving")
 def rows_are_independent(bundle: Bundle, batch_dim: str) -> bool:
     """Return whether parts of the bundle's test inputs give, run alone, the outputs that they give in their batch."""
     try:
-        reason = check_rows_are_independent(bundle.run, _read_cases(bundle, batch_dim), batch_dim)
+        reason = check_rows_are_independent(bundle.run, _read_cases(bundle), batch_dim)
     except (PackagerError, EvidenceMalformed, SumsMalformed) as error:
         reason = str(error).splitlines()[0]
     if reason is not None:
@@ -34,11 +32,8 @@ def rows_are_independent(bundle: Bundle, batch_dim: str) -> bool:
     return reason is None
 
 
-def _read_cases(bundle: Bundle, batch_dim: str) -> list[ReferenceCase]:
-    """Return the golden cases with rows that differ: equal rows have the mean of the batch as their own.
-
-    Raises `EvidenceMalformed`, and what opening a bundle raises.
-    """
+def _read_cases(bundle: Bundle) -> list[ReferenceCase]:
+    """Return the golden cases of a bundle. Raises `EvidenceMalformed`, and what opening a bundle raises."""
     with open_bundle(bundle.path) as files:
         seal = read_sums(files)
         contents = {
@@ -48,10 +43,4 @@ def _read_cases(bundle: Bundle, batch_dim: str) -> list[ReferenceCase]:
     for path, content in contents.items():
         if seal.fingerprint != bundle.fingerprint or hashlib.sha256(content).hexdigest() != seal.sums.get(path):
             raise EvidenceMalformed(f"{path} is not the one of the bundle that was loaded")
-    cases = parse_reference_cases(contents[layout.PARITY], contents[layout.GOLDEN])
-    return [case for case in cases if case.sizes.get(batch_dim, 1) > 1 and _rows_differ(case)]
-
-
-def _rows_differ(case: ReferenceCase) -> bool:
-    arrays = [array for array in case.inputs.values() if array.size]
-    return any(array[:1].tobytes() != array[1:2].tobytes() for array in arrays)
+    return parse_reference_cases(contents[layout.PARITY], contents[layout.GOLDEN])

@@ -1,8 +1,6 @@
 """The signature of a served model: the tensors of config.json in the protocol's terms, and the dim that is the batch.
 
-Requests are joined along the batch dim. It is the named dim that comes first in every input and output and appears
-nowhere else; all other dims of the outputs must follow from the inputs, because a size that depends on the values
-would be the largest of the joined requests.
+Requests are joined along the batch dim, the named dim that comes first in every input and output.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from packager.runtime.row_independence import find_leading_dim
 from packager.serving.messages import Rejected
 
 _DATATYPES = {
@@ -89,7 +88,7 @@ def read_signature(config: Mapping[str, Any]) -> Signature:
     inputs = {spec.name: spec for spec in map(_read_tensor, config["inputs"])}
     outputs = {spec.name: spec for spec in map(_read_tensor, config["outputs"])}
     dims = {name: DimLimits(dim["min"], dim["max"]) for name, dim in config["dims"].items()}
-    return Signature(config["name"], inputs, outputs, dims, _find_batch_dim(inputs, outputs))
+    return Signature(config["name"], inputs, outputs, dims, find_leading_dim(config))
 
 
 def _read_tensor(tensor: Mapping[str, Any]) -> TensorSpec:
@@ -97,16 +96,3 @@ def _read_tensor(tensor: Mapping[str, Any]) -> TensorSpec:
     wire = np.dtype("uint16" if is_bfloat16 else name).newbyteorder("<")
     dtype = np.dtype("float32" if is_bfloat16 else name)
     return TensorSpec(tensor["name"], _DATATYPES[name], wire, dtype, tuple(tensor["shape"]))
-
-
-def _find_batch_dim(inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> str | None:
-    specs = [*inputs.values(), *outputs.values()]
-    first_dims = {spec.shape[0] if spec.shape else None for spec in specs}
-    if len(first_dims) != 1:
-        return None
-    (batch_dim,) = first_dims
-    input_dims = {dim for spec in inputs.values() for dim in spec.shape if isinstance(dim, str)}
-    follows = all(isinstance(dim, int) or dim in input_dims for spec in outputs.values() for dim in spec.shape)
-    if not isinstance(batch_dim, str) or not follows or any(batch_dim in spec.shape[1:] for spec in specs):
-        return None
-    return batch_dim
