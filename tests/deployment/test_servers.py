@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import servers
-from nets import SCORES, SCORES_INPUTS
+from exported_nets import SCORES, SCORES_INPUTS
 from projects import project, with_external_weights
 from servers import BIN, HOST, free_port, get, post, run, server
 

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import onnxruntime
 import pytest
-from nets import SCORES, SCORES_INPUTS
+from exported_nets import SCORES, SCORES_INPUTS
 from projects import project, reseal, with_external_weights
 
 import packager
