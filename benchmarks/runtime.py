@@ -306,7 +306,7 @@ def sum_memory(bundle: Path, inputs: Path, options: str, count: int, forked: boo
     command = [sys.executable, "-c", WORKER, str(bundle), str(inputs), options, str(count if forked else 0)]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(starts)]
     base = subprocess.Popen(
-        [sys.executable, "-c", "import packager.runtime.loader; print(); input()"],
+        [sys.executable, "-c", "import packager.runtime.loader, onnxruntime; print(); input()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
