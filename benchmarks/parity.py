@@ -55,7 +55,7 @@ import bundles  # noqa: E402 (the path comes first)
 import zoo  # noqa: E402
 from architectures import ARCHITECTURES, Architecture, construct  # noqa: E402
 from mutations import MUTATIONS  # noqa: E402
-from oracle import Effect, OnnxOracle, Session  # noqa: E402
+from oracle import Effect, OnnxOracle, Session, read_onnx  # noqa: E402
 
 LEVELS = (Level.ORT_DISABLE_ALL, Level.ORT_ENABLE_BASIC, Level.ORT_ENABLE_EXTENDED, Level.ORT_ENABLE_ALL)
 NEEDED = ("numpy", "click", "pydantic", "pyyaml", "rich", "safetensors")
@@ -210,7 +210,7 @@ def subject(architecture: Architecture, level: str, folder: Path) -> Subject:
 def effect_of(shipped: Subject, exported: Subject, rows: int) -> Effect:
     """Measure how far the graph that ships is from the exported one."""
     oracle = OnnxOracle(exported.architecture, exported.bundle, rows).oracle
-    return oracle.effect(Session((shipped.bundle / layout.ONNX).read_bytes()).run)
+    return oracle.effect(Session(read_onnx(shipped.bundle)).run)
 
 
 def refusing_peers(graph: Subject, run_at: Callable[[Level], Run]) -> list[str]:
@@ -284,7 +284,7 @@ def mutant_results(graph: Subject, target: Path, suite: Suite, apart: Apart) -> 
 def run_results(graph: Subject) -> Iterator[RunResult]:
     """Run a good bundle with each number of threads and optimization level, and as TorchScript."""
     reference_cases = read_reference_cases(graph.bundle)
-    content = (graph.bundle / layout.ONNX).read_bytes()
+    content = read_onnx(graph.bundle)
     for threads in (1, 2):
         for level in LEVELS:
             run = Session(content, level, threads).run

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from architectures import Architecture
 from onnx import ModelProto, numpy_helper
@@ -171,11 +172,17 @@ def moved_weights(content: bytes, seed: int) -> bytes:
     return model.SerializeToString()
 
 
+def read_onnx(bundle: Path) -> bytes:
+    """Return the ONNX model of a bundle, with its weights inside wherever the bundle has them."""
+    content: bytes = onnx.load(bundle / layout.ONNX).SerializeToString()
+    return content
+
+
 class OnnxOracle:
     """The oracle of the ONNX model in a bundle."""
 
     def __init__(self, architecture: Architecture, bundle: Path, rows: int = ROWS) -> None:
-        content = (bundle / layout.ONNX).read_bytes()
+        content = read_onnx(bundle)
         self._original = Session(content)
         plain = Session(content, Level.ORT_DISABLE_ALL)
         moved = [Session(moved_weights(content, seed)) for seed in (0, 1)]
