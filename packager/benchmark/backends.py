@@ -16,9 +16,9 @@ from packager.benchmark.messages import OpenRequest
 from packager.bundle.files import open_bundle
 from packager.bundle.seal import check_intact
 from packager.common.array_files import Array
-from packager.errors import FingerprintWrong
 from packager.runtime.input_checks import InputChecks
 from packager.runtime.loader import Bundle, load
+from packager.runtime.trust import check_pins
 
 Run = Callable[[Mapping[str, Array]], object]
 
@@ -89,8 +89,7 @@ def _read_program(request: OpenRequest) -> tuple[dict[str, Any], dict[str, Any],
     """Return config.json, the fallback's entry there, and the program, all from the bundle that was checked."""
     with open_bundle(request.bundle) as files:
         config, seal = check_intact(files, models=True, evidence=False)
-        if seal.fingerprint != request.fingerprint:
-            raise FingerprintWrong(str(request.bundle), request.fingerprint, seal.fingerprint)
+        check_pins(files, seal, request.fingerprint, None)
         artifact = config["artifacts"][request.backend]
         return config, artifact, files.read(artifact["path"])
 

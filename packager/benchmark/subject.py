@@ -11,11 +11,11 @@ from packager.bundle import layout
 from packager.bundle.evidence import EvidenceMalformed, parse_reference_cases
 from packager.bundle.files import open_bundle
 from packager.bundle.fingerprint import check_fingerprint_syntax
-from packager.bundle.seal import MAX_RECORD_BYTES, check_intact, read_signature
+from packager.bundle.seal import MAX_RECORD_BYTES, check_intact
 from packager.common.strict_json import parse_strict_json
-from packager.errors import FingerprintWrong, NotABundle
-from packager.runtime.trust import trusts_program
-from packager.signature.verify import check_signature, read_trust
+from packager.errors import NotABundle
+from packager.runtime.trust import check_pins, trusts_program
+from packager.signature.verify import read_trust
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,7 @@ def open_subject(path: Path, *, fingerprint: str | None, public_key: Path | None
     trust = read_trust(public_key)
     with open_bundle(path) as files:
         config, seal = check_intact(files, models=False, evidence=True)
-        if fingerprint is not None and fingerprint != seal.fingerprint:
-            raise FingerprintWrong(str(path), fingerprint, seal.fingerprint)
-        signer = None
-        if trust is not None:
-            signer = check_signature(read_signature(files), seal.sums, seal.fingerprint, trust, str(path))
+        signer = check_pins(files, seal, fingerprint, trust)
         parity, golden = files.read(layout.PARITY, MAX_RECORD_BYTES), files.read(layout.GOLDEN)
     trusted = trusts_program(fingerprint=fingerprint, signer=signer, trust_program=trust_program)
     return Subject(path, config, seal.fingerprint, trusted, _read_cases(path, parity, golden))

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from packager.common.protobuf_wire import FieldReader, ProtobufMalformed, Value, encode_bytes, read_varint
+from packager.common.protobuf_wire import FieldReader, ProtobufMalformed, encode_bytes, read_varint
 
 MAX_NESTING = 100
 """How deep messages may be nested, as in Google's parser."""
@@ -36,7 +36,6 @@ _MESSAGES: Mapping[str, Mapping[int, str]] = {
 }
 """The kind of message in each field that can lead to a tensor, by the kind of message that it is in."""
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH, _INITIALIZER = 7, 5  # of ModelProto and of GraphProto
 _DIMS, _DATA_TYPE, _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14  # of TensorProto
 _EXTERNAL = 1
@@ -124,12 +123,14 @@ def move_tensors(model: bytes, location: str, shift: int) -> bytes:
 
 def _move_tensor(tensor: memoryview, location: str, shift: int) -> bytes:
     entries: dict[str, str] = {}
-    kept = []
-    for field, value, encoded in _iter_encoded_fields(tensor):
+    kept: list[bytes | memoryview] = []
+    reader, start = FieldReader(_MAX_FIELDS), 0
+    for field, value, end in reader.read_spans(tensor):
         if field == _EXTERNAL_DATA and isinstance(value, memoryview):
-            entries.update([_read_entry(value, FieldReader(_MAX_FIELDS))])
+            entries.update([_read_entry(value, reader)])
         else:
-            kept.append(encoded)
+            kept.append(tensor[start:end])
+        start = end
     if not entries:
         return bytes(tensor)
     entries |= {"location": location, "offset": str(int(entries.get("offset", "0")) + shift)}
@@ -139,10 +140,15 @@ def _move_tensor(tensor: memoryview, location: str, shift: int) -> bytes:
 
 def _replace_field(message: memoryview, field: int, replace: Callable[[memoryview], bytes]) -> bytes:
     """Copy a message with the messages in one of its fields replaced."""
-    return b"".join(
-        encode_bytes(field, replace(value)) if number == field and isinstance(value, memoryview) else encoded
-        for number, value, encoded in _iter_encoded_fields(message)
-    )
+    parts: list[bytes | memoryview] = []
+    start = 0
+    for number, value, end in FieldReader(_MAX_FIELDS).read_spans(message):
+        if number == field and isinstance(value, memoryview):
+            parts.append(encode_bytes(field, replace(value)))
+        else:
+            parts.append(message[start:end])
+        start = end
+    return b"".join(parts)
 
 
 def _read_tensor(
@@ -221,30 +227,3 @@ def _read_packed(value: memoryview) -> list[int]:
         number, position = read_varint(value, position)
         numbers.append(number)
     return numbers
-
-
-def _iter_encoded_fields(message: memoryview) -> Iterator[tuple[int, Value | None, memoryview]]:
-    """Yield number, value and encoding of each field of a message; fixed-size numbers have no value here.
-
-    Raises `ProtobufMalformed`.
-    """
-    position = 0
-    while position < len(message):
-        start = position
-        tag, position = read_varint(message, position)
-        field, wire_type = tag >> 3, tag & 7
-        if wire_type == _VARINT:
-            value, position = read_varint(message, position)
-            yield field, value, message[start:position]
-            continue
-        if wire_type == _BYTES:
-            length, position = read_varint(message, position)
-        elif wire_type in (_FIXED32, _FIXED64):
-            length = 4 if wire_type == _FIXED32 else 8
-        else:
-            raise ProtobufMalformed("the model is not valid protobuf: it contains a group")
-        if field == 0 or length > len(message) - position:
-            raise ProtobufMalformed("the model is not valid protobuf: a field is longer than its message")
-        content = message[position : position + length] if wire_type == _BYTES else None
-        position += length
-        yield field, content, message[start:position]

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
+_EMPTY = memoryview(b"")
+
 Value = int | memoryview
 
 
@@ -27,8 +29,13 @@ class FieldReader:
     def read(self, message: memoryview) -> Iterator[tuple[int, Value]]:
         """Yield number and value of each field of a message: a varint, or the content of a field that has a length.
 
-        Fields of 4 or 8 bytes are left out. Raises `ProtobufMalformed`.
+        Fields of 4 or 8 bytes have an empty value. Raises `ProtobufMalformed`.
         """
+        for field, value, _ in self.read_spans(message):
+            yield field, value
+
+    def read_spans(self, message: memoryview) -> Iterator[tuple[int, Value, int]]:
+        """Yield what `read` does, and where each field ends: the next one begins there. Raises `ProtobufMalformed`."""
         position, end = 0, len(message)
         while position < end:
             self._read += 1
@@ -41,7 +48,7 @@ class FieldReader:
             field, wire_type = tag >> 3, tag & 7
             if wire_type == _VARINT:
                 value, position = read_varint(message, position)
-                yield field, value
+                yield field, value, position
                 continue
             if wire_type == _BYTES:
                 length, position = read_varint(message, position)
@@ -51,9 +58,9 @@ class FieldReader:
                 raise ProtobufMalformed("the model is not valid protobuf: it contains a group")
             if field == 0 or length > end - position:
                 raise ProtobufMalformed("the model is not valid protobuf: a field is longer than its message")
-            if wire_type == _BYTES:
-                yield field, message[position : position + length]
+            content = message[position : position + length] if wire_type == _BYTES else _EMPTY
             position += length
+            yield field, content, position
 
 
 def read_varint(message: memoryview, position: int) -> tuple[int, int]:

@@ -14,6 +14,11 @@ _ABSOLUTE_FOLDER = re.compile(r"(?<![\w.])/(?:[^\s/:'\"]+/)+")
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 
+def get_first_line(error: Exception) -> str:
+    """Return the first line of an exception's message, or the name of its class if there is no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def sanitize_message(text: str, *folders: Path) -> str:
     """Shorten absolute paths to file names, replace addresses by `0x…`, and truncate the text to 300 characters.
 

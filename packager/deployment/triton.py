@@ -22,6 +22,7 @@ from packager.bundle import layout
 from packager.bundle.evidence import EvidenceMalformed, parse_reference_cases
 from packager.bundle.onnx_wire import WeightsUnsafe
 from packager.bundle.seal import MAX_RECORD_BYTES
+from packager.common.sanitize import get_first_line
 from packager.deployment.source import BundleSource, Deployment
 from packager.errors import DeploymentUnsupported, IntegrityFailed, NotABundle, PackagerError
 from packager.runtime.bundled_onnx import open_bundled_onnx
@@ -65,8 +66,7 @@ def _open_model(source: BundleSource, artifact: Mapping[str, Any]) -> OnnxBacken
     except PackagerError:
         raise
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen unrelated classes for a model it refuses)
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DeploymentUnsupported(source.title, "triton", f"onnxruntime: {first_line}") from None
+        raise DeploymentUnsupported(source.title, "triton", f"onnxruntime: {get_first_line(error)}") from None
 
 
 def _check_tensors(source: BundleSource, model: OnnxBackend) -> None:

@@ -13,6 +13,7 @@ from packager.bundle import layout
 from packager.bundle.files import BundleFiles
 from packager.bundle.onnx_wire import WeightsUnsafe
 from packager.bundle.seal import MAX_RECORD_BYTES
+from packager.common.sanitize import get_first_line
 from packager.errors import BackendUnavailable, NotABundle, PackagerError, ProgramNotTrusted, SelftestFailed
 from packager.runtime.bundled_onnx import open_bundled_onnx
 from packager.runtime.session_settings import SessionSettings
@@ -113,7 +114,7 @@ def _open_fallback(
         optimize = script["optimize_for_inference"]
         return TorchScriptBackend(content, inputs=inputs, output_names=names, optimize=optimize)
     except Exception as error:  # noqa: BLE001 (torch raises unrelated classes for a program of a different version)
-        why = f"{cause}\n{title}: {_first_line(error)}"
+        why = f"{cause}\n{title}: {get_first_line(error)}"
         raise BackendUnavailable(str(files.path), why, "use the torch it was built with") from None
 
 
@@ -121,14 +122,10 @@ def _explain_onnxruntime(error: Exception, onnx: Mapping[str, Any]) -> str:
     """Return why onnxruntime refuses a model; of an opset that is too new it says so at the end of a long line."""
     limit = re.search(r"Current official support for domain (\S+) is till opset (\d+)", str(error))
     if limit is None:
-        return _first_line(error)
+        return get_first_line(error)
     domain, opset = limit.groups()
     version = sys.modules["onnxruntime"].__version__
     return f"it has opset {onnx['domains'].get(domain)} of {domain}, and onnxruntime {version} supports up to {opset}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_selftest_cases(files: BundleFiles) -> list[ReferenceCase]:
@@ -152,6 +149,6 @@ def _run_selftest(path: str, backend: Backend, cases: Sequence[ReferenceCase] | 
     try:
         result = check_parity(backend.run, cases)
     except Exception as error:  # noqa: BLE001 (a model raises anything for evidence that does not fit it)
-        raise SelftestFailed(path, f"{type(error).__name__}: {_first_line(error)}") from None
+        raise SelftestFailed(path, f"{type(error).__name__}: {get_first_line(error)}") from None
     if not result.passed:
         raise SelftestFailed(path, result.reason)

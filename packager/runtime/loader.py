@@ -25,17 +25,16 @@ from packager.bundle import layout
 from packager.bundle.config import list_artifacts, read_config
 from packager.bundle.files import BundleFiles, open_bundle
 from packager.bundle.fingerprint import SumsMalformed, check_fingerprint_syntax
-from packager.bundle.seal import Seal, check_intact, check_listed, read_signature, read_sums
+from packager.bundle.seal import Seal, check_intact, check_listed, read_sums
 from packager.errors import (
     ArgumentWrong,
-    FingerprintWrong,
     InferenceFailed,
     IntegrityFailed,
 )
 from packager.runtime.backends import FallbackRules, open_backend
 from packager.runtime.input_checks import InputChecks
 from packager.runtime.session_settings import SessionSettings, check_settings
-from packager.runtime.trust import trusts_program
+from packager.runtime.trust import check_pins, trusts_program
 
 if TYPE_CHECKING:
     from packager.runtime.backends import Backend
@@ -214,29 +213,25 @@ def load(
     if verify not in (True, False, "all"):
         raise ArgumentWrong("verify", f"it is {verify!r}", 'use True, False or "all"')
     settings = check_settings(providers, threads, session_options, log_level)
+    verify = verify or fingerprint is not None or public_key is not None
     trusted = trusts_program(fingerprint=fingerprint, trust_program=trust_program)
     opening = _Opening(Path(path).absolute(), verify, fingerprint, trusted, fallback, settings)
     return _open(opening, public_key=public_key, selftest=selftest)
 
 
 def _open(opening: _Opening, *, public_key: str | Path | bytes | None = None, selftest: bool = False) -> Bundle:
-    trust, fingerprint = None, opening.fingerprint
+    trust = None
     if public_key is not None:
-        from packager.signature.verify import check_signature, read_trust
+        from packager.signature.verify import read_trust
 
         trust = read_trust(public_key)
     with open_bundle(opening.path) as files:
-        pinned = fingerprint is not None or trust is not None
-        config, seal = _check_files(files, verify=opening.verify or pinned, evidence=selftest)
-        actual, trusted = seal.fingerprint, opening.trusted
-        if fingerprint is not None and fingerprint != actual:
-            raise FingerprintWrong(str(files.path), fingerprint, actual)
-        if trust is not None:
-            signer = check_signature(read_signature(files), seal.sums, actual, trust, str(files.path))
-            trusted = trusts_program(signer=signer, trust_program=trusted)
+        config, seal = _check_files(files, verify=opening.verify, evidence=selftest)
+        signer = check_pins(files, seal, opening.fingerprint, trust)
+        trusted = trusts_program(signer=signer, trust_program=opening.trusted)
         rules = FallbackRules(allowed=opening.fallback, trusted=trusted)
         backend = open_backend(files, config, opening.settings, rules, selftest=selftest)
-    return Bundle(config, actual, backend, replace(opening, trusted=trusted))
+    return Bundle(config, seal.fingerprint, backend, replace(opening, trusted=trusted))
 
 
 def _check_files(files: BundleFiles, *, verify: Verify, evidence: bool) -> tuple[dict[str, Any], Seal]:

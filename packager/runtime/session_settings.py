@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from packager.common.sanitize import get_first_line
 from packager.errors import ArgumentWrong, did_you_mean
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _check_providers(providers: Sequence[Provider]) -> tuple[Provider, ...]:
             raise ArgumentWrong("providers", f"{provider!r} is neither a name nor (name, options)")
         name = get_provider_name(provider)
         if name not in known:
-            raise ArgumentWrong("providers", f"onnxruntime knows no {name!r}", did_you_mean(name, known))
+            raise ArgumentWrong("providers", f"onnxruntime has no provider named {name!r}", did_you_mean(name, known))
     return tuple(providers)
 
 
@@ -100,7 +101,7 @@ def _check_options(session_options: Mapping[str, Any] | None) -> dict[str, Any]:
     attributes = [name for name in dir(trial) if not name.startswith("_") and not callable(getattr(trial, name))]
     for name, value in session_options.items():
         if name in _OURS:
-            raise ArgumentWrong("session_options", f"{name!r} is not for the caller", _OURS[name])
+            raise ArgumentWrong("session_options", f"packager.load sets {name!r} itself", _OURS[name])
         if "." not in str(name) and name not in attributes:
             hint = did_you_mean(str(name), attributes)
             raise ArgumentWrong("session_options", f"onnxruntime.SessionOptions has no {name!r}", hint)
@@ -110,6 +111,6 @@ def _check_options(session_options: Mapping[str, Any] | None) -> dict[str, Any]:
             else:
                 setattr(trial, name, value)
         except (TypeError, ValueError, RuntimeError) as error:
-            line = str(error).strip().splitlines()[0]
-            raise ArgumentWrong("session_options", f"{name!r} cannot be {value!r}: {line}") from None
+            why = f"{name!r} cannot be {value!r}: {get_first_line(error)}"
+            raise ArgumentWrong("session_options", why) from None
     return dict(session_options)

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from packager.bundle.files import BundleFiles
+from packager.bundle.seal import Seal, read_signature
+from packager.errors import FingerprintWrong
+
 if TYPE_CHECKING:
     from packager.signature.report import Signer
+    from packager.signature.verify import Trust
 
 PROGRAM_TITLES = {"torchscript": "TorchScript", "torch-export": "torch.export"}
 """The artifacts that are programs, in the order in which `load` tries them, and what their formats are called."""
@@ -22,3 +27,18 @@ def trusts_program(*, fingerprint: str | None = None, signer: Signer | None = No
     does a `signer` that the caller asked for and whose signature has been verified.
     """
     return trust_program or fingerprint is not None or signer is not None
+
+
+def check_pins(files: BundleFiles, seal: Seal, fingerprint: str | None, trust: Trust | None) -> Signer | None:
+    """Check that a bundle is the one that a caller asked for: by its fingerprint, by who signed it, or both.
+
+    None accepts any. Returns the signer if `trust` was given. Raises `FingerprintWrong`, `SignatureMissing`,
+    `SignatureWrong` or `CertificateRefused`.
+    """
+    if fingerprint is not None and fingerprint != seal.fingerprint:
+        raise FingerprintWrong(str(files.path), fingerprint, seal.fingerprint)
+    if trust is None:
+        return None
+    from packager.signature.verify import check_signature
+
+    return check_signature(read_signature(files), seal.sums, seal.fingerprint, trust, str(files.path))

@@ -43,6 +43,12 @@ def test_a_pickled_bundle_is_opened_with_the_same_settings(built, expected):
     assert (again.fingerprint, again._backend.threads) == (bundle.fingerprint, 1)
 
 
+def test_a_bundle_that_was_loaded_without_verify_is_copied_without_it(bundle, expected):
+    (bundle / "README.md").unlink()
+    again = pickle.loads(pickle.dumps(packager.load(bundle, verify=False)))
+    np.testing.assert_array_equal(predict(again), expected)
+
+
 def test_a_pickled_bundle_opens_no_other_bundle(built, bundle):
     content = pickle.dumps(packager.load(bundle))
     shutil.rmtree(bundle)

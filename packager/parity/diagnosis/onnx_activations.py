@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from packager.common.ort import onnxruntime
-from packager.common.sanitize import sanitize_message
+from packager.common.sanitize import get_first_line, sanitize_message
 from packager.export.graph import walk
 from packager.parity.diagnosis.activations import INPUT_OPERATOR, Activation, Activations, ActivationsUnavailable
 from packager.parity.diagnosis.budget import UNLIMITED, Budget, OutOfTime
@@ -209,8 +209,7 @@ def _run_session(
     except OutOfTime:
         raise
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        cause = sanitize_message(first_line, graph.folder)
+        cause = sanitize_message(get_first_line(error), graph.folder)
         raise ActivationsUnavailable(f"onnxruntime, node by node: {cause}") from error
     return {name: array for name, array in zip(names, outputs, strict=True) if isinstance(array, np.ndarray)}
 
