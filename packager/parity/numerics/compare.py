@@ -16,7 +16,10 @@ which is the rule of `numpy.isclose`, with `expected` as the reference. Comparis
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,30 +106,134 @@ def compare(expected: Array, actual: Array, tolerance: ElementTolerance) -> Erro
 
 
 def _compare_floats(expected: Array, actual: Array, tolerance: ElementTolerance) -> ErrorMetrics:
-    left, right = expected.astype(np.float64), actual.astype(np.float64)
-    finite = np.isfinite(left) & np.isfinite(right)
-    same_nonfinite = (np.isnan(left) & np.isnan(right)) | (np.isinf(left) & (left == right))
-    mismatched = ~finite & ~same_nonfinite
-    left_finite, right_finite = np.where(finite, left, 0.0), np.where(finite, right, 0.0)
-    with np.errstate(over="ignore"):  # near the largest float64, an infinite difference is the right answer
-        difference = np.abs(right_finite - left_finite)
-        magnitude = np.abs(left_finite)
-        relative = _divide_differences(
-            left_finite, right_finite, np.maximum(magnitude, root_mean_square(left_finite[finite]))
-        )
-        limit = tolerance.atol + tolerance.rtol * magnitude
-    ratio = _divide(difference, limit)
-    ratio[mismatched] = np.inf
-    worst = np.unravel_index(int(np.argmax(ratio)), expected.shape)
+    """Compare block by block: as a whole, the float64 arrays would take twenty times the memory of float32 outputs."""
+    pairs = partial(_iterate_blocks, expected, actual)
+    magnitudes = _Magnitudes()
+    for block in pairs():
+        magnitudes = magnitudes.merge(block, tolerance)
+    sums = _Sums()
+    for block in pairs():
+        sums = sums.merge(block, magnitudes)
+    expected_rms = _scale_root_mean(magnitudes.left, sums.left, sums.count)
     return ErrorMetrics(
-        max_abs=float(difference.max()),
-        max_rel=float(relative.max()),
-        rms=root_mean_square(difference[finite]),
-        cosine=_cosine_similarity(left_finite[finite], right_finite[finite]),
-        mismatched_nonfinite=int(mismatched.sum()),
-        error_over_limit=float(ratio.max()),
-        worst=_make_compared_element(worst, expected, actual),
+        max_abs=magnitudes.difference,
+        max_rel=max(block.measure_relative_difference(expected_rms) for block in pairs()),
+        rms=_scale_root_mean(magnitudes.difference, sums.difference, sums.count),
+        cosine=_cosine_similarity(magnitudes, sums),
+        mismatched_nonfinite=magnitudes.mismatched,
+        error_over_limit=magnitudes.ratio,
+        worst=_make_compared_element(np.unravel_index(magnitudes.position, expected.shape), expected, actual),
     )
+
+
+BLOCK_ELEMENTS = 1 << 18
+"""As many elements are compared at a time: the float64 arrays of a block stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A part of two flattened arrays, in float64, with zeros where either is not finite; `start` is its position."""
+
+    start: int
+    left: NDArray[np.float64]
+    right: NDArray[np.float64]
+    finite: NDArray[np.bool_]
+    mismatched: NDArray[np.bool_]
+
+    def measure_difference(self) -> NDArray[np.float64]:
+        """Return |right - left|; infinite where that is too large for float64."""
+        with np.errstate(over="ignore"):
+            return np.abs(self.right - self.left)
+
+    def measure_relative_difference(self, expected_rms: float) -> float:
+        """Return the largest |right - left| / max(|left|, expected_rms)."""
+        with np.errstate(over="ignore"):
+            relative = _divide_differences(self.left, self.right, np.maximum(np.abs(self.left), expected_rms))
+        return float(relative.max())
+
+
+def _iterate_blocks(expected: Array, actual: Array) -> Iterator[_Block]:
+    flat_expected, flat_actual = expected.reshape(-1), actual.reshape(-1)
+    for start in range(0, expected.size, BLOCK_ELEMENTS):
+        left, right = (
+            array[start : start + BLOCK_ELEMENTS].astype(np.float64) for array in (flat_expected, flat_actual)
+        )
+        finite = np.isfinite(left) & np.isfinite(right)
+        same_nonfinite = (np.isnan(left) & np.isnan(right)) | (np.isinf(left) & (left == right))
+        yield _Block(
+            start, np.where(finite, left, 0.0), np.where(finite, right, 0.0), finite, ~finite & ~same_nonfinite
+        )
+
+
+@dataclass(frozen=True)
+class _Magnitudes:
+    """The largest |left|, |right|, difference and difference / limit so far, and the position of the last."""
+
+    left: float = 0.0
+    right: float = 0.0
+    difference: float = 0.0
+    ratio: float = 0.0
+    position: int = 0
+    mismatched: int = 0
+
+    def merge(self, block: _Block, tolerance: ElementTolerance) -> _Magnitudes:
+        """Add a block; of equal ratios, the first element counts."""
+        difference, magnitude = block.measure_difference(), np.abs(block.left)
+        with np.errstate(over="ignore"):
+            limit = tolerance.atol + tolerance.rtol * magnitude
+        ratio = _divide(difference, limit)
+        ratio[block.mismatched] = np.inf
+        index = int(np.argmax(ratio))
+        is_larger = ratio[index] > self.ratio
+        return _Magnitudes(
+            max(self.left, float(magnitude.max())),
+            max(self.right, float(np.abs(block.right).max())),
+            max(self.difference, float(difference.max())),
+            float(ratio[index]) if is_larger else self.ratio,
+            block.start + index if is_larger else self.position,
+            self.mismatched + int(block.mismatched.sum()),
+        )
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums of squares and products over the blocks so far, of values divided by the largest, and how many are finite.
+
+    np.sum and not np.dot: BLAS adds in an order that depends on the number of threads.
+    """
+
+    left: float = 0.0
+    right: float = 0.0
+    product: float = 0.0
+    difference: float = 0.0
+    count: int = 0
+
+    def merge(self, block: _Block, largest: _Magnitudes) -> _Sums:
+        """Add a block."""
+        left = block.left[block.finite] / (largest.left or 1.0)
+        right = block.right[block.finite] / (largest.right or 1.0)
+        scale = largest.difference if 0.0 < largest.difference < np.inf else 1.0
+        with np.errstate(over="ignore"):  # an infinite difference is reported as it is
+            difference = block.measure_difference()[block.finite] / scale
+            return _Sums(
+                self.left + float(np.sum(left * left)),
+                self.right + float(np.sum(right * right)),
+                self.product + float(np.sum(left * right)),
+                self.difference + float(np.sum(difference * difference)),
+                self.count + int(block.finite.sum()),
+            )
+
+
+def _scale_root_mean(largest: float, sum_of_squares: float, count: int) -> float:
+    """Return the root mean square of values, from the sum of their squares after division by the largest magnitude."""
+    return largest if largest == 0.0 or not np.isfinite(largest) else largest * math.sqrt(sum_of_squares / count)
+
+
+def _cosine_similarity(largest: _Magnitudes, sums: _Sums) -> float:
+    if largest.left == 0.0 or largest.right == 0.0:
+        return 1.0 if largest.left == largest.right else 0.0
+    cosine = sums.product / math.sqrt(sums.left * sums.right)
+    return max(-1.0, min(1.0, cosine))
 
 
 def _split_complex(array: Array) -> Array:
@@ -142,14 +249,14 @@ def _compare_exact(expected: Array, actual: Array) -> ErrorMetrics:
         high, low = np.maximum(expected, actual), np.minimum(expected, actual)
         difference = np.subtract(high.astype(np.uint64), low.astype(np.uint64))  # `-` warns if these are scalars
     worst = np.unravel_index(int(np.argmax(difference)), expected.shape)
-    left, right = expected.astype(np.float64), actual.astype(np.float64)
+    left = expected.astype(np.float64)
     distance = difference.astype(np.float64)
     scale = root_mean_square(left)
     return ErrorMetrics(
         max_abs=float(distance.max()),
         max_rel=float(_divide(distance, np.maximum(np.abs(left), scale)).max()),
         rms=root_mean_square(distance),
-        cosine=_cosine_similarity(left, right),
+        cosine=_compare_floats(expected, actual, ElementTolerance(0.0, 0.0)).cosine,
         mismatched_nonfinite=0,
         error_over_limit=np.inf if difference.any() else 0.0,
         worst=_make_compared_element(worst, expected, actual),
@@ -183,16 +290,6 @@ def _divide_differences(
     difference = np.abs(right - left)
     halves = 2.0 * _divide(np.abs(right / 2.0 - left / 2.0), denominator)
     return np.where(np.isinf(difference), halves, _divide(difference, denominator))
-
-
-def _cosine_similarity(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
-    largest_left, largest_right = (float(np.abs(array).max()) if array.size else 0.0 for array in (left, right))
-    if largest_left == 0.0 or largest_right == 0.0:
-        return 1.0 if largest_left == largest_right else 0.0
-    left, right = (left / largest_left).ravel(), (right / largest_right).ravel()
-    # np.sum and not np.dot: BLAS adds in an order that depends on the number of threads.
-    cosine = float(np.sum(left * right)) / float(np.sqrt(np.sum(left * left) * np.sum(right * right)))
-    return max(-1.0, min(1.0, cosine))
 
 
 def _make_compared_element(index: tuple[np.intp, ...], expected: Array, actual: Array) -> ComparedElement:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from packager.parity.numerics.compare import Array, ElementTolerance
+from packager.parity.numerics.compare import BLOCK_ELEMENTS, Array, ElementTolerance
 
 NOISE_MULTIPLE = 8
 """The tolerance in noise floors.
@@ -102,13 +102,20 @@ def measure_relative_difference(array: Array, reference: Array, scale: float) ->
     element the result is 0.0. A difference below the smallest normal number of `array` counts as 0: what underflows
     there may be a tiny number in float64. The result is infinite for other differences if |reference| + scale is 0.
     """
+    left, right = array.reshape(-1), reference.reshape(-1)
+    starts = range(0, left.size, BLOCK_ELEMENTS)
+    smallest = get_smallest_normal(array.dtype)
+    blocks = ((left[start : start + BLOCK_ELEMENTS], right[start : start + BLOCK_ELEMENTS]) for start in starts)
+    return max((_measure_relative_difference(*block, scale, smallest) for block in blocks), default=0.0)
+
+
+def _measure_relative_difference(array: Array, reference: Array, scale: float, smallest: float) -> float:
     left, right = array.astype(np.float64), reference.astype(np.float64)
     finite = np.isfinite(left) & np.isfinite(right)
     left, right = left[finite], right[finite]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         difference = np.abs(left - right)
-        equal = difference < get_smallest_normal(array.dtype)
-        shares = np.where(equal, 0.0, difference / (np.abs(right) + scale))
+        shares = np.where(difference < smallest, 0.0, difference / (np.abs(right) + scale))
     return float(shares.max()) if shares.size else 0.0
 
 
