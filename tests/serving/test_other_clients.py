@@ -1,6 +1,7 @@
-"""Clients and testers of other projects, in an environment of their own: the KServe SDK, and schemathesis.
+"""Clients and testers of other projects, in an environment of their own: the KServe SDK, schemathesis and boofuzz.
 
-schemathesis makes requests from the OpenAPI document of MLServer, the only usable one of this protocol.
+schemathesis makes requests from the OpenAPI document of MLServer, the only usable one of this protocol. boofuzz fuzzes
+the parts of one infer request.
 """
 
 import json
@@ -87,3 +88,19 @@ def test_answers_to_generated_requests_conform_to_the_openapi_document_of_mlserv
     statuses = {entry["response"]["status"] for entry in entries}
     assert len(entries) > 200
     assert {200, 400, 405} <= statuses <= {200, 400, 404, 405, 413, 415}
+
+
+STRIDE = 8  # of the cases that boofuzz makes: all of them take minutes
+
+
+@pytest.mark.timeout(600)
+def test_boofuzz_finds_no_request_that_the_server_does_not_survive(served, tmp_path):
+    host, _, port = served.url.partition(":")
+    script = Path(__file__).with_name("boofuzz_client.py")
+    command = [CLIENTS / "bin/python", script, host, port, str(STRIDE), tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["problems"] == []
+    assert sum(report["statuses"].values()) >= 1700
+    assert {"200", "400", "404", "405"} <= report["statuses"].keys()
