@@ -127,7 +127,7 @@ _SEVERAL = (
     _model("siglip", "", f"transformers.SiglipModel(transformers.SiglipConfig({CLIP_SMALL}))", "input_ids, pixel_values",
            "self.net(input_ids=input_ids, pixel_values=pixel_values).logits_per_image",
            {"input_ids": ids(32000, "texts", "sequence"), "pixel_values": image(3, 224, 224)}, {"sequence": Dim(max=64)}, ("logits_per_image",)),
-    _model("blip", "", f"transformers.BlipForImageTextRetrieval(transformers.BlipConfig({CLIP_SMALL.replace('vision_config=dict(', 'vision_config=dict(image_size=224, ')}))", "input_ids, attention_mask, pixel_values",
+    _model("blip", "", f"transformers.BlipForImageTextRetrieval(transformers.BlipConfig({CLIP_SMALL.replace('vision_config=dict(', 'vision_config=dict(image_size=224, ')}, projection_dim=256))", "input_ids, attention_mask, pixel_values",
            "self.net(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values).itm_score", _TEXT_AND_IMAGE, {"sequence": Dim(max=64)}, ("itm_score",)),
     _model("vilt", "", f"transformers.ViltModel(transformers.ViltConfig({SMALL}, image_size=224))", "input_ids, attention_mask, pixel_values",
            "self.net(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values).last_hidden_state", _TEXT_AND_IMAGE, {"sequence": Dim(max=40)}, ("last_hidden_state",)),
@@ -145,7 +145,7 @@ _SEVERAL = (
            {"pixel_values": image(3, 224, 224), "decoder_input_ids": ids(50265, "batch", "tokens", low=2)}, {"tokens": Dim(max=128)}, ("logits",)),
     _model("git", "", f"transformers.GitForCausalLM(transformers.GitConfig(vocab_size=30522, {SMALL}, vision_config=dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)))", "input_ids, attention_mask, pixel_values",
            "self.net(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False).logits", _TEXT_AND_IMAGE, {"sequence": Dim(max=128)}, ("logits",)),
-    _model("owlvit", "", f"transformers.OwlViTForObjectDetection(transformers.OwlViTConfig({CLIP_SMALL.replace('vision_config=dict(', 'vision_config=dict(image_size=224, ')}))", "input_ids, attention_mask, pixel_values",
+    _model("owlvit", "", f"transformers.OwlViTForObjectDetection(transformers.OwlViTConfig({CLIP_SMALL.replace('vision_config=dict(', 'vision_config=dict(image_size=224, ')}, projection_dim=256))", "input_ids, attention_mask, pixel_values",
            "(lambda output: (output.logits, output.pred_boxes))(self.net(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values))",
            {"input_ids": ids(49408, 4, 16), "attention_mask": mask(4, 16), "pixel_values": floats(1, 3, 224, 224, range=(0, 1))}, outputs=("logits", "pred_boxes")),
     ZooModel(

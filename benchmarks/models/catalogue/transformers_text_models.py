@@ -41,7 +41,7 @@ _ENCODERS = (
     ("roformer", "RoFormerModel", f"transformers.RoFormerConfig({SMALL})", 50000),
     ("squeezebert", "SqueezeBertModel", f"transformers.SqueezeBertConfig({SMALL}, embedding_size=384)", 30522),
     ("convbert", "ConvBertModel", f"transformers.ConvBertConfig({SMALL})", 30522),
-    ("nystromformer", "NystromformerModel", f"transformers.NystromformerConfig({SMALL})", 30000),
+    ("nystromformer", "NystromformerModel", f"transformers.NystromformerConfig({SMALL})", 30000, Dim(max=510)),
     ("mobilebert", "MobileBertModel", "transformers.MobileBertConfig(num_hidden_layers=12)", 30522),
     ("esm", "EsmModel", "transformers.EsmConfig(vocab_size=33, mask_token_id=32, pad_token_id=1, hidden_size=320, "
      "num_hidden_layers=6, num_attention_heads=20, intermediate_size=1280, position_embedding_type='rotary')", 33),

@@ -56,7 +56,7 @@ _TORCHVISION = (
             dims={"batch": Dim(max=4)},
             outputs=("logits",),
         )
-        for name, frames, size in (("r3d_18", 8, 112), ("mc3_18", 8, 112), ("s3d", 16, 112), ("mvit_v2_s", 16, 224), ("swin3d_t", 8, 112))
+        for name, frames, size in (("r3d_18", 8, 112), ("mc3_18", 8, 112), ("s3d", 16, 224), ("mvit_v2_s", 16, 224), ("swin3d_t", 8, 112))
     ),
     ZooModel(
         name="torchvision-raft-small",
