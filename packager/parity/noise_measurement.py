@@ -12,7 +12,7 @@ and how large the tolerance is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from packager.parity.noise_variants import ROW_BY_ROW, Evaluation, evaluate_vari
 from packager.parity.numerics.compare import Array, is_float
 from packager.parity.numerics.tolerances import (
     derive_noise_floors,
+    estimate_scales,
     get_minimum_noise,
     measure_relative_difference,
 )
@@ -36,6 +37,9 @@ from packager.project.manifest import ExplicitTolerance, Project
 _MAX_ROW_NOISE_RATIO = 100
 """Row by row, a module whose rows depend on each other computes something else: its differences are no noise. That
 shows in a difference of more than this many times the largest of the other evaluations."""
+
+_MAX_ROUNDS = 3
+"""How often test cases are chosen, if the module's own arithmetic is uncertain on those chosen before."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ def measure_noise(
 ) -> NoiseMeasurement:
     """Evaluate the module in other ways on a few test cases, unless the tolerance is explicit.
 
-    `outputs` are those already known, by case and output name; they are not computed again.
+    If its arithmetic is uncertain on all that were evaluated in every way, others are: those prove nothing, and an
+    expensive module may have a single one. `outputs` are those already known, by case and output name; they are not
+    computed again.
 
     Raises:
         ForwardFailed, OutputsUnsupported: as `run_case` does.
@@ -73,10 +79,49 @@ def measure_noise(
     check_repeatable(project, model, grid, outputs[grid.probe_case.name])
     if isinstance(project.manifest.parity.tolerance, ExplicitTolerance):
         return NoiseMeasurement((), outputs)
+    measurement = NoiseMeasurement((), outputs)
+    for _ in range(_MAX_ROUNDS):
+        measurement = _measure_more(project, model, grid, cost, measurement)
+        cases = measurement.evaluations[0].outputs
+        if not cases or not cases.keys() <= _find_uncertain_cases(measurement).keys():
+            break
+        grid = _leave_out(grid, {name for evaluation in measurement.evaluations for name in evaluation.outputs})
+        if not grid.cases:
+            break
+    return measurement
+
+
+def _measure_more(
+    project: Project, model: LoadedModel, grid: Grid, cost: ForwardCost, known: NoiseMeasurement
+) -> NoiseMeasurement:
+    """Evaluate the module on a few test cases of a grid, and add that to what is known."""
     noise_cases = choose_noise_cases(grid, cost.estimate, NOISE_SHARE * OPERATIONS[project.manifest.parity.effort])
-    measured = {case.name: outputs.get(case.name) or run_case(project, model, case) for case in noise_cases.all_cases()}
-    evaluations = evaluate_variants(project, model, noise_cases, measured)
-    return NoiseMeasurement(evaluations, {**outputs, **measured})
+    measured = {
+        case.name: known.outputs.get(case.name) or run_case(project, model, case) for case in noise_cases.all_cases()
+    }
+    evaluations = {evaluation.name: evaluation for evaluation in known.evaluations}
+    for evaluation in evaluate_variants(project, model, noise_cases, measured):
+        earlier = evaluations.get(evaluation.name, evaluation)
+        outputs = {**earlier.outputs, **evaluation.outputs}
+        evaluations[evaluation.name] = replace(evaluation, outputs=outputs)
+    return NoiseMeasurement(tuple(evaluations.values()), {**known.outputs, **measured})
+
+
+def _find_uncertain_cases(measurement: NoiseMeasurement) -> dict[str, CaseNoise]:
+    """Find those among the test cases whose outputs are known."""
+    outputs = measurement.outputs
+    floats = [name for name, array in next(iter(outputs.values())).items() if is_float(array)]
+    scales = {name: estimate_scales([arrays[name] for arrays in outputs.values()]) for name in floats}
+    return find_uncertain_cases(
+        measurement, outputs, {name: dict(zip(outputs, values, strict=True)) for name, values in scales.items()}
+    )
+
+
+def _leave_out(grid: Grid, names: set[str]) -> Grid:
+    """Return a grid without these test cases; its example is the smallest of the others."""
+    cases = tuple(case for case in grid.cases if case.name not in names)
+    smallest = min(cases, key=lambda case: case.element_count, default=grid.example_case)
+    return replace(grid, cases=cases, example_case=smallest, probe_case=smallest)
 
 
 def find_uncertain_cases(

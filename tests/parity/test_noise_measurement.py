@@ -164,3 +164,18 @@ def test_a_module_too_inexact_for_a_proof_is_refused(measured, golden):
     with pytest.raises(NoiseTooLarge) as caught:
         measured(returning("torch.sin(y * 1e9)"))
     golden(caught.value.message)
+
+
+def test_an_expensive_module_is_measured_on_another_case_if_it_is_uncertain_on_the_first(measured):
+    _, grid, _ = measured(LINEAR)
+    first = min(grid.probe_case, grid.example_case, key=lambda case: case.element_count)
+    text = returning(f"torch.sin(y * 1e9) if x.shape[0] == {first.sizes['batch']} else y")
+    expected, *_ = measured(text, cost=ForwardCost(1 << 34, 0.0))
+    assert [note for note in expected.uncompared if note.startswith(f"case {first.name}")]
+    assert first.name not in {case.name for case in expected.reference_cases}
+    assert expected.noise["output_0"].relative < 1e-5
+
+
+def test_an_expensive_module_that_is_uncertain_everywhere_is_refused(measured):
+    with pytest.raises(NoiseTooLarge):
+        measured(returning("torch.sin(y * 1e9)"), cost=ForwardCost(1 << 34, 0.0))
