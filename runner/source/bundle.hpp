@@ -1,0 +1,86 @@
+// The bundle inside the file: the strict archive, its seal, and its config.json.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "array.hpp"
+#include "json.hpp"
+
+namespace packager {
+
+struct Span {
+    const std::byte* data = nullptr;
+    std::size_t size = 0;
+    std::string_view text() const;
+};
+
+// A file of the bundle: its content in the mapped executable, and where it starts in that file.
+struct BundleFile {
+    Span content;
+    std::uint64_t offset = 0;
+};
+
+// The files by path. As packager.common.deterministic_zip, it accepts only what `package pack` writes.
+using Archive = std::map<std::string, BundleFile, std::less<>>;
+
+// Reads the archive that starts at `offset` of the executable. Throws Error (archive-refused).
+Archive read_archive(Span archive, std::uint64_t offset, const std::string& path);
+
+// SHA256SUMS: the digests by path, and the h1: fingerprint of its text.
+struct Seal {
+    std::map<std::string, std::string, std::less<>> digests;
+    std::string fingerprint;
+};
+Seal read_seal(const Archive& archive, const std::string& path);
+
+// What differs between the files and SHA256SUMS, as `integrity` of `package verify --json`.
+struct Integrity {
+    std::vector<std::string> missing, extra, changed;
+    bool intact() const { return missing.empty() && extra.empty() && changed.empty(); }
+};
+Integrity check_integrity(const Archive& archive, const Seal& seal);
+// Throws Error (integrity-failed) unless the names agree with the seal, and this file has its digest.
+void check_names(const Archive& archive, const Seal& seal, const std::string& path);
+void check_file(const Archive& archive, const Seal& seal, std::string_view file, const std::string& path);
+
+struct AnySize {};
+// A dim is a fixed size, the name of a dim, or of any size.
+using Dim = std::variant<std::int64_t, std::string, AnySize>;
+
+struct DimLimits {
+    std::int64_t min = 1;
+    std::optional<std::int64_t> max;
+};
+
+struct TensorSpec {
+    std::string name;
+    DType dtype = DType::float32;  // as declared: a bfloat16 input is passed as float32
+    std::vector<Dim> shape;
+    std::optional<std::pair<double, double>> range;  // low ≤ x < high
+    DType passed_dtype() const;  // float32 for bfloat16
+};
+
+struct Signature {
+    std::vector<TensorSpec> inputs, outputs;
+    std::map<std::string, DimLimits, std::less<>> dims;
+};
+
+struct Config {
+    json::Value record;  // config.json as it is
+    std::string name, version;
+    Signature signature;
+    std::string model;                // "model.onnx"
+    std::optional<std::string> data;  // "model.onnx_data"
+};
+// Throws Error (integrity-failed, bundle-schema-unknown, backend-unavailable where there is no ONNX model).
+Config read_config(const Archive& archive, const std::string& path);
+
+}  // namespace packager
