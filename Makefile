@@ -87,11 +87,14 @@ slow: $(VENV)/.ready $(VENV)/.scanners $(VENV)/.clients $(VENV)/.old-onnxruntime
 fuzz: $(VENV)/.ready  ## mutate bundles, archives, checkpoints and manifests, and fail on a crash, a hang or an accepted change
 	PYTHONPATH=tests $(BIN)/python -m fuzz.run --mutations 50000
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.ready lint-runner
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+lint-runner: $(VENV)/.ready  ## format and clang-tidy of the C++ sources
+	$(BIN)/python runner/lint.py
 
 check: lint test  ## lint, types and tests
 

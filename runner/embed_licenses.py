@@ -19,9 +19,8 @@ def join_texts() -> str:
     """Return the texts, each below the name of its component."""
     parts = []
     for name, title in COMPONENTS.items():
-        parts.append(
-            f"{title}\n{'-' * len(title)}\n\n{(LICENSES / f'{name}.txt').read_text(encoding='utf-8').strip()}\n"
-        )
+        text = (LICENSES / f"{name}.txt").read_text(encoding="utf-8").strip()
+        parts.append(f"{title}\n{'-' * len(title)}\n\n{text}\n")
     return "\n".join(parts)
 
 
