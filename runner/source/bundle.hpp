@@ -26,28 +26,43 @@ struct Span {
 struct BundleFile {
     Span content;
     std::uint64_t offset = 0;
+    std::uint32_t crc = 0;  // as the archive has it
 };
 
 // The files by path. As packager.common.deterministic_zip, it accepts only what `package pack` writes.
 using Archive = std::map<std::string, BundleFile, std::less<>>;
 
-// Reads the archive that starts at `offset` of the executable. Throws Error (archive-refused).
+// Reads the archive that starts at `offset` of the executable. Throws Error (archive-refused, and not-a-bundle or
+// integrity-failed if it has no SHA256SUMS or config.json).
 Archive read_archive(Span archive, std::uint64_t offset, const std::string& path);
+// The content of a file, whose CRC was compared. Throws Error (integrity-failed), also if it has more than `limit`
+// bytes or is missing.
+Span read_file(const Archive& archive, std::string_view file, std::size_t limit, const std::string& path);
+// Says why a bundle may not have such a file or such files together; nothing if it may. Of names beyond ASCII, neither
+// Unicode's normal form nor case is compared here: nothing is unpacked, and `package verify` compares them.
+std::optional<std::string> describe_path_problem(std::string_view file);
+std::optional<std::string> describe_set_problem(const std::vector<std::string>& files);
+
+constexpr std::size_t max_record_bytes = std::size_t{16} << 20U;  // of parity.json, build.json and model.sig
 
 // SHA256SUMS: the digests by path, and the h1: fingerprint of its text.
 struct Seal {
     std::map<std::string, std::string, std::less<>> digests;
     std::string fingerprint;
 };
+// Throws Error (integrity-failed) if SHA256SUMS is malformed.
 Seal read_seal(const Archive& archive, const std::string& path);
 
-// What differs between the files and SHA256SUMS, as `integrity` of `package verify --json`.
+// What differs between the files and SHA256SUMS, as `integrity` of `package verify --json`; `problems` are lines for
+// its `structure`.
 struct Integrity {
-    std::vector<std::string> missing, extra, changed;
-    bool intact() const { return missing.empty() && extra.empty() && changed.empty(); }
+    std::vector<std::string> missing, extra, changed, problems;
+    bool intact() const { return missing.empty() && extra.empty() && changed.empty() && problems.empty(); }
+    std::string describe() const;  // a line for each kind of difference
 };
-Integrity check_integrity(const Archive& archive, const Seal& seal);
-// Throws Error (integrity-failed) unless the names agree with the seal, and this file has its digest.
+// Compares everything, on all usable cores. Throws Error (integrity-failed) if a CRC is wrong.
+Integrity check_integrity(const Archive& archive, const Seal& seal, const std::string& path);
+// Each throws Error (integrity-failed): unless the names agree with the seal, and unless this file has its digest.
 void check_names(const Archive& archive, const Seal& seal, const std::string& path);
 void check_file(const Archive& archive, const Seal& seal, std::string_view file, const std::string& path);
 
