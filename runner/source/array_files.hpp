@@ -21,4 +21,7 @@ Arrays parse_safetensors(Span content, std::shared_ptr<const void> owner, const 
 // Writes an .npz as np.savez does, or for a name in .json an object of nested lists. Throws Error (output-refused).
 void write_array_file(const std::string& path, const Arrays& arrays);
 
+// An object of nested lists by name. Throws Error (output-refused), with `target`, for NaN and infinite values.
+std::string format_json(const Arrays& arrays, const std::string& target);
+
 }  // namespace packager

@@ -48,8 +48,8 @@ void check_dtype(const TensorSpec& tensor, const Array& array) {
                             "convert it: x.astype('" + wanted + "')");
 }
 
-void check_named_dim(const Signature& signature, const std::string& tensor, const std::string& name,
-                     std::int64_t size, Sizes& sizes) {
+void check_named_dim(const Signature& signature, const std::string& tensor, const std::string& name, std::int64_t size,
+                     Sizes& sizes) {
     const auto entry = signature.dims.find(name);
     const DimLimits limits = entry == signature.dims.end() ? DimLimits{0, std::nullopt} : entry->second;
     if (size < limits.min || (limits.max && size > *limits.max)) {

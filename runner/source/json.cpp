@@ -104,7 +104,9 @@ void dump_to(std::string& text, const Value& value) {
     } else if (const auto* natural = std::get_if<std::uint64_t>(&content)) {
         text += std::to_string(*natural);
     } else if (const auto* number = std::get_if<double>(&content)) {
-        text += std::isnan(*number) ? "NaN" : std::isinf(*number) ? (*number > 0 ? "Infinity" : "-Infinity") : format(*number);
+        text += std::isnan(*number)   ? "NaN"
+                : std::isinf(*number) ? (*number > 0 ? "Infinity" : "-Infinity")
+                                      : format(*number);
     } else if (const auto* string = std::get_if<std::string>(&content)) {
         text += quote(*string);
     } else if (const auto* list = std::get_if<List>(&content)) {

@@ -8,7 +8,6 @@
 #include "error.hpp"
 
 namespace packager {
-
 namespace {
 
 constexpr std::size_t longest_number = 64;
@@ -32,8 +31,26 @@ Decimal split_scientific(std::string_view text) {
 template <typename Float>
 Decimal find_shortest_of(Float value) {
     char buffer[longest_number];
-    const std::to_chars_result end = std::to_chars(buffer, buffer + sizeof buffer, value, std::chars_format::scientific);
+    const std::to_chars_result end =
+        std::to_chars(buffer, buffer + sizeof buffer, value, std::chars_format::scientific);
     return split_scientific(std::string_view(buffer, static_cast<std::size_t>(end.ptr - buffer)));
+}
+
+template <typename Float>
+std::string repr_of(Float value) {
+    if (!std::isfinite(value)) return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
+    const std::string sign = std::signbit(value) ? "-" : "";
+    const auto [digits, point] = find_shortest_of(std::abs(value));
+    if (point > 16 || point < -3) {
+        char exponent[16];
+        std::snprintf(exponent, sizeof exponent, "e%+03d", point - 1);
+        const std::string fraction = digits.size() > 1 ? "." + digits.substr(1) : "";
+        return sign + digits.substr(0, 1) + fraction + exponent;
+    }
+    if (point <= 0) return sign + "0." + std::string(static_cast<std::size_t>(-point), '0') + digits;
+    const auto whole = static_cast<std::size_t>(point);
+    if (digits.size() <= whole) return sign + digits + std::string(whole - digits.size(), '0') + ".0";
+    return sign + digits.substr(0, whole) + "." + digits.substr(whole);
 }
 
 }  // namespace
@@ -46,27 +63,9 @@ std::string repr(const std::vector<std::string>& texts) {
     return list + "]";
 }
 
-std::string repr(double value) {
-    if (!std::isfinite(value)) {
-        return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
-    }
-    const std::string sign = std::signbit(value) ? "-" : "";
-    auto [digits, point] = find_shortest(std::abs(value));
-    if (point > 16 || point < -3) {
-        char exponent[16];
-        std::snprintf(exponent, sizeof exponent, "e%+03d", point - 1);
-        const std::string fraction = digits.size() > 1 ? "." + digits.substr(1) : "";
-        return sign + digits.substr(0, 1) + fraction + exponent;
-    }
-    if (point <= 0) {
-        return sign + "0." + std::string(static_cast<std::size_t>(-point), '0') + digits;
-    }
-    const auto whole = static_cast<std::size_t>(point);
-    if (digits.size() <= whole) {
-        return sign + digits + std::string(whole - digits.size(), '0') + ".0";
-    }
-    return sign + digits.substr(0, whole) + "." + digits.substr(whole);
-}
+std::string repr(double value) { return repr_of(value); }
+
+std::string repr(float value) { return repr_of(value); }
 
 Decimal find_shortest(double value) { return find_shortest_of(value); }
 

@@ -9,8 +9,9 @@ namespace packager {
 
 // ['a', 'b']
 std::string repr(const std::vector<std::string>& texts);
-// 1e-06, 0.1, 1.0, nan, inf
+// The shortest digits that read back as the same number of its type: 1e-06, 0.1, 1.0, nan, inf
 std::string repr(double value);
+std::string repr(float value);
 
 // A decimal number: 0.d1d2d3… · 10^exponent, without a sign and without trailing zeros; "0" and 1 for zero.
 struct Decimal {
