@@ -12,22 +12,6 @@ namespace {
 
 constexpr std::size_t longest_number = 64;
 
-// Splits "d.ddde±dd", which std::to_chars writes.
-Decimal split_scientific(std::string_view text) {
-    const std::size_t end = text.find('e');
-    Decimal decimal;
-    for (const char character : text.substr(0, end)) {
-        if (character != '.' && character != '-') {
-            decimal.digits += character;
-        }
-    }
-    while (decimal.digits.size() > 1 && decimal.digits.back() == '0') {
-        decimal.digits.pop_back();
-    }
-    decimal.exponent = std::atoi(std::string(text.substr(end + 1)).c_str()) + 1;
-    return decimal;
-}
-
 template <typename Float>
 Decimal find_shortest_of(Float value) {
     char buffer[longest_number];
@@ -66,6 +50,21 @@ std::string repr(const std::vector<std::string>& texts) {
 std::string repr(double value) { return repr_of(value); }
 
 std::string repr(float value) { return repr_of(value); }
+
+Decimal split_scientific(std::string_view text) {
+    const std::size_t end = text.find('e');
+    Decimal decimal;
+    for (const char character : text.substr(0, end)) {
+        if (character != '.' && character != '-') {
+            decimal.digits += character;
+        }
+    }
+    while (decimal.digits.size() > 1 && decimal.digits.back() == '0') {
+        decimal.digits.pop_back();
+    }
+    decimal.exponent = std::atoi(std::string(text.substr(end + 1)).c_str()) + 1;
+    return decimal;
+}
 
 Decimal find_shortest(double value) { return find_shortest_of(value); }
 

@@ -19,6 +19,9 @@ struct Decimal {
     int exponent = 0;
 };
 
+// Of "d.ddde±dd", as printf's %e and std::to_chars write it.
+Decimal split_scientific(std::string_view text);
+
 // The shortest digits that read back as the same finite number of that type.
 Decimal find_shortest(double value);
 Decimal find_shortest(float value);
