@@ -98,4 +98,15 @@ struct Config {
 // Throws Error (integrity-failed, bundle-schema-unknown, backend-unavailable where there is no ONNX model).
 Config read_config(const Archive& archive, const std::string& path);
 
+// A bundle whose files have the names of its seal, and whose config.json has its digest; the digest of every other
+// file is compared when it is used.
+struct Bundle {
+    Archive archive;
+    Seal seal;
+    Config config;
+    std::string path;
+};
+// Reads the archive that starts at `offset` of the executable. Throws what the functions above throw.
+Bundle open_bundle(Span archive, std::uint64_t offset, const std::string& path);
+
 }  // namespace packager

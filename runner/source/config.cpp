@@ -146,4 +146,20 @@ Config read_config(const Archive& archive, const std::string& path) {
     return config;
 }
 
+Bundle open_bundle(Span archive, std::uint64_t offset, const std::string& path) {
+    Bundle bundle;
+    bundle.path = path;
+    bundle.archive = read_archive(archive, offset, path);
+    bundle.seal = read_seal(bundle.archive, path);
+    check_names(bundle.archive, bundle.seal, path);
+    check_file(bundle.archive, bundle.seal, config_file, path);
+    bundle.config = read_config(bundle.archive, path);
+    for (const std::string& file : {bundle.config.model, bundle.config.data.value_or(bundle.config.model)}) {
+        if (bundle.seal.digests.count(file) == 0) {
+            throw integrity_failed(path, config_file + " names " + file + ", which SHA256SUMS does not list");
+        }
+    }
+    return bundle;
+}
+
 }  // namespace packager

@@ -8,11 +8,14 @@
 #include "array.hpp"
 #include "bundle.hpp"
 #include "executable.hpp"
+#include "library.hpp"
 
 namespace packager {
 
 struct SessionSettings {
-    int threads = 0;  // intra-op threads; 0: the cores that affinity and quota allow
+    int threads = 0;              // intra-op threads; 0: the cores that affinity and quota allow
+    bool allow_mapping = true;    // of external weights by onnxruntime; for tests of the fallback
+    LibrarySettings library = {};
 };
 
 // A tensor as the model itself declares it; -1 and names for dynamic dims.
@@ -25,10 +28,9 @@ struct ModelTensor {
 // A session. `run` may be called from several threads at once.
 class Session {
 public:
-    // Checks the library's digest before any of its code runs, and the weights' while the session is made.
-    // Throws Error (integrity-failed, backend-unavailable).
-    Session(const Executable& executable, const Archive& archive, const Seal& seal, const Config& config,
-            const SessionSettings& settings);
+    // Checks the library's digest before any of its code runs, and the weights' while the session is made. There may
+    // be one session in a process. Throws Error (integrity-failed, not-a-bundle, backend-unavailable).
+    Session(const Executable& executable, const Bundle& bundle, const SessionSettings& settings);
     ~Session();
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
