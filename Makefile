@@ -108,6 +108,10 @@ runners: $(VENV)/.build $(VENV)/.zig  ## build the wheel of native programs, and
 	$(BUILD_RUNNERS) --record
 	$(RUNNER_WHEEL)
 
+RUNS ?= 1000000
+fuzz-runner: $(VENV)/.ready  ## fuzz the parsers of the native executable, RUNS times each; needs clang and its sanitizers
+	$(BIN)/python runner/fuzz/run.py --runs $(RUNS)
+
 lint: $(VENV)/.ready lint-runner
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

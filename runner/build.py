@@ -28,7 +28,8 @@ FLAGS = [
     "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2",
 ]  # fmt: skip
 CXX_FLAGS = [
-    "-std=c++17", "-fvisibility-inlines-hidden", "-U_LIBCPP_HARDENING_MODE", "-D_LIBCPP_HARDENING_MODE=_LIBCPP_HARDENING_MODE_FAST",
+    "-std=c++17", "-fvisibility-inlines-hidden", "-U_LIBCPP_HARDENING_MODE",
+    "-D_LIBCPP_HARDENING_MODE=_LIBCPP_HARDENING_MODE_FAST",
     "-DSIMDJSON_IMPLEMENTATION_ICELAKE=0",
 ]  # fmt: skip
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]

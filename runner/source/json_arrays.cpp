@@ -156,7 +156,8 @@ Arrays read_json_arrays(std::string_view text, const Signature& signature) {
         const auto tensor = std::find_if(signature.inputs.begin(), signature.inputs.end(),
                                          [&](const TensorSpec& spec) { return spec.name == name; });
         // The name alone is wrong then, and the check of the inputs says so.
-        arrays.emplace_back(name, tensor == signature.inputs.end() ? Array{} : read_array(*tensor, field.value));
+        const Array unread{DType::float32, {0}, nullptr, nullptr};
+        arrays.emplace_back(name, tensor == signature.inputs.end() ? unread : read_array(*tensor, field.value));
     }
     return arrays;
 }
