@@ -73,7 +73,7 @@ struct Entry {
 std::string describe_dtype(DType dtype) {
     const std::string_view name = name_of(dtype);
     const std::size_t size = item_size(dtype);
-    const char kind = dtype == DType::boolean ? 'b' : name[0];
+    const char kind = dtype == DType::bfloat16 ? 'V' : name[0];  // numpy has no bfloat16: bytes without a meaning
     return (size == 1 ? "|" : "<") + std::string(1, kind) + std::to_string(size);
 }
 
