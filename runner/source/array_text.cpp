@@ -237,7 +237,7 @@ std::string print_array(const Array& array) {
     if (is_float(array.dtype)) {
         std::vector<double> values;
         for (std::size_t index = 0; index < array.size(); ++index) {
-            values.push_back(visit_element(array, index, [](auto value) { return static_cast<double>(value); }));
+            values.push_back(read_number(array, index));
         }
         words = format_floats(array.dtype, values);
     } else {

@@ -48,6 +48,10 @@ auto visit_element(const Array& array, std::size_t index, Use use) {
     return use(read_element<double>(array, index));
 }
 
+inline double read_number(const Array& array, std::size_t index) {
+    return visit_element(array, index, [](auto value) { return static_cast<double>(value); });
+}
+
 inline bool is_float(DType dtype) {
     return dtype == DType::float16 || dtype == DType::bfloat16 || dtype == DType::float32 || dtype == DType::float64;
 }
