@@ -40,8 +40,8 @@ void parse(std::string_view text) {
         decoded = decode_chunks(body);
         body = {decoded.data(), decoded.size()};
     }
-    choose_coding(head.accept_encoding.value);
-    if (const auto coding = read_coding(head.content_encoding.value)) {
+    choose_coding(head.infer.accept_encoding.value);
+    if (const auto coding = read_coding(head.infer.content_encoding.value)) {
         const Buffer content = decompress(packager::fuzz::to_span(body), *coding, limit);
         packager::fuzz::require(content.size() <= limit);
         Response response;
