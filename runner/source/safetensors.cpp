@@ -17,7 +17,7 @@ constexpr std::string_view prefix = "Error while deserializing header: ";
 
 struct Tensor {
     std::string name;
-    std::string dtype;
+    DType dtype = DType::float32;
     Shape shape;
     std::uint64_t start = 0, end = 0;
 };
@@ -56,7 +56,10 @@ std::uint64_t read_natural(const json::Value& value) {
 }
 
 Tensor read_tensor(const std::string& name, const json::Value& record) {
-    Tensor tensor{name, record.at("dtype").text(), {}};
+    const std::string& text = record.at("dtype").text();
+    const std::optional<DType> dtype = find_safetensors_dtype(text);
+    if (!dtype) throw json::Malformed("the dtype " + repr(text) + " is unknown");
+    Tensor tensor{name, *dtype, {}};
     for (const json::Value& size : record.at("shape").list()) {
         tensor.shape.push_back(static_cast<std::int64_t>(read_natural(size)));
     }
@@ -83,31 +86,35 @@ std::vector<Tensor> read_header(std::string_view header) {
     return tensors;
 }
 
+// Checks that the tensors cover the data without gaps, and that each has the bytes of its shape.
+void check_tensors(const std::vector<Tensor>& tensors, std::uint64_t size) {
+    std::uint64_t position = 0;
+    for (const Tensor& tensor : tensors) {
+        if (tensor.start != position || tensor.end < tensor.start) {
+            fail("invalid offset for tensor `" + tensor.name + "`");
+        }
+        const std::optional<std::size_t> count = count_elements(tensor.shape);
+        const std::size_t item = item_size(tensor.dtype);
+        if (!count) fail("overflow computing buffer size from shape and/or element type");
+        const std::uint64_t bytes = tensor.end - tensor.start;
+        if (*count > bytes / item || *count * item != bytes) fail("invalid shape, data type, or offset for tensor");
+        position = tensor.end;
+    }
+    if (position != size) fail("incomplete metadata, file not fully covered");
+}
+
 }  // namespace
 
 Arrays read_safetensors(const OwnedSpan& file) {
     const std::string_view header = find_header(file.content.text());
     const std::size_t start = size_bytes + header.size();
-    const std::uint64_t size = file.content.size - start;
+    const std::vector<Tensor> tensors = read_header(header);
+    check_tensors(tensors, file.content.size - start);
     Arrays arrays;
-    std::uint64_t position = 0;
-    for (const Tensor& tensor : read_header(header)) {
-        if (tensor.start != position || tensor.end < tensor.start || tensor.end > size) {
-            fail("invalid offset for tensor `" + tensor.name + "`");
-        }
-        const std::optional<DType> dtype = find_safetensors_dtype(tensor.dtype);
-        if (!dtype) throw ArrayFileMalformed(repr(tensor.dtype));
-        const std::optional<std::size_t> count = count_elements(tensor.shape);
-        const std::uint64_t bytes = tensor.end - tensor.start;
-        if (!count) fail("overflow computing buffer size from shape and/or element type");
-        if (*count > bytes / item_size(*dtype) || *count * item_size(*dtype) != bytes) {
-            fail("invalid shape, data type, or offset for tensor");
-        }
+    for (const Tensor& tensor : tensors) {
         const std::byte* values = file.content.data + start + tensor.start;
-        arrays.emplace_back(tensor.name, align(Array{*dtype, tensor.shape, values, file.owner}));
-        position = tensor.end;
+        arrays.emplace_back(tensor.name, align(Array{tensor.dtype, tensor.shape, values, file.owner}));
     }
-    if (position != size) fail("incomplete metadata, file not fully covered");
     return arrays;
 }
 
