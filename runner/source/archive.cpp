@@ -201,14 +201,15 @@ std::vector<Entry> index_archive(std::string_view archive) {
     return entries;
 }
 
-Archive build_archive(std::string_view archive, std::uint64_t offset) {
+Archive build_archive(std::string_view archive, std::uint64_t offset, int descriptor) {
     Archive files;
     std::vector<std::string> names;
     for (const Entry& entry : index_archive(archive)) {
         if (const auto problem = describe_path_problem(entry.name)) throw Malformed{*problem};
         const std::uint64_t start = entry.offset + build_header(entry).size();
         const auto* const content = reinterpret_cast<const std::byte*>(archive.data()) + start;
-        files.emplace(entry.name, BundleFile{{content, static_cast<std::size_t>(entry.size)}, offset + start, entry.crc});
+        const Span span{content, static_cast<std::size_t>(entry.size)};
+        files.emplace(entry.name, BundleFile{span, offset + start, entry.crc, descriptor});
         names.emplace_back(entry.name);
     }
     if (const auto problem = describe_set_problem(names)) throw Malformed{*problem};
@@ -219,10 +220,10 @@ Archive build_archive(std::string_view archive, std::uint64_t offset) {
 
 std::string_view Span::text() const { return {reinterpret_cast<const char*>(data), size}; }
 
-Archive read_archive(Span archive, std::uint64_t offset, const std::string& path) {
+Archive read_archive(Span archive, std::uint64_t offset, const std::string& path, int descriptor) {
     Archive files;
     try {
-        files = build_archive(archive.text(), offset);
+        files = build_archive(archive.text(), offset, descriptor);
     } catch (const Malformed& error) {
         throw archive_refused(path, error.why);
     }

@@ -27,14 +27,15 @@ struct BundleFile {
     Span content;
     std::uint64_t offset = 0;
     std::uint32_t crc = 0;  // as the archive has it
+    int descriptor = -1;    // of the executable, if it is open
 };
 
 // The files by path. As packager.common.deterministic_zip, it accepts only what `package pack` writes.
 using Archive = std::map<std::string, BundleFile, std::less<>>;
 
-// Reads the archive that starts at `offset` of the executable. Throws Error (archive-refused, and not-a-bundle or
-// integrity-failed if it has no SHA256SUMS or config.json).
-Archive read_archive(Span archive, std::uint64_t offset, const std::string& path);
+// Reads the archive that starts at `offset` of the executable, which is open as `descriptor`, or -1. Throws Error
+// (archive-refused, and not-a-bundle or integrity-failed if it has no SHA256SUMS or config.json).
+Archive read_archive(Span archive, std::uint64_t offset, const std::string& path, int descriptor = -1);
 // The content of a file, whose CRC was compared. Throws Error (integrity-failed), also if it has more than `limit`
 // bytes or is missing.
 Span read_file(const Archive& archive, std::string_view file, std::size_t limit, const std::string& path);
@@ -107,6 +108,6 @@ struct Bundle {
     std::string path;
 };
 // Reads the archive that starts at `offset` of the executable. Throws what the functions above throw.
-Bundle open_bundle(Span archive, std::uint64_t offset, const std::string& path);
+Bundle open_bundle(Span archive, std::uint64_t offset, const std::string& path, int descriptor = -1);
 
 }  // namespace packager

@@ -146,10 +146,10 @@ Config read_config(const Archive& archive, const std::string& path) {
     return config;
 }
 
-Bundle open_bundle(Span archive, std::uint64_t offset, const std::string& path) {
+Bundle open_bundle(Span archive, std::uint64_t offset, const std::string& path, int descriptor) {
     Bundle bundle;
     bundle.path = path;
-    bundle.archive = read_archive(archive, offset, path);
+    bundle.archive = read_archive(archive, offset, path, descriptor);
     bundle.seal = read_seal(bundle.archive, path);
     check_names(bundle.archive, bundle.seal, path);
     check_file(bundle.archive, bundle.seal, config_file, path);

@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "error.hpp"
+#include "read_chunks.hpp"
 #include "sha256.hpp"
 
 namespace packager {
@@ -164,23 +165,19 @@ Executable open_executable() {
     return descriptor >= 0 ? open_descriptor(descriptor, path) : open_executable(path);
 }
 
-// Read instead of mapped, so that the pages of 30 MB do not count as this process's memory.
 void check_library(const Executable& executable) {
-    constexpr std::size_t chunk_size = 256 * 1024;
-    std::vector<std::byte> chunk(chunk_size);
     Sha256 sha256;
-    for (std::size_t done = 0; done < executable.library.size;) {
-        const std::size_t wanted = std::min(chunk_size, executable.library.size - done);
-        const auto offset = static_cast<off_t>(executable.library_offset + done);
-        const ssize_t count = pread(executable.descriptor, chunk.data(), wanted, offset);
-        if (count < 0 && errno == EINTR) continue;
-        if (count <= 0) throw integrity_failed(executable.path, "its library cannot be read");
-        sha256.update({chunk.data(), static_cast<std::size_t>(count)});
-        done += static_cast<std::size_t>(count);
+    const auto update = [&sha256](Span chunk) { sha256.update(chunk); };
+    if (!read_chunks(executable.descriptor, executable.library_offset, executable.library.size, update)) {
+        throw integrity_failed(executable.path, "its library cannot be read");
     }
     if (to_hex(sha256.digest()) != executable.library_sha256) {
         throw integrity_failed(executable.path, "changed: its library");
     }
+}
+
+Bundle open_bundle(const Executable& executable) {
+    return open_bundle(executable.archive, executable.archive_offset, executable.path, executable.descriptor);
 }
 
 }  // namespace packager

@@ -44,5 +44,7 @@ Executable open_executable(const std::string& path);
 Executable parse_executable(Span content, const std::string& path);
 // Throws Error (integrity-failed) unless the library has its digest.
 void check_library(const Executable& executable);
+// Opens the bundle in it. Throws what the other open_bundle throws.
+Bundle open_bundle(const Executable& executable);
 
 }  // namespace packager

@@ -77,7 +77,7 @@ std::string describe_json(const Executable& executable, const Bundle& bundle) {
 }  // namespace
 
 int info(const Executable& executable, bool as_json) {
-    const Bundle bundle = open_bundle(executable.archive, executable.archive_offset, executable.path);
+    const Bundle bundle = open_bundle(executable);
     std::string text;
     try {
         text = as_json ? describe_json(executable, bundle) : describe_text(executable, bundle);

@@ -25,8 +25,14 @@ constexpr unsigned close_on_exec = 1, no_exec = 8, exec = 16;  // flags of memfd
 struct Copy {
     int descriptor = -1;
     std::string path;
-    bool is_temporary = false;
+    std::string folder;  // of a temporary file, which is deleted with it
 };
+
+void remove(const Copy& copy) {
+    if (copy.folder.empty()) return;
+    unlink(copy.path.c_str());
+    rmdir(copy.folder.c_str());
+}
 
 bool write_at(int descriptor, Span bytes, std::uint64_t offset) {
     for (std::size_t done = 0; done < bytes.size;) {
@@ -50,11 +56,14 @@ bool write_parts(int descriptor, Span library, const ElfImage& image) {
 }
 
 // Takes away constructors and destructors, and the permission to run code, which a folder or a host may refuse: no code
-// of a copy runs. The destructors never run, as a process that ends needs none of them.
+// of a copy runs. The destructors never run, as a process that ends needs none of them. Nor are other libraries looked
+// for where the copy is.
 bool disarm(int descriptor, Span library, const ElfImage& image) {
     std::vector<Elf64_Dyn> dynamic = image.dynamic;
     for (Elf64_Dyn& entry : dynamic) {
-        if (entry.d_tag == DT_INIT || entry.d_tag == DT_FINI) entry.d_tag = DT_DEBUG;  // means nothing in a library
+        for (const Elf64_Sxword tag : {DT_INIT, DT_FINI, DT_RPATH, DT_RUNPATH}) {
+            if (entry.d_tag == tag) entry.d_tag = DT_DEBUG;  // means nothing in a library
+        }
         if (entry.d_tag == DT_INIT_ARRAYSZ || entry.d_tag == DT_FINI_ARRAYSZ) entry.d_un.d_val = 0;
     }
     const Span bytes{reinterpret_cast<const std::byte*>(dynamic.data()), dynamic.size() * sizeof(Elf64_Dyn)};
@@ -85,19 +94,19 @@ Copy make_memory_file(Span library, const ElfImage* image) {
         close(descriptor);
         return {};
     }
-    return {descriptor, path, false};
+    return {descriptor, path, ""};
 }
 
-Copy make_temporary_file(const std::string& folder, Span library, const ElfImage* image) {
-    std::string path = folder + "/onnxruntime-XXXXXX";
-    const int descriptor = mkostemp(path.data(), O_CLOEXEC);
-    if (descriptor < 0) return {};
-    if (!fill(descriptor, library, image)) {
-        unlink(path.c_str());
-        close(descriptor);
-        return {};
-    }
-    return {descriptor, path, true};
+// In a folder that is this user's alone: a library may ask for others beside it.
+Copy make_temporary_file(const std::string& parent, Span library, const ElfImage* image) {
+    std::string folder = parent + "/onnxruntime-XXXXXX";
+    if (mkdtemp(folder.data()) == nullptr) return {};
+    Copy copy{-1, folder + "/libonnxruntime.so", folder};
+    copy.descriptor = open(copy.path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0700);
+    if (copy.descriptor >= 0 && fill(copy.descriptor, library, image)) return copy;
+    remove(copy);
+    if (copy.descriptor >= 0) close(copy.descriptor);
+    return {};
 }
 
 std::vector<std::string> list_folders() {
@@ -113,7 +122,7 @@ void* open_copy(const Copy& copy, std::string& why) {
     if (copy.descriptor < 0) return nullptr;
     void* const handle = dlopen(copy.path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle == nullptr) why = dlerror();
-    if (copy.is_temporary) unlink(copy.path.c_str());
+    remove(copy);
     if (handle == nullptr) close(copy.descriptor);
     return handle;
 }

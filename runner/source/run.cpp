@@ -21,7 +21,7 @@ std::string summarize(const std::string& name, const Array& array) {
 }  // namespace
 
 int run(const Executable& executable, const RunOptions& options) {
-    const Bundle bundle = open_bundle(executable.archive, executable.archive_offset, executable.path);
+    const Bundle bundle = open_bundle(executable);
     SessionSettings settings;
     settings.threads = options.threads;
     const Session session(executable, bundle, settings);

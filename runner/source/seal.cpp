@@ -1,4 +1,6 @@
 // The seal of a bundle, as packager/bundle/seal.py and fingerprint.py: SHA256SUMS, and the FINGERPRINT that follows.
+#include <libdeflate.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -8,13 +10,14 @@
 #include "bundle.hpp"
 #include "cores.hpp"
 #include "error.hpp"
+#include "read_chunks.hpp"
 #include "sha256.hpp"
 
 namespace packager {
 namespace {
 
 constexpr std::size_t max_files = 10'000, max_sums_bytes = std::size_t{4} << 20U, max_fingerprint_bytes = 1000;
-constexpr std::size_t any_size = SIZE_MAX;
+constexpr std::size_t any_size = SIZE_MAX, large_bytes = std::size_t{4} << 20U;
 const std::string sums_file = "SHA256SUMS", fingerprint_file = "FINGERPRINT", signature_file = "model.sig";
 
 std::string encode_base64(const std::array<std::uint8_t, 32>& digest) {
@@ -106,10 +109,28 @@ void check_fingerprint(const Archive& archive, const Seal& seal, Integrity& inte
     integrity.problems.push_back(problem + "; that of the files is " + seal.fingerprint);
 }
 
+// The digest of a large file, with its CRC, without making its pages resident. Throws Error (integrity-failed).
+std::string hash_large(const BundleFile& entry, std::string_view file, const std::string& path) {
+    Sha256 sha256;
+    std::uint32_t crc = 0;
+    const auto update = [&](Span chunk) {
+        sha256.update(chunk);
+        crc = libdeflate_crc32(crc, chunk.data, chunk.size);
+    };
+    if (!read_chunks(entry.descriptor, entry.offset, entry.content.size, update) || crc != entry.crc) {
+        throw integrity_failed(path, "the content of " + repr(file) + " does not match its CRC");
+    }
+    return to_hex(sha256.digest());
+}
+
 bool has_digest(const Archive& archive, const Seal& seal, std::string_view file, const std::string& path) {
     const auto expected = seal.digests.find(file);
-    return expected != seal.digests.end() &&
-           sha256_hex(read_file(archive, file, any_size, path)) == expected->second;
+    const auto entry = archive.find(file);
+    if (expected == seal.digests.end() || entry == archive.end()) return false;
+    const bool is_large = entry->second.descriptor >= 0 && entry->second.content.size > large_bytes;
+    const std::string digest = is_large ? hash_large(entry->second, file, path)
+                                        : sha256_hex(read_file(archive, file, any_size, path));
+    return digest == expected->second;
 }
 
 // Which of the files differ from their digest; the largest are begun first, on all usable cores.

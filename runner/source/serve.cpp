@@ -29,7 +29,7 @@ http::Settings read_settings(const ServeOptions& options) {
 }  // namespace
 
 int serve(const Executable& executable, const ServeOptions& options) {
-    const Bundle bundle = open_bundle(executable.archive, executable.archive_offset, executable.path);
+    const Bundle bundle = open_bundle(executable);
     SessionSettings session_settings;
     session_settings.threads = 1;  // several requests use the cores better than one
     const Session session(executable, bundle, session_settings);

@@ -210,7 +210,7 @@ Report make_report(const Executable& executable, const Demands& demands) {
     Report report;
     Bundle bundle;
     bundle.path = path;
-    bundle.archive = read_archive(executable.archive, executable.archive_offset, path);
+    bundle.archive = read_archive(executable.archive, executable.archive_offset, path, executable.descriptor);
     report.has_signature = bundle.archive.count(signature_file) > 0;
     CheckedConfig checked;
     try {
