@@ -46,15 +46,13 @@ Span to_span(std::string_view bytes) { return {reinterpret_cast<const std::byte*
 // -- the connection ---------------------------------------------------------------------------
 
 Connection::Connection(Loop& loop, Descriptor socket, std::uint64_t number)
-    : loop_(loop), service_(loop.service()), socket_(std::move(socket)), number_(number) {
-    service_.connections.fetch_add(1);
-}
+    : loop_(loop), service_(loop.service()), socket_(std::move(socket)), number_(number) {}
 
-void Connection::open() {
+void Connection::open(bool is_welcome) {
     interest_ = EPOLLIN;
     loop_.watch(*this, EPOLL_CTL_ADD, interest_);
     set_deadline(now_ns() + keep_alive_time);
-    if (service_.connections.load() > service_.settings.max_connections) {
+    if (!is_welcome) {
         reject(Rejected(503, "too many connections; try again", "retry-after: 1\r\n"));
     }
     update_interest();

@@ -29,8 +29,8 @@ public:
     bool is_closed() const { return is_closed_; }
     std::int64_t deadline() const { return deadline_; }
 
-    // Begins to wait for a request; too many connections are turned away.
-    void open();
+    // Begins to wait for a request; those that are too many are not welcome, and turned away.
+    void open(bool is_welcome);
     void handle_events(std::uint32_t events);
     // Takes the answer of a worker.
     void handle_job(const std::shared_ptr<Job>& job);

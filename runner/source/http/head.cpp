@@ -17,7 +17,7 @@ struct Collected {
     std::string content_length, transfer_encoding, expect;
     bool has_name = false, has_value = false;
     bool has_length = false, has_coding = false, has_host = false;
-    bool is_complete = false;
+    bool is_complete = false, keep_alive = false;
 
     void start(Head& destination) {
         head = &destination;
@@ -93,6 +93,7 @@ int on_headers_complete(llhttp_t* parser) {
     Collected& collected = collected_by(parser);
     if (!finish_header(collected)) return HPE_USER;
     collected.is_complete = true;
+    collected.keep_alive = llhttp_should_keep_alive(parser) != 0;  // forgotten at the end of a message: here, if it has no body
     return parser->upgrade != 0 ? 1 : 0;
 }
 
@@ -153,7 +154,7 @@ void parse_head(std::string_view content, Head& head) {
     head.method = llhttp_method_name(static_cast<llhttp_method_t>(parser.method));
     unquote(*path, head.path);
     read_length(collected, head);
-    head.keep_alive = parser.http_minor == 1 && llhttp_should_keep_alive(&parser) != 0;
+    head.keep_alive = parser.http_minor == 1 && collected.keep_alive;
     to_lower(collected.expect);
     head.expects_continue = collected.expect == "100-continue";
 }

@@ -56,10 +56,10 @@ void Loop::run() {
     }
 }
 
-void Loop::add(Descriptor socket) {
+void Loop::add(Descriptor socket, bool is_welcome) {
     {
         const std::lock_guard lock(mutex_);
-        inbox_.sockets.push_back(std::move(socket));
+        inbox_.sockets.push_back({std::move(socket), is_welcome});
     }
     wake();
 }
@@ -144,7 +144,7 @@ void Loop::empty_inbox() {
         const std::lock_guard lock(mutex_);
         std::swap(inbox, inbox_);
     }
-    for (Descriptor& socket : inbox.sockets) open(std::move(socket));
+    for (Accepted& accepted : inbox.sockets) open(std::move(accepted));
     for (std::shared_ptr<Job>& job : inbox.jobs) {
         const auto entry = connections_.find(job->connection);
         if (entry != connections_.end()) {
@@ -161,13 +161,13 @@ void Loop::empty_inbox() {
     }
 }
 
-void Loop::open(Descriptor socket) {
+void Loop::open(Accepted accepted) {
     const std::uint64_t number = ++last_number_;
-    auto connection = std::make_unique<Connection>(*this, std::move(socket), number);
+    auto connection = std::make_unique<Connection>(*this, std::move(accepted.socket), number);
     Connection& added = *connection;
     connections_.emplace(number, std::move(connection));
     guard(added, [&] {
-        added.open();
+        added.open(accepted.is_welcome);
         if (is_shutting_down_) added.shut_down();
     });
 }

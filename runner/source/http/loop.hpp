@@ -24,7 +24,7 @@ public:
     void run();
 
     // From other threads.
-    void add(Descriptor socket);
+    void add(Descriptor socket, bool is_welcome);
     void receive(std::shared_ptr<Job> job) override;
     void shut_down();
 
@@ -45,8 +45,12 @@ public:
     static constexpr std::size_t scratch_size = std::size_t{64} << 10U;
 
 private:
+    struct Accepted {
+        Descriptor socket;
+        bool is_welcome = true;
+    };
     struct Inbox {
-        std::vector<Descriptor> sockets;
+        std::vector<Accepted> sockets;
         std::vector<std::shared_ptr<Job>> jobs;
         bool shut_down = false;
     };
@@ -55,7 +59,7 @@ private:
     int timeout() const;
     void wait();
     void empty_inbox();
-    void open(Descriptor socket);
+    void open(Accepted accepted);
     void resume_put_off();
     void check_deadlines();
     void remove_dead();

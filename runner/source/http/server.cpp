@@ -152,7 +152,8 @@ private:
             }
             const int enabled = 1;
             ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &enabled, sizeof enabled);
-            loops_[next_loop_++ % loops_.size()]->add(std::move(socket));
+            const bool is_welcome = service_.connections.fetch_add(1) < service_.settings.max_connections;
+            loops_[next_loop_++ % loops_.size()]->add(std::move(socket), is_welcome);
         }
     }
 

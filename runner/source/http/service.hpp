@@ -23,7 +23,7 @@ public:
     Workers workers;
     HttpDurations durations;
     std::atomic<bool> is_ready{true};  // false as soon as the server is asked to stop
-    std::atomic<std::size_t> connections{0};
+    std::atomic<std::size_t> connections{0};  // that are open
 
     // The path that nearly all requests have.
     bool is_infer_path(std::string_view path) const { return path == infer_path_; }
