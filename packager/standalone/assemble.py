@@ -20,13 +20,16 @@ from typing import IO, Any
 
 from packager.bundle.archive import write_archive
 from packager.bundle.executable_layout import MACHINES, Part, Trailer, place_archive, place_library, read_trailer
-from packager.bundle.files import ARCHIVE_SUFFIX, open_bundle
+from packager.bundle.files import ARCHIVE_SUFFIX, is_executable, open_bundle
 from packager.bundle.seal import check_intact, check_listed
 from packager.bundle.writer import translate_os_errors
 from packager.common.hashing import CHUNK_BYTES
 from packager.errors import IntegrityFailed, OutputRefused, StandaloneUnsupported
 from packager.standalone.library import Library, read_library
 from packager.standalone.runners import find_host_target, read_runner
+
+SUFFIX = ".run"
+"""What `package build --standalone` appends to the name of the bundle's folder."""
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,30}")
 _CPU = "CPUExecutionProvider"
@@ -92,6 +95,15 @@ def make_standalone(
         executable.chmod(0o755)
         executable.replace(output)
     return Standalone(output, seal.fingerprint, target, version, output.stat().st_size)
+
+
+def make_beside(bundle: Path, *, force: bool) -> Standalone:
+    """Write the executable of the bundle in the folder NAME-VERSION for this machine beside it, as NAME-VERSION.run.
+
+    It replaces an earlier executable; `force` lets it replace any file. Raises as `make_standalone`.
+    """
+    output = bundle.with_name(f"{bundle.name}{SUFFIX}")
+    return make_standalone(bundle, output, force=force or (output.is_file() and is_executable(output)))
 
 
 def _check_runnable(bundle: Path, config: Mapping[str, Any]) -> str:
