@@ -13,7 +13,21 @@
 
 namespace packager {
 
-enum class DType { boolean, int8, int16, int32, int64, uint8, uint16, uint32, uint64, float16, bfloat16, float32, float64 };
+enum class DType {
+    boolean,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+    float16,
+    bfloat16,
+    float32,
+    float64
+};
 
 std::size_t item_size(DType dtype);
 std::string_view name_of(DType dtype);                       // numpy's name: "float32"; "bool" for boolean

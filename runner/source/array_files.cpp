@@ -22,7 +22,9 @@ public:
         if (number_ >= 0) ::close(number_);
     }
     Descriptor(const Descriptor&) = delete;
+    Descriptor(Descriptor&&) = delete;
     Descriptor& operator=(const Descriptor&) = delete;
+    Descriptor& operator=(Descriptor&&) = delete;
     int number() const { return number_; }
 
 private:

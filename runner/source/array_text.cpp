@@ -79,11 +79,8 @@ NumberText format_scientific(DType dtype, double value) {
 }
 
 NumberText format_positional(DType dtype, double value) {
-    Decimal decimal = find_digits(dtype, value);
-    const auto count = static_cast<int>(decimal.digits.size());
-    std::string digits = decimal.digits;
-    int point = decimal.exponent;  // of the digits, these many are before the point
-    if (count - point > precision) {
+    auto [digits, point] = find_digits(dtype, value);  // of the digits, `point` many are before the point
+    if (static_cast<int>(digits.size()) - point > precision) {
         char buffer[64];  // of at most 8 digits before the point: larger numbers have an exponent
         std::snprintf(buffer, sizeof buffer, "%.*f", precision, std::abs(value));
         const std::string text = buffer;
@@ -235,10 +232,8 @@ std::string print_array(const Array& array) {
     if (array.size() == 0) return "[]";
     std::vector<std::string> words;
     if (is_float(array.dtype)) {
-        std::vector<double> values;
-        for (std::size_t index = 0; index < array.size(); ++index) {
-            values.push_back(read_number(array, index));
-        }
+        std::vector<double> values(array.size());
+        for (std::size_t index = 0; index < values.size(); ++index) values[index] = read_number(array, index);
         words = format_floats(array.dtype, values);
     } else {
         words = format_words(array);

@@ -39,7 +39,9 @@ public:
         if (descriptor_ >= 0) ::close(descriptor_);
     }
     Output(const Output&) = delete;
+    Output(Output&&) = delete;
     Output& operator=(const Output&) = delete;
+    Output& operator=(Output&&) = delete;
 
     void write(std::string_view bytes) {
         size_ += bytes.size();

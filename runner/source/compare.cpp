@@ -75,8 +75,11 @@ std::uint64_t measure_distance(const Array& expected, const Array& actual, std::
     return visit_element(expected, index, [&](auto left) {
         using T = decltype(left);
         const T right = visit_element(actual, index, [](auto value) { return static_cast<T>(value); });
-        const auto high = static_cast<std::uint64_t>(left > right ? left : right);
-        return high - static_cast<std::uint64_t>(left > right ? right : left);
+        const auto widen = [](T value) {
+            using Wide = std::conditional_t<std::is_signed_v<T>, std::int64_t, std::uint64_t>;
+            return static_cast<std::uint64_t>(static_cast<Wide>(value));
+        };
+        return left > right ? widen(left) - widen(right) : widen(right) - widen(left);  // modulo 2^64
     });
 }
 

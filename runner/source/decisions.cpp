@@ -88,7 +88,9 @@ using Order = std::vector<std::size_t>;
 Order sort_scores(const std::vector<double>& scores) {
     Order order(scores.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
+    std::sort(order.begin(), order.end(), [&scores](std::size_t first, std::size_t second) {
+        return scores[first] == scores[second] ? first < second : scores[first] > scores[second];
+    });
     return order;
 }
 

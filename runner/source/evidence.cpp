@@ -12,12 +12,19 @@ constexpr std::string_view input_infix = "/input/", output_infix = "/output/";
 
 using Tensors = std::map<std::string, Array, std::less<>>;
 
+// What safetensors says of bytes, where it says so of a file.
+std::string describe(const std::string& why) {
+    constexpr std::string_view of_file = "Error while deserializing header: ";
+    if (why.compare(0, of_file.size(), of_file) != 0) return "ValueError: " + why;
+    return "SafetensorError: Error while deserializing: " + why.substr(of_file.size());
+}
+
 Tensors read_tensors(Span golden) {
     Tensors tensors;
     try {
         for (auto& [name, array] : read_safetensors({golden, nullptr})) tensors.emplace(name, std::move(array));
     } catch (const ArrayFileMalformed& error) {
-        throw EvidenceMalformed("SafetensorError: " + error.why);
+        throw EvidenceMalformed(describe(error.why));
     }
     return tensors;
 }

@@ -20,23 +20,22 @@ std::string describe_dims(const TensorSpec& tensor) {
     return text + "]";
 }
 
-template <typename Items, typename GetName>
-std::string join_names(const Items& items, GetName get_name) {
+std::string join(const std::vector<std::string>& names) {
     std::string text;
-    for (const auto& item : items) text += (text.empty() ? "" : ", ") + get_name(item);
+    for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
     return text;
 }
 
 Error explain_names(const Signature& signature, const Arrays& arrays) {
-    std::vector<std::string> names;
+    std::vector<std::string> names, given, unknown;
+    names.reserve(signature.inputs.size());
     for (const TensorSpec& tensor : signature.inputs) names.push_back(tensor.name);
-    const auto unknown = std::find_if(arrays.begin(), arrays.end(), [&](const auto& entry) {
-        return std::find(names.begin(), names.end(), entry.first) == names.end();
-    });
-    const std::string given = join_names(arrays, [](const auto& entry) { return entry.first; });
-    std::string why = "the inputs are " + join_names(names, [](const std::string& name) { return name; });
-    why += "; given: " + (given.empty() ? "none" : given);
-    const std::string hint = unknown == arrays.end() ? "" : did_you_mean(unknown->first, names);
+    for (const auto& [name, array] : arrays) {
+        given.push_back(name);
+        if (std::find(names.begin(), names.end(), name) == names.end()) unknown.push_back(name);
+    }
+    const std::string why = "the inputs are " + join(names) + "; given: " + (given.empty() ? "none" : join(given));
+    const std::string hint = unknown.empty() ? "" : did_you_mean(unknown.front(), names);
     return data_does_not_fit("inputs", hint.empty() ? why : why + "; " + hint);
 }
 

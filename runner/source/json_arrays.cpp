@@ -41,53 +41,63 @@ void append_integer(std::vector<std::byte>& bytes, const simdjson::dom::element&
     append(bytes, static_cast<Integer>(number));
 }
 
-void append_value(std::vector<std::byte>& bytes, DType dtype, const simdjson::dom::element& value) {
+void append_half(std::vector<std::byte>& bytes, const simdjson::dom::element& value) {
+    const std::optional<std::uint16_t> half = to_half(read<double>(value));
+    if (!half) throw WrongValue{};
+    append(bytes, *half);
+}
+
+void append_float(std::vector<std::byte>& bytes, const simdjson::dom::element& value) {
+    const auto number = static_cast<float>(read<double>(value));
+    if (!std::isfinite(number)) throw WrongValue{};
+    append(bytes, number);
+}
+
+using Append = void (*)(std::vector<std::byte>&, const simdjson::dom::element&);
+
+Append choose_append(DType dtype) {
     switch (dtype) {
         case DType::boolean:
-            return append(bytes, read<bool>(value));
+            return [](auto& bytes, const auto& value) { append(bytes, read<bool>(value)); };
         case DType::int8:
-            return append_integer<std::int8_t>(bytes, value);
+            return append_integer<std::int8_t>;
         case DType::int16:
-            return append_integer<std::int16_t>(bytes, value);
+            return append_integer<std::int16_t>;
         case DType::int32:
-            return append_integer<std::int32_t>(bytes, value);
+            return append_integer<std::int32_t>;
         case DType::int64:
-            return append_integer<std::int64_t>(bytes, value);
+            return append_integer<std::int64_t>;
         case DType::uint8:
-            return append_integer<std::uint8_t>(bytes, value);
+            return append_integer<std::uint8_t>;
         case DType::uint16:
-            return append_integer<std::uint16_t>(bytes, value);
+            return append_integer<std::uint16_t>;
         case DType::uint32:
-            return append_integer<std::uint32_t>(bytes, value);
+            return append_integer<std::uint32_t>;
         case DType::uint64:
-            return append_integer<std::uint64_t>(bytes, value);
-        case DType::float16: {
-            const std::optional<std::uint16_t> half = to_half(read<double>(value));
-            if (!half) throw WrongValue{};
-            return append(bytes, *half);
-        }
-        case DType::bfloat16:
-        case DType::float32: {
-            const auto number = static_cast<float>(read<double>(value));
-            if (!std::isfinite(number)) throw WrongValue{};
-            return append(bytes, number);
-        }
+            return append_integer<std::uint64_t>;
+        case DType::float16:
+            return append_half;
+        case DType::bfloat16:  // is passed as float32
+        case DType::float32:
+            return append_float;
         case DType::float64:
-            return append(bytes, read<double>(value));
+            break;
     }
+    return [](auto& bytes, const auto& value) { append(bytes, read<double>(value)); };
 }
 
 // Collects the numbers of nested lists, and the sizes of the lists, which must agree.
 class Collector {
 public:
-    explicit Collector(DType dtype) : dtype_(dtype) {}
+    explicit Collector(DType dtype) : dtype_(dtype), append_(choose_append(dtype)) {}
 
     // The depth is at most that of the parser, so the recursion has an end.
     void collect(const simdjson::dom::element& value, std::size_t depth) {
         simdjson::dom::array list;
         if (value.get(list) != simdjson::SUCCESS) {
             end_at(depth);
-            return append_value(bytes_, dtype_, value);
+            append_(bytes_, value);
+            return;
         }
         std::int64_t count = 0;
         const bool is_first = depth == shape_.size() && !is_leaf_seen_;
@@ -117,6 +127,7 @@ private:
     }
 
     DType dtype_;
+    Append append_;
     Shape shape_;
     std::vector<std::byte> bytes_;
     bool is_leaf_seen_ = false;

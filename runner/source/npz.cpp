@@ -117,13 +117,13 @@ void check_unpacked_size(const std::vector<Entry>& entries, std::uint64_t size, 
 
 // Returns the bytes of an entry as they are in the file.
 std::string_view find_packed(std::string_view file, const Entry& entry) {
-    const ArrayFileMalformed damaged("Bad magic number for file header");
-    if (file.size() < local_size || entry.offset > file.size() - local_size) throw damaged;
+    constexpr const char* damaged = "Bad magic number for file header";
+    if (file.size() < local_size || entry.offset > file.size() - local_size) throw ArrayFileMalformed(damaged);
     const std::string_view header = file.substr(entry.offset);
-    if (load<std::uint32_t>(header, 0) != local_magic) throw damaged;
+    if (load<std::uint32_t>(header, 0) != local_magic) throw ArrayFileMalformed(damaged);
     const std::size_t name_size = load<std::uint16_t>(header, 26);
     const std::size_t start = local_size + name_size + load<std::uint16_t>(header, 28);
-    if (start > header.size() || entry.packed_size > header.size() - start) throw damaged;
+    if (start > header.size() || entry.packed_size > header.size() - start) throw ArrayFileMalformed(damaged);
     if (header.substr(local_size, name_size) != entry.name) {
         throw ArrayFileMalformed("File name in directory " + repr(entry.name) + " and header " +
                                  repr(header.substr(local_size, name_size)) + " differ.");

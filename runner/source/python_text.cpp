@@ -62,7 +62,7 @@ Decimal split_scientific(std::string_view text) {
     while (decimal.digits.size() > 1 && decimal.digits.back() == '0') {
         decimal.digits.pop_back();
     }
-    decimal.exponent = std::atoi(std::string(text.substr(end + 1)).c_str()) + 1;
+    decimal.exponent = static_cast<int>(std::strtol(std::string(text.substr(end + 1)).c_str(), nullptr, 10)) + 1;
     return decimal;
 }
 

@@ -43,12 +43,13 @@ bool do_shapes_agree(const std::vector<Dim>& declared, const std::vector<Dim>& a
 template <typename Tensors>
 std::vector<std::string> list_names(const Tensors& tensors) {
     std::vector<std::string> names;
+    names.reserve(tensors.size());
     for (const auto& tensor : tensors) names.push_back(tensor.name);
     return names;
 }
 
-std::string describe_tensor(const TensorSpec& tensor) {
-    return std::string(name_of(tensor.dtype)) + describe_list(tensor.shape);
+std::string describe_type(DType dtype, const std::vector<Dim>& shape) {
+    return std::string(name_of(dtype)) + describe_list(shape);
 }
 
 void check_tensors(const std::string& path, const std::string& kind, const std::vector<TensorSpec>& specs,
@@ -61,8 +62,10 @@ void check_tensors(const std::string& path, const std::string& kind, const std::
     for (std::size_t index = 0; index < specs.size(); ++index) {
         const auto& [name, dtype, shape] = tensors[index];
         if (dtype == specs[index].dtype && do_shapes_agree(specs[index].shape, shape)) continue;
-        problems.push_back(path + " has " + name + " as " + std::string(name_of(dtype)) + describe_list(shape) +
-                           ", and config.json as " + describe_tensor(specs[index]));
+        std::string problem = path;
+        problem.append(" has ").append(name).append(" as ").append(describe_type(dtype, shape));
+        problem.append(", and config.json as ").append(describe_type(specs[index].dtype, specs[index].shape));
+        problems.push_back(std::move(problem));
     }
 }
 
@@ -99,7 +102,7 @@ void check_arrays(const std::string& case_name, const std::vector<TensorSpec>& s
         if (array.dtype == spec.passed_dtype() && do_shapes_agree(shape, actual)) continue;
         problems.push_back("evidence: case " + case_name + " has " + spec.name + " as " +
                            std::string(name_of(array.dtype)) + describe(array.shape) + ", and config.json as " +
-                           describe_tensor(spec));
+                           describe_type(spec.dtype, spec.shape));
     }
 }
 

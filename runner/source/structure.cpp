@@ -1,12 +1,13 @@
 #include "structure.hpp"
 
+#include <iterator>
 #include <set>
 #include <utility>
 
 namespace packager {
 namespace {
 
-const std::vector<std::string> required_files{
+constexpr const char* required_files[] = {
     "config.json",
     "README.md",
     "evidence/golden.safetensors",
@@ -56,7 +57,7 @@ void check_verdicts(const json::Value& config, const json::Value& parity, std::v
 
 std::vector<std::string> check_structure(const json::Value& config, const json::Value& parity, const Seal& seal) {
     std::vector<std::string> problems;
-    std::set<std::string> expected(required_files.begin(), required_files.end());
+    std::set<std::string> expected(std::begin(required_files), std::end(required_files));
     for (const auto& [path, digest] : list_artifacts(config)) {
         expected.insert(path);
         const auto listed = seal.digests.find(path);

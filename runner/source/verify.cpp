@@ -15,15 +15,16 @@ namespace packager {
 namespace {
 
 constexpr std::size_t any_size = SIZE_MAX, max_error_length = 400;
-const std::string parity_file = "evidence/parity.json", golden_file = "evidence/golden.safetensors";
-const std::string sums_file = "SHA256SUMS", config_file = "config.json", signature_file = "model.sig";
-const std::string cpu = "CPUExecutionProvider", azure = "AzureExecutionProvider";  // what the library has everywhere
+constexpr const char* parity_file = "evidence/parity.json";
+constexpr const char* golden_file = "evidence/golden.safetensors";
+constexpr const char* signature_file = "model.sig";
+constexpr const char* available_providers[] = {"CPUExecutionProvider", "AzureExecutionProvider"};  // in the library
 
-const std::string wrong_files_note = "parity: not checked, because the files or their fingerprint are wrong";
-const std::string malformed_note = "parity: not checked, because the bundle is malformed";
-const std::string signature_note =
+constexpr const char* wrong_files_note = "parity: not checked, because the files or their fingerprint are wrong";
+constexpr const char* malformed_note = "parity: not checked, because the bundle is malformed";
+constexpr const char* signature_note =
     "signature: not checked by the file itself; `package verify FILE --public-key KEY` checks it";
-const std::string records_note =
+constexpr const char* records_note =
     "structure: the schemas of the records, and the documents that follow from them, are checked by `package verify "
     "FILE`";
 
@@ -72,8 +73,10 @@ std::string format_error(std::string_view text) {
     return escape_unprintable(truncate(join_words(text), max_error_length));
 }
 
+bool starts_with(std::string_view text, std::string_view prefix) { return text.substr(0, prefix.size()) == prefix; }
+
 std::string remove_prefix(const std::string& text, const std::string& prefix) {
-    return text.compare(0, prefix.size(), prefix) == 0 ? text.substr(prefix.size()) : text;
+    return starts_with(text, prefix) ? text.substr(prefix.size()) : text;
 }
 
 // Compares everything with SHA256SUMS, and the library with the digest in the trailer; the rest of the file was
@@ -96,18 +99,15 @@ struct CheckedConfig {
 
 CheckedConfig check_config(const Archive& archive, const Seal& seal, const std::string& path) {
     try {
-        check_file(archive, seal, config_file, path);
+        check_file(archive, seal, "config.json", path);
     } catch (const Error& error) {
-        if (error.why == "changed: " + config_file) return {};
+        if (error.why == "changed: config.json") return {};
         throw;
     }
     try {
         return {read_config(archive, path), ""};
     } catch (const Error& error) {
-        if (error.why.compare(0, config_file.size(), config_file) != 0 ||
-            error.why.find(" is malformed: ") != config_file.size()) {
-            throw;
-        }
+        if (!starts_with(error.why, "config.json is malformed: ")) throw;
         return {std::nullopt, error.why};
     }
 }
@@ -141,7 +141,8 @@ std::string explain_absence(const Config& config, const std::string& backend) {
 void add_verdicts(Report& report, const Config& config, const Verdict& verdict) {
     std::vector<std::string> missing;
     for (const json::Value& provider : config.record.at("providers").list()) {
-        if (provider.text() != cpu && provider.text() != azure) missing.push_back(provider.text());
+        const auto* const end = std::end(available_providers);
+        if (std::find(std::begin(available_providers), end, provider.text()) == end) missing.push_back(provider.text());
     }
     std::sort(missing.begin(), missing.end());
     missing.erase(std::unique(missing.begin(), missing.end()), missing.end());
@@ -181,12 +182,16 @@ void replay(Report& report, const Executable& executable, const Bundle& bundle, 
         evidence = read_evidence(parity, read_file(bundle.archive, golden_file, any_size, bundle.path));
     } catch (const EvidenceMalformed& error) {
         report.set_all("fail");
-        return report.fail(std::move(problems), "evidence: " + format_error(error.why));
+        report.fail(std::move(problems), "evidence: " + format_error(error.why));
+        return;
     }
     for (std::string& problem : check_cases(bundle.config, session.get(), evidence.cases)) {
         problems.push_back(std::move(problem));
     }
-    if (!problems.empty()) return report.fail(std::move(problems), malformed_note);
+    if (!problems.empty()) {
+        report.fail(std::move(problems), malformed_note);
+        return;
+    }
     const auto run = [&session](const Arrays& inputs) { return session->run(inputs); };
     add_verdicts(report, bundle.config, check_parity(run, evidence));
 }
@@ -197,11 +202,15 @@ void check_records(Report& report, const Executable& executable, const Bundle& b
     try {
         parity = parse_parity(bundle.archive, bundle.path);
         std::vector<std::string> problems = check_structure(bundle.config.record, parity, bundle.seal);
-        if (!problems.empty()) return report.fail(std::move(problems), malformed_note);
-        if (!with_parity) return report.fail({}, "parity: not requested");
-        replay(report, executable, bundle, parity);
+        if (!problems.empty()) {
+            report.fail(std::move(problems), malformed_note);
+        } else if (!with_parity) {
+            report.notes.emplace_back("parity: not requested");
+        } else {
+            replay(report, executable, bundle, parity);
+        }
     } catch (const json::Malformed& error) {
-        report.fail({parity_file + " is malformed: " + format_error(error.message)}, malformed_note);
+        report.fail({std::string(parity_file) + " is malformed: " + format_error(error.message)}, malformed_note);
     }
 }
 
@@ -219,8 +228,8 @@ Report make_report(const Executable& executable, const Demands& demands) {
         report.fingerprint = bundle.seal.fingerprint;
         report.integrity = check_everything(executable, bundle.archive, bundle.seal);
     } catch (const Error& error) {
-        if (error.why.compare(0, sums_file.size() + 1, sums_file + ":") != 0) throw;
-        report.integrity.changed = {sums_file};
+        if (!starts_with(error.why, "SHA256SUMS:")) throw;
+        report.integrity.changed = {"SHA256SUMS"};
         report.integrity.problems = {error.why};
     }
     set_backends(report, checked.config ? &*checked.config : nullptr);
@@ -236,8 +245,8 @@ Report make_report(const Executable& executable, const Demands& demands) {
         bundle.config = std::move(*checked.config);
         check_records(report, executable, bundle, demands.parity);
     }
-    if (report.has_signature) report.notes.push_back(signature_note);
-    report.notes.push_back(records_note);
+    if (report.has_signature) report.notes.emplace_back(signature_note);
+    report.notes.emplace_back(records_note);
     return report;
 }
 
