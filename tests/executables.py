@@ -1,38 +1,21 @@
 """Executables for tests: any archive behind the runner, whether it is a bundle or not, and what they answer."""
 
-import functools
 import hashlib
 import json
-import os
 import subprocess
-from pathlib import Path
 
-import pytest
+import onnxruntime
 
 from packager.bundle import archive
 from packager.bundle.executable_layout import MACHINES, Part, Trailer, place_archive, place_library
-from packager.errors import LibraryUnavailable, RunnerUnavailable, StandaloneUnsupported
 from packager.standalone.library import read_library
-from packager.standalone.runners import find_host_target, read_runner
+from packager.standalone.runners import find_host_target
 
 
-@functools.cache
-def _read_parts():
-    """Return target, runner and library for this machine; skip the test where there are none."""
-    import onnxruntime
-
-    try:
-        target = find_host_target(Path())
-        runner = os.environ.get("PACKAGER_TEST_RUNNER")  # one that was just compiled
-        content = Path(runner).read_bytes() if runner else read_runner(target)
-        return target, content, read_library(onnxruntime.__version__, target, None)
-    except (LibraryUnavailable, RunnerUnavailable, StandaloneUnsupported) as error:
-        pytest.skip(str(error.why))
-
-
-def put_behind_runner(content, path):
-    """Write an executable with these bytes as its archive; returns its path."""
-    target, runner, library = _read_parts()
+def put_behind_runner(runner, content, path):
+    """Write an executable of these two, whatever the archive's bytes are; returns its path."""
+    target = find_host_target(path)
+    library = read_library(onnxruntime.__version__, target, None)
 
     def describe(offset, part):
         return Part(offset, len(part), hashlib.sha256(part).digest())
@@ -58,11 +41,11 @@ def put_behind_runner(content, path):
     return path
 
 
-def write_both(folder, target):
+def write_both(runner, folder, target):
     """Write the archive of a folder, and an executable with it; returns the two paths. The folder may be damaged."""
     archived = target.with_suffix(".zip")
     archive.write_archive(folder, archived)
-    return archived, put_behind_runner(archived.read_bytes(), target.with_suffix(".exe"))
+    return archived, put_behind_runner(runner, archived.read_bytes(), target.with_suffix(".exe"))
 
 
 def call(executable, *arguments, **options):

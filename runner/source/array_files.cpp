@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <new>
 
 #include "array_parsing.hpp"
 #include "error.hpp"
@@ -80,7 +81,7 @@ std::string get_file_name(const std::string& path) {
     return path.substr(start, end + 1 - start);
 }
 
-Arrays read_array_file(const std::string& path, const Signature& signature) {
+Arrays read_array_file(const std::string& path, const Signature& signature) try {
     const OwnedSpan file = read_file(path);
     const std::string_view text = file.content.text();
     const std::string name = get_file_name(path);
@@ -92,6 +93,8 @@ Arrays read_array_file(const std::string& path, const Signature& signature) {
     if (text.substr(0, 2) != "PK")
         throw data_does_not_fit(path, name + " does not start like an .npz file", format_hint);
     return parse_npz(file.content, file.owner, path);
+} catch (const std::bad_alloc&) {
+    throw cannot_be_read(path, "there is not enough memory");
 }
 
 Array parse_npy(Span content, std::shared_ptr<const void> owner, const std::string& where) {

@@ -80,15 +80,15 @@ def every(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def both_every(every, tmp_path_factory):
+def both_every(every, runner, tmp_path_factory):
     """Return that bundle as archive and as executable."""
-    return write_both(every, tmp_path_factory.mktemp("both") / "every")
+    return write_both(runner, every, tmp_path_factory.mktemp("both") / "every")
 
 
 @pytest.fixture(scope="session")
-def both_identity(identity, tmp_path_factory):
+def both_identity(identity, runner, tmp_path_factory):
     """Return the bundle `identity` as archive and as executable."""
-    return write_both(identity, tmp_path_factory.mktemp("both") / "identity")
+    return write_both(runner, identity, tmp_path_factory.mktemp("both") / "identity")
 
 
 @pytest.fixture(scope="session")
@@ -164,6 +164,20 @@ def test_predictions_are_printed_alike(arrays, both_every, loaded_every, tmp_pat
     expected, actual = predict_both(both_every, loaded_every, tmp_path / "x.npz")
     assert actual == expected
     assert expected[0] == 0
+
+
+def test_numbers_are_printed_with_the_digits_of_numpy(both_identity, tmp_path):
+    """An output of the bundle `identity` is what it is given."""
+    random = np.random.default_rng(0)
+    loaded = packager.load(both_identity[0])
+    for _ in range(40):
+        x = random.normal(size=random.integers(1, 8, 2)) * 10.0 ** random.integers(-9, 9)
+        x = np.round(x, random.integers(0, 9)) * 10.0 ** random.integers(-3, 3, x.shape)
+        x[random.random(x.shape) < 0.1] = random.choice([np.nan, np.inf, -np.inf, 0, -0.0])
+        save(tmp_path / "x.npz", {"x": x.astype(np.float32)})
+        expected, actual = predict_both(both_identity, loaded, tmp_path / "x.npz")
+        assert actual == expected
+        assert expected[0] == 0
 
 
 WRONG = {
@@ -469,9 +483,9 @@ def normalize(record, path):
     return normalized
 
 
-def verify_both(folder, tmp_path, *, fingerprint=None, parity=True):
+def verify_both(runner, folder, tmp_path, *, fingerprint=None, parity=True):
     """Return what Python says of a folder's archive, and what the executable says of itself: status and object."""
-    archived, executable = write_both(folder, tmp_path / "verified")
+    archived, executable = write_both(runner, folder, tmp_path / "verified")
     try:
         report = packager.verify(archived, fingerprint=fingerprint, parity=parity)
         expected = (0 if report.ok else 1, report.as_json())
@@ -665,19 +679,19 @@ FORGED = {
 @pytest.mark.parametrize(
     "change", [*INTACT.values(), *DAMAGED.values(), *FORGED.values()], ids=[*INTACT, *DAMAGED, *FORGED]
 )
-def test_verification_comes_to_the_same_answer(change, every, tmp_path):
+def test_verification_comes_to_the_same_answer(change, every, tmp_path, runner):
     folder = shutil.copytree(every, tmp_path / "copy" / every.name)
     change(folder)
-    expected, actual = verify_both(folder, tmp_path)
+    expected, actual = verify_both(runner, folder, tmp_path)
     assert actual == expected
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xef\xbb\xbf{}", b"\xff", 101 * b"[" + 101 * b"]"])
-def test_a_record_that_is_no_json_is_refused_as_in_python_if_in_different_words(content, every, tmp_path):
+def test_a_record_that_is_no_json_is_refused_as_in_python_if_in_different_words(content, every, tmp_path, runner):
     for name in ("config.json", "evidence/parity.json"):
         folder = shutil.copytree(every, tmp_path / name.replace("/", "-") / every.name)
         write(name, content)(folder)
-        (expected_status, expected), (status, actual) = verify_both(folder, tmp_path)
+        (expected_status, expected), (status, actual) = verify_both(runner, folder, tmp_path)
         assert (status, expected_status) == (1, 1)
         if "error" in expected:
             assert actual["error"]["code"] == expected["error"]["code"] == "integrity-failed"
@@ -689,42 +703,42 @@ def test_a_record_that_is_no_json_is_refused_as_in_python_if_in_different_words(
             assert actual == expected
 
 
-def test_a_bundle_with_a_program_is_verified_alike(built, tmp_path):
-    expected, actual = verify_both(built.bundle, tmp_path)
+def test_a_bundle_with_a_program_is_verified_alike(built, tmp_path, runner):
+    expected, actual = verify_both(runner, built.bundle, tmp_path)
     assert actual == expected
     assert expected[1]["notes"] == [PROGRAM]
 
 
 @pytest.mark.parametrize("fingerprint", [None, ANOTHER, "nonsense", ANOTHER[:-1], ANOTHER + "\n"])
 @pytest.mark.parametrize("parity", [True, False])
-def test_the_options_are_judged_alike(fingerprint, parity, every, tmp_path):
-    expected, actual = verify_both(every, tmp_path, fingerprint=fingerprint, parity=parity)
+def test_the_options_are_judged_alike(fingerprint, parity, every, tmp_path, runner):
+    expected, actual = verify_both(runner, every, tmp_path, fingerprint=fingerprint, parity=parity)
     assert actual == expected
     assert expected[0] == (0 if fingerprint is None else 1 if fingerprint == ANOTHER else 2)
 
 
-def test_the_fingerprint_of_the_bundle_is_accepted(built, tmp_path):
-    expected, actual = verify_both(built.bundle, tmp_path, fingerprint=built.fingerprint, parity=False)
+def test_the_fingerprint_of_the_bundle_is_accepted(built, tmp_path, runner):
+    expected, actual = verify_both(runner, built.bundle, tmp_path, fingerprint=built.fingerprint, parity=False)
     assert actual == expected
     assert expected[0] == 0
 
 
-def test_the_shape_of_a_case_is_told_with_its_sizes(identity, tmp_path):
+def test_the_shape_of_a_case_is_told_with_its_sizes(identity, tmp_path, runner):
     """The model declares no size here, so that the shapes differ only when it has run."""
     folder = shutil.copytree(identity, tmp_path / "copy" / identity.name)
     edit(folder, "config.json", lambda config: config["outputs"][0].update(shape=[None, None]))
     change_first("/output/argmax", lambda array: np.repeat(array, 2, axis=0))(folder)
-    expected, actual = verify_both(folder, tmp_path)
+    expected, actual = verify_both(runner, folder, tmp_path)
     assert actual == expected
     (note,) = [note for note in expected[1]["notes"] if note.startswith("onnx: case")]
     assert "(batch=" in note
 
 
 @pytest.mark.parametrize("change", [*INTACT.values(), DAMAGED["an extra file"], FORGED["a wrong float"]])
-def test_the_report_is_printed_alike(change, every, tmp_path):
+def test_the_report_is_printed_alike(change, every, tmp_path, runner):
     folder = shutil.copytree(every, tmp_path / "copy" / every.name)
     change(folder)
-    archived, executable = write_both(folder, tmp_path / "verified")
+    archived, executable = write_both(runner, folder, tmp_path / "verified")
     report = packager.verify(archived)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -738,17 +752,19 @@ def test_the_report_is_printed_alike(change, every, tmp_path):
     assert answer.returncode == (0 if report.ok else 1)
 
 
-def test_an_unsigned_executable_says_nothing_of_a_signature_and_a_signed_one_that_it_is_not_checked(every, tmp_path):
+def test_an_unsigned_executable_says_nothing_of_a_signature_and_a_signed_one_that_it_is_not_checked(
+    every, tmp_path, runner
+):
     folder = shutil.copytree(every, tmp_path / "copy" / every.name)
-    assert "signature" not in ask(write_both(folder, tmp_path / "unsigned")[1], "verify", "--no-parity")[1]
+    assert "signature" not in ask(write_both(runner, folder, tmp_path / "unsigned")[1], "verify", "--no-parity")[1]
     (folder / "model.sig").write_bytes(b"{}")
-    status, answer = ask(write_both(folder, tmp_path / "signed")[1], "verify", "--no-parity")
+    status, answer = ask(write_both(runner, folder, tmp_path / "signed")[1], "verify", "--no-parity")
     assert (status, answer["signature"]["verdict"]) == (0, "not-checked")
     assert any(note.startswith("signature: not checked by the file itself") for note in answer["notes"])
 
 
-def test_a_changed_library_is_named_before_it_is_loaded(every, tmp_path):
-    _, executable = write_both(every, tmp_path / "verified")
+def test_a_changed_library_is_named_before_it_is_loaded(every, tmp_path, runner):
+    _, executable = write_both(runner, every, tmp_path / "verified")
     content = bytearray(executable.read_bytes())
     content[len(content) // 2] ^= 1  # the library is nearly all of it
     executable.write_bytes(content)
@@ -798,18 +814,18 @@ def forge_decisions(folder, random, *, axis, tie, cases=100):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("axis", "tie"), [(-1, 0.1), (0, 0.05), (1, 0.0), (-2, 0.2)])
-def test_decisions_are_counted_alike(seed, axis, tie, identity, tmp_path):
+def test_decisions_are_counted_alike(seed, axis, tie, identity, tmp_path, runner):
     folder = shutil.copytree(identity, tmp_path / "copy" / identity.name)
     forge_decisions(folder, np.random.default_rng([seed, axis % 2]), axis=axis, tie=tie)
-    expected, actual = verify_both(folder, tmp_path)
+    expected, actual = verify_both(runner, folder, tmp_path)
     assert actual == expected
     assert all(f"decisions ({rule}) changed" in expected[1]["notes"][0] for rule in RULES.values())
 
 
 @pytest.mark.parametrize("axis", [2, -3])
-def test_an_axis_that_the_output_lacks_fails_alike(axis, identity, tmp_path):
+def test_an_axis_that_the_output_lacks_fails_alike(axis, identity, tmp_path, runner):
     folder = shutil.copytree(identity, tmp_path / "copy" / identity.name)
     forge_decisions(folder, np.random.default_rng(0), axis=axis, tie=0.1)
-    expected, actual = verify_both(folder, tmp_path)
+    expected, actual = verify_both(runner, folder, tmp_path)
     assert actual == expected
     assert f"onnx: onnxruntime: axis {axis} is out of range for an output of rank 2" in expected[1]["notes"]
