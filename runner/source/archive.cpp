@@ -53,7 +53,18 @@ std::uint16_t choose_flags(std::string_view name) {
     return is_ascii ? 0 : utf8_name;
 }
 
-std::string show(std::string_view name) { return repr(name.substr(0, shown_bytes)); }
+// A name that may not be UTF-8: such bytes are shown as \\xff, as Python's "backslashreplace" does.
+std::string show(std::string_view name) {
+    std::string text;
+    const std::string_view cut = name.substr(0, shown_bytes);
+    for (std::size_t position = 0; position < cut.size();) {
+        const Character character = read_character(cut, position);
+        const std::string_view bytes = cut.substr(position, character.size);
+        text += character.valid ? std::string(bytes) : escape_unprintable(bytes);
+        position += character.size;
+    }
+    return repr(text);
+}
 
 // The fields that a local header and a record of the directory share, from the version to the name's length.
 void append_shared(std::string& header, const Entry& entry, bool is_large) {

@@ -12,12 +12,12 @@
 namespace packager {
 namespace {
 
-const Option help_option{"--help", "", "Show this message and exit.", false};
+constexpr const char* help_name = "--help";
 
 std::vector<std::string> list_names(const Command& command) {
-    std::vector<std::string> names;
+    std::vector<std::string> names{help_name};
+    names.reserve(command.options.size() + 1);
     for (const Option& option : command.options) names.push_back(option.name);
-    names.push_back(help_option.name);
     return names;
 }
 
@@ -56,8 +56,7 @@ int Options::integer(const std::string& name, int fallback, int min, std::option
     }
     const int largest = max.value_or(std::numeric_limits<int>::max());
     if (errno == 0 && value >= min && value <= largest) return static_cast<int>(value);
-    const std::string range =
-        max ? std::to_string(min) + "<=x<=" + std::to_string(*max) : "x>=" + std::to_string(min);
+    const std::string range = max ? std::to_string(min) + "<=x<=" + std::to_string(*max) : "x>=" + std::to_string(min);
     throw refuse_value(program_, name, given + " is not in the range " + range + ".");
 }
 
@@ -80,7 +79,7 @@ std::optional<Options> parse_options(const std::string& program, const Command& 
     std::map<std::string, std::string> values;
     for (std::size_t index = 0; index < arguments.size(); ++index) {
         const std::string& argument = arguments[index];
-        if (argument == help_option.name || argument == "-h") return std::nullopt;
+        if (argument == help_name || argument == "-h") return std::nullopt;
         if (argument.size() < 2 || argument[0] != '-') {
             throw usage("Got unexpected extra argument (" + argument + ")", title);
         }
@@ -88,7 +87,8 @@ std::optional<Options> parse_options(const std::string& program, const Command& 
         const Option& option = find_option(title, command, argument.substr(0, equals));
         std::string value;
         if (option.metavar.empty()) {
-            if (equals != std::string::npos) throw usage("Option " + repr(option.name) + " does not take a value.", title);
+            if (equals != std::string::npos)
+                throw usage("Option " + repr(option.name) + " does not take a value.", title);
         } else if (equals != std::string::npos) {
             value = argument.substr(equals + 1);
         } else if (index + 1 < arguments.size()) {
@@ -112,6 +112,7 @@ const Command& find_command(const std::string& program, const std::vector<Comman
     if (command != commands.end()) return *command;
     if (!name.empty() && name[0] == '-') throw usage("No such option " + repr(name) + ".", program);
     std::vector<std::string> names;
+    names.reserve(commands.size());
     for (const Command& entry : commands) names.push_back(entry.name);
     throw usage("No such command " + repr(name) + "." + suggest(name, names), program);
 }
@@ -120,16 +121,19 @@ std::string format_rows(const std::vector<std::pair<std::string, std::string>>& 
     std::size_t width = 0;
     for (const auto& [title, help] : rows) width = std::max(width, title.size());
     std::string text;
-    for (const auto& [title, help] : rows) text += "  " + title + std::string(width - title.size() + 2, ' ') + help + "\n";
+    for (const auto& [title, help] : rows) {
+        text.append("  ").append(title).append(width - title.size() + 2, ' ').append(help).append("\n");
+    }
     return text;
 }
 
 std::string format_help(const std::string& program, const Command& command) {
     std::vector<std::pair<std::string, std::string>> rows;
+    rows.reserve(command.options.size() + 1);
     for (const Option& option : command.options) {
         rows.emplace_back(option.metavar.empty() ? option.name : option.name + " " + option.metavar, option.help);
     }
-    rows.emplace_back("-h, " + help_option.name, help_option.help);
+    rows.emplace_back(std::string("-h, ") + help_name, "Show this message and exit.");
     return "Usage: " + program + " " + command.name + " [OPTIONS]\n\n  " + command.help + "\n\nOptions:\n" +
            format_rows(rows);
 }

@@ -1,5 +1,6 @@
 // config.json of a bundle, as packager/bundle/config.py: what is used is read strictly; `package verify` compares the
 // rest with its schema.
+#include <algorithm>
 #include <set>
 
 #include "bundle.hpp"
@@ -9,7 +10,7 @@ namespace packager {
 namespace {
 
 constexpr std::size_t max_config_bytes = std::size_t{1} << 20U;
-const std::string config_file = "config.json";
+constexpr const char* config_file = "config.json";
 
 // Thrown as the text of what is wrong.
 [[noreturn]] void refuse(const std::string& problem) { throw json::Malformed(problem); }
@@ -67,7 +68,8 @@ Signature read_signature(const json::Value& record) {
     for (const TensorSpec& tensor : signature.inputs) {
         for (const Dim& dim : tensor.shape) {
             const auto* const name = std::get_if<std::string>(&dim);
-            const bool unknown = name != nullptr ? signature.dims.count(*name) == 0 : std::holds_alternative<AnySize>(dim);
+            const bool unknown =
+                name != nullptr ? signature.dims.count(*name) == 0 : std::holds_alternative<AnySize>(dim);
             if (unknown) {
                 refuse("inputs: " + repr(tensor.name) + " has the dim " + (name != nullptr ? repr(*name) : "None") +
                        ", which dims does not define");
@@ -97,7 +99,7 @@ json::Value parse_record(const Archive& archive, const std::string& path) {
     try {
         record = json::parse(content.text());
     } catch (const json::Malformed& error) {
-        const std::string why = config_file + " cannot be read: " + escape_unprintable(error.message);
+        const std::string why = std::string(config_file) + " cannot be read: " + escape_unprintable(error.message);
         throw archive.count("FINGERPRINT") > 0 ? integrity_failed(path, why) : not_a_bundle(path, why);
     }
     const json::Value* const schema = std::holds_alternative<json::Object>(record) ? record.find("schema") : nullptr;
@@ -107,10 +109,9 @@ json::Value parse_record(const Archive& archive, const std::string& path) {
 }
 
 bool names_cpu(const json::Value& record) {
-    for (const json::Value& provider : record.at("providers").list()) {
-        if (provider.text() == "CPUExecutionProvider") return true;
-    }
-    return false;
+    const json::List& providers = record.at("providers").list();
+    return std::any_of(providers.begin(), providers.end(),
+                       [](const json::Value& provider) { return provider.text() == "CPUExecutionProvider"; });
 }
 
 }  // namespace
@@ -134,7 +135,7 @@ Config read_config(const Archive& archive, const std::string& path) {
             if (data != nullptr && !data->is_null()) config.data = read_path(*data);
         }
     } catch (const json::Malformed& error) {
-        throw not_a_bundle(path, config_file + " is malformed: " + escape_unprintable(error.message));
+        throw not_a_bundle(path, std::string(config_file) + " is malformed: " + escape_unprintable(error.message));
     }
     if (config.model.empty()) {
         throw backend_unavailable(path, "the bundle has no ONNX model", "run its folder or archive with `package run`");
@@ -156,7 +157,9 @@ Bundle open_bundle(Span archive, std::uint64_t offset, const std::string& path, 
     bundle.config = read_config(bundle.archive, path);
     for (const std::string& file : {bundle.config.model, bundle.config.data.value_or(bundle.config.model)}) {
         if (bundle.seal.digests.count(file) == 0) {
-            throw integrity_failed(path, config_file + " names " + file + ", which SHA256SUMS does not list");
+            std::string why = config_file;
+            why.append(" names ").append(file).append(", which SHA256SUMS does not list");
+            throw integrity_failed(path, why);
         }
     }
     return bundle;

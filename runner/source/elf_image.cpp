@@ -7,7 +7,7 @@ namespace packager {
 namespace {
 
 constexpr std::size_t max_segments = 64, max_dynamic = 1000;
-#if defined(__aarch64__)
+#ifdef __aarch64__
 constexpr std::uint32_t machine = EM_AARCH64, indirect = R_AARCH64_IRELATIVE;
 #else
 constexpr std::uint32_t machine = EM_X86_64, indirect = R_X86_64_IRELATIVE;
@@ -26,7 +26,7 @@ bool is_inside(Span library, std::uint64_t offset, std::uint64_t size) {
 
 std::uint64_t find(const ElfImage& image, Elf64_Sxword tag) {
     for (const Elf64_Dyn& entry : image.dynamic) {
-        if (entry.d_tag == tag) return entry.d_un.d_val;
+        if (entry.d_tag == tag) return entry.d_un.d_val;  // NOLINT(cppcoreguidelines-pro-type-union-access): ELF's own
     }
     return 0;
 }
@@ -105,7 +105,8 @@ bool calls_code(Span library, std::uint64_t offset, std::uint64_t size) {
 
 bool has_indirect_symbols(Span library, const ElfImage& image) {
     const std::uint64_t end = find(image, DT_STRTAB);
-    for (std::uint64_t offset = find(image, DT_SYMTAB); offset + sizeof(Elf64_Sym) <= end; offset += sizeof(Elf64_Sym)) {
+    for (std::uint64_t offset = find(image, DT_SYMTAB); offset + sizeof(Elf64_Sym) <= end;
+         offset += sizeof(Elf64_Sym)) {
         Elf64_Sym symbol;
         if (!read(library, offset, symbol) || ELF64_ST_TYPE(symbol.st_info) == STT_GNU_IFUNC) return true;
     }

@@ -133,8 +133,8 @@ Error archive_refused(const std::string& path, std::string why) {
 }
 
 Error bundle_schema_unknown(const std::string& path, const std::string& schema) {
-    Error error("bundle-schema-unknown", "unsupported bundle schema " + schema + " in " + path +
-                                             ": this version of packager supports schema 1");
+    Error error("bundle-schema-unknown",
+                "unsupported bundle schema " + schema + " in " + path + ": this version of packager supports schema 1");
     error.hint = "upgrade packager";
     return error;
 }
@@ -192,8 +192,8 @@ std::string escape_unprintable(std::string_view text, bool keep_line_breaks) {
     escaped.reserve(text.size());
     for (std::size_t position = 0; position < text.size();) {
         const Character character = read_character(text, position);
-        const bool kept = (character.valid && is_printable(character.code)) ||
-                          (keep_line_breaks && text[position] == '\n');
+        const bool kept =
+            (character.valid && is_printable(character.code)) || (keep_line_breaks && text[position] == '\n');
         if (kept) {
             escaped += text.substr(position, character.size);
         } else {

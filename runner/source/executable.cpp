@@ -23,7 +23,7 @@ constexpr std::uint64_t page = 65536, trailer_size = 256, signed_size = trailer_
 constexpr std::uint64_t end_size = 22, locator_size = 20, end64_size = 56;
 constexpr std::string_view magic("torch-packager\0\1", 16);
 constexpr std::uint64_t largest = std::uint64_t{1} << 62U;  // of an offset or size: sums cannot overflow
-#if defined(__aarch64__)
+#ifdef __aarch64__
 constexpr std::uint64_t machine = EM_AARCH64;
 #else
 constexpr std::uint64_t machine = EM_X86_64;
@@ -130,11 +130,11 @@ void check_digest(const Executable& executable, Span content, const std::string&
 }
 
 Executable open_descriptor(int descriptor, const std::string& path) {
-    struct stat status {};
+    struct stat status{};
     if (descriptor < 0 || fstat(descriptor, &status) != 0) throw refuse(path, std::strerror(errno));
     const auto size = static_cast<std::size_t>(status.st_size);
     if (size < trailer_size) throw refuse(path, "it has no bundle in it");
-    void* const mapping = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    const void* const mapping = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
     if (mapping == MAP_FAILED) throw refuse(path, std::strerror(errno));
     Executable executable = parse_executable({static_cast<const std::byte*>(mapping), size}, path);
     executable.descriptor = descriptor;
@@ -159,7 +159,7 @@ Executable open_executable(const std::string& path) {
 }
 
 Executable open_executable() {
-    const auto* const name = reinterpret_cast<const char*>(getauxval(AT_EXECFN));
+    const auto* const name = reinterpret_cast<const char*>(getauxval(AT_EXECFN));  // NOLINT(performance-no-int-to-ptr)
     const std::string path = name != nullptr ? name : "this executable";
     const int descriptor = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     return descriptor >= 0 ? open_descriptor(descriptor, path) : open_executable(path);

@@ -65,10 +65,8 @@ std::string describe_json(const Executable& executable, const Bundle& bundle) {
         {"onnxruntime", executable.onnxruntime_version},
     };
     const json::Object description{
-        {"kind", std::string("bundle")},
-        {"fingerprint", bundle.seal.fingerprint},
-        {"config", bundle.config.record},
-        {"files", files},
+        {"kind", std::string("bundle")},  {"fingerprint", bundle.seal.fingerprint},
+        {"config", bundle.config.record}, {"files", files},
         {"standalone", standalone},
     };
     return json::dump(description) + "\n";

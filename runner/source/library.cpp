@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -14,7 +15,7 @@
 #include "elf_image.hpp"
 #include "error.hpp"
 
-extern char** environ;  // NOLINT(readability-redundant-declaration): not in every libc's headers
+extern char** environ;  // NOLINT: not in every libc's headers
 
 namespace packager {
 namespace {
@@ -48,11 +49,10 @@ bool write_at(int descriptor, Span bytes, std::uint64_t offset) {
 // What the linker reads or writes; the rest of the file stays empty.
 bool write_parts(int descriptor, Span library, const ElfImage& image) {
     if (!write_at(descriptor, {library.data, image.tables_end}, 0)) return false;
-    for (const Elf64_Phdr& segment : image.segments) {
+    return std::all_of(image.segments.begin(), image.segments.end(), [&](const Elf64_Phdr& segment) {
         const Span content{library.data + segment.p_offset, segment.p_filesz};
-        if ((segment.p_flags & PF_W) != 0 && !write_at(descriptor, content, segment.p_offset)) return false;
-    }
-    return true;
+        return (segment.p_flags & PF_W) == 0 || write_at(descriptor, content, segment.p_offset);
+    });
 }
 
 // Takes away constructors and destructors, and the permission to run code, which a folder or a host may refuse: no code
@@ -64,7 +64,8 @@ bool disarm(int descriptor, Span library, const ElfImage& image) {
         for (const Elf64_Sxword tag : {DT_INIT, DT_FINI, DT_RPATH, DT_RUNPATH}) {
             if (entry.d_tag == tag) entry.d_tag = DT_DEBUG;  // means nothing in a library
         }
-        if (entry.d_tag == DT_INIT_ARRAYSZ || entry.d_tag == DT_FINI_ARRAYSZ) entry.d_un.d_val = 0;
+        if (entry.d_tag == DT_INIT_ARRAYSZ || entry.d_tag == DT_FINI_ARRAYSZ)
+            entry.d_un.d_val = 0;  // NOLINT(cppcoreguidelines-pro-type-union-access): ELF's own
     }
     const Span bytes{reinterpret_cast<const std::byte*>(dynamic.data()), dynamic.size() * sizeof(Elf64_Dyn)};
     if (!write_at(descriptor, bytes, image.dynamic_offset)) return false;
@@ -73,7 +74,8 @@ bool disarm(int descriptor, Span library, const ElfImage& image) {
         Elf64_Phdr segment;
         std::memcpy(&segment, library.data + offset, sizeof(segment));
         segment.p_flags &= ~static_cast<Elf64_Word>(PF_X);
-        if (!write_at(descriptor, {reinterpret_cast<const std::byte*>(&segment), sizeof(segment)}, offset)) return false;
+        if (!write_at(descriptor, {reinterpret_cast<const std::byte*>(&segment), sizeof(segment)}, offset))
+            return false;
     }
     return true;
 }
@@ -139,7 +141,7 @@ void* open_any_copy(Span library, const ElfImage* image, const LibrarySettings& 
 
 std::byte* find_base(void* handle) {
     link_map* map = nullptr;
-    if (dlinfo(handle, RTLD_DI_LINKMAP, &map) != 0) return nullptr;
+    if (dlinfo(handle, RTLD_DI_LINKMAP, static_cast<void*>(&map)) != 0) return nullptr;
     return reinterpret_cast<std::byte*>(map->l_addr);  // NOLINT(performance-no-int-to-ptr)
 }
 
@@ -171,11 +173,11 @@ Function* function_at(std::byte* address) {
 void call_constructors(const ElfImage& image, std::byte* base) {
     using Constructor = void(int, char**, char**);
     static char name[] = "onnxruntime";
-    static char* arguments[] = {name, nullptr};
+    static char* arguments[] = {name, nullptr};  // NOLINT(misc-const-correctness)
     if (image.init != 0) function_at<Constructor>(base + image.init)(1, arguments, environ);
     for (std::uint64_t done = 0; done + sizeof(void*) <= image.init_array_size; done += sizeof(void*)) {
         std::byte* constructor = nullptr;
-        std::memcpy(&constructor, base + image.init_array + done, sizeof(constructor));
+        std::memcpy(static_cast<void*>(&constructor), base + image.init_array + done, sizeof(constructor));
         if (constructor != nullptr) function_at<Constructor>(constructor)(1, arguments, environ);
     }
 }

@@ -23,6 +23,7 @@ struct LibrarySettings {
 
 // Loads the library. `check` returns when its digest was compared, and throws otherwise: it is called before any of
 // its code runs. Returns the address of OrtGetApiBase. Throws Error (backend-unavailable) and what `check` throws.
-void* load_library(const Executable& executable, const std::function<void()>& check, const LibrarySettings& settings = {});
+void* load_library(const Executable& executable, const std::function<void()>& check,
+                   const LibrarySettings& settings = {});
 
 }  // namespace packager

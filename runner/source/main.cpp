@@ -20,43 +20,48 @@ namespace {
 using packager::Command;
 using packager::Error;
 using packager::Executable;
+using packager::Option;
 using packager::Options;
 
-const Command info_command{
-    "info", "Show what this file contains.", {{"--json", "", "Print one JSON object to stdout.", false}}};
-const Command verify_command{
-    "verify",
-    "Check the integrity of this file, and replay parity from the bundle's own evidence.",
-    {{"--fingerprint", "h1:…", "Fail unless the bundle has this fingerprint.", false},
-     {"--no-parity", "", "Do not replay the evidence.", false},
-     {"--json", "", "Print one JSON object to stdout.", false}}};
-const Command run_command{
-    "run",
-    "Run one prediction.",
-    {{"--input", "X", "Read the inputs from this .npz, .npy, .json or .safetensors. [required]", true},
-     {"--output", "Y", "Write the outputs to this .npz or .json.", false},
-     {"--threads", "N", "Threads for one run. [default: the cores]", false},
-     {"--json", "", "Print one JSON object to stdout.", false}}};
-const Command serve_command{
-    "serve",
-    "Serve the model over HTTP with the Open Inference Protocol v2.",
-    {{"--host", "ADDRESS", "The address to listen on. [default: 127.0.0.1]", false},
-     {"--port", "N", "0 takes a free one. [default: 8000]", false},
-     {"--threads", "N", "Runs of the model at the same time. [default: the cores, up to 8]", false},
-     {"--queue", "N", "Requests that may wait for the model. [default: 256]", false},
-     {"--time-limit", "SECONDS", "Answer a request with an error after this time. [default: 60]", false},
-     {"--request-limit", "MIB", "The largest body of a request. [default: 64]", false},
-     {"--drain", "SECONDS", "Go on for this time after SIGTERM, no longer ready. [default: 1]", false},
-     {"--access-log", "", "Log every request, as a line of JSON on stderr.", false}}};
-const Command licenses_command{"licenses", "Show the licences of everything in this file.", {}};
-const std::vector<Command> commands{info_command, verify_command, run_command, serve_command, licenses_command};
+// What each command takes; all have --help.
+const std::vector<Command>& list_commands() {
+    static const Option json_option{"--json", "", "Print one JSON object to stdout.", false};
+    static const std::vector<Command> commands{
+        {"info", "Show what this file contains.", {json_option}},
+        {"verify",
+         "Check the integrity of this file, and replay parity from the bundle's own evidence.",
+         {{"--fingerprint", "h1:…", "Fail unless the bundle has this fingerprint.", false},
+          {"--no-parity", "", "Do not replay the evidence.", false},
+          json_option}},
+        {"run",
+         "Run one prediction.",
+         {{"--input", "X", "Read the inputs from this .npz, .npy, .json or .safetensors. [required]", true},
+          {"--output", "Y", "Write the outputs to this .npz or .json.", false},
+          {"--threads", "N", "Threads for one run. [default: the cores]", false},
+          json_option}},
+        {"serve",
+         "Serve the model over HTTP with the Open Inference Protocol v2.",
+         {{"--host", "ADDRESS", "The address to listen on. [default: 127.0.0.1]", false},
+          {"--port", "N", "0 takes a free one. [default: 8000]", false},
+          {"--threads", "N", "Runs of the model at the same time. [default: the cores, up to 8]", false},
+          {"--queue", "N", "Requests that may wait for the model. [default: 256]", false},
+          {"--time-limit", "SECONDS", "Answer a request with an error after this time. [default: 60]", false},
+          {"--request-limit", "MIB", "The largest body of a request. [default: 64]", false},
+          {"--drain", "SECONDS", "Go on for this time after SIGTERM, no longer ready. [default: 1]", false},
+          {"--access-log", "", "Log every request, as a line of JSON on stderr.", false}}},
+        {"licenses", "Show the licences of everything in this file.", {}},
+    };
+    return commands;
+}
 
 std::string format_program_help(const std::string& program) {
     std::vector<std::pair<std::string, std::string>> rows;
-    for (const Command& command : commands) rows.emplace_back(command.name, command.help);
-    return "Usage: " + program + " COMMAND [OPTIONS]\n\n  A model with its runtime and its evidence in one file.\n\nOptions:\n" +
-           packager::format_rows({{"--version", "Show the version and exit."},
-                                  {"-h, --help", "Show this message and exit."}}) +
+    rows.reserve(list_commands().size());
+    for (const Command& command : list_commands()) rows.emplace_back(command.name, command.help);
+    return "Usage: " + program +
+           " COMMAND [OPTIONS]\n\n  A model with its runtime and its evidence in one file.\n\nOptions:\n" +
+           packager::format_rows(
+               {{"--version", "Show the version and exit."}, {"-h, --help", "Show this message and exit."}}) +
            "\nCommands:\n" + packager::format_rows(rows);
 }
 
@@ -91,7 +96,7 @@ int run_command_line(const std::string& program, const std::vector<std::string>&
         std::printf("package, version %s\n", std::string(packager::packager_version).c_str());
         return 0;
     }
-    const Command& command = packager::find_command(program, commands, arguments[0]);
+    const Command& command = packager::find_command(program, list_commands(), arguments[0]);
     const auto options = packager::parse_options(program, command, {arguments.begin() + 1, arguments.end()});
     if (!options) {
         std::fputs(packager::format_help(program, command).c_str(), stdout);

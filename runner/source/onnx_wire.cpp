@@ -30,12 +30,15 @@ Kind find_inner(Kind kind, std::uint32_t field) {
         Kind inner;
     };
     static constexpr std::array<Row, 19> rows{{
-        {Kind::model, 7, Kind::graph},         {Kind::model, 20, Kind::training},    {Kind::model, 25, Kind::function},
-        {Kind::training, 1, Kind::subgraph},   {Kind::training, 2, Kind::subgraph},  {Kind::graph, 1, Kind::node},
-        {Kind::graph, 5, Kind::initializer},   {Kind::graph, 15, Kind::sparse},      {Kind::subgraph, 1, Kind::node},
-        {Kind::subgraph, 5, Kind::tensor},     {Kind::subgraph, 15, Kind::sparse},   {Kind::function, 7, Kind::node},
-        {Kind::function, 11, Kind::attribute}, {Kind::node, 5, Kind::attribute},     {Kind::attribute, 5, Kind::tensor},
-        {Kind::attribute, 6, Kind::subgraph},  {Kind::attribute, 10, Kind::tensor},  {Kind::attribute, 11, Kind::subgraph},
+        {Kind::model, 7, Kind::graph},         {Kind::model, 20, Kind::training},
+        {Kind::model, 25, Kind::function},     {Kind::training, 1, Kind::subgraph},
+        {Kind::training, 2, Kind::subgraph},   {Kind::graph, 1, Kind::node},
+        {Kind::graph, 5, Kind::initializer},   {Kind::graph, 15, Kind::sparse},
+        {Kind::subgraph, 1, Kind::node},       {Kind::subgraph, 5, Kind::tensor},
+        {Kind::subgraph, 15, Kind::sparse},    {Kind::function, 7, Kind::node},
+        {Kind::function, 11, Kind::attribute}, {Kind::node, 5, Kind::attribute},
+        {Kind::attribute, 5, Kind::tensor},    {Kind::attribute, 6, Kind::subgraph},
+        {Kind::attribute, 10, Kind::tensor},   {Kind::attribute, 11, Kind::subgraph},
         {Kind::sparse, 1, Kind::tensor},
     }};
     if (kind == Kind::attribute && (field == 22 || field == 23)) return Kind::sparse;
@@ -71,8 +74,10 @@ std::pair<std::string, std::string> read_entry(std::string_view message, FieldBu
     for (Field field; reader.next(field);) {
         if (!field.is_bytes) continue;
         std::string text = read_text(field.bytes);
-        if (field.number == 1) entry.first = std::move(text);
-        else if (field.number == 2) entry.second = std::move(text);
+        if (field.number == 1)
+            entry.first = std::move(text);
+        else if (field.number == 2)
+            entry.second = std::move(text);
     }
     return entry;
 }
@@ -135,7 +140,8 @@ std::uint64_t count_bytes(const Tensor& tensor, std::uint64_t item_size, const s
     return length;
 }
 
-ExternalTensor check_tensor(const Tensor& tensor, const std::optional<std::string>& data_name, std::uint64_t data_size) {
+ExternalTensor check_tensor(const Tensor& tensor, const std::optional<std::string>& data_name,
+                            std::uint64_t data_size) {
     const std::string shown = "the weight " + cut(tensor.name);
     const std::string* const location = find_entry(tensor.entries, location_key);
     if (!data_name || location == nullptr || *location != *data_name) {

@@ -34,7 +34,8 @@ struct Api {
     const char* (*GetErrorMessage)(const Status*);
     Status* (*CreateEnv)(int log_level, const char* log_id, Env**);
     const void* gap_4[4];
-    Status* (*CreateSessionFromArray)(const Env*, const void* model, std::size_t size, const SessionOptions*, Session**);
+    Status* (*CreateSessionFromArray)(const Env*, const void* model, std::size_t size, const SessionOptions*,
+                                      Session**);
     Status* (*Run)(Session*, const RunOptions*, const char* const* input_names, const Value* const* inputs,
                    std::size_t input_count, const char* const* output_names, std::size_t output_count, Value** outputs);
     Status* (*CreateSessionOptions)(SessionOptions**);
@@ -52,8 +53,8 @@ struct Api {
     Status* (*SessionGetInputName)(const Session*, std::size_t index, Allocator*, char**);
     Status* (*SessionGetOutputName)(const Session*, std::size_t index, Allocator*, char**);
     const void* gap_38[11];
-    Status* (*CreateTensorWithDataAsOrtValue)(const MemoryInfo*, void* data, std::size_t bytes, const std::int64_t* shape,
-                                              std::size_t rank, int element_type, Value**);
+    Status* (*CreateTensorWithDataAsOrtValue)(const MemoryInfo*, void* data, std::size_t bytes,
+                                              const std::int64_t* shape, std::size_t rank, int element_type, Value**);
     const void* gap_50[1];
     Status* (*GetTensorMutableData)(Value*, void**);
     const void* gap_52[3];

@@ -8,10 +8,21 @@ namespace {
 // The names of OrtErrorCode, as onnxruntime's StatusCodeToString has them.
 const char* name_code(int code) {
     static constexpr std::array<const char*, 15> names{
-        "SUCCESS",       "FAIL",           "INVALID_ARGUMENT",   "NO_SUCHFILE",
-        "NO_MODEL",      "ENGINE_ERROR",   "RUNTIME_EXCEPTION",  "INVALID_PROTOBUF",
-        "MODEL_LOADED",  "NOT_IMPLEMENTED", "INVALID_GRAPH",     "EP_FAIL",
-        "MODEL_LOAD_CANCELED", "MODEL_REQUIRES_COMPILATION", "NOT_FOUND",
+        "SUCCESS",
+        "FAIL",
+        "INVALID_ARGUMENT",
+        "NO_SUCHFILE",
+        "NO_MODEL",
+        "ENGINE_ERROR",
+        "RUNTIME_EXCEPTION",
+        "INVALID_PROTOBUF",
+        "MODEL_LOADED",
+        "NOT_IMPLEMENTED",
+        "INVALID_GRAPH",
+        "EP_FAIL",
+        "MODEL_LOAD_CANCELED",
+        "MODEL_REQUIRES_COMPILATION",
+        "NOT_FOUND",
     };
     return code >= 0 && static_cast<std::size_t>(code) < names.size() ? names[static_cast<std::size_t>(code)]
                                                                       : "GENERAL ERROR";

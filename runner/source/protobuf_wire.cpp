@@ -4,7 +4,7 @@ namespace packager {
 namespace {
 
 constexpr unsigned varint_type = 0, fixed64_type = 1, bytes_type = 2, fixed32_type = 5;
-const std::string invalid = "the model is not valid protobuf: ";
+constexpr const char* invalid = "the model is not valid protobuf: ";
 
 void append_varint(std::string& message, std::uint64_t number) {
     for (; number > 0x7F; number >>= 7U) message += static_cast<char>((number & 0x7FU) | 0x80U);
@@ -20,7 +20,7 @@ std::uint64_t read_varint(std::string_view message, std::size_t& position) {
         number |= (byte & 0x7FU) << shift;
         if (byte < 0x80) return number;
     }
-    throw ProtobufMalformed(invalid + "a number does not end");
+    throw ProtobufMalformed(std::string(invalid) + "a number does not end");
 }
 
 bool FieldReader::next(Field& field) {
@@ -42,10 +42,10 @@ bool FieldReader::next(Field& field) {
     if (type == bytes_type) {
         length = read_varint(message_, position_);
     } else if (type != fixed32_type && type != fixed64_type) {
-        throw ProtobufMalformed(invalid + "it contains a group");
+        throw ProtobufMalformed(std::string(invalid) + "it contains a group");
     }
     if (tag >> 3U == 0 || tag >> 35U != 0 || length > message_.size() - position_) {
-        throw ProtobufMalformed(invalid + "a field is longer than its message");
+        throw ProtobufMalformed(std::string(invalid) + "a field is longer than its message");
     }
     field.is_bytes = type == bytes_type;
     if (field.is_bytes) field.bytes = message_.substr(position_, length);

@@ -15,7 +15,7 @@ namespace packager {
 // Calls `use` with each piece. Returns false if the file ends before, or cannot be read.
 template <typename Use>
 bool read_chunks(int descriptor, std::uint64_t offset, std::uint64_t size, Use use) {
-    constexpr std::uint64_t chunk_size = 256 * 1024;  // stays in the cache
+    constexpr std::uint64_t chunk_size = 262'144;  // stays in the cache
     std::vector<std::byte> chunk(std::min(size, chunk_size));
     for (std::uint64_t done = 0; done < size;) {
         const std::size_t wanted = std::min<std::uint64_t>(chunk_size, size - done);

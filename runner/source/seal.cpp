@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::size_t max_files = 10'000, max_sums_bytes = std::size_t{4} << 20U, max_fingerprint_bytes = 1000;
 constexpr std::size_t any_size = SIZE_MAX, large_bytes = std::size_t{4} << 20U;
-const std::string sums_file = "SHA256SUMS", fingerprint_file = "FINGERPRINT", signature_file = "model.sig";
+constexpr const char *sums_file = "SHA256SUMS", *fingerprint_file = "FINGERPRINT", *signature_file = "model.sig";
 
 std::string encode_base64(const std::array<std::uint8_t, 32>& digest) {
     constexpr std::string_view letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -51,32 +51,36 @@ std::string join(const std::vector<std::string>& files) {
     return text;
 }
 
-// The digests by path. Throws the text of what is wrong.
+struct SumsMalformed {
+    std::string why;
+};
+
+// The digests by path. Throws SumsMalformed.
 std::map<std::string, std::string, std::less<>> parse_sums(std::string_view text) {
     if (static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n')) > max_files) {
-        throw "there are more than " + std::to_string(max_files) + " files";
+        throw SumsMalformed{"there are more than " + std::to_string(max_files) + " files"};
     }
     std::map<std::string, std::string, std::less<>> digests;
     std::vector<std::string> files;
     std::size_t number = 0;
     for (std::size_t start = 0; start < text.size(); ++number) {
         const std::size_t end = text.find('\n', start);
-        if (end == std::string_view::npos) throw std::string("the lines are not sorted, or a path appears twice");
+        if (end == std::string_view::npos) throw SumsMalformed{"the lines are not sorted, or a path appears twice"};
         const std::string_view line = text.substr(start, end - start);
         const std::string at = "line " + std::to_string(number + 1);
         if (line.size() < 67 || !is_digest(line.substr(0, 64)) || line.substr(64, 2) != "  ") {
-            throw at + " is not a digest and a path";
+            throw SumsMalformed{at + " is not a digest and a path"};
         }
         std::string file(line.substr(66));
-        if (const auto problem = describe_path_problem(file)) throw at + ": " + *problem;
+        if (const auto problem = describe_path_problem(file)) throw SumsMalformed{at + ": " + *problem};
         if (!files.empty() && file <= files.back()) {
-            throw std::string("the lines are not sorted, or a path appears twice");
+            throw SumsMalformed{"the lines are not sorted, or a path appears twice"};
         }
         digests.emplace(file, line.substr(0, 64));
         files.push_back(std::move(file));
         start = end + 1;
     }
-    if (const auto problem = describe_set_problem(files)) throw *problem;
+    if (const auto problem = describe_set_problem(files)) throw SumsMalformed{*problem};
     return digests;
 }
 
@@ -101,9 +105,9 @@ void check_fingerprint(const Archive& archive, const Seal& seal, Integrity& inte
     try {
         const std::string recorded(read_file(archive, fingerprint_file, max_fingerprint_bytes, path).text());
         if (recorded == seal.fingerprint + "\n") return;
-        problem = fingerprint_file + " says " + escape_unprintable(join_words(recorded));
+        problem = std::string(fingerprint_file) + " says " + escape_unprintable(join_words(recorded));
     } catch (const Error&) {
-        problem = fingerprint_file + " is unreadable";
+        problem = std::string(fingerprint_file) + " is unreadable";
     }
     integrity.changed.insert(integrity.changed.begin(), fingerprint_file);
     integrity.problems.push_back(problem + "; that of the files is " + seal.fingerprint);
@@ -128,8 +132,8 @@ bool has_digest(const Archive& archive, const Seal& seal, std::string_view file,
     const auto entry = archive.find(file);
     if (expected == seal.digests.end() || entry == archive.end()) return false;
     const bool is_large = entry->second.descriptor >= 0 && entry->second.content.size > large_bytes;
-    const std::string digest = is_large ? hash_large(entry->second, file, path)
-                                        : sha256_hex(read_file(archive, file, any_size, path));
+    const std::string digest =
+        is_large ? hash_large(entry->second, file, path) : sha256_hex(read_file(archive, file, any_size, path));
     return digest == expected->second;
 }
 
@@ -172,8 +176,8 @@ Seal read_seal(const Archive& archive, const std::string& path) {
         Sha256 sha256;
         sha256.update(content);
         return {parse_sums(content.text()), "h1:" + encode_base64(sha256.digest())};
-    } catch (const std::string& problem) {
-        throw integrity_failed(path, sums_file + ": " + problem);
+    } catch (const SumsMalformed& error) {
+        throw integrity_failed(path, std::string(sums_file) + ": " + error.why);
     }
 }
 

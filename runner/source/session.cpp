@@ -23,8 +23,8 @@ struct ElementType {
     DType dtype;
 };
 constexpr ElementType element_types[] = {
-    {1, DType::float32}, {2, DType::uint8},    {3, DType::int8},     {4, DType::uint16}, {5, DType::int16},
-    {6, DType::int32},   {7, DType::int64},    {9, DType::boolean},  {10, DType::float16}, {11, DType::float64},
+    {1, DType::float32}, {2, DType::uint8},   {3, DType::int8},      {4, DType::uint16},   {5, DType::int16},
+    {6, DType::int32},   {7, DType::int64},   {9, DType::boolean},   {10, DType::float16}, {11, DType::float64},
     {12, DType::uint32}, {13, DType::uint64}, {16, DType::bfloat16},
 };
 
@@ -68,10 +68,16 @@ Handle<ort::Value> refer_to(const ort::Api& api, const ort::MemoryInfo* memory, 
                                  array.shape.data(), array.shape.size(), number);
 }
 
+const BundleFile& find_file(const Bundle& bundle, const std::string& file) {
+    const auto entry = bundle.archive.find(file);
+    if (entry == bundle.archive.end()) throw integrity_failed(bundle.path, file + " is missing");
+    return entry->second;
+}
+
 // The name that leads to the open executable; empty if there is none, or if it leads to a different file.
 std::string find_own_path(int descriptor) {
     const std::string path = "proc/self/fd/" + std::to_string(descriptor);
-    struct stat named {}, opened {};
+    struct stat named{}, opened{};
     if (stat(("/" + path).c_str(), &named) != 0 || fstat(descriptor, &opened) != 0) return "";
     return named.st_dev == opened.st_dev && named.st_ino == opened.st_ino ? path : "";
 }
@@ -189,9 +195,12 @@ ModelTensor Session::State::describe_tensor(std::string name, ort::TypeInfo* inf
     ModelTensor described{std::move(name), find_dtype(number), {}};
     for (std::size_t index = 0; index < rank; ++index) {
         const bool is_named = dim_names[index] != nullptr && *dim_names[index] != '\0';
-        if (sizes[index] >= 0) described.shape.emplace_back(sizes[index]);
-        else if (is_named) described.shape.emplace_back(std::string(dim_names[index]));
-        else described.shape.emplace_back(AnySize{});
+        if (sizes[index] >= 0)
+            described.shape.emplace_back(sizes[index]);
+        else if (is_named)
+            described.shape.emplace_back(std::string(dim_names[index]));
+        else
+            described.shape.emplace_back(AnySize{});
     }
     return described;
 }
@@ -245,16 +254,18 @@ Session::Session(const Executable& executable, const Bundle& bundle, const Sessi
     std::future<void> data_check;
     try {
         check_file(archive, seal, config.model, path);
-        const Span model = archive.find(config.model)->second.content;
-        const BundleFile* const data = config.data ? &archive.find(*config.data)->second : nullptr;
+        const Span model = find_file(bundle, config.model).content;
+        const std::string data_name = config.data.value_or("");
+        const BundleFile* const data = config.data ? &find_file(bundle, data_name) : nullptr;
         const auto tensors = find_external_tensors(model, config.data, data != nullptr ? data->content.size : 0);
         if (data != nullptr) {
-            data_check = std::async(std::launch::async, check_file, std::cref(archive), std::cref(seal), *config.data, path);
+            data_check =
+                std::async(std::launch::async, check_file, std::cref(archive), std::cref(seal), data_name, path);
         }
         const int threads = choose_threads(settings.threads);
         state_->open_api(executable, settings.library, library_check);
-        const bool is_mapped = data != nullptr && settings.allow_mapping &&
-                               state_->make_mapped(executable, model, data->offset, threads);
+        const bool is_mapped =
+            data != nullptr && settings.allow_mapping && state_->make_mapped(executable, model, data->offset, threads);
         if (!is_mapped) state_->make_copied(model, data != nullptr ? data->content : Span{}, tensors, threads);
         state_->describe();
         if (data_check.valid()) data_check.get();
@@ -294,7 +305,8 @@ Arrays Session::run(const Arrays& inputs) const {
         ort::check(api, api.Run(state_->session.get(), nullptr, names.data(), pointers.data(), names.size(),
                                 state_->output_names.data(), count, results.data()));
         std::vector<Handle<ort::Value>> owned;
-        for (ort::Value* const result : results) owned.emplace_back(result, api.ReleaseValue);
+        owned.reserve(count);
+        for (ort::Value* result : results) owned.emplace_back(result, api.ReleaseValue);
         Arrays outputs;
         for (std::size_t index = 0; index < count; ++index) {
             outputs.emplace_back(state_->outputs[index].name, state_->take_output(std::move(owned[index])));

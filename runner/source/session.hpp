@@ -34,6 +34,8 @@ public:
     ~Session();
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
+    Session(Session&&) = delete;
+    Session& operator=(Session&&) = delete;
 
     // Takes the inputs in any order, a bfloat16 one as float32, and returns the outputs in the model's order; their
     // memory is onnxruntime's, and bfloat16 is returned as it is. Throws Error (inference-failed).

@@ -4,7 +4,7 @@
 #include "sha256.hpp"
 #include "sha256_constants.hpp"
 
-#if defined(__x86_64__)
+#ifdef __x86_64__
 #include <cpuid.h>
 #include <immintrin.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -14,7 +14,8 @@
 
 namespace packager {
 
-#if defined(__x86_64__)
+// NOLINTBEGIN(portability-simd-intrinsics): each is for its own processor
+#ifdef __x86_64__
 namespace {
 
 __attribute__((target("sse4.1"))) __m128i load_constants(std::size_t round) {
@@ -22,7 +23,7 @@ __attribute__((target("sse4.1"))) __m128i load_constants(std::size_t round) {
 }
 
 __attribute__((target("sha,sse4.1,ssse3"))) void mix_by_instructions(std::uint32_t* state, const std::uint8_t* blocks,
-                                                                    std::size_t count) {
+                                                                     std::size_t count) {
     const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
     // The instructions want the state as ABEF and CDGH.
     const __m128i low = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(state)), 0xB1);
@@ -74,7 +75,7 @@ Sha256Blocks find_sha256_instructions() {
 #elif defined(__aarch64__) && defined(__linux__)
 namespace {
 
-#if defined(__clang__)
+#ifdef __clang__
 __attribute__((target("sha2")))
 #else
 __attribute__((target("+crypto")))
@@ -120,5 +121,7 @@ Sha256Blocks find_sha256_instructions() {
 Sha256Blocks find_sha256_instructions() { return nullptr; }
 
 #endif
+
+// NOLINTEND(portability-simd-intrinsics)
 
 }  // namespace packager
