@@ -31,7 +31,7 @@ def main() -> None:
     corpora = {
         "npy": npy(), "npz": npz(), "safetensors": safetensors(), "json": documents(), "json_arrays": json_arrays(),
         "archive": archives(), "seal": seals(), "config": configs(), "executable": executables(), "http": requests(),
-        "infer": infer_bodies(), "onnx_wire": models(),
+        "infer": infer_bodies(), "onnx_wire": models(), "evidence": evidence(),
     }  # fmt: skip
     for name, contents in corpora.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -80,6 +80,20 @@ def safetensors() -> Iterator[bytes]:
     yield struct.pack("<Q", len(header)) + header + bytes(4)
     for bundle in BUNDLES:
         yield from files(bundle, "evidence/golden.safetensors")
+
+
+def evidence() -> Iterator[bytes]:
+    """Yield records of cases with their tensors: the size of the record, the record, the tensors."""
+    for rule in ("argmax", "top-2", "rank", "threshold 0.5"):
+        tensors, outputs = {"0/input/x": np.ones((2, 3))}, {}
+        for dtype in DTYPES[:12]:
+            tensors[f"0/output/{dtype}"] = np.arange(6).reshape(2, 3).astype(dtype)
+            outputs[dtype] = {"atol": 1e-6, "rtol": 0.0}
+        tensors["0/output/<f4"][0, 1] = np.nan
+        case = {"name": "0", "golden": True, "outputs": outputs, "sizes": {"batch": 2}}
+        decisions = {dtype: {"rule": rule, "axis": -1, "tie": 0.1} for dtype in DTYPES[7:12]}
+        record = json.dumps({"cases": [case], "decisions": decisions}).encode()
+        yield struct.pack("<I", len(record)) + record + save(tensors)
 
 
 def files(bundle: Path, *names: str) -> Iterator[bytes]:
