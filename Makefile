@@ -140,6 +140,7 @@ bench: $(VENV)/.ready $(VENV)/.examples  ## the figures of docs/benchmarks.md, a
 	$(BIN)/python benchmarks/hashing.py
 	$(BIN)/python benchmarks/parity_cost.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/standalone.py --write
 
 parity:  ## break bundles, and count what is found, in docs/parity.md; takes hours, and continues where it was stopped
 	$(PYTHON) benchmarks/models/environment.py
