@@ -5,7 +5,7 @@
 #include <array>
 #include <atomic>
 #include <exception>
-#include <thread>
+#include <future>
 
 #include "bundle.hpp"
 #include "cores.hpp"
@@ -155,10 +155,10 @@ std::vector<std::string> find_changed(const Archive& archive, const Seal& seal, 
             }
         }
     };
-    std::vector<std::thread> threads;
-    for (int count = count_usable_cores(); count > 1; --count) threads.emplace_back(work);
+    std::vector<std::future<void>> others;
+    for (int count = count_usable_cores(); count > 1; --count) others.push_back(std::async(work));
     work();
-    for (std::thread& thread : threads) thread.join();
+    for (const std::future<void>& other : others) other.wait();
     std::vector<std::string> changed;
     for (std::size_t index = 0; index < files.size(); ++index) {
         if (failures[index]) std::rethrow_exception(failures[index]);

@@ -250,7 +250,8 @@ Array Session::State::take_output(Handle<ort::Value> value) const {
 Session::Session(const Executable& executable, const Bundle& bundle, const SessionSettings& settings)
     : state_(std::make_unique<State>()) {
     const auto& [archive, seal, config, path] = bundle;
-    auto library_check = std::async(std::launch::async, check_library, std::cref(executable));
+    // In threads; where there can be no more of them, when the result is asked for.
+    auto library_check = std::async(check_library, std::cref(executable));
     std::future<void> data_check;
     try {
         check_file(archive, seal, config.model, path);
@@ -259,8 +260,7 @@ Session::Session(const Executable& executable, const Bundle& bundle, const Sessi
         const BundleFile* const data = config.data ? &find_file(bundle, data_name) : nullptr;
         const auto tensors = find_external_tensors(model, config.data, data != nullptr ? data->content.size : 0);
         if (data != nullptr) {
-            data_check =
-                std::async(std::launch::async, check_file, std::cref(archive), std::cref(seal), data_name, path);
+            data_check = std::async(check_file, std::cref(archive), std::cref(seal), data_name, path);
         }
         const int threads = choose_threads(settings.threads);
         state_->open_api(executable, settings.library, library_check);

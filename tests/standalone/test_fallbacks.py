@@ -6,8 +6,10 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,13 @@ from executables import call
 from projects import project
 
 import packager
+from packager.bundle.executable_layout import MACHINES
 from packager.bundle.files import open_bundle
+from packager.common.installed_distributions import find_distribution
+from packager.standalone import assemble
 from packager.standalone.assemble import make_standalone
+from packager.standalone.library import read_library
+from packager.standalone.runners import find_host_target
 
 EMBEDDING = """
 from torch import nn
@@ -282,3 +289,50 @@ def test_an_executable_that_was_deleted_runs_on(large_executable, ids, tmp_path)
     answer = subprocess.run([sys.executable, "-c", code, path, ids, output], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert output.exists()
+
+
+# -- a library that cannot be overlaid ------------------------------------------------------
+
+
+def mark_text_relocations(content):
+    """Return a library that says that its code is relocated, which is not so: DF_TEXTREL in DT_FLAGS."""
+    library = bytearray(content)
+    start, count = struct.unpack_from("<Q", library, 32)[0], struct.unpack_from("<H", library, 56)[0]
+    headers = [struct.unpack_from("<LLQQQQ", library, start + 56 * index) for index in range(count)]
+    offset, size = next((header[2], header[5]) for header in headers if header[0] == 2)  # PT_DYNAMIC
+    for position in range(offset, offset + size, 16):
+        tag, value = struct.unpack_from("<qQ", library, position)
+        if tag == 30:  # DT_FLAGS
+            struct.pack_into("<Q", library, position + 8, value | 4)
+            return bytes(library)
+    raise AssertionError("the library has no DT_FLAGS")
+
+
+@pytest.mark.parametrize("prepare", [lambda: None, forbid_memfd], ids=["in memory", "in a temporary file"])
+def test_a_library_of_an_unknown_layout_is_copied_whole(archived, built, runner, tmp_path, prepare):
+    target = find_host_target(tmp_path)
+    library = read_library(find_distribution("onnxruntime")[0], target, None)
+    path, folder = tmp_path / "digits-cnn", tmp_path / "temporary"
+    folder.mkdir()
+    with path.open("xb") as stream, archived.open("rb") as archive:
+        marked = replace(library, content=mark_text_relocations(library.content))
+        assemble._write(stream, runner, marked, MACHINES[target], archive)
+    path.chmod(0o755)
+    np.savez(tmp_path / "x.npz", image=np.full((1, 1, 8, 8), 0.5, np.float32))
+    answer = call(
+        path, "run", "--input", tmp_path / "x.npz", "--output", tmp_path / "y.npz",
+        preexec_fn=prepare, env={**os.environ, "TMPDIR": str(folder)},
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    expect_same(dict(np.load(tmp_path / "y.npz")), built.bundle, tmp_path / "x.npz")
+    assert os.listdir(folder) == []
+
+
+def test_nothing_is_left_behind_and_nothing_is_sent(large_executable, ids, tmp_path):
+    """Wheels of onnxruntime since 1.29 send telemetry, and keep an identity in the home folder."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    environment = {"HOME": str(folder), "TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder)}
+    answer = call(large_executable, "run", "--input", ids, env=environment, cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    assert list(folder.rglob("*")) == []
