@@ -1,6 +1,7 @@
 // The commands. Each prints its result on stdout and returns the exit status; errors are thrown.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,7 +28,8 @@ struct ServeOptions {
 };
 
 int info(const Executable& executable, bool as_json);
-int verify(const Executable& executable, const std::string& fingerprint, bool parity, bool as_json);
+// `fingerprint` is the one that the bundle must have; nothing accepts any, and an empty text none.
+int verify(const Executable& executable, const std::optional<std::string>& fingerprint, bool parity, bool as_json);
 int run(const Executable& executable, const RunOptions& options);
 int serve(const Executable& executable, const ServeOptions& options);
 int licenses(const Executable& executable);

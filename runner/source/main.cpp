@@ -108,7 +108,9 @@ int run_command_line(const std::string& program, const std::vector<std::string>&
     if (command.name == "licenses") return packager::licenses(executable);
     if (command.name == "run") return run(executable, *options);
     if (command.name == "serve") return serve(executable, *options);
-    return packager::verify(executable, options->text("--fingerprint", ""), !options->has("--no-parity"), as_json);
+    std::optional<std::string> fingerprint;
+    if (options->has("--fingerprint")) fingerprint = options->text("--fingerprint", "");
+    return packager::verify(executable, fingerprint, !options->has("--no-parity"), as_json);
 }
 
 int report(const Error& error, bool as_json) {

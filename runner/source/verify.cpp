@@ -29,7 +29,7 @@ constexpr const char* records_note =
     "FILE`";
 
 struct Demands {
-    std::string fingerprint;  // empty: any
+    std::optional<std::string> fingerprint;  // nothing: any
     bool parity = true;
 };
 
@@ -65,7 +65,7 @@ void check_fingerprint_syntax(const std::string& fingerprint) {
     const std::string_view text = fingerprint;
     const bool is_valid = text.size() == size && text.substr(0, 3) == "h1:" && text.back() == '=' &&
                           text.substr(3, size - 4).find_first_not_of(letters) == std::string_view::npos;
-    if (!fingerprint.empty() && !is_valid) throw fingerprint_malformed(fingerprint);
+    if (!is_valid) throw fingerprint_malformed(fingerprint);
 }
 
 // The text of a library's error on one line.
@@ -234,8 +234,8 @@ Report make_report(const Executable& executable, const Demands& demands) {
     }
     set_backends(report, checked.config ? &*checked.config : nullptr);
     std::vector<std::string> problems = report.integrity.problems;
-    if (!demands.fingerprint.empty() && demands.fingerprint != report.fingerprint) {
-        problems.push_back("the fingerprint is " + report.fingerprint + ", expected " + demands.fingerprint);
+    if (demands.fingerprint && *demands.fingerprint != report.fingerprint) {
+        problems.push_back("the fingerprint is " + report.fingerprint + ", expected " + *demands.fingerprint);
     }
     if (!report.integrity.intact() || !problems.empty()) {
         report.fail(std::move(problems), wrong_files_note);
@@ -316,8 +316,8 @@ std::string format_report(const Report& report) {
 
 }  // namespace
 
-int verify(const Executable& executable, const std::string& fingerprint, bool parity, bool as_json) {
-    check_fingerprint_syntax(fingerprint);
+int verify(const Executable& executable, const std::optional<std::string>& fingerprint, bool parity, bool as_json) {
+    if (fingerprint) check_fingerprint_syntax(*fingerprint);
     const Report report = make_report(executable, {fingerprint, parity});
     std::fputs((as_json ? format_report_as_json(report) : format_report(report)).c_str(), stdout);
     return report.ok() ? 0 : 1;

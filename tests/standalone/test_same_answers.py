@@ -491,7 +491,7 @@ def verify_both(runner, folder, tmp_path, *, fingerprint=None, parity=True):
         expected = (0 if report.ok else 1, report.as_json())
     except PackagerError as error:
         expected = (error.exit_status, {"error": error.as_json()})
-    options = [*(["--fingerprint", fingerprint] if fingerprint else []), *([] if parity else ["--no-parity"])]
+    options = [*([] if fingerprint is None else ["--fingerprint", fingerprint]), *([] if parity else ["--no-parity"])]
     status, answer = ask(executable, "verify", *options)
     return (expected[0], normalize(expected[1], archived)), (status, normalize(answer, executable))
 
@@ -709,7 +709,7 @@ def test_a_bundle_with_a_program_is_verified_alike(built, tmp_path, runner):
     assert expected[1]["notes"] == [PROGRAM]
 
 
-@pytest.mark.parametrize("fingerprint", [None, ANOTHER, "nonsense", ANOTHER[:-1], ANOTHER + "\n"])
+@pytest.mark.parametrize("fingerprint", [None, ANOTHER, "", "nonsense", ANOTHER[:-1], ANOTHER + "\n"])
 @pytest.mark.parametrize("parity", [True, False])
 def test_the_options_are_judged_alike(fingerprint, parity, every, tmp_path, runner):
     expected, actual = verify_both(runner, every, tmp_path, fingerprint=fingerprint, parity=parity)
