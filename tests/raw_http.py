@@ -13,7 +13,7 @@ class Answer:
 
     status: int
     headers: dict[str, str]
-    body: object  # what its JSON means, if it is JSON, else bytes
+    body: object  # bytes, or what its JSON means, with the bytes after it if there are any
 
 
 def request(content=b"", *headers, method="POST", path=PATH, version="1.1"):
@@ -49,8 +49,12 @@ def parse_answers(received, *, is_head=False):
         assert len(body) == size
         headers.pop("date", None)
         headers.pop("content-length", None)
-        if headers.get("content-type") == "application/json" and body and "content-encoding" not in headers:
-            answers.append(Answer(int(lines[0].split()[1]), headers, json.loads(body)))
-        else:
-            answers.append(Answer(int(lines[0].split()[1]), headers, body))
+        meaning = body
+        if body and "content-encoding" not in headers:
+            if "inference-header-content-length" in headers:
+                size = int(headers.pop("inference-header-content-length"))
+                meaning = json.loads(body[:size]), body[size:]
+            elif headers.get("content-type") == "application/json":
+                meaning = json.loads(body)
+        answers.append(Answer(int(lines[0].split()[1]), headers, meaning))
     return answers

@@ -24,6 +24,7 @@ constexpr int requests_in_turn = 16;
 constexpr std::size_t small_body = std::size_t{256} << 10U;    // is decoded at once, and a larger one by a worker,
 constexpr std::size_t small_compressed = std::size_t{4} << 10U;  // because that takes longer than others should wait
 constexpr std::size_t alignment = 64;
+constexpr std::string_view connection_close = "connection: close\r\n";
 
 // The method as metrics have it: clients make no new series.
 std::string_view name_method(std::string_view method) {
@@ -325,7 +326,7 @@ void Connection::infer(Span body, bool is_stored) {
         log_bug("answering a request failed", error.what());
         response.set_error(Rejected(500, "internal error"));
     }
-    workspace.clear();
+    loop_.workspace().clear();
     finish(response);
 }
 
@@ -369,13 +370,15 @@ void Connection::finish(Response& response) {
     if (trace.given && is_traceparent(trace.value)) response.headers += "traceparent: " + trace.value + "\r\n";
     const double seconds = static_cast<double>(now_ns() - started_) / 1e9;
     service_.durations.record(name_method(head_.method), route_, response.status, seconds);
-    if (!service_.is_ready.load(std::memory_order_relaxed)) keep_alive_ = false;
+    const bool asks_to_close = response.status >= 400 && response.headers.find(connection_close) != std::string::npos;
+    if (asks_to_close || !service_.is_ready.load(std::memory_order_relaxed)) keep_alive_ = false;
     if (response.status >= 500 || service_.settings.access_log) {
         log_request({head_, body_size_, response.status, seconds, response.error});
     }
     forget_request();
     set_deadline(now_ns() + keep_alive_time);
     send(response);
+    response.clear();  // the memory of its outputs is onnxruntime's
     if (!keep_alive_ && !is_closed_) close_after_answer();
 }
 
@@ -402,9 +405,7 @@ void Connection::send(Response& response) {
     head = status_line(response.status);
     head += response.headers;
     head += loop_.date_line();
-    if (!keep_alive_ && response.headers.find("connection: close\r\n") == std::string::npos) {
-        head += "connection: close\r\n";
-    }
+    if (!keep_alive_ && response.headers.find(connection_close) == std::string::npos) head += connection_close;
     head += "content-length: ";
     char digits[24];
     head.append(digits, std::to_chars(digits, digits + sizeof digits, response.body_size()).ptr);

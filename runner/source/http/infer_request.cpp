@@ -13,7 +13,7 @@ namespace {
 using simdjson::dom::element;
 using simdjson::dom::element_type;
 
-constexpr std::size_t memory_to_keep = std::size_t{1} << 20U;
+constexpr std::size_t memory_to_keep = std::size_t{256} << 10U;  // of texts: parsing takes a multiple of it
 constexpr std::size_t max_dims = 64;
 constexpr std::int64_t max_dim = std::int64_t{1} << 62U;
 

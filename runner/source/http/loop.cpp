@@ -49,9 +49,13 @@ Loop::Loop(Service& service)
 
 void Loop::run() {
     while (!is_shutting_down_ || !connections_.empty()) {
-        wait();
-        resume_put_off();
-        if (next_check_ <= now_ns()) check_deadlines();
+        try {
+            wait();
+            resume_put_off();
+            if (next_check_ <= now_ns()) check_deadlines();
+        } catch (const std::exception& error) {  // no memory for a connection: the others go on
+            log_bug("serving failed", error.what());
+        }
         remove_dead();
     }
 }

@@ -27,11 +27,12 @@ Array widen(const Array& array) {
     return std::move(wide);
 }
 
-Array find_output(const Arrays& outputs, const WireTensor& tensor) {
+// The output, or `converted` in its place.
+const Array& find_output(const Arrays& outputs, const WireTensor& tensor, Array& converted) {
     const Array* array = find(outputs, tensor.name);
     if (array == nullptr) throw std::runtime_error("the model returned no output " + tensor.name);
     if (array->dtype == tensor.dtype) return *array;
-    if (array->dtype == DType::bfloat16 && tensor.dtype == DType::float32) return widen(*array);
+    if (array->dtype == DType::bfloat16 && tensor.dtype == DType::float32) return converted = widen(*array);
     throw std::runtime_error("the output " + tensor.name + " has a different dtype than in config.json");
 }
 
@@ -61,7 +62,8 @@ void ResponseEncoder::encode(const InferRequest& request, const Arrays& outputs,
     char separator = '[';
     for (const RequestedOutput& output : request.outputs) {
         const WireTensor& tensor = signature_.outputs[output.index];
-        const Array array = find_output(outputs, tensor);
+        Array converted;
+        const Array& array = find_output(outputs, tensor, converted);
         text += separator;
         separator = ',';
         text += heads_[output.index];

@@ -93,13 +93,20 @@ void append_number(std::string& text, bool value) { text += value ? "true" : "fa
 template <typename T>
 void append_number(std::string& text, T value) {
     char digits[32];
-    char* end = std::to_chars(digits, digits + sizeof digits, value).ptr;
-    if constexpr (std::is_floating_point_v<T>) {  // 1.0, for readers that tell integers from other numbers
+    char* end = digits;
+    if constexpr (std::is_floating_point_v<T>) {
+        // Beyond this, fixed notation has all digits of the binary number, which are more than tell it from others.
+        constexpr T exact = std::is_same_v<T, float> ? T{1 << 24} : static_cast<T>(std::int64_t{1} << 53);
+        end = std::abs(value) < exact
+                  ? std::to_chars(digits, digits + sizeof digits, value).ptr
+                  : std::to_chars(digits, digits + sizeof digits, value, std::chars_format::scientific).ptr;
         const auto size = static_cast<std::size_t>(end - digits);
         if (std::string_view(digits, size).find_first_of(".e") == std::string_view::npos) {
-            *end++ = '.';
+            *end++ = '.';  // 1.0, for readers that tell integers from other numbers
             *end++ = '0';
         }
+    } else {
+        end = std::to_chars(digits, digits + sizeof digits, value).ptr;
     }
     text.append(digits, end);
 }

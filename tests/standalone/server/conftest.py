@@ -156,3 +156,49 @@ def serve_reference():
             return stack.enter_context(serving.running(app))
 
         yield start
+
+
+DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bfloat16")
+
+EVERY_DTYPE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("one", torch.ones(1))
+
+    def forward(self, a_bool, a_uint8, a_int8, a_int16, a_int32, a_int64, a_float16, a_float32, a_float64, a_bfloat16):
+        return {
+            "b_bool": ~a_bool, "b_uint8": a_uint8.flip(1), "b_int8": a_int8.flip(1), "b_int16": a_int16.flip(1),
+            "b_int32": a_int32.flip(1), "b_int64": a_int64.flip(1), "b_float16": a_float16.flip(1),
+            "b_float32": a_float32.flip(1) * self.one, "b_float64": a_float64.flip(1),
+            "b_bfloat16": a_bfloat16.float().flip(1),
+        }
+"""
+
+
+@pytest.fixture(scope="session")
+def every_dtype(tmp_path_factory):
+    """Return a bundle with an input and an output of every dtype; each output is its input backwards."""
+    inputs = {f"a_{dtype}": {"dtype": dtype, "shape": ["batch", "n"]} for dtype in DTYPES}
+    for tensor in inputs.values():
+        if "int" in tensor["dtype"]:
+            tensor["range"] = [0, 100]
+    outputs = [f"b_{dtype}" for dtype in DTYPES]
+    return serving.build(tmp_path_factory.mktemp("dtypes"), EVERY_DTYPE, inputs=inputs, name="dtypes", outputs=outputs)
+
+
+@pytest.fixture(scope="session")
+def both(executable_of):
+    """Return a function: a context with the executable's server of a bundle, and `package serve` for the same."""
+
+    @contextlib.contextmanager
+    def start(bundle):
+        app = serving.make_app(bundle)
+        with serving_executable(executable_of(bundle)) as server, serving.running(app) as reference:
+            yield server, reference
+
+    return start
