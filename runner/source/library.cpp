@@ -129,10 +129,8 @@ void* open_copy(const Copy& copy, std::string& why) {
     return handle;
 }
 
-void* open_any_copy(Span library, const ElfImage* image, const LibrarySettings& settings, std::string& why) {
-    if (settings.allow_memory_file) {
-        if (void* const handle = open_copy(make_memory_file(library, image), why)) return handle;
-    }
+void* open_any_copy(Span library, const ElfImage* image, std::string& why) {
+    if (void* const handle = open_copy(make_memory_file(library, image), why)) return handle;
     for (const std::string& folder : list_folders()) {
         if (void* const handle = open_copy(make_temporary_file(folder, library, image), why)) return handle;
     }
@@ -190,12 +188,12 @@ Error refuse(const Executable& executable, const std::string& why) {
 
 }  // namespace
 
-void* load_library(const Executable& executable, const std::function<void()>& check, const LibrarySettings& settings) {
+void* load_library(const Executable& executable, const std::function<void()>& check) {
     const auto image = read_elf_image(executable.library);
     std::string why = "no copy of its library can be made";
     void* handle = nullptr;
-    if (image && settings.allow_overlay) {
-        handle = open_any_copy(executable.library, &*image, settings, why);
+    if (image) {
+        handle = open_any_copy(executable.library, &*image, why);
         std::byte* const base = handle != nullptr ? find_base(handle) : nullptr;
         if (base != nullptr && overlay(executable, *image, base)) {
             check();
@@ -206,7 +204,7 @@ void* load_library(const Executable& executable, const std::function<void()>& ch
     }
     if (handle == nullptr) {
         check();
-        handle = open_any_copy(executable.library, nullptr, settings, why);
+        handle = open_any_copy(executable.library, nullptr, why);
     }
     void* const function = handle != nullptr ? dlsym(handle, "OrtGetApiBase") : nullptr;
     if (function == nullptr) throw refuse(executable, why);

@@ -17,13 +17,8 @@
 
 namespace packager {
 
-struct LibrarySettings {
-    bool allow_overlay = true, allow_memory_file = true;  // for tests of the fallbacks
-};
-
 // Loads the library. `check` returns when its digest was compared, and throws otherwise: it is called before any of
 // its code runs. Returns the address of OrtGetApiBase. Throws Error (backend-unavailable) and what `check` throws.
-void* load_library(const Executable& executable, const std::function<void()>& check,
-                   const LibrarySettings& settings = {});
+void* load_library(const Executable& executable, const std::function<void()>& check);
 
 }  // namespace packager

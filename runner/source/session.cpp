@@ -10,6 +10,7 @@
 
 #include "cores.hpp"
 #include "error.hpp"
+#include "library.hpp"
 #include "onnx_wire.hpp"
 #include "ort_handles.hpp"
 
@@ -100,7 +101,7 @@ struct Session::State {
     std::vector<ModelTensor> inputs, outputs;
     std::vector<const char*> output_names;
 
-    void open_api(const Executable& executable, const LibrarySettings& settings, std::future<void>& library_check);
+    void open_api(const Executable& executable, std::future<void>& library_check);
     Handle<ort::SessionOptions> make_options(int threads) const;
     void make_session(Span model, const ort::SessionOptions* options);
     bool make_mapped(const Executable& executable, Span model, std::uint64_t data_offset, int threads);
@@ -110,10 +111,9 @@ struct Session::State {
     Array take_output(Handle<ort::Value> value) const;
 };
 
-void Session::State::open_api(const Executable& executable, const LibrarySettings& settings,
-                              std::future<void>& library_check) {
+void Session::State::open_api(const Executable& executable, std::future<void>& library_check) {
     setenv("ORT_DISABLE_TELEMETRY", "1", 1);  // before the library is loaded: it sends data otherwise
-    void* const function = load_library(executable, [&library_check] { library_check.get(); }, settings);
+    void* const function = load_library(executable, [&library_check] { library_check.get(); });
     const auto* const base = reinterpret_cast<const ort::ApiBase* (*)()>(function)();
     api = base->GetApi(ort::api_version);
     if (api == nullptr) throw ort::Failure(std::string("version ") + base->GetVersionString() + " is too old");
@@ -263,9 +263,9 @@ Session::Session(const Executable& executable, const Bundle& bundle, const Sessi
             data_check = std::async(check_file, std::cref(archive), std::cref(seal), data_name, path);
         }
         const int threads = choose_threads(settings.threads);
-        state_->open_api(executable, settings.library, library_check);
+        state_->open_api(executable, library_check);
         const bool is_mapped =
-            data != nullptr && settings.allow_mapping && state_->make_mapped(executable, model, data->offset, threads);
+            data != nullptr && !tensors.empty() && state_->make_mapped(executable, model, data->offset, threads);
         if (!is_mapped) state_->make_copied(model, data != nullptr ? data->content : Span{}, tensors, threads);
         state_->describe();
         if (data_check.valid()) data_check.get();

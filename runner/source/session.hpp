@@ -8,14 +8,11 @@
 #include "array.hpp"
 #include "bundle.hpp"
 #include "executable.hpp"
-#include "library.hpp"
 
 namespace packager {
 
 struct SessionSettings {
-    int threads = 0;              // intra-op threads; 0: the cores that affinity and quota allow
-    bool allow_mapping = true;    // of external weights by onnxruntime; for tests of the fallback
-    LibrarySettings library = {};
+    int threads = 0;  // intra-op threads; 0: the cores that affinity and quota allow
 };
 
 // A tensor as the model itself declares it; -1 and names for dynamic dims.
