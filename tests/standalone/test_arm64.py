@@ -1,6 +1,7 @@
 """The executable for arm64, run by qemu-user on onnxruntime's wheel and Debian's libraries for arm64."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,17 @@ from packager.standalone.runners import read_runner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+# qemu shows the host's own /proc/cpuinfo, from which the library for arm64 makes a null pointer. A file of the sysroot
+# goes before that of the host.
+PROCESSOR = """processor\t: {}
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+
+"""
 QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 
 
@@ -41,6 +53,8 @@ def ask(built, wheel, tmp_path_factory):
         need(False, error.why)
     folder = tmp_path_factory.mktemp("arm64")
     root = make_root(folder / "root", "stable", "arm64")
+    (root / "proc").mkdir()
+    (root / "proc/cpuinfo").write_text("".join(PROCESSOR.format(number) for number in range(os.cpu_count())))
     target = folder / "digits-cnn"
     make_standalone(built.bundle, target, target="linux-arm64", onnxruntime_wheel=wheel)
 
