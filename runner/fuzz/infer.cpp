@@ -45,7 +45,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (size < 2) return 0;
     const std::size_t length = data[0] | static_cast<std::size_t>(data[1]) << 8U;
     http::Buffer body;  // has the padding that simdjson reads
-    body.append(reinterpret_cast<const char*>(data + 2), size - 2);
+    body.append({reinterpret_cast<const char*>(data + 2), size - 2});
     const Span content = body.empty() ? Span{} : fuzz::to_span({body.data(), body.size()});
     decode(content, {});
     decode(content, {std::to_string(length), true});

@@ -34,7 +34,7 @@ std::string format_time() {
     std::tm parts{};
     gmtime_r(&now, &parts);
     char text[32];
-    return std::string(text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts));
+    return {text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts)};
 }
 
 }  // namespace
@@ -49,21 +49,21 @@ bool is_traceparent(std::string_view value) {
 }
 
 void log_request(const LoggedRequest& request) {
-    std::string line = "{\"time\":\"" + format_time() + "\",\"level\":\"";
+    std::string line = R"({"time":")" + format_time() + R"(","level":")";
     line += request.status >= 500 ? "warning" : "info";
-    line += "\",\"method\":";
+    line += R"(","method":)";
     append_quoted(line, truncate(request.head.method, max_text));
-    line += ",\"path\":";
+    line += R"(,"path":)";
     append_quoted(line, truncate(request.head.path, max_text));
-    line += ",\"status\":" + std::to_string(request.status);
-    line += ",\"duration_ms\":" + repr(std::round(request.seconds * 1e6) / 1e3);
-    line += ",\"request_bytes\":" + std::to_string(request.body_bytes);
+    line += R"(,"status":)" + std::to_string(request.status);
+    line += R"(,"duration_ms":)" + repr(std::round(request.seconds * 1e6) / 1e3);
+    line += R"(,"request_bytes":)" + std::to_string(request.body_bytes);
     const HeaderValue& trace = request.head.traceparent;
     if (trace.given && is_traceparent(trace.value)) {
-        line += ",\"trace_id\":\"" + trace.value.substr(3, 32) + "\",\"span_id\":\"" + trace.value.substr(36, 16) + '"';
+        line += R"(,"trace_id":")" + trace.value.substr(3, 32) + R"(","span_id":")" + trace.value.substr(36, 16) + '"';
     }
     if (!request.error.empty()) {
-        line += ",\"error\":";
+        line += R"(,"error":)";
         append_quoted(line, truncate(request.error, max_error));
     }
     log_line(line + '}');

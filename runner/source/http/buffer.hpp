@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <string_view>
 #include <utility>
 
 namespace packager::http {
@@ -36,10 +37,10 @@ public:
     }
     void add(std::size_t count) { size_ += count; }  // bytes that were written there
 
-    void append(const char* bytes, std::size_t count) {
-        if (count == 0) return;
-        std::memcpy(extend(count), bytes, count);
-        size_ += count;
+    void append(std::string_view bytes) {
+        if (bytes.empty()) return;
+        std::memcpy(extend(bytes.size()), bytes.data(), bytes.size());
+        size_ += bytes.size();
     }
 
     void remove_front(std::size_t count) {
@@ -63,11 +64,11 @@ public:
     }
 
 private:
+    // NOLINTBEGIN(*-no-malloc,*-owning-memory,bugprone-unused-return-value): realloc moves the pages of large blocks in
+    // place of copying them, and does not clear what is overwritten.
     struct Free {
         void operator()(char* memory) const { std::free(memory); }
     };
-
-    // realloc moves pages of large blocks in place of copying them.
     void grow(std::size_t needed) {
         const std::size_t capacity = std::max(needed, std::min(2 * capacity_, capacity_ + (std::size_t{16} << 20U)));
         void* memory = std::realloc(memory_.get(), capacity + padding);
@@ -76,6 +77,7 @@ private:
         memory_.reset(static_cast<char*>(memory));
         capacity_ = capacity;
     }
+    // NOLINTEND(*-no-malloc,*-owning-memory,bugprone-unused-return-value)
 
     void swap(Buffer& other) noexcept {
         std::swap(memory_, other.memory_);

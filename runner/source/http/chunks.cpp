@@ -74,7 +74,7 @@ std::size_t ChunkDecoder::read_size(std::string_view bytes) {
 std::size_t ChunkDecoder::take_chunk(std::string_view bytes, Buffer& body) {
     const auto available = static_cast<std::size_t>(std::min<std::uint64_t>(left_, bytes.size()));
     const auto content = static_cast<std::size_t>(std::min<std::uint64_t>(available, left_ > 2 ? left_ - 2 : 0));
-    body.append(bytes.data(), content);
+    body.append(bytes.substr(0, content));
     const std::string_view ending = bytes.substr(content, available - content);
     const std::size_t missing = static_cast<std::size_t>(std::min<std::uint64_t>(left_ - content, 2));
     if (ending != std::string_view("\r\n").substr(2 - missing, ending.size())) {

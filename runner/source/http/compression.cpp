@@ -43,10 +43,10 @@ Rejected explain_bad_data(Span body, Coding coding) {
     const std::string name = name_of(coding);
     if (!has_header(body, coding)) {
         const std::string why = "Error -3 while decompressing data: incorrect header check";
-        return Rejected(400, "the body is not valid " + name + ": " + why);
+        return {400, "the body is not valid " + name + ": " + why};
     }
-    if (body.size < least_gzip_bytes) return Rejected(400, "the " + name + " body is cut off");
-    return Rejected(400, "the body is not valid " + name + ", or it is cut off");
+    if (body.size < least_gzip_bytes) return {400, "the " + name + " body is cut off"};
+    return {400, "the body is not valid " + name + ", or it is cut off"};
 }
 
 // How large the content may be: gzip says so at its end, but anything can stand there.
@@ -114,8 +114,8 @@ void compress(Response& response, Coding coding) {
     const auto bound = coding == Coding::gzip ? libdeflate_gzip_compress_bound : libdeflate_zlib_compress_bound;
     const auto function = coding == Coding::gzip ? libdeflate_gzip_compress : libdeflate_zlib_compress;
     response.body.resize(bound(compressor.get(), whole.size()));
-    response.body.resize(function(compressor.get(), whole.data(), whole.size(), response.body.data(),
-                                  response.body.size()));
+    response.body.resize(
+        function(compressor.get(), whole.data(), whole.size(), response.body.data(), response.body.size()));
     response.headers += "content-encoding: " + name_of(coding) + "\r\nvary: accept-encoding\r\n";
 }
 

@@ -93,7 +93,8 @@ int on_headers_complete(llhttp_t* parser) {
     Collected& collected = collected_by(parser);
     if (!finish_header(collected)) return HPE_USER;
     collected.is_complete = true;
-    collected.keep_alive = llhttp_should_keep_alive(parser) != 0;  // forgotten at the end of a message: here, if it has no body
+    collected.keep_alive =
+        llhttp_should_keep_alive(parser) != 0;  // forgotten at the end of a message: here, if it has no body
     return parser->upgrade != 0 ? 1 : 0;
 }
 

@@ -155,12 +155,14 @@ std::size_t Decoder::find_input(const TensorFields& fields) const {
     const auto entry = std::find_if(signature_.inputs.begin(), signature_.inputs.end(),
                                     [&](const WireTensor& tensor) { return tensor.name == name; });
     if (entry == signature_.inputs.end()) {
-        throw Rejected(400, "unexpected inference input '" + std::string(name) + "' for model '" + signature_.model + "'");
+        throw Rejected(400,
+                       "unexpected inference input '" + std::string(name) + "' for model '" + signature_.model + "'");
     }
     if (!fields.datatype || !fields.datatype->is_string() || std::string_view(*fields.datatype) != entry->datatype) {
         const std::string_view datatype = read_text(fields.datatype, "datatype", "input '" + entry->name + "'");
         throw Rejected(400, "inference input '" + entry->name + "' data-type is '" + std::string(datatype) +
-                                "', but model '" + signature_.model + "' expects '" + std::string(entry->datatype) + "'");
+                                "', but model '" + signature_.model + "' expects '" + std::string(entry->datatype) +
+                                "'");
     }
     return static_cast<std::size_t>(entry - signature_.inputs.begin());
 }
@@ -208,7 +210,8 @@ std::size_t Decoder::find_output(const TensorFields& fields) const {
     const auto entry = std::find_if(signature_.outputs.begin(), signature_.outputs.end(),
                                     [&](const WireTensor& tensor) { return tensor.name == name; });
     if (entry == signature_.outputs.end()) {
-        throw Rejected(400, "unexpected inference output '" + std::string(name) + "' for model '" + signature_.model + "'");
+        throw Rejected(400,
+                       "unexpected inference output '" + std::string(name) + "' for model '" + signature_.model + "'");
     }
     const auto index = static_cast<std::size_t>(entry - signature_.outputs.begin());
     for (const RequestedOutput& output : request_.outputs) {
@@ -269,7 +272,8 @@ std::size_t read_inference_length(const HeaderValue& header, std::size_t body_si
         if (byte >= 0x80) shown += static_cast<char>(0xC0U | byte >> 6U);
         shown += byte >= 0x80 ? static_cast<char>(0x80U | (byte & 0x3FU)) : character;
     }
-    throw Rejected(400, "inference header size should be in range (0, " + std::to_string(body_size) + "), got: " + shown);
+    throw Rejected(400,
+                   "inference header size should be in range (0, " + std::to_string(body_size) + "), got: " + shown);
 }
 
 }  // namespace
@@ -325,7 +329,10 @@ void decode_request(const WireSignature& signature, Span body, const HeaderValue
     std::size_t length = body.size;
     if (inference_length.given) {
         length = read_inference_length(inference_length, body.size);
-        if (length == 0) return decoder.decode_raw(body);
+        if (length == 0) {
+            decoder.decode_raw(body);
+            return;
+        }
     }
     const element document = parser.parse(body.text().substr(0, length));
     decoder.decode(document, length, {body.data + length, body.size - length});

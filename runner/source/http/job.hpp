@@ -19,10 +19,12 @@ struct Job;
 // Takes a job that has its answer, in the thread of a worker.
 class JobReceiver {
 public:
-    virtual void receive(std::shared_ptr<Job> job) = 0;
+    JobReceiver() = default;
+    JobReceiver(const JobReceiver&) = delete;
+    JobReceiver& operator=(const JobReceiver&) = delete;
+    virtual ~JobReceiver() = default;
 
-protected:
-    ~JobReceiver() = default;
+    virtual void receive(std::shared_ptr<Job> job) = 0;
 };
 
 struct Job {

@@ -43,13 +43,26 @@ void append_items(std::string& text, const element& value) {
 
 void append_repr(std::string& text, const element& value) {
     switch (value.type()) {
-        case element_type::NULL_VALUE: text += "None"; break;
-        case element_type::BOOL: text += bool(value) ? "True" : "False"; break;
-        case element_type::INT64: text += std::to_string(std::int64_t(value)); break;
-        case element_type::UINT64: text += std::to_string(std::uint64_t(value)); break;
-        case element_type::DOUBLE: text += repr(double(value)); break;
-        case element_type::STRING: text += repr(std::string_view(value)); break;
-        default: append_items(text, value);
+        case element_type::NULL_VALUE:
+            text += "None";
+            break;
+        case element_type::BOOL:
+            text += static_cast<bool>(value) ? "True" : "False";
+            break;
+        case element_type::INT64:
+            text += std::to_string(static_cast<std::int64_t>(value));
+            break;
+        case element_type::UINT64:
+            text += std::to_string(static_cast<std::uint64_t>(value));
+            break;
+        case element_type::DOUBLE:
+            text += repr(static_cast<double>(value));
+            break;
+        case element_type::STRING:
+            text += repr(static_cast<std::string_view>(value));
+            break;
+        default:
+            append_items(text, value);
     }
 }
 
@@ -83,14 +96,22 @@ std::string_view read_text(const std::optional<element>& field, std::string_view
 
 bool is_true(const element& value) {
     switch (value.type()) {
-        case element_type::NULL_VALUE: return false;
-        case element_type::BOOL: return bool(value);
-        case element_type::INT64: return std::int64_t(value) != 0;
-        case element_type::UINT64: return true;
-        case element_type::DOUBLE: return double(value) < 0 || double(value) > 0;
-        case element_type::STRING: return !std::string_view(value).empty();
-        case element_type::ARRAY: return simdjson::dom::array(value).size() > 0;
-        default: return simdjson::dom::object(value).size() > 0;
+        case element_type::NULL_VALUE:
+            return false;
+        case element_type::BOOL:
+            return static_cast<bool>(value);
+        case element_type::INT64:
+            return static_cast<std::int64_t>(value) != 0;
+        case element_type::UINT64:
+            return true;
+        case element_type::DOUBLE:
+            return static_cast<double>(value) < 0 || static_cast<double>(value) > 0;
+        case element_type::STRING:
+            return !static_cast<std::string_view>(value).empty();
+        case element_type::ARRAY:
+            return simdjson::dom::array(value).size() > 0;
+        default:
+            return simdjson::dom::object(value).size() > 0;
     }
 }
 
@@ -123,7 +144,7 @@ bool Parameters::read_flag(std::string_view key, bool absent) const {
     if (value->type() != element_type::BOOL) {
         throw Rejected(400, "parameter '" + std::string(key) + "' is not a boolean");
     }
-    return bool(*value);
+    return static_cast<bool>(*value);
 }
 
 }  // namespace packager::http

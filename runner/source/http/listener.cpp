@@ -45,13 +45,12 @@ Listener listen_on(const std::string& host, int port) {
         throw address_unusable(host, port, result == EAI_SYSTEM ? std::strerror(errno) : ::gai_strerror(result));
     }
     const std::unique_ptr<addrinfo, FreeAddress> address(addresses);
-    Descriptor socket(::socket(address->ai_family, address->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC,
-                               address->ai_protocol));
+    Descriptor socket(
+        ::socket(address->ai_family, address->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, address->ai_protocol));
     const int enabled = 1;
-    const bool listens = socket.get() >= 0 &&
-                         ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &enabled, sizeof enabled) == 0 &&
-                         ::bind(socket.get(), address->ai_addr, address->ai_addrlen) == 0 &&
-                         ::listen(socket.get(), backlog) == 0;
+    const bool listens =
+        socket.get() >= 0 && ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &enabled, sizeof enabled) == 0 &&
+        ::bind(socket.get(), address->ai_addr, address->ai_addrlen) == 0 && ::listen(socket.get(), backlog) == 0;
     if (!listens) throw address_unusable(host, port, std::strerror(errno));
     const int bound = read_port(socket.get());
     return {std::move(socket), bound};

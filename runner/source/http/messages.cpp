@@ -52,14 +52,29 @@ Sequence measure_character(std::string_view text, std::size_t position) {
 
 void append_escaped(std::string& text, char character) {
     switch (character) {
-        case '"': text += "\\\""; return;
-        case '\\': text += "\\\\"; return;
-        case '\b': text += "\\b"; return;
-        case '\f': text += "\\f"; return;
-        case '\n': text += "\\n"; return;
-        case '\r': text += "\\r"; return;
-        case '\t': text += "\\t"; return;
-        default: break;
+        case '"':
+            text += "\\\"";
+            return;
+        case '\\':
+            text += "\\\\";
+            return;
+        case '\b':
+            text += "\\b";
+            return;
+        case '\f':
+            text += "\\f";
+            return;
+        case '\n':
+            text += "\\n";
+            return;
+        case '\r':
+            text += "\\r";
+            return;
+        case '\t':
+            text += "\\t";
+            return;
+        default:
+            break;
     }
     if (static_cast<unsigned char>(character) >= ' ') {
         text += character;

@@ -89,9 +89,9 @@ std::string render_metrics(const WireSignature& signature, const Counts& counts,
     const std::string failures = "nv_inference_request_failure";
     append_header(text, failures, "Requests that failed, by reason", "counter");
     const std::array<std::pair<std::string_view, std::uint64_t>, 4> reasons{{{"REJECTED", counts.rejected},
-                                                                            {"CANCELED", counts.timed_out},
-                                                                            {"BACKEND", counts.failures},
-                                                                            {"OTHER", counts.invalid}}};
+                                                                             {"CANCELED", counts.timed_out},
+                                                                             {"BACKEND", counts.failures},
+                                                                             {"OTHER", counts.invalid}}};
     for (const auto& [reason, count] : reasons) {
         text += failures + '{' + labels + ",reason=\"" + std::string(reason) + "\"} " + std::to_string(count) + '\n';
     }

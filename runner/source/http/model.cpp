@@ -23,13 +23,13 @@ std::string truncate(const std::string& text) {
 
 // 400 if the values of the request are the cause, such as an index outside its table, else 500.
 Rejected explain_failure(const Error& error) {
-    if (error.code == "data-does-not-fit") return Rejected(400, error.where + ": " + error.why);
+    if (error.code == "data-does-not-fit") return {400, error.where + ": " + error.why};
     if (error.code != "inference-failed") {
         log_bug("running the model failed", error.message + ": " + error.why);
-        return Rejected(500, "internal error");
+        return {500, "internal error"};
     }
     const bool of_values = error.why.find("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT") != std::string::npos;
-    return Rejected(of_values ? 400 : 500, truncate(error.message + ": " + error.why));
+    return {of_values ? 400 : 500, truncate(error.message + ": " + error.why)};
 }
 
 }  // namespace
@@ -89,7 +89,10 @@ void Model::learn_quickness(std::size_t elements, std::int64_t duration) {
 
 void Model::encode(const InferRequest& request, const InferHeaders& headers, const Result& result, Response& response) {
     response.clear();
-    if (!result.is_answer) return response.set_error(result.error);
+    if (!result.is_answer) {
+        response.set_error(result.error);
+        return;
+    }
     try {
         encoder_.encode(request, result.outputs, response);
         if (!headers.accept_encoding.given) return;

@@ -21,7 +21,7 @@ public:
 
 private:
     const WireSignature& signature_;
-    std::string names_;               // {"model_name":"…","model_version":"…"
+    std::string names_;  // {"model_name":"…","model_version":"…"
     std::vector<std::string> heads_;  // {"name":"…","datatype":"…","shape":[
 };
 

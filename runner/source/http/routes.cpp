@@ -37,7 +37,7 @@ Parts split(std::string_view path) {
     return parts;
 }
 
-Rejected not_found() { return Rejected(404, "Not Found"); }
+Rejected not_found() { return {404, "Not Found"}; }
 
 Route find_model_route(std::string_view model, std::optional<std::string> version, std::string_view action) {
     if (action == "infer") return {infer_route, "POST", RouteKind::infer, std::string(model), std::move(version)};
@@ -75,11 +75,12 @@ Route find_memory_route(const Parts& parts) {
         return {name, "GET", RouteKind::memory_status, "", std::nullopt};
     }
     if (action == "register" && is_system) {
-        return {"/v2/systemsharedmemory/region/{region}/register", "POST", RouteKind::memory_register, "", std::nullopt};
+        return {"/v2/systemsharedmemory/region/{region}/register", "POST", RouteKind::memory_register, "",
+                std::nullopt};
     }
     if (action == "unregister") {
-        const std::string_view system = is_region ? "/v2/systemsharedmemory/region/{region}/unregister"
-                                                  : "/v2/systemsharedmemory/unregister";
+        const std::string_view system =
+            is_region ? "/v2/systemsharedmemory/region/{region}/unregister" : "/v2/systemsharedmemory/unregister";
         const std::string_view cuda =
             is_region ? "/v2/cudasharedmemory/region/{region}/unregister" : "/v2/cudasharedmemory/unregister";
         return {is_system ? system : cuda, "POST", RouteKind::memory_unregister, "", std::nullopt};
@@ -92,8 +93,8 @@ Route find_repository_route(const Parts& parts) {
         return {"/v2/repository/index", "POST", RouteKind::index, "", std::nullopt};
     }
     if (parts.size() == 5 && parts[2] == "models" && (parts[4] == "load" || parts[4] == "unload")) {
-        const std::string_view name = parts[4] == "load" ? "/v2/repository/models/{model}/load"
-                                                         : "/v2/repository/models/{model}/unload";
+        const std::string_view name =
+            parts[4] == "load" ? "/v2/repository/models/{model}/load" : "/v2/repository/models/{model}/unload";
         return {name, "POST", RouteKind::model_control, "", std::nullopt};
     }
     throw not_found();

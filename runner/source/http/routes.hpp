@@ -8,8 +8,21 @@
 namespace packager::http {
 
 enum class RouteKind {
-    server_metadata, live, ready, all_statistics, model_metadata, model_ready, model_statistics, model_configuration,
-    infer, index, model_control, memory_status, memory_register, memory_unregister, metrics
+    server_metadata,
+    live,
+    ready,
+    all_statistics,
+    model_metadata,
+    model_ready,
+    model_statistics,
+    model_configuration,
+    infer,
+    index,
+    model_control,
+    memory_status,
+    memory_register,
+    memory_unregister,
+    metrics
 };
 
 struct Route {

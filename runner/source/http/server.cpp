@@ -112,8 +112,8 @@ private:
     void accept_until_stopped() {
         while (!is_stopping_) {
             const bool is_accepting = accept_again_ <= now_ns();
-            std::array<pollfd, 2> sources{{{signals_.descriptor(), POLLIN, 0},
-                                           {is_accepting ? listener_.socket.get() : -1, POLLIN, 0}}};
+            std::array<pollfd, 2> sources{
+                {{signals_.descriptor(), POLLIN, 0}, {is_accepting ? listener_.socket.get() : -1, POLLIN, 0}}};
             ::poll(sources.data(), sources.size(), timeout());
             handle_signals();
             if (stop_at_ <= now_ns()) is_stopping_ = true;

@@ -1,7 +1,8 @@
 // The server: a socket that listens, threads that answer, and a shutdown that lets what runs finish.
 //
-// A signal first makes the readiness fail, so that a load balancer sends nothing new, and the server goes on for a while.
-// Then it closes its socket, finishes the requests that it has, and ends with status 0. A second signal skips the wait.
+// A signal first makes the readiness fail, so that a load balancer sends nothing new, and the server goes on for a
+// while. Then it closes its socket, finishes the requests that it has, and ends with status 0. A second signal skips
+// the wait.
 #pragma once
 
 #include <string>

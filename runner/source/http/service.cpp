@@ -56,32 +56,50 @@ void Service::answer(const Route& route, std::string_view body, Response& respon
     const WireSignature& signature = model.signature();
     if (is_of_model(route.kind)) check_model(route);
     switch (route.kind) {
-        case RouteKind::server_metadata: return set_json(response, describe_server());
-        case RouteKind::live: return set_json(response, "{\"live\":true}");
-        case RouteKind::ready: return answer_readiness("", response);
-        case RouteKind::model_ready: return answer_readiness(signature.model, response);
-        case RouteKind::model_metadata: return set_json(response, describe_model(signature));
-        case RouteKind::model_configuration: return set_json(response, describe_configuration(signature));
+        case RouteKind::server_metadata:
+            set_json(response, describe_server());
+            return;
+        case RouteKind::live:
+            set_json(response, "{\"live\":true}");
+            return;
+        case RouteKind::ready:
+            answer_readiness("", response);
+            return;
+        case RouteKind::model_ready:
+            answer_readiness(signature.model, response);
+            return;
+        case RouteKind::model_metadata:
+            set_json(response, describe_model(signature));
+            return;
+        case RouteKind::model_configuration:
+            set_json(response, describe_configuration(signature));
+            return;
         case RouteKind::all_statistics:
         case RouteKind::model_statistics:
-            return set_json(response, describe_statistics(signature, model.statistics().read()));
+            set_json(response, describe_statistics(signature, model.statistics().read()));
+            return;
         case RouteKind::index:
             check_index_request(body);
-            return set_json(response, describe_index(signature));
+            set_json(response, describe_index(signature));
+            return;
         case RouteKind::model_control:
             throw Rejected(403, "explicit model load / unload is not allowed; the option --model-control allows it");
-        case RouteKind::memory_status: return set_json(response, "[]");
+        case RouteKind::memory_status:
+            set_json(response, "[]");
+            return;
         case RouteKind::memory_register: {
             simdjson::dom::parser parser;
             parse_small(parser, body);
             throw Rejected(403, "shared memory is not enabled; the server's option --shared-memory enables it");
         }
-        case RouteKind::memory_unregister: return;
+        case RouteKind::memory_unregister:
+            return;
         case RouteKind::metrics:
             response.headers = "content-type: text/plain; version=0.0.4; charset=utf-8\r\n";
             response.body = render_metrics(signature, model.statistics().read(), workers.pending(), durations);
             return;
-        case RouteKind::infer: break;
+        case RouteKind::infer:
+            break;
     }
     throw Rejected(500, "internal error");
 }
@@ -89,10 +107,11 @@ void Service::answer(const Route& route, std::string_view body, Response& respon
 void Service::check_model(const Route& route) const {
     const WireSignature& signature = model.signature();
     if (route.version && (route.model != signature.model || *route.version != signature.version)) {
-        throw Rejected(404, "Request for unknown model: '" + route.model + "' version " + *route.version +
-                                " is not found");
+        throw Rejected(404,
+                       "Request for unknown model: '" + route.model + "' version " + *route.version + " is not found");
     }
-    if (route.model != signature.model) throw Rejected(404, "Request for unknown model: '" + route.model + "' is not found");
+    if (route.model != signature.model)
+        throw Rejected(404, "Request for unknown model: '" + route.model + "' is not found");
 }
 
 void Service::answer_readiness(std::string_view model_name, Response& response) const {

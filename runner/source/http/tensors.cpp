@@ -72,17 +72,28 @@ std::size_t flatten(const simdjson::dom::array& values, std::size_t capacity, Te
 std::size_t flatten(const simdjson::dom::array& values, DType dtype, std::size_t capacity, TensorMemory& memory,
                     Array& array) {
     switch (dtype) {
-        case DType::boolean: return flatten<bool>(values, capacity, memory, array);
-        case DType::int8: return flatten<std::int8_t>(values, capacity, memory, array);
-        case DType::int16: return flatten<std::int16_t>(values, capacity, memory, array);
-        case DType::int32: return flatten<std::int32_t>(values, capacity, memory, array);
-        case DType::int64: return flatten<std::int64_t>(values, capacity, memory, array);
-        case DType::uint8: return flatten<std::uint8_t>(values, capacity, memory, array);
-        case DType::uint16: return flatten<std::uint16_t>(values, capacity, memory, array);
-        case DType::uint32: return flatten<std::uint32_t>(values, capacity, memory, array);
-        case DType::uint64: return flatten<std::uint64_t>(values, capacity, memory, array);
-        case DType::float64: return flatten<double>(values, capacity, memory, array);
-        default: return flatten<float>(values, capacity, memory, array);
+        case DType::boolean:
+            return flatten<bool>(values, capacity, memory, array);
+        case DType::int8:
+            return flatten<std::int8_t>(values, capacity, memory, array);
+        case DType::int16:
+            return flatten<std::int16_t>(values, capacity, memory, array);
+        case DType::int32:
+            return flatten<std::int32_t>(values, capacity, memory, array);
+        case DType::int64:
+            return flatten<std::int64_t>(values, capacity, memory, array);
+        case DType::uint8:
+            return flatten<std::uint8_t>(values, capacity, memory, array);
+        case DType::uint16:
+            return flatten<std::uint16_t>(values, capacity, memory, array);
+        case DType::uint32:
+            return flatten<std::uint32_t>(values, capacity, memory, array);
+        case DType::uint64:
+            return flatten<std::uint64_t>(values, capacity, memory, array);
+        case DType::float64:
+            return flatten<double>(values, capacity, memory, array);
+        default:
+            return flatten<float>(values, capacity, memory, array);
     }
 }
 
@@ -181,8 +192,8 @@ void parse_json_tensor(const element* data, const WireTensor& tensor, const Shap
     try {
         count = flatten(simdjson::dom::array(*data), tensor.dtype, capacity, memory, array);
     } catch (const DoesNotFit&) {
-        throw Rejected(400, "'data' of input '" + tensor.name + "' has a value that is not " +
-                                std::string(tensor.datatype));
+        throw Rejected(400,
+                       "'data' of input '" + tensor.name + "' has a value that is not " + std::string(tensor.datatype));
     }
     if (!expected || count != *expected) {
         throw Rejected(400, "shape of input '" + tensor.name + "' does not match true shape of 'data' field: it has " +
@@ -216,18 +227,41 @@ void view_tensor(Span bytes, const WireTensor& tensor, const Shape& shape, const
 
 void format_json_tensor(const Array& array, const WireTensor& tensor, std::string& text) {
     switch (array.dtype) {
-        case DType::boolean: return append_numbers<bool>(array, tensor, text);
-        case DType::int8: return append_numbers<std::int8_t>(array, tensor, text);
-        case DType::int16: return append_numbers<std::int16_t>(array, tensor, text);
-        case DType::int32: return append_numbers<std::int32_t>(array, tensor, text);
-        case DType::int64: return append_numbers<std::int64_t>(array, tensor, text);
-        case DType::uint8: return append_numbers<std::uint8_t>(array, tensor, text);
-        case DType::uint16: return append_numbers<std::uint16_t>(array, tensor, text);
-        case DType::uint32: return append_numbers<std::uint32_t>(array, tensor, text);
-        case DType::uint64: return append_numbers<std::uint64_t>(array, tensor, text);
-        case DType::float32: return append_numbers<float>(array, tensor, text);
-        case DType::float64: return append_numbers<double>(array, tensor, text);
-        default: break;
+        case DType::boolean:
+            append_numbers<bool>(array, tensor, text);
+            return;
+        case DType::int8:
+            append_numbers<std::int8_t>(array, tensor, text);
+            return;
+        case DType::int16:
+            append_numbers<std::int16_t>(array, tensor, text);
+            return;
+        case DType::int32:
+            append_numbers<std::int32_t>(array, tensor, text);
+            return;
+        case DType::int64:
+            append_numbers<std::int64_t>(array, tensor, text);
+            return;
+        case DType::uint8:
+            append_numbers<std::uint8_t>(array, tensor, text);
+            return;
+        case DType::uint16:
+            append_numbers<std::uint16_t>(array, tensor, text);
+            return;
+        case DType::uint32:
+            append_numbers<std::uint32_t>(array, tensor, text);
+            return;
+        case DType::uint64:
+            append_numbers<std::uint64_t>(array, tensor, text);
+            return;
+        case DType::float32:
+            append_numbers<float>(array, tensor, text);
+            return;
+        case DType::float64:
+            append_numbers<double>(array, tensor, text);
+            return;
+        default:
+            break;
     }
     throw Rejected(400, "sending " + std::string(tensor.datatype) + " data via JSON is not supported. " +
                             "Please use the binary data format for output '" + tensor.name + "'");

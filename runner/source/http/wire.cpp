@@ -9,8 +9,8 @@ namespace packager::http {
 namespace {
 
 // In the order of DType.
-constexpr std::array<std::string_view, 13> datatypes{"BOOL",   "INT8",   "INT16",  "INT32", "INT64", "UINT8", "UINT16",
-                                                     "UINT32", "UINT64", "FP16",   "BF16",  "FP32",  "FP64"};
+constexpr std::array<std::string_view, 13> datatypes{"BOOL",   "INT8",   "INT16", "INT32", "INT64", "UINT8", "UINT16",
+                                                     "UINT32", "UINT64", "FP16",  "BF16",  "FP32",  "FP64"};
 
 std::string join(const Shape& shape) {
     std::string text;
@@ -19,16 +19,16 @@ std::string join(const Shape& shape) {
 }
 
 Rejected unexpected_shape(const std::string& model, const WireTensor& tensor, const Shape& shape) {
-    return Rejected(400, "unexpected shape for input '" + tensor.name + "' for model '" + model + "'. Expected [" +
-                             join(tensor.describe_shape()) + "], got [" + join(shape) + "]");
+    return {400, "unexpected shape for input '" + tensor.name + "' for model '" + model + "'. Expected [" +
+                     join(tensor.describe_shape()) + "], got [" + join(shape) + "]"};
 }
 
 // Called when a named dim has a size that its limits exclude.
 Rejected outside_limits(const std::string& model, const NamedDim& dim, const WireTensor& tensor, std::int64_t size) {
     std::string limits = std::to_string(dim.min);
     if (dim.max) limits += " and at most " + std::to_string(*dim.max);
-    return Rejected(400, dim.name + " is " + std::to_string(size) + " in input '" + tensor.name +
-                             "', and must be at least " + limits + " for model '" + model + "'");
+    return {400, dim.name + " is " + std::to_string(size) + " in input '" + tensor.name + "', and must be at least " +
+                     limits + " for model '" + model + "'"};
 }
 
 WireTensor convert(const TensorSpec& spec, std::vector<NamedDim>& dims) {
@@ -43,7 +43,8 @@ WireTensor convert(const TensorSpec& spec, std::vector<NamedDim>& dims) {
             converted.size = *size;
         } else if (const auto* name = std::get_if<std::string>(&dim)) {
             converted.kind = WireDim::Kind::named;
-            const auto entry = std::find_if(dims.begin(), dims.end(), [&](const auto& each) { return each.name == *name; });
+            const auto entry =
+                std::find_if(dims.begin(), dims.end(), [&](const auto& each) { return each.name == *name; });
             converted.index = static_cast<std::size_t>(entry - dims.begin());
             if (entry == dims.end()) dims.push_back({*name, 0, std::nullopt});
         }
@@ -57,7 +58,8 @@ bool is_named(const WireDim& dim, std::size_t index) { return dim.kind == WireDi
 // Whether the dim comes first in the tensor, and nowhere else.
 bool leads(const WireTensor& tensor, std::size_t index) {
     if (tensor.dims.empty() || !is_named(tensor.dims.front(), index)) return false;
-    return std::none_of(tensor.dims.begin() + 1, tensor.dims.end(), [&](const auto& dim) { return is_named(dim, index); });
+    return std::none_of(tensor.dims.begin() + 1, tensor.dims.end(),
+                        [&](const auto& dim) { return is_named(dim, index); });
 }
 
 // Whether the size of an output follows from the sizes of the inputs.
