@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from userlands import FOLDERS, LIBRARIES, LOADERS, ROOT, make_root, need
 
 pytestmark = pytest.mark.slow
 
+PR_SET_MDWE = 65  # what systemd's MemoryDenyWriteExecute sets
 CHROOT = shutil.which("chroot", path="/usr/sbin:/sbin:/usr/bin:/bin")
 RELEASES = ["bullseye", "stable"]  # glibc 2.31 of Debian 11, and the newest
 
@@ -87,6 +89,18 @@ def test_nothing_but_the_executable_was_written(bare):
     assert status == 0, text
     (bare / "proc").rmdir()
     assert sorted(path for path in bare.rglob("*")) == before  # no cache, no telemetry
+
+
+def test_memory_is_never_writable_and_executable(executable):
+    code = (
+        "import ctypes, os, sys\n"
+        f"if ctypes.CDLL(None).prctl({PR_SET_MDWE}, 1, 0, 0, 0):\n    sys.exit('needs Linux 6.3: PR_SET_MDWE')\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, executable, "verify"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    need("PR_SET_MDWE" not in answer.stderr, answer.stderr)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
 def test_the_documentation_lists_these_libraries():
