@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test slow fuzz check lint schemas api picture minilm repeat bench parity models models-sample clean
+.PHONY: demo test slow fuzz fuzz-runner check lint lint-runner runners schemas api picture minilm repeat bench parity models models-sample clean
 
 # What a build needs, and the digits. Few of the modules are ever imported: the first import writes a module's bytecode.
 $(VENV)/.build: pyproject.toml constraints.txt
@@ -17,9 +17,26 @@ $(VENV)/.build: pyproject.toml constraints.txt
 
 # Tests start many processes, and PYTHONDONTWRITEBYTECODE may be set: the bytecode is written here, on all cores. Not every
 # file is for every Python (torch ships syntax of 3.12), so that compileall's status says nothing.
-$(VENV)/.ready: $(VENV)/.build
+$(VENV)/.ready: $(VENV)/.build $(VENV)/.runners
 	$(PIP) --no-build-isolation -e '.[dev]'
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	@touch $@
+
+# The C++ compiler for the runners, which needs nothing of the host.
+$(VENV)/.zig:
+	$(PYTHON) -m venv $(VENV)/zig
+	$(VENV)/zig/bin/python -m pip install --quiet --disable-pip-version-check --no-compile ziglang==0.17.1
+	@touch $@
+
+# The native programs of packager/standalone. They fail to be what runners.json says after a change: see `make runners`.
+BUILD_RUNNERS = $(BIN)/python runner/build.py --zig $(VENV)/zig/bin/python-zig
+RUNNER_WHEEL = $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+    --wheel-dir runner/dist runner/package
+$(VENV)/.runners: $(VENV)/.build $(VENV)/.zig runner/build.py runner/third_party.py runner/embed_licenses.py \
+    $(shell find runner/source runner/licenses -type f)
+	$(BUILD_RUNNERS)
+	$(RUNNER_WHEEL)
+	$(PIP) --force-reinstall --no-deps runner/dist/torch_packager_runners-*.whl
 	@touch $@
 
 $(VENV)/.examples: $(VENV)/.build
@@ -87,11 +104,22 @@ slow: $(VENV)/.ready $(VENV)/.scanners $(VENV)/.clients $(VENV)/.old-onnxruntime
 fuzz: $(VENV)/.ready  ## mutate bundles, archives, checkpoints and manifests, and fail on a crash, a hang or an accepted change
 	PYTHONPATH=tests $(BIN)/python -m fuzz.run --mutations 50000
 
-lint: $(VENV)/.ready
+runners: $(VENV)/.build $(VENV)/.zig  ## build the wheel of native programs, and write their digests for packager to know
+	$(BUILD_RUNNERS) --record
+	$(RUNNER_WHEEL)
+
+RUNS ?= 1000000
+fuzz-runner: $(VENV)/.ready  ## fuzz the parsers of the native executable, RUNS times each; needs clang and its sanitizers
+	$(BIN)/python runner/fuzz/run.py --runs $(RUNS)
+
+lint: $(VENV)/.ready lint-runner
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+lint-runner: $(VENV)/.ready  ## format and clang-tidy of the C++ sources
+	$(BIN)/python runner/lint.py
 
 check: lint test  ## lint, types and tests
 
@@ -112,6 +140,7 @@ bench: $(VENV)/.ready $(VENV)/.examples  ## the figures of docs/benchmarks.md, a
 	$(BIN)/python benchmarks/hashing.py
 	$(BIN)/python benchmarks/parity_cost.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/standalone.py --write
 
 parity:  ## break bundles, and count what is found, in docs/parity.md; takes hours, and continues where it was stopped
 	$(PYTHON) benchmarks/models/environment.py
@@ -131,4 +160,4 @@ models:  ## build every model of the catalogue, and write docs/models.md; takes 
 	benchmarks/work/models/venv/bin/python -m benchmarks.models.report
 
 clean:
-	rm -rf $(VENV) build dist examples/*/dist examples/*/runs benchmarks/work .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist runner/work runner/dist examples/*/dist examples/*/runs benchmarks/work .mypy_cache .ruff_cache .pytest_cache

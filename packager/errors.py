@@ -633,6 +633,15 @@ class ArchiveRefused(UserError):
         super().__init__(f"cannot read the archive {path}", why=why, hint=hint)
 
 
+class StandaloneRefused(UserError):
+    code = "standalone-refused"
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(
+            f"cannot read the executable {path}", why=why, hint="fetch it again, or make it with `package standalone`"
+        )
+
+
 class BundleSchemaUnknown(UserError):
     code = "bundle-schema-unknown"
 
@@ -766,6 +775,34 @@ class InferenceFailed(UserError):
             why=" ".join(str(error).split()),
             hint="keep the values within the ranges in config.json; check_values=True compares them first",
         )
+
+
+# -- executables ----------------------------------------------------------------------------
+
+
+class StandaloneUnsupported(UserError):
+    code = "standalone-unsupported"
+
+    def __init__(self, path: str, why: str, hint: str) -> None:
+        super().__init__(f"cannot make an executable of {path}", why=why, hint=hint)
+
+
+class RunnerUnavailable(UserError):
+    code = "runner-unavailable"
+
+    def __init__(self, target: str, why: str) -> None:
+        super().__init__(
+            f"there is no runner for {target}",
+            why=why,
+            hint="pip install 'torch-packager[standalone]' installs the runners of this version of packager",
+        )
+
+
+class LibraryUnavailable(UserError):
+    code = "library-unavailable"
+
+    def __init__(self, version: str, target: str, why: str, hint: str) -> None:
+        super().__init__(f"cannot take the library of onnxruntime {version} for {target}", why=why, hint=hint)
 
 
 # -- serving --------------------------------------------------------------------------------

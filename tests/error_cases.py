@@ -188,6 +188,21 @@ BUNDLE = {
     "inference-failed": errors.InferenceFailed("onnx", RuntimeError("idx=7 must be within\n  [-5, 4]")),
 }
 
+STANDALONE = {
+    "standalone-refused": errors.StandaloneRefused("digits-cnn", "its trailer was changed"),
+    "standalone-unsupported": errors.StandaloneUnsupported(
+        "dist/net-1.0.0", "it has no ONNX model, and nothing else runs without PyTorch", "build it with export.required"
+    ),
+    "runner-unavailable": errors.RunnerUnavailable("linux-x64", "torch-packager-runners is not installed"),
+    "library-unavailable": errors.LibraryUnavailable(
+        "1.31.1",
+        "linux-arm64",
+        "the one at hand is for a different machine",
+        "pip download --no-deps --only-binary=:all: --platform manylinux_2_28_aarch64 onnxruntime==1.31.1, "
+        "and pass the file with --onnxruntime-wheel",
+    ),
+}
+
 SERVING = {
     "model-served-twice": errors.ModelServedTwice("net", "1.0.0", "dist/net-1.0.0", "dist/net-1.0.0.zip"),
     "address-unusable": errors.AddressUnusable("127.0.0.1", 8000, "Address already in use"),
@@ -224,4 +239,16 @@ TRAINING = {
 
 COMMAND_LINE = {"usage": errors.Usage("No such option '--no-pairty'.", "package verify")}
 
-CASES = MANIFEST | MODULE | CHECKPOINTS | URLS | BUILD | BUNDLE | SERVING | LOCKS_AND_CACHE | TRAINING | COMMAND_LINE
+CASES = (
+    MANIFEST
+    | MODULE
+    | CHECKPOINTS
+    | URLS
+    | BUILD
+    | BUNDLE
+    | STANDALONE
+    | SERVING
+    | LOCKS_AND_CACHE
+    | TRAINING
+    | COMMAND_LINE
+)

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from packager.bundle import layout
-from packager.bundle.files import BundleFiles, is_archive, open_bundle
+from packager.bundle.files import BundleFiles, is_archive, is_executable, open_bundle
 from packager.bundle.fingerprint import list_files
 from packager.bundle.names import describe_path_problem
 from packager.common import deterministic_zip
@@ -64,7 +64,7 @@ def open_as_folder(path: Path) -> Iterator[Path]:
     changed to name the archive instead of the unpacked copy. Raises `NotABundle`, `ArchiveRefused` if the archive is
     malformed or cannot be unpacked, and `IntegrityFailed` if a CRC is wrong.
     """
-    if not is_archive(path):
+    if not is_archive(path) and not (path.is_file() and is_executable(path)):
         yield path
         return
     from tempfile import TemporaryDirectory  # a slow import that folders do not need

@@ -1,9 +1,10 @@
-"""The files of a bundle, opened once: a folder or an archive is read through descriptors, and never by name again.
+"""The files of a bundle, opened once: whatever it is in is read through descriptors, and never by name again.
 
 What is verified is what is used. `read` returns bytes, `map` a mapping for weights too large to copy, and `sha256` the
 digest of those very bytes; whatever happens to the names in the meantime changes nothing. A folder is one descriptor,
 below which files are opened without following links, and only regular files. An archive is one descriptor, in which
-every entry is a range of bytes: nothing is unpacked.
+every entry is a range of bytes: nothing is unpacked. An executable (`packager.bundle.executable_layout`) ends in an
+archive.
 
 A mapping shows what others write into the file in place; `read` copies, and does not.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import mmap
 import os
 import stat
@@ -22,10 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle import layout
+from packager.bundle.executable_layout import TrailerMalformed, read_trailer
 from packager.bundle.names import MAX_DEPTH, MAX_FILES, describe_path_problem, describe_set_problem
 from packager.common import deterministic_zip
+from packager.common.file_slice import FileSlice
 from packager.common.hashing import digest_range, read_range
-from packager.errors import ArchiveRefused, IntegrityFailed, NotABundle
+from packager.errors import ArchiveRefused, IntegrityFailed, NotABundle, StandaloneRefused
 
 ARCHIVE_SUFFIX = ".zip"
 
@@ -50,13 +54,14 @@ class _Listing:
     - `files`: the paths of everything but folders, sorted by their bytes.
     - `sizes`: the sizes in bytes of regular files; the others are links, pipes or devices.
     - `empty_folders`: folders without a file, each with a `/` at the end.
-    - `entries`: the entries of an archive by path.
+    - `entries`: the entries of an archive by path, and `start`: where it starts in its file.
     """
 
     files: tuple[str, ...]
     sizes: Mapping[str, int]
     empty_folders: tuple[str, ...] = ()
     entries: dict[str, deterministic_zip.ZipEntry] | None = None
+    start: int = 0
 
 
 class BundleFiles:
@@ -77,6 +82,7 @@ class BundleFiles:
         self.empty_folders = listing.empty_folders
         self._descriptor = descriptor
         self._entries = listing.entries
+        self._start = listing.start
         self._names = frozenset(listing.files)
         self._locations: dict[str, Location] = {}
         self._contents: dict[str, bytes | memoryview] = {}
@@ -211,7 +217,7 @@ class BundleFiles:
             raise self._damaged(f"{path} is missing")
         if self._entries is not None:
             entry = self._entries[path]
-            return Location(self._descriptor, entry.content_offset, entry.size)
+            return Location(self._descriptor, self._start + entry.content_offset, entry.size)
         if path in self._digests:
             raise ValueError(f"{path} was closed after its digest: locate it first")
         try:
@@ -231,9 +237,10 @@ class BundleFiles:
 
 
 def open_bundle(path: str | Path) -> BundleFiles:
-    """Open a bundle: a folder, or an archive whose name ends in .zip. Links in `path` itself are followed.
+    """Open a bundle: a folder, an archive whose name ends in .zip, or an executable. Links in `path` are followed.
 
-    Raises `NotABundle`, `ArchiveRefused` if the archive is malformed, and `IntegrityFailed` if it was a bundle once, or
+    Of an executable, nothing is looked at but its trailer and its archive. Raises `NotABundle`, `ArchiveRefused` or
+    `StandaloneRefused` if the archive or the trailer is malformed, and `IntegrityFailed` if it was a bundle once, or
     contains more or deeper files than a bundle may.
     """
     path = Path(path)
@@ -249,6 +256,8 @@ def open_bundle(path: str | Path) -> BundleFiles:
             listing = _list_folder(path, descriptor)
         elif stat.S_ISREG(mode) and path.suffix == ARCHIVE_SUFFIX:
             listing = _list_archive(path, descriptor)
+        elif stat.S_ISREG(mode) and (start := _find_archive(path, descriptor)) is not None:
+            listing = _list_archive(path, descriptor, start)
         else:
             raise NotABundle(str(path), "it is a file; a bundle is a folder or a .zip")
     except BaseException:
@@ -275,9 +284,30 @@ def is_archive(path: Path) -> bool:
     return path.suffix == ARCHIVE_SUFFIX and path.is_file()
 
 
-def _list_archive(path: Path, descriptor: int) -> _Listing:
+def is_executable(path: Path) -> bool:
+    """Return whether `path` is an executable made of a bundle, by its trailer. A malformed trailer counts too."""
     try:
-        with os.fdopen(os.dup(descriptor), "rb") as stream:
+        with path.open("rb") as stream:
+            return read_trailer(stream.fileno()) is not None
+    except TrailerMalformed:
+        return True
+    except OSError:
+        return False
+
+
+def _find_archive(path: Path, descriptor: int) -> int | None:
+    try:
+        trailer = read_trailer(descriptor)
+    except TrailerMalformed as error:
+        raise StandaloneRefused(str(path), str(error)) from None
+    except OSError as error:
+        raise NotABundle(str(path), f"it cannot be read: {error.strerror}") from None
+    return None if trailer is None else trailer.archive_offset
+
+
+def _list_archive(path: Path, descriptor: int, start: int = 0) -> _Listing:
+    try:
+        with io.BufferedReader(FileSlice(descriptor, start)) as stream:
             entries = {entry.name.decode(): entry for entry in deterministic_zip.index_zip(stream, MAX_FILES)}
         for name in entries:
             if problem := describe_path_problem(name):
@@ -289,7 +319,8 @@ def _list_archive(path: Path, descriptor: int) -> _Listing:
     except OSError as error:
         raise ArchiveRefused(str(path), str(error.strerror), "it must be readable") from None
     _check_is_bundle(path, entries.__contains__)
-    return _Listing(tuple(entries), {name: entry.size for name, entry in entries.items()}, entries=entries)
+    sizes = {name: entry.size for name, entry in entries.items()}
+    return _Listing(tuple(entries), sizes, entries=entries, start=start)
 
 
 def _list_folder(path: Path, descriptor: int) -> _Listing:

@@ -56,11 +56,17 @@ def verify(
     rebuild: Path | None,
     as_json: bool,
 ) -> None:
-    """Check BUNDLE, a folder or .zip.
+    """Check BUNDLE, a folder, a .zip or an executable.
 
-    Check its integrity and structure, and replay parity from its own evidence, in a process with limits.
+    Check its integrity and structure, and replay parity from its own evidence, in a process with limits. An executable
+    is not run: its runner and library must be those that packager and the installed onnxruntime know.
     """
-    from packager.runtime.verify import verify as run
+    from packager.bundle.files import is_executable
+
+    if bundle.is_file() and is_executable(bundle):
+        from packager.standalone.verify_file import verify_file as run
+    else:
+        from packager.runtime.verify import verify as run
 
     report = run(
         bundle,
@@ -157,7 +163,7 @@ def run(
     public_key: Path | None,
     trust_program: bool,
 ) -> None:
-    """Run one prediction with BUNDLE, a folder or .zip."""
+    """Run one prediction with BUNDLE, a folder, a .zip or an executable."""
     from packager.runtime.loader import load
     from packager.runtime.predict import predict
 

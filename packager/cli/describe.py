@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from packager.bundle.config import read_config
-from packager.bundle.files import BundleFiles, is_archive, open_bundle
+from packager.bundle.files import BundleFiles, is_archive, is_executable, open_bundle
 from packager.bundle.fingerprint import SumsMalformed
 from packager.bundle.layout import SUMS
 from packager.bundle.seal import read_sums
@@ -57,7 +57,8 @@ def inspect(path: str | Path, listener: Listener = ignore_event) -> dict[str, An
             return inspect(fetched)
     path = Path(path)
     is_run = path.is_dir() and run_folder.is_run(path)
-    if is_archive(path) or (path.is_dir() and ((path / SUMS).exists() or not (contains_checkpoint(path) or is_run))):
+    is_folder = path.is_dir() and ((path / SUMS).exists() or not (contains_checkpoint(path) or is_run))
+    if is_folder or is_archive(path) or (path.is_file() and is_executable(path)):
         with open_bundle(path) as files:
             return _describe_bundle(files)
     if path.suffix == ".onnx" and path.exists():

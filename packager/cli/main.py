@@ -27,6 +27,7 @@ from packager.cli.export import export
 from packager.cli.inspect import inspect, schema
 from packager.cli.serve import serve
 from packager.cli.sign import sign
+from packager.cli.standalone import standalone
 from packager.errors import PackagerError, Usage, escape_unprintable, render_error
 
 
@@ -36,7 +37,10 @@ def cli() -> None:
     """Turn one manifest and one PyTorch checkpoint into one proven ONNX bundle."""
 
 
-for _command in (build, vet, verify, sign, diff, run, serve, export, bench, pack, unpack, inspect, schema, cache):
+_COMMANDS = (
+    build, vet, verify, sign, diff, run, serve, export, standalone, bench, pack, unpack, inspect, schema, cache,
+)  # fmt: skip
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

@@ -58,6 +58,11 @@ def read_record(name: str) -> str:
     return record.read_text(encoding="utf-8")
 
 
+def find_distribution(name: str) -> tuple[str, Path] | None:
+    """Return the version and the dist-info folder of an installed distribution; None without such a folder."""
+    return _scan_distributions().get(_normalize_name(name))
+
+
 @functools.cache
 def _scan_distributions() -> dict[str, tuple[str, Path]]:
     """Return version and dist-info folder by normalized name; the first on sys.path counts, as for an import."""

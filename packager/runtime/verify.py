@@ -71,6 +71,13 @@ class VerifyReport:
             notes += ("rebuilt: only measurements differ, as they do on a different kind of machine",)
         return replace(self, rebuild=rebuild, notes=notes)
 
+    def with_executable(self, problems: Sequence[str], notes: Sequence[str]) -> VerifyReport:
+        """Return this report with what was found about the executable that the bundle is in."""
+        if problems:  # nothing is run then
+            notes = ("parity: not checked, because the executable is wrong", *notes)
+        kept = [note for note in self.notes if not problems or note != _NOT_REQUESTED]
+        return replace(self, structure=(*problems, *self.structure), notes=(*kept, *notes))
+
     def as_json(self) -> dict[str, object]:
         """Return the object that `package verify --json` prints."""
         return {
@@ -88,6 +95,7 @@ class VerifyReport:
 Record = TypeVar("Record", bound=pydantic.BaseModel)
 
 _BACKENDS = ("onnx", "torchscript")  # and torch-export, in a bundle with an exported program
+_NOT_REQUESTED = "parity: not requested"
 _MALFORMED = "parity: not checked, because the bundle is malformed"
 _UNTRUSTED = "structure and parity: not checked, because the signature is wrong"
 _NOT_TRUSTED = (
@@ -188,7 +196,7 @@ def _verify_files(
     if problems:
         return report(problems, not_checked, _MALFORMED)
     if not options.replay:
-        return report((), not_checked, "parity: not requested")
+        return report((), not_checked, _NOT_REQUESTED)
     signer = signature.signer if signature is not None else None
     trusted = trusts_program(fingerprint=demands.fingerprint, signer=signer, trust_program=options.trust_program)
     result = _replay(files, raw_config, options, trusted=trusted)

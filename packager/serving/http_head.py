@@ -50,6 +50,8 @@ class _Parser:
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._is_complete = False
+        self._keep_alive = False
+        self._parser: httptools.HttpRequestParser | None = None
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -62,9 +64,11 @@ class _Parser:
 
     def on_headers_complete(self) -> None:
         self._is_complete = True
+        if self._parser is not None:  # which forgets this at the end of a message: here, if it has no body
+            self._keep_alive = self._parser.should_keep_alive()
 
     def parse(self, content: bytes) -> Head:
-        parser = httptools.HttpRequestParser(self)
+        parser = self._parser = httptools.HttpRequestParser(self)
         try:
             parser.feed_data(content[:-1])
             ended_early = self._is_complete
@@ -74,6 +78,8 @@ class _Parser:
             raise Rejected(501, "protocols other than HTTP/1.1 are not supported") from None
         except httptools.HttpParserError:
             raise Rejected(400, "the request is not valid HTTP") from None
+        finally:
+            self._parser = None  # they refer to each other
         # Where this parser sees the end of a head, and where one in front of this server does, must not differ.
         if ended_early or not self._is_complete or path is None:
             raise Rejected(400, "the request is not valid HTTP")
@@ -81,7 +87,7 @@ class _Parser:
         if version not in ("1.1", "1.0"):
             raise Rejected(505, "only HTTP/1.1 and 1.0 are supported")
         text = path.decode("latin-1")
-        keep_alive = version == "1.1" and parser.should_keep_alive()
+        keep_alive = version == "1.1" and self._keep_alive
         method = parser.get_method().decode("latin-1")
         return Head(method, unquote(text) if "%" in text else text, self._headers, self._body_length(), keep_alive)
 

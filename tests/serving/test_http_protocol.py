@@ -215,6 +215,11 @@ def test_clients_that_close_are_closed_for(connect):
     status, headers, _ = client.answer()
     assert (status, headers["connection"]) == (200, "close")
     assert client.is_closed()
+    without_body = connect()
+    without_body.send(request(b"", "Connection: close", method="GET", path="/v2"))
+    status, headers, _ = without_body.answer()
+    assert (status, headers["connection"]) == (200, "close")
+    assert without_body.is_closed()
     old = connect()
     old.send(request(body(1), version="1.0"))
     assert old.answer()[0] == 200

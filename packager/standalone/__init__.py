@@ -1,0 +1,1 @@
+"""Executables: one file that has a bundle, its evidence and its runtime in it, and runs without Python."""

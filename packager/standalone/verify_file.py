@@ -1,0 +1,100 @@
+"""Verify an executable from outside, without running it: its parts, its runner, its library, and the bundle in it.
+
+An executable proves nothing of itself: a forged one says whatever it likes. So the digest of the runner is held against
+those that packager knows, and that of the library against the wheel of onnxruntime that is installed here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from packager.bundle.executable_layout import Part, Trailer, TrailerMalformed, read_trailer
+from packager.common.hashing import CHUNK_BYTES, digest_range, map_on_cores, read_range
+from packager.errors import NotABundle, StandaloneRefused
+from packager.runtime.verify import VerifyReport, verify
+from packager.standalone.library import read_installed_digest
+from packager.standalone.runners import read_digests
+
+
+def verify_file(
+    bundle: str | Path,
+    *,
+    fingerprint: str | None = None,
+    public_key: str | Path | bytes | None = None,
+    certificate_chain: str | Path | Sequence[str | Path] = (),
+    trust_program: bool = False,
+    parity: bool = True,
+    time_limit: float | None = None,
+    memory_limit: float | None = None,
+) -> VerifyReport:
+    """Verify an executable: its parts, and then the bundle in it as `verify` does, whose arguments these are.
+
+    What is wrong with the parts is in `structure` of the report. Then the evidence is not replayed. Raises
+    `StandaloneRefused` if it is no executable or its trailer is malformed, and what `verify` raises.
+    """
+    problems, notes = _check_parts(Path(bundle))
+    report = verify(
+        bundle,
+        fingerprint=fingerprint,
+        public_key=public_key,
+        certificate_chain=certificate_chain,
+        trust_program=trust_program,
+        parity=parity and not problems,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
+    )
+    return report.with_executable(problems, notes)
+
+
+def _check_parts(path: Path) -> tuple[list[str], list[str]]:
+    """Return what is wrong with the parts in front of the bundle, and notes on what was not checked."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotABundle(str(path), f"it cannot be read: {error.strerror}") from None
+    try:
+        trailer = read_trailer(descriptor)
+        if trailer is None:
+            raise StandaloneRefused(str(path), "it has no trailer")
+        return _compare_parts(descriptor, trailer)
+    except TrailerMalformed as error:
+        raise StandaloneRefused(str(path), str(error)) from None
+    finally:
+        os.close(descriptor)
+
+
+def _compare_parts(descriptor: int, trailer: Trailer) -> tuple[list[str], list[str]]:
+    parts = {"runner": trailer.runner, "library": trailer.library, "notices": trailer.notices}
+
+    def is_intact(part: Part) -> bool:
+        return digest_range(descriptor, part.offset, part.size)[0] == part.sha256.hex()
+
+    intact = map_on_cores(is_intact, parts.values())
+    problems = [f"executable: its {name} was changed" for name, same in zip(parts, intact, strict=True) if not same]
+    if any(any(chunk) for chunk in _read_padding(descriptor, trailer)):
+        problems.append("executable: the bytes between its parts are not zero")
+    notes: list[str] = []
+    if trailer.runner.sha256.hex() != read_digests().get(trailer.target):
+        problems.append(
+            f"executable: its runner, sha256 {trailer.runner.sha256.hex()}, is not the one for {trailer.target} that "
+            "this version of packager knows"
+        )
+    expected = read_installed_digest(trailer.onnxruntime, trailer.target)
+    if expected is None:
+        notes.append(
+            f"executable: the library of onnxruntime {trailer.onnxruntime} for {trailer.target}, sha256 "
+            f"{trailer.library.sha256.hex()}, was not compared, because that wheel is not installed here"
+        )
+    elif expected != trailer.library.sha256:
+        problems.append(f"executable: its library is not that of the wheel onnxruntime {trailer.onnxruntime}")
+    return problems, notes
+
+
+def _read_padding(descriptor: int, trailer: Trailer) -> Iterator[bytes]:
+    """Yield what lies between the parts, in chunks."""
+    gaps = [(trailer.runner.end, trailer.library.offset), (trailer.notices.end, trailer.offset)]
+    for start, end in gaps:
+        for position in range(start, end, CHUNK_BYTES):
+            yield read_range(descriptor, position, min(CHUNK_BYTES, end - position))

@@ -1,0 +1,148 @@
+"""`package verify FILE` judges an executable without running it; the file itself refuses to run when it is damaged."""
+
+import random
+
+import pytest
+from executables import call
+from projects import package
+
+import packager
+from packager.bundle.executable_layout import read_trailer
+from packager.errors import IntegrityFailed, PackagerError
+from packager.standalone import library, runners
+from packager.standalone import verify_file as module
+from packager.standalone.verify_file import verify_file
+
+
+@pytest.fixture(scope="module")
+def trailer(executable):
+    with executable.open("rb") as stream:
+        return read_trailer(stream.fileno())
+
+
+@pytest.fixture(scope="module")
+def copy(executable, tmp_path_factory):
+    """Return a copy that tests flip bytes of, and back."""
+    path = tmp_path_factory.mktemp("copy") / "digits-cnn"
+    path.write_bytes(executable.read_bytes())
+    path.chmod(0o755)
+    return path
+
+
+def is_accepted(path):
+    """Return whether `package verify` accepts an executable; an error is a refusal too."""
+    try:
+        return verify_file(path, parity=False).ok
+    except PackagerError:
+        return False
+
+
+def flip(path, offset):
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)
+        stream.seek(offset)
+        stream.write(bytes([byte[0] ^ 1]))
+
+
+def list_regions(trailer, size):
+    """Return first and last byte of every part, with whether the file itself has to find a change in it."""
+    return {
+        "runner": (0, trailer.runner.end),
+        "padding": (trailer.runner.end, trailer.library.offset),
+        "library": (trailer.library.offset, trailer.library.end),
+        "notices": (trailer.notices.offset, trailer.notices.end),
+        "padding behind": (trailer.notices.end, trailer.offset),
+        "trailer": (trailer.offset, trailer.archive_offset),
+        "archive": (trailer.archive_offset, size),
+    }
+
+
+def test_an_untouched_executable_passes_with_parity(executable, built):
+    report = verify_file(executable, fingerprint=built.fingerprint)
+    assert report.ok, report
+    assert report.fingerprint == built.fingerprint
+    assert report.parity["onnx"] == "pass"
+    assert call(executable, "verify").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["runner", "padding", "library", "notices", "padding behind", "trailer", "archive"])
+def test_any_flipped_byte_is_refused_from_outside_and_by_the_file_itself(copy, trailer, name):
+    start, end = list_regions(trailer, copy.stat().st_size)[name]
+    draw = random.Random(name)
+    offsets = {start, end - 1, *(draw.randrange(start, end) for _ in range(256 if name == "trailer" else 8))}
+    assert is_accepted(copy)
+    for offset in offsets:
+        flip(copy, offset)
+        try:
+            assert not is_accepted(copy), offset
+            if name != "runner":  # a broken program may do anything
+                refused = call(copy, "verify")
+                assert refused.returncode in (1, 2), (offset, refused)
+        finally:
+            flip(copy, offset)
+
+
+def test_a_damaged_library_does_not_run(copy, trailer, tmp_path):
+    offset = trailer.library.offset + trailer.library.size // 2
+    flip(copy, offset)
+    try:
+        answer = call(copy, "run", "--input", tmp_path / "none.npz")
+        assert answer.returncode == 1
+        assert "error[integrity-failed]" in answer.stderr
+        assert "changed: its library" in answer.stderr
+    finally:
+        flip(copy, offset)
+
+
+def test_a_cut_or_longer_file_is_refused(executable, tmp_path):
+    content = executable.read_bytes()
+    for number, damaged in enumerate((content[:-1], content + b"\0", content[:1000], b"", content[1:])):
+        path = tmp_path / str(number)
+        path.write_bytes(damaged)
+        with pytest.raises(PackagerError):
+            verify_file(path)
+
+
+def test_a_runner_that_packager_does_not_know_is_refused(executable, monkeypatch):
+    monkeypatch.setattr(module, "read_digests", dict)
+    report = verify_file(executable)
+    assert not report.ok
+    assert "its runner, sha256" in report.structure[0]
+    assert set(report.parity.values()) == {"not-checked"}
+
+
+def test_a_library_that_is_not_the_wheels_is_refused(executable, monkeypatch):
+    monkeypatch.setattr(module, "read_installed_digest", lambda *_: bytes(32))
+    report = verify_file(executable)
+    assert report.structure == ("executable: its library is not that of the wheel onnxruntime "
+                                f"{library.find_distribution('onnxruntime')[0]}",)  # fmt: skip
+
+
+def test_a_library_of_a_wheel_that_is_not_installed_is_noted(executable, monkeypatch):
+    monkeypatch.setattr(module, "read_installed_digest", lambda *_: None)
+    report = verify_file(executable, parity=False)
+    assert report.ok
+    assert "was not compared, because that wheel is not installed here" in report.notes[-1]
+
+
+def test_another_fingerprint_is_refused(executable):
+    report = verify_file(executable, fingerprint=f"h1:{'A' * 43}=", parity=False)
+    assert not report.ok
+    assert report.structure[0].startswith("the fingerprint is ")
+
+
+def test_the_command_takes_an_executable(executable, built, runner):
+    answer = package("verify", executable, "--fingerprint", built.fingerprint, "--no-parity")
+    known = runners.read_digests.__module__ == "packager.standalone.runners"  # else this process alone knows the runner
+    assert (answer.returncode == 0) == known, answer.stdout
+    assert "integrity" in answer.stdout
+
+
+def test_python_refuses_a_damaged_bundle_inside(copy, trailer):
+    flip(copy, trailer.archive_offset + 40_000)
+    try:
+        with pytest.raises(IntegrityFailed):
+            packager.load(copy, verify="all")
+    finally:
+        flip(copy, trailer.archive_offset + 40_000)
