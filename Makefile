@@ -29,7 +29,7 @@ $(VENV)/.zig:
 	@touch $@
 
 # The native programs of packager/standalone. They fail to be what runners.json says after a change: see `make runners`.
-BUILD_RUNNERS = $(BIN)/python runner/build.py --zig $(VENV)/zig/bin/python-zig
+BUILD_RUNNERS = $(BIN)/python runner/build.py --zig $(abspath $(VENV))/zig/bin/python-zig
 RUNNER_WHEEL = $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
     --wheel-dir runner/dist runner/package
 $(VENV)/.runners: $(VENV)/.build $(VENV)/.zig runner/build.py runner/third_party.py runner/embed_licenses.py \

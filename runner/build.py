@@ -33,7 +33,7 @@ FLAGS = [
     "-fstack-protector", "-D_FORTIFY_SOURCE=2",
 ]  # fmt: skip
 CXX_FLAGS = [
-    "-std=c++17", "-fvisibility-inlines-hidden", "-U_LIBCPP_HARDENING_MODE",
+    "-std=c++17", "-ffp-contract=off", "-fvisibility-inlines-hidden", "-U_LIBCPP_HARDENING_MODE",
     "-D_LIBCPP_HARDENING_MODE=_LIBCPP_HARDENING_MODE_FAST",
     "-DSIMDJSON_IMPLEMENTATION_ICELAKE=0", "-DSIMDJSON_IMPLEMENTATION_WESTMERE=0",
 ]  # fmt: skip

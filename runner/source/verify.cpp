@@ -162,14 +162,14 @@ void add_verdicts(Report& report, const Config& config, const Verdict& verdict) 
 std::unique_ptr<Session> open_session(const Executable& executable, const Bundle& bundle,
                                       std::vector<std::string>& problems) {
     const std::string& model = bundle.config.model;
+    const std::string of_model = "onnxruntime: " + model + ": ";
     try {
         auto session = std::make_unique<Session>(executable, bundle, SessionSettings{});
         problems = check_model(bundle.config, *session);
         return session;
     } catch (const Error& error) {
-        if (error.code == "integrity-failed") throw;
-        problems = {model +
-                    " does not load: " + format_error(remove_prefix(error.why, "onnxruntime: " + model + ": "))};
+        if (!starts_with(error.why, of_model)) throw;  // the host, and not the model, lets the library not load
+        problems = {model + " does not load: " + format_error(remove_prefix(error.why, of_model))};
         return nullptr;
     }
 }

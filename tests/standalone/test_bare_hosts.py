@@ -76,10 +76,11 @@ def test_a_host_without_libstdcpp_gets_a_clear_error(bare):
     with proc_in(bare):
         status, text = ask(bare, "info")
         assert status == 0, text  # the program itself needs neither
-        status, text = ask(bare, "run", "--input", "/tmp/x.npz")
-    assert status == 2
-    assert "libstdc++.so.6: cannot open shared object file" in text
-    assert "hint: the host needs glibc 2.28 or later, libstdc++.so.6 and libgcc_s.so.1" in text
+        answers = [ask(bare, "run", "--input", "/tmp/x.npz"), ask(bare, "verify")]
+    for status, text in answers:  # the bundle is not the one to blame
+        assert status == 2
+        assert "libstdc++.so.6: cannot open shared object file" in text
+        assert "hint: the host needs glibc 2.28 or later, libstdc++.so.6 and libgcc_s.so.1" in text
 
 
 def test_nothing_but_the_executable_was_written(bare):
