@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ weights with seed 0 or the weights that its package ships. The batch is dynamic,
 """
 _TIMINGS = """- **seconds** are of `package build --no-cache`, from the start of the process. **by hand** are the same
   steps with the libraries alone: export, simplify, optimize, trace, freeze, one comparison
-  (benchmarks/models/by_hand.py).
+  (benchmarks/models/by_hand.py), in the same minute. They are given for models that were packaged by hand as well.
 """
 _REPEAT = """## Repeat it
 
@@ -107,6 +108,9 @@ def summarize(models: Sequence[Result], catalogue_size: int, machine: str, *, ti
         f"{len(models)} models of a catalogue of {catalogue_size}; **{len(right)} ({share}) built and right**, "
         f"{len(wrong)} wrong, {len(models) - len(right) - len(wrong)} without a bundle. Run on {machine}.\n",
     ]
+    toolchains = Counter(result["toolchain"] for result in models if "toolchain" in result)
+    if toolchains:
+        lines.append("; ".join(f"{count} with {name}" for name, count in toolchains.most_common()) + ".\n")
     if len({result["name"] for result in models}) < PARTIAL_SHARE * catalogue_size:
         lines.append(
             "**The run is partial.** Its models were drawn at random from the catalogue before any of them was built. "
@@ -190,7 +194,7 @@ def format_error(result: Result) -> str:
 def time_ratio(result: Result) -> float | None:
     """Return seconds over seconds by hand, if both built the model."""
     by_hand = result.get("by_hand") or {}
-    if result["outcome"] != "right" or by_hand.get("outcome") != "right":
+    if result["outcome"] != "right" or by_hand.get("outcome") != "right" or "seconds" not in by_hand:
         return None
     return float(result["seconds"] / by_hand["seconds"])
 

@@ -100,6 +100,7 @@ def run_model(model: ZooModel, options: argparse.Namespace) -> dict[str, Any]:
         return measure([*prefix, *arguments], ROOT, folder / step, variables(), options.limit, options.memory)
 
     result: dict[str, Any] = {"name": model.name, "library": model.library, "version": version(model.library)}
+    result["toolchain"] = toolchain()
     written = python("project", model.name, str(folder))
     if written.status != 0:
         reason = written.stdout if written.status == CANNOT_BE_CONSTRUCTED else written.killed or written.stderr[-1500:]
@@ -135,6 +136,12 @@ def variables() -> dict[str, str]:
     """Return the environment of every measured process."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+
+
+def toolchain() -> str:
+    """Return the versions that a result depends on beside that of the library."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    return f"torch {version('torch')}, onnxruntime {version('onnxruntime')} and Python {python}"
 
 
 def version(library: str) -> str | None:

@@ -52,6 +52,10 @@ class NoiseMeasurement:
     evaluations: tuple[Evaluation, ...]
     outputs: Mapping[str, Mapping[str, Array]]
 
+    def list_fully_measured_cases(self) -> set[str]:
+        """Return the names of the cases with every evaluation; without float64, those with the first that there is."""
+        return set(next((evaluation.outputs for evaluation in self.evaluations if evaluation.outputs), {}))
+
 
 def measure_noise(
     project: Project,
@@ -82,8 +86,7 @@ def measure_noise(
     measurement = NoiseMeasurement((), outputs)
     for _ in range(_MAX_ROUNDS):
         measurement = _measure_more(project, model, grid, cost, measurement)
-        cases = measurement.evaluations[0].outputs
-        if not cases or not cases.keys() <= _find_uncertain_cases(measurement).keys():
+        if not measurement.list_fully_measured_cases() <= _find_uncertain_cases(measurement).keys():
             break
         grid = _leave_out(grid, {name for evaluation in measurement.evaluations for name in evaluation.outputs})
         if not grid.cases:

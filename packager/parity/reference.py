@@ -160,7 +160,7 @@ def _drop_uncertain_cases(
     outputs = {case.name: arrays for case, arrays in runs}
     scales = {name: _estimate_scales(runs, name) for name, array in runs[0][1].items() if is_float(array)}
     dropped = find_uncertain_cases(measurement, outputs, scales)
-    measured = {name for variant in measurement.evaluations[:1] for name in variant.outputs}
+    measured = measurement.list_fully_measured_cases()
     if 2 * len(dropped) > case_count or (dropped and measured <= set(dropped)):
         output, difference, evaluation = find_largest_noise(dropped)
         location = project.field_location("parity")
