@@ -21,7 +21,9 @@ class JobReceiver {
 public:
     JobReceiver() = default;
     JobReceiver(const JobReceiver&) = delete;
+    JobReceiver(JobReceiver&&) = delete;
     JobReceiver& operator=(const JobReceiver&) = delete;
+    JobReceiver& operator=(JobReceiver&&) = delete;
     virtual ~JobReceiver() = default;
 
     virtual void receive(std::shared_ptr<Job> job) = 0;

@@ -62,7 +62,7 @@ void Loop::run() {
 
 void Loop::add(Descriptor socket, bool is_welcome) {
     {
-        const std::lock_guard lock(mutex_);
+        const std::scoped_lock lock(mutex_);
         inbox_.sockets.push_back({std::move(socket), is_welcome});
     }
     wake();
@@ -70,7 +70,7 @@ void Loop::add(Descriptor socket, bool is_welcome) {
 
 void Loop::receive(std::shared_ptr<Job> job) {
     {
-        const std::lock_guard lock(mutex_);
+        const std::scoped_lock lock(mutex_);
         inbox_.jobs.push_back(std::move(job));
     }
     wake();
@@ -78,7 +78,7 @@ void Loop::receive(std::shared_ptr<Job> job) {
 
 void Loop::shut_down() {
     {
-        const std::lock_guard lock(mutex_);
+        const std::scoped_lock lock(mutex_);
         inbox_.shut_down = true;
     }
     wake();
@@ -125,7 +125,7 @@ int Loop::timeout() const {
 }
 
 void Loop::wait() {
-    std::array<epoll_event, max_events> events;
+    std::array<epoll_event, max_events> events{};
     const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(max_events), timeout());
     bool has_mail = false;
     for (int index = 0; index < count; ++index) {
@@ -145,7 +145,7 @@ void Loop::empty_inbox() {
     static_cast<void>(::read(event_.get(), &count, sizeof count) < 0);
     Inbox inbox;
     {
-        const std::lock_guard lock(mutex_);
+        const std::scoped_lock lock(mutex_);
         std::swap(inbox, inbox_);
     }
     for (Accepted& accepted : inbox.sockets) open(std::move(accepted));

@@ -17,6 +17,10 @@ void append_header(std::string& text, const std::string& name, std::string_view 
     text += '\n';
 }
 
+void append_sample(std::string& text, std::string_view name, std::string_view labels, std::string_view value) {
+    text.append(name).append("{").append(labels).append("} ").append(value).append("\n");
+}
+
 struct Counter {
     std::string_view suffix, help;
     std::uint64_t value;
@@ -27,7 +31,7 @@ struct Counter {
 void HttpDurations::record(std::string_view method, std::string_view route, int status, double seconds) {
     const auto bucket = static_cast<std::size_t>(
         std::lower_bound(duration_bounds.begin(), duration_bounds.end(), seconds) - duration_bounds.begin());
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     auto series = std::find_if(series_.begin(), series_.end(), [&](const Series& each) {
         return each.status == status && each.route == route && each.method == method;
     });
@@ -46,7 +50,7 @@ std::string HttpDurations::render() const {
     const std::string name = "http_server_request_duration_seconds";
     std::string text;
     append_header(text, name, "Duration of HTTP server requests.", "histogram");
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     for (const Series& series : series_) {
         const std::string labels = "http_request_method=\"" + std::string(series.method) +
                                    "\",http_response_status_code=\"" + std::to_string(series.status) +
@@ -54,13 +58,13 @@ std::string HttpDurations::render() const {
         std::uint64_t total = 0;
         for (std::size_t bucket = 0; bucket < series.counts.size(); ++bucket) {
             total += series.counts[bucket];
-            text += name + "_bucket{" + labels + ",le=\"" + std::string(bound_texts[bucket]) + "\"} " +
-                    std::to_string(total) + '\n';
+            const std::string bound = ",le=\"" + std::string(bound_texts[bucket]) + '"';
+            append_sample(text, name + "_bucket", labels + bound, std::to_string(total));
         }
         char sum[64];
         std::snprintf(sum, sizeof sum, "%.9f", series.sum);
-        text += name + "_sum{" + labels + "} " + sum + '\n';
-        text += name + "_count{" + labels + "} " + std::to_string(total) + '\n';
+        append_sample(text, name + "_sum", labels, sum);
+        append_sample(text, name + "_count", labels, std::to_string(total));
     }
     return text;
 }
@@ -84,7 +88,7 @@ std::string render_metrics(const WireSignature& signature, const Counts& counts,
     for (const Counter& counter : counters) {
         const std::string name = "nv_inference_" + std::string(counter.suffix);
         append_header(text, name, counter.help, "counter");
-        text += name + '{' + labels + "} " + std::to_string(counter.value) + '\n';
+        append_sample(text, name, labels, std::to_string(counter.value));
     }
     const std::string failures = "nv_inference_request_failure";
     append_header(text, failures, "Requests that failed, by reason", "counter");
@@ -93,11 +97,11 @@ std::string render_metrics(const WireSignature& signature, const Counts& counts,
                                                                              {"BACKEND", counts.failures},
                                                                              {"OTHER", counts.invalid}}};
     for (const auto& [reason, count] : reasons) {
-        text += failures + '{' + labels + ",reason=\"" + std::string(reason) + "\"} " + std::to_string(count) + '\n';
+        append_sample(text, failures, labels + ",reason=\"" + std::string(reason) + '"', std::to_string(count));
     }
     const std::string waiting = "nv_inference_pending_request_count";
     append_header(text, waiting, "Requests that wait or run", "gauge");
-    text += waiting + '{' + labels + "} " + std::to_string(pending) + '\n';
+    append_sample(text, waiting, labels, std::to_string(pending));
     return text + durations.render();
 }
 

@@ -38,15 +38,14 @@ const Array& find_output(const Arrays& outputs, const WireTensor& tensor, Array&
 
 }  // namespace
 
-ResponseEncoder::ResponseEncoder(const WireSignature& signature) : signature_(signature) {
-    names_ = "{\"model_name\":";
+ResponseEncoder::ResponseEncoder(const WireSignature& signature) : signature_(signature), names_("{\"model_name\":") {
     append_quoted(names_, signature.model);
     names_ += ",\"model_version\":";
     append_quoted(names_, signature.version);
     for (const WireTensor& tensor : signature.outputs) {
         std::string head = "{\"name\":";
         append_quoted(head, tensor.name);
-        head += ",\"datatype\":\"" + std::string(tensor.datatype) + "\",\"shape\":[";
+        head += R"(,"datatype":")" + std::string(tensor.datatype) + R"(","shape":[)";
         heads_.push_back(std::move(head));
     }
 }
@@ -73,7 +72,7 @@ void ResponseEncoder::encode(const InferRequest& request, const Arrays& outputs,
         }
         if (output.binary) {
             const std::size_t bytes = array.bytes();
-            text += "],\"parameters\":{\"binary_data_size\":";
+            text += R"(],"parameters":{"binary_data_size":)";
             append_integer(text, static_cast<std::int64_t>(bytes));
             text += "}}";
             response.tensors.push_back({array.data, bytes, array.owner});

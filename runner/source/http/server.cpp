@@ -34,6 +34,7 @@ constexpr int spare_descriptors = 64;  // besides those of connections
 constexpr int accepted_in_turn = 64;
 
 // The end of a pipe that the handler of signals writes to.
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): a handler is given nothing but the signal.
 volatile std::sig_atomic_t signal_pipe = -1;
 
 extern "C" void pass_signal_on(int number) {

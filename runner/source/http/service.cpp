@@ -124,7 +124,7 @@ void Service::answer_readiness(std::string_view model_name, Response& response) 
     if (is_ready.load()) {
         set_json(response, text + "\"ready\":true}");
     } else {
-        set_json(response, text + "\"ready\":false,\"error\":\"the server is stopping\"}");
+        set_json(response, text + R"("ready":false,"error":"the server is stopping"})");
         response.status = 503;
     }
 }

@@ -18,7 +18,7 @@ std::int64_t wall_clock_ms() {
 
 void Statistics::record_run(std::int64_t size, const RunTimes& times, RunOutcome outcome) {
     const std::int64_t now = now_ns();
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     counts_.queue += times.started - times.queued;
     counts_.compute_infer += times.ran - times.started;
     if (outcome == RunOutcome::late) return;
@@ -41,22 +41,22 @@ void Statistics::record_run(std::int64_t size, const RunTimes& times, RunOutcome
 }
 
 void Statistics::count_invalid() {
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     ++counts_.invalid;
 }
 
 void Statistics::count_rejected() {
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     ++counts_.rejected;
 }
 
 void Statistics::count_timed_out() {
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     ++counts_.timed_out;
 }
 
 Counts Statistics::read() const {
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     return counts_;
 }
 

@@ -43,8 +43,8 @@ T read_number(const element& value) {
 // The numbers of nested arrays, written while there is room, and counted. simdjson limits the nesting.
 template <typename T>
 struct Flattened {
-    T* numbers;
-    std::size_t capacity;
+    T* numbers = nullptr;
+    std::size_t capacity = 0;
     std::size_t count = 0;
 
     void add(const simdjson::dom::array& values) {

@@ -13,7 +13,7 @@ void Workers::start() {
 
 void Workers::submit(std::shared_ptr<Job> job) {
     {
-        const std::lock_guard lock(mutex_);
+        const std::scoped_lock lock(mutex_);
         if (waiting_.size() >= settings_.max_queue) {
             model_.statistics().count_rejected();
             throw Rejected(503, "the queue of the model is full; try again", "retry-after: 1\r\n");
@@ -25,7 +25,7 @@ void Workers::submit(std::shared_ptr<Job> job) {
 
 void Workers::remove(const Job& job) {
     std::shared_ptr<Job> removed;  // freed without the lock
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     const auto entry =
         std::find_if(waiting_.begin(), waiting_.end(), [&](const auto& waiting) { return waiting.get() == &job; });
     if (entry == waiting_.end()) return;
@@ -34,13 +34,13 @@ void Workers::remove(const Job& job) {
 }
 
 std::size_t Workers::pending() const {
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     return waiting_.size() + running_;
 }
 
 bool Workers::stop() {
     {
-        const std::lock_guard lock(mutex_);
+        const std::scoped_lock lock(mutex_);
         is_stopping_ = true;
         if (running_ > 0) {
             for (std::thread& thread : threads_) thread.detach();
@@ -67,7 +67,7 @@ void Workers::work() {
         }
         if (!job->is_claimed()) process(*job);
         {
-            const std::lock_guard lock(mutex_);
+            const std::scoped_lock lock(mutex_);
             --running_;
         }
         JobReceiver* const receiver = job->receiver;
