@@ -612,7 +612,11 @@ class NotABundle(UserError):
     code = "not-a-bundle"
 
     def __init__(self, path: str, why: str) -> None:
-        super().__init__(f"{path} is not a bundle", why=why, hint="pass the folder or the .zip archive of a bundle")
+        super().__init__(
+            f"{path} is not a bundle",
+            why=why,
+            hint="pass the folder or .zip of a bundle, or an executable that is complete",
+        )
 
 
 class FingerprintMalformed(UserError):

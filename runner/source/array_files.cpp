@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <new>
@@ -36,6 +37,23 @@ Error cannot_be_read(const std::string& path, const std::string& why) {
     return data_does_not_fit(path, get_file_name(path) + " cannot be read: " + why);
 }
 
+bool ends_with(std::string_view text, std::string_view suffix) {
+    return text.size() > suffix.size() && text.substr(text.size() - suffix.size()) == suffix;
+}
+
+// Returns whether a file of this size may be what its name says.
+bool has_plausible_head(const std::string& path, Span head, std::size_t size) {
+    if (ends_with(path, ".json")) return true;
+    if (ends_with(path, ".safetensors")) {
+        std::uint64_t header_size = 0;
+        for (std::size_t index = 0; index < head.size; ++index) {
+            header_size |= std::to_integer<std::uint64_t>(head.data[index]) << (8 * index);
+        }
+        return header_size != 0 && header_size < size;
+    }
+    return head.text().substr(0, 2) == "PK" || head.text().substr(0, npy_magic.size()) == npy_magic;
+}
+
 // Reads a regular file as a whole: of a mapped one, the end could vanish while it is parsed.
 OwnedSpan read_file(const std::string& path) {
     struct stat status{};
@@ -46,8 +64,14 @@ OwnedSpan read_file(const std::string& path) {
     if (file.number() < 0 || ::fstat(file.number(), &status) != 0 || !S_ISREG(status.st_mode)) {
         throw cannot_be_read(path, std::strerror(errno));
     }
-    auto [array, memory] = allocate(DType::uint8, {status.st_size});
-    const auto size = static_cast<std::size_t>(status.st_size);
+    std::array<std::byte, 8> head{};
+    const ssize_t head_size = ::pread(file.number(), head.data(), head.size(), 0);
+    const bool is_plausible =
+        head_size < 0 || has_plausible_head(path, {head.data(), static_cast<std::size_t>(head_size)},
+                                            static_cast<std::size_t>(status.st_size));
+    // The parser says what is wrong with the head; the rest of a wrong file may be larger than the memory.
+    const auto size = is_plausible ? static_cast<std::size_t>(status.st_size) : static_cast<std::size_t>(head_size);
+    auto [array, memory] = allocate(DType::uint8, {static_cast<std::int64_t>(size)});
     std::size_t position = 0;
     while (position < size) {
         const ssize_t count = ::read(file.number(), memory + position, size - position);
@@ -57,10 +81,6 @@ OwnedSpan read_file(const std::string& path) {
         position += static_cast<std::size_t>(count);
     }
     return {{memory, position}, array.owner};
-}
-
-bool ends_with(std::string_view text, std::string_view suffix) {
-    return text.size() > suffix.size() && text.substr(text.size() - suffix.size()) == suffix;
 }
 
 Arrays name_single_array(Array array, const Signature& signature, const std::string& path) {

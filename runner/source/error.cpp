@@ -121,7 +121,7 @@ Error integrity_failed(const std::string& path, std::string why) {
 Error not_a_bundle(const std::string& path, std::string why) {
     Error error("not-a-bundle", path + " is not a bundle");
     error.why = std::move(why);
-    error.hint = "pass the folder or the .zip archive of a bundle";
+    error.hint = "pass the folder or .zip of a bundle, or an executable that is complete";
     return error;
 }
 

@@ -192,20 +192,17 @@ void* load_library(const Executable& executable, const std::function<void()>& ch
     const auto image = read_elf_image(executable.library);
     std::string why = "no copy of its library can be made";
     void* handle = nullptr;
+    check();  // first of all: the linker follows what is in its tables
     if (image) {
         handle = open_any_copy(executable.library, &*image, why);
         std::byte* const base = handle != nullptr ? find_base(handle) : nullptr;
         if (base != nullptr && overlay(executable, *image, base)) {
-            check();
             call_constructors(*image, base);
         } else {
             handle = nullptr;  // what was opened stays open, and does nothing
         }
     }
-    if (handle == nullptr) {
-        check();
-        handle = open_any_copy(executable.library, nullptr, why);
-    }
+    if (handle == nullptr) handle = open_any_copy(executable.library, nullptr, why);
     void* const function = handle != nullptr ? dlsym(handle, "OrtGetApiBase") : nullptr;
     if (function == nullptr) throw refuse(executable, why);
     return function;

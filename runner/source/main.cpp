@@ -82,7 +82,7 @@ int run(const Executable& executable, const Options& given) {
     packager::RunOptions options;
     options.input = given.text("--input", "");
     options.output = given.text("--output", "");
-    options.threads = given.integer("--threads", 0, 1, std::nullopt);
+    options.threads = given.integer("--threads", 0, 1, 1024);
     options.as_json = given.has("--json");
     return packager::run(executable, options);
 }
