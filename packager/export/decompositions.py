@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 from torch.onnx import symbolic_helper, symbolic_opset11, symbolic_opset13
 from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
-from packager.export.operators import ALIASES, ATTENTION, CONCATENATIONS, ONNX_OPERATORS, OPERATORS, STACKS
+from packager.export.operators import ALIASES, CONCATENATIONS, ONNX_OPERATORS, OPERATORS, STACKS
 
 Kernels = Mapping[OpOverload, Any]
 T = TypeVar("T")
@@ -97,17 +97,6 @@ def promote_concatenations(program: torch.export.ExportedProgram) -> torch.expor
     table = {overload: skip_equal(function) for overload, function in overloads.items()}
     promoted: torch.export.ExportedProgram = program.run_decompositions(table)
     return promoted
-
-
-def rewrite_masked_attention(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return a program whose attention gives zeros where a mask hides every key; the given one if it has no mask."""
-    table = {_list_overloads(name)[0]: function for name, function in ATTENTION.items()}
-    attentions = [node for node in program.graph.nodes if node.target in table]
-    masks = [node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask") for node in attentions]
-    if all(mask is None for mask in masks):
-        return program
-    rewritten: torch.export.ExportedProgram = program.run_decompositions(table)
-    return rewritten
 
 
 def _list_overloads(name: str) -> list[OpOverload]:

@@ -26,7 +26,6 @@ from packager.export.decompositions import (
     improve_symbolics,
     promote_concatenations,
     retry_with_decompositions,
-    rewrite_masked_attention,
 )
 from packager.export.exporters import (
     ExporterFailed,
@@ -184,7 +183,7 @@ def _run_torch_export(
             return convert(FlatOutputs(module, project.manifest.outputs).eval())
         except Exception:  # noqa: BLE001 (torch.onnx wraps whatever forward() raises; the first cause is the clearer one)
             raise failure from None
-    program = rewrite_masked_attention(promote_concatenations(_replace_complex_numbers(project, program, inputs)))
+    program = promote_concatenations(_replace_complex_numbers(project, program, inputs))
     try:
         return convert(program)
     except torch.onnx.OnnxExporterError as error:

@@ -217,34 +217,6 @@ def _column_stack(tensors: Sequence[Tensor]) -> Tensor:
     return _cat([tensor.reshape(-1, 1) if tensor.dim() <= 1 else tensor for tensor in tensors], 1)
 
 
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """Attend with a mask, and give zeros where it hides every key, as torch does.
-
-    The exporter of torch.export gives the mean of all values there for a mask of booleans, and NaN for one of floats
-    (onnxscript 0.7). Without a mask, no row is hidden, and the operator stays.
-    """
-    if mask is None or is_causal or dropout_p:
-        return NotImplemented
-    if enable_gqa:  # each head of the keys and values serves a group of heads of the queries
-        repeats = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = torch.where(mask, scores, -math.inf) if mask.dtype == torch.bool else scores + mask
-    hidden = (scores == -math.inf).all(-1, keepdim=True)
-    weights = torch.where(hidden, 0.0, scores).softmax(-1)
-    return torch.where(hidden, 0.0, weights @ value)
-
-
 STACKS: Mapping[str, Callable[..., Any]] = {
     "aten::column_stack": _column_stack,
     "aten::dstack": _dstack,
@@ -255,9 +227,6 @@ STACKS: Mapping[str, Callable[..., Any]] = {
 
 CONCATENATIONS: Mapping[str, Callable[..., Any]] = {"aten::cat": _cat, "aten::stack": _stack}
 """Functions that the exporter of torch.export does not promote the dtypes for."""
-
-ATTENTION: Mapping[str, Callable[..., Any]] = {"aten::scaled_dot_product_attention": _attend}
-"""A function that the exporter of torch.export gets wrong where a mask hides every key."""
 
 OPERATORS: Mapping[str, Callable[..., Any]] = {
     **STACKS,

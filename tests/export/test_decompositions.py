@@ -171,27 +171,6 @@ def test_a_program_that_joins_tensors_of_one_dtype_stays_as_it_is():
     assert decompositions.promote_concatenations(program) is program
 
 
-ATTENTION = "torch.nn.functional.scaled_dot_product_attention(x[:, None], y[:, None], y[:, None], {})[:, 0]"
-# Negative numbers are hidden: where a row of x starts with one, every key is.
-MASKS = {
-    "booleans": "((x[:, None, :, :1] > 0) & (y[:, None, :, 0][:, :, None] > -9))",
-    "floats": "torch.where(x[:, None, :, :1] > 0, y[:, None, :, 0][:, :, None], float('-inf'))",
-    "booleans, in groups": "((x[:, None, :, :1] > 0) & (y[:, None, :, 0][:, :, None] > -9)), enable_gqa=True",
-}
-
-
-@pytest.mark.parametrize("kind", MASKS)
-def test_torch_export_attends_to_nothing_where_a_mask_hides_every_key(tmp_path, kind):
-    _check("torch-export", tmp_path, SOURCE.replace("EXPRESSION", ATTENTION.format(MASKS[kind])))
-
-
-def test_a_program_that_attends_without_a_mask_stays_as_it_is():
-    module = torch.nn.Module()
-    module.forward = lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
-    program = torch.export.export(module, (torch.ones(1, 2, 3, 4),))
-    assert decompositions.rewrite_masked_attention(program) is program
-
-
 def test_a_function_with_a_gradient_of_its_own_is_exported_from_the_module(tmp_path):
     text = SOURCE.replace("EXPRESSION", "Scale.apply(x, 2.0) + y").replace(
         "class Part",
