@@ -798,7 +798,7 @@ class RunnerUnavailable(UserError):
         super().__init__(
             f"there is no runner for {target}",
             why=why,
-            hint="pip install 'torch-packager[standalone]' installs the runners of this version of packager",
+            hint="pip install 'torch-packager[standalone]', with the runners of this version",
         )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from packager.bundle.executable_layout import MACHINES
+from packager.common.paths import PACKAGE
 from packager.errors import RunnerUnavailable, StandaloneUnsupported
 
 TARGETS = tuple(MACHINES)
@@ -36,7 +37,7 @@ def find_host_target(bundle: Path) -> str:
 @functools.cache
 def read_digests() -> Mapping[str, str]:
     """Return the SHA-256 in hex of the runners that this version of packager knows, by target."""
-    digests: dict[str, str] = json.loads(Path(__file__).with_name("runners.json").read_bytes())
+    digests: dict[str, str] = json.loads((PACKAGE / "standalone/runners.json").read_bytes())
     return digests
 
 
