@@ -86,7 +86,8 @@ def measure_noise(
     measurement = NoiseMeasurement((), outputs)
     for _ in range(_MAX_ROUNDS):
         measurement = _measure_more(project, model, grid, cost, measurement)
-        if not measurement.list_fully_measured_cases() <= _find_uncertain_cases(measurement).keys():
+        cases = measurement.list_fully_measured_cases()
+        if not cases or not cases <= _find_uncertain_cases(measurement).keys():
             break
         grid = _leave_out(grid, {name for evaluation in measurement.evaluations for name in evaluation.outputs})
         if not grid.cases:

@@ -19,7 +19,7 @@ import pydantic
 
 from packager.bundle import layout, records
 from packager.bundle.config import list_artifacts
-from packager.bundle.files import BundleFiles, open_bundle
+from packager.bundle.files import BundleFiles, is_executable, open_bundle
 from packager.bundle.fingerprint import Integrity, check_fingerprint_syntax
 from packager.bundle.seal import MAX_RECORD_BYTES, Seal, check_bundle, read_signature
 from packager.common.json_schema import find_schema_problem
@@ -75,7 +75,7 @@ class VerifyReport:
         """Return this report with what was found about the executable that the bundle is in."""
         if problems:  # nothing is run then
             notes = ("parity: not checked, because the executable is wrong", *notes)
-        kept = [note for note in self.notes if not problems or note != _NOT_REQUESTED]
+        kept = [note for note in self.notes if note != _PARTS_NOT_CHECKED and (not problems or note != _NOT_REQUESTED)]
         return replace(self, structure=(*problems, *self.structure), notes=(*kept, *notes))
 
     def as_json(self) -> dict[str, object]:
@@ -96,6 +96,7 @@ Record = TypeVar("Record", bound=pydantic.BaseModel)
 
 _BACKENDS = ("onnx", "torchscript")  # and torch-export, in a bundle with an exported program
 _NOT_REQUESTED = "parity: not requested"
+_PARTS_NOT_CHECKED = "executable: its native program and its library were not compared; `package verify FILE` does that"
 _MALFORMED = "parity: not checked, because the bundle is malformed"
 _UNTRUSTED = "structure and parity: not checked, because the signature is wrong"
 _NOT_TRUSTED = (
@@ -138,7 +139,9 @@ def verify(
     time_limit: float | None = None,
     memory_limit: float | None = None,
 ) -> VerifyReport:
-    """Verify a bundle, given as a folder or an archive.
+    """Verify a bundle, given as a folder, an archive or an executable.
+
+    Of an executable, only the bundle in it is verified, which the report's notes say.
 
     - `fingerprint`: the `h1:…` that the bundle must have; None accepts any.
     - `public_key`: the key that must have signed the bundle, a PEM file or PEM as bytes.
@@ -157,7 +160,11 @@ def verify(
     check_fingerprint_syntax(fingerprint)
     demands = _Demands(fingerprint, read_trust(public_key, certificate_chain))
     with open_bundle(bundle) as files:
-        return _verify_files(files, demands, _ParityOptions(parity, trust_program, time_limit, memory_limit))
+        report = _verify_files(files, demands, _ParityOptions(parity, trust_program, time_limit, memory_limit))
+    path = Path(bundle)
+    if path.is_file() and is_executable(path):
+        report = replace(report, notes=(*report.notes, _PARTS_NOT_CHECKED))
+    return report
 
 
 def verify_staged(folder: Path, sha256: Callable[[Path], str]) -> VerifyReport:

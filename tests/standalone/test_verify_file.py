@@ -66,6 +66,12 @@ def test_an_untouched_executable_passes_with_parity(executable, built):
     assert call(executable, "verify").returncode == 0
 
 
+def test_verify_in_python_says_that_it_compared_the_bundle_alone(executable):
+    note = "executable: its native program and its library were not compared; `package verify FILE` does that"
+    assert note in packager.verify(executable, parity=False).notes
+    assert note not in verify_file(executable, parity=False).notes
+
+
 @pytest.mark.parametrize("name", ["runner", "padding", "library", "notices", "padding behind", "trailer", "archive"])
 def test_any_flipped_byte_is_refused_from_outside_and_by_the_file_itself(copy, trailer, name):
     start, end = list_regions(trailer, copy.stat().st_size)[name]
