@@ -798,7 +798,7 @@ class RunnerUnavailable(UserError):
         super().__init__(
             f"there is no runner for {target}",
             why=why,
-            hint="pip install 'torch-packager[standalone]', with the runners of this version",
+            hint="`make runners` in a checkout of this version builds their wheel; see docs/standalone.md",
         )
 
 
