@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,10 @@ from packager.parity.cases.sample_grid import Grid
 from packager.parity.cost import NOISE_SHARE, OPERATIONS, ForwardCost
 from packager.parity.forward import check_repeatable, run_case
 from packager.parity.noise_cases import choose_noise_cases
-from packager.parity.noise_variants import ROW_BY_ROW, Evaluation, evaluate_variants
+from packager.parity.noise_variants import ROW_BY_ROW, RUNTIME_FUNCTIONS, Evaluation, evaluate_variants
 from packager.parity.numerics.compare import Array, is_float
 from packager.parity.numerics.tolerances import (
+    SMALL_QUANTILE,
     derive_noise_floors,
     estimate_scales,
     get_minimum_noise,
@@ -37,6 +39,10 @@ from packager.project.manifest import ExplicitTolerance, Project
 _MAX_ROW_NOISE_RATIO = 100
 """Row by row, a module whose rows depend on each other computes something else: its differences are no noise. That
 shows in a difference of more than this many times the largest of the other evaluations."""
+
+_LARGER_QUANTILES = (0.5, 0.75, 0.9, 0.99)
+"""Which elements set the scale of an output whose small ones are below the accuracy of onnxruntime's functions. At
+least one in a hundred is larger."""
 
 _MAX_ROUNDS = 3
 """How often test cases are chosen, if the module's own arithmetic is uncertain on those chosen before."""
@@ -113,12 +119,73 @@ def _measure_more(
 
 def _find_uncertain_cases(measurement: NoiseMeasurement) -> dict[str, CaseNoise]:
     """Find those among the test cases whose outputs are known."""
-    outputs = measurement.outputs
-    floats = [name for name, array in next(iter(outputs.values())).items() if is_float(array)]
-    scales = {name: estimate_scales([arrays[name] for arrays in outputs.values()]) for name in floats}
-    return find_uncertain_cases(
-        measurement, outputs, {name: dict(zip(outputs, values, strict=True)) for name, values in scales.items()}
-    )
+    return find_uncertain_cases(compare_outputs(measurement, measurement.outputs))
+
+
+@dataclass(frozen=True)
+class OutputDifferences:
+    """How far every evaluation of one float output is from the module's own output.
+
+    `scales` are by case, in the unit of the output. `parts` are the relative differences by evaluation and case. If
+    smaller elements are below the accuracy of onnxruntime's functions, `limited_by` is the evaluation that has them.
+    """
+
+    scales: Mapping[str, float]
+    parts: Mapping[str, Mapping[str, float]]
+    limited_by: str = ""
+
+
+def compare_outputs(
+    measurement: NoiseMeasurement, outputs: Mapping[str, Mapping[str, Array]]
+) -> dict[str, OutputDifferences]:
+    """Compare the evaluations of every float output with the module's own outputs; returns them by output.
+
+    `outputs` are by case and output name.
+    """
+    names = [name for name, array in next(iter(outputs.values())).items() if is_float(array)]
+    return {name: _compare_output(measurement, outputs, name) for name in names}
+
+
+def _compare_output(
+    measurement: NoiseMeasurement, outputs: Mapping[str, Mapping[str, Array]], name: str
+) -> OutputDifferences:
+    """Compare one output, relative to the size of a small element, or of a larger one if those are uncertain.
+
+    Most scores of a confident detector are tails of a sigmoid. onnxruntime's Sigmoid is good to 1e-7 of the whole
+    range, which is a million times a score of 1e-13. So if that alone, and not the module's own arithmetic, makes more
+    than half of the cases uncertain, small elements are compared with the accuracy that larger ones have.
+    """
+    small = _compare_elements(measurement, outputs, name, SMALL_QUANTILE)
+    inaccurate = _find_inaccurate_functions(small.parts)
+    if inaccurate:
+        for quantile in _LARGER_QUANTILES:
+            larger = _compare_elements(measurement, outputs, name, quantile)
+            if not _find_inaccurate_functions(larger.parts):
+                return replace(larger, limited_by=inaccurate)
+    return small
+
+
+def _compare_elements(
+    measurement: NoiseMeasurement, outputs: Mapping[str, Mapping[str, Array]], name: str, quantile: float
+) -> OutputDifferences:
+    """Compare one output relative to the size of the elements at a quantile."""
+    estimates = estimate_scales([arrays[name] for arrays in outputs.values()], quantile)
+    scales = dict(zip(outputs, estimates, strict=True))
+    known = _select_unchanged(measurement, outputs)
+    return OutputDifferences(scales, compare_evaluations(measurement.evaluations, known, name, scales))
+
+
+def _find_inaccurate_functions(parts: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the evaluation with onnxruntime's functions if it alone makes more than half of its cases uncertain."""
+    own = {
+        case for evaluation, by_case in parts.items() if not evaluation.startswith(RUNTIME_FUNCTIONS)
+        for case, difference in by_case.items() if is_too_large(difference)
+    }  # fmt: skip
+    for evaluation, by_case in parts.items():
+        if evaluation.startswith(RUNTIME_FUNCTIONS):
+            inaccurate = {case for case, difference in by_case.items() if is_too_large(difference)} - own
+            return evaluation if 2 * len(inaccurate) > len(by_case) else ""
+    return ""
 
 
 def _leave_out(grid: Grid, names: set[str]) -> Grid:
@@ -128,20 +195,14 @@ def _leave_out(grid: Grid, names: set[str]) -> Grid:
     return replace(grid, cases=cases, example_case=smallest, probe_case=smallest)
 
 
-def find_uncertain_cases(
-    measurement: NoiseMeasurement,
-    outputs: Mapping[str, Mapping[str, Array]],
-    scales: Mapping[str, Mapping[str, float]],
-) -> dict[str, CaseNoise]:
+def find_uncertain_cases(outputs: Mapping[str, OutputDifferences]) -> dict[str, CaseNoise]:
     """Find the test cases on which the module's own arithmetic is so uncertain that they prove nothing.
 
-    `outputs` are those of all test cases by case and output name; `scales` are by output and case, for the outputs
-    whose noise is measured. Returns the noise of each such case by output and evaluation.
+    Returns the noise of each such case by output and evaluation.
     """
-    known = _select_unchanged(measurement, outputs)
     noise: dict[str, dict[str, dict[str, float]]] = {}
-    for name, by_case in scales.items():
-        for evaluation, differences in compare_evaluations(measurement.evaluations, known, name, by_case).items():
+    for name, output in outputs.items():
+        for evaluation, differences in output.parts.items():
             for case, difference in differences.items():
                 if is_too_large(difference):
                     noise.setdefault(case, {}).setdefault(name, {})[evaluation] = difference
@@ -149,31 +210,21 @@ def find_uncertain_cases(
 
 
 def measure_output_noise(
-    measurement: NoiseMeasurement,
-    outputs: Mapping[str, Mapping[str, Array]],
-    name: str,
-    scales: Mapping[str, float],
+    measurement: NoiseMeasurement, differences: OutputDifferences, dtype: np.dtype[Any]
 ) -> tuple[OutputNoise, dict[str, float]]:
-    """Derive the noise floors of one float output: in summary, and by test case.
-
-    `outputs` are those of the test cases that are compared, by case and output name; `scales` are by case, in the unit
-    of the output.
-    """
-    least = get_minimum_noise(next(iter(outputs.values()))[name].dtype)
-    known = _select_unchanged(measurement, outputs)
-    parts = compare_evaluations(measurement.evaluations, known, name, scales)
+    """Derive the noise floors of one float output of this dtype: in summary, and by test case."""
     measured: dict[str, float] = {}
-    for by_case in parts.values():
+    for by_case in differences.parts.values():
         measured.update({case: max(noise, measured.get(case, 0.0)) for case, noise in by_case.items()})
     float64 = measurement.evaluations[0]
     complete = float64.outputs or measured  # cases with every evaluation; without float64, those with any
     floors = derive_noise_floors(
         {case: noise for case, noise in measured.items() if case in complete},
         {case: noise for case, noise in measured.items() if case not in complete},
-        list(outputs),
-        least,
+        list(differences.scales),
+        get_minimum_noise(dtype),
     )
-    largest = {evaluation: max(by_case.values()) for evaluation, by_case in parts.items()}
+    largest = {evaluation: max(by_case.values()) for evaluation, by_case in differences.parts.items()}
     return OutputNoise(max(floors.values()), min(floors.values()), largest, float64.note), floors
 
 

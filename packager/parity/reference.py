@@ -22,13 +22,18 @@ from packager.parity.forward import drop_refused_masks as drop_refused_masks
 from packager.parity.forward import run_case as run_case
 from packager.parity.forward import run_first_case as run_first_case
 from packager.parity.noise_measurement import NoiseMeasurement as NoiseMeasurement
-from packager.parity.noise_measurement import find_uncertain_cases, measure_output_noise
+from packager.parity.noise_measurement import (
+    OutputDifferences,
+    compare_outputs,
+    find_uncertain_cases,
+    measure_output_noise,
+)
 from packager.parity.noise_measurement import measure_noise as measure_noise
 from packager.parity.noise_variants import FLOAT64
 from packager.parity.nudges import run_nudged
 from packager.parity.numerics.compare import Array, ElementTolerance, is_float
 from packager.parity.numerics.decisions import DecisionRule
-from packager.parity.numerics.tolerances import NOISE_MULTIPLE, derive_tolerance, estimate_scales
+from packager.parity.numerics.tolerances import NOISE_MULTIPLE, derive_tolerance
 from packager.parity.numerics.verdict import ReferenceCase
 from packager.parity.results import OutputNoise, Reference
 from packager.parity.ties import EagerRun, find_tied_output, replace_tied_cases
@@ -119,7 +124,8 @@ def measure_reference(
         uncompared = (*uncompared, _EMPTY_MASKS if is_mixed else _NOTHING_BUT_EMPTY_MASKS)
     runs, uncertain = _drop_uncertain_cases(project, measurement, runs, len(grid.cases))
     uncompared = (*uncompared, *uncertain)
-    reference_cases, noise = _make_reference_cases(project, measurement, runs, decisions)
+    reference_cases, noise, coarse = _make_reference_cases(project, measurement, runs, decisions)
+    uncompared = (*uncompared, *coarse)
     return Reference(reference_cases, noise, names, tuple(case for case, _ in runs), uncompared, probe)
 
 
@@ -143,7 +149,7 @@ def measure_probe(
     if has_discrete_decisions and find_tied_output(outputs, run_nudged(project, model, grid.probe_case)):
         return ()
     runs, _ = _drop_uncertain_cases(project, measurement, runs, len(grid.cases))
-    reference_cases, _ = _make_reference_cases(project, measurement, runs, {})
+    reference_cases, _, _ = _make_reference_cases(project, measurement, runs, {})
     return tuple(case for case in reference_cases if case.name == grid.probe_case.name)
 
 
@@ -157,9 +163,7 @@ def _drop_uncertain_cases(
     """
     if isinstance(project.manifest.parity.tolerance, ExplicitTolerance):
         return list(runs), ()
-    outputs = {case.name: arrays for case, arrays in runs}
-    scales = {name: _estimate_scales(runs, name) for name, array in runs[0][1].items() if is_float(array)}
-    dropped = find_uncertain_cases(measurement, outputs, scales)
+    dropped = find_uncertain_cases(compare_outputs(measurement, {case.name: arrays for case, arrays in runs}))
     measured = measurement.list_fully_measured_cases()
     if 2 * len(dropped) > case_count or (dropped and measured <= set(dropped)):
         output, difference, evaluation = find_largest_noise(dropped)
@@ -174,21 +178,16 @@ def _drop_uncertain_cases(
     return kept, tuple(notes)
 
 
-def _estimate_scales(runs: Sequence[EagerRun], name: str) -> dict[str, float]:
-    """Return the scale of an output by case."""
-    return dict(
-        zip([case.name for case, _ in runs], estimate_scales([arrays[name] for _, arrays in runs]), strict=True)
-    )
-
-
 def _make_reference_cases(
     project: Project,
     measurement: NoiseMeasurement,
     runs: Sequence[EagerRun],
     decisions: Mapping[str, DecisionRule],
-) -> tuple[tuple[ReferenceCase, ...], dict[str, OutputNoise]]:
-    """Return the reference cases of these runs, and the noise by output name where it was measured."""
-    derived = {name: _derive_tolerances(project, measurement, runs, name) for name in runs[0][1]}
+) -> tuple[tuple[ReferenceCase, ...], dict[str, OutputNoise], tuple[str, ...]]:
+    """Return the reference cases of these runs, the noise by output name where it was measured, and notes."""
+    explicit = isinstance(project.manifest.parity.tolerance, ExplicitTolerance)
+    differences = {} if explicit else compare_outputs(measurement, {case.name: arrays for case, arrays in runs})
+    derived = {name: _derive_tolerances(project, measurement, runs, name, differences) for name in runs[0][1]}
     float64 = next((variant.outputs for variant in measurement.evaluations if variant.name == FLOAT64), {})
     reference_cases = tuple(
         ReferenceCase(
@@ -205,25 +204,41 @@ def _make_reference_cases(
         )
         for case, outputs in runs
     )
-    return reference_cases, {name: noise for name, (noise, _) in derived.items() if noise is not None}
+    notes = tuple(
+        _describe_small_elements(name, output, derived[name][1])
+        for name, output in differences.items()
+        if output.limited_by
+    )
+    return reference_cases, {name: noise for name, (noise, _) in derived.items() if noise is not None}, notes
+
+
+def _describe_small_elements(
+    name: str, differences: OutputDifferences, tolerances: Mapping[str, ElementTolerance]
+) -> str:
+    """Say which elements of an output are too small to be compared, and why."""
+    smallest = max(tolerance.atol for tolerance in tolerances.values())
+    return f"elements of {name} smaller than {smallest:.2g}: below the accuracy of {differences.limited_by}"
 
 
 def _derive_tolerances(
-    project: Project, measurement: NoiseMeasurement, runs: Sequence[EagerRun], name: str
+    project: Project,
+    measurement: NoiseMeasurement,
+    runs: Sequence[EagerRun],
+    name: str,
+    differences: Mapping[str, OutputDifferences],
 ) -> tuple[OutputNoise | None, dict[str, ElementTolerance]]:
     """Return the tolerance of one output by case, and the noise behind it if that was measured.
 
     Integers and booleans must match exactly, whatever tolerance the manifest gives.
     """
-    explicit, arrays = project.manifest.parity.tolerance, [outputs[name] for _, outputs in runs]
+    explicit, dtype = project.manifest.parity.tolerance, runs[0][1][name].dtype
     cases = [case.name for case, _ in runs]
-    if not is_float(arrays[0]):
+    if not is_float(runs[0][1][name]):
         return None, dict.fromkeys(cases, ElementTolerance(0.0, 0.0))
     if isinstance(explicit, ExplicitTolerance):
         return None, dict.fromkeys(cases, ElementTolerance(explicit.atol, explicit.rtol))
-    scales = _estimate_scales(runs, name)
-    noise, floors = measure_output_noise(measurement, {case.name: outputs for case, outputs in runs}, name, scales)
-    return noise, {case: derive_tolerance(floors[case], scales[case], arrays[0].dtype) for case in cases}
+    noise, floors = measure_output_noise(measurement, differences[name], dtype)
+    return noise, {case: derive_tolerance(floors[case], differences[name].scales[case], dtype) for case in cases}
 
 
 def _to_float64_outputs(outputs: Mapping[str, Array], float64: Mapping[str, Array]) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from packager.errors import NoiseTooLarge
 from packager.parity import noise_variants as noises
 from packager.parity import reference
 from packager.parity.cost import ForwardCost
+from packager.parity.numerics.compare import compare
 from packager.parity.runtime_functions import measure_function_error
 
 DEEP = """
@@ -179,3 +180,29 @@ def test_an_expensive_module_is_measured_on_another_case_if_it_is_uncertain_on_t
 def test_an_expensive_module_that_is_uncertain_everywhere_is_refused(measured):
     with pytest.raises(NoiseTooLarge):
         measured(returning("torch.sin(y * 1e9)"), cost=ForwardCost(1 << 34, 0.0))
+
+
+# Two scores of three are tails of a sigmoid: 1e-20, where onnxruntime's Sigmoid is good to 1e-8.
+TAILS = returning("torch.sigmoid(y - torch.tensor([0.0, 46.0, 46.0]))")
+
+
+def test_scores_below_the_accuracy_of_the_runtimes_sigmoid_are_compared_like_larger_ones(measured, golden):
+    expected, grid, _ = measured(TAILS)
+    assert len(expected.reference_cases) == len(grid.cases)
+    tolerances = [case.tolerances["output_0"] for case in expected.reference_cases]
+    assert max(tolerance.rtol for tolerance in tolerances) < 1e-4
+    assert 1e-9 < max(tolerance.atol for tolerance in tolerances) < 1e-5
+    golden(re.sub(r"[0-9.]+e-[0-9]+", "1e-07", "\n".join(expected.uncompared)))
+
+
+def test_an_error_in_the_scores_that_are_large_enough_is_found(measured):
+    expected, *_ = measured(TAILS)
+    for case in expected.reference_cases:
+        scores = case.outputs["output_0"]
+        changed = np.where(scores > 1e-3, scores * np.float32(1.001), scores)
+        assert compare(scores, changed, case.tolerances["output_0"]).within_tolerance == (scores <= 1e-3).all()
+
+
+def test_large_elements_do_not_hide_that_the_module_itself_is_uncertain_in_the_others(measured):
+    with pytest.raises(NoiseTooLarge):
+        measured(returning("torch.where(torch.arange(3) > 0, torch.sin(y * 1e9) * 1e-6, torch.sigmoid(y))"))

@@ -38,6 +38,9 @@ MAX_TOLERANCE_SHARE = 0.25
 _MIN_NOISE_IN_EPSILONS = 4
 """The least noise floor: two evaluations can agree by luck, but any other order of summation costs a few roundings."""
 
+SMALL_QUANTILE = 0.25
+"""Elements of this size are small in an output: its lower quartile."""
+
 _SAMPLE_SIZE = 1 << 16
 """How many elements of an array, evenly spaced, its scale is estimated from: enough for the quartile of a large one."""
 
@@ -119,20 +122,20 @@ def _measure_relative_difference(array: Array, reference: Array, scale: float, s
     return float(shares.max()) if shares.size else 0.0
 
 
-def estimate_scales(arrays: Sequence[Array]) -> list[float]:
+def estimate_scales(arrays: Sequence[Array], quantile: float = SMALL_QUANTILE) -> list[float]:
     """Return the scale of each array: the size of a small element in it, in the unit of the arrays.
 
     The arrays are one float output for different inputs; they may have any shapes. The scale is the lower quartile of
     an array's magnitudes, or that of all arrays together if it is larger: few elements, or one unusual input, say
     little by themselves. The mean or the RMS would not do: with masked logits of -1e9 among them, every real logit
-    would be small.
+    would be small. A higher `quantile` is for outputs of which only the larger elements can be compared.
 
     Left out are zeros, NaN and infinities, and values that many elements share to the last bit (`_SENTINEL_SHARE`),
     such as those of a mask, unless there are no others. The scale is 0.0 if nothing is left.
     """
     samples = [_sample_magnitudes(array) for array in arrays]
-    overall = _lower_quartile(np.concatenate(samples)) if samples else 0.0
-    return [max(_lower_quartile(magnitudes), overall) for magnitudes in samples]
+    overall = _quantile(np.concatenate(samples), quantile) if samples else 0.0
+    return [max(_quantile(magnitudes, quantile), overall) for magnitudes in samples]
 
 
 def _sample_magnitudes(array: Array) -> NDArray[np.float64]:
@@ -146,6 +149,6 @@ def _sample_magnitudes(array: Array) -> NDArray[np.float64]:
     return magnitudes
 
 
-def _lower_quartile(values: NDArray[np.float64]) -> float:
-    """Return the 25 % quantile, as one of the values; 0.0 for an empty array."""
-    return float(np.quantile(values, 0.25, method="lower")) if values.size else 0.0
+def _quantile(values: NDArray[np.float64], quantile: float) -> float:
+    """Return a quantile, as one of the values; 0.0 for an empty array."""
+    return float(np.quantile(values, quantile, method="lower")) if values.size else 0.0
