@@ -48,7 +48,7 @@ def _parse_record(text: str) -> dict[str, str]:
 
 def _digest_own_files() -> str:
     """Return the dirHash of packager's own files, which are the same installed from a wheel and in a checkout."""
-    code = [*PACKAGE.rglob("*.py"), PACKAGE / "py.typed"]
+    code = [*PACKAGE.rglob("*.py"), PACKAGE / "py.typed", PACKAGE / "standalone/runners.json"]
     files = {f"packager/{path.relative_to(PACKAGE).as_posix()}": sha256_file(path) for path in code}
     for name in ("schemas", "templates"):
         files.update({f"packager/{name}/{path.name}": sha256_file(path) for path in data_folder(name).iterdir()})

@@ -65,6 +65,7 @@ def test_twenty_builds_at_once_agree_and_leave_a_sound_cache(tmp_path):
     assert sorted(os.listdir(tmp_path / "shared")) == sorted(f"{name}-1.0.0" for name in names)
 
 
+@pytest.mark.timeout(900)
 def test_builds_killed_at_fifty_random_moments_harm_neither_bundle_nor_cache(tmp_path, cache_folder):
     path = project(tmp_path / "project", LINEAR)
     began = time.monotonic()
