@@ -1,5 +1,8 @@
 """Manifest and checkpoint in, the eager module out."""
 
+import gc
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +34,16 @@ def test_compiled_functions_run_eagerly_while_the_loader_is_open(tmp_path):
         assert torch.equal(module(torch.ones(1, 4)), torch.full((1, 3), 4.0))
     with pytest.raises(Exception, match="compiled"):  # the caller's process is as it was
         module(torch.ones(5, 4))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_the_file_leaves_memory_if_the_module_has_copies_of_its_tensors(tmp_path):
+    # Random numbers keep the constructor off the meta device, so that the values are copied into its parameters.
+    text = LINEAR.replace("super().__init__()", "super().__init__()\n        self.seed = torch.rand(1)")
+    loaded = load(project(tmp_path, text))
+    gc.collect()
+    assert str(tmp_path / "best.pt") not in Path("/proc/self/maps").read_text()
+    assert loaded.key_match.prefix == ""
 
 
 def test_missing_weights_are_reported_at_the_field_that_asks_for_them(tmp_path):
