@@ -247,8 +247,7 @@ def _make_artifacts(
     if prepared is not None:
         checked = background.submit_after(prepared, partial(onnx_stage.check_prepared, context, reference))
         prepared = None  # with its session, once the check is done
-        needs = max(model.weight_bytes, process_memory.get_transient_bytes())
-        if needs > onnx_stage.CONCURRENT_CHECK_BYTES:
+        if onnx_stage.takes_much_memory(model.weight_bytes, process_memory.get_transient_bytes()):
             wait([checked])  # two large artifacts at once would take twice the memory
             process_memory.release_memory()
     torchscript, onnx = cached.torchscript, cached.onnx
