@@ -141,6 +141,7 @@ def improve_symbolics() -> Iterator[None]:
     symbolics = {(name, _SYMBOLIC_OPSET): _make_symbolic(onnx_name) for name, onnx_name in ONNX_OPERATORS.items()}
     symbolics["aten::cumsum", _SYMBOLIC_OPSET] = _cumsum
     symbolics["aten::permute", _SYMBOLIC_OPSET] = _permute
+    symbolics["aten::repeat_interleave", _SYMBOLIC_OPSET] = _repeat_interleave
     symbolics["aten::unflatten", _SYMBOLIC_OPSET] = _unflatten
     symbolics["aten::col2im", _COL2IM_OPSET] = _col2im
     with _register(symbolics), _register(_list_aliases()):
@@ -182,6 +183,13 @@ def _make_alias(name: str) -> Callable[..., Any]:
 def _permute(graph: Any, tensor: Any, dims: Sequence[int]) -> Any:
     """Count dims from the start, as ONNX does; a graph with the negative ones of torch's own symbolic does not load."""
     return symbolic_opset9.permute(graph, tensor, [dim % len(dims) for dim in dims])
+
+
+def _repeat_interleave(graph: Any, tensor: Any, repeats: Any, dim: Any = None, output_size: Any = None) -> Any:
+    """Leave the constant alone that the dim is: torch's own symbolic makes of -1 a 2, wherever the graph uses it."""
+    dim = symbolic_helper._maybe_get_scalar(dim)
+    dim = dim.clone() if isinstance(dim, torch.Tensor) else dim
+    return symbolic_opset13.repeat_interleave(graph, tensor, repeats, dim, output_size)
 
 
 def _cumsum(graph: Any, tensor: Any, dim: Any, dtype: Any) -> Any:

@@ -197,6 +197,13 @@ def test_a_permutation_may_count_dims_from_the_end(tmp_path):
     _check("torchscript", tmp_path, SOURCE.replace("EXPRESSION", "x.permute(0, -1, -2) @ y"))
 
 
+def test_a_dim_that_counts_from_the_end_stays_a_constant_of_its_own(tmp_path):
+    repeated = "x[:, :, :2].repeat_interleave(2, dim=-1)"
+    _check(
+        "torchscript", tmp_path, SOURCE.replace("EXPRESSION", f"{repeated} * x.shape[1] + y.reshape(x.shape[0], -1, 4)")
+    )
+
+
 def test_torch_export_takes_what_it_lacks_beside_what_only_it_has(tmp_path):
     _check("torch-export", tmp_path, SOURCE.replace("EXPRESSION", "torch.fft.rfft(x).abs() + x.median(2, True).values"))
 
