@@ -187,7 +187,7 @@ def _permute(graph: Any, tensor: Any, dims: Sequence[int]) -> Any:
 
 def _repeat_interleave(graph: Any, tensor: Any, repeats: Any, dim: Any = None, output_size: Any = None) -> Any:
     """Leave the constant alone that the dim is: torch's own symbolic makes of -1 a 2, wherever the graph uses it."""
-    dim = symbolic_helper._maybe_get_scalar(dim)
+    dim = symbolic_helper._maybe_get_scalar(dim)  # type: ignore[no-untyped-call]  # torch's stubs
     dim = dim.clone() if isinstance(dim, torch.Tensor) else dim
     return symbolic_opset13.repeat_interleave(graph, tensor, repeats, dim, output_size)
 
