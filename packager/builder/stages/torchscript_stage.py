@@ -136,7 +136,9 @@ def _make_problem(left_out: LeftOut) -> Problem:
 def _check_program(
     context: BuildContext, model: EagerModel, program: TorchScriptProgram | None, probe: tuple[ReferenceCase, ...]
 ) -> TorchScriptProgram | None:
-    """Record how the program compares with the module on the probe; a script replaces a trace that is wrong there.
+    """Record how the program compares with the module on the probe; a trace that is wrong there is replaced.
+
+    That is by a trace that keeps rounded sizes dynamic, if it made numbers of some, or else by a script.
 
     Exporters rewrite a program in place, so this happens once, before anything is made of it.
     """
@@ -144,10 +146,27 @@ def _check_program(
         return program
     stage = _check_on_probe(context, model, program, probe)
     program = replace(program, stages=(*program.stages, stage))
+    if stage.verdict != "pass" and program.fixes_rounded_sizes:
+        kept = _trace_with_rounded_sizes(context, model, program)
+        stage = _check_on_probe(context, model, kept, probe) if kept else stage
+        if kept is not None and stage.verdict == "pass":
+            return replace(kept, stages=(*program.stages, stage))
     if stage.verdict == "pass" or program.method == "script" or context.project.manifest.torchscript.method != "auto":
         return program
     scripted = _script_instead(context, model, program, program.stages)
     return scripted if scripted.script_failure else _check_program(context, model, scripted, probe)
+
+
+def _trace_with_rounded_sizes(
+    context: BuildContext, model: EagerModel, program: TorchScriptProgram
+) -> TorchScriptProgram | None:
+    """Trace the module with the sizes dynamic that it rounds; None if it needs them as numbers."""
+    module, names = model.loaded.pristine_copy(), context.project.manifest.outputs
+    try:
+        kept = torchscript.trace(module, names, model.example, context.project.folder, keep_rounded_sizes=True)
+    except ExporterFailed:
+        return None
+    return replace(kept, has_discrete_decisions=program.has_discrete_decisions)  # rounding a size is none
 
 
 def _check_on_probe(

@@ -360,6 +360,39 @@ def test_a_branch_on_a_size_that_every_artifact_fixes_is_refused_with_each_verdi
     assert not (tmp_path / "out").exists()
 
 
+FRAMES = """
+import math
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv1d(1, 3, 4, 4)
+
+    def forward(self, x):
+        frames = math.ceil((x.shape[-1] - 4) / 4) + 1
+        return self.layer(nn.functional.pad(x, (0, frames * 4 - x.shape[-1])))
+"""
+"""It pads its last frame, as audio codecs do: a trace fixes the number of frames, unless the rounding is traced too."""
+AUDIO = {"x": {"dtype": "float32", "shape": ["batch", 1, "samples"]}}
+
+
+def test_a_size_that_forward_rounds_is_traced_where_the_trace_is_wrong_without_it(tmp_path):
+    path = project(tmp_path / "p", FRAMES, inputs=AUDIO, dims={"samples": {"min": 4}})
+    bundle = packager.build(path, tmp_path / "out").bundle
+    stages = json.loads((bundle / "evidence/parity.json").read_text())["stages"]
+    assert [stage["verdict"] for stage in stages if stage["name"] == "torchscript: trace"] == ["fail", "pass"]
+    config = json.loads((bundle / "config.json").read_text())
+    assert config["artifacts"]["torchscript"]["method"] == "trace"
+    onnx, fallback = packager.load(bundle, fallback=False), torch.jit.load(bundle / "model.ts")
+    for size in (4, 5, 8, 29):
+        x, shape = np.ones((2, 1, size), np.float32), (2, 3, -(-size // 4))
+        assert onnx.run({"x": x})["output_0"].shape == fallback(torch.from_numpy(x))[0].shape == shape
+
+
 def test_inspect_says_that_there_is_no_fallback_and_why(alone, exported):
     text = package("inspect", alone[0].bundle).stdout
     mentions(" ".join(text.split()), "fallback", "none", "Sparsemax", "GuardOnDataDependentSymNode")
