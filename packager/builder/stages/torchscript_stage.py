@@ -136,25 +136,28 @@ def _make_problem(left_out: LeftOut) -> Problem:
 def _check_program(
     context: BuildContext, model: EagerModel, program: TorchScriptProgram | None, probe: tuple[ReferenceCase, ...]
 ) -> TorchScriptProgram | None:
-    """Record how the program compares with the module on the probe; a trace that is wrong there is replaced.
+    """Record how the program compares with the module on the probe; a script replaces a trace that is wrong there.
 
-    That is by a trace that keeps rounded sizes dynamic, if it made numbers of some, or else by a script.
-
-    Exporters rewrite a program in place, so this happens once, before anything is made of it.
+    If the module cannot be scripted, a trace does that keeps sizes dynamic that forward() rounds. Exporters rewrite a
+    program in place, so this happens once, before anything is made of it.
     """
     if program is None or not probe:
         return program
     stage = _check_on_probe(context, model, program, probe)
     program = replace(program, stages=(*program.stages, stage))
-    if stage.verdict != "pass" and program.fixes_rounded_sizes:
-        kept = _trace_with_rounded_sizes(context, model, program)
-        stage = _check_on_probe(context, model, kept, probe) if kept else stage
-        if kept is not None and stage.verdict == "pass":
-            return replace(kept, stages=(*program.stages, stage))
-    if stage.verdict == "pass" or program.method == "script" or context.project.manifest.torchscript.method != "auto":
+    if stage.verdict == "pass" or program.method == "script":
         return program
-    scripted = _script_instead(context, model, program, program.stages)
-    return scripted if scripted.script_failure else _check_program(context, model, scripted, probe)
+    if context.project.manifest.torchscript.method == "auto":
+        scripted = _script_instead(context, model, program, program.stages)
+        if scripted.script_failure is None:
+            return _check_program(context, model, scripted, probe)
+        program = scripted
+    kept = _trace_with_rounded_sizes(context, model, program) if program.fixes_rounded_sizes else None
+    stage = _check_on_probe(context, model, kept, probe) if kept is not None else stage
+    if kept is None or stage.verdict != "pass":
+        return program
+    context.reporter.report_note("the trace is replaced by one that keeps the sizes dynamic that forward() rounds")
+    return replace(kept, stages=(*program.stages, stage))
 
 
 def _trace_with_rounded_sizes(
@@ -166,7 +169,8 @@ def _trace_with_rounded_sizes(
         kept = torchscript.trace(module, names, model.example, context.project.folder, keep_rounded_sizes=True)
     except ExporterFailed:
         return None
-    return replace(kept, has_discrete_decisions=program.has_discrete_decisions)  # rounding a size is none
+    decides = program.has_discrete_decisions  # rounding a size is no decision
+    return replace(kept, has_discrete_decisions=decides, script_failure=program.script_failure)
 
 
 def _check_on_probe(
