@@ -395,6 +395,46 @@ def test_sizes_that_forward_rounds_are_traced_where_the_trace_is_wrong_without_t
         assert onnx.run({"x": x})["output_0"].shape == fallback(torch.from_numpy(x))[0].shape == shape
 
 
+WINDOW = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 3, 11))
+
+    def forward(self, x):
+        reach, length = sum(map(len, ["xxxxx"])), x.shape[-1]
+        table, margin = self.table, max(length - reach - 1, 0)
+        if margin > 0:
+            table = nn.functional.pad(table, (margin, margin))
+        start = max(reach + 1 - length, 0)
+        return table[..., start : start + 2 * length - 1] * x.sum(-1, keepdim=True)
+"""
+"""It makes a table of positions as long as its input needs, with a branch that short inputs do not take: as VITS."""
+
+
+@pytest.mark.parametrize("method", ["auto", "trace"])
+def test_a_branch_that_most_sizes_take_is_traced_at_larger_sizes(tmp_path, method):
+    path = project(tmp_path / "p", WINDOW, inputs=AUDIO, dims={"samples": {"min": 4}}, torchscript={"method": method})
+    bundle = packager.build(path, tmp_path / "out", check=True).bundle
+    record = json.loads((bundle / "evidence/parity.json").read_text())
+    verdicts = {stage["name"]: stage["verdict"] for stage in record["stages"]}
+    assert verdicts["export: torchscript, from the trace"] == "fail"
+    assert verdicts["export: torchscript, from a trace at larger sizes"] == "pass"
+    assert any("model.py:14" in item for item in record["not_checked"])
+    assert json.loads((bundle / "config.json").read_text())["artifacts"]["torchscript"]["method"] == "trace"
+    onnx, fallback = packager.load(bundle, fallback=False), torch.jit.load(bundle / "model.ts")
+    for size in (4, 5, 6, 7, 29):
+        x = np.ones((2, 1, size), np.float32)
+        expected = fallback(torch.from_numpy(x))[0].numpy()
+        assert expected.shape == (2, 3, 2 * size - 1)
+        np.testing.assert_allclose(onnx.run({"x": x})["output_0"], expected, rtol=1e-4, atol=1e-5)
+    assert packager.verify(bundle, trust_program=True).ok
+
+
 def test_inspect_says_that_there_is_no_fallback_and_why(alone, exported):
     text = package("inspect", alone[0].bundle).stdout
     mentions(" ".join(text.split()), "fallback", "none", "Sparsemax", "GuardOnDataDependentSymNode")
