@@ -2,8 +2,8 @@
 
 The fastest form is tried first: batch normalization folded, and optimized for inference when it is loaded. If that
 form fails, one step after the other is left out; if the trace itself fails, the module is scripted. If no form of
-TorchScript passes, `torchscript.method: auto` tries an exported program (`exported_program_stage`), and ships none if
-that fails as well: ONNX has its own proof.
+TorchScript passes, `torchscript.method: auto` tries an exported program (`exported_program_stage`), then a trace at
+larger sizes (`retracing`), and ships none if that fails as well: ONNX has its own proof.
 """
 
 from __future__ import annotations
