@@ -179,6 +179,10 @@ def _power(operator: Any, value: Any, exponent: Any) -> Any:
     return _multiply(torch.mul, value, value)
 
 
+def _pad(operator: Any, value: Pair, sizes: Any, mode: str = "constant", fill: float | None = None) -> Pair:
+    return Pair(operator(value.real, sizes, mode, fill), operator(value.imag, sizes, mode))  # filled with real numbers
+
+
 def _absolute(_: Any, value: Pair) -> Tensor:
     """Return the absolute value, without a square that is too large or too small for the dtype."""
     parts = value.real.abs(), value.imag.abs()
@@ -371,6 +375,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "istft": _inverse_short_time_fourier,
     "mH": lambda _, value: Pair(value.real.mT, -value.imag.mT),
     "mul_": _in_place(_multiply, torch.mul),
+    "pad": _pad,
     "polar": _polar,
     "pow": _power,
     "real": lambda _, value: value.real,

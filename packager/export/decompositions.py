@@ -17,7 +17,8 @@ import torch
 from torch._C._onnx import TensorProtoDataType
 from torch._decomp import decomposition_table
 from torch._ops import OpOverload
-from torch.onnx import symbolic_helper, symbolic_opset11, symbolic_opset13
+from torch.onnx import symbolic_helper, symbolic_opset9, symbolic_opset11, symbolic_opset13
+from torch.onnx._internal.torchscript_exporter import registration
 from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
 from packager.export.operators import ALIASES, CONCATENATIONS, ONNX_OPERATORS, OPERATORS, STACKS
@@ -62,9 +63,8 @@ def _find_kernels(error: torch.onnx.errors.UnsupportedOperatorError) -> Kernels:
     name = re.search(r"\w+::\w+", str(error))
     if name is None:
         return {}
-    overloads = [
-        overload for operator in (name[0], *ALIASES.get(name[0], ())) for overload in _list_overloads(operator)
-    ]
+    aliases = [alias for alias, operator in ALIASES.items() if operator == name[0]]
+    overloads = [overload for operator in (name[0], *aliases) for overload in _list_overloads(operator)]
     kernels = {overload: _find_kernel(overload) for overload in overloads}
     return {overload: kernel for overload, kernel in kernels.items() if kernel is not None}
 
@@ -138,11 +138,19 @@ def _replace_while_traced(kernels: Kernels) -> Iterator[None]:
 @contextmanager
 def improve_symbolics() -> Iterator[None]:
     """Let the TorchScript exporter know operators of ONNX that it lacks, and correct those that it gets wrong."""
+    symbolics = {(name, _SYMBOLIC_OPSET): _make_symbolic(onnx_name) for name, onnx_name in ONNX_OPERATORS.items()}
+    symbolics["aten::cumsum", _SYMBOLIC_OPSET] = _cumsum
+    symbolics["aten::permute", _SYMBOLIC_OPSET] = _permute
+    symbolics["aten::repeat_interleave", _SYMBOLIC_OPSET] = _repeat_interleave
+    symbolics["aten::unflatten", _SYMBOLIC_OPSET] = _unflatten
+    symbolics["aten::col2im", _COL2IM_OPSET] = _col2im
+    with _register(symbolics), _register(_list_aliases()):
+        yield
+
+
+@contextmanager
+def _register(symbolics: Mapping[tuple[str, int], Callable[..., Any]]) -> Iterator[None]:
     with ExitStack() as stack:
-        symbolics = {(name, _SYMBOLIC_OPSET): _make_symbolic(onnx_name) for name, onnx_name in ONNX_OPERATORS.items()}
-        symbolics["aten::cumsum", _SYMBOLIC_OPSET] = _cumsum
-        symbolics["aten::unflatten", _SYMBOLIC_OPSET] = _unflatten
-        symbolics["aten::col2im", _COL2IM_OPSET] = _col2im
         for (name, opset), symbolic in symbolics.items():
             register_custom_op_symbolic(name, symbolic, opset)
             stack.callback(unregister_custom_op_symbolic, name, opset)
@@ -151,6 +159,37 @@ def improve_symbolics() -> Iterator[None]:
 
 def _make_symbolic(onnx_name: str) -> Callable[..., Any]:
     return lambda graph, tensor: graph.op(onnx_name, tensor)
+
+
+def _list_aliases() -> Mapping[tuple[str, int], Callable[..., Any]]:
+    """Return a symbolic for each alias of an operator that the exporter knows, unless it knows the alias as well."""
+    is_known = registration.registry.is_registered_op
+    return {
+        (alias, _SYMBOLIC_OPSET): _make_alias(name)
+        for alias, name in ALIASES.items()
+        if is_known(name, _SYMBOLIC_OPSET) and not is_known(alias, _SYMBOLIC_OPSET)
+    }
+
+
+def _make_alias(name: str) -> Callable[..., Any]:
+    def convert(graph: Any, *arguments: Any) -> Any:
+        symbolics: Any = registration.registry.get_function_group(name)
+        return symbolics.get(graph.opset)(graph, *arguments)
+
+    return convert
+
+
+@symbolic_helper.parse_args("v", "is")
+def _permute(graph: Any, tensor: Any, dims: Sequence[int]) -> Any:
+    """Count dims from the start, as ONNX does; a graph with the negative ones of torch's own symbolic does not load."""
+    return symbolic_opset9.permute(graph, tensor, [dim % len(dims) for dim in dims])
+
+
+def _repeat_interleave(graph: Any, tensor: Any, repeats: Any, dim: Any = None, output_size: Any = None) -> Any:
+    """Leave the constant alone that the dim is: torch's own symbolic makes of -1 a 2, wherever the graph uses it."""
+    dim = symbolic_helper._maybe_get_scalar(dim)  # type: ignore[no-untyped-call]  # torch's stubs
+    dim = dim.clone() if isinstance(dim, torch.Tensor) else dim
+    return symbolic_opset13.repeat_interleave(graph, tensor, repeats, dim, output_size)
 
 
 def _cumsum(graph: Any, tensor: Any, dim: Any, dtype: Any) -> Any:

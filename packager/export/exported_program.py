@@ -52,10 +52,16 @@ def export(project: Project, module: torch.nn.Module, inputs: tuple[torch.Tensor
 
 def export_flat(project: Project, flat: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
     """Export a module in eval mode whose forward() takes `*inputs` and returns tensors; the rest is as for `export`."""
+    from packager.export.size_quotients import simplify_size_quotients  # imports sympy
+
     shapes = {"inputs": _make_dynamic_shapes(project, inputs)}
     failure: Exception | None = None
     # It prints half of the graph to stderr when it fails.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _keep_sizes_general():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        stack.enter_context(_keep_sizes_general())
+        stack.enter_context(simplify_size_quotients())
         for strict in (False, True):
             run = partial(torch.export.export, flat, inputs, dynamic_shapes=shapes, strict=strict)
             run = partial(retry_without_is_exporting, partial(retry_with_plain_is_causal, run))

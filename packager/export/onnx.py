@@ -36,6 +36,7 @@ from packager.export.exporters import (
     to_exporter_failed,
 )
 from packager.export.graph.messages import ExportedGraph
+from packager.export.masked_attention import zero_hidden_rows
 from packager.export.torchscript import TorchScriptProgram
 from packager.project.manifest import DimLimits, Project
 
@@ -183,7 +184,7 @@ def _run_torch_export(
             return convert(FlatOutputs(module, project.manifest.outputs).eval())
         except Exception:  # noqa: BLE001 (torch.onnx wraps whatever forward() raises; the first cause is the clearer one)
             raise failure from None
-    program = promote_concatenations(_replace_complex_numbers(project, program, inputs))
+    program = zero_hidden_rows(promote_concatenations(_replace_complex_numbers(project, program, inputs)))
     try:
         return convert(program)
     except torch.onnx.OnnxExporterError as error:

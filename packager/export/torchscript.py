@@ -23,6 +23,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any, Literal
 import torch
 
 from packager.common import deterministic_zip
+from packager.common.paths import PACKAGE
 from packager.export import control_flow, weights
 from packager.export.control_flow import SpecializedControlFlow
 from packager.export.exporters import (
@@ -41,6 +43,7 @@ from packager.export.exporters import (
     to_exporter_failed,
 )
 from packager.export.graph.messages import StageRecord
+from packager.export.rounded_sizes import watch_rounding
 from packager.model import precision
 
 _CODE_ALLOWANCE_BYTES = 1 << 20  # more than a program's code and archive need besides the weights
@@ -69,7 +72,8 @@ class TorchScriptProgram:
 
     `has_discrete_decisions` tells whether it may decide something by floats: an order, an index, a comparison, a
     step. `stages` records its comparison with the eager module on the probe cases. `script_failure` is why a trace
-    that was wrong there could not be replaced by a script.
+    that was wrong there could not be replaced by a script. `fixes_rounded_sizes` says that the trace made numbers of
+    sizes that forward() rounds.
     """
 
     method: Literal["trace", "script"]
@@ -78,16 +82,26 @@ class TorchScriptProgram:
     has_discrete_decisions: bool
     stages: tuple[StageRecord, ...] = ()
     script_failure: ExporterFailed | None = None
+    fixes_rounded_sizes: bool = False
 
 
 def trace(
-    module: torch.nn.Module, names: Sequence[str] | None, inputs: tuple[torch.Tensor, ...], folder: Path
+    module: torch.nn.Module,
+    names: Sequence[str] | None,
+    inputs: tuple[torch.Tensor, ...],
+    folder: Path,
+    *,
+    keep_rounded_sizes: bool = False,
 ) -> TorchScriptProgram:
     """Trace one call of the module; `names` and `folder` are the manifest's outputs and the user's code.
 
-    Raises `ExporterFailed`.
+    `keep_rounded_sizes` traces what math.ceil and math.floor do with sizes. Raises `ExporterFailed`.
     """
-    with control_flow.record_control_flow() as get_control_flow, torch.no_grad(), disable_attention_fast_path():
+    with ExitStack() as stack:
+        get_control_flow = stack.enter_context(control_flow.record_control_flow())
+        has_rounded = stack.enter_context(watch_rounding(keep=keep_rounded_sizes))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(disable_attention_fast_path())
         _reserve_modulelist_name()
         try:
             flat = FlatOutputs(module, names).eval()
@@ -97,7 +111,8 @@ def trace(
     fixed = get_control_flow(_count_slice_bounds(traced.inlined_graph))
     specialized = replace(fixed, rounded_size_lines=_find_rounded_sizes(traced.inlined_graph))
     decides = bool(specialized.user_lines) or _has_discrete_decisions(traced.inlined_graph)
-    return TorchScriptProgram("trace", traced, specialized, decides)
+    fixes = has_rounded() and not keep_rounded_sizes
+    return TorchScriptProgram("trace", traced, specialized, decides, fixes_rounded_sizes=fixes)
 
 
 def script(module: torch.nn.Module, folder: Path) -> TorchScriptProgram:
@@ -120,19 +135,41 @@ def _has_discrete_decisions(graph: Any) -> bool:
 def _find_rounded_sizes(graph: Any) -> tuple[str, ...]:
     """List the lines that compute a size with a number that float32 cannot represent exactly, such as 0.7.
 
-    That is a scale of F.interpolate, or a step of torch.arange with a bound that is not constant.
+    That is a scale of F.interpolate, a step of torch.arange with a bound that is not constant, or what forward()
+    computes of sizes before it rounds.
     """
     lines = set()
     for node in _iter_nodes(graph):
         inputs = list(node.inputs())
         if node.kind().startswith(("aten::upsample_", "aten::_upsample_")):
             inputs = list(inputs[-1].node().inputs())  # the scales, if there are any
+        elif node.kind() in ("aten::ceil", "aten::floor"):
+            inputs = _list_size_operands(inputs[0])
         elif node.kind() != "aten::arange" or all(value.node().kind() == "prim::Constant" for value in inputs[:3]):
             continue
-        numbers = [value.toIValue() for value in inputs if value.type().kind() == "FloatType"]
-        if any(number is not None and ctypes.c_float(number).value != number for number in numbers):
+        numbers = [number for value in inputs if isinstance(number := _get_number(value), float)]
+        if any(ctypes.c_float(number).value != number for number in numbers):
             lines.add(_find_user_line(node.sourceRange()))
     return tuple(sorted(lines))
+
+
+def _get_number(value: Any) -> Any:
+    """Return a constant as a number, be it one or a tensor of one element, as a trace writes operands of sizes."""
+    constant = value.toIValue()
+    return constant.item() if isinstance(constant, torch.Tensor) and constant.dim() == 0 else constant
+
+
+def _list_size_operands(value: Any) -> list[Any]:
+    """List the constants in an arithmetic expression of sizes; nothing if it has other values."""
+    node, inputs = value.node(), list(value.node().inputs())
+    if node.kind() == "prim::Constant":
+        return [value]
+    if node.kind() == "prim::NumToTensor":
+        return [inputs[0]]
+    if node.kind() not in ("aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::div"):
+        return []
+    operands = [_list_size_operands(operand) for operand in inputs[:2]]
+    return [operand for listed in operands for operand in listed] if all(operands) else []
 
 
 def _count_slice_bounds(graph: Any) -> Counter[str]:
@@ -147,14 +184,14 @@ def _count_slice_bounds(graph: Any) -> Counter[str]:
 
 
 def _find_user_line(source: str) -> str:
-    """Find the innermost line of a node's stack that is not torch's.
+    """Find the innermost line of a node's stack that is neither torch's nor packager's.
 
     A trace records `FILE(LINE): function`, the innermost call first; a script records what a Python traceback shows.
     """
     frames = re.findall(r"^(.+?)\((\d+)\): ", source, re.MULTILINE)
     for path, line in frames or reversed(re.findall(r'File "([^"]+)", line (\d+)', source)):
         library, name = control_flow.name_source_file(path)
-        if not (library and name.startswith("torch/")):
+        if not (library and name.startswith("torch/")) and not path.startswith(f"{PACKAGE}{os.sep}"):
             return f"{name}:{line}"
     return "forward()"
 

@@ -48,6 +48,12 @@ CALLS = {
     "matmul": lambda: Z @ W.mT + Z @ W.mH + Z @ W.T,
     "mul": lambda: Z * W + Z * X + X * Z + 2 * Z + 1j * X,
     "mul_": lambda: (Z * 1).mul_(W),
+    "pad": lambda: (
+        torch.nn.functional.pad(Z, (1, 0), value=1.5)
+        + torch.nn.functional.pad(W, (0, 1))
+        + torch.nn.functional.pad(Z, (0, 1), mode="reflect")
+        + torch.nn.functional.pad(W[None], (1, 0), mode="replicate")[0]
+    ),
     "polar": lambda: torch.polar(X.abs(), X),
     "pow": lambda: Z**2,
     "real": lambda: torch.real(Z) + (Z * X).real,

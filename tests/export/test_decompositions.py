@@ -1,5 +1,7 @@
 """Operators that an exporter lacks are replaced by equal ones, at every size, and only while it runs."""
 
+import re
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,7 +11,7 @@ from exporting import export
 from projects import project
 
 from packager.export import decompositions
-from packager.export.operators import OPERATORS
+from packager.export.operators import ALIASES, OPERATORS
 
 ROWS = torch.tensor([[3.0, -1.5, 3.0, 0.25], [-0.0, 0.0, -2.0, 7.0], [1.5, 1.5, 1.5, -1.5]])
 OTHER = ROWS.flip(0) + 0.5
@@ -154,6 +156,52 @@ def _check(exporter, folder, text):
 @pytest.mark.parametrize("kind", EXPRESSIONS)
 def test_a_module_is_exported_with_operators_that_the_exporter_lacks(tmp_path, kind):
     _check("module", tmp_path, SOURCE.replace("EXPRESSION", EXPRESSIONS[kind]))
+
+
+ALIAS_CALLS = (
+    "torch.subtract(x, y).multiply(torch.divide(x, y.absolute() + 1)).negative()"
+    " + torch.greater(x, y) * torch.less_equal(x, 1) + torch.not_equal(x, y) * torch.less(x, y)"
+    " + torch.clip(x, -1, 1).swapaxes(1, 2).moveaxis(1, 2) + torch.concatenate((x, y)).narrow(0, 0, x.shape[0])"
+    " + torch.special.softmax(torch.special.expit(y), -1) + torch.arccos(x * 0) + torch.arcsinh(x)"
+)
+IN_PLACE_CALLS = (
+    "(x + 1).subtract_(y).multiply_(2).divide_(y.abs() + 1).clip_(-1, 1).negative_().swapaxes_(0, 1).swapaxes(0, 1)"
+)
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "module", "torch-export"])
+@pytest.mark.parametrize("calls", [ALIAS_CALLS, IN_PLACE_CALLS])
+def test_an_alias_of_an_operator_is_exported_like_the_operator(tmp_path, exporter, calls):
+    _check(exporter, tmp_path, SOURCE.replace("EXPRESSION", calls))
+
+
+def _compile_call(name):
+    """Compile a call of an operator, given arguments of the types in its schema."""
+    arguments = decompositions._list_overloads(name)[0]._schema.arguments
+    types = [
+        re.sub(r"(\w+)\?", r"Optional[\1]", str(argument.type)).replace("number", "float") for argument in arguments
+    ]
+    declared = ", ".join(f"a{k}: {kind}" for k, kind in enumerate(types))
+    given = ", ".join(f"{argument.name}=a{k}" for k, argument in enumerate(arguments))
+    call = f"torch.ops.aten.{name.removeprefix('aten::')}({given})"
+    return torch.jit.CompilationUnit(f"def f({declared}):\n    return {call}\n").f.graph
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_is_what_torch_normalizes_to_its_operator(alias):
+    kinds = [node.kind() for node in _compile_call(alias).nodes() if node.kind().startswith("aten::")]
+    assert kinds == [ALIASES[alias]]
+
+
+def test_a_permutation_may_count_dims_from_the_end(tmp_path):
+    _check("torchscript", tmp_path, SOURCE.replace("EXPRESSION", "x.permute(0, -1, -2) @ y"))
+
+
+def test_a_dim_that_counts_from_the_end_stays_a_constant_of_its_own(tmp_path):
+    repeated = "x[:, :, :2].repeat_interleave(2, dim=-1)"
+    _check(
+        "torchscript", tmp_path, SOURCE.replace("EXPRESSION", f"{repeated} * x.shape[1] + y.reshape(x.shape[0], -1, 4)")
+    )
 
 
 def test_torch_export_takes_what_it_lacks_beside_what_only_it_has(tmp_path):

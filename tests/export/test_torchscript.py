@@ -1,5 +1,6 @@
 """Tracing, scripting and saving a module: the same bytes every time."""
 
+import math
 import os
 import runpy
 import zipfile
@@ -359,3 +360,38 @@ def test_a_script_names_a_step_that_float32_rounds(tmp_path):
 def test_a_line_is_found_in_a_folder_with_a_space_in_its_name():
     source = "/home/a user/my project/model.py(20): forward\n/lib/site-packages/torch/nn/modules/module.py(1): call\n"
     assert torchscript._find_user_line(source) == "model.py:20"
+
+
+ROUNDING = """import math
+import torch
+
+
+class Frames(torch.nn.Module):
+    def forward(self, x):
+        frames = math.ceil((x.shape[-1] - 3) / FACTOR) + math.floor(x.shape[-1] * 2 / 3)
+        return torch.nn.functional.pad(x, (0, frames * 4 - x.shape[-1]))
+"""
+
+
+@pytest.mark.parametrize(("factor", "lines"), [("4", ()), ("0.7", ("frames.py:7",)), ("0.5", ())])
+def test_a_trace_keeps_the_sizes_that_forward_rounds_where_it_is_asked_to(tmp_path, factor, lines):
+    (tmp_path / "frames.py").write_text(ROUNDING.replace("FACTOR", factor))
+    module = runpy.run_path(str(tmp_path / "frames.py"))["Frames"]()
+    fixed = torchscript.trace(module, None, (torch.ones(2, 9),), tmp_path)
+    assert fixed.fixes_rounded_sizes
+    assert fixed.specialized.user_lines == ("frames.py:7",)
+    kept = torchscript.trace(module, None, (torch.ones(2, 9),), tmp_path, keep_rounded_sizes=True)
+    assert not kept.fixes_rounded_sizes
+    assert kept.specialized.user_lines == ()
+    assert kept.specialized.rounded_size_lines == lines
+    for size in (3, 8, 9, 10, 31):
+        x = torch.rand(2, size)
+        torch.testing.assert_close(kept.module(x)[0], module(x))
+    assert fixed.module(torch.rand(2, 31))[0].shape != module(torch.rand(2, 31)).shape
+
+
+def test_rounding_a_tensor_gives_a_number_again_after_a_trace(tmp_path):
+    for keep in (False, True):
+        torchscript.trace(torch.nn.Linear(2, 2).eval(), None, (torch.ones(1, 2),), tmp_path, keep_rounded_sizes=keep)
+        assert type(math.ceil(torch.tensor(1.5))) is int
+        assert not hasattr(torch.Tensor, "__ceil__")

@@ -53,7 +53,6 @@ def ship(
         context.writer.remove_file(layout.EXPORTED_PROGRAM)
         failure = LeftOut("torch-export", _FORM, "fail" if parity.loaded else "not-checked", parity.reason)
     left_out = (*left_out, failure)
-    note(f"no fallback is proven, so ONNX has to ship alone: {describe_left_out(left_out)}")
     stages = (
         *stages,
         StageRecord(f"torch-export: {_FORM}", False, failure.verdict, failure.reason, 0, 0, 0, 0, None),

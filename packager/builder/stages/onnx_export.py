@@ -18,9 +18,9 @@ from packager.export.graph.messages import OptimizeJob
 from packager.export.torchscript import TorchScriptProgram
 from packager.project.manifest import Project
 
-Exporter = Literal["program", "module", "torch-export", "script"]
+Exporter = Literal["program", "module", "torch-export", "script", "larger"]
 FROM_TRACE, FROM_MODULE = "torchscript, from the trace", "torchscript, from the module"
-FROM_SCRIPT = "torchscript, from the script"
+FROM_SCRIPT, FROM_LARGER = "torchscript, from the script", "torchscript, from a trace at larger sizes"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,10 @@ def list_exporters(project: Project, program: TorchScriptProgram | None) -> tupl
 
 
 def export(context: BuildContext, model: EagerModel, traced: TracedModel, exporter: Exporter) -> Candidate:
-    """Export the module with one exporter; the worker checks every pass on the probe."""
+    """Export the module with one exporter; the worker checks every pass on the probe.
+
+    For "larger", the program of `traced` is a trace that was made at larger sizes than those of the example.
+    """
     project, loaded, program = context.project, model.loaded, traced.program
     label = "torch-export"
     try:
@@ -64,8 +67,8 @@ def export(context: BuildContext, model: EagerModel, traced: TracedModel, export
             label = FROM_MODULE
             write = partial(exporters.export_from_module, project, loaded.pristine_copy())
         else:
-            traces = exporter == "program" and program is not None and program.method == "trace"
-            label = FROM_TRACE if traces else FROM_SCRIPT
+            traces = exporter in ("program", "larger") and program is not None and program.method == "trace"
+            label = FROM_LARGER if exporter == "larger" else FROM_TRACE if traces else FROM_SCRIPT
             if exporter == "script" or program is None:
                 program = torchscript.script(loaded.pristine_copy(), project.folder)
             write = partial(exporters.export_from_torchscript, project, program)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.results import ArtifactResult, FallbackResult, OnnxResult, describe_left_out
+from packager.builder.stages import retracing
 from packager.builder.stages.onnx_export import FROM_MODULE, FROM_TRACE, Candidate, Exporter, export, list_exporters
 from packager.builder.stages.second_check import check_twice, has_explicit_tolerance, remeasure_once
 from packager.builder.stages.torchscript_stage import TracedModel, retrace
@@ -239,11 +240,36 @@ def ship(
         stages.append(StageRecord(f"export: {label}", False, outcome.verdict, outcome.cause, 0, 0, 0, 0, None))
         rejected.append((attempt.candidate, outcome))
         context.reporter.report_note(f"rejected {label}: {outcome.cause}")
+    larger = _try_larger_trace(context, model, traced, rejected, reference)
+    if larger is not None:
+        return replace(larger, stages=(*stages, *larger.stages), outputs=model.outputs)
     if fallback.artifact is not None and not context.project.manifest.export.required:
         kind = "TorchScript" if isinstance(fallback.artifact, records.TorchScriptArtifact) else "an exported program"
         context.reporter.report_note(f"no ONNX model: the bundle ships {kind} alone (export.required is false)")
         return ArtifactResult(None, None, tuple(stages), outputs=model.outputs)
     raise _make_error(context, model, rejected, reference, fallback)
+
+
+def _try_larger_trace(
+    context: BuildContext,
+    model: EagerModel,
+    traced: TracedModel,
+    rejected: Sequence[tuple[Candidate, Rejection]],
+    reference: Reference,
+) -> OnnxResult | None:
+    """Export a trace that was made at larger sizes, if that of the example is wrong; None if this one is as well."""
+    if not any(candidate.exporter == FROM_TRACE and outcome.verdict == "fail" for candidate, outcome in rejected):
+        return None
+    assert traced.program is not None
+    program = retracing.trace_at_larger_sizes(context, model, traced.program)
+    if program is None:
+        return None
+    candidate = export(context, model, replace(traced, program=program), "larger")
+    outcome = _settle(context, model, check_prepared(context, reference, prepare(context, candidate)), reference)
+    if isinstance(outcome, ArtifactResult):
+        return outcome
+    context.reporter.report_note(f"rejected {candidate.exporter}: {outcome.cause}")
+    return None
 
 
 def _is_pointless(exporter: Exporter, rejected: Sequence[tuple[Candidate, Rejection]]) -> bool:

@@ -2,8 +2,8 @@
 
 The fastest form is tried first: batch normalization folded, and optimized for inference when it is loaded. If that
 form fails, one step after the other is left out; if the trace itself fails, the module is scripted. If no form of
-TorchScript passes, `torchscript.method: auto` tries an exported program (`exported_program_stage`), and ships none if
-that fails as well: ONNX has its own proof.
+TorchScript passes, `torchscript.method: auto` tries an exported program (`exported_program_stage`), then a trace at
+larger sizes (`retracing`), and ships none if that fails as well: ONNX has its own proof.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from packager.builder.context import BuildContext, EagerModel
 from packager.builder.results import ArtifactResult, CachedResults, FallbackResult, LeftOut, describe_left_out
-from packager.builder.stages import exported_program_stage
+from packager.builder.stages import exported_program_stage, retracing
 from packager.builder.stages.second_check import check_twice, has_explicit_tolerance
 from packager.bundle import layout, records
 from packager.common import output_tree, process_memory
@@ -138,16 +138,26 @@ def _check_program(
 ) -> TorchScriptProgram | None:
     """Record how the program compares with the module on the probe; a script replaces a trace that is wrong there.
 
-    Exporters rewrite a program in place, so this happens once, before anything is made of it.
+    If the module cannot be scripted, a trace does that keeps sizes dynamic that forward() rounds. Exporters rewrite a
+    program in place, so this happens once, before anything is made of it.
     """
     if program is None or not probe:
         return program
     stage = _check_on_probe(context, model, program, probe)
     program = replace(program, stages=(*program.stages, stage))
-    if stage.verdict == "pass" or program.method == "script" or context.project.manifest.torchscript.method != "auto":
+    if stage.verdict == "pass" or program.method == "script":
         return program
-    scripted = _script_instead(context, model, program, program.stages)
-    return scripted if scripted.script_failure else _check_program(context, model, scripted, probe)
+    if context.project.manifest.torchscript.method == "auto":
+        scripted = _script_instead(context, model, program, program.stages)
+        if scripted.script_failure is None:
+            return _check_program(context, model, scripted, probe)
+        program = scripted
+    kept = retracing.trace_rounded_sizes(context, model, program)
+    stage = _check_on_probe(context, model, kept, probe) if kept is not None else stage
+    if kept is None or stage.verdict != "pass":
+        return program
+    context.reporter.report_note("the trace is replaced by one that keeps the sizes dynamic that forward() rounds")
+    return replace(kept, stages=(*program.stages, stage))
 
 
 def _check_on_probe(
@@ -231,10 +241,17 @@ def ship(
         if isinstance(tried, ArtifactResult):
             return tried
         left_out, stages = (*left_out, *tried[0]), (*stages, *tried[1])
+    fallback: FallbackResult = ArtifactResult(None, None, stages, left_out=left_out)
+    if method == "auto":
+        fallback = exported_program_stage.ship(context, model, reference, left_out, stages)
+    if fallback.artifact is None:
+        larger = _ship_larger_trace(context, model, program, fallback, reference)
+        if larger is not None:
+            return larger
         if method != "auto":
             raise _make_error(context, left_out)
-    fallback = exported_program_stage.ship(context, model, reference, left_out, stages)
-    if fallback.artifact is None:
+        reason = describe_left_out(fallback.left_out)
+        context.reporter.report_note(f"no fallback is proven, so ONNX has to ship alone: {reason}")
         return fallback
     decides = program is None or program.has_discrete_decisions
     return replace(fallback, specialized=specialized, has_discrete_decisions=decides)
@@ -270,6 +287,25 @@ def _try_programs(
     if isinstance(second, ArtifactResult):
         return replace(second, left_out=tuple(left_out))
     return (*left_out, _reject_forms(scripted, second)), second
+
+
+def _ship_larger_trace(
+    context: BuildContext,
+    model: EagerModel,
+    program: TorchScriptProgram | None,
+    tried: FallbackResult,
+    reference: Reference,
+) -> FallbackResult | None:
+    """Ship a trace that was made at larger sizes, where all that was `tried` failed; None if it fails as well."""
+    larger = retracing.trace_at_larger_sizes(context, model, program) if program is not None else None
+    form = save(context, larger, fold=True)
+    if larger is None or form is None:
+        return None
+    shipped = _try_forms(context, model, replace(larger, stages=tried.stages), form, reference)
+    if not isinstance(shipped, ArtifactResult):
+        return None
+    context.reporter.report_note("the fallback is a trace that was made at larger sizes than those of the example")
+    return replace(shipped, left_out=tried.left_out)
 
 
 def _try_forms(

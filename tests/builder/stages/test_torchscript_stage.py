@@ -360,6 +360,81 @@ def test_a_branch_on_a_size_that_every_artifact_fixes_is_refused_with_each_verdi
     assert not (tmp_path / "out").exists()
 
 
+FRAMES = """
+import math
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv1d(1, 3, 4, 4)
+
+    def forward(self, x):
+        frames = math.ceil((x.shape[-1] - 4) / 4) + sum(map(len, "x"))
+        return self.layer(nn.functional.pad(x, (0, frames * 4 - x.shape[-1])))
+"""
+"""It pads its last frame, as audio codecs do, and cannot be scripted, because it calls map()."""
+AUDIO = {"x": {"dtype": "float32", "shape": ["batch", 1, "samples"]}}
+
+
+@pytest.mark.parametrize("method", ["auto", "trace"])
+def test_sizes_that_forward_rounds_are_traced_where_the_trace_is_wrong_without_them(tmp_path, method):
+    path = project(tmp_path / "p", FRAMES, inputs=AUDIO, dims={"samples": {"min": 4}}, torchscript={"method": method})
+    events = []
+    bundle = packager.build(path, tmp_path / "out", listener=events.append, check=True).bundle
+    assert any(carries(event.message, "forward() rounds") for event in events if isinstance(event, Note))
+    stages = json.loads((bundle / "evidence/parity.json").read_text())["stages"]
+    assert [stage["verdict"] for stage in stages if stage["name"] == "torchscript: trace"] == ["fail", "pass"]
+    assert json.loads((bundle / "config.json").read_text())["artifacts"]["torchscript"]["method"] == "trace"
+    onnx, fallback = packager.load(bundle, fallback=False), torch.jit.load(bundle / "model.ts")
+    for size in (4, 5, 8, 29):
+        x, shape = np.ones((2, 1, size), np.float32), (2, 3, -(-size // 4))
+        assert onnx.run({"x": x})["output_0"].shape == fallback(torch.from_numpy(x))[0].shape == shape
+
+
+WINDOW = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 3, 11))
+
+    def forward(self, x):
+        reach, length = sum(map(len, ["xxxxx"])), x.shape[-1]
+        table, margin = self.table, max(length - reach - 1, 0)
+        if margin > 0:
+            table = nn.functional.pad(table, (margin, margin))
+        start = max(reach + 1 - length, 0)
+        return table[..., start : start + 2 * length - 1] * x.sum(-1, keepdim=True)
+"""
+"""It makes a table of positions as long as its input needs, with a branch that short inputs do not take: as VITS."""
+
+
+@pytest.mark.parametrize("method", ["auto", "trace"])
+def test_a_branch_that_most_sizes_take_is_traced_at_larger_sizes(tmp_path, method):
+    path = project(tmp_path / "p", WINDOW, inputs=AUDIO, dims={"samples": {"min": 4}}, torchscript={"method": method})
+    bundle = packager.build(path, tmp_path / "out", check=True).bundle
+    record = json.loads((bundle / "evidence/parity.json").read_text())
+    verdicts = {stage["name"]: stage["verdict"] for stage in record["stages"]}
+    assert verdicts["export: torchscript, from the trace"] == "fail"
+    assert verdicts["export: torchscript, from a trace at larger sizes"] == "pass"
+    assert any("model.py:14" in item for item in record["not_checked"])
+    assert json.loads((bundle / "config.json").read_text())["artifacts"]["torchscript"]["method"] == "trace"
+    onnx, fallback = packager.load(bundle, fallback=False), torch.jit.load(bundle / "model.ts")
+    for size in (4, 5, 6, 7, 29):
+        x = np.ones((2, 1, size), np.float32)
+        expected = fallback(torch.from_numpy(x))[0].numpy()
+        assert expected.shape == (2, 3, 2 * size - 1)
+        np.testing.assert_allclose(onnx.run({"x": x})["output_0"], expected, rtol=1e-4, atol=1e-5)
+    assert packager.verify(bundle, trust_program=True).ok
+
+
 def test_inspect_says_that_there_is_no_fallback_and_why(alone, exported):
     text = package("inspect", alone[0].bundle).stdout
     mentions(" ".join(text.split()), "fallback", "none", "Sparsemax", "GuardOnDataDependentSymNode")
