@@ -28,6 +28,12 @@ Run = Callable[[Arrays], Arrays]
 _QUICK_NS = 500_000
 """A run that is expected to take less time than this blocks the event loop: switching threads costs about a tenth."""
 
+_RETURN_SHARE = 1 / 20
+"""How long the next batch waits for the clients that were just answered, as a share of the time that their run took.
+
+Clients that wait for each answer come back within a millisecond, but not all at once: the first of them would run
+alone, and the others as the rest of a batch (16 clients of MiniLM made batches of 5.4, and of 8 with this)."""
+
 
 class Batcher:
     """The queue of one model. Requests with the same key are joined up to a batch of `largest`; None has no limit."""
@@ -47,6 +53,8 @@ class Batcher:
         self._delay_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._quick_elements = 0
+        self._returning = 0  # clients that may come back by `_return_time` of the event loop
+        self._return_time = 0.0
 
     @property
     def pending(self) -> int:
@@ -85,6 +93,9 @@ class Batcher:
         if self._delay_timer is not None:
             self._delay_timer.cancel()
             self._delay_timer = None
+        if self._waiting < self._returning and loop.time() < self._return_time:
+            self._delay_timer = loop.call_at(self._return_time, self._dispatch, loop)
+            return
         while self._groups and len(self._running) < self._instances:
             jobs = self._take_batch(loop)
             if not jobs:
@@ -153,8 +164,11 @@ class Batcher:
         times: RunTimes,
     ) -> None:
         self._running.remove(jobs)
-        if self._groups and self._loop is not None:
-            self._schedule(self._loop)
+        if self._loop is not None:
+            self._returning = len(jobs)
+            self._return_time = self._loop.time() + _RETURN_SHARE * (times.ran - times.started) / 1e9
+            if self._groups:
+                self._schedule(self._loop)
         self._finish(jobs, results, times)
 
     def _execute(self, jobs: Sequence[Job]) -> tuple[Sequence[Arrays | Exception], RunTimes]:

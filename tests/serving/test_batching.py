@@ -155,6 +155,37 @@ def test_a_request_waits_for_others_for_as_long_as_the_delay():
     assert late >= 0.3
 
 
+def come_back(count):
+    """Answer four clients from one run, and let `count` of them come back 10 ms apart; returns the batches."""
+
+    async def submit():
+        loop = asyncio.get_running_loop()
+        model = Model(seconds=2.0)
+        batcher = Batcher(model, Settings(instances=1), Statistics(), largest=None)
+        futures = [loop.create_future() for _ in range(4 + count)]
+        for number, future in enumerate(futures):
+            if number == 4:
+                await futures[0]
+                model.seconds = 0.0
+            batcher.submit(Job({"x": np.full((1, 1), number)}, 1, 0, future.set_result))
+            if number >= 4:
+                await asyncio.sleep(0.01)
+        await asyncio.gather(*futures)
+        return model.batches
+
+    return asyncio.run(submit())
+
+
+def test_clients_that_come_back_one_after_the_other_are_joined_again():
+    assert come_back(4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_request_waits_for_other_clients_no_longer_than_a_part_of_the_last_run():
+    started = time.monotonic()
+    assert come_back(1) == [[0, 1, 2, 3], [4]]
+    assert 2.0 <= time.monotonic() - started < 3.0
+
+
 def test_a_delay_does_not_hold_up_requests_that_cannot_be_joined():
     started = time.monotonic()
     assert drive(Model(), [([1], None), ([2], None)], batch_delay=5.0) == [[2], [4]]
