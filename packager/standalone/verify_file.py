@@ -6,6 +6,7 @@ those that packager knows, and that of the library against the wheel of onnxrunt
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -66,13 +67,20 @@ def _check_parts(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _compare_parts(descriptor: int, trailer: Trailer) -> tuple[list[str], list[str]]:
-    parts = {"runner": trailer.runner, "library": trailer.library, "notices": trailer.notices}
+    parts = {
+        "runner": trailer.runner,
+        "library": trailer.library,
+        "notices": trailer.notices,
+        "list of digests": trailer.digests,
+    }
 
     def is_intact(part: Part) -> bool:
         return digest_range(descriptor, part.offset, part.size)[0] == part.sha256.hex()
 
     intact = map_on_cores(is_intact, parts.values())
     problems = [f"executable: its {name} was changed" for name, same in zip(parts, intact, strict=True) if not same]
+    if not problems and _digest_pieces(descriptor, trailer) != trailer.digests.sha256:
+        problems.append("executable: its list of digests is not that of its pieces")
     if any(any(chunk) for chunk in _read_padding(descriptor, trailer)):
         problems.append("executable: the bytes between its parts are not zero")
     notes: list[str] = []
@@ -92,9 +100,17 @@ def _compare_parts(descriptor: int, trailer: Trailer) -> tuple[list[str], list[s
     return problems, notes
 
 
+def _digest_pieces(descriptor: int, trailer: Trailer) -> bytes:
+    """Return what the SHA-256 of the list of digests has to be."""
+    digests = hashlib.sha256()
+    for offset, size in trailer.pieces():
+        digests.update(bytes.fromhex(digest_range(descriptor, offset, size)[0]))
+    return digests.digest()
+
+
 def _read_padding(descriptor: int, trailer: Trailer) -> Iterator[bytes]:
     """Yield what lies between the parts, in chunks."""
-    gaps = [(trailer.runner.end, trailer.library.offset), (trailer.notices.end, trailer.offset)]
+    gaps = [(trailer.runner.end, trailer.library.offset), (trailer.digests.end, trailer.offset)]
     for start, end in gaps:
         for position in range(start, end, CHUNK_BYTES):
             yield read_range(descriptor, position, min(CHUNK_BYTES, end - position))

@@ -8,6 +8,7 @@
 #include "array.hpp"
 #include "bundle.hpp"
 #include "executable.hpp"
+#include "pieces.hpp"
 
 namespace packager {
 
@@ -25,9 +26,9 @@ struct ModelTensor {
 // A session. `run` may be called from several threads at once.
 class Session {
 public:
-    // Checks the library's digest before any of its code runs, and the weights' while the session is made. There may
-    // be one session in a process. Throws Error (integrity-failed, not-a-bundle, backend-unavailable).
-    Session(const Executable& executable, const Bundle& bundle, const SessionSettings& settings);
+    // Waits for the check of the library before any of its code runs, and compares the weights while the session is
+    // made. There may be one session in a process. Throws Error (integrity-failed, not-a-bundle, backend-unavailable).
+    Session(const Executable& executable, LibraryCheck& library, const Bundle& bundle, const SessionSettings& settings);
     ~Session();
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
