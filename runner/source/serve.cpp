@@ -32,6 +32,7 @@ int serve(const Executable& executable, LibraryCheck& library, const ServeOption
     const Bundle bundle = open_bundle(executable);
     SessionSettings session_settings;
     session_settings.threads = 1;  // several requests use the cores better than one
+    session_settings.is_shared = true;
     const Session session(executable, library, bundle, session_settings);
     return http::serve_model(bundle.config, session, read_settings(options), options.host, options.port);
 }

@@ -20,6 +20,8 @@ namespace {
 
 using ort::Handle;
 
+constexpr std::size_t small_model = std::size_t{4} << 20U;
+
 struct ElementType {
     int number;  // of ONNXTensorElementDataType
     DType dtype;
@@ -101,6 +103,7 @@ struct Session::State {
     Handle<ort::Session> session{nullptr, nullptr};
     std::vector<ModelTensor> inputs, outputs;
     std::vector<const char*> output_names;
+    bool has_arena = true;
 
     void open_api(const Executable& executable, LibraryCheck& check);
     Handle<ort::SessionOptions> make_options(int threads) const;
@@ -130,6 +133,7 @@ Handle<ort::SessionOptions> Session::State::make_options(int threads) const {
     ort::check(*api, api->SetIntraOpNumThreads(options.get(), threads));
     // The bytes of a different format would be read without the checks of external weights.
     ort::check(*api, api->AddSessionConfigEntry(options.get(), "session.load_model_format", "ONNX"));
+    if (!has_arena) ort::check(*api, api->DisableCpuMemArena(options.get()));
     // Threads that wait for work sleep: the cores are needed to compare the weights.
     ort::check(*api, api->AddSessionConfigEntry(options.get(), "session.intra_op.allow_spinning", "0"));
     return options;
@@ -266,6 +270,9 @@ Session::Session(const Executable& executable, LibraryCheck& library, const Bund
             data_check = std::async(check_file, std::cref(archive), std::cref(seal), data_name, path);
         }
         const int threads = choose_threads(settings.threads);
+        // Runs of a small model wait for each other at the arena's lock, and malloc has one for each thread.
+        state_->has_arena =
+            !settings.is_shared || model.size + (data != nullptr ? data->content.size : 0) > small_model;
         state_->open_api(executable, library);
         const bool is_mapped =
             data != nullptr && !tensors.empty() && state_->make_mapped(executable, model, data->offset, threads);

@@ -14,6 +14,7 @@ namespace packager {
 
 struct SessionSettings {
     int threads = 0;  // intra-op threads; 0: the cores that affinity and quota allow
+    bool is_shared = false;  // by threads that run the model at the same time
 };
 
 // A tensor as the model itself declares it; -1 and names for dynamic dims.
