@@ -7,14 +7,14 @@ those that packager knows, and that of the library against the wheel of onnxrunt
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from packager.bundle.executable_layout import Part, Trailer, TrailerMalformed, read_trailer
+from packager.bundle.executable_layout import Part, Trailer
+from packager.bundle.files import open_bundle
 from packager.common.hashing import CHUNK_BYTES, digest_range, map_on_cores, read_range
-from packager.errors import NotABundle, StandaloneRefused
-from packager.runtime.verify import VerifyReport, verify
+from packager.errors import StandaloneRefused
+from packager.runtime.verify import ParityOptions, VerifyReport, read_demands, verify_files
 from packager.standalone.library import read_installed_digest
 from packager.standalone.runners import read_digests
 
@@ -32,38 +32,18 @@ def verify_file(
 ) -> VerifyReport:
     """Verify an executable: its parts, and then the bundle in it as `verify` does, whose arguments these are.
 
+    It is opened once: the parts and the bundle are those of one file, whatever takes its name meanwhile.
+
     What is wrong with the parts is in `structure` of the report. Then the evidence is not replayed. Raises
     `StandaloneRefused` if it is no executable or its trailer is malformed, and what `verify` raises.
     """
-    problems, notes = _check_parts(Path(bundle))
-    report = verify(
-        bundle,
-        fingerprint=fingerprint,
-        public_key=public_key,
-        certificate_chain=certificate_chain,
-        trust_program=trust_program,
-        parity=parity and not problems,
-        time_limit=time_limit,
-        memory_limit=memory_limit,
-    )
-    return report.with_executable(problems, notes)
-
-
-def _check_parts(path: Path) -> tuple[list[str], list[str]]:
-    """Return what is wrong with the parts in front of the bundle, and notes on what was not checked."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise NotABundle(str(path), f"it cannot be read: {error.strerror}") from None
-    try:
-        trailer = read_trailer(descriptor)
-        if trailer is None:
-            raise StandaloneRefused(str(path), "it has no trailer")
-        return _compare_parts(descriptor, trailer)
-    except TrailerMalformed as error:
-        raise StandaloneRefused(str(path), str(error)) from None
-    finally:
-        os.close(descriptor)
+    demands = read_demands(fingerprint, public_key, certificate_chain)
+    with open_bundle(bundle) as files:
+        if files.trailer is None:
+            raise StandaloneRefused(str(bundle), "it has no trailer")
+        problems, notes = _compare_parts(files.descriptor, files.trailer)
+        options = ParityOptions(parity and not problems, trust_program, time_limit, memory_limit)
+        return verify_files(files, demands, options).with_executable(problems, notes)
 
 
 def _compare_parts(descriptor: int, trailer: Trailer) -> tuple[list[str], list[str]]:
@@ -84,10 +64,10 @@ def _compare_parts(descriptor: int, trailer: Trailer) -> tuple[list[str], list[s
     if any(any(chunk) for chunk in _read_padding(descriptor, trailer)):
         problems.append("executable: the bytes between its parts are not zero")
     notes: list[str] = []
-    if trailer.runner.sha256.hex() != read_digests().get(trailer.target):
+    if trailer.runner.sha256.hex() not in read_digests().get(trailer.target, ()):
         problems.append(
-            f"executable: its runner, sha256 {trailer.runner.sha256.hex()}, is not the one for {trailer.target} that "
-            "this version of packager knows"
+            f"executable: its runner, sha256 {trailer.runner.sha256.hex()}, is none for {trailer.target} that this "
+            "version of packager knows"
         )
     expected = read_installed_digest(trailer.onnxruntime, trailer.target)
     if expected is None:

@@ -182,6 +182,26 @@ def test_a_runner_that_packager_does_not_know_is_refused(executable, monkeypatch
     assert set(report.parity.values()) == {"not-checked"}
 
 
+def test_a_runner_of_an_earlier_release_is_known(executable, trailer, monkeypatch):
+    digests = {trailer.target: ["0" * 64, trailer.runner.sha256.hex()]}
+    monkeypatch.setattr(module, "read_digests", lambda: digests)
+    assert verify_file(executable, parity=False).ok
+
+
+def test_a_file_that_takes_the_name_meanwhile_is_not_looked_at(executable, tmp_path, monkeypatch):
+    path = tmp_path / "digits-cnn"
+    path.write_bytes(executable.read_bytes())
+    compare = module._compare_parts
+
+    def replace_then_compare(*arguments):
+        path.unlink()
+        path.write_bytes(b"something else")
+        return compare(*arguments)
+
+    monkeypatch.setattr(module, "_compare_parts", replace_then_compare)
+    assert verify_file(path, parity=False).ok
+
+
 def test_a_library_that_is_not_the_wheels_is_refused(executable, monkeypatch):
     monkeypatch.setattr(module, "read_installed_digest", lambda *_: bytes(32))
     report = verify_file(executable)
