@@ -1,11 +1,11 @@
 // libc++ writes numbers of 2^53 and more in fixed notation, and numbers of a given precision, by 104 kB of tables. No
 // such number is written here by std::to_chars (http/tensors.cpp, python_text.cpp). These functions take the place of
 // all that the object file with the tables defines, so that it is left out; they write the same.
-#include <algorithm>
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <system_error>
 
 namespace packager {
@@ -19,11 +19,13 @@ std::to_chars_result print(char* first, char* last, const char* form, double val
     if (size < 0 || size >= static_cast<int>(sizeof text) || size > last - first) {
         return {last, std::errc::value_too_large};
     }
-    return {std::copy_n(text, size, first), std::errc{}};
+    std::memcpy(first, text, static_cast<std::size_t>(size));
+    return {first + size, std::errc{}};
 }
 
 }  // namespace
 
+// NOLINTBEGIN(misc-use-internal-linkage): the names below are those that libc++ looks for
 std::to_chars_result print_fixed(char* first, char* last, double value,
                                  std::uint32_t precision) asm("_ZNSt3__120__d2fixed_buffered_nEPcS0_dj");
 std::to_chars_result print_scientific(char* first, char* last, double value,
@@ -44,5 +46,6 @@ void append_digits(std::uint32_t count, std::uint32_t number, char* text) {
 }
 
 void append_nine_digits(std::uint32_t number, char* text) { append_digits(9, number, text); }
+// NOLINTEND(misc-use-internal-linkage)
 
 }  // namespace packager

@@ -104,6 +104,7 @@ struct Session::State {
     std::vector<ModelTensor> inputs, outputs;
     std::vector<const char*> output_names;
     bool has_arena = true;
+    std::future<void> heap;
 
     void open_api(const Executable& executable, LibraryCheck& check);
     Handle<ort::SessionOptions> make_options(int threads) const;
@@ -118,7 +119,7 @@ struct Session::State {
 void Session::State::open_api(const Executable& executable, LibraryCheck& check) {
     setenv("ORT_DISABLE_TELEMETRY", "1", 1);  // before the library is loaded: it sends data otherwise
     void* const function = load_library(executable, check);
-    const std::future<void> heap = prepare_heap();  // ends with this function
+    heap = prepare_heap();
     const auto* const base = reinterpret_cast<const ort::ApiBase* (*)()>(function)();
     api = base->GetApi(ort::api_version);
     if (api == nullptr) throw ort::Failure(std::string("version ") + base->GetVersionString() + " is too old");
@@ -293,6 +294,7 @@ Session::Session(const Executable& executable, LibraryCheck& library, const Bund
 }
 
 // The process ends after its session: releasing it would wait for onnxruntime's threads and free each of its blocks.
+// NOLINTNEXTLINE(bugprone-unused-return-value)
 Session::~Session() { static_cast<void>(state_.release()); }
 
 Arrays Session::run(const Arrays& inputs) const {

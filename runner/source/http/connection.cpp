@@ -200,7 +200,7 @@ void Connection::write_head(Response& response) {
 // may be one that waits for all of them, and is woken once. Returns false if that could take long, or is the last
 // answer.
 bool Connection::hold(Response& response, std::int64_t now) {
-    std::string& head = loop_.head_text();
+    const std::string& head = loop_.head_text();
     const std::size_t size = head.size() + response.body_size();
     if (!keep_alive_ || size > largest_held || now - started_ > longest_held_for) return false;
     output_.head.reserve(size);
@@ -214,7 +214,7 @@ bool Connection::hold(Response& response, std::int64_t now) {
 }
 
 void Connection::send(Response& response) {
-    std::string& head = loop_.head_text();
+    const std::string& head = loop_.head_text();
     std::size_t sent = 0;
     const Sent result = send_parts(socket(), head, response.body, response.tensors, sent);
     if (result == Sent::failed) {
