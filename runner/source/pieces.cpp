@@ -134,10 +134,9 @@ LibraryCheck::State LibraryCheck::compare(std::size_t window, const Buffer& buff
     return State::intact;
 }
 
-void LibraryCheck::wait() {
-    for (std::future<void>& thread : threads_) {
-        if (thread.valid()) thread.get();
-    }
+// A thread that had no memory to begin with leaves the windows to the others.
+void LibraryCheck::wait() const {
+    for (const std::future<void>& thread : threads_) thread.wait();
 }
 
 }  // namespace packager

@@ -39,7 +39,7 @@ private:
     Buffer make_buffer() const;
     bool work(const Buffer& buffer);
     State compare(std::size_t window, const Buffer& buffer) const;
-    void wait();
+    void wait() const;
 
     const Executable& executable_;
     std::uint64_t window_size_;
