@@ -2,7 +2,9 @@
 
 A runner needs glibc 2.28 or later and nothing else of the host, as libc++ is linked in. It is the same, byte for byte,
 whatever machine and folder it was built on: no path, time or build id is in it. The digests that packager knows are in
-packager/standalone/runners.json. A build that differs from them fails, and `--record` writes them.
+packager/standalone/runners.json, a list for each target: the newest first, and then those of earlier releases, whose
+executables `package verify` still knows. A build that differs from the newest fails. `--record` writes the newest, and
+`--record --keep` puts it in front of one that was released.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, action="append", help="may be repeated; all without it")
     parser.add_argument("--record", action="store_true", help="write the digests instead of comparing them")
+    parser.add_argument("--keep", action="store_true", help="with --record: the newest digests were released")
     parser.add_argument("--output", type=Path, default=PACKAGE, help="the folder for the runners")
     parser.add_argument("--work", type=Path, default=RUNNER / "work/zig", help="the folder for objects and zig's cache")
     parser.add_argument("--zig", default="python-zig", help="the command that runs zig")
@@ -59,15 +62,18 @@ def main() -> None:
         path = build(target, arguments.zig.split(), arguments.work.absolute(), arguments.output, arguments.jobs)
         digests[target] = hashlib.sha256(path.read_bytes()).hexdigest()
         print(f"{target}: {path.stat().st_size} bytes, sha256 {digests[target]}", flush=True)
-    settle(digests, record=arguments.record)
+    settle(digests, record=arguments.record, keep=arguments.keep)
 
 
-def settle(digests: dict[str, str], *, record: bool) -> None:
+def settle(digests: dict[str, str], *, record: bool, keep: bool) -> None:
     """Write the digests, or compare them with those that were written before."""
-    recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    recorded: dict[str, list[str]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    differing = sorted(target for target, digest in digests.items() if recorded.get(target, [""])[0] != digest)
     if record:
-        RECORD.write_text(json.dumps({**recorded, **digests}, indent=2, sort_keys=True) + "\n")
-    elif differing := sorted(target for target, digest in digests.items() if recorded.get(target) != digest):
+        for target in differing:
+            recorded[target] = [digests[target], *recorded.get(target, [])[0 if keep else 1 :]]
+        RECORD.write_text(json.dumps(recorded, indent=2, sort_keys=True) + "\n")
+    elif differing:
         raise SystemExit(
             f"{', '.join(differing)}: not the bytes that {RECORD.name} knows; after a change, run `make runners`"
         )

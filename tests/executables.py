@@ -1,13 +1,12 @@
 """Executables for tests: any archive behind the runner, whether it is a bundle or not, and what they answer."""
 
-import hashlib
 import json
 import subprocess
 
 import onnxruntime
 
 from packager.bundle import archive
-from packager.bundle.executable_layout import MACHINES, Part, Trailer, place_archive, place_library
+from packager.bundle.executable_layout import MACHINES, build_front
 from packager.standalone.library import read_library
 from packager.standalone.runners import find_host_target
 
@@ -17,26 +16,11 @@ def put_behind_runner(runner, content, path):
     target = find_host_target(path)
     library = read_library(onnxruntime.__version__, target, None)
 
-    def describe(offset, part):
-        return Part(offset, len(part), hashlib.sha256(part).digest())
-
-    library_part = describe(place_library(len(runner)), library.content)
-    notices_part = describe(library_part.end, library.notices)
-    trailer = Trailer(
-        runner=describe(0, runner), library=library_part, notices=notices_part,
-        archive_offset=place_archive(notices_part.end), archive_size=len(content), machine=MACHINES[target],
+    front = build_front(
+        runner, library.content, library.notices, archive_size=len(content), machine=MACHINES[target],
         onnxruntime=library.version,
     )  # fmt: skip
-    with path.open("wb") as stream:
-        for offset, part in (
-            (0, runner),
-            (library_part.offset, library.content),
-            (notices_part.offset, library.notices),
-            (trailer.offset, trailer.encode()),
-            (trailer.archive_offset, content),
-        ):
-            stream.seek(offset)
-            stream.write(part)
+    path.write_bytes(front + content)
     path.chmod(0o755)
     return path
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle import layout
-from packager.bundle.executable_layout import TrailerMalformed, read_trailer
+from packager.bundle.executable_layout import Trailer, TrailerMalformed, read_trailer
 from packager.bundle.names import MAX_DEPTH, MAX_FILES, describe_path_problem, describe_set_problem
 from packager.common import deterministic_zip
 from packager.common.file_slice import FileSlice
@@ -54,21 +54,21 @@ class _Listing:
     - `files`: the paths of everything but folders, sorted by their bytes.
     - `sizes`: the sizes in bytes of regular files; the others are links, pipes or devices.
     - `empty_folders`: folders without a file, each with a `/` at the end.
-    - `entries`: the entries of an archive by path, and `start`: where it starts in its file.
+    - `entries`: the entries of an archive by path, and `trailer`: that of the executable in which it is.
     """
 
     files: tuple[str, ...]
     sizes: Mapping[str, int]
     empty_folders: tuple[str, ...] = ()
     entries: dict[str, deterministic_zip.ZipEntry] | None = None
-    start: int = 0
+    trailer: Trailer | None = None
 
 
 class BundleFiles:
     """The files of one opened bundle. Use it as a context manager, or call `close`.
 
     `paths` are all files, sorted by their bytes, with the unsealed ones. `sizes` are those of regular files, in bytes;
-    nothing else can be read. `empty_folders` are folders without a file, ending in `/`.
+    nothing else can be read. `empty_folders` are folders without a file, ending in `/`. `trailer` is an executable's.
 
     Read, map or locate whatever will be used before its digest is taken: its descriptor then stays open. A file of a
     folder that nobody holds is closed after `sha256`; using it later is an error of the caller (ValueError), because
@@ -80,9 +80,10 @@ class BundleFiles:
         self.paths = listing.files
         self.sizes = listing.sizes
         self.empty_folders = listing.empty_folders
-        self._descriptor = descriptor
+        self.trailer = listing.trailer
+        self.descriptor = descriptor
         self._entries = listing.entries
-        self._start = listing.start
+        self._start = listing.trailer.archive_offset if listing.trailer else 0
         self._names = frozenset(listing.files)
         self._locations: dict[str, Location] = {}
         self._contents: dict[str, bytes | memoryview] = {}
@@ -98,7 +99,7 @@ class BundleFiles:
     def close(self) -> None:
         """Close all descriptors. Bytes and mappings that were returned stay valid."""
         self._contents.clear()
-        descriptors = {location.descriptor for location in self._locations.values()} | {self._descriptor}
+        descriptors = {location.descriptor for location in self._locations.values()} | {self.descriptor}
         self._locations.clear()
         for descriptor in descriptors:
             os.close(descriptor)
@@ -178,7 +179,7 @@ class BundleFiles:
     def close_file(self, path: str) -> None:
         """Close a file that `locate` opened and nobody uses any more, so that few are open at a time."""
         location = self._locations.pop(path, None)
-        if location is not None and location.descriptor != self._descriptor:
+        if location is not None and location.descriptor != self.descriptor:
             os.close(location.descriptor)
 
     def _hash(self, path: str) -> str:
@@ -217,11 +218,11 @@ class BundleFiles:
             raise self._damaged(f"{path} is missing")
         if self._entries is not None:
             entry = self._entries[path]
-            return Location(self._descriptor, self._start + entry.content_offset, entry.size)
+            return Location(self.descriptor, self._start + entry.content_offset, entry.size)
         if path in self._digests:
             raise ValueError(f"{path} was closed after its digest: locate it first")
         try:
-            descriptor = _open_below(self._descriptor, path)
+            descriptor = _open_below(self.descriptor, path)
         except OSError as error:
             if error.errno in _REPLACED:
                 raise self._damaged(f"{path} is not a regular file") from None
@@ -256,8 +257,8 @@ def open_bundle(path: str | Path) -> BundleFiles:
             listing = _list_folder(path, descriptor)
         elif stat.S_ISREG(mode) and path.suffix == ARCHIVE_SUFFIX:
             listing = _list_archive(path, descriptor)
-        elif stat.S_ISREG(mode) and (start := _find_archive(path, descriptor)) is not None:
-            listing = _list_archive(path, descriptor, start)
+        elif stat.S_ISREG(mode) and (trailer := _read_trailer(path, descriptor)) is not None:
+            listing = _list_archive(path, descriptor, trailer)
         else:
             raise NotABundle(str(path), "it is a file; a bundle is a folder or a .zip")
     except BaseException:
@@ -295,19 +296,18 @@ def is_executable(path: Path) -> bool:
         return False
 
 
-def _find_archive(path: Path, descriptor: int) -> int | None:
+def _read_trailer(path: Path, descriptor: int) -> Trailer | None:
     try:
-        trailer = read_trailer(descriptor)
+        return read_trailer(descriptor)
     except TrailerMalformed as error:
         raise StandaloneRefused(str(path), str(error)) from None
     except OSError as error:
         raise NotABundle(str(path), f"it cannot be read: {error.strerror}") from None
-    return None if trailer is None else trailer.archive_offset
 
 
-def _list_archive(path: Path, descriptor: int, start: int = 0) -> _Listing:
+def _list_archive(path: Path, descriptor: int, trailer: Trailer | None = None) -> _Listing:
     try:
-        with io.BufferedReader(FileSlice(descriptor, start)) as stream:
+        with io.BufferedReader(FileSlice(descriptor, trailer.archive_offset if trailer else 0)) as stream:
             entries = {entry.name.decode(): entry for entry in deterministic_zip.index_zip(stream, MAX_FILES)}
         for name in entries:
             if problem := describe_path_problem(name):
@@ -320,7 +320,7 @@ def _list_archive(path: Path, descriptor: int, start: int = 0) -> _Listing:
         raise ArchiveRefused(str(path), str(error.strerror), "it must be readable") from None
     _check_is_bundle(path, entries.__contains__)
     sizes = {name: entry.size for name, entry in entries.items()}
-    return _Listing(tuple(entries), sizes, entries=entries, start=start)
+    return _Listing(tuple(entries), sizes, entries=entries, trailer=trailer)
 
 
 def _list_folder(path: Path, descriptor: int) -> _Listing:

@@ -19,7 +19,7 @@ import pydantic
 
 from packager.bundle import layout, records
 from packager.bundle.config import list_artifacts
-from packager.bundle.files import BundleFiles, is_executable, open_bundle
+from packager.bundle.files import BundleFiles, open_bundle
 from packager.bundle.fingerprint import Integrity, check_fingerprint_syntax
 from packager.bundle.seal import MAX_RECORD_BYTES, Seal, check_bundle, read_signature
 from packager.common.json_schema import find_schema_problem
@@ -75,7 +75,7 @@ class VerifyReport:
         """Return this report with what was found about the executable that the bundle is in."""
         if problems:  # nothing is run then
             notes = ("parity: not checked, because the executable is wrong", *notes)
-        kept = [note for note in self.notes if note != _PARTS_NOT_CHECKED and (not problems or note != _NOT_REQUESTED)]
+        kept = [note for note in self.notes if not problems or note != _NOT_REQUESTED]
         return replace(self, structure=(*problems, *self.structure), notes=(*kept, *notes))
 
     def as_json(self) -> dict[str, object]:
@@ -108,7 +108,7 @@ _DEFAULT_MEGABYTES, _MEGABYTES_PER_MEGABYTE = 2000, 6
 
 
 @dataclass(frozen=True)
-class _Demands:
+class Demands:
     """The fingerprint that a bundle must have, and who must have signed it; None accepts any."""
 
     fingerprint: str | None = None
@@ -116,7 +116,7 @@ class _Demands:
 
 
 @dataclass(frozen=True)
-class _ParityOptions:
+class ParityOptions:
     """Whether to replay the evidence, with the programs of any bundle or not, and within which limits.
 
     A limit that is None takes the default.
@@ -157,28 +157,35 @@ def verify(
     if the archive or its config.json is damaged, `FingerprintMalformed`, `KeyUnusable`, and `ExtraMissing` if a
     signature is to be checked and `cryptography` is not installed.
     """
-    check_fingerprint_syntax(fingerprint)
-    demands = _Demands(fingerprint, read_trust(public_key, certificate_chain))
+    demands = read_demands(fingerprint, public_key, certificate_chain)
     with open_bundle(bundle) as files:
-        report = _verify_files(files, demands, _ParityOptions(parity, trust_program, time_limit, memory_limit))
-    path = Path(bundle)
-    if path.is_file() and is_executable(path):
-        report = replace(report, notes=(*report.notes, _PARTS_NOT_CHECKED))
-    return report
+        report = verify_files(files, demands, ParityOptions(parity, trust_program, time_limit, memory_limit))
+        return report if files.trailer is None else replace(report, notes=(*report.notes, _PARTS_NOT_CHECKED))
+
+
+def read_demands(
+    fingerprint: str | None,
+    public_key: str | Path | bytes | None,
+    certificate_chain: str | Path | Sequence[str | Path],
+) -> Demands:
+    """Return what `verify` was given about the bundle. Raises `FingerprintMalformed`, `KeyUnusable`, `ExtraMissing`."""
+    check_fingerprint_syntax(fingerprint)
+    return Demands(fingerprint, read_trust(public_key, certificate_chain))
 
 
 def verify_staged(folder: Path, sha256: Callable[[Path], str]) -> VerifyReport:
     """Verify the folder of a bundle that was just written, without parity; `sha256` knows the digests of its files."""
     with open_bundle(folder) as files:
-        return _verify_files(files, _Demands(), _ParityOptions(False), lambda path: sha256(folder / path))
+        return verify_files(files, Demands(), ParityOptions(False), lambda path: sha256(folder / path))
 
 
-def _verify_files(
+def verify_files(
     files: BundleFiles,
-    demands: _Demands,
-    options: _ParityOptions,
+    demands: Demands,
+    options: ParityOptions,
     sha256: Callable[[str], str] | None = None,
 ) -> VerifyReport:
+    """Verify the bundle in open files; `sha256` knows the digests of some. Raises as `verify`."""
     checked = check_bundle(files, models=options.replay, evidence=True, in_child=True, sha256=sha256)
     seal, raw_config = checked.seal, checked.config
     signature = _check_signature(files, seal, demands.trust)
@@ -282,7 +289,7 @@ def _generate_schema(model: type[Record]) -> dict[str, Any]:
     return model.model_json_schema()
 
 
-def _replay(files: BundleFiles, config: Mapping[str, Any], options: _ParityOptions, *, trusted: bool) -> ReplayResult:
+def _replay(files: BundleFiles, config: Mapping[str, Any], options: ParityOptions, *, trusted: bool) -> ReplayResult:
     """Run the models in a child: ONNX, and the programs if they are trusted."""
     artifacts = {
         backend: artifact if backend == "onnx" or trusted else None for backend, artifact in config["artifacts"].items()

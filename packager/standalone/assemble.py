@@ -1,4 +1,4 @@
-"""Bundle → executable: runner, library, notices, trailer and archive, one after the other, in one new file.
+"""Bundle → executable: runner, library, notices, digests, trailer and archive, one after the other, in one new file.
 
 The same bundle, runner and library give the same bytes. The archive is the bundle's own, byte for byte, so that the
 fingerprint stays the same, and whatever reads ZIP files reads this one. What was written is checked before it gets its
@@ -8,7 +8,6 @@ name.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from packager.bundle.archive import write_archive
-from packager.bundle.executable_layout import MACHINES, Part, Trailer, place_archive, place_library, read_trailer
+from packager.bundle.executable_layout import MACHINES, build_front, read_trailer
 from packager.bundle.files import ARCHIVE_SUFFIX, is_executable, open_bundle
 from packager.bundle.seal import check_intact, check_listed
 from packager.bundle.writer import translate_os_errors
@@ -137,34 +136,16 @@ def _open_archive(bundle: Path, scratch: Path) -> Iterator[IO[bytes]]:
 
 
 def _write(stream: IO[bytes], runner: bytes, library: Library, machine: int, archive: IO[bytes]) -> None:
-    """Write all parts to an empty file; what lies between them is zero."""
+    """Write the parts, and then the rest of the archive, to an empty file."""
     start = archive.tell()
-    library_part = _describe_part(place_library(len(runner)), library.content)
-    notices_part = _describe_part(library_part.end, library.notices)
-    trailer = Trailer(
-        runner=_describe_part(0, runner),
-        library=library_part,
-        notices=notices_part,
-        archive_offset=place_archive(notices_part.end),
-        archive_size=archive.seek(0, os.SEEK_END) - start,
-        machine=machine,
-        onnxruntime=library.version,
+    size = archive.seek(0, os.SEEK_END) - start
+    stream.write(
+        build_front(
+            runner, library.content, library.notices, archive_size=size, machine=machine, onnxruntime=library.version
+        )
     )
-    parts = [
-        (trailer.runner.offset, runner),
-        (library_part.offset, library.content),
-        (notices_part.offset, library.notices),
-        (trailer.offset, trailer.encode()),
-    ]
-    for offset, content in parts:
-        stream.seek(offset)
-        stream.write(content)
     archive.seek(start)
     shutil.copyfileobj(archive, stream, CHUNK_BYTES)
-
-
-def _describe_part(offset: int, content: bytes) -> Part:
-    return Part(offset, len(content), hashlib.sha256(content).digest())
 
 
 def _check_written(executable: Path, bundle: Path, fingerprint: str) -> None:

@@ -1,6 +1,7 @@
 """The runners: the native programs in front of a bundle, which the distribution torch-packager-runners carries.
 
-packager knows the digest of each, from runners.json: whatever else lies in that distribution's place is refused.
+packager knows the digests of each, from runners.json: of the one that this version makes executables with, and of those
+that earlier releases made them with. Whatever else lies in that distribution's place is refused.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ def find_host_target(bundle: Path) -> str:
 
 
 @functools.cache
-def read_digests() -> Mapping[str, str]:
-    """Return the SHA-256 in hex of the runners that this version of packager knows, by target."""
-    digests: dict[str, str] = json.loads((PACKAGE / "standalone/runners.json").read_bytes())
+def read_digests() -> Mapping[str, list[str]]:
+    """Return the SHA-256 in hex of the runners that this version of packager knows, by target, the newest first."""
+    digests: dict[str, list[str]] = json.loads((PACKAGE / "standalone/runners.json").read_bytes())
     return digests
 
 
 def read_runner(target: str) -> bytes:
-    """Return the program for a target. Raises `RunnerUnavailable` if it is not installed, or not a known one."""
+    """Return the newest program for a target. Raises `RunnerUnavailable` if it is not the one that is installed."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise RunnerUnavailable(target, "torch-packager-runners is not installed")
@@ -50,6 +51,6 @@ def read_runner(target: str) -> bytes:
         content = Path(spec.origin).with_name(target).read_bytes()
     except OSError as error:
         raise RunnerUnavailable(target, f"torch-packager-runners lacks it: {error.strerror}") from None
-    if hashlib.sha256(content).hexdigest() != read_digests().get(target):
+    if hashlib.sha256(content).hexdigest() != read_digests()[target][0]:
         raise RunnerUnavailable(target, "the one in torch-packager-runners belongs to a different version of packager")
     return content

@@ -6,14 +6,15 @@ those that packager knows, and that of the library against the wheel of onnxrunt
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from packager.bundle.executable_layout import Part, Trailer, TrailerMalformed, read_trailer
+from packager.bundle.executable_layout import Part, Trailer
+from packager.bundle.files import open_bundle
 from packager.common.hashing import CHUNK_BYTES, digest_range, map_on_cores, read_range
-from packager.errors import NotABundle, StandaloneRefused
-from packager.runtime.verify import VerifyReport, verify
+from packager.errors import StandaloneRefused
+from packager.runtime.verify import ParityOptions, VerifyReport, read_demands, verify_files
 from packager.standalone.library import read_installed_digest
 from packager.standalone.runners import read_digests
 
@@ -31,55 +32,42 @@ def verify_file(
 ) -> VerifyReport:
     """Verify an executable: its parts, and then the bundle in it as `verify` does, whose arguments these are.
 
+    It is opened once: the parts and the bundle are those of one file, whatever takes its name meanwhile.
+
     What is wrong with the parts is in `structure` of the report. Then the evidence is not replayed. Raises
     `StandaloneRefused` if it is no executable or its trailer is malformed, and what `verify` raises.
     """
-    problems, notes = _check_parts(Path(bundle))
-    report = verify(
-        bundle,
-        fingerprint=fingerprint,
-        public_key=public_key,
-        certificate_chain=certificate_chain,
-        trust_program=trust_program,
-        parity=parity and not problems,
-        time_limit=time_limit,
-        memory_limit=memory_limit,
-    )
-    return report.with_executable(problems, notes)
-
-
-def _check_parts(path: Path) -> tuple[list[str], list[str]]:
-    """Return what is wrong with the parts in front of the bundle, and notes on what was not checked."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise NotABundle(str(path), f"it cannot be read: {error.strerror}") from None
-    try:
-        trailer = read_trailer(descriptor)
-        if trailer is None:
-            raise StandaloneRefused(str(path), "it has no trailer")
-        return _compare_parts(descriptor, trailer)
-    except TrailerMalformed as error:
-        raise StandaloneRefused(str(path), str(error)) from None
-    finally:
-        os.close(descriptor)
+    demands = read_demands(fingerprint, public_key, certificate_chain)
+    with open_bundle(bundle) as files:
+        if files.trailer is None:
+            raise StandaloneRefused(str(bundle), "it has no trailer")
+        problems, notes = _compare_parts(files.descriptor, files.trailer)
+        options = ParityOptions(parity and not problems, trust_program, time_limit, memory_limit)
+        return verify_files(files, demands, options).with_executable(problems, notes)
 
 
 def _compare_parts(descriptor: int, trailer: Trailer) -> tuple[list[str], list[str]]:
-    parts = {"runner": trailer.runner, "library": trailer.library, "notices": trailer.notices}
+    parts = {
+        "runner": trailer.runner,
+        "library": trailer.library,
+        "notices": trailer.notices,
+        "list of digests": trailer.digests,
+    }
 
     def is_intact(part: Part) -> bool:
         return digest_range(descriptor, part.offset, part.size)[0] == part.sha256.hex()
 
     intact = map_on_cores(is_intact, parts.values())
     problems = [f"executable: its {name} was changed" for name, same in zip(parts, intact, strict=True) if not same]
+    if not problems and _digest_pieces(descriptor, trailer) != trailer.digests.sha256:
+        problems.append("executable: its list of digests is not that of its pieces")
     if any(any(chunk) for chunk in _read_padding(descriptor, trailer)):
         problems.append("executable: the bytes between its parts are not zero")
     notes: list[str] = []
-    if trailer.runner.sha256.hex() != read_digests().get(trailer.target):
+    if trailer.runner.sha256.hex() not in read_digests().get(trailer.target, ()):
         problems.append(
-            f"executable: its runner, sha256 {trailer.runner.sha256.hex()}, is not the one for {trailer.target} that "
-            "this version of packager knows"
+            f"executable: its runner, sha256 {trailer.runner.sha256.hex()}, is none for {trailer.target} that this "
+            "version of packager knows"
         )
     expected = read_installed_digest(trailer.onnxruntime, trailer.target)
     if expected is None:
@@ -92,9 +80,17 @@ def _compare_parts(descriptor: int, trailer: Trailer) -> tuple[list[str], list[s
     return problems, notes
 
 
+def _digest_pieces(descriptor: int, trailer: Trailer) -> bytes:
+    """Return what the SHA-256 of the list of digests has to be."""
+    digests = hashlib.sha256()
+    for offset, size in trailer.pieces():
+        digests.update(bytes.fromhex(digest_range(descriptor, offset, size)[0]))
+    return digests.digest()
+
+
 def _read_padding(descriptor: int, trailer: Trailer) -> Iterator[bytes]:
     """Yield what lies between the parts, in chunks."""
-    gaps = [(trailer.runner.end, trailer.library.offset), (trailer.notices.end, trailer.offset)]
+    gaps = [(trailer.runner.end, trailer.library.offset), (trailer.digests.end, trailer.offset)]
     for start, end in gaps:
         for position in range(start, end, CHUNK_BYTES):
             yield read_range(descriptor, position, min(CHUNK_BYTES, end - position))

@@ -167,10 +167,9 @@ def executables() -> Iterator[bytes]:
     """Yield trailers with an archive behind them, as executable.cpp expects them."""
     for machine in (62, 183):
         for archive in archives():
-            numbers = struct.pack("<QQQQQII", 64, 65536, 32, 131072, len(archive), machine, 0)
+            numbers = struct.pack("<QQQQQII", 64, 32, 16, len(archive), 65536, machine, 0)
             trailer = b"torch-packager\0\1" + numbers + bytes(64) + b"1.31.1".ljust(32, b"\0")
-            trailer += struct.pack("<QQ", 65536 + 32, 16) + bytes(32) + bytes(16)
-            yield trailer + bytes(32) + archive
+            yield trailer + bytes(64) + bytes(32) + archive
 
 
 def requests() -> Iterator[bytes]:

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "executable.hpp"
+#include "pieces.hpp"
 
 namespace packager {
 
@@ -29,9 +30,10 @@ struct ServeOptions {
 
 int info(const Executable& executable, bool as_json);
 // `fingerprint` is the one that the bundle must have; nothing accepts any, and an empty text none.
-int verify(const Executable& executable, const std::optional<std::string>& fingerprint, bool parity, bool as_json);
-int run(const Executable& executable, const RunOptions& options);
-int serve(const Executable& executable, const ServeOptions& options);
+int verify(const Executable& executable, LibraryCheck& library, const std::optional<std::string>& fingerprint,
+           bool parity, bool as_json);
+int run(const Executable& executable, LibraryCheck& library, const RunOptions& options);
+int serve(const Executable& executable, LibraryCheck& library, const ServeOptions& options);
 int licenses(const Executable& executable);
 
 }  // namespace packager

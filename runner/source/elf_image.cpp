@@ -84,7 +84,8 @@ bool find_tables(Span library, ElfImage& image) {
     const std::uint64_t relocations_end = find(image, DT_RELA) + find(image, DT_RELASZ);
     const std::uint64_t plt_end = find(image, DT_JMPREL) + find(image, DT_PLTRELSZ);
     const std::uint64_t strings_end = find(image, DT_STRTAB) + find(image, DT_STRSZ);
-    image.tables_end = std::max({relocations_end, plt_end, strings_end});
+    const std::uint64_t segments_end = image.segments_offset + image.segment_count * sizeof(Elf64_Phdr);
+    image.tables_end = std::max({segments_end, relocations_end, plt_end, strings_end});
     if (image.segments.empty()) return false;
     const Elf64_Phdr& first = image.segments.front();
     if (first.p_offset != 0 || first.p_vaddr != 0 || image.tables_end > first.p_filesz) return false;

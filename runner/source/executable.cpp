@@ -13,16 +13,17 @@
 #include <optional>
 
 #include "error.hpp"
-#include "read_chunks.hpp"
+#include "pieces.hpp"
 #include "sha256.hpp"
 
 namespace packager {
 namespace {
 
-constexpr std::uint64_t page = 65536, trailer_size = 256, signed_size = trailer_size - 32;
+constexpr std::uint64_t page = 65536, digest_size = 32, trailer_size = 256, signed_size = trailer_size - digest_size;
 constexpr std::uint64_t end_size = 22, locator_size = 20, end64_size = 56;
 constexpr std::string_view magic("torch-packager\0\1", 16);
-constexpr std::uint64_t largest = std::uint64_t{1} << 62U;  // of an offset or size: sums cannot overflow
+constexpr std::uint64_t largest = std::uint64_t{1} << 62U;  // of a size: sums cannot overflow
+constexpr std::uint64_t largest_piece = std::uint64_t{1} << 24U;
 #ifdef __aarch64__
 constexpr std::uint64_t machine = EM_AARCH64;
 #else
@@ -47,7 +48,7 @@ std::uint64_t load(Span bytes, std::uint64_t position, std::size_t size = 8) {
 Span slice(Span content, std::uint64_t offset, std::uint64_t size) { return {content.data + offset, size}; }
 
 std::string load_digest(Span bytes, std::uint64_t position) {
-    std::array<std::uint8_t, 32> digest{};
+    Digest digest{};
     std::memcpy(digest.data(), bytes.data + position, digest.size());
     return to_hex(digest);
 }
@@ -84,17 +85,19 @@ Executable read_trailer(Span content, std::uint64_t archive_offset, const std::s
     if (sha256_hex(slice(trailer, 0, signed_size)) != load_digest(trailer, signed_size)) {
         throw integrity_failed(path, "changed: its trailer");
     }
-    const std::uint64_t runner_size = load(trailer, 16), library_offset = load(trailer, 24);
-    const std::uint64_t library_size = load(trailer, 32), notices_offset = load(trailer, 160);
-    const std::uint64_t notices_size = load(trailer, 168);
-    const bool is_sane = std::max({runner_size, library_size, notices_size}) < largest &&
-                         library_offset == round_up(runner_size) && notices_offset == library_offset + library_size &&
-                         archive_offset == round_up(notices_offset + notices_size + trailer_size) &&
-                         load(trailer, 40) == archive_offset && load(trailer, 48) == content.size - archive_offset;
+    const std::uint64_t runner_size = load(trailer, 16), library_size = load(trailer, 24);
+    const std::uint64_t notices_size = load(trailer, 32), piece_size = load(trailer, 48);
+    const std::uint64_t library_offset = round_up(runner_size), notices_offset = library_offset + library_size;
+    const std::uint64_t pieces_end = notices_offset + notices_size;
     const std::string_view version = trailer.text().substr(128, 32);
     const std::size_t version_size = std::min(version.find('\0'), version.size());
-    if (!is_sane || load(trailer, 60, 4) != 0 || !is_zero(slice(trailer, 208, 16)) ||
+    if (std::max({runner_size, library_size, notices_size}) >= largest || piece_size == 0 || piece_size % page != 0 ||
+        piece_size > largest_piece || load(trailer, 40) != content.size - archive_offset || load(trailer, 60, 4) != 0 ||
         version.find_first_not_of('\0', version_size) != std::string_view::npos) {
+        throw refuse(path, "its trailer does not describe this file");
+    }
+    const std::uint64_t digests_size = (pieces_end + piece_size - 1) / piece_size * digest_size;
+    if (archive_offset != round_up(pieces_end + digests_size + trailer_size)) {
         throw refuse(path, "its trailer does not describe this file");
     }
     if (load(trailer, 56, 4) != machine) throw refuse(path, "it was made for a different processor");
@@ -105,28 +108,29 @@ Executable read_trailer(Span content, std::uint64_t archive_offset, const std::s
     executable.library = slice(content, library_offset, library_size);
     executable.notices = slice(content, notices_offset, notices_size);
     executable.archive = slice(content, archive_offset, content.size - archive_offset);
+    executable.digests = slice(content, pieces_end, digests_size);
     executable.library_offset = library_offset;
     executable.archive_offset = archive_offset;
+    executable.piece_size = piece_size;
+    executable.pieces_end = pieces_end;
     executable.runner_sha256 = load_digest(trailer, 64);
     executable.library_sha256 = load_digest(trailer, 96);
     executable.onnxruntime_version = version.substr(0, version_size);
-    executable.notices_sha256 = load_digest(trailer, 176);
+    if (sha256_hex(executable.digests) != load_digest(trailer, 192)) {
+        throw integrity_failed(path, "changed: the digests of its pieces");
+    }
     return executable;
 }
 
 void check_padding(const Executable& executable) {
     const Span content = executable.content;
     const std::uint64_t runner_end = executable.runner.size;
-    const std::uint64_t notices_end = executable.library_offset + executable.library.size + executable.notices.size;
+    const std::uint64_t digests_end = executable.pieces_end + executable.digests.size;
     const std::uint64_t trailer_offset = executable.archive_offset - trailer_size;
     if (!is_zero(slice(content, runner_end, executable.library_offset - runner_end)) ||
-        !is_zero(slice(content, notices_end, trailer_offset - notices_end))) {
+        !is_zero(slice(content, digests_end, trailer_offset - digests_end))) {
         throw integrity_failed(executable.path, "changed: the zeros between its parts");
     }
-}
-
-void check_digest(const Executable& executable, Span content, const std::string& digest, const std::string& part) {
-    if (sha256_hex(content) != digest) throw integrity_failed(executable.path, "changed: " + part);
 }
 
 Executable open_descriptor(int descriptor, const std::string& path) {
@@ -147,11 +151,16 @@ Executable parse_executable(Span content, const std::string& path) {
     const auto offset = find_archive(content);
     if (!offset) throw refuse(path, "it has no bundle in it");
     if (*offset < trailer_size) throw refuse(path, "it has no trailer before its archive");
-    const Executable executable = read_trailer(content, *offset, path);
+    Executable executable = read_trailer(content, *offset, path);
     check_padding(executable);
-    check_digest(executable, executable.runner, executable.runner_sha256, "its runner");
-    check_digest(executable, executable.notices, executable.notices_sha256, "its notices");
     return executable;
+}
+
+void check_own_parts(const Executable& executable) {
+    for (const auto& [part, name] : {std::pair(executable.runner, "runner"), {executable.notices, "notices"}}) {
+        if (!has_digests(executable, part))
+            throw integrity_failed(executable.path, std::string("changed: its ") + name);
+    }
 }
 
 Executable open_executable(const std::string& path) {
@@ -163,17 +172,6 @@ Executable open_executable() {
     const std::string path = name != nullptr ? name : "this executable";
     const int descriptor = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     return descriptor >= 0 ? open_descriptor(descriptor, path) : open_executable(path);
-}
-
-void check_library(const Executable& executable) {
-    Sha256 sha256;
-    const auto update = [&sha256](Span chunk) { sha256.update(chunk); };
-    if (!read_chunks(executable.descriptor, executable.library_offset, executable.library.size, update)) {
-        throw integrity_failed(executable.path, "its library cannot be read");
-    }
-    if (to_hex(sha256.digest()) != executable.library_sha256) {
-        throw integrity_failed(executable.path, "changed: its library");
-    }
 }
 
 Bundle open_bundle(const Executable& executable) {

@@ -55,6 +55,14 @@ bool write_parts(int descriptor, Span library, const ElfImage& image) {
     });
 }
 
+// Waits until what the linker will follow was compared.
+void require_copied(const ElfImage& image, LibraryCheck& check) {
+    check.require(0, image.tables_end);
+    for (const Elf64_Phdr& segment : image.segments) {
+        if ((segment.p_flags & PF_W) != 0) check.require(segment.p_offset, segment.p_filesz);
+    }
+}
+
 // Takes away constructors and destructors, and the permission to run code, which a folder or a host may refuse: no code
 // of a copy runs. The destructors never run, as a process that ends needs none of them. Nor are other libraries looked
 // for where the copy is.
@@ -188,20 +196,22 @@ Error refuse(const Executable& executable, const std::string& why) {
 
 }  // namespace
 
-void* load_library(const Executable& executable, const std::function<void()>& check) {
+void* load_library(const Executable& executable, LibraryCheck& check) {
     const auto image = read_elf_image(executable.library);
     std::string why = "no copy of its library can be made";
     void* handle = nullptr;
-    check();  // first of all: the linker follows what is in its tables
     if (image) {
+        require_copied(*image, check);
         handle = open_any_copy(executable.library, &*image, why);
         std::byte* const base = handle != nullptr ? find_base(handle) : nullptr;
+        check.require_all();
         if (base != nullptr && overlay(executable, *image, base)) {
             call_constructors(*image, base);
         } else {
             handle = nullptr;  // what was opened stays open, and does nothing
         }
     }
+    check.require_all();
     if (handle == nullptr) handle = open_any_copy(executable.library, nullptr, why);
     void* const function = handle != nullptr ? dlsym(handle, "OrtGetApiBase") : nullptr;
     if (function == nullptr) throw refuse(executable, why);

@@ -10,15 +10,14 @@
 // opened through /proc; where one of them is missing, it is a temporary file that is deleted at once.
 #pragma once
 
-#include <functional>
-#include <string>
-
 #include "executable.hpp"
+#include "pieces.hpp"
 
 namespace packager {
 
-// Loads the library. `check` returns when its digest was compared, and throws otherwise: it is called before any of
-// its code runs. Returns the address of OrtGetApiBase. Throws Error (backend-unavailable) and what `check` throws.
-void* load_library(const Executable& executable, const std::function<void()>& check);
+// Loads the library. The linker sees what `check` has compared, and none of the library's code, constructors included,
+// runs before all of it was compared. Returns the address of OrtGetApiBase. Throws Error (backend-unavailable) and what
+// `check` throws.
+void* load_library(const Executable& executable, LibraryCheck& check);
 
 }  // namespace packager

@@ -20,6 +20,7 @@ namespace {
 using packager::Command;
 using packager::Error;
 using packager::Executable;
+using packager::LibraryCheck;
 using packager::Option;
 using packager::Options;
 
@@ -65,7 +66,7 @@ std::string format_program_help(const std::string& program) {
            "\nCommands:\n" + packager::format_rows(rows);
 }
 
-int serve(const Executable& executable, const Options& given) {
+int serve(const Executable& executable, LibraryCheck& library, const Options& given) {
     packager::ServeOptions options;
     options.host = given.text("--host", options.host);
     options.port = given.integer("--port", options.port, 0, 65535);
@@ -75,16 +76,32 @@ int serve(const Executable& executable, const Options& given) {
     options.request_limit = given.number("--request-limit", options.request_limit, 0, true);
     options.drain = given.number("--drain", options.drain, 0, false);
     options.access_log = given.has("--access-log");
-    return packager::serve(executable, options);
+    return packager::serve(executable, library, options);
 }
 
-int run(const Executable& executable, const Options& given) {
+int run(const Executable& executable, LibraryCheck& library, const Options& given) {
     packager::RunOptions options;
     options.input = given.text("--input", "");
     options.output = given.text("--output", "");
     options.threads = given.integer("--threads", 0, 1, 1024);
     options.as_json = given.has("--json");
-    return packager::run(executable, options);
+    return packager::run(executable, library, options);
+}
+
+int run_command(const Command& command, const Options& options) {
+    const Executable executable = packager::open_executable();
+    const bool as_json = options.has("--json");
+    if (command.name == "info" || command.name == "licenses") {
+        packager::check_own_parts(executable);
+        return command.name == "info" ? packager::info(executable, as_json) : packager::licenses(executable);
+    }
+    LibraryCheck library(executable);  // goes on while everything else is read
+    packager::check_own_parts(executable);
+    if (command.name == "run") return run(executable, library, options);
+    if (command.name == "serve") return serve(executable, library, options);
+    std::optional<std::string> fingerprint;
+    if (options.has("--fingerprint")) fingerprint = options.text("--fingerprint", "");
+    return packager::verify(executable, library, fingerprint, !options.has("--no-parity"), as_json);
 }
 
 int run_command_line(const std::string& program, const std::vector<std::string>& arguments) {
@@ -98,19 +115,9 @@ int run_command_line(const std::string& program, const std::vector<std::string>&
     }
     const Command& command = packager::find_command(program, list_commands(), arguments[0]);
     const auto options = packager::parse_options(program, command, {arguments.begin() + 1, arguments.end()});
-    if (!options) {
-        std::fputs(packager::format_help(program, command).c_str(), stdout);
-        return 0;
-    }
-    const Executable executable = packager::open_executable();
-    const bool as_json = options->has("--json");
-    if (command.name == "info") return packager::info(executable, as_json);
-    if (command.name == "licenses") return packager::licenses(executable);
-    if (command.name == "run") return run(executable, *options);
-    if (command.name == "serve") return serve(executable, *options);
-    std::optional<std::string> fingerprint;
-    if (options->has("--fingerprint")) fingerprint = options->text("--fingerprint", "");
-    return packager::verify(executable, fingerprint, !options->has("--no-parity"), as_json);
+    if (options) return run_command(command, *options);
+    std::fputs(packager::format_help(program, command).c_str(), stdout);
+    return 0;
 }
 
 int report(const Error& error, bool as_json) {

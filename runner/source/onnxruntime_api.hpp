@@ -39,7 +39,9 @@ struct Api {
     Status* (*Run)(Session*, const RunOptions*, const char* const* input_names, const Value* const* inputs,
                    std::size_t input_count, const char* const* output_names, std::size_t output_count, Value** outputs);
     Status* (*CreateSessionOptions)(SessionOptions**);
-    const void* gap_11[11];
+    const void* gap_11[8];
+    Status* (*DisableCpuMemArena)(SessionOptions*);
+    const void* gap_20[2];
     Status* (*SetSessionLogSeverityLevel)(SessionOptions*, int level);
     const void* gap_23[1];
     Status* (*SetIntraOpNumThreads)(SessionOptions*, int threads);
@@ -94,6 +96,7 @@ struct Api {
 constexpr std::size_t place = sizeof(void*);
 static_assert(offsetof(Api, CreateEnv) == 3 * place);
 static_assert(offsetof(Api, CreateSessionFromArray) == 8 * place);
+static_assert(offsetof(Api, DisableCpuMemArena) == 19 * place);
 static_assert(offsetof(Api, SetSessionLogSeverityLevel) == 22 * place);
 static_assert(offsetof(Api, SetIntraOpNumThreads) == 24 * place);
 static_assert(offsetof(Api, SessionGetInputCount) == 30 * place);

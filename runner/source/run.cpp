@@ -20,11 +20,11 @@ std::string summarize(const std::string& name, const Array& array) {
 
 }  // namespace
 
-int run(const Executable& executable, const RunOptions& options) {
+int run(const Executable& executable, LibraryCheck& library, const RunOptions& options) {
     const Bundle bundle = open_bundle(executable);
     SessionSettings settings;
     settings.threads = options.threads;
-    const Session session(executable, bundle, settings);
+    const Session session(executable, library, bundle, settings);
     const Signature& signature = bundle.config.signature;
     const Arrays inputs = check_inputs(signature, read_array_file(options.input, signature));
     const Arrays outputs = session.run(inputs);

@@ -20,7 +20,7 @@ constexpr std::size_t max_files = 10'000, max_sums_bytes = std::size_t{4} << 20U
 constexpr std::size_t any_size = SIZE_MAX, large_bytes = std::size_t{4} << 20U;
 constexpr const char *sums_file = "SHA256SUMS", *fingerprint_file = "FINGERPRINT", *signature_file = "model.sig";
 
-std::string encode_base64(const std::array<std::uint8_t, 32>& digest) {
+std::string encode_base64(const Digest& digest) {
     constexpr std::string_view letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     std::string text;
     for (std::size_t start = 0; start < digest.size(); start += 3) {

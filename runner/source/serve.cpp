@@ -28,11 +28,12 @@ http::Settings read_settings(const ServeOptions& options) {
 
 }  // namespace
 
-int serve(const Executable& executable, const ServeOptions& options) {
+int serve(const Executable& executable, LibraryCheck& library, const ServeOptions& options) {
     const Bundle bundle = open_bundle(executable);
     SessionSettings session_settings;
     session_settings.threads = 1;  // several requests use the cores better than one
-    const Session session(executable, bundle, session_settings);
+    session_settings.is_shared = true;
+    const Session session(executable, library, bundle, session_settings);
     return http::serve_model(bundle.config, session, read_settings(options), options.host, options.port);
 }
 

@@ -10,6 +10,7 @@
 
 #include "cores.hpp"
 #include "error.hpp"
+#include "heap.hpp"
 #include "library.hpp"
 #include "onnx_wire.hpp"
 #include "ort_handles.hpp"
@@ -18,6 +19,8 @@ namespace packager {
 namespace {
 
 using ort::Handle;
+
+constexpr std::size_t small_model = std::size_t{4} << 20U;
 
 struct ElementType {
     int number;  // of ONNXTensorElementDataType
@@ -100,8 +103,10 @@ struct Session::State {
     Handle<ort::Session> session{nullptr, nullptr};
     std::vector<ModelTensor> inputs, outputs;
     std::vector<const char*> output_names;
+    bool has_arena = true;
+    std::future<void> heap;
 
-    void open_api(const Executable& executable, std::future<void>& library_check);
+    void open_api(const Executable& executable, LibraryCheck& check);
     Handle<ort::SessionOptions> make_options(int threads) const;
     void make_session(Span model, const ort::SessionOptions* options);
     bool make_mapped(const Executable& executable, Span model, std::uint64_t data_offset, int threads);
@@ -111,9 +116,10 @@ struct Session::State {
     Array take_output(Handle<ort::Value> value) const;
 };
 
-void Session::State::open_api(const Executable& executable, std::future<void>& library_check) {
+void Session::State::open_api(const Executable& executable, LibraryCheck& check) {
     setenv("ORT_DISABLE_TELEMETRY", "1", 1);  // before the library is loaded: it sends data otherwise
-    void* const function = load_library(executable, [&library_check] { library_check.get(); });
+    void* const function = load_library(executable, check);
+    heap = prepare_heap();
     const auto* const base = reinterpret_cast<const ort::ApiBase* (*)()>(function)();
     api = base->GetApi(ort::api_version);
     if (api == nullptr) throw ort::Failure(std::string("version ") + base->GetVersionString() + " is too old");
@@ -128,6 +134,9 @@ Handle<ort::SessionOptions> Session::State::make_options(int threads) const {
     ort::check(*api, api->SetIntraOpNumThreads(options.get(), threads));
     // The bytes of a different format would be read without the checks of external weights.
     ort::check(*api, api->AddSessionConfigEntry(options.get(), "session.load_model_format", "ONNX"));
+    if (!has_arena) ort::check(*api, api->DisableCpuMemArena(options.get()));
+    // Threads that wait for work sleep: the cores are needed to compare the weights.
+    ort::check(*api, api->AddSessionConfigEntry(options.get(), "session.intra_op.allow_spinning", "0"));
     return options;
 }
 
@@ -247,12 +256,11 @@ Array Session::State::take_output(Handle<ort::Value> value) const {
     return array;
 }
 
-Session::Session(const Executable& executable, const Bundle& bundle, const SessionSettings& settings)
+Session::Session(const Executable& executable, LibraryCheck& library, const Bundle& bundle,
+                 const SessionSettings& settings)
     : state_(std::make_unique<State>()) {
     const auto& [archive, seal, config, path] = bundle;
-    // In threads; where there can be no more of them, when the result is asked for.
-    auto library_check = std::async(check_library, std::cref(executable));
-    std::future<void> data_check;
+    std::future<void> data_check;  // where there can be no more threads, it runs when its result is asked for
     try {
         check_file(archive, seal, config.model, path);
         const Span model = find_file(bundle, config.model).content;
@@ -263,7 +271,10 @@ Session::Session(const Executable& executable, const Bundle& bundle, const Sessi
             data_check = std::async(check_file, std::cref(archive), std::cref(seal), data_name, path);
         }
         const int threads = choose_threads(settings.threads);
-        state_->open_api(executable, library_check);
+        // Runs of a small model wait for each other at the arena's lock, and malloc has one for each thread.
+        state_->has_arena =
+            !settings.is_shared || model.size + (data != nullptr ? data->content.size : 0) > small_model;
+        state_->open_api(executable, library);
         const bool is_mapped =
             data != nullptr && !tensors.empty() && state_->make_mapped(executable, model, data->offset, threads);
         if (!is_mapped) state_->make_copied(model, data != nullptr ? data->content : Span{}, tensors, threads);
@@ -282,7 +293,9 @@ Session::Session(const Executable& executable, const Bundle& bundle, const Sessi
     }
 }
 
-Session::~Session() = default;
+// The process ends after its session: releasing it would wait for onnxruntime's threads and free each of its blocks.
+// NOLINTNEXTLINE(bugprone-unused-return-value)
+Session::~Session() { static_cast<void>(state_.release()); }
 
 Arrays Session::run(const Arrays& inputs) const {
     const ort::Api& api = *state_->api;

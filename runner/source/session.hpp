@@ -8,11 +8,13 @@
 #include "array.hpp"
 #include "bundle.hpp"
 #include "executable.hpp"
+#include "pieces.hpp"
 
 namespace packager {
 
 struct SessionSettings {
     int threads = 0;  // intra-op threads; 0: the cores that affinity and quota allow
+    bool is_shared = false;  // by threads that run the model at the same time
 };
 
 // A tensor as the model itself declares it; -1 and names for dynamic dims.
@@ -25,9 +27,9 @@ struct ModelTensor {
 // A session. `run` may be called from several threads at once.
 class Session {
 public:
-    // Checks the library's digest before any of its code runs, and the weights' while the session is made. There may
-    // be one session in a process. Throws Error (integrity-failed, not-a-bundle, backend-unavailable).
-    Session(const Executable& executable, const Bundle& bundle, const SessionSettings& settings);
+    // Waits for the check of the library before any of its code runs, and compares the weights while the session is
+    // made. There may be one session in a process. Throws Error (integrity-failed, not-a-bundle, backend-unavailable).
+    Session(const Executable& executable, LibraryCheck& library, const Bundle& bundle, const SessionSettings& settings);
     ~Session();
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;

@@ -38,20 +38,21 @@ void mix_block(std::uint32_t* state, const std::uint8_t* block) {
     state[4] += e, state[5] += f, state[6] += g, state[7] += h;
 }
 
-Sha256Blocks choose_blocks() {
-    const Sha256Blocks instructions = find_sha256_instructions();
-    return instructions != nullptr ? instructions : mix_portably;
+const Sha256Instructions& instructions() {
+    static const Sha256Instructions found = find_sha256_instructions();
+    return found;
 }
 
 void mix(std::uint32_t* state, const std::uint8_t* blocks, std::size_t count) {
-    static const Sha256Blocks chosen = choose_blocks();
-    chosen(state, blocks, count);
+    (instructions().one != nullptr ? instructions().one : mix_portably)(&state, &blocks, count);
 }
+
+const std::uint8_t* bytes_of(Span content) { return reinterpret_cast<const std::uint8_t*>(content.data); }
 
 }  // namespace
 
-void mix_portably(std::uint32_t* state, const std::uint8_t* blocks, std::size_t count) {
-    for (std::size_t index = 0; index < count; ++index) mix_block(state, blocks + block_size * index);
+void mix_portably(std::uint32_t* const* states, const std::uint8_t* const* blocks, std::size_t count) {
+    for (std::size_t index = 0; index < count; ++index) mix_block(states[0], blocks[0] + block_size * index);
 }
 
 // The first 32 bits of the fractions of the square roots of the first 8 primes.
@@ -59,7 +60,7 @@ Sha256::Sha256()
     : state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19} {}
 
 void Sha256::update(Span content) {
-    const auto* bytes = reinterpret_cast<const std::uint8_t*>(content.data);
+    const std::uint8_t* bytes = bytes_of(content);
     std::size_t left = content.size;
     const std::size_t buffered = length_ % block_size;
     length_ += left;
@@ -75,7 +76,7 @@ void Sha256::update(Span content) {
     std::copy_n(bytes + left / block_size * block_size, left % block_size, buffer_.data());
 }
 
-std::array<std::uint8_t, 32> Sha256::digest() {
+Digest Sha256::digest() {
     const std::uint64_t bits = length_ * 8;
     std::array<std::uint8_t, 72> padding{0x80};
     const std::size_t zeros = (block_size + 56 - 1 - length_ % block_size) % block_size;
@@ -83,20 +84,41 @@ std::array<std::uint8_t, 32> Sha256::digest() {
         padding[1 + zeros + index] = static_cast<std::uint8_t>(bits >> (56 - 8 * index));
     }
     update({reinterpret_cast<const std::byte*>(padding.data()), 1 + zeros + 8});
-    std::array<std::uint8_t, 32> digest{};
+    Digest digest{};
     for (std::size_t index = 0; index < 32; ++index) {
         digest[index] = static_cast<std::uint8_t>(state_[index / 4] >> (24 - 8 * (index % 4)));
     }
     return digest;
 }
 
-std::string to_hex(const std::array<std::uint8_t, 32>& digest) {
+std::string to_hex(const Digest& digest) {
     std::string text;
     for (const std::uint8_t byte : digest) {
         text += "0123456789abcdef"[byte >> 4U];
         text += "0123456789abcdef"[byte & 15U];
     }
     return text;
+}
+
+std::array<Digest, sha256_lanes> hash_lanes(const std::array<Span, sha256_lanes>& contents) {
+    std::array<Sha256, sha256_lanes> hashes;
+    std::array<std::uint32_t*, sha256_lanes> states{};
+    std::array<const std::uint8_t*, sha256_lanes> blocks{};
+    std::size_t common = SIZE_MAX;
+    for (std::size_t lane = 0; lane < sha256_lanes; ++lane) {
+        states[lane] = hashes[lane].state_.data();
+        blocks[lane] = bytes_of(contents[lane]);
+        common = std::min(common, contents[lane].size / block_size * block_size);
+    }
+    if (instructions().all == nullptr) common = 0;
+    if (common > 0) instructions().all(states.data(), blocks.data(), common / block_size);
+    std::array<Digest, sha256_lanes> digests{};
+    for (std::size_t lane = 0; lane < sha256_lanes; ++lane) {
+        hashes[lane].length_ = common;
+        hashes[lane].update({contents[lane].data + common, contents[lane].size - common});
+        digests[lane] = hashes[lane].digest();
+    }
+    return digests;
 }
 
 std::string sha256_hex(Span content) {

@@ -6,6 +6,7 @@
 #include "commands.hpp"
 #include "error.hpp"
 #include "evidence.hpp"
+#include "pieces.hpp"
 #include "sanitize.hpp"
 #include "session.hpp"
 #include "structure.hpp"
@@ -79,12 +80,13 @@ std::string remove_prefix(const std::string& text, const std::string& prefix) {
     return starts_with(text, prefix) ? text.substr(prefix.size()) : text;
 }
 
-// Compares everything with SHA256SUMS, and the library with the digest in the trailer; the rest of the file was
+// Compares everything with SHA256SUMS, and the library with the digests of its pieces; the rest of the file was
 // compared when it was opened.
-Integrity check_everything(const Executable& executable, const Archive& archive, const Seal& seal) {
+Integrity check_everything(const Executable& executable, LibraryCheck& library, const Archive& archive,
+                           const Seal& seal) {
     Integrity integrity = check_integrity(archive, seal, executable.path);
     try {
-        check_library(executable);
+        library.require_all();
     } catch (const Error& error) {
         integrity.changed.push_back(remove_prefix(error.why, "changed: "));
     }
@@ -159,12 +161,12 @@ void add_verdicts(Report& report, const Config& config, const Verdict& verdict) 
     }
 }
 
-std::unique_ptr<Session> open_session(const Executable& executable, const Bundle& bundle,
+std::unique_ptr<Session> open_session(const Executable& executable, LibraryCheck& library, const Bundle& bundle,
                                       std::vector<std::string>& problems) {
     const std::string& model = bundle.config.model;
     const std::string of_model = "onnxruntime: " + model + ": ";
     try {
-        auto session = std::make_unique<Session>(executable, bundle, SessionSettings{});
+        auto session = std::make_unique<Session>(executable, library, bundle, SessionSettings{});
         problems = check_model(bundle.config, *session);
         return session;
     } catch (const Error& error) {
@@ -174,9 +176,10 @@ std::unique_ptr<Session> open_session(const Executable& executable, const Bundle
     }
 }
 
-void replay(Report& report, const Executable& executable, const Bundle& bundle, const json::Value& parity) {
+void replay(Report& report, const Executable& executable, LibraryCheck& library, const Bundle& bundle,
+            const json::Value& parity) {
     std::vector<std::string> problems;
-    const std::unique_ptr<Session> session = open_session(executable, bundle, problems);
+    const std::unique_ptr<Session> session = open_session(executable, library, bundle, problems);
     Evidence evidence;
     try {
         evidence = read_evidence(parity, read_file(bundle.archive, golden_file, any_size, bundle.path));
@@ -197,7 +200,8 @@ void replay(Report& report, const Executable& executable, const Bundle& bundle, 
 }
 
 // Checks the records against each other, and then the model against the evidence.
-void check_records(Report& report, const Executable& executable, const Bundle& bundle, bool with_parity) {
+void check_records(Report& report, const Executable& executable, LibraryCheck& library, const Bundle& bundle,
+                   bool with_parity) {
     json::Value parity;
     try {
         parity = parse_parity(bundle.archive, bundle.path);
@@ -207,14 +211,14 @@ void check_records(Report& report, const Executable& executable, const Bundle& b
         } else if (!with_parity) {
             report.notes.emplace_back("parity: not requested");
         } else {
-            replay(report, executable, bundle, parity);
+            replay(report, executable, library, bundle, parity);
         }
     } catch (const json::Malformed& error) {
         report.fail({std::string(parity_file) + " is malformed: " + format_error(error.message)}, malformed_note);
     }
 }
 
-Report make_report(const Executable& executable, const Demands& demands) {
+Report make_report(const Executable& executable, LibraryCheck& library, const Demands& demands) {
     const std::string& path = executable.path;
     Report report;
     Bundle bundle;
@@ -226,7 +230,7 @@ Report make_report(const Executable& executable, const Demands& demands) {
         bundle.seal = read_seal(bundle.archive, path);
         checked = check_config(bundle.archive, bundle.seal, path);
         report.fingerprint = bundle.seal.fingerprint;
-        report.integrity = check_everything(executable, bundle.archive, bundle.seal);
+        report.integrity = check_everything(executable, library, bundle.archive, bundle.seal);
     } catch (const Error& error) {
         if (!starts_with(error.why, "SHA256SUMS:")) throw;
         report.integrity.changed = {"SHA256SUMS"};
@@ -243,7 +247,7 @@ Report make_report(const Executable& executable, const Demands& demands) {
         report.fail({checked.problem}, malformed_note);
     } else {
         bundle.config = std::move(*checked.config);
-        check_records(report, executable, bundle, demands.parity);
+        check_records(report, executable, library, bundle, demands.parity);
     }
     if (report.has_signature) report.notes.emplace_back(signature_note);
     report.notes.emplace_back(records_note);
@@ -316,9 +320,10 @@ std::string format_report(const Report& report) {
 
 }  // namespace
 
-int verify(const Executable& executable, const std::optional<std::string>& fingerprint, bool parity, bool as_json) {
+int verify(const Executable& executable, LibraryCheck& library, const std::optional<std::string>& fingerprint,
+           bool parity, bool as_json) {
     if (fingerprint) check_fingerprint_syntax(*fingerprint);
-    const Report report = make_report(executable, {fingerprint, parity});
+    const Report report = make_report(executable, library, {fingerprint, parity});
     std::fputs((as_json ? format_report_as_json(report) : format_report(report)).c_str(), stdout);
     return report.ok() ? 0 : 1;
 }

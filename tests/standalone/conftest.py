@@ -18,7 +18,7 @@ def runner():
     with pytest.MonkeyPatch.context() as patch:
         if given is not None:
             content = Path(given).read_bytes()
-            digests = {**runners.read_digests(), target: hashlib.sha256(content).hexdigest()}
+            digests = {**runners.read_digests(), target: [hashlib.sha256(content).hexdigest()]}
             for module in (runners, verify_file):
                 patch.setattr(module, "read_digests", lambda: digests)
             patch.setattr(assemble, "read_runner", lambda _: content)

@@ -45,6 +45,11 @@ def test_it_ends_in_the_archive_byte_for_byte_and_zip_tools_read_it(executable, 
         assert ours.read("model.onnx") == archive.read("model.onnx")
 
 
+def test_it_is_the_bundle_the_library_and_at_most_one_and_a_half_megabytes(executable):
+    trailer = open_trailer(executable)
+    assert executable.stat().st_size - trailer.archive_size - trailer.library.size <= 1_500_000
+
+
 @pytest.mark.skipif(shutil.which("unzip") is None, reason="unzip is not installed")
 def test_unzip_lists_it(executable):
     assert "model.onnx" in subprocess.run(["unzip", "-l", executable], capture_output=True, text=True).stdout

@@ -1,5 +1,6 @@
 """The native programs: their sources, their bytes, and the wheel that carries them."""
 
+import importlib.util
 import json
 import os
 import re
@@ -30,6 +31,26 @@ def test_the_wheel_has_the_version_of_packager():
 def test_every_licence_is_named():
     components = re.findall(r'^    "(\w+)": "', (RUNNER / "embed_licenses.py").read_text(), re.MULTILINE)
     assert sorted(components) == sorted(path.stem for path in (RUNNER / "licenses").iterdir())
+
+
+def test_a_record_replaces_the_newest_digest_or_keeps_it(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("build_of_runners", RUNNER / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    monkeypatch.setattr(build, "RECORD", tmp_path / "runners.json")
+
+    def settle(digest, **options):
+        build.settle({"linux-x64": digest}, **{"record": True, "keep": False, **options})
+        return json.loads(build.RECORD.read_text())["linux-x64"]
+
+    assert settle("a") == ["a"]
+    assert settle("b") == ["b"]
+    assert settle("c", keep=True) == ["c", "b"]
+    assert settle("c", keep=True) == ["c", "b"]
+    assert settle("d") == ["d", "b"]
+    assert settle("d", record=False) == ["d", "b"]
+    with pytest.raises(SystemExit, match=r"linux-x64: not the bytes that runners\.json knows"):
+        settle("b", record=False)
 
 
 @pytest.mark.slow

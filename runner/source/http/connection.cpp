@@ -19,6 +19,8 @@ namespace {
 constexpr std::int64_t keep_alive_time = 75 * second;
 constexpr std::int64_t linger_time = 2 * second;
 constexpr std::size_t max_buffered = std::size_t{64} << 10U;
+constexpr std::size_t largest_held = std::size_t{8} << 10U;
+constexpr std::int64_t longest_held_for = 100'000;  // nanoseconds that the request took
 constexpr std::string_view connection_close = "connection: close\r\n";
 
 // The method as metrics have it: clients make no new series.
@@ -129,7 +131,7 @@ void Connection::update_interest() {
     const bool is_full = input_.size() > max_buffered && (is_busy_ || is_blocked_ || is_put_off_);
     std::uint32_t interest = 0;
     if (!has_ended_ && !is_full) interest |= EPOLLIN;
-    if (is_blocked_) interest |= EPOLLOUT;
+    if (is_blocked_ && !is_held_) interest |= EPOLLOUT;
     if (interest == interest_) return;
     interest_ = interest;
     loop_.watch(*this, EPOLL_CTL_MOD, interest);
@@ -142,7 +144,8 @@ void Connection::finish(Response& response) {
     is_busy_ = false;
     const HeaderValue& trace = head_.traceparent;
     if (trace.given && is_traceparent(trace.value)) response.headers += "traceparent: " + trace.value + "\r\n";
-    const double seconds = static_cast<double>(now_ns() - started_) / 1e9;
+    const std::int64_t now = now_ns();
+    const double seconds = static_cast<double>(now - started_) / 1e9;
     service_.durations.record(name_method(head_.method), route_, response.status, seconds);
     const bool asks_to_close = response.status >= 400 && response.headers.find(connection_close) != std::string::npos;
     if (asks_to_close || !service_.is_ready.load(std::memory_order_relaxed)) keep_alive_ = false;
@@ -150,8 +153,9 @@ void Connection::finish(Response& response) {
         log_request({head_, body_size_, response.status, seconds, response.error});
     }
     forget_request();
-    set_deadline(now_ns() + keep_alive_time);
-    send(response);
+    set_deadline(now + keep_alive_time);
+    write_head(response);
+    if (!hold(response, now)) send(response);
     response.clear();  // the memory of its outputs is onnxruntime's
     if (!keep_alive_ && !is_closed_) close_after_answer();
 }
@@ -170,11 +174,13 @@ void Connection::reject(const Rejected& error) {
     service_.durations.record("_OTHER", "", error.status, 0.0);
     Response& response = loop_.response();
     response.set_error(error);
+    write_head(response);
     send(response);
     if (!is_closed_) close_after_answer();
 }
 
-void Connection::send(Response& response) {
+// Writes the head of an answer to the text that the loop has for it.
+void Connection::write_head(Response& response) {
     std::string& head = loop_.head_text();
     head = status_line(response.status);
     head += response.headers;
@@ -188,6 +194,27 @@ void Connection::send(Response& response) {
         response.body.clear();
         response.tensors.clear();
     }
+}
+
+// Leaves a small answer to the loop, which sends those of all connections that had a request at the time: the client
+// may be one that waits for all of them, and is woken once. Returns false if that could take long, or is the last
+// answer.
+bool Connection::hold(Response& response, std::int64_t now) {
+    const std::string& head = loop_.head_text();
+    const std::size_t size = head.size() + response.body_size();
+    if (!keep_alive_ || size > largest_held || now - started_ > longest_held_for) return false;
+    output_.head.reserve(size);
+    output_.head.append(head).append(response.body);
+    for (const TensorBytes& tensor : response.tensors) {
+        output_.head.append(reinterpret_cast<const char*>(tensor.data), tensor.size);
+    }
+    is_blocked_ = is_held_ = true;
+    loop_.hold(number_);
+    return true;
+}
+
+void Connection::send(Response& response) {
+    const std::string& head = loop_.head_text();
     std::size_t sent = 0;
     const Sent result = send_parts(socket(), head, response.body, response.tensors, sent);
     if (result == Sent::failed) {
@@ -202,20 +229,26 @@ void Connection::send(Response& response) {
 
 void Connection::flush() {
     if (!is_blocked_) return;
+    const bool was_held = std::exchange(is_held_, false);
     const Sent result = send_parts(socket(), output_.head, output_.body, output_.tensors, output_.sent);
     if (result == Sent::failed) {
         close();
         return;
     }
-    if (result == Sent::part) return;
+    if (result == Sent::part) {
+        if (was_held) set_deadline(now_ns() + to_ns(service_.settings.time_limit));
+        update_interest();
+        return;
+    }
     output_ = Output();
     is_blocked_ = false;
-    if (is_closing_) {
+    if (is_closing_ || (!keep_alive_ && input_.empty())) {
         close_after_answer();
         return;
     }
-    set_deadline(now_ns() + keep_alive_time);
+    if (!was_held) set_deadline(now_ns() + keep_alive_time);
     process_input();
+    update_interest();
 }
 
 // Closes when the answer is written. A client that still sends would lose it to a reset of the connection, so its bytes

@@ -1,8 +1,8 @@
 // One connection to a client, from the bytes of its socket to the routes.
 //
-// It is waiting for a request, receiving one, busy until its answer is written, or closing. Requests that arrive
-// meanwhile (pipelining) wait in the buffer, and reading stops when it is large. A small request that arrives in one
-// piece is answered where it was read to, without a copy.
+// It is waiting for a request, receiving one, busy until it has an answer, blocked until that is written, or closing.
+// Requests that arrive meanwhile (pipelining) wait in the buffer, and reading stops when it is large. A small request
+// that arrives in one piece is answered where it was read to, without a copy.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +38,8 @@ public:
     void resume();
     // Acts if the client or the answer has taken too long.
     void check_deadline(std::int64_t now);
+    // Writes what is left of an answer, or one that was held.
+    void flush();
     // Closes after the answer that the client waits for.
     void shut_down();
     void close();
@@ -63,8 +65,9 @@ private:
     void queue(Span body, bool is_stored, bool is_decoded);
     void finish(Response& response);
     void reject(const Rejected& error);
+    void write_head(Response& response);
+    bool hold(Response& response, std::int64_t now);
     void send(Response& response);
-    void flush();
     void close_after_answer();
     void close_if_ended();
     void forget_request();
@@ -93,7 +96,8 @@ private:
     Output output_;
 
     bool is_busy_ = false;     // until the request has its answer
-    bool is_blocked_ = false;  // until the client reads
+    bool is_blocked_ = false;  // until the answer is written
+    bool is_held_ = false;     // blocked until those of other connections are there, and not by the client
     bool is_closing_ = false;
     bool is_closed_ = false;
     bool has_ended_ = false;  // the client sends no more

@@ -13,6 +13,7 @@ namespace packager::http {
 namespace {
 
 constexpr std::size_t max_events = 64;
+constexpr std::size_t max_held = 16;
 
 Descriptor check(int number, const char* what) {
     if (number < 0) throw std::system_error(errno, std::generic_category(), what);
@@ -53,6 +54,7 @@ void Loop::run() {
             wait();
             resume_put_off();
             if (next_check_ <= now_ns()) check_deadlines();
+            send_held();
         } catch (const std::exception& error) {  // no memory for a connection: the others go on
             log_bug("serving failed", error.what());
         }
@@ -118,7 +120,7 @@ void Loop::wake() {
 
 // In milliseconds, rounded up, so that a deadline has passed when the time is over.
 int Loop::timeout() const {
-    if (!put_off_.empty()) return 0;
+    if (!put_off_.empty() || !held_.empty()) return 0;
     if (next_check_ == never) return -1;
     const std::int64_t left = next_check_ - now_ns();
     return left <= 0 ? 0 : static_cast<int>(std::min<std::int64_t>(left / 1'000'000 + 1, 60'000));
@@ -136,6 +138,7 @@ void Loop::wait() {
         }
         auto& connection = *static_cast<Connection*>(event.data.ptr);  // it is freed after the last event
         guard(connection, [&] { connection.handle_events(event.events); });
+        if (held_.size() >= max_held) send_held();
     }
     if (has_mail) empty_inbox();
 }
@@ -179,12 +182,14 @@ void Loop::open(Accepted accepted) {
 void Loop::resume_put_off() {
     std::vector<std::uint64_t> numbers;
     std::swap(numbers, put_off_);
-    for (const std::uint64_t number : numbers) {
-        const auto entry = connections_.find(number);
-        if (entry == connections_.end()) continue;
-        Connection& connection = *entry->second;
-        guard(connection, [&] { connection.resume(); });
-    }
+    for_each(numbers, [](Connection& connection) { connection.resume(); });
+}
+
+// A connection may go on with the next request in its buffer, and hold that answer: it is sent in the next turn.
+void Loop::send_held() {
+    std::vector<std::uint64_t> numbers;
+    std::swap(numbers, held_);
+    for_each(numbers, [](Connection& connection) { connection.flush(); });
 }
 
 void Loop::check_deadlines() {
@@ -200,6 +205,17 @@ void Loop::check_deadlines() {
 void Loop::remove_dead() {
     for (const std::uint64_t number : dead_) connections_.erase(number);
     dead_.clear();
+}
+
+// Calls a function with the connections of these numbers that are still there.
+template <typename Function>
+void Loop::for_each(const std::vector<std::uint64_t>& numbers, Function function) {
+    for (const std::uint64_t number : numbers) {
+        const auto entry = connections_.find(number);
+        if (entry == connections_.end()) continue;
+        Connection& connection = *entry->second;
+        guard(connection, [&] { function(connection); });
+    }
 }
 
 // Whatever goes wrong, such as the memory that is used up, ends one connection only.

@@ -39,6 +39,7 @@ public:
     std::string_view date_line();
     void note_deadline(std::int64_t deadline) { next_check_ = deadline < next_check_ ? deadline : next_check_; }
     void put_off(std::uint64_t connection) { put_off_.push_back(connection); }
+    void hold(std::uint64_t connection) { held_.push_back(connection); }
     void bury(std::uint64_t connection) { dead_.push_back(connection); }
     void watch(Connection& connection, int operation, std::uint32_t events);
 
@@ -61,8 +62,11 @@ private:
     void empty_inbox();
     void open(Accepted accepted);
     void resume_put_off();
+    void send_held();
     void check_deadlines();
     void remove_dead();
+    template <typename Function>
+    void for_each(const std::vector<std::uint64_t>& numbers, Function function);
     template <typename Function>
     void guard(Connection& connection, Function function);
 
@@ -72,7 +76,7 @@ private:
     Inbox inbox_;
     std::unordered_map<std::uint64_t, std::unique_ptr<Connection>> connections_;
     std::uint64_t last_number_ = 0;
-    std::vector<std::uint64_t> put_off_, dead_;
+    std::vector<std::uint64_t> put_off_, held_, dead_;
     std::int64_t next_check_ = never;
     bool is_shutting_down_ = false;
 

@@ -30,6 +30,7 @@ public:
     std::size_t total() const { return total_; }
 
     ssize_t send(int socket) {
+        if (count_ == 1) return ::send(socket, parts_[0].iov_base, parts_[0].iov_len, MSG_NOSIGNAL);
         msghdr message{};
         message.msg_iov = parts_.data();
         message.msg_iovlen = count_;

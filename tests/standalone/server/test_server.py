@@ -213,6 +213,33 @@ def test_sixteen_clients_get_their_own_values(simple):
         assert process.communicate(timeout=20) == ("", "")
 
 
+def test_a_client_that_reads_late_gets_the_answers_of_all_pipelined_requests_in_their_order(simple):
+    """Small answers are held for a moment, and the socket may not take them then."""
+    count = 10_000
+    content, headers = binary({name: np.zeros((1, 16), np.int32) for name in ("INPUT0", "INPUT1")}, id="=number=")
+    lines = [f"{name}: {value}" for name, value in headers.items()]
+    numbers = [b"%08d" % number for number in range(count)]
+    single = request(content, *lines).replace(b"Connection: close\r\n", b"")
+    requests = b"".join(single.replace(b"=number=", number) for number in numbers[:-1])
+    requests += request(content, *lines).replace(b"=number=", numbers[-1])
+    with serving(simple) as (_, port), ThreadPoolExecutor(1) as pool:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", port))
+        sending = pool.submit(client.sendall, requests)
+        time.sleep(0.5)
+        received = b""
+        while piece := client.recv(1 << 20):
+            received += piece
+        sending.result()
+        client.close()
+    answers = parse_answers(received)
+    assert [answer.status for answer in answers] == [200] * count
+    texts = [answer.body[0] if isinstance(answer.body, tuple) else answer.body for answer in answers]
+    assert [text["id"].encode() for text in texts] == numbers
+
+
 def test_too_many_connections_are_turned_away(simple):
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
