@@ -17,7 +17,7 @@ _CPU_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"
 def digest_own_code() -> dict[str, str]:
     """Return a digest of packager's code as a key's input: any change of it runs every stage again."""
     digest = hashlib.sha256()
-    for path in (*sorted(PACKAGE.rglob("*.py")), PACKAGE / "standalone/runners.json"):
+    for path in sorted((*PACKAGE.rglob("*.py"), *PACKAGE.rglob("runners.json"))):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\n".encode() + path.read_bytes())
     return {"packager": digest.hexdigest()[:16]}
 
