@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models.catalogue import all_models
+from benchmarks.models.limits import LIMITS
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "work" / "models" / "results.jsonl"
@@ -133,11 +134,18 @@ def refusals(models: Sequence[Result]) -> str:
     failed = [result for result in models if result["outcome"] != "right"]
     if not failed:
         return ""
-    lines = ["## Not built, or not right\n", "| model | outcome | reason | by hand |", "| --- | --- | --- | --- |"]
+    lines = [
+        "## Not built, or not right\n",
+        "The last column is from reading the code of the model; where it is empty, the cause is not known to be there.",
+        "",
+        "| model | outcome | reason | by hand | what the model does |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for result in failed:
         outcome = f"`{result['code']}`" if result.get("code") else result["outcome"]
         by_hand = (result.get("by_hand") or {}).get("outcome", "")
-        lines.append(f"| {result['name']} | {outcome} | {reason(result)} | {by_hand} |")
+        limit = LIMITS.get(result["name"], "")
+        lines.append(f"| {result['name']} | {outcome} | {reason(result)} | {by_hand} | {limit} |")
     return "\n".join(lines) + "\n"
 
 
