@@ -140,6 +140,7 @@ def improve_symbolics() -> Iterator[None]:
     """Let the TorchScript exporter know operators of ONNX that it lacks, and correct those that it gets wrong."""
     symbolics = {(name, _SYMBOLIC_OPSET): _make_symbolic(onnx_name) for name, onnx_name in ONNX_OPERATORS.items()}
     symbolics["aten::cumsum", _SYMBOLIC_OPSET] = _cumsum
+    symbolics["aten::movedim", _SYMBOLIC_OPSET] = _movedim
     symbolics["aten::permute", _SYMBOLIC_OPSET] = _permute
     symbolics["aten::repeat_interleave", _SYMBOLIC_OPSET] = _repeat_interleave
     symbolics["aten::unflatten", _SYMBOLIC_OPSET] = _unflatten
@@ -177,6 +178,13 @@ def _make_alias(name: str) -> Callable[..., Any]:
         return symbolics.get(graph.opset)(graph, *arguments)
 
     return convert
+
+
+@symbolic_helper.parse_args("v", "t", "t")
+def _movedim(graph: Any, tensor: Any, source: torch.Tensor, destination: torch.Tensor) -> Any:
+    """Count dims from the start, for the reason that `_permute` has."""
+    rank = tensor.type().dim()
+    return symbolic_opset9.movedim(graph, tensor, source % rank, destination % rank)
 
 
 @symbolic_helper.parse_args("v", "is")

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,6 +63,10 @@ _INDEX_OPERATORS = frozenset({
     "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d",
     "fractional_max_pool3d",
 })  # fmt: skip
+# How many operands of each are numbers: sizes, or what forward() computes of them.
+_ARITHMETIC = {"prim::NumToTensor": 1, "aten::neg": 1, "aten::add": 2, "aten::sub": 2, "aten::rsub": 2, "aten::mul": 2,
+               "aten::div": 2}  # fmt: skip
+_ROUNDINGS = {"aten::ceil": 1, "aten::floor": 1, "aten::to": 1, "aten::floor_divide": 2, "aten::remainder": 2}
 _INTEGER_TYPES = ("Bool", "Byte", "Char", "Short", "Int", "Long")
 _MANGLED = re.compile(rb"___torch_mangle_\d+")
 
@@ -136,7 +141,7 @@ def _find_rounded_sizes(graph: Any) -> tuple[str, ...]:
     """List the lines that compute a size with a number that float32 cannot represent exactly, such as 0.7.
 
     That is a scale of F.interpolate, a step of torch.arange with a bound that is not constant, or what forward()
-    computes of sizes before it rounds.
+    computes of sizes before it rounds. There, a quotient that is multiplied counts as such a number.
     """
     lines = set()
     for node in _iter_nodes(graph):
@@ -145,6 +150,8 @@ def _find_rounded_sizes(graph: Any) -> tuple[str, ...]:
             inputs = list(inputs[-1].node().inputs())  # the scales, if there are any
         elif node.kind() in ("aten::ceil", "aten::floor"):
             inputs = _list_size_operands(inputs[0])
+            if inputs and _scales_quotient(node.inputsAt(0)):
+                lines.add(_find_user_line(node.sourceRange()))
         elif node.kind() != "aten::arange" or all(value.node().kind() == "prim::Constant" for value in inputs[:3]):
             continue
         numbers = [number for value in inputs if isinstance(number := _get_number(value), float)]
@@ -160,16 +167,40 @@ def _get_number(value: Any) -> Any:
 
 
 def _list_size_operands(value: Any) -> list[Any]:
-    """List the constants in an arithmetic expression of sizes; nothing if it has other values."""
-    node, inputs = value.node(), list(value.node().inputs())
-    if node.kind() == "prim::Constant":
+    """List the sizes and constants in an arithmetic expression of them; nothing if it has other values."""
+    if value.node().kind() == "prim::Constant" or value.type().kind() == "IntType":
         return [value]
-    if node.kind() == "prim::NumToTensor":
-        return [inputs[0]]
-    if node.kind() not in ("aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::div"):
-        return []
-    operands = [_list_size_operands(operand) for operand in inputs[:2]]
+    operands = [_list_size_operands(operand) for operand in _get_operands(value, _ARITHMETIC | _ROUNDINGS)]
     return [operand for listed in operands for operand in listed] if all(operands) else []
+
+
+def _get_operands(value: Any, operations: Mapping[str, int]) -> list[Any]:
+    """Return the operands of the operation that a value is the result of, if that is one of these."""
+    node = value.node()
+    return list(node.inputs())[: operations.get(node.kind(), 0)]
+
+
+def _scales_quotient(value: Any) -> bool:
+    """Tell whether an expression of sizes multiplies a quotient, as `length / 7 * 14` does: that is rounded twice."""
+    operands = _get_operands(value, _ARITHMETIC)
+    if value.node().kind() == "aten::mul":
+        for operand, factor in (operands, operands[::-1]):
+            if _has_quotient(operand) and not _is_power_of_two(factor):
+                return True
+    return any(_scales_quotient(operand) for operand in operands)
+
+
+def _has_quotient(value: Any) -> bool:
+    operands = _get_operands(value, _ARITHMETIC)
+    if value.node().kind() == "aten::div" and not _is_power_of_two(operands[1]):
+        return True
+    return any(_has_quotient(operand) for operand in operands)
+
+
+def _is_power_of_two(value: Any) -> bool:
+    """Tell whether a value is a constant that a division or multiplication by is exact."""
+    number = _get_number(value)
+    return isinstance(number, int | float) and math.frexp(abs(number))[0] == 1 / 2
 
 
 def _count_slice_bounds(graph: Any) -> Counter[str]:

@@ -34,7 +34,7 @@ from packager.parity.nudges import run_nudged
 from packager.parity.numerics.compare import Array, ElementTolerance, is_float
 from packager.parity.numerics.decisions import DecisionRule
 from packager.parity.numerics.tolerances import NOISE_MULTIPLE, derive_tolerance
-from packager.parity.numerics.verdict import ReferenceCase
+from packager.parity.numerics.verdict import CaseNoise, ReferenceCase
 from packager.parity.results import OutputNoise, Reference
 from packager.parity.ties import EagerRun, find_tied_output, replace_tied_cases
 from packager.project.manifest import ExplicitTolerance, Project
@@ -163,13 +163,16 @@ def _drop_uncertain_cases(
     """
     if isinstance(project.manifest.parity.tolerance, ExplicitTolerance):
         return list(runs), ()
-    dropped = find_uncertain_cases(compare_outputs(measurement, {case.name: arrays for case, arrays in runs}))
-    measured = measurement.list_fully_measured_cases()
-    if 2 * len(dropped) > case_count or (dropped and measured <= set(dropped)):
-        output, difference, evaluation = find_largest_noise(dropped)
-        location = project.field_location("parity")
-        raise NoiseTooLarge(location, output, f"{difference:.2g}", evaluation, len(dropped), case_count)
-    kept = [(case, arrays) for case, arrays in runs if case.name not in dropped]
+    dropped: dict[str, CaseNoise] = {}
+    kept, measured = list(runs), measurement.list_fully_measured_cases()
+    # The scale follows from all that are compared, so once some are left out, others may be uncertain.
+    while more := find_uncertain_cases(compare_outputs(measurement, {case.name: arrays for case, arrays in kept})):
+        dropped.update(more)
+        if 2 * len(dropped) > case_count or measured <= set(dropped):
+            output, difference, evaluation = find_largest_noise(dropped)
+            location = project.field_location("parity")
+            raise NoiseTooLarge(location, output, f"{difference:.2g}", evaluation, len(dropped), case_count)
+        kept = [(case, arrays) for case, arrays in kept if case.name not in dropped]
     notes = [
         describe_uncertain_case(case.name, case.value_description, dropped[case.name])
         for case, _ in runs

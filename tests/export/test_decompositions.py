@@ -193,8 +193,18 @@ def test_an_alias_is_what_torch_normalizes_to_its_operator(alias):
     assert kinds == [ALIASES[alias]]
 
 
-def test_a_permutation_may_count_dims_from_the_end(tmp_path):
-    _check("torchscript", tmp_path, SOURCE.replace("EXPRESSION", "x.permute(0, -1, -2) @ y"))
+@pytest.mark.parametrize(
+    "moved",
+    [
+        "x.permute(0, -1, -2)",
+        "x.movedim(-1, 1)",
+        "x.movedim((-2, 0), (-1, 0))",
+        "Moved()(x)",
+    ],
+)
+def test_a_permutation_may_count_dims_from_the_end(tmp_path, moved):
+    inner = "class Moved(torch.nn.Module):\n    def forward(self, x):\n        return x.moveaxis(-1, -2)\n"
+    _check("torchscript", tmp_path, SOURCE.replace("EXPRESSION", f"{moved} @ y") + "\n\n" + inner)
 
 
 def test_a_dim_that_counts_from_the_end_stays_a_constant_of_its_own(tmp_path):

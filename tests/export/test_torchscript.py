@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import runpy
 import zipfile
 from pathlib import Path
@@ -388,6 +389,30 @@ def test_a_trace_keeps_the_sizes_that_forward_rounds_where_it_is_asked_to(tmp_pa
         x = torch.rand(2, size)
         torch.testing.assert_close(kept.module(x)[0], module(x))
     assert fixed.module(torch.rand(2, 31))[0].shape != module(torch.rand(2, 31)).shape
+
+
+@pytest.mark.parametrize(
+    ("expression", "reported"),
+    [
+        ("length // 3 * 1.1", True),
+        ("20 - length * 1.1", True),
+        ("math.ceil(length / 2) * 1.1", True),
+        ("length / 7 * 14", True),  # 29 gives 59 in float64 and 58 in float32
+        ("(length / 7 + 1) * 14", True),
+        ("length / 7 * 4", False),
+        ("length / 4 * 7", False),
+        ("length * 14 / 7", False),
+        ("math.ceil(length / 7) * 14 / 3", False),
+    ],
+)
+def test_sizes_that_float32_may_round_to_others_are_reported(tmp_path, expression, reported):
+    text = re.sub("frames = .*", f"length = x.shape[-1]\n        frames = math.ceil({expression})", ROUNDING)
+    (tmp_path / "frames.py").write_text(text)
+    module = runpy.run_path(str(tmp_path / "frames.py"))["Frames"]()
+    kept = torchscript.trace(module, None, (torch.ones(2, 9),), tmp_path, keep_rounded_sizes=True)
+    scripted = torchscript.script(module, tmp_path)
+    for program in (kept, scripted):
+        assert program.specialized.rounded_size_lines == (("frames.py:8",) if reported else ())
 
 
 def test_rounding_a_tensor_gives_a_number_again_after_a_trace(tmp_path):

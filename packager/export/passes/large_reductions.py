@@ -25,9 +25,13 @@ Shapes = Mapping[str, Sequence[int | None]]
 def split_large_reductions(graph: onnx.GraphProto) -> None:
     """Split every reduction that takes many elements along several axes into one for each axis, subgraphs included.
 
-    It needs the shapes that the exporter inferred, and leaves alone what it cannot tell to be large.
+    It needs the shapes that the exporter inferred, and leaves alone what it cannot tell to be large. Only float32 has
+    the error: a mean of integers would change, and a partial sum may overflow float16 where the whole sum does not.
     """
-    shapes = {value.name: _get_shape(value) for value in (*graph.input, *graph.value_info)}
+    values = (*graph.input, *graph.value_info)
+    shapes = {
+        value.name: _get_shape(value) for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
     integers = _list_integers(graph)
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -78,9 +82,9 @@ def _split(graph: onnx.GraphProto, node: onnx.NodeProto, axes: Sequence[int]) ->
         step.CopyFrom(node)
         step.input[0] = source
         if axis != axes[-1]:
-            step.name, step.output[0] = f"{node.name}/{axis}", f"{node.output[0]}/{axis}"
+            step.name, step.output[0] = f"{node.name}/reduced_{axis}", f"{node.output[0]}/reduced_{axis}"
         if len(node.input) > 1:
-            step.input[1] = f"{node.output[0]}/axis_{axis}"
+            step.input[1] = f"{node.output[0]}/reduced_axis_{axis}"
             graph.initializer.append(helper.make_tensor(step.input[1], onnx.TensorProto.INT64, [1], [axis]))
         for attribute in step.attribute:
             if attribute.name == "axes":

@@ -11,7 +11,15 @@ from packager.export.passes.large_reductions import split_large_reductions
 VALUES = np.random.default_rng(0).random((2, 128, 512, 6), dtype=np.float32)
 
 
-def make_model(operator="ReduceMean", axes=(1, 2, 3), keepdims=1, opset=20, form="initializer", sizes=(128, 512, 6)):
+def make_model(
+    operator="ReduceMean",
+    axes=(1, 2, 3),
+    keepdims=1,
+    opset=20,
+    form="initializer",
+    sizes=(128, 512, 6),
+    dtype=TensorProto.FLOAT,
+):
     """[batch, *sizes] → Identity → a reduction whose axes are an initializer, a Constant, or an attribute."""
     rank = 4 if keepdims else 4 - len(axes)
     nodes, weights, inputs, attributes = [helper.make_node("Identity", ["x"], ["same"])], [], ["same", "axes"], {}
@@ -26,10 +34,10 @@ def make_model(operator="ReduceMean", axes=(1, 2, 3), keepdims=1, opset=20, form
     graph = helper.make_graph(
         nodes,
         "model",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *sizes])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [f"y{k}" for k in range(rank)])],
+        [helper.make_tensor_value_info("x", dtype, ["batch", *sizes])],
+        [helper.make_tensor_value_info("y", dtype, [f"y{k}" for k in range(rank)])],
         weights,
-        value_info=[helper.make_tensor_value_info("same", TensorProto.FLOAT, ["batch", *sizes])],
+        value_info=[helper.make_tensor_value_info("same", dtype, ["batch", *sizes])],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
@@ -69,8 +77,10 @@ def test_a_sum_is_split_like_a_mean():
         {"sizes": ("channels", "height", 6)},
         {"axes": (3,)},
         {"operator": "ReduceMax"},
+        {"dtype": TensorProto.INT64},
+        {"dtype": TensorProto.FLOAT16},
     ],
-    ids=["few elements", "unknown sizes", "one axis", "no sum"],
+    ids=["few elements", "unknown sizes", "one axis", "no sum", "integers", "half precision"],
 )
 def test_any_other_reduction_stays_as_it_is(options):
     model = make_model(**options)
@@ -85,3 +95,13 @@ def test_a_reduction_of_unknown_rank_stays_as_it_is():
     before = model.SerializeToString()
     split_large_reductions(model.graph)
     assert model.SerializeToString() == before
+
+
+def test_partial_sums_take_no_name_that_an_output_has():
+    model = make_model()
+    for name in ("y/3", "y/2", "y/axis_1"):
+        model.graph.node.append(helper.make_node("Identity", ["x"], [name]))
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 128, 512, 6]))
+    split_large_reductions(model.graph)
+    onnx.checker.check_model(model)
+    assert run(model).shape == (2, 1, 1, 1)
