@@ -736,6 +736,22 @@ def test_sizes_that_float32_rounds_differently_are_reported_as_unchecked_if_the_
     assert len(rounded) == reported
 
 
+def test_a_size_that_torch_export_rounds_in_float32_is_reported_as_unchecked(tmp_path):
+    text = LINEAR.replace("import torch", "import math\n\nimport torch", 1).replace(
+        "return self.layer(x)", "return self.layer(x), x.new_zeros(math.ceil(x.shape[0] * 1.1))"
+    )
+    inputs = {"x": {"dtype": "float32", "shape": ["length", 4]}}
+    path = project(
+        tmp_path / "p",
+        text,
+        inputs=inputs,
+        dims={"length": {"min": 8, "max": 397}},
+        export={"exporter": "torch-export"},
+    )
+    notes = parity_of(packager.build(path, tmp_path / "dist").bundle)["not_checked"]
+    assert [note for note in notes if "float32" in note and carries(note, "model.py:13")]
+
+
 RANKER = """
 import torch
 from torch import nn

@@ -101,11 +101,27 @@ def export(context: BuildContext, model: EagerModel, traced: TracedModel, export
 def _find_specialized(
     context: BuildContext, model: EagerModel, program: TorchScriptProgram | None, exporter: Exporter
 ) -> SpecializedControlFlow:
-    """Return the control flow that the exporter fixed; torch.export does not say, and fixes whatever a trace does."""
+    """Return the control flow that the exporter fixed; torch.export does not say, and fixes whatever a trace does.
+
+    It keeps the sizes that forward() rounds, though, so their lines are found in a trace that keeps them as well.
+    """
     if program is not None and (exporter != "torch-export" or program.method == "trace"):
-        return program.specialized
-    project, module = context.project, model.loaded.pristine_copy()
+        traced = program
+    else:
+        fixed = _trace(context, model, keep_rounded_sizes=False)
+        if fixed is None:
+            return SpecializedControlFlow(undetected=True)
+        traced = fixed
+    is_rounded = exporter == "torch-export" and traced.fixes_rounded_sizes
+    kept = _trace(context, model, keep_rounded_sizes=True) if is_rounded else None
+    rounded = () if kept is None else kept.specialized.rounded_size_lines
+    return traced.specialized.merge(SpecializedControlFlow(rounded_size_lines=rounded))
+
+
+def _trace(context: BuildContext, model: EagerModel, *, keep_rounded_sizes: bool) -> TorchScriptProgram | None:
+    """Trace the module to see its control flow; None if it cannot be traced."""
+    module, names, folder = model.loaded.pristine_copy(), context.project.manifest.outputs, context.project.folder
     try:
-        return torchscript.trace(module, project.manifest.outputs, model.example, project.folder).specialized
+        return torchscript.trace(module, names, model.example, folder, keep_rounded_sizes=keep_rounded_sizes)
     except ExporterFailed:
-        return SpecializedControlFlow(undetected=True)
+        return None
