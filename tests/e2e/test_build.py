@@ -738,9 +738,9 @@ def test_sizes_that_float32_rounds_differently_are_reported_as_unchecked_if_the_
 
 def test_a_size_that_torch_export_rounds_in_float32_is_reported_as_unchecked(tmp_path):
     text = LINEAR.replace("import torch", "import math\n\nimport torch", 1).replace(
-        "return self.layer(x)", "return self.layer(x), x.new_zeros(math.ceil(x.shape[0] * 1.1))"
+        "return self.layer(x)", "return self.layer(x), x.new_zeros(math.ceil(x.shape[1] * 1.1))"
     )
-    inputs = {"x": {"dtype": "float32", "shape": ["length", 4]}}
+    inputs = {"x": {"dtype": "float32", "shape": ["batch", "length", 4]}}
     path = project(
         tmp_path / "p",
         text,
