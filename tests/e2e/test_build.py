@@ -749,7 +749,7 @@ def test_a_size_that_torch_export_rounds_in_float32_is_reported_as_unchecked(tmp
         export={"exporter": "torch-export"},
     )
     notes = parity_of(packager.build(path, tmp_path / "dist").bundle)["not_checked"]
-    assert [note for note in notes if "float32" in note and carries(note, "model.py:13")]
+    assert [note for note in notes if "float32" in note and carries(note, "model.py:14")]
 
 
 RANKER = """
