@@ -747,6 +747,7 @@ def test_a_size_that_torch_export_rounds_in_float32_is_reported_as_unchecked(tmp
         inputs=inputs,
         dims={"length": {"min": 8, "max": 397}},
         export={"exporter": "torch-export"},
+        torchscript={"method": "none"},
     )
     notes = parity_of(packager.build(path, tmp_path / "dist").bundle)["not_checked"]
     assert [note for note in notes if "float32" in note and carries(note, "model.py:14")]
