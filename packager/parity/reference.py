@@ -122,10 +122,9 @@ def measure_reference(
     if refused:
         is_mixed = any(len(case.value_kinds) > 1 for case in refused)
         uncompared = (*uncompared, _EMPTY_MASKS if is_mixed else _NOTHING_BUT_EMPTY_MASKS)
-    runs, uncertain = _drop_uncertain_cases(project, measurement, runs, len(grid.cases))
-    uncompared = (*uncompared, *uncertain)
-    reference_cases, noise, coarse = _make_reference_cases(project, measurement, runs, decisions)
-    uncompared = (*uncompared, *coarse)
+    runs, differences, uncertain = _drop_uncertain_cases(project, measurement, runs, len(grid.cases))
+    reference_cases, noise, coarse = _make_reference_cases(project, measurement, runs, differences, decisions)
+    uncompared = (*uncompared, *uncertain, *coarse)
     return Reference(reference_cases, noise, names, tuple(case for case, _ in runs), uncompared, probe)
 
 
@@ -148,48 +147,52 @@ def measure_probe(
         return ()
     if has_discrete_decisions and find_tied_output(outputs, run_nudged(project, model, grid.probe_case)):
         return ()
-    runs, _ = _drop_uncertain_cases(project, measurement, runs, len(grid.cases))
-    reference_cases, _, _ = _make_reference_cases(project, measurement, runs, {})
+    runs, differences, _ = _drop_uncertain_cases(project, measurement, runs, len(grid.cases))
+    reference_cases, _, _ = _make_reference_cases(project, measurement, runs, differences, {})
     return tuple(case for case in reference_cases if case.name == grid.probe_case.name)
 
 
 def _drop_uncertain_cases(
     project: Project, measurement: NoiseMeasurement, runs: Sequence[EagerRun], case_count: int
-) -> tuple[list[EagerRun], tuple[str, ...]]:
-    """Leave out the test cases on which the module's own arithmetic is uncertain; returns the others, and notes.
+) -> tuple[list[EagerRun], dict[str, OutputDifferences], tuple[str, ...]]:
+    """Leave out the test cases on which the module's own arithmetic is uncertain.
+
+    Returns the others, how far the evaluations are from their outputs, by output (nothing if the tolerance is
+    explicit), and notes.
 
     Raises:
         NoiseTooLarge: those are more than half of all `case_count`, or all that were evaluated in every way.
     """
     if isinstance(project.manifest.parity.tolerance, ExplicitTolerance):
-        return list(runs), ()
+        return list(runs), {}, ()
     dropped: dict[str, CaseNoise] = {}
     kept, measured = list(runs), measurement.list_fully_measured_cases()
+    differences = compare_outputs(measurement, {case.name: arrays for case, arrays in kept})
     # The scale follows from all that are compared, so once some are left out, others may be uncertain.
-    while more := find_uncertain_cases(compare_outputs(measurement, {case.name: arrays for case, arrays in kept})):
+    while more := find_uncertain_cases(differences):
         dropped.update(more)
         if 2 * len(dropped) > case_count or measured <= set(dropped):
             output, difference, evaluation = find_largest_noise(dropped)
             location = project.field_location("parity")
             raise NoiseTooLarge(location, output, f"{difference:.2g}", evaluation, len(dropped), case_count)
         kept = [(case, arrays) for case, arrays in kept if case.name not in dropped]
+        differences = compare_outputs(measurement, {case.name: arrays for case, arrays in kept})
     notes = [
         describe_uncertain_case(case.name, case.value_description, dropped[case.name])
         for case, _ in runs
         if case.name in dropped
     ]
-    return kept, tuple(notes)
+    return kept, differences, tuple(notes)
 
 
 def _make_reference_cases(
     project: Project,
     measurement: NoiseMeasurement,
     runs: Sequence[EagerRun],
+    differences: Mapping[str, OutputDifferences],
     decisions: Mapping[str, DecisionRule],
 ) -> tuple[tuple[ReferenceCase, ...], dict[str, OutputNoise], tuple[str, ...]]:
     """Return the reference cases of these runs, the noise by output name where it was measured, and notes."""
-    explicit = isinstance(project.manifest.parity.tolerance, ExplicitTolerance)
-    differences = {} if explicit else compare_outputs(measurement, {case.name: arrays for case, arrays in runs})
     derived = {name: _derive_tolerances(project, measurement, runs, name, differences) for name in runs[0][1]}
     float64 = next((variant.outputs for variant in measurement.evaluations if variant.name == FLOAT64), {})
     reference_cases = tuple(
