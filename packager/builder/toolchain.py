@@ -10,7 +10,7 @@ from packager.builder.incremental import keys
 from packager.bundle.fingerprint import format_lines
 from packager.common import installed_distributions
 from packager.common.hashing import sha256_file
-from packager.common.paths import PACKAGE, data_folder
+from packager.common.paths import PACKAGE, data_folder, is_own_file
 
 
 def collect_toolchain_versions() -> dict[str, str]:
@@ -48,7 +48,7 @@ def _parse_record(text: str) -> dict[str, str]:
 
 def _digest_own_files() -> str:
     """Return the dirHash of packager's own files, which are the same installed from a wheel and in a checkout."""
-    code = [*PACKAGE.rglob("*.py"), PACKAGE / "py.typed", PACKAGE / "standalone/runners.json"]
+    code = [path for path in PACKAGE.rglob("*") if is_own_file(path.name)]
     files = {f"packager/{path.relative_to(PACKAGE).as_posix()}": sha256_file(path) for path in code}
     for name in ("schemas", "templates"):
         files.update({f"packager/{name}/{path.name}": sha256_file(path) for path in data_folder(name).iterdir()})

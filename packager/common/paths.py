@@ -12,3 +12,8 @@ def data_folder(name: str) -> Path:
     """Return the folder `templates` or `schemas`, which is inside the package in a wheel, beside it in a checkout."""
     installed = PACKAGE / name
     return installed if installed.is_dir() else PACKAGE.parent / name
+
+
+def is_own_file(name: str) -> bool:
+    """Return whether a file of this name in `PACKAGE` is code of packager, or data that belongs to its code."""
+    return name.endswith(".py") or name in ("py.typed", "runners.json")

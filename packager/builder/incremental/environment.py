@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from packager.common.paths import PACKAGE
+from packager.common.paths import PACKAGE, is_own_file
 
 _CPU_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 
@@ -17,7 +17,7 @@ _CPU_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"
 def digest_own_code() -> dict[str, str]:
     """Return a digest of packager's code as a key's input: any change of it runs every stage again."""
     digest = hashlib.sha256()
-    for path in sorted((*PACKAGE.rglob("*.py"), *PACKAGE.rglob("runners.json"))):
+    for path in sorted(path for path in PACKAGE.rglob("*") if is_own_file(path.name)):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\n".encode() + path.read_bytes())
     return {"packager": digest.hexdigest()[:16]}
 
@@ -31,7 +31,7 @@ def digest_own_mtimes() -> str:
         (os.path.relpath(entry.path, PACKAGE), entry.stat().st_size, entry.stat().st_mtime_ns)
         for folder, _, _ in os.walk(PACKAGE)
         for entry in os.scandir(folder)
-        if entry.name.endswith(".py") or entry.name == "runners.json"
+        if is_own_file(entry.name)
     ]
     return hashlib.sha256(repr(sorted(files)).encode()).hexdigest()
 
