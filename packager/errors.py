@@ -561,6 +561,7 @@ class ParityFailed(Refused):
         *,
         frozen_branches: Sequence[str],
         fixed_sizes: Sequence[str] = (),
+        rounded_sizes: Sequence[str] = (),
     ) -> None:
         advice = "set explicit limits in parity.tolerance"
         lines = ", ".join(dict.fromkeys(frozen_branches))
@@ -576,6 +577,11 @@ class ParityFailed(Refused):
             advice = (
                 f"if the control flow that was fixed at {lines} is the cause, use torch.where to keep both sides of a "
                 "branch, and integer arithmetic for a size"
+            )
+        elif rounded_sizes:
+            lines = ", ".join(dict.fromkeys(rounded_sizes))
+            advice = (
+                f"if a size computed at {lines} is the cause, compute it with integers: artifacts use float32 for it"
             )
         super().__init__(
             "the artifacts do not match the PyTorch module; no bundle was written",

@@ -143,6 +143,12 @@ BUILD = {
         "torchscript.method: none ships ONNX alone",
         frozen_branches=["model.py:13", "model.py:13", "model.py:20"],
     ),
+    "parity-failed--rounded-size": errors.ParityFailed(
+        [BRANCH],
+        "export.required: false ships TorchScript alone",
+        frozen_branches=(),
+        rounded_sizes=["model.py:13", "model.py:13"],
+    ),
     "parity-failed--fixed-dim": errors.ParityFailed(
         [BRANCH],
         "torchscript.method: none ships ONNX alone",

@@ -13,6 +13,7 @@ from packager.builder import toolchain
 from packager.builder.results import FallbackResult, LeftOut, StageResults, describe_left_out
 from packager.bundle import evidence, layout, readme, records
 from packager.bundle.writer import BundleWriter
+from packager.parity.cases.dim_sizes import get_batch_dim
 from packager.parity.cases.sample_grid import Grid, InputCase
 from packager.parity.cases.signature import TensorSpec
 from packager.parity.numerics.tolerances import NOISE_MULTIPLE
@@ -169,7 +170,7 @@ def _make_case_record(case: InputCase, expected: ReferenceCase, *, is_golden: bo
 def _list_unchecked(contents: BundleContents) -> list[str]:
     """Return a sentence for everything that the parity check does not cover."""
     specialized = contents.results.onnx.specialized.merge(contents.results.torchscript.specialized)
-    if not _has_dynamic_inner_dims(contents.project):
+    if not _may_scale_sizes(contents):
         specialized = replace(specialized, rounded_size_lines=())
     return [
         *(f"the sizes {sizes}" for sizes in contents.grid.skipped_sizes),
@@ -179,9 +180,13 @@ def _list_unchecked(contents: BundleContents) -> list[str]:
     ]
 
 
-def _has_dynamic_inner_dims(project: Project) -> bool:
-    """Return whether any dim but the first of an input is dynamic."""
-    return any(isinstance(dim, str) for spec in project.manifest.inputs.values() for dim in spec.shape[1:])
+def _may_scale_sizes(contents: BundleContents) -> bool:
+    """Return whether forward() may compute with a dynamic size: one that is not just the number of rows."""
+    inputs = contents.project.manifest.inputs
+    batch = get_batch_dim(inputs)
+    outputs = contents.results.reference.outputs
+    is_inner = any(isinstance(dim, str) for spec in inputs.values() for dim in spec.shape[1:])
+    return is_inner or (batch is not None and any(spec.shape[:1] != (batch,) for spec in outputs))
 
 
 def _make_tolerance_record(spec: TensorSpec, contents: BundleContents) -> records.ToleranceRecord:

@@ -736,21 +736,28 @@ def test_sizes_that_float32_rounds_differently_are_reported_as_unchecked_if_the_
     assert len(rounded) == reported
 
 
-def test_a_size_that_torch_export_rounds_in_float32_is_reported_as_unchecked(tmp_path):
-    text = LINEAR.replace("import torch", "import math\n\nimport torch", 1).replace(
-        "return self.layer(x)", "return self.layer(x), x.new_zeros(math.ceil(x.shape[1] * 1.1))"
-    )
-    inputs = {"x": {"dtype": "float32", "shape": ["batch", "length", 4]}}
-    path = project(
-        tmp_path / "p",
-        text,
-        inputs=inputs,
-        dims={"length": {"min": 8, "max": 397}},
-        export={"exporter": "torch-export"},
-        torchscript={"method": "none"},
-    )
+def scaled_lengths(folder, shape, *, largest, signature="self, x", **sections):
+    """Write a project whose second output has ceil(1.1 × length) elements: float32 has other numbers for 50 or 400."""
+    text = LINEAR.replace("import torch", "import math\n\nimport torch", 1).replace("self, x", signature)
+    scaled = f"x.new_zeros(math.ceil(x.shape[{shape.index('length')}] * 1.1))"
+    text = text.replace("return self.layer(x)", f"return self.layer(x), {scaled}")
+    inputs = {"x": {"dtype": "float32", "shape": shape}}
+    return project(folder, text, inputs=inputs, dims={"length": {"min": 8, "max": largest}}, **sections)
+
+
+@pytest.mark.parametrize("shape", [["length", 4], ["batch", "length", 4]])
+def test_a_size_that_torch_export_rounds_in_float32_is_reported_as_unchecked(tmp_path, shape):
+    sections = {"export": {"exporter": "torch-export"}, "torchscript": {"method": "none"}}
+    path = scaled_lengths(tmp_path / "p", shape, largest=397, **sections)
     notes = parity_of(packager.build(path, tmp_path / "dist").bundle)["not_checked"]
     assert [note for note in notes if "float32" in note and carries(note, "model.py:14")]
+
+
+def test_a_wrong_size_leads_to_the_line_that_computes_it(tmp_path):
+    sections = {"signature": "self, x, **options", "export": {"exporter": "torchscript"}}  # that cannot be scripted
+    with pytest.raises(ParityFailed) as caught:
+        packager.build(scaled_lengths(tmp_path / "p", ["length", 4], largest=400, **sections), tmp_path / "dist")
+    mentions(caught.value.hint, "model.py:14", "compute it with integers")
 
 
 RANKER = """

@@ -7,35 +7,27 @@ graph itself fails, the next exporter is tried.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from packager.builder.context import BuildContext, EagerModel
-from packager.builder.results import ArtifactResult, FallbackResult, OnnxResult, describe_left_out
+from packager.builder.results import ArtifactResult, FallbackResult, OnnxResult
 from packager.builder.stages import retracing
 from packager.builder.stages.onnx_export import FROM_MODULE, FROM_TRACE, Candidate, Exporter, export, list_exporters
+from packager.builder.stages.onnx_rejection import Rejection, make_error
 from packager.builder.stages.second_check import check_twice, has_explicit_tolerance, remeasure_once
 from packager.builder.stages.torchscript_stage import TracedModel, retrace
 from packager.bundle import layout, records
 from packager.bundle.writer import BundleWriter
 from packager.common import process_memory
-from packager.common.progress import StageName
-from packager.errors import ExportFailed, ParityFailed, Problem
-from packager.export.graph.messages import NO_IMPROVEMENT, OptimizeJob, OptimizeResult, StageRecord, Verdict
+from packager.export.graph.messages import NO_IMPROVEMENT, OptimizeJob, OptimizeResult, StageRecord
 from packager.parity.amendments import amend_cases
-from packager.parity.diagnosis.budget import DEFAULT_SECONDS, Budget
-from packager.parity.diagnosis.diagnose import Diagnosis, ReproTarget, diagnose
-from packager.parity.diagnosis.fixed_dims import find_fixed_dims
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase
 from packager.parity.results import Reference
 from packager.runtime.check import check_onnx, check_onnx_session, open_onnx_session
 from packager.runtime.onnx_backend import OnnxBackend
-
-_CONCURRENT_WEIGHT_BYTES = 50 << 20
-_CONCURRENT_TRANSIENT_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -48,15 +40,6 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Rejection:
-    """Why a candidate does not ship. `verdict` is `fail` if it was compared and is wrong, else `not-checked`."""
-
-    verdict: Verdict
-    cause: str
-    location: str | None = None
-
-
-@dataclass(frozen=True)
 class Attempt:
     """A candidate that was checked on every case: the worker's result and the parity, if it came that far."""
 
@@ -66,15 +49,6 @@ class Attempt:
 
 
 # -- one candidate --------------------------------------------------------------------------
-
-
-def takes_much_memory(weight_bytes: int, transient_bytes: int) -> bool:
-    """Return whether the artifacts of a module had better be checked one after the other.
-
-    `transient_bytes` is what the module needs while it runs. CvT (78 MB of weights) takes 1,434 MB with both at once
-    and 1,275 MB without.
-    """
-    return weight_bytes > _CONCURRENT_WEIGHT_BYTES or transient_bytes > _CONCURRENT_TRANSIENT_BYTES
 
 
 def prepare(context: BuildContext, candidate: Candidate) -> Prepared:
@@ -247,7 +221,7 @@ def ship(
         kind = "TorchScript" if isinstance(fallback.artifact, records.TorchScriptArtifact) else "an exported program"
         context.reporter.report_note(f"no ONNX model: the bundle ships {kind} alone (export.required is false)")
         return ArtifactResult(None, None, tuple(stages), outputs=model.outputs)
-    raise _make_error(context, model, rejected, reference, fallback)
+    raise make_error(context, model, rejected, reference, fallback)
 
 
 def _try_larger_trace(
@@ -257,7 +231,7 @@ def _try_larger_trace(
     rejected: Sequence[tuple[Candidate, Rejection]],
     reference: Reference,
 ) -> OnnxResult | None:
-    """Export a trace that was made at larger sizes, if that of the example is wrong; None if this one is as well."""
+    """Export a trace made at larger sizes if the one of the example is wrong; None if it is wrong too."""
     if not any(candidate.exporter == FROM_TRACE and outcome.verdict == "fail" for candidate, outcome in rejected):
         return None
     assert traced.program is not None
@@ -294,43 +268,6 @@ def _recheck(context: BuildContext, model: EagerModel, cached: OnnxResult, refer
     return None
 
 
-def _make_error(
-    context: BuildContext,
-    model: EagerModel,
-    rejected: Sequence[tuple[Candidate, Rejection]],
-    reference: Reference,
-    fallback: FallbackResult,
-) -> ExportFailed | ParityFailed:
-    project = context.project
-    kind = "an exported program" if isinstance(fallback.artifact, records.ExportedProgramArtifact) else "TorchScript"
-    alternative = f"export.required: false ships {kind} alone"
-    if project.manifest.torchscript.method == "none":
-        alternative = "torchscript.method: auto and export.required: false ship TorchScript alone"
-    elif fallback.artifact is None:
-        alternative = "export.required: false does not help, because no fallback is proven either"
-    unique: dict[str, Problem] = {}  # the module often fails as its trace did
-    for candidate, outcome in rejected:
-        unique.setdefault(outcome.cause, _make_problem(candidate, outcome))
-    problems = list(unique.values())
-    fixed: Mapping[str, int] = {}
-    if any(outcome.verdict == "fail" for _, outcome in rejected):
-        with context.reporter.stage(StageName.WHERE):
-            fixed = _find_fixed_dims(context, rejected, reference)
-            if not fixed:
-                problems = _diagnose_rejections(context, model, rejected, reference)
-    problems += _list_fallback_problems(fallback, problems)
-    verdicts = {outcome.verdict for _, outcome in rejected} | {entry.verdict for entry in fallback.left_out}
-    if "fail" in verdicts:
-        flows = [candidate.specialized for candidate, _ in rejected]
-        lines = [line for flow in flows for line in flow.user_lines]
-        lines += [line for entry in fallback.left_out for line in entry.frozen_lines]
-        if fixed:
-            lines += [line for flow in flows for line in flow.library_lines]
-        sizes = [f"{dim} is {size}" for dim, size in fixed.items()]
-        return ParityFailed(problems, alternative, frozen_branches=lines, fixed_sizes=sizes)
-    return ExportFailed(project.field_location("export"), problems, alternative)
-
-
 def _reject_untraced(context: BuildContext, traced: TracedModel) -> list[tuple[Candidate, Rejection]]:
     """Return the candidates that there are none of, because there is no program to export them from."""
     if traced.program is not None or context.project.manifest.export.exporter == "torch-export":
@@ -343,61 +280,6 @@ def _reject_untraced(context: BuildContext, traced: TracedModel) -> list[tuple[C
 
 def _has_no_script(fallback: FallbackResult) -> bool:
     return any(entry.form == "script" and entry.verdict == "not-checked" for entry in fallback.left_out)
-
-
-def _list_fallback_problems(fallback: FallbackResult, problems: Sequence[Problem]) -> list[Problem]:
-    """Return why there is no fallback, without the causes that kept the same program from being exported."""
-    if fallback.artifact is not None:
-        return []
-    known = "\n".join(problem.message for problem in problems)
-    return [
-        Problem(f"fallback: {describe_left_out([entry])}", entry.location)
-        for entry in fallback.left_out
-        if entry.reason not in known
-    ]
-
-
-def _find_fixed_dims(
-    context: BuildContext, rejected: Sequence[tuple[Candidate, Rejection]], reference: Reference
-) -> Mapping[str, int]:
-    """Return the dims at one size of which alone the first wrong graph is right: no node of it is at fault."""
-    providers = context.project.manifest.target.providers
-    jobs = [candidate.job for candidate, outcome in rejected if outcome.verdict == "fail"]
-    job = next(job for job in jobs if job is not None)
-    return find_fixed_dims(job.exported, reference.reference_cases, providers)
-
-
-def _diagnose_rejections(
-    context: BuildContext, model: EagerModel, rejected: Sequence[tuple[Candidate, Rejection]], reference: Reference
-) -> list[Problem]:
-    """Locate the first faulty node of each wrong graph, and write a reproduction of the first that has one.
-
-    All searches together end within the default time, unless the build is asked to diagnose.
-    """
-    request, problems = context.request, []
-    seconds = None if request.options.diagnose else DEFAULT_SECONDS
-    budget = Budget(seconds, partial(context.reporter.report_step, StageName.WHERE))
-    folder = Path("repro") / request.name
-    target: ReproTarget | None = ReproTarget(
-        request.output.parent / folder, str(request.displayed_output.parent / folder)
-    )
-    for candidate, outcome in rejected:
-        if outcome.verdict != "fail" or candidate.job is None:
-            problems.append(_make_problem(candidate, outcome))
-            continue
-        diagnosis = diagnose(
-            context.project, model.loaded.module, candidate.job.exported, reference.reference_cases, target, budget
-        )
-        problems.append(_make_problem(candidate, outcome, diagnosis))
-        target = None if diagnosis.has_repro else target
-    return problems
-
-
-def _make_problem(candidate: Candidate, outcome: Rejection, diagnosis: Diagnosis | None = None) -> Problem:
-    message = f"{candidate.exporter}: {outcome.cause}"
-    if diagnosis is None:
-        return Problem(message, outcome.location)
-    return Problem(f"{message}\n{diagnosis.text}", outcome.location or diagnosis.location)
 
 
 def _make_artifact_record(optimized: OptimizeResult, writer: BundleWriter) -> records.OnnxArtifact:
