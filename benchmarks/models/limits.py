@@ -1,6 +1,6 @@
-"""What models of the catalogue do that no artifact can hold, or no exporter can write, as their code shows.
+"""Why models of the catalogue are refused: what their code does that no artifact can hold, or no exporter can write.
 
-docs/models.md gives these reasons beside the errors of the build. A model that is refused without one is a defect.
+docs/models.md gives these reasons beside the errors of the build. They were found by reading the code of the models.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 _RANDOM = "draws random numbers in forward()"
 _LOOP = "computes sizes in Python: a loop over the length, or over chunks of it"
 _TIES = "chooses queries by the scores of untrained weights, which differ by less than rounding"
-_EINX = "einx makes a number of each size"
+_EINX = "einx turns every size into a number"
 _BRANCH = "takes one side of a branch for short inputs, and the other for long ones"
 
 LIMITS: Mapping[str, str] = {
     "asteroid-dcunet": "a branch on a size stops torch.export, and the other exporter has no complex numbers",
-    "denoiser-demucs": "computes the padded length with int() and max() of Python, which a trace makes numbers of",
+    "denoiser-demucs": "computes the padded length with int() and max(), which a trace turns into constants",
     "encodec-24khz-decoder": _BRANCH,
     "kornia-loftr": "returns nothing with random weights: every output is empty, so there is nothing to compare",
     "neuralforecast-informer": _RANDOM,

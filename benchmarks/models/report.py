@@ -136,7 +136,7 @@ def refusals(models: Sequence[Result]) -> str:
         return ""
     lines = [
         "## Not built, or not right\n",
-        "The last column is from reading the code of the model; where it is empty, the cause is not known to be there.",
+        "The last column comes from reading the model's code. It is empty where the code shows no such cause.",
         "",
         "| model | outcome | reason | by hand | what the model does |",
         "| --- | --- | --- | --- | --- |",

@@ -182,7 +182,7 @@ def _make_alias(name: str) -> Callable[..., Any]:
 
 @symbolic_helper.parse_args("v", "t", "t")
 def _movedim(graph: Any, tensor: Any, source: torch.Tensor, destination: torch.Tensor) -> Any:
-    """Count dims from the start, for the reason that `_permute` has."""
+    """Count dims from the start, as in `_permute`."""
     rank = tensor.type().dim()
     return symbolic_opset9.movedim(graph, tensor, source % rank, destination % rank)
 
@@ -194,7 +194,7 @@ def _permute(graph: Any, tensor: Any, dims: Sequence[int]) -> Any:
 
 
 def _repeat_interleave(graph: Any, tensor: Any, repeats: Any, dim: Any = None, output_size: Any = None) -> Any:
-    """Leave the constant alone that the dim is: torch's own symbolic makes of -1 a 2, wherever the graph uses it."""
+    """Copy the constant that holds the dim: torch's own symbolic adds the rank to it in place, for all of its users."""
     dim = symbolic_helper._maybe_get_scalar(dim)  # type: ignore[no-untyped-call]  # torch's stubs
     dim = dim.clone() if isinstance(dim, torch.Tensor) else dim
     return symbolic_opset13.repeat_interleave(graph, tensor, repeats, dim, output_size)

@@ -36,7 +36,7 @@ def zero_hidden_rows(program: ExportedProgram) -> ExportedProgram:
                     seen[mask] = _find_seen_rows(graph, mask)
             with graph.inserting_after(node):
                 result = graph.call_function(_ATEN.where.ScalarOther, (seen[mask], node, 0.0))
-            result.meta["val"] = node.meta["val"]  # broadcasting sizes to find it out could fix one
+            result.meta["val"] = node.meta["val"]  # inferring it would broadcast the sizes, which could fix one
             node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
     module.recompile()
     rewritten: ExportedProgram = program._update(module, signature)
@@ -51,7 +51,7 @@ def _get_mask(node: Node) -> Node | None:
 
 
 def _find_seen_rows(graph: Graph, mask: Node) -> Node:
-    """Add nodes that tell of each row of a mask whether it shows a key."""
+    """Add nodes that compute for each row of a mask whether it shows any key."""
     if mask.meta["val"].dtype != torch.bool:
         mask = _add(graph, _ATEN.ne.Scalar, mask, -math.inf)
     return _add(graph, _ATEN.any.dim, mask, -1, True)

@@ -41,10 +41,10 @@ _LARGE_BUFFER_BYTES = 1 << 24
 class LoadedModel:
     """The eager module with its weights, and where they came from.
 
-    `key_match`, without its tensors, and `weights_key` say which of the checkpoint are in the module, and under which
-    key of the file they were; `parameters` counts values. `from_model_weights` are the names that averaged weights
-    lacked, and `skipped_checkpoints` the messages about damaged checkpoints of a run, `chosen_checkpoint` the folder
-    used instead.
+    `key_match`, without its tensors, and `weights_key` say which tensors of the checkpoint are in the module, and under
+    which key of the file they were; `parameters` counts values. `from_model_weights` are the names that averaged
+    weights lacked, and `skipped_checkpoints` the messages about damaged checkpoints of a run, `chosen_checkpoint` the
+    folder used instead.
     `pristine` is a copy that shares the large tensors and has never been called, so it holds nothing that a call
     stores in a module; None if the module cannot be copied. `parameter_versions` count the writes to each parameter.
     `conversion` says which dtype the module was converted to, if any.
@@ -138,7 +138,7 @@ def _load_model(project: Project, entry: Callable[..., Any] | None, located: Loc
     check_inputs(project, module)
     return LoadedModel(
         module=module,
-        key_match=replace(match, state={}),  # the module may have copies, and the file would stay in memory
+        key_match=replace(match, state={}),  # they would keep the file mapped
         weights_key=checkpoint.key,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         checkpoint_sha256=sha256,

@@ -31,8 +31,8 @@ _QUICK_NS = 500_000
 _RETURN_SHARE = 1 / 20
 """How long the next batch waits for the clients that were just answered, as a share of the time that their run took.
 
-Clients that wait for each answer come back within a millisecond, but not all at once: the first of them would run
-alone, and the others as the rest of a batch (16 clients of MiniLM made batches of 5.4, and of 8 with this)."""
+Clients that wait for each answer come back within a millisecond, but not all at once. Without the wait, the first one
+would run alone. With it, 16 clients of MiniLM form batches of 7.5 instead of 5.4 on two cores."""
 
 
 class Batcher:

@@ -1,7 +1,7 @@
 """Trace a module in a different way, where its first trace is wrong at other sizes and it cannot be scripted.
 
-A trace keeps the numbers that forward() rounds of sizes, and the side of a branch that its example takes. The sizes of
-the example are small, so `if length > window` takes the side there that most sizes do not.
+A trace turns sizes that forward() rounds into constants, and keeps the side of a branch that the example takes. The
+example is small, so it often takes the side of `if length > window` that most inputs do not take.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_GROWTH = 16  # of the elements of the inputs
 def trace_rounded_sizes(
     context: BuildContext, model: EagerModel, program: TorchScriptProgram
 ) -> TorchScriptProgram | None:
-    """Trace with the sizes dynamic that forward() rounds; None if it rounds none, or needs them as numbers."""
+    """Trace with rounded sizes kept dynamic; None if forward() rounds no size, or needs them as numbers."""
     return _trace(context, model, program, model.example) if program.fixes_rounded_sizes else None
 
 

@@ -138,7 +138,7 @@ def _check_program(
 ) -> TorchScriptProgram | None:
     """Record how the program compares with the module on the probe; a script replaces a trace that is wrong there.
 
-    If the module cannot be scripted, a trace does that keeps sizes dynamic that forward() rounds. Exporters rewrite a
+    If the module cannot be scripted, a trace that keeps rounded sizes dynamic takes its place. Exporters rewrite a
     program in place, so this happens once, before anything is made of it.
     """
     if program is None or not probe:
@@ -156,7 +156,7 @@ def _check_program(
     stage = _check_on_probe(context, model, kept, probe) if kept is not None else stage
     if kept is None or stage.verdict != "pass":
         return program
-    context.reporter.report_note("the trace is replaced by one that keeps the sizes dynamic that forward() rounds")
+    context.reporter.report_note("replaced the trace with one that keeps the sizes that forward() rounds dynamic")
     return replace(kept, stages=(*program.stages, stage))
 
 
