@@ -563,30 +563,31 @@ class ParityFailed(Refused):
         fixed_sizes: Sequence[str] = (),
         rounded_sizes: Sequence[str] = (),
     ) -> None:
-        advice = "set explicit limits in parity.tolerance"
         lines = ", ".join(dict.fromkeys(frozen_branches))
+        advice = []
         if fixed_sizes:
             sizes = " and ".join(fixed_sizes)
             where = f" (see {_join_names(list(dict.fromkeys(frozen_branches)), 4)})" if frozen_branches else ""
-            advice = (
+            advice.append(
                 f"the graph is right where {sizes}, and wrong at other sizes: forward() uses that size as a number in "
                 f"Python, as a loop over it does{where}, and every exporter fixes it; make the module scriptable "
                 "(torchscript.method: script), or give the dim a fixed size in inputs"
             )
         elif frozen_branches:
-            advice = (
+            advice.append(
                 f"if the control flow that was fixed at {lines} is the cause, use torch.where to keep both sides of a "
                 "branch, and integer arithmetic for a size"
             )
-        elif rounded_sizes:
+        if rounded_sizes:
             lines = ", ".join(dict.fromkeys(rounded_sizes))
-            advice = (
-                f"if a size computed at {lines} is the cause, compute it with integers: artifacts use float32 for it"
+            advice.append(
+                f"if a size computed at {lines} is the cause, compute it with integers: artifacts use float32"
             )
+        advice = advice or ["set explicit limits in parity.tolerance"]
         super().__init__(
             "the artifacts do not match the PyTorch module; no bundle was written",
             problems=artifacts,
-            hint=f"{advice}; {otherwise}",
+            hint="; ".join([*advice, otherwise]),
         )
 
 
