@@ -150,8 +150,8 @@ $(VENV)/.zoo: $(VENV)/.ready $(VENV)/.examples
 	$(PIP) --no-build-isolation -e '.[zoo]'
 	@touch $@
 
-models-sample: $(VENV)/.zoo  ## build small models of public libraries, and fail if one is wrong or refused
-	$(BIN)/python -m benchmarks.models.run --sample --enforce --by-hand never --results benchmarks/work/models/sample.jsonl
+models-sample: $(VENV)/.zoo  ## build small models of public libraries, and fail if one is wrong or refused, or its executable
+	$(BIN)/python -m benchmarks.models.run --sample --enforce --by-hand never --executable --results benchmarks/work/models/sample.jsonl
 
 models:  ## build every model of the catalogue, and write docs/models.md; takes hours, and continues where it was stopped
 	$(PYTHON) benchmarks/models/environment.py

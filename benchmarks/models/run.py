@@ -5,7 +5,8 @@
 A PATTERN is a glob of names or libraries. Each model takes four processes: its project is written, built, and packaged
 by hand, and the artifacts are compared with the eager module on inputs that no build saw. benchmarks/work/models has
 the projects, and one JSON object for each model in results.jsonl; benchmarks/models/report.py makes docs/models.md of
-it. `--enforce` exits with status 1 if a model is wrong, or refused unexpectedly.
+it. `--executable` holds the executable of each bundle against Python as well. `--enforce` exits with status 1 if a model
+is wrong, or refused unexpectedly.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ def main() -> int:
     arguments.add_argument("--limit", type=float, default=300.0, help="seconds for each process")
     arguments.add_argument("--memory", type=float, default=10_000.0, help="MB for each process tree")
     arguments.add_argument("--by-hand", choices=("always", "failures", "never"), default="always")
+    arguments.add_argument(
+        "--executable", action="store_true", help="hold the executable of each bundle against Python"
+    )
     arguments.add_argument("--keep", action="store_true", help="keep checkpoints and artifacts")
     arguments.add_argument("--results", type=Path, default=WORK / "results.jsonl")
     options = arguments.parse_args()
@@ -125,6 +129,11 @@ def run_model(model: ZooModel, options: argparse.Namespace) -> dict[str, Any]:
     compared = python("compare", str(folder), str(bundle), str(by_hand))
     comparison = _json(compared.stdout) or {"failed": compared.killed or compared.stderr[-1500:]}
     result |= outcome(result, comparison)
+    if options.executable and result["outcome"] == "right":
+        answered = python("executable", str(bundle))
+        result["executable"] = _json(answered.stdout) or {"differences": [answered.killed or answered.stderr[-1500:]]}
+        if result["executable"]["differences"]:
+            result |= {"outcome": "executable differs", "message": result["executable"]["differences"][0]}
     if steps is not None:
         result["by_hand"] = by_hand_result(steps, comparison)
     if not options.keep:
