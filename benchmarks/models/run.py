@@ -5,8 +5,8 @@
 A PATTERN is a glob of names or libraries. Each model takes four processes: its project is written, built, and packaged
 by hand, and the artifacts are compared with the eager module on inputs that no build saw. benchmarks/work/models has
 the projects, and one JSON object for each model in results.jsonl; benchmarks/models/report.py makes docs/models.md of
-it. `--executable` holds the executable of each bundle against Python as well. `--enforce` exits with status 1 if a model
-is wrong, or refused unexpectedly.
+it. `--executable` holds the executable of each bundle against Python as well. `--enforce` exits with status 1 if a
+model is wrong, or refused unexpectedly.
 """
 
 from __future__ import annotations
