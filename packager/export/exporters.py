@@ -127,7 +127,7 @@ def _convert_is_causal() -> Iterator[None]:
             options["is_causal"] = bool(options["is_causal"])
         return attention(*arguments[:5], *map(bool, arguments[5:]), **options)  # query to dropout_p, is_causal
 
-    with _replace_function(attention, attend):
+    with replace_function(attention, attend):
         yield
 
 
@@ -160,12 +160,12 @@ def _answer_is_exporting(answer: bool | None) -> Iterator[set[str]]:
         callers.add(caller)
         return is_exporting() if answer is None else answer
 
-    with _replace_function(is_exporting, reply):
+    with replace_function(is_exporting, reply):
         yield callers
 
 
 @contextlib.contextmanager
-def _replace_function(function: Callable[..., Any], replacement: Callable[..., Any]) -> Iterator[None]:
+def replace_function(function: Callable[..., Any], replacement: Callable[..., Any]) -> Iterator[None]:
     """Put a function in the place of another, in every module that has imported it."""
     loaded = [vars(module) for name, module in list(sys.modules.items()) if _is_python_module(name, module)]
     imported = [(names, name) for names in loaded for name, value in list(names.items()) if value is function]

@@ -11,6 +11,7 @@ must not depend on which artifacts were compared with it. Imports neither torch 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -89,10 +90,10 @@ def amend_reference(reference: Reference, remeasured: Mapping[str, CaseNoise]) -
 def describe_uncertain_case(name: str, values: str, noise: CaseNoise) -> str:
     """Say why a case is left out: the output and the evaluation with the largest difference."""
     output, difference, evaluation = find_largest_noise({name: noise})
-    return (
-        f"case {name} ({values}): the module's own arithmetic is uncertain there; {output} differs by {difference:.2g} "
-        f"of its magnitude against {evaluation}"
-    )
+    start = f"case {name} ({values}): the module's own arithmetic is uncertain there; {output}"
+    if math.isinf(difference):
+        return f"{start} is zero, NaN or infinite in only one of two evaluations: as it is, or {evaluation}"
+    return f"{start} differs by {difference:.2g} of its magnitude against {evaluation}"
 
 
 def find_largest_noise(noise: Mapping[str, CaseNoise]) -> tuple[str, float, str]:

@@ -11,10 +11,13 @@
     plain         torch's own kernels run in the place of oneDNN's: convolutions and recurrent layers take a different
                   way to the same sums
 
-On a single test case, `evaluate_every_way` adds two that cost more:
+On a single test case, `evaluate_every_way` adds three, of which the first costs more:
 
     rounded       the result of every operator is moved by one unit in the last place (`rounding`)
     flushed       subnormal numbers count as zero, as on some processors
+    unfused       torch's layers for attention run separate operators, as they do on processors without a fast path; the
+                  fast path gives NaN where a mask hides every key, and they give zeros
+                  (https://github.com/pytorch/pytorch/pull/190486)
 
 An artifact rearranges the same arithmetic (other kernels, fused operators, another order of summation), so its error is
 of the same size. The module itself is left as it was.
@@ -31,6 +34,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from packager.export.exporters import disable_attention_fast_path
 from packager.export.weights import count_bytes
 from packager.model.loader import LoadedModel
 from packager.parity.cases.sample_grid import InputCase
@@ -40,7 +44,7 @@ from packager.parity.noise_cases import MAX_ROWS, NoiseCases
 from packager.parity.numerics.compare import Array
 from packager.parity.rounding import run_with_rounded_results
 from packager.parity.runtime_functions import measure_function_error, run_with_runtime_functions
-from packager.parity.widening import LARGE_BYTES, WidenedWeights
+from packager.parity.widening import LARGE_BYTES, WidenedWeights, widen_masks
 from packager.project.manifest import Project
 
 # The names of the evaluations: parity.json has them, and docs/parity.md lists them.
@@ -50,8 +54,11 @@ ONE_THREAD = "one thread"
 ROW_BY_ROW = "row by row"
 ROUNDED_RESULTS = "the results of all operators one unit in the last place away"
 FLUSHED_SUBNORMALS = "subnormal numbers flushed to zero"
+UNFUSED_ATTENTION = "attention without torch's fast path"
 PLAIN_KERNELS = "torch's own kernels"
 RUNTIME_FUNCTIONS = "onnxruntime's own"  # with the functions and their accuracy
+
+_LAYERS_WITH_FAST_PATH = (torch.nn.MultiheadAttention, torch.nn.TransformerEncoderLayer)
 
 
 @dataclass(frozen=True)
@@ -99,11 +106,13 @@ def evaluate_every_way(
     every_way = NoiseCases((case,), (case,), (case,), (case,), ())
     evaluations = evaluate_variants(project, model, every_way, {case.name: outputs})
     perturbed = partial(run_with_state, project, model.module, perturb_parameters(model.module))
+    has_attention = any(isinstance(layer, _LAYERS_WITH_FAST_PATH) for layer in model.module.modules())
     return (
         *evaluations,
         *(_evaluate(PERTURBED_PARAMETERS, [case], perturbed) if evaluations[0].name == FLOAT64 else ()),
         *_evaluate(ROUNDED_RESULTS, [case], partial(run_with_rounded_results, project, model)),
         *_evaluate(FLUSHED_SUBNORMALS, [case], partial(_run_without_subnormals, project, model)),
+        *_evaluate(UNFUSED_ATTENTION, [case] if has_attention else [], partial(_run_without_fast_path, project, model)),
     )
 
 
@@ -139,7 +148,7 @@ def _evaluate_float64(project: Project, model: LoadedModel, cases: Sequence[Inpu
     try:
         own = {} if is_large else get_state(model.module)
         state = {name: widen_tensor(tensor) for name, tensor in own.items()}
-        with WidenedWeights(model.module) if is_large else nullcontext():
+        with widen_masks(), WidenedWeights(model.module) if is_large else nullcontext():
             outputs = {case.name: run_with_state(project, model.module, state, case, widen=True) for case in cases}
         return Evaluation(FLOAT64, outputs)
     except Exception as error:  # noqa: BLE001 (the user's code may refuse float64 in any way)
@@ -211,6 +220,11 @@ def _run_without_onednn(project: Project, model: LoadedModel, case: InputCase) -
         warnings.simplefilter("ignore")  # the switch sets TF32's too, which warns
         with torch.backends.mkldnn.flags(enabled=False):
             return run_with_state(project, model.module, {}, case)
+
+
+def _run_without_fast_path(project: Project, model: LoadedModel, case: InputCase) -> Mapping[str, Array]:
+    with disable_attention_fast_path():
+        return run_with_state(project, model.module, {}, case)
 
 
 def _run_without_subnormals(project: Project, model: LoadedModel, case: InputCase) -> Mapping[str, Array]:

@@ -1,14 +1,17 @@
-"""Run a large module in float64 without a second copy of its weights, which would be twice as large as the first.
+"""Run a module in float64, and a large one without a second copy of its weights, twice as large as the first.
 
-A parameter or buffer is widened where an operator reads it, and the wide copy is gone as soon as the operator is done.
-The module believes that its weights are float64: whatever it asks for their dtype gets that answer.
+A parameter or buffer of a large module is widened where an operator reads it, and the wide copy is gone as soon as the
+operator is done. The module believes that its weights are float64: whatever it asks for their dtype gets that answer.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+
+from packager.export.exporters import replace_function
 
 LARGE_BYTES = 1 << 28
 """A module with more bytes of weights than this is widened operator by operator; for others, that costs more time."""
@@ -20,6 +23,26 @@ _PROPERTIES_WITHOUT_VALUES = frozenset(
     getattr(torch.Tensor, name).__get__
     for name in ("shape", "device", "ndim", "requires_grad", "is_cuda", "is_sparse", "is_meta", "layout")
 )
+
+
+def widen_masks() -> AbstractContextManager[None]:
+    """Let attention get float masks in the dtype of the query: a module may make them in a dtype of its own.
+
+    The kernel takes a mask in float32 beside a query in float64 and reads it as if it were float64, which gives wrong
+    results from a length of 16 (torch 2.13; its checks leave the mask out,
+    https://github.com/pytorch/pytorch/pull/161936).
+    """
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(query: torch.Tensor, *tensors: Any, **options: Any) -> Any:
+        def widen(mask: torch.Tensor | None) -> torch.Tensor | None:
+            return mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype)
+
+        if "attn_mask" in options:
+            options["attn_mask"] = widen(options["attn_mask"])
+        return attention(query, *tensors[:2], *map(widen, tensors[2:3]), *tensors[3:], **options)
+
+    return replace_function(attention, attend)
 
 
 class WidenedWeights(torch.overrides.TorchFunctionMode):

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from packager.parity.amendments import amend_case, amend_reference, check_again, get_scale
+from packager.parity.amendments import amend_case, amend_reference, check_again, describe_uncertain_case, get_scale
 from packager.parity.cases.sample_grid import InputCase
 from packager.parity.numerics.compare import ElementTolerance
 from packager.parity.numerics.tolerances import derive_tolerance
@@ -116,3 +116,12 @@ def test_a_reference_is_amended_by_what_was_measured_again(golden):
     assert amended.noise["y"] == OutputNoise(2e-5, FLOOR, {"float64": 2e-5})
     golden("\n".join(amended.uncompared))
     assert amend_reference(reference, {}) == reference
+
+
+def test_a_case_that_is_a_number_in_one_evaluation_alone_is_left_out_and_said():
+    assert amend_case(CASES[0], {"y": {"another way": float("inf")}}) is None
+    assert (
+        describe_uncertain_case("0", "low", {"y": {"another way": float("inf")}})
+        == "case 0 (low): the module's own arithmetic is uncertain there; y is zero, NaN or infinite in only one "
+        "of two evaluations: as it is, or another way"
+    )

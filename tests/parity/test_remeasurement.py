@@ -1,5 +1,7 @@
 """Every way to evaluate a module, on the case where an artifact failed."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -112,3 +114,46 @@ def test_noise_is_the_same_every_time(opened, kind):
     first, _ = remeasured(opened, NORMALIZED, kind, AUDIO)
     second, _ = remeasured(opened, NORMALIZED, kind, AUDIO)
     assert first == second
+
+
+ATTENTION = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x, mask):
+        return self.attention(x, x, x, key_padding_mask=~mask, need_weights=False)[0]
+"""
+MASKED = {
+    "x": {"dtype": "float32", "shape": ["batch", "length", 8]},
+    "mask": {"dtype": "bool", "shape": ["batch", "length"]},
+}
+
+
+def test_a_case_that_is_nan_only_on_the_fast_path_of_attention_proves_nothing(opened):
+    parts, _ = remeasured(opened, ATTENTION, "low", MASKED)
+    assert [name for name, difference in parts.items() if math.isinf(difference)] == [noises.UNFUSED_ATTENTION]
+    assert torch.backends.mha.get_fastpath_enabled()
+    parts, _ = remeasured(opened, ATTENTION, "high", MASKED)
+    assert max(parts.values()) < 1e-5
+
+
+def test_infinity_that_only_float64_reaches_a_number_for_is_no_uncertainty(opened):
+    parts, _ = remeasured(opened, LINEAR.replace("self.layer(x)", "(100 + 0 * self.layer(x)).exp()"), "random")
+    assert max(parts.values()) == 0.0
+
+
+def test_attention_with_a_mask_of_float32_that_the_module_makes_is_right_in_float64(opened):
+    """The fused kernel reads a float32 mask beside a float64 query as if it were float64, from a length of 16."""
+    masked = "torch.zeros(len(x), 1, 1, 16).masked_fill(y[:, None, :, :1].mT < 0, float('-inf'))"
+    text = LINEAR.replace(
+        "return self.layer(x)",
+        f"y = self.layer(x)[:, None] * torch.linspace(-1, 1, 16)[:, None]\n"
+        f"        return nn.functional.scaled_dot_product_attention(y[:, None], y[:, None], y[:, None], {masked})",
+    )
+    parts, _ = remeasured(opened, text, "random")
+    assert parts[noises.FLOAT64] < 1e-5

@@ -16,11 +16,9 @@ from pathlib import Path
 import onnx
 import torch
 
-from packager.common.array_files import Array
 from packager.export.graph import io
 from packager.export.graph.messages import ExportedGraph
 from packager.model.inputs import bind_inputs
-from packager.parity.cases import generators
 from packager.parity.diagnosis import localize, onnx_activations, repro, torch_activations
 from packager.parity.diagnosis.activations import Activations, ActivationsUnavailable
 from packager.parity.diagnosis.budget import UNLIMITED, Budget, OutOfTime
@@ -88,7 +86,7 @@ def diagnose(
     except OutOfTime as stop:
         suspects = [runs.suspect.nodes[index] for index in stop.suspects]
         return Diagnosis(_describe_stop(project, budget, _describe_suspects(suspects)))
-    return _make_diagnosis(project, module, runs, fault, target)
+    return _make_diagnosis(module, runs, fault, target)
 
 
 def _record_runs(
@@ -128,7 +126,6 @@ def _measure_tolerances(
 
 
 def _make_diagnosis(
-    project: Project,
     module: torch.nn.Module,
     runs: _Runs,
     fault: localize.FaultyNode,
@@ -139,7 +136,6 @@ def _make_diagnosis(
     uncalled = _find_uncalled_module(fault.nodes, module, runs.called)
     if uncalled:
         lines.append(f"the graph runs {uncalled}, which the module did not run on this case")
-    lines += _find_pitfalls(project, runs.failing.reference_case.inputs)
     has_repro = False
     if target is not None and fault.reproduces:
         has_repro, outcome = _write_repro(target, fault, runs.suspect.graph)
@@ -182,20 +178,6 @@ def _find_uncalled_module(nodes: Sequence[onnx.NodeProto], module: torch.nn.Modu
         if within and within[-1] not in called:
             return within[-1]
     return ""
-
-
-def _find_pitfalls(project: Project, inputs: Mapping[str, Array]) -> list[str]:
-    """List what this case has that only PyTorch defines the result of, with what to write instead."""
-    specs = project.manifest.inputs
-    zeros = [
-        name
-        for name, array in inputs.items()
-        if generators.has_mask([specs[name]]) and array.size and not array.any(axis=-1).all()
-    ]
-    if not zeros:
-        return []
-    remedy = "mask | ~mask.any(-1, keepdim=True) in forward() attends to every position instead"
-    return [f"{zeros[0]} has a row of zeros on this case, where attention has nothing to attend to: {remedy}"]
 
 
 def _get_module_scope(node: onnx.NodeProto) -> list[str]:

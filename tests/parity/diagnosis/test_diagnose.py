@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from messages import carries, mentions
+from messages import mentions
 from projects import project, python
 
 import packager
@@ -255,40 +255,3 @@ def test_the_script_has_ten_lines_and_needs_neither_torch_nor_this_package(tmp_p
     assert len(code) <= 10
     blocked = "import sys, runpy; sys.modules.update(torch=None, onnx=None, packager=None); runpy.run_path(sys.argv[1])"
     assert python(blocked, script).returncode == 0
-
-
-ATTENDING = """
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(8, 24)
-
-    def forward(self, x, mask):
-        q, k, v = self.layer(x)[:, None].chunk(3, -1)
-        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
-"""
-MASKED = {
-    "x": {"dtype": "float32", "shape": ["batch", "seq", 8]},
-    "mask": {"dtype": "bool", "shape": ["batch", "seq"]},
-}
-
-
-@pytest.mark.slow
-def test_a_mask_whose_result_only_pytorch_defines_is_explained_with_a_remedy(tmp_path, golden):
-    settings = {
-        "inputs": MASKED,
-        "dims": {"seq": {"max": 16}},
-        "torchscript": {"method": "none"},
-        "export": {"exporter": "torch-export"},
-    }
-    with pytest.raises(ParityFailed) as caught:
-        packager.build(project(tmp_path / "p", ATTENDING, **settings), tmp_path / "dist")
-    lines = [line for problem in caught.value.problems for line in problem.message.splitlines()]
-    (advice,) = [line for line in lines if carries(line, "mask | ~mask.any(-1, keepdim=True)")]
-    golden(advice, "mask", "forward()")
-    mended = ATTENDING.replace("=mask[", "=(mask | ~mask.any(-1, keepdim=True))[")
-    packager.build(project(tmp_path / "q", mended, **settings), tmp_path / "dist")
