@@ -11,30 +11,24 @@ A mapping shows what others write into the file in place; `read` copies, and doe
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
-import io
 import mmap
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.bundle import layout
-from packager.bundle.executable_layout import Trailer, TrailerMalformed, read_trailer
-from packager.bundle.names import MAX_DEPTH, MAX_FILES, describe_path_problem, describe_set_problem
-from packager.common import deterministic_zip
-from packager.common.file_slice import FileSlice
-from packager.common.hashing import digest_range, read_range
-from packager.errors import ArchiveRefused, IntegrityFailed, NotABundle, StandaloneRefused
+from packager.bundle.executable_layout import TrailerMalformed, read_trailer
+from packager.bundle.listing import FOLDER_FLAGS, Listing, list_archive, list_executable, list_folder, unreadable
+from packager.common.hashing import digest_pieces, digest_range, read_range
+from packager.errors import IntegrityFailed, NotABundle
 
 ARCHIVE_SUFFIX = ".zip"
 
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not block
-_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _REPLACED = {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}  # by a link, by a file, by a socket
 
 
@@ -45,23 +39,6 @@ class Location:
     descriptor: int
     offset: int
     size: int
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """What a bundle contains.
-
-    - `files`: the paths of everything but folders, sorted by their bytes.
-    - `sizes`: the sizes in bytes of regular files; the others are links, pipes or devices.
-    - `empty_folders`: folders without a file, each with a `/` at the end.
-    - `entries`: the entries of an archive by path, and `trailer`: that of the executable in which it is.
-    """
-
-    files: tuple[str, ...]
-    sizes: Mapping[str, int]
-    empty_folders: tuple[str, ...] = ()
-    entries: dict[str, deterministic_zip.ZipEntry] | None = None
-    trailer: Trailer | None = None
 
 
 class BundleFiles:
@@ -75,7 +52,7 @@ class BundleFiles:
     it would have to be opened a second time.
     """
 
-    def __init__(self, path: Path, descriptor: int, listing: _Listing) -> None:
+    def __init__(self, path: Path, descriptor: int, listing: Listing) -> None:
         self.path = path
         self.paths = listing.files
         self.sizes = listing.sizes
@@ -111,10 +88,26 @@ class BundleFiles:
         """Let `read` and `check` refuse a file whose SHA-256 is not the one in `digests`, in hex by path."""
         self._expected = digests
 
-    def check(self, path: str) -> None:
-        """Compare the digest of a file with the expected one, if there is one. Raises `IntegrityFailed`."""
-        if path in self._expected and self.sha256(path) != self._expected[path]:
+    def check(self, path: str, pieces: Sequence[str] = ()) -> None:
+        """Compare the digest of a file with the expected one, if there is one. Raises `IntegrityFailed`.
+
+        If there are digests of `pieces`, from a file that was checked, those are compared instead, on all cores.
+        """
+        if path not in self._expected:
+            return
+        if not (self.has_pieces(path, pieces) if pieces else self.sha256(path) == self._expected[path]):
             raise self._damaged(f"changed: {path}")
+
+    def has_pieces(self, path: str, digests: Sequence[str]) -> bool:
+        """Return whether the pieces of a file have these digests, as `digest_pieces` returns them. Raises `NotABundle`.
+
+        The CRC of an archive's entry is not compared: the digests say more.
+        """
+        location = self.locate(path)
+        try:
+            return digest_pieces(location.descriptor, location.offset, location.size) == list(digests)
+        except OSError as error:
+            raise unreadable(self.path, path, error) from None
 
     def locate(self, path: str) -> Location:
         """Open a file, if it is not open yet, and return where its bytes are. It stays open until `close`.
@@ -139,7 +132,7 @@ class BundleFiles:
             try:
                 content = read_range(location.descriptor, location.offset, location.size)
             except OSError as error:
-                raise _unreadable(self.path, path, error) from None
+                raise unreadable(self.path, path, error) from None
             self._check_crc(path, content)
             self._hold(path, content)
             self.check(path)
@@ -195,7 +188,7 @@ class BundleFiles:
         try:
             digest, crc = digest_range(location.descriptor, location.offset, location.size, with_crc=is_archive)
         except OSError as error:
-            raise _unreadable(self.path, path, error) from None
+            raise unreadable(self.path, path, error) from None
         finally:
             if path not in self._locations and not is_archive:
                 os.close(location.descriptor)
@@ -226,7 +219,7 @@ class BundleFiles:
         except OSError as error:
             if error.errno in _REPLACED:
                 raise self._damaged(f"{path} is not a regular file") from None
-            raise _unreadable(self.path, path, error) from None
+            raise unreadable(self.path, path, error) from None
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
@@ -254,11 +247,11 @@ def open_bundle(path: str | Path) -> BundleFiles:
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
-            listing = _list_folder(path, descriptor)
+            listing = list_folder(path, descriptor)
         elif stat.S_ISREG(mode) and path.suffix == ARCHIVE_SUFFIX:
-            listing = _list_archive(path, descriptor)
-        elif stat.S_ISREG(mode) and (trailer := _read_trailer(path, descriptor)) is not None:
-            listing = _list_archive(path, descriptor, trailer)
+            listing = list_archive(path, descriptor)
+        elif stat.S_ISREG(mode) and (executable := list_executable(path, descriptor)) is not None:
+            listing = executable
         else:
             raise NotABundle(str(path), "it is a file; a bundle is a folder or a .zip")
     except BaseException:
@@ -273,8 +266,8 @@ def adopt_files(locations: Mapping[str, Location], digests: Mapping[str, str]) -
     There are no other files: nothing is opened by its name. `read` refuses bytes that do not have their digest in
     `digests`, SHA-256 in hex by path.
     """
-    listing = _Listing(tuple(locations), {path: location.size for path, location in locations.items()})
-    files = BundleFiles(Path(), os.open(os.curdir, _FOLDER_FLAGS), listing)
+    listing = Listing(tuple(locations), {path: location.size for path, location in locations.items()})
+    files = BundleFiles(Path(), os.open(os.curdir, FOLDER_FLAGS), listing)
     files._locations.update(locations)
     files._digests.update(digests)
     return files
@@ -296,105 +289,14 @@ def is_executable(path: Path) -> bool:
         return False
 
 
-def _read_trailer(path: Path, descriptor: int) -> Trailer | None:
-    try:
-        return read_trailer(descriptor)
-    except TrailerMalformed as error:
-        raise StandaloneRefused(str(path), str(error)) from None
-    except OSError as error:
-        raise NotABundle(str(path), f"it cannot be read: {error.strerror}") from None
-
-
-def _list_archive(path: Path, descriptor: int, trailer: Trailer | None = None) -> _Listing:
-    try:
-        with io.BufferedReader(FileSlice(descriptor, trailer.archive_offset if trailer else 0)) as stream:
-            entries = {entry.name.decode(): entry for entry in deterministic_zip.index_zip(stream, MAX_FILES)}
-        for name in entries:
-            if problem := describe_path_problem(name):
-                raise deterministic_zip.ZipMalformed(problem)
-        if problem := describe_set_problem(entries):
-            raise deterministic_zip.ZipMalformed(problem)
-    except deterministic_zip.ZipMalformed as error:
-        raise ArchiveRefused(str(path), str(error), "fetch it again, or pass the folder of the bundle") from None
-    except OSError as error:
-        raise ArchiveRefused(str(path), str(error.strerror), "it must be readable") from None
-    _check_is_bundle(path, entries.__contains__)
-    sizes = {name: entry.size for name, entry in entries.items()}
-    return _Listing(tuple(entries), sizes, entries=entries, trailer=trailer)
-
-
-def _list_folder(path: Path, descriptor: int) -> _Listing:
-    def exists(name: str) -> bool:
-        with contextlib.suppress(OSError):
-            return bool(os.stat(name, dir_fd=descriptor, follow_symlinks=False))
-        return False
-
-    _check_is_bundle(path, exists)  # before all files of, say, a home folder are listed
-    files: list[str] = []
-    sizes: dict[str, int] = {}
-    empty: list[str] = []
-    try:
-        for count, (name, kind) in enumerate(_walk(descriptor, "", 0), start=1):
-            if count > MAX_FILES:
-                raise IntegrityFailed(str(path), f"it contains more than {MAX_FILES} files and folders")
-            if kind == "deep":
-                raise IntegrityFailed(str(path), f"{name[:200]!r} is more than {MAX_DEPTH} folders deep")
-            if kind == "empty":
-                empty.append(f"{name}/")
-            elif kind != "folder":
-                files.append(name)
-                if isinstance(kind, int):
-                    sizes[name] = kind
-    except OSError as error:
-        raise _unreadable(path, error.filename or "a folder", error) from None
-    return _Listing(tuple(sorted(files, key=os.fsencode)), sizes, tuple(sorted(empty, key=os.fsencode)))
-
-
-def _walk(descriptor: int, prefix: str, depth: int) -> Iterator[tuple[str, int | str | None]]:
-    """Yield the path and kind of everything below an open folder.
-
-    The kind is the size of a regular file, None for a link or a pipe, "folder", "empty" for a folder without anything,
-    or "deep" for one below the deepest that is allowed.
-    """
-    with os.scandir(descriptor) as entries:
-        for entry in entries:
-            name = f"{prefix}{entry.name}"
-            if not entry.is_dir(follow_symlinks=False):
-                yield name, entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else None
-                continue
-            if depth == MAX_DEPTH:
-                yield name, "deep"
-                continue
-            folder = os.open(entry.name, _FOLDER_FLAGS, dir_fd=descriptor)
-            try:
-                is_empty = True
-                for item in _walk(folder, f"{name}/", depth + 1):
-                    is_empty = False
-                    yield item
-                yield name, "empty" if is_empty else "folder"
-            finally:
-                os.close(folder)
-
-
-def _check_is_bundle(path: Path, exists: Callable[[str], bool]) -> None:
-    for name in (layout.SUMS, layout.CONFIG):
-        if not exists(name):
-            kind = IntegrityFailed if exists(layout.FINGERPRINT) else NotABundle
-            raise kind(str(path), f"it has no {name}")
-
-
 def _open_below(descriptor: int, path: str) -> int:
     """Open a file below an open folder, following no link on the way. Raises OSError."""
     *folders, name = path.split("/")
     opened: list[int] = []
     try:
         for folder in folders:
-            opened.append(os.open(folder, _FOLDER_FLAGS, dir_fd=opened[-1] if opened else descriptor))
+            opened.append(os.open(folder, FOLDER_FLAGS, dir_fd=opened[-1] if opened else descriptor))
         return os.open(name, _FILE_FLAGS, dir_fd=opened[-1] if opened else descriptor)
     finally:
         for folder_descriptor in opened:
             os.close(folder_descriptor)
-
-
-def _unreadable(path: Path, name: str, error: OSError) -> NotABundle:
-    return NotABundle(str(path), f"{name} cannot be read: {error.strerror}")

@@ -68,10 +68,16 @@ class DimRecord(_Record):
 
 
 class OnnxData(_Record):
-    """The file with the weights, if they are external to the model."""
+    """The file with the weights, if they are external to the model.
+
+    `pieces` are the SHA-256 of every 8 MiB of it, in order, so that loading a bundle hashes it on all cores.
+    """
+
+    written_if_set = frozenset({"pieces"})
 
     path: str
     sha256: Sha256Hex
+    pieces: list[Sha256Hex] = Field(default_factory=list)
 
 
 class OnnxArtifact(_Record):

@@ -110,6 +110,7 @@ def check_intact(files: BundleFiles, *, models: bool, evidence: bool) -> tuple[d
         raise IntegrityFailed(str(files.path), checked.seal.describe())
     if checked.config is None or checked.config_problem:
         raise NotABundle(str(files.path), str(checked.config_problem))
+    files.expect(checked.seal.sums)  # also of the pieces of external weights
     return checked.config, checked.seal
 
 
@@ -148,10 +149,12 @@ def read_signature(files: BundleFiles) -> bytes | None:
 def _hold(files: BundleFiles, config: Mapping[str, Any], *, models: bool, evidence: bool, in_child: bool) -> None:
     """Read the ONNX model, map its weights and keep the fallbacks open, and read the evidence.
 
-    For a child, keep the models and the golden cases open.
+    For a child, keep the models and the golden cases open; the weights always, as their pieces may be hashed too.
     """
     onnx = config["artifacts"]["onnx"] or {}
     data = (onnx.get("data") or {}).get("path")
+    if data in files.sizes:
+        files.locate(data)
     for path, _ in list_artifacts(config) if models else ():
         if path in files.sizes:
             hold = files.map if path == data else files.read if path == onnx.get("path") else files.locate

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 CHUNK_BYTES = 1 << 20
+PIECE_BYTES = 8 << 20
+"""The size of a piece with a digest of its own. It is part of the format of bundles: config.json has such digests."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,6 +25,12 @@ def sha256_file(path: Path) -> str:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_pieces(path: Path) -> list[str]:
+    """Return the digests of the pieces of a file, as `digest_pieces` does."""
+    with path.open("rb") as stream:
+        return digest_pieces(stream.fileno(), 0, os.fstat(stream.fileno()).st_size)
 
 
 def digest_range(descriptor: int, offset: int, size: int, *, with_crc: bool = False) -> tuple[str, int]:
@@ -38,6 +46,17 @@ def digest_range(descriptor: int, offset: int, size: int, *, with_crc: bool = Fa
         digest.update(chunk)  # without the interpreter lock, as are the reads
         crc = zlib.crc32(chunk, crc) if with_crc else 0
     return digest.hexdigest(), crc
+
+
+def digest_pieces(descriptor: int, offset: int, size: int) -> list[str]:
+    """Hash a range of an open file in pieces of `PIECE_BYTES`, of which the last may be shorter, on all usable cores.
+
+    Returns the SHA-256 of each in hex, in order. Raises OSError.
+    """
+    starts = range(0, size, PIECE_BYTES)
+    return map_on_cores(
+        lambda start: digest_range(descriptor, offset + start, min(PIECE_BYTES, size - start))[0], starts
+    )
 
 
 def read_range(descriptor: int, offset: int, size: int) -> bytes:

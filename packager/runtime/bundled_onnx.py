@@ -53,7 +53,7 @@ def open_bundled_onnx(
     path = data["path"]
     size = files.locate(path).size
     with ThreadPoolExecutor(1) as executor:
-        check = executor.submit(files.check, path)
+        check = executor.submit(files.check, path, data.get("pieces", ()))
         try:
             model = files.read(artifact["path"])
             tensors = find_external_tensors(model, path, size)

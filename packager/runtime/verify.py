@@ -207,6 +207,8 @@ def verify_files(
     if raw_config is None or checked.config_problem:
         return report([str(checked.config_problem)], not_checked, _MALFORMED)
     problems = check_structure(files, raw_config, seal.sums)
+    if sha256 is None:  # else the build computed the digests of the pieces from the file that is there
+        problems += _check_pieces(files, raw_config)
     if problems:
         return report(problems, not_checked, _MALFORMED)
     if not options.replay:
@@ -271,6 +273,14 @@ def check_structure(files: BundleFiles, raw_config: Mapping[str, Any], sums: Map
             if hashlib.sha256(content).hexdigest() != sums[path]
         ]
     return problems
+
+
+def _check_pieces(files: BundleFiles, config: Mapping[str, Any]) -> list[str]:
+    """Check the digests of the pieces of external weights, which loading the bundle relies on."""
+    data = (config["artifacts"]["onnx"] or {}).get("data") or {}
+    if "pieces" not in data or files.has_pieces(data["path"], data["pieces"]):
+        return []
+    return [f"{layout.CONFIG} has different digests for the pieces of {data['path']}"]
 
 
 def _read_record(files: BundleFiles, path: str, model: type[Record]) -> Record:

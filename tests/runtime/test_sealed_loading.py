@@ -17,6 +17,7 @@ import packager
 from packager.bundle.archive import write_archive
 from packager.bundle.config import MAX_CONFIG_BYTES
 from packager.bundle.fingerprint import compute_fingerprint
+from packager.common import hashing
 from packager.errors import BundleSchemaUnknown, IntegrityFailed, NotABundle, PackagerError, SelftestFailed
 
 UNSEALED = ("SHA256SUMS", "FINGERPRINT")
@@ -373,16 +374,53 @@ def test_load_verify_and_run_leave_the_home_folder_empty(built, archived, tmp_pa
 
 
 @pytest.fixture
-def external(bundle):
-    """Return the bundle with its weights in model.onnx_data."""
+def external(bundle, monkeypatch):
+    """Return the bundle with its weights in model.onnx_data, of which every 100 bytes have a digest."""
     import onnx
 
     model = onnx.load(bundle / "model.onnx")
     (bundle / "model.onnx").unlink()
     onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=0)
-    data = {"path": "model.onnx_data", "sha256": "0" * 64}
-    change_config(bundle, lambda record: record["artifacts"]["onnx"].update(data=data))
+    monkeypatch.setattr(hashing, "PIECE_BYTES", 100)
+    change_pieces(bundle, hashing.sha256_pieces(bundle / "model.onnx_data"))
     return bundle
+
+
+def change_pieces(bundle, pieces):
+    digest = hashlib.sha256((bundle / "model.onnx_data").read_bytes()).hexdigest()
+    data = {"path": "model.onnx_data", "sha256": digest, "pieces": pieces}
+    change_config(bundle, lambda record: record["artifacts"]["onnx"].update(data=data))
+
+
+CHANGES = {
+    "a byte of the first piece": lambda content: b"\1" + content[1:],
+    "a byte of the last piece": lambda content: content[:-1] + b"\1",
+    "two pieces exchanged": lambda content: content[100:200] + content[:100] + content[200:],
+    "a piece left out": lambda content: content[:100] + content[200:],
+    "the last piece left out": lambda content: content[: len(content) // 100 * 100],
+    "a byte more": lambda content: content + b"\0",
+    "no bytes": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_external_weights_that_have_changed_are_refused(external, tmp_path, change):
+    path = external / "model.onnx_data"
+    changed = CHANGES[change](path.read_bytes())
+    assert len(path.read_bytes()) % 100 and changed != path.read_bytes()
+    path.write_bytes(changed)
+    assert is_refused(external)
+    with pytest.raises(IntegrityFailed, match=r"changed: model\.onnx_data"):
+        packager.load(external)
+
+
+@pytest.mark.parametrize("wrong", ["another", "fewer", "more"])
+def test_digests_of_pieces_that_are_not_those_of_the_weights_are_refused_by_load_and_verify(external, wrong):
+    pieces = hashing.sha256_pieces(external / "model.onnx_data")
+    change_pieces(external, {"another": ["0" * 64, *pieces[1:]], "fewer": pieces[:-1], "more": [*pieces, "0" * 64]}[wrong])
+    assert is_refused(external)
+    problem = "config.json has different digests for the pieces of model.onnx_data"
+    assert problem in packager.verify(external, parity=False).structure
 
 
 def test_external_weights_are_those_of_the_bundle_and_stay_after_it_is_gone(external, built, tmp_path):

@@ -166,7 +166,7 @@ def come_back(count):
         for number, future in enumerate(futures):
             if number == 4:
                 await futures[0]
-                model.seconds = 0.0
+                model.seconds = 0.2
             batcher.submit(Job({"x": np.full((1, 1), number)}, 1, 0, future.set_result))
             if number >= 4:
                 await asyncio.sleep(0.01)
@@ -176,8 +176,8 @@ def come_back(count):
     return asyncio.run(submit())
 
 
-def test_clients_that_come_back_one_after_the_other_are_joined_again():
-    assert come_back(4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+def test_clients_that_come_back_one_after_the_other_are_joined_in_two_batches_that_take_turns():
+    assert come_back(4) == [[0, 1, 2, 3], [4, 5], [6, 7]]
 
 
 def test_a_request_waits_for_other_clients_no_longer_than_a_part_of_the_last_run():

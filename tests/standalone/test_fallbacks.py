@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -56,6 +57,8 @@ def large(tmp_path_factory):
     )  # fmt: skip
     bundle = packager.build(manifest, folder / "out").bundle
     assert (bundle / "model.onnx_data").stat().st_size > 16 << 20
+    data = json.loads((bundle / "config.json").read_bytes())["artifacts"]["onnx"]["data"]
+    assert len(data["pieces"]) == 3  # of 8 MiB
     return bundle
 
 

@@ -22,6 +22,7 @@ from packager.builder.stages.torchscript_stage import TracedModel, retrace
 from packager.bundle import layout, records
 from packager.bundle.writer import BundleWriter
 from packager.common import process_memory
+from packager.common.hashing import sha256_pieces
 from packager.export.graph.messages import NO_IMPROVEMENT, OptimizeJob, OptimizeResult, StageRecord
 from packager.parity.amendments import amend_cases
 from packager.parity.numerics.verdict import ParityResult, ReferenceCase
@@ -287,7 +288,8 @@ def _make_artifact_record(optimized: OptimizeResult, writer: BundleWriter) -> re
     assert summary is not None
     data = None
     if summary.external_data:
-        data = records.OnnxData(path=layout.ONNX_DATA, sha256=writer.digests[layout.ONNX_DATA])
+        sha256, pieces = writer.digests[layout.ONNX_DATA], sha256_pieces(writer.folder / layout.ONNX_DATA)
+        data = records.OnnxData(path=layout.ONNX_DATA, sha256=sha256, pieces=pieces)
     return records.OnnxArtifact(
         path=layout.ONNX,
         sha256=writer.digests[layout.ONNX],
