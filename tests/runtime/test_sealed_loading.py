@@ -417,7 +417,9 @@ def test_external_weights_that_have_changed_are_refused(external, tmp_path, chan
 @pytest.mark.parametrize("wrong", ["another", "fewer", "more"])
 def test_digests_of_pieces_that_are_not_those_of_the_weights_are_refused_by_load_and_verify(external, wrong):
     pieces = hashing.sha256_pieces(external / "model.onnx_data")
-    change_pieces(external, {"another": ["0" * 64, *pieces[1:]], "fewer": pieces[:-1], "more": [*pieces, "0" * 64]}[wrong])
+    change_pieces(
+        external, {"another": ["0" * 64, *pieces[1:]], "fewer": pieces[:-1], "more": [*pieces, "0" * 64]}[wrong]
+    )
     assert is_refused(external)
     problem = "config.json has different digests for the pieces of model.onnx_data"
     assert problem in packager.verify(external, parity=False).structure
