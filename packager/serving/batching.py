@@ -28,13 +28,13 @@ Run = Callable[[Arrays], Arrays]
 _QUICK_NS = 500_000
 """A run that is expected to take less time than this blocks the event loop: switching threads costs about a tenth."""
 
-_RETURN_SHARE = 1 / 20
+_RETURN_SHARE = 1 / 8
 """How long the next batch waits for the clients that were just answered, as a share of the time that their run took.
 
 Clients that wait for each answer come back within a millisecond, but not all at once. Without the wait, the first one
-would run alone. It ends as soon as their share of the clients waits, with one instance half: they run while the others
-come back, so that batches of one size take turns. If all were in one batch, the model would have nothing to do while
-they come back; if one batch were larger than the others, the times of answers would differ more."""
+would run alone, and those that follow would wait for a whole run. It ends as soon as an instance's share of the clients
+waits; that of a single instance is half of them, so that it has work while the others come back.
+"""
 
 
 class Batcher:
@@ -55,7 +55,7 @@ class Batcher:
         self._delay_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._quick_elements = 0
-        self._share = 0  # of the clients, some of whom may come back by `_return_time` of the event loop
+        self._returning = 0  # clients who were answered and may come back by `_return_time` of the event loop
         self._return_time = 0.0
 
     @property
@@ -80,6 +80,7 @@ class Batcher:
         else:
             group.append(job)
         self._waiting += 1
+        self._returning = max(0, self._returning - 1)
         if self._sweep_timer is None:
             self._sweep_timer = loop.call_later(self._sweep_interval, self._sweep)
         self._schedule(loop)
@@ -95,7 +96,7 @@ class Batcher:
         if self._delay_timer is not None:
             self._delay_timer.cancel()
             self._delay_timer = None
-        if self._waiting < self._share and loop.time() < self._return_time:
+        if self._waiting < self._count_share(loop, max(2, self._instances)) and loop.time() < self._return_time:
             self._delay_timer = loop.call_at(self._return_time, self._dispatch, loop)
             return
         while self._groups and len(self._running) < self._instances:
@@ -123,7 +124,7 @@ class Batcher:
         group = self._groups.pop(key)
         jobs = [group.popleft()]
         size, elements = jobs[0].size, jobs[0].elements
-        share = -(-self.pending // self._instances)
+        share = self._count_share(loop, self._instances)
         while group and (self._largest is None or size + group[0].size <= self._largest):
             if len(jobs) >= share and elements > self._quick_elements:
                 break
@@ -134,6 +135,11 @@ class Batcher:
         if group:
             self._groups[key] = group  # at the end: the others have their turn first
         return jobs
+
+    def _count_share(self, loop: asyncio.AbstractEventLoop, parts: int) -> int:
+        """Return how many requests each of so many batches has if the clients who may come back do."""
+        returning = self._returning if loop.time() < self._return_time else 0
+        return -(-(self.pending + returning) // parts)
 
     def _is_due(self, group: deque[Job]) -> bool:
         if not self._settings.batch_delay:
@@ -166,12 +172,13 @@ class Batcher:
         times: RunTimes,
     ) -> None:
         self._running.remove(jobs)
+        self._finish(jobs, results, times)
         if self._loop is not None:
-            self._share = -(-(len(jobs) + self.pending) // (self._instances + 1))
-            self._return_time = self._loop.time() + _RETURN_SHARE * (times.ran - times.started) / 1e9
+            now = self._loop.time()
+            self._returning = len(jobs) + (self._returning if now < self._return_time else 0)
+            self._return_time = now + _RETURN_SHARE * (times.ran - times.started) / 1e9
             if self._groups:
                 self._schedule(self._loop)
-        self._finish(jobs, results, times)
 
     def _execute(self, jobs: Sequence[Job]) -> tuple[Sequence[Arrays | Exception], RunTimes]:
         """Run jobs joined, or each alone if that fails. Returns the result of each, and what took how long."""

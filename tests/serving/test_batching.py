@@ -155,20 +155,20 @@ def test_a_request_waits_for_others_for_as_long_as_the_delay():
     assert late >= 0.3
 
 
-def come_back(count):
-    """Answer four clients from one run, and let `count` of them come back 10 ms apart; returns the batches."""
+def come_back(count, *, clients=4, instances=1):
+    """Answer clients who came at the same time, and let `count` of them come back 10 ms apart; returns the batches."""
 
     async def submit():
         loop = asyncio.get_running_loop()
         model = Model(seconds=2.0)
-        batcher = Batcher(model, Settings(instances=1), Statistics(), largest=None)
-        futures = [loop.create_future() for _ in range(4 + count)]
+        batcher = Batcher(model, Settings(instances=instances), Statistics(), largest=None)
+        futures = [loop.create_future() for _ in range(clients + count)]
         for number, future in enumerate(futures):
-            if number == 4:
-                await futures[0]
+            if number == clients:
+                await asyncio.gather(*futures[:clients])
                 model.seconds = 0.2
             batcher.submit(Job({"x": np.full((1, 1), number)}, 1, 0, future.set_result))
-            if number >= 4:
+            if number >= clients:
                 await asyncio.sleep(0.01)
         await asyncio.gather(*futures)
         return model.batches
@@ -178,6 +178,10 @@ def come_back(count):
 
 def test_clients_that_come_back_one_after_the_other_are_joined_in_two_batches_that_take_turns():
     assert come_back(4) == [[0, 1, 2, 3], [4, 5], [6, 7]]
+
+
+def test_clients_of_instances_that_finish_together_are_shared_by_them_again():
+    assert sorted(map(sorted, come_back(8, clients=8, instances=2)))[2:] == [[8, 9, 10, 11], [12, 13, 14, 15]]
 
 
 def test_a_request_waits_for_other_clients_no_longer_than_a_part_of_the_last_run():
