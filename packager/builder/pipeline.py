@@ -250,7 +250,8 @@ def _make_artifacts(
         checked = background.submit_after(prepared, partial(onnx_stage.check_prepared, context, reference))
         prepared = None  # with its session, once the check is done
         if _take_much_memory(model.weight_bytes, process_memory.get_transient_bytes()):
-            wait([checked])  # two large artifacts at once would take twice the memory
+            with stage(StageName.ONNX):
+                wait([checked])  # two large artifacts at once would take twice the memory
             process_memory.release_memory()
     torchscript, onnx = cached.torchscript, cached.onnx
     if torchscript is None or not torchscript.is_checked:
