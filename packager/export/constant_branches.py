@@ -1,8 +1,8 @@
-"""Let the TorchScript exporter decide branches on the rank of a tensor, such as `if x.dim() == 2:`, in a script.
+"""Let the TorchScript exporter decide branches on what is known while it exports a script.
 
-The rank is known while a graph is exported. torch's own symbolics compute it, and what is compared with it, at run
-time, so that both sides of the branch go into the graph, and one of them fails there. Cells of recurrent layers,
-which many loops over time call, have such branches.
+That is the rank of a tensor, as in `if x.dim() == 2:`, and that nothing is nested or autocast. torch's own symbolics
+compute a rank, and what is compared with it, at run time, so that both sides of the branch go into the graph, and one
+of them fails there. Cells of recurrent layers, which many loops over time call, have such branches.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def list_symbolics() -> dict[str, Callable[..., Any]]:
         "aten::__not_": _fold(symbolic_opset9.__not_, lambda value: not value),
         "aten::eq": _fold(symbolic_opset9.eq, lambda value, other: value == other),
         "prim::is_nested": lambda graph, _: constant(graph, value=False),
+        "aten::is_autocast_enabled": lambda graph, *_: constant(graph, value=False),
         "aten::ne": _fold(symbolic_opset9.ne, lambda value, other: value != other),
     }
 

@@ -139,3 +139,14 @@ return torch.stack(states, 1)
 """
     layer = f"nn.{cell.strip()}{CELLS[cell]}"
     _check(tmp_path, layer, body, {"x": SEQUENCES["x"]}, exporter="script")
+
+
+def test_a_branch_of_a_script_on_what_an_export_knows_is_decided(tmp_path):
+    body = """
+if x.dim() != 3 or x.is_nested or torch.is_autocast_enabled():
+    return x.flatten(3)
+for _ in range(x.shape[1]):
+    x = x + 1
+return x
+"""
+    _check(tmp_path, "None", body, {"x": SEQUENCES["x"]}, exporter="script")
