@@ -75,11 +75,9 @@ def attend_to_nothing(graph: Any, query: Any, key: Any, value: Any, mask: Any, *
     nodes added, so that other graphs stay as they are.
     """
     result = symbolic_opset14.scaled_dot_product_attention(graph, query, key, value, mask, *options)
-    if symbolic_helper._is_none(mask) or mask.type().dtype() == torch.bool:
+    dtype = None if symbolic_helper._is_none(mask) else mask.type().dtype()
+    if dtype in (None, torch.bool) or not _is_made_with_infinity(list(graph.original_node.inputs())[3]):
         return result
-    if not _is_made_with_infinity(list(graph.original_node.inputs())[3]):
-        return result
-    dtype = mask.type().dtype()
     shown = graph.op(
         "Where", graph.op("Equal", mask, constant(graph, -math.inf, dtype)), constant(graph, 0), constant(graph, 1)
     )
