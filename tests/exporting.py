@@ -23,8 +23,9 @@ def export(exporter, path, target):
         names = exporters.TensorNames(list(loaded.manifest.inputs), list(outputs))
         if exporter == "module":
             raw = exporters.export_from_module(loaded, model.module, names, example, target / "raw.onnx")
-        elif exporter == "torchscript":
-            program = torchscript.trace(model.module, loaded.manifest.outputs, example, loaded.folder)
+        elif exporter in ("torchscript", "script"):
+            trace = partial(torchscript.trace, names=loaded.manifest.outputs, inputs=example)
+            program = (torchscript.script if exporter == "script" else trace)(model.module, folder=loaded.folder)
             raw = exporters.export_from_torchscript(loaded, program, names, example, target / "raw.onnx")
         else:
             make_program = partial(exported_program.export, loaded, model.module, example)

@@ -21,6 +21,8 @@ from torch.onnx import symbolic_helper, symbolic_opset9, symbolic_opset11, symbo
 from torch.onnx._internal.torchscript_exporter import registration
 from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
+from packager.export import adaptive_pooling, constant_branches, recurrent_layers, repeated_indices
+from packager.export.masked_attention import attend_to_nothing
 from packager.export.operators import ALIASES, CONCATENATIONS, ONNX_OPERATORS, OPERATORS, STACKS
 
 Kernels = Mapping[OpOverload, Any]
@@ -28,6 +30,9 @@ T = TypeVar("T")
 
 _SYMBOLIC_OPSET = 13
 """The lowest opset that a manifest may ask for."""
+
+_ATTENTION_OPSET = 14
+"""The opset from which the TorchScript exporter knows attention."""
 
 _COL2IM_OPSET = 18
 """The opset from which ONNX has Col2Im."""
@@ -139,12 +144,19 @@ def _replace_while_traced(kernels: Kernels) -> Iterator[None]:
 def improve_symbolics() -> Iterator[None]:
     """Let the TorchScript exporter know operators of ONNX that it lacks, and correct those that it gets wrong."""
     symbolics = {(name, _SYMBOLIC_OPSET): _make_symbolic(onnx_name) for name, onnx_name in ONNX_OPERATORS.items()}
+    symbolics |= {
+        (f"aten::__i{name}_", _SYMBOLIC_OPSET): _make_alias(f"aten::__{name}_") for name in ("and", "or", "xor")
+    }
     symbolics["aten::cumsum", _SYMBOLIC_OPSET] = _cumsum
     symbolics["aten::movedim", _SYMBOLIC_OPSET] = _movedim
     symbolics["aten::permute", _SYMBOLIC_OPSET] = _permute
     symbolics["aten::repeat_interleave", _SYMBOLIC_OPSET] = _repeat_interleave
     symbolics["aten::unflatten", _SYMBOLIC_OPSET] = _unflatten
     symbolics["aten::col2im", _COL2IM_OPSET] = _col2im
+    for library in (recurrent_layers, adaptive_pooling, constant_branches):
+        symbolics |= {(name, _SYMBOLIC_OPSET): symbolic for name, symbolic in library.list_symbolics().items()}
+    symbolics["aten::scaled_dot_product_attention", _ATTENTION_OPSET] = attend_to_nothing
+    symbolics |= repeated_indices.list_symbolics()
     with _register(symbolics), _register(_list_aliases()):
         yield
 

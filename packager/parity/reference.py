@@ -18,6 +18,7 @@ from packager.model.loader import LoadedModel
 from packager.parity.amendments import describe_uncertain_case, find_largest_noise
 from packager.parity.cases.sample_grid import Grid
 from packager.parity.forward import check_repeatable as check_repeatable
+from packager.parity.forward import drop_nothing_but_padding as drop_nothing_but_padding
 from packager.parity.forward import drop_refused_masks as drop_refused_masks
 from packager.parity.forward import run_case as run_case
 from packager.parity.forward import run_first_case as run_first_case
@@ -49,6 +50,7 @@ tolerance lets change would count as a tie.
 
 _KEPT_STATE = "state that forward() keeps from its first call: the module cannot be copied"
 _EMPTY_MASKS = "rows of zeros in a mask: forward() raises an exception on them"
+_NOTHING_BUT_PADDING = "nothing but padding: the fast path of nn.TransformerEncoder raises an exception on it"
 _NOTHING_BUT_EMPTY_MASKS = "a mask of nothing but zeros: forward() raises an exception on it"
 
 
@@ -122,6 +124,8 @@ def measure_reference(
     if refused:
         is_mixed = any(len(case.value_kinds) > 1 for case in refused)
         uncompared = (*uncompared, _EMPTY_MASKS if is_mixed else _NOTHING_BUT_EMPTY_MASKS)
+    if grid.padding_cases:
+        uncompared = (*uncompared, _NOTHING_BUT_PADDING)
     runs, differences, uncertain = _drop_uncertain_cases(project, measurement, runs, len(grid.cases))
     reference_cases, noise, coarse = _make_reference_cases(project, measurement, runs, differences, decisions)
     uncompared = (*uncompared, *uncertain, *coarse)

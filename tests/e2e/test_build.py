@@ -633,6 +633,17 @@ def test_a_mask_with_rows_of_zeros_that_forward_refuses_is_tested_without_them_a
     assert "low, unmasked" in fills and "low" not in fills
 
 
+def test_ids_that_are_padding_alone_are_left_out_where_the_fast_path_of_an_encoder_refuses_them(tmp_path, golden):
+    text = MASKED.replace("ids, mask)", "ids)").replace("~mask", "ids == 0")
+    inputs = {"ids": MASKED_INPUTS["ids"]}
+    path = project(tmp_path / "p", text, inputs=inputs, dims={"seq": {"max": 16}}, torchscript={"method": "none"})
+    bundle = packager.build(path, tmp_path / "dist").bundle
+    (left_out,) = [item for item in parity_of(bundle)["not_checked"] if "padding" in item]
+    golden(left_out, "nn.TransformerEncoder")
+    fills = [case["fill"] for case in parity_of(bundle)["cases"]]
+    assert "low" not in fills and "high" in fills
+
+
 def test_a_build_that_no_weight_has_an_effect_on_is_refused(tmp_path):
     text = LINEAR.replace("def forward(self, x)", "def forward(self, x, mask)")
     inputs = {**FLOATS, "mask": {"dtype": "int64", "shape": ["batch"], "range": [0, 1]}}

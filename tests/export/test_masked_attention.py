@@ -3,6 +3,7 @@
 import runpy
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -59,9 +60,9 @@ SHOWN = (
 )
 
 
-def _check(folder, source):
-    """Hold the graph of torch.export against the module, at sizes of which one at most is that of the example."""
-    graph, *_ = export("torch-export", project(folder, source, inputs=INPUTS), folder)
+def _check(folder, source, exporter="torch-export"):
+    """Hold an exported graph against the module, at sizes of which one at most is that of the example."""
+    graph, *_ = export(exporter, project(folder, source, inputs=INPUTS), folder)
     session = onnxruntime.InferenceSession(graph)
     torch.manual_seed(0)
     module = runpy.run_path(str(folder / "model.py"))["Net"]().eval()
@@ -75,10 +76,19 @@ def _check(folder, source):
     return graph
 
 
+@pytest.mark.parametrize("exporter", ["torch-export", "torchscript"])
 @pytest.mark.parametrize("result", ["query[:, 0]", "query"])
 @pytest.mark.parametrize("kind", MASKS)
-def test_a_row_whose_keys_are_all_hidden_is_zero(tmp_path, kind, result):
-    _check(tmp_path, ATTENTION.replace("MASK", MASKS[kind]).replace("RESULT", result))
+def test_a_row_whose_keys_are_all_hidden_is_zero(tmp_path, kind, result, exporter):
+    _check(tmp_path, ATTENTION.replace("MASK", MASKS[kind]).replace("RESULT", result), exporter)
+
+
+@pytest.mark.parametrize("limit", ["float('-inf')", "torch.finfo(x.dtype).min"])
+def test_a_trace_looks_for_hidden_rows_only_where_its_mask_is_made_with_infinity(tmp_path, limit):
+    mask = MASKS["floats"].replace("float('-inf')", limit)
+    source = ATTENTION.replace("MASK", mask).replace("RESULT", "query")
+    graph, *_ = export("torchscript", project(tmp_path, source, inputs=INPUTS), tmp_path)
+    assert ("ReduceMax" in {node.op_type for node in onnx.load(graph).graph.node}) == ("inf')" in limit)
 
 
 def test_an_encoder_attends_to_nothing_in_a_row_of_padding_and_keeps_its_dynamic_batch(tmp_path):

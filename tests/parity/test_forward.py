@@ -81,6 +81,34 @@ def test_output_names_that_forward_does_not_return_are_refused(measured, golden)
     golden(caught.value.why, "forward()")
 
 
+# -- nothing but padding --------------------------------------------------------------------
+
+PADDED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(20, 8)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+
+    def forward(self, ids):
+        assert ids.min() >= LEAST
+        return self.encoder(self.table(ids), src_key_padding_mask=ids == 19)
+"""
+IDS = {"ids": {"dtype": "int64", "shape": ["batch", "seq"], "range": [0, 20]}}
+
+
+def test_only_cases_that_the_fast_path_alone_refuses_are_left_out(opened):
+    for least, left_out in ((0, {"high"}), (20, set())):
+        loaded, model, grid = opened(PADDED.replace("LEAST", str(least)), IDS)
+        kept = forward.drop_nothing_but_padding(loaded, model, grid)
+        assert {case.value_description for case in grid.cases if case.name in kept.padding_cases} == left_out
+        assert len(kept.padding_cases) == len(left_out)
+
+
 # -- other weights for the time of a run ----------------------------------------------------
 
 SHARED = LINEAR.replace(

@@ -85,6 +85,7 @@ def load_model(
     second = reference.run_case(project, loaded, probe)
     outputs = signature.infer_output_specs([(grid.example_case, first), (probe, second)])
     grid, masked = reference.drop_refused_masks(project, loaded, grid)
+    grid = reference.drop_nothing_but_padding(project, loaded, grid)
     process_memory.freeze_garbage_collector()
     cost = count_forward_cost(project, loaded, min(grid.example_case, probe, key=lambda case: case.element_count))
     budget = OPERATIONS[project.manifest.parity.effort]

@@ -125,13 +125,19 @@ def is_enumerable(spec: InputSpec) -> bool:
 
 
 def enumerate_values(spec: InputSpec, shape: tuple[int, ...], block: int, generator: np.random.Generator) -> Array:
-    """Return the `block`-th part of all integers of the range in random order, starting over at their end.
+    """Return the `block`-th part of all integers of the range in random order; at their end, in a different order.
 
-    Parts of the same shape, drawn by generators in the same state, continue each other without repetition.
+    Parts of the same shape, drawn by generators in the same state, continue each other without repetition. The order
+    changes so that indices that occur again meet others than before: in the edges of a graph, a node that always has
+    the same neighbour would hide how its messages are added up.
     """
     least, most = spec.value_bounds()
     count, size, dtype = most - least + 1, math.prod(shape), np.dtype(spec.dtype)
-    offsets = generator.permutation(count)[(np.arange(size) + block * size) % count].astype(dtype)
+    orders = generator.permutation(count)
+    if (block + 1) * size > count:
+        repetitions = np.tile(np.arange(count), ((block + 1) * size // count, 1))
+        orders = np.concatenate([orders, generator.permuted(repetitions, axis=1).ravel()])
+    offsets = orders[block * size : (block + 1) * size].astype(dtype)
     return np.asarray((offsets + np.asarray(least, dtype)).astype(dtype).reshape(shape))
 
 

@@ -64,7 +64,8 @@ class Grid:
 
     `example_case` is the one that is traced. `probe_case` differs from it in the size of every dim that can vary, or
     else in its values: it is compared first. `skipped_sizes` describes the sizes that are too large to try, and
-    `skipped_cases` the test cases that cost too much.
+    `skipped_cases` the test cases that cost too much. `padding_cases` are the names of those that were left out because
+    they are nothing but padding.
     """
 
     cases: tuple[InputCase, ...]
@@ -72,6 +73,7 @@ class Grid:
     probe_case: InputCase
     skipped_sizes: tuple[str, ...] = field(default=())
     skipped_cases: tuple[str, ...] = field(default=())
+    padding_cases: tuple[str, ...] = field(default=())
 
 
 def build_grid(project: Project) -> Grid:
@@ -255,6 +257,7 @@ def _draw_input(
 ) -> Array:
     """Draw one input: as a whole, or row by row with the kinds in turn; at random if it has no rows among others' rows.
 
+    Integers without rows, such as the edges of a graph, are extremes where rows are: few indices, again and again.
     Vanishing values are drawn as a whole, so that the few subnormal numbers are few in the array and not in each row.
     """
     has_rows = spec.shape[:1] == [batch]
@@ -263,4 +266,5 @@ def _draw_input(
     if has_rows and shape[0] > 0:
         rows = kinds * shape[0] if len(kinds) == 1 else (*kinds, *_RANDOM * shape[0])
         return np.stack([generators.draw_values(spec, shape[1:], kind, generator) for kind in rows[: shape[0]]])
-    return generators.draw_values(spec, shape, "random", generator)
+    kind: ValueKind = "extremes" if "extremes" in kinds and generators.is_enumerable(spec) else "random"
+    return generators.draw_values(spec, shape, kind, generator)

@@ -264,6 +264,12 @@ def test_as_many_random_integers_as_the_range_has_are_all_of_them(spec, seed):
     assert sorted(drawn(spec, (high - low,), "random", seed).tolist()) == list(range(low, high))
 
 
+def test_enumerated_integers_repeat_in_a_different_order():
+    spec = InputSpec(dtype="int64", shape=[2, 40], range=[0, 4])
+    edges = generators.enumerate_values(spec, (2, 40), 0, np.random.default_rng(0))
+    assert len(set(zip(*edges.tolist(), strict=True))) > 10  # of 16 pairs; in one order there are 4
+
+
 def test_the_order_of_enumerated_integers_depends_on_the_generator():
     spec = InputSpec(dtype="int64", shape=[], range=[0, 100])
     assert drawn(spec, (100,), "random", 0).tolist() != drawn(spec, (100,), "random", 1).tolist()

@@ -180,3 +180,11 @@ def test_samples_that_the_manifest_asks_for_are_kept():
     assert 20 <= sum(len(case.inputs["x"]) for case in kept.cases) < 23
     _, fewer = within(0)
     assert sum(len(case.inputs["x"]) for case in fewer.cases) == 3
+
+
+@pytest.mark.parametrize("limit", [4, 1000])
+def test_some_case_shows_whether_all_that_goes_to_the_same_index_is_added_up(tmp_path, limit):
+    edges = {"dtype": "int64", "shape": [2, "edges"], "range": [0, limit]}
+    cases = grid({"x": ["nodes", 2], "edges": edges}).cases
+    neighbours = [set(zip(*case.inputs["edges"].tolist(), strict=True)) for case in cases]
+    assert any(len({target for _, target in pairs}) < len(pairs) for pairs in neighbours)
