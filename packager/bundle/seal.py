@@ -153,7 +153,7 @@ def _hold(files: BundleFiles, config: Mapping[str, Any], *, models: bool, eviden
     """
     onnx = config["artifacts"]["onnx"] or {}
     data = (onnx.get("data") or {}).get("path")
-    if data in files.sizes:
+    if data is not None and data in files.sizes:
         files.locate(data)
     for path, _ in list_artifacts(config) if models else ():
         if path in files.sizes:
