@@ -800,3 +800,29 @@ def test_a_lightning_module_is_built_without_its_trainer(tmp_path):
     text = text.replace("nn.Module", "pytorch_lightning.LightningModule")
     built = packager.build(project(tmp_path / "p", text), tmp_path / "dist")
     assert config_of(built.bundle)["artifacts"]["torchscript"]["method"] == "trace"
+
+
+HALF = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(50, 16), nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.half()
+
+    def forward(self, ids):
+        return self.layer(self.embedding(ids)).mean(1)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_on_which_onnxruntime_crashes_is_refused_and_built_in_float32(tmp_path):
+    inputs = {"ids": {"dtype": "int64", "shape": ["batch", "length"], "range": [0, 50]}}
+    manifest = project(tmp_path / "p", HALF, inputs=inputs, dims={"length": {"max": 8}})
+    with pytest.raises(ExportFailed) as caught:
+        packager.build(manifest, tmp_path / "dist")
+    assert carries(render_error(caught.value), "onnxruntime crashed: SIGSEGV; model.dtype: float32 may avoid it")
+    manifest.write_text(manifest.read_text().replace("  entry:", "  dtype: float32\n  entry:", 1))
+    assert packager.build(manifest, tmp_path / "dist").bundle.exists()

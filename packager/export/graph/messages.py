@@ -17,6 +17,9 @@ Verdict = Literal["pass", "fail", "not-checked"]
 NO_IMPROVEMENT = "no improvement"
 """The reason of a pass that was dropped because it had nothing to do: recorded, and not worth a note to the user."""
 
+SESSION_STEP = "onnxruntime"
+"""The step in which the worker opens a session, as the build will."""
+
 
 class _JsonFloatSchema:
     """Describe a float to pydantic as a number, or as the string that stands for NaN or an infinity."""

@@ -22,6 +22,7 @@ from packager.common.sanitize import sanitize_message
 from packager.export.graph import io, walk
 from packager.export.graph.messages import (
     NO_IMPROVEMENT,
+    SESSION_STEP,
     GraphSize,
     GraphSummary,
     OptimizeJob,
@@ -31,6 +32,7 @@ from packager.export.graph.messages import (
 from packager.export.passes import check, clean, fuse, optimize, simplify
 from packager.parity.diagnosis import localize
 from packager.parity.diagnosis.onnx_activations import GraphModel
+from packager.runtime.check import open_onnx_session
 
 GraphPass = Callable[[onnx.ModelProto, OptimizeJob], onnx.ModelProto]
 """Take a model and leave it as it is; return an equivalent one, or the same if there is nothing to do."""
@@ -47,8 +49,9 @@ def run_passes(
 ) -> OptimizeResult:
     """Run those of the passes that the job asks for, and write the result to its `output_path`.
 
-    `on_pass_start` is called with the name of each step as it begins: clean, the passes, save. Raises OSError, and
-    what onnx raises for a file that it cannot read.
+    `on_pass_start` is called with the name of each step as it begins: clean, the passes, save, and onnxruntime, which
+    opens a graph in float16 here before the build does. Raises OSError, and what onnx raises for a file that it cannot
+    read.
     """
     on_pass_start("clean")
     model = io.load_graph(job.exported)
@@ -73,6 +76,9 @@ def run_passes(
         process_memory.release_memory()
     on_pass_start("save")
     external = io.write_graph(model, job.exported.path.parent, job.output_path)
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        on_pass_start(SESSION_STEP)  # 1.31 crashes on some of them, which must not end the build
+        open_onnx_session(job.output_path, job.providers)
     return OptimizeResult(before, tuple(records), _summarize(model, external), max_abs=check.get_max_abs(parity))
 
 

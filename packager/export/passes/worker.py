@@ -25,7 +25,7 @@ from typing import IO
 from packager.common import process_memory
 from packager.common.paths import PACKAGE
 from packager.common.sanitize import sanitize_message
-from packager.export.graph.messages import GraphSize, JobFailed, OptimizeJob, OptimizeResult, PassStarted
+from packager.export.graph.messages import SESSION_STEP, GraphSize, JobFailed, OptimizeJob, OptimizeResult, PassStarted
 
 _SKIPPABLE_PASSES = ("simplify", "fuse", "optimize")
 
@@ -34,7 +34,8 @@ class WorkerCrashed(Exception):
     """The child died during a job: how, and in which pass, empty if none had begun."""
 
     def __init__(self, pass_name: str, cause: str) -> None:
-        super().__init__(f"{pass_name or 'the ONNX worker'} crashed: {cause}")
+        remedy = "; model.dtype: float32 may avoid it" if pass_name == SESSION_STEP else ""
+        super().__init__(f"{pass_name or 'the ONNX worker'} crashed: {cause}{remedy}")
         self.pass_name = pass_name
         self.cause = cause
 
