@@ -22,9 +22,9 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print goes to stderr, not between the answers
     logging.disable(logging.WARNING)
-    _import_onnxsim()
-    from packager.export.passes import runner
-
+    with process_memory.pause_garbage_collection():
+        _import_onnxsim()
+        from packager.export.passes import runner
     process_memory.freeze_garbage_collector()  # collections would look at all that was imported, 0.1 s each
 
     def send(message: object) -> None:
