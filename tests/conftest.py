@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -32,6 +33,12 @@ settings.load_profile("steady")
 
 # Like the command: torch's threads share the cores with the worker of the ONNX passes, so they must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Hundreds of processes of packager would compile it, and the next run all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+gc.disable()  # while the tests and all their libraries are imported
 
 
 def pytest_addoption(parser):
@@ -59,6 +66,10 @@ def error_golden(request):
     """Compare a text with tests/goldens/errors/NAME.txt: `error_golden(name, text)`."""
     update = request.config.getoption("--update-goldens")
     return lambda name, text: messages.check_file(messages.GOLDENS / "errors" / f"{name}.txt", text, update=update)
+
+
+def pytest_collection_finish():
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
