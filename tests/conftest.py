@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import forked
 import messages
 import projects
 import pytest
@@ -20,6 +21,8 @@ from hypothesis import HealthCheck, settings
 
 import packager
 from packager.bundle import archive
+from packager.export.passes import worker
+from packager.runtime import replay
 
 settings.register_profile(
     "steady",
@@ -102,6 +105,15 @@ def _no_traces(request, tmp_path_factory):
     yield
     if folder is not None:
         assert traces.find_traces_below(folder, folder, tmp_path_factory.getbasetemp()) == []
+
+
+@pytest.fixture(autouse=True)
+def _forked(request, monkeypatch):
+    """Let fast tests fork the processes of builds and of `verify`: see forked.py. Those of tests/runtime are real."""
+    if sys.platform == "linux" and request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(worker, "OnnxWorker", forked.ForkedWorker)
+        if "runtime" not in request.path.parts:
+            monkeypatch.setattr(replay, "_start", forked.start_replay)
 
 
 @pytest.fixture(scope="session")

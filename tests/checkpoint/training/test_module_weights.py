@@ -9,7 +9,6 @@ from torch.optim.swa_utils import AveragedModel
 from packager.checkpoint.training.manager import CheckpointManager
 from packager.checkpoint.training.module_weights import unwrap_module
 
-
 WRAPPERS = {
     "plain": lambda model: model,
     "data parallel": nn.DataParallel,
