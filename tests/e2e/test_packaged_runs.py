@@ -233,10 +233,10 @@ def exchanged(path):
 
 @pytest.mark.parametrize("change", [written_in_place, exchanged])
 @pytest.mark.parametrize("age", ["settled", "fresh"])
-def test_weights_of_a_run_that_change_during_the_build_are_refused(run, tmp_path, change, age):
+def test_weights_of_a_run_that_change_during_the_build_are_refused(run, tmp_path, monkeypatch, change, age):
     path = run.parent / f"runs{BEST}"
     if age == "settled":
-        settle(run)
+        monkeypatch.setattr(locate, "_SETTLED_NS", 0)
     with pytest.raises(InputChanged) as caught:
         packager.build(run, tmp_path / "out", listener=at("bundle", lambda: change(path)))
     mentions(caught.value.message, "runs")
