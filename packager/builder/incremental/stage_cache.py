@@ -255,7 +255,8 @@ def _load_reference(cache: Cache, entry: CacheEntry, project: Project, grid: Gri
 
 def _to_json(value: Any) -> Any:
     """Return a dataclass as JSON values."""
-    return _make_adapter(type(value)).dump_python(value, mode="json")
+    adapter = _make_adapter(type(value))  # type: ignore[arg-type]  # mypy takes a class of unknown type as not hashable
+    return adapter.dump_python(value, mode="json")
 
 
 @functools.cache
