@@ -37,7 +37,7 @@ settings.load_profile("steady")
 # Like the command: torch's threads share the cores with the worker of the ONNX passes, so they must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Hundreds of processes of packager would compile it, and the next run all tests.
+# Else each of the processes that tests start would compile packager, and every run all tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 

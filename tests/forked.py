@@ -25,7 +25,7 @@ from packager.common.paths import PACKAGE
 from packager.common.process_memory import WORKER_ENVIRONMENT
 from packager.export.passes.worker import OnnxWorker
 
-_MAX_REQUEST_BYTES = 1 << 17
+_MAX_REQUEST_BYTES = 1 << 18
 _MAX_DESCRIPTORS = 100
 _FIRST_SAVED_DESCRIPTOR = 500  # above all that a request names
 _LIBRARIES_OF_REPLAY = (
@@ -70,10 +70,14 @@ class _Template:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
         path = [str(PACKAGE.parent), str(Path(__file__).parent)]
-        code = f"import sys; sys.path[:0] = {path!r}; import forked; forked.serve_template({kind!r}, {theirs.fileno()})"
+        # Without the working directory, which is a different one in every child.
+        code = (
+            f"import sys; sys.path[:] = [*{path!r}, *filter(None, sys.path)]; "
+            f"import forked; forked.serve_template({kind!r}, {theirs.fileno()})"
+        )
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code],
+                [sys.executable, "-c", code],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={"ORT_DISABLE_TELEMETRY": "1", **os.environ, **WORKER_ENVIRONMENT},
