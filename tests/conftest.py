@@ -8,9 +8,11 @@ import itertools
 import os
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
+import forked
 import messages
 import projects
 import pytest
@@ -19,6 +21,8 @@ from hypothesis import HealthCheck, settings
 
 import packager
 from packager.bundle import archive
+from packager.export.passes import worker
+from packager.runtime import replay
 
 settings.register_profile(
     "steady",
@@ -32,6 +36,12 @@ settings.load_profile("steady")
 
 # Like the command: torch's threads share the cores with the worker of the ONNX passes, so they must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Else each of the processes that tests start would compile packager, and every run all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+gc.disable()  # while the tests and all their libraries are imported
 
 
 def pytest_addoption(parser):
@@ -59,6 +69,10 @@ def error_golden(request):
     """Compare a text with tests/goldens/errors/NAME.txt: `error_golden(name, text)`."""
     update = request.config.getoption("--update-goldens")
     return lambda name, text: messages.check_file(messages.GOLDENS / "errors" / f"{name}.txt", text, update=update)
+
+
+def pytest_collection_finish():
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -91,6 +105,15 @@ def _no_traces(request, tmp_path_factory):
     yield
     if folder is not None:
         assert traces.find_traces_below(folder, folder, tmp_path_factory.getbasetemp()) == []
+
+
+@pytest.fixture(autouse=True)
+def _forked(request, monkeypatch):
+    """Let fast tests fork the processes of builds and of `verify`: see forked.py. Those of tests/runtime are real."""
+    if sys.platform == "linux" and request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(worker, "OnnxWorker", forked.ForkedWorker)
+        if "runtime" not in request.path.parts:
+            monkeypatch.setattr(replay, "_start", forked.start_replay)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Mapping
 
@@ -26,10 +27,17 @@ def digest_toolchain() -> dict[str, str]:
     """
     digests = {"packager": _digest_own_files()}
     for name in keys.TOOLCHAIN:
-        record = installed_distributions.read_record(name)
-        if name != "packager" and (files := _parse_record(record)):
-            digests[name] = _hash_lines(files)
+        digest = "" if name == "packager" else _digest_record(installed_distributions.read_record(name))
+        if digest:
+            digests[name] = digest
     return digests
+
+
+@functools.cache
+def _digest_record(text: str) -> str:
+    """Return the dirHash of the files that a RECORD lists; "" if it lists none. torch's has ten thousand."""
+    files = _parse_record(text)
+    return _hash_lines(files) if files else ""
 
 
 def _parse_record(text: str) -> dict[str, str]:

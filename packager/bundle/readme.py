@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jinja2
 
 from packager.bundle.records import BundleConfig, ParityRecord
@@ -12,6 +14,18 @@ _MAX_LISTED_PARAMETERS = 3  # with channels that no case exercises
 
 def render_readme(config: BundleConfig, parity: ParityRecord) -> bytes:
     """Render the README of a bundle from its config.json and parity.json. Returns UTF-8."""
+    least_exercised = sorted(parity.coverage.silent.items(), key=lambda item: (-item[1].count, item[0]))
+    text = _load_template().render(
+        config=config,
+        parity=parity,
+        largest=least_exercised[:_MAX_LISTED_PARAMETERS],
+        left_out=sum(not case.golden for case in parity.cases),
+    )
+    return text.encode()
+
+
+@functools.cache
+def _load_template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(data_folder("templates")),
         undefined=jinja2.StrictUndefined,
@@ -21,14 +35,7 @@ def render_readme(config: BundleConfig, parity: ParityRecord) -> bytes:
         autoescape=False,
     )
     environment.filters["shape"] = _format_shape
-    least_exercised = sorted(parity.coverage.silent.items(), key=lambda item: (-item[1].count, item[0]))
-    text = environment.get_template("README.md.j2").render(
-        config=config,
-        parity=parity,
-        largest=least_exercised[:_MAX_LISTED_PARAMETERS],
-        left_out=sum(not case.golden for case in parity.cases),
-    )
-    return text.encode()
+    return environment.get_template("README.md.j2")
 
 
 def _format_shape(shape: list[int | str | None]) -> str:

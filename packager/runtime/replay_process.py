@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from packager.bundle import layout
 from packager.bundle.files import BundleFiles, Location, adopt_files
+from packager.common.process_memory import pause_garbage_collection
 from packager.errors import IntegrityFailed, PackagerError, escape_unprintable
 from packager.runtime.replay_messages import BackendVerdict, ReplayAnswer, ReplayFailed, Step
 
@@ -47,7 +48,8 @@ def main() -> None:
 
     try:
         locations = {path: Location(**location) for path, location in request["locations"].items()}
-        replay(request["config"], adopt_files(locations, request["digests"]), send)
+        with pause_garbage_collection():  # it took a fifth of the time that importing torch takes
+            replay(request["config"], adopt_files(locations, request["digests"]), send)
     except Exception as error:  # noqa: BLE001 (the parent reports it, as a check that failed)
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"

@@ -249,14 +249,14 @@ def test_a_file_that_is_not_an_archive_is_refused(tmp_path, golden):
     assert caught.value.exit_status == 2
 
 
-def test_no_byte_of_an_archive_can_be_changed(path, good, temporary):
+@pytest.mark.parametrize("mask", [0x01, pytest.param(0xFF, marks=pytest.mark.slow)])
+def test_no_byte_of_an_archive_can_be_changed(path, good, temporary, mask):
     for position in range(len(good)):
-        for mask in (0x01, 0xFF):
-            changed = bytearray(good)
-            changed[position] ^= mask
-            path.write_bytes(changed)
-            with pytest.raises((ArchiveRefused, IntegrityFailed)), open_as_folder(path):
-                pass
+        changed = bytearray(good)
+        changed[position] ^= mask
+        path.write_bytes(changed)
+        with pytest.raises((ArchiveRefused, IntegrityFailed)), open_as_folder(path):
+            pass
 
 
 def test_an_archive_cannot_be_truncated_anywhere(path, good, temporary):

@@ -460,7 +460,7 @@ def test_an_invalid_safetensors_header_is_refused(tmp_path, header, facts, golde
         {"a": {**PLACE, "data_offsets": [0, 12, 12]}},
         {"a": {**PLACE, "data_offsets": [0, 12.0]}},
         {"a": {**PLACE, "data_offsets": [False, 12]}},
-        {"a": {**PLACE, "shape": [int("9" * 4000)] * 20_000}},  # whose product takes minutes
+        {"a": {**PLACE, "shape": [int("9" * 4000)] * 2_000}},  # whose product takes minutes
     ],
 )
 def test_tensors_at_offsets_that_do_not_fill_the_file_are_refused(tmp_path, places):

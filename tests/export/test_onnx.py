@@ -1,5 +1,6 @@
 """Both exporters keep what the manifest and forward() say: names, order, dtypes and dynamic dims."""
 
+import itertools
 import runpy
 from functools import partial
 
@@ -207,8 +208,14 @@ class Net(nn.Module):
         np.testing.assert_allclose(actual, cases[case.name]["output_0"], rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("exporter", ["torchscript", "module", "torch-export"])
-@pytest.mark.parametrize("norm", ["", ", norm=nn.LayerNorm(8)"], ids=["", "norm"])
+@pytest.mark.parametrize(
+    ("norm", "exporter"),
+    [
+        *itertools.product(["", ", norm=nn.LayerNorm(8)"], ["torchscript", "module"]),
+        ("", "torch-export"),
+        pytest.param(", norm=nn.LayerNorm(8)", "torch-export", marks=pytest.mark.slow),  # seconds, for one more layer
+    ],
+)
 def test_a_transformer_encoder_zeroes_padding_as_its_fast_path_does(tmp_path, exporter, norm):
     text = """
 from torch import nn

@@ -8,6 +8,7 @@ parity are stored together, under the reference they depend on.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -254,4 +255,10 @@ def _load_reference(cache: Cache, entry: CacheEntry, project: Project, grid: Gri
 
 def _to_json(value: Any) -> Any:
     """Return a dataclass as JSON values."""
-    return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+    adapter = _make_adapter(type(value))  # type: ignore[arg-type]  # mypy takes a class of unknown type as not hashable
+    return adapter.dump_python(value, mode="json")
+
+
+@functools.cache
+def _make_adapter(kind: type) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)

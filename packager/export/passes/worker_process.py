@@ -22,7 +22,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print goes to stderr, not between the answers
     logging.disable(logging.WARNING)
-    _import_onnxsim()
+    import_libraries()
     from packager.export.passes import runner
 
     process_memory.freeze_garbage_collector()  # collections would look at all that was imported, 0.1 s each
@@ -41,6 +41,13 @@ def serve() -> None:
             send(runner.run_passes(job, lambda name: send(PassStarted(name))))
         except Exception as error:  # noqa: BLE001 (handed to the parent, which raises it there)
             send(JobFailed(error))
+
+
+def import_libraries() -> None:
+    """Import everything that the passes need."""
+    with process_memory.pause_garbage_collection():
+        _import_onnxsim()
+        from packager.export.passes import runner  # noqa: F401
 
 
 def _import_onnxsim() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -16,15 +17,29 @@ from packager.common.cache import open_cache
 from packager.common.hashing import sha256_file
 
 
-@pytest.fixture
-def built(tmp_path, monkeypatch):
-    """A build of a project with an asset: its manifest, and its bundle."""
-    monkeypatch.setenv("PACKAGER_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "project"
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A folder with a project that has an asset, the bundle that was built from it, and the cache that this filled."""
+    root = tmp_path_factory.mktemp("original")
+    folder = root / "project"
     folder.mkdir()
     (folder / "labels.txt").write_text("cat\ndog\n")
-    path = project(folder, LINEAR, assets=["labels.txt"])
-    return path, packager.build(path, tmp_path / "out", lock="write").bundle
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACKAGER_CACHE", str(root / "cache"))
+        packager.build(project(folder, LINEAR, assets=["labels.txt"]), root / "out", lock="write")
+    return root
+
+
+@pytest.fixture
+def built(original, tmp_path, monkeypatch):
+    """The manifest of a copy of that project, which is found in a copy of the cache, and a copy of its bundle."""
+    monkeypatch.setenv("PACKAGER_CACHE", str(tmp_path / "cache"))
+    for name in ("project", "out", "cache"):
+        shutil.copytree(original / name, tmp_path / name)
+    path = tmp_path / "project/package.yaml"
+    result = packager.build(path, tmp_path / "out", lock="require")
+    assert result.cached
+    return path, result.bundle
 
 
 def bundle_entry(cache):

@@ -380,11 +380,18 @@ class Net(nn.Module):
 AUDIO = {"x": {"dtype": "float32", "shape": ["batch", 1, "samples"]}}
 
 
-@pytest.mark.parametrize("method", ["auto", "trace"])
-def test_sizes_that_forward_rounds_are_traced_where_the_trace_is_wrong_without_them(tmp_path, method):
+BY_METHOD = pytest.mark.parametrize(
+    ("method", "check"),
+    [("auto", False), *(pytest.param(method, True, marks=pytest.mark.slow) for method in ("auto", "trace"))],
+)
+"""The second build, in a process of its own, takes as long as the rest."""
+
+
+@BY_METHOD
+def test_sizes_that_forward_rounds_are_traced_where_the_trace_is_wrong_without_them(tmp_path, method, check):
     path = project(tmp_path / "p", FRAMES, inputs=AUDIO, dims={"samples": {"min": 4}}, torchscript={"method": method})
     events = []
-    bundle = packager.build(path, tmp_path / "out", listener=events.append, check=True).bundle
+    bundle = packager.build(path, tmp_path / "out", listener=events.append, check=check).bundle
     assert any(carries(event.message, "forward() rounds") for event in events if isinstance(event, Note))
     stages = json.loads((bundle / "evidence/parity.json").read_text())["stages"]
     assert [stage["verdict"] for stage in stages if stage["name"] == "torchscript: trace"] == ["fail", "pass"]
@@ -416,10 +423,10 @@ class Net(nn.Module):
 """It makes a table of positions as long as its input needs, with a branch that short inputs do not take: as VITS."""
 
 
-@pytest.mark.parametrize("method", ["auto", "trace"])
-def test_a_branch_that_most_sizes_take_is_traced_at_larger_sizes(tmp_path, method):
+@BY_METHOD
+def test_a_branch_that_most_sizes_take_is_traced_at_larger_sizes(tmp_path, method, check):
     path = project(tmp_path / "p", WINDOW, inputs=AUDIO, dims={"samples": {"min": 4}}, torchscript={"method": method})
-    bundle = packager.build(path, tmp_path / "out", check=True).bundle
+    bundle = packager.build(path, tmp_path / "out", check=check).bundle
     record = json.loads((bundle / "evidence/parity.json").read_text())
     verdicts = {stage["name"]: stage["verdict"] for stage in record["stages"]}
     assert verdicts["export: torchscript, from the trace"] == "fail"

@@ -9,27 +9,24 @@ from torch.optim.swa_utils import AveragedModel
 from packager.checkpoint.training.manager import CheckpointManager
 from packager.checkpoint.training.module_weights import unwrap_module
 
-
-def wrapped(model):
-    compiled = nn.Sequential(torch.compile(model[0]), *model[1:])
-    return {
-        "plain": model,
-        "data parallel": nn.DataParallel(model),
-        "compiled": torch.compile(model),
-        "both": torch.compile(nn.DataParallel(model)),
-        "compiled inside": compiled,
-    }
+WRAPPERS = {
+    "plain": lambda model: model,
+    "data parallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "both": lambda model: torch.compile(nn.DataParallel(model)),
+    "compiled inside": lambda model: nn.Sequential(torch.compile(model[0]), *model[1:]),
+}
 
 
-@pytest.mark.parametrize("kind", list(wrapped(nn.Sequential(nn.Linear(1, 1)))))
-def test_wrappers_leave_no_trace_in_the_names(kind, tmp_path):
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrappers_leave_no_trace_in_the_names(wrap, tmp_path):
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     manager = CheckpointManager(tmp_path)
-    path = manager.save(step=0, model=wrapped(model)[kind])
+    path = manager.save(step=0, model=wrap(model))
     state = safetensors.torch.load_file(path / "model.safetensors")
     assert sorted(state) == sorted(model.state_dict())
     other = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    manager.restore(model=wrapped(other)[kind])
+    manager.restore(model=wrap(other))
     assert torch.equal(other[0].weight, model[0].weight)
     manager.restore(model=nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
     assert unwrap_module(torch.compile(nn.DataParallel(model))) is model
