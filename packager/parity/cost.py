@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from packager.model.loader import LoadedModel
 from packager.parity.cases.sample_grid import InputCase
-from packager.parity.forward import bind_case
+from packager.parity.forward import bind_case, compile_nothing
 from packager.project.manifest import Project
 
 OPERATIONS = {"quick": 1 << 33, "standard": 1 << 36, "thorough": 1 << 40}
@@ -58,7 +58,7 @@ def count_forward_cost(project: Project, model: LoadedModel, case: InputCase) ->
     """Run the module on a test case and count its operations. Whatever forward() raises is passed on."""
     inputs = bind_case(project, case)
     # In inference mode, operators that consist of others would arrive as a whole.
-    with torch.no_grad(), _OperationCounter() as counter:
+    with compile_nothing(), torch.no_grad(), _OperationCounter() as counter:
         outputs = model.module(*inputs)
     output_elements = sum(tensor.numel() for tensor in _list_tensors(outputs))
     varying = counter.flops + OPERATIONS_PER_ELEMENT * counter.elements

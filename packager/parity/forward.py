@@ -5,8 +5,9 @@ Outputs are NumPy arrays by name, in the module's own dtypes. `packager.common.o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -125,6 +126,16 @@ def run_with_state(
         value = module(*inputs)
     outputs = output_tree.select_outputs(output_tree.flatten_outputs(value), project.manifest.outputs)
     return {name: to_numpy(tensor) for name, tensor in outputs.items()}
+
+
+def compile_nothing() -> AbstractContextManager[Any]:
+    """Let torch.cond run without being compiled while a TorchDispatchMode is active.
+
+    torch.compile, which it calls, skips code that it meets under such a mode. From then on it compiles the code inside
+    that alone, and fails (torch 2.13). A module that has not called it before needs nothing, and imports nothing: that
+    would take a second.
+    """
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def widen_tensor(tensor: torch.Tensor) -> torch.Tensor:

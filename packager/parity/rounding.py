@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from packager.model.loader import LoadedModel
 from packager.parity.cases.sample_grid import InputCase
-from packager.parity.forward import run_with_state
+from packager.parity.forward import compile_nothing, run_with_state
 from packager.parity.numerics.compare import Array
 from packager.project.manifest import Project
 
@@ -33,7 +33,7 @@ _EXACT_OPERATORS = (
 
 def run_with_rounded_results(project: Project, model: LoadedModel, case: InputCase) -> Mapping[str, Array]:
     """Run the module on a test case, its operators rounding at random, in the same way each time."""
-    with _RandomRounding():
+    with compile_nothing(), _RandomRounding():
         return run_with_state(project, model.module, {}, case)
 
 

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from packager.common.ort import onnxruntime
 from packager.model.loader import LoadedModel
 from packager.parity.cases.sample_grid import InputCase
-from packager.parity.forward import run_with_state
+from packager.parity.forward import compile_nothing, run_with_state
 from packager.parity.numerics.compare import Array
 from packager.project.manifest import Project
 
@@ -51,7 +51,7 @@ def run_with_runtime_functions(
     project: Project, model: LoadedModel, case: InputCase
 ) -> tuple[Mapping[str, Array], frozenset[str]]:
     """Run the module with onnxruntime's functions. Returns arrays by output name, and the ONNX operators that ran."""
-    with _RuntimeFunctions() as functions:
+    with compile_nothing(), _RuntimeFunctions() as functions:
         outputs = run_with_state(project, model.module, {}, case)
     return outputs, frozenset(functions.used)
 

@@ -1,5 +1,6 @@
 """What a forward pass costs, in operations."""
 
+import numpy as np
 import pytest
 import torch
 from projects import LINEAR, project
@@ -7,6 +8,7 @@ from projects import LINEAR, project
 from packager.model import loader
 from packager.parity.cases import sample_grid
 from packager.parity.cost import ForwardCost, count_forward_cost
+from packager.parity.forward import run_case
 from packager.project.manifest import load_manifest
 
 CALL, ELEMENT, OUTPUT = 1 << 19, 1 << 5, 1 << 10
@@ -67,3 +69,21 @@ def test_views_cost_nothing(tmp_path):
         tmp_path, module_text("nn.Linear(4, 3)", "self.layer(x.reshape(-1, 2, 2).flatten(1))[:, None][:, 0]"), [4]
     )
     assert viewed == cost
+
+
+def test_a_module_that_branches_with_torch_cond_runs_on_after_its_operators_were_counted(tmp_path):
+    """While a dispatch mode is active, torch.compile marks code of torch.cond as code to skip, for ever."""
+    branch = "torch.cond(self.layer(x).sum() > 0, lambda y: y * 2, lambda y: y - 1, (x,))"
+    loaded = load_manifest(
+        project(
+            tmp_path,
+            module_text("nn.Linear(4, 3)", branch),
+            inputs={"x": {"dtype": "float32", "shape": ["batch", 4]}},
+        )
+    )
+    with loader.open_model_loader(loaded) as load:
+        model, case = load(), sample_grid.build_grid(loaded).example_case
+        torch._dynamo.reset()  # what earlier tests have compiled
+        before = run_case(loaded, model, case)
+        assert count_forward_cost(loaded, model, case).fixed >= 2 * CALL
+        np.testing.assert_array_equal(run_case(loaded, model, case)["output_0"], before["output_0"])

@@ -27,7 +27,7 @@ from packager.parity.diagnosis.activations import (
     measure_typical_magnitude,
 )
 from packager.parity.diagnosis.budget import UNLIMITED, Budget, OutOfTime
-from packager.parity.forward import get_state, replaced_state, widen_tensor
+from packager.parity.forward import compile_nothing, get_state, replaced_state, widen_tensor
 from packager.parity.numerics.compare import Array
 from packager.parity.numerics.tolerances import get_minimum_noise, measure_relative_difference
 
@@ -95,7 +95,7 @@ def _record(
     call: ModuleCall, forward: Callable[..., Any], inputs: Mapping[str, torch.Tensor], max_bytes: int
 ) -> tuple[Activations, frozenset[str]]:
     recorder = _Recorder(call.folder, max_bytes, call.budget)
-    with torch.inference_mode(), _disable_fast_path(), _track_modules(call.module, recorder):
+    with compile_nothing(), torch.inference_mode(), _disable_fast_path(), _track_modules(call.module, recorder):
         for name, tensor in inputs.items():
             recorder.add(name, INPUT_OPERATOR, (), [tensor])
         with recorder:
