@@ -125,20 +125,23 @@ def is_enumerable(spec: InputSpec) -> bool:
 
 
 def enumerate_values(spec: InputSpec, shape: tuple[int, ...], block: int, generator: np.random.Generator) -> Array:
-    """Return the `block`-th part of all integers of the range in random order; at their end, in a different order.
+    """Return the `block`-th part of all integers of the range in random order, starting over at their end.
 
-    Parts of the same shape, drawn by generators in the same state, continue each other without repetition. The order
-    changes so that indices that occur again meet others than before: in the edges of a graph, a node that always has
-    the same neighbour would hide how its messages are added up.
+    Parts of the same shape, drawn by generators in the same state, continue each other without repetition. A row, along
+    the last axis, has no integer twice if there are enough: the scores of the same item would be a tie. If there are
+    fewer, the order changes each time that it starts over, so that indices that occur again meet others than before. In
+    the edges of a graph, a node that always has the same neighbour would hide how its messages are added up.
     """
     least, most = spec.value_bounds()
     count, size, dtype = most - least + 1, math.prod(shape), np.dtype(spec.dtype)
-    orders = generator.permutation(count)
-    if (block + 1) * size > count:
+    order = generator.permutation(count)
+    places = np.arange(size) + block * size
+    if shape and shape[-1] > count:
         repetitions = np.tile(np.arange(count), ((block + 1) * size // count, 1))
-        orders = np.concatenate([orders, generator.permuted(repetitions, axis=1).ravel()])
-    offsets = orders[block * size : (block + 1) * size].astype(dtype)
-    return np.asarray((offsets + np.asarray(least, dtype)).astype(dtype).reshape(shape))
+        offsets = np.concatenate([order, generator.permuted(repetitions, axis=1).ravel()])[places]
+    else:
+        offsets = order[places % count]
+    return np.asarray((offsets.astype(dtype) + np.asarray(least, dtype)).astype(dtype).reshape(shape))
 
 
 def _draw_floats(
