@@ -93,8 +93,8 @@ def _is_made_with_infinity(value: Any) -> bool:
         if node in seen:
             continue
         seen.add(node)
-        constant = node.output().toIValue() if node.kind() == "prim::Constant" else None
-        if isinstance(constant, float | torch.Tensor) and (torch.as_tensor(constant) == -math.inf).any():
+        number = node.output().toIValue() if node.kind() == "prim::Constant" else None
+        if isinstance(number, float | torch.Tensor) and (torch.as_tensor(number) == -math.inf).any():
             return True
         waiting += [operand.node() for operand in node.inputs()]
     return False

@@ -241,27 +241,37 @@ def drop_refused_masks(project: Project, model: LoadedModel, grid: Grid) -> tupl
     return replace(grid, cases=tuple(cases)), outputs
 
 
-def drop_nothing_but_padding(project: Project, model: LoadedModel, grid: Grid) -> Grid:
+def drop_nothing_but_padding(
+    project: Project, model: LoadedModel, grid: Grid
+) -> tuple[Grid, dict[str, dict[str, Array]]]:
     """Leave out the constant test cases on which only the fast path of nn.TransformerEncoder raises an exception.
 
-    It packs a batch without its padding, and raises if nothing is left, as with ids that are all the padding's. The
-    same layers without it return numbers, but nobody's module does. Returns the grid; `measure_reference` reports them.
+    It packs a batch without its padding, and raises if nothing is left, as with ids that are all padding. Without the
+    fast path the same layers return numbers, so an artifact that returns them is not wrong. Returns the grid, and the
+    outputs of the constant cases that ran, by case and output name. `measure_reference` reports those left out.
+
+    Raises:
+        OutputsUnsupported: as `run_case` does.
     """
+    outputs: dict[str, dict[str, Array]] = {}
     if not any(isinstance(layer, torch.nn.TransformerEncoder) for layer in model.module.modules()):
-        return grid
-    refused = [case for case in grid.cases if case.is_constant and _is_refused_by_fast_path(project, model, case)]
-    cases = tuple(case for case in grid.cases if all(case is not left_out for left_out in refused))
-    return replace(grid, cases=cases, padding_cases=tuple(case.name for case in refused))
+        return grid, outputs
+    refused = []
+    for case in grid.cases:
+        if case.is_constant:
+            try:
+                outputs[case.name] = run_case(project, model, case)
+            except ForwardFailed:
+                if _runs_without_fast_path(project, model, case):
+                    refused.append(case.name)
+    cases = tuple(case for case in grid.cases if case.name not in refused)
+    return replace(grid, cases=cases, padding_cases=tuple(refused)), outputs
 
 
-def _is_refused_by_fast_path(project: Project, model: LoadedModel, case: InputCase) -> bool:
+def _runs_without_fast_path(project: Project, model: LoadedModel, case: InputCase) -> bool:
     try:
-        run_case(project, model, case)
+        with disable_attention_fast_path():
+            run_case(project, model, case)
     except ForwardFailed:
-        try:
-            with disable_attention_fast_path():
-                run_case(project, model, case)
-        except ForwardFailed:
-            return False
-        return True
-    return False
+        return False
+    return True

@@ -137,7 +137,7 @@ class Batcher:
         return jobs
 
     def _count_share(self, loop: asyncio.AbstractEventLoop, parts: int) -> int:
-        """Return how many requests each of so many batches has if the clients who may come back do."""
+        """Return the size of one of `parts` equal batches of all requests and of the clients who may come back."""
         returning = self._returning if loop.time() < self._return_time else 0
         return -(-(self.pending + returning) // parts)
 

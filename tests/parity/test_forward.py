@@ -104,9 +104,10 @@ IDS = {"ids": {"dtype": "int64", "shape": ["batch", "seq"], "range": [0, 20]}}
 def test_only_cases_that_the_fast_path_alone_refuses_are_left_out(opened):
     for least, left_out in ((0, {"high"}), (20, set())):
         loaded, model, grid = opened(PADDED.replace("LEAST", str(least)), IDS)
-        kept = forward.drop_nothing_but_padding(loaded, model, grid)
+        kept, outputs = forward.drop_nothing_but_padding(loaded, model, grid)
         assert {case.value_description for case in grid.cases if case.name in kept.padding_cases} == left_out
         assert len(kept.padding_cases) == len(left_out)
+        assert bool(outputs) == (least == 0) and not set(outputs) & set(kept.padding_cases)
 
 
 # -- other weights for the time of a run ----------------------------------------------------

@@ -85,12 +85,12 @@ def load_model(
     second = reference.run_case(project, loaded, probe)
     outputs = signature.infer_output_specs([(grid.example_case, first), (probe, second)])
     grid, masked = reference.drop_refused_masks(project, loaded, grid)
-    grid = reference.drop_nothing_but_padding(project, loaded, grid)
+    grid, constant = reference.drop_nothing_but_padding(project, loaded, grid)
     process_memory.freeze_garbage_collector()
     cost = count_forward_cost(project, loaded, min(grid.example_case, probe, key=lambda case: case.element_count))
     budget = OPERATIONS[project.manifest.parity.effort]
     grid = coverage.add_extra_cases(project, loaded, drop_expensive_cases(project, grid, cost.estimate, budget), cost)
-    known_outputs = {grid.example_case.name: first, probe.name: second, **masked}
+    known_outputs = {grid.example_case.name: first, probe.name: second, **masked, **constant}
     return EagerModel(loaded, grid, example, inputs, outputs, known_outputs, weight_bytes, cost)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from packager.common import output_tree
+from packager.export.exporters import disable_attention_fast_path
 from packager.model.code_dependencies import relative_inside
 from packager.parity.diagnosis.activations import (
     INPUT_OPERATOR,
@@ -95,7 +96,12 @@ def _record(
     call: ModuleCall, forward: Callable[..., Any], inputs: Mapping[str, torch.Tensor], max_bytes: int
 ) -> tuple[Activations, frozenset[str]]:
     recorder = _Recorder(call.folder, max_bytes, call.budget)
-    with compile_nothing(), torch.inference_mode(), _disable_fast_path(), _track_modules(call.module, recorder):
+    with (
+        compile_nothing(),
+        torch.inference_mode(),
+        disable_attention_fast_path(),
+        _track_modules(call.module, recorder),
+    ):
         for name, tensor in inputs.items():
             recorder.add(name, INPUT_OPERATOR, (), [tensor])
         with recorder:
@@ -172,17 +178,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
                 return f"{path.as_posix()}:{frame.f_lineno}"
             frame = frame.f_back
         return None
-
-
-@contextmanager
-def _disable_fast_path() -> Iterator[None]:
-    """Disable the fast path of nn.MultiheadAttention and the encoder, where a whole layer is one operator."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager
