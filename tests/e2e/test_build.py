@@ -530,7 +530,9 @@ def test_a_killed_build_leaves_the_old_bundle_intact_and_the_next_one_cleans_up(
 
 
 LIMITED = (
-    "import resource, signal, sys\n"
+    "import os, resource, signal, sys\n"
+    "os.environ['PYTHONDONTWRITEBYTECODE'] = '1'\n"  # Python 3.11 would leave half of it for all processes to come
+    "sys.dont_write_bytecode = True\n"
     "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     "import packager\n"
     "from packager.errors import render_error\n"
